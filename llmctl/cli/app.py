@@ -1,0 +1,65 @@
+"""The `llmctl` command: its subcommands, and the one place where errors meet a person."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from llmctl import __version__
+from llmctl.cli import chat, models, serve
+from llmctl.cli.render import show_error
+from llmctl.config import wants_traceback
+from llmctl.errors import LlmctlError
+
+# Rich help panels alone would take half of the time that `--help` may take.
+app = typer.Typer(name="llmctl", rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llmctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def llmctl(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Talk to, serve and manage local language models."""
+    if context.invoked_subcommand is None and not version:
+        typer.echo(context.get_help())
+
+
+app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
+app.add_typer(models.app, name="models")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process: 0 ok, 1 failed, 2 wrong usage, 130 Ctrl-C."""
+    try:
+        code = app(args=arguments, prog_name="llmctl", standalone_mode=False)
+    except LlmctlError as error:
+        if wants_traceback():
+            raise
+        show_error(str(error), error.hint)
+        code = error.exit_code
+    except typer.TyperException as error:  # wrong usage, found by Typer
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "llmctl"
+        show_error(error.format_message().rstrip("."), f"see `{command} --help`")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except (typer.Abort, EOFError):
+        code = 1
+    except BrokenPipeError:
+        # Whoever read our output has left. Python would complain again while it flushes at exit.
+        sys.stdout = None
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

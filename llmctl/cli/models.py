@@ -1,0 +1,121 @@
+"""`llmctl models`: which models there are, fetch one, look at one, delete one."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmctl.cli import options, render
+
+if TYPE_CHECKING:
+    from llmctl.engine.inventory import ModelCard
+
+app = typer.Typer(no_args_is_help=False, rich_markup_mode=None)
+
+NameArg = Annotated[
+    str, typer.Argument(help="Catalogue name, hub id (owner/name[@revision]), folder or file.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def models(context: typer.Context) -> None:
+    """Manage models: list, show, pull, rm."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("list")
+def list_(as_json: options.JsonOpt = False) -> None:
+    """List the catalogue and every other model on this machine."""
+    from llmctl.services import models as service
+
+    cards = service.list_models()
+    if as_json:
+        render.as_json([_plain(card) for card in cards])
+        return
+    render.table(
+        ("NAME", "HERE", "ON DISK", "PARAMETERS", "NOTE"),
+        [
+            (
+                card.model_id,
+                {"downloaded": "yes", "partial": "in part", "available": "no"}[card.state],
+                _size(card.disk_bytes),
+                _parameters(card.parameters),
+                card.note or card.repo or "-",
+            )
+            for card in cards
+        ],
+    )
+
+
+@app.command()
+def show(name: NameArg, as_json: options.JsonOpt = False) -> None:
+    """Describe a model, and the memory its weights need at each --quant."""
+    from llmctl.services import models as service
+
+    card = service.show(name)
+    if as_json:
+        render.as_json(_plain(card))
+        return
+    known = {
+        "name": card.model_id,
+        "state": card.state,
+        "hub id": card.repo,
+        "from": card.source,
+        "revision": card.revision,
+        "path": None if card.path is None else str(card.path),
+        "on disk": _size(card.disk_bytes),
+        "architecture": card.architecture,
+        "parameters": _parameters(card.parameters),
+        "context": None if card.context_length is None else f"{card.context_length:,} tokens",
+        "vocabulary": None if card.vocab_size is None else f"{card.vocab_size:,} tokens",
+        "dtype": card.dtype,
+        "chat template": {True: "yes", False: "no", None: None}[card.has_chat_template],
+        "licence": card.licence,
+        "note": card.note,
+        "weights in memory": ", ".join(
+            f"{render.file_size(count)} ({quant})"
+            for quant, count in (card.weight_memory or {}).items()
+        ),
+    }
+    render.fields({label: value for label, value in known.items() if value and value != "-"})
+
+
+@app.command()
+def pull(name: NameArg, allow_pickle: options.PickleOpt = False) -> None:
+    """Fetch a model, so that it starts without a network from then on."""
+    from llmctl.services import models as service
+
+    with render.progress() as progress:
+        card = service.pull(name, progress, allow_pickle=allow_pickle)
+    render.note(f"{card.model_id} is here: {card.path} ({_size(card.disk_bytes)})")
+
+
+@app.command()
+def rm(name: NameArg) -> None:
+    """Delete a model from this machine."""
+    from llmctl.services import models as service
+
+    removed = service.remove(name)
+    for path in removed.paths:
+        render.note(f"deleted {path}")
+    render.note(f"{removed.model_id} is gone; {render.file_size(removed.freed_bytes)} are free")
+
+
+def _plain(card: "ModelCard") -> dict[str, Any]:
+    """Return what JSON can say."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(card).items()
+    }
+
+
+def _size(count: int | None) -> str:
+    return "-" if count is None else render.file_size(count)
+
+
+def _parameters(count: int | None) -> str:
+    if count is None:
+        return "-"
+    return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.0f} M"

@@ -1,0 +1,1 @@
+"""The inside of the Transformers backend: rows, sampling and the step loop."""

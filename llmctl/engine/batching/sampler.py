@@ -1,0 +1,160 @@
+"""Chooses the next token of every row in a batch, each row by its own parameters.
+
+Order of the steps, as in Transformers: penalties and bias on the logits, temperature, top-k, top-p
+over what is left, min-p against the likeliest. A row that asks for none of them pays for none. One
+uniform number per token, from the row's own generator, is turned into a token through the inverse
+of the cumulative distribution: a seed gives the same text alone and in company.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llmctl.types import SamplingParams
+
+CANDIDATES = 256
+"""How many of the likeliest tokens are sorted; rows that need to look further sort them all."""
+
+
+class RowSampler:
+    """What one row brings to each of its choices: parameters, history, random numbers.
+
+    `params` is fully resolved but for the optional fields. `history_ids` is the prompt.
+    """
+
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], index: int = 0) -> None:
+        self.params = params
+        self.greedy = params.temperature == 0
+        self.logprobs = params.logprobs
+        self._random = random.Random(None if params.seed is None else f"{params.seed}:{index}")
+        self._penalised = bool(
+            params.presence_penalty
+            or params.frequency_penalty
+            or params.repetition_penalty not in (None, 1)
+        )
+        self._seen = set(prompt_ids) if self._penalised else set()
+        self._counts: Counter[int] = Counter()
+        self._bias = dict(params.logit_bias or ())
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether the logits must be changed before anything else."""
+        return self._penalised or bool(self._bias)
+
+    @property
+    def filters(self) -> bool:
+        """Whether only part of the vocabulary may be chosen."""
+        p = self.params
+        return bool(p.top_k) or (p.top_p is not None and p.top_p < 1) or bool(p.min_p)
+
+    def uniform(self) -> float:
+        """Return the next number in [0, 1)."""
+        return self._random.random()
+
+    def remember(self, token_id: int) -> None:
+        """Note a token that was chosen."""
+        if self._penalised:
+            self._seen.add(token_id)
+            self._counts[token_id] += 1
+
+    def adjust(self, logits: Tensor) -> Tensor:
+        """Return `logits` (vocab,) with penalties and bias applied, as a new tensor.
+
+        Repetition divides positive and multiplies negative logits (Keskar et al. 2019); presence
+        and frequency are subtracted as OpenAI's API reference gives them.
+        """
+        logits = logits.clone()
+        p = self.params
+        if p.repetition_penalty not in (None, 1) and self._seen:
+            ids = torch.tensor(sorted(self._seen), device=logits.device)
+            seen = logits[ids]
+            factor = p.repetition_penalty
+            logits[ids] = torch.where(seen > 0, seen / factor, seen * factor)
+        if (p.presence_penalty or p.frequency_penalty) and self._counts:
+            ids = torch.tensor(list(self._counts), device=logits.device)
+            counts = torch.tensor(
+                list(self._counts.values()), device=logits.device, dtype=logits.dtype
+            )
+            logits[ids] -= counts * (p.frequency_penalty or 0.0) + (p.presence_penalty or 0.0)
+        if self._bias:
+            ids = torch.tensor(list(self._bias), device=logits.device)
+            logits[ids] += torch.tensor(
+                list(self._bias.values()), device=logits.device, dtype=logits.dtype
+            )
+        return logits
+
+
+def sample(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+    """Choose one token per row.
+
+    Args:
+        logits: (rows, vocab), any float type; not changed.
+        rows: the samplers in the order of the logits' rows. They note what was chosen.
+    """
+    if all(row.greedy and not row.adjusts for row in rows):
+        chosen: list[int] = logits.argmax(-1).tolist()
+    else:
+        chosen = _sample_mixed(logits.float(), rows)
+    for row, token_id in zip(rows, chosen, strict=True):
+        row.remember(token_id)
+    return chosen
+
+
+def _sample_mixed(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+    if any(row.adjusts for row in rows):
+        logits = torch.stack(
+            [row.adjust(own) if row.adjusts else own for row, own in zip(rows, logits, strict=True)]
+        )
+    chosen: list[int] = logits.argmax(-1).tolist()
+    drawn = [i for i, row in enumerate(rows) if not row.greedy]
+    if not drawn:
+        return chosen
+    temperatures = [rows[i].params.temperature or 1.0 for i in drawn]
+    scaled = logits[drawn] / torch.tensor(temperatures, device=logits.device).unsqueeze(1)
+    probs = scaled.softmax(-1)
+    for at, i in enumerate(drawn):
+        draw = _draw_filtered if rows[i].filters else _draw
+        chosen[i] = draw(probs[at], rows[i])
+    return chosen
+
+
+def _draw(probs: Tensor, row: RowSampler) -> int:
+    """Invert the cumulative distribution of `probs` (n,), which need not sum to one."""
+    cumulative = probs.cumsum(0)
+    at = torch.searchsorted(cumulative, row.uniform() * cumulative[-1], right=True)
+    # Rounding can put the number past the end, or on a token of probability zero at the end.
+    return min(int(at), int(torch.searchsorted(cumulative, cumulative[-1])))
+
+
+def _draw_filtered(probs: Tensor, row: RowSampler) -> int:
+    p = row.params
+    top_k = min(p.top_k or probs.numel(), probs.numel())
+    size = min(CANDIDATES, probs.numel())
+    best, ids = probs.topk(size)
+    whole_mass = 1.0 if top_k == probs.numel() else None
+    if size < top_k and not _enough(best, row, whole_mass):
+        best, ids = probs.sort(descending=True)
+    best, ids = best[:top_k], ids[:top_k]
+    if p.top_p is not None and p.top_p < 1:
+        before = best.cumsum(0) - best
+        mass = whole_mass if whole_mass is not None else best.sum()
+        best = best[: max(int((before < p.top_p * mass).sum()), 1)]
+    if p.min_p:
+        best = best[best >= p.min_p * best[0]]
+    return int(ids[_draw(best, row)])
+
+
+def _enough(best: Tensor, row: RowSampler, whole_mass: float | None) -> bool:
+    """Whether top-p or min-p provably ends within the sorted candidates `best` (n,)."""
+    p = row.params
+    if p.min_p and bool(best[-1] < p.min_p * best[0]):
+        return True
+    return (
+        whole_mass is not None
+        and p.top_p is not None
+        and p.top_p < 1
+        and bool(best.sum() >= p.top_p)
+    )

@@ -1,0 +1,62 @@
+"""Which device and number type to compute with, by what the machine has."""
+
+import torch
+
+from llmctl.errors import ConfigError
+from llmctl.types import DType
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda[:n]` or `mps`.
+
+    Raises:
+        ConfigError: there is no such device, or it is not on this machine.
+    """
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {wanted!r}", hint="auto, cpu, cuda, cuda:1, mps") from (
+            error
+        )
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ConfigError(
+                f"device {wanted} is not here: torch sees {count} CUDA device(s)",
+                hint="check `nvidia-smi` and that torch is a CUDA build, or use --device cpu",
+            )
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device mps is not here", hint="use --device cpu")
+    if device.type not in ("cpu", "mps"):
+        raise ConfigError(f"unknown device {wanted!r}", hint="auto, cpu, cuda, cuda:1, mps")
+    return device
+
+
+def choose_dtype(wanted: DType, device: torch.device) -> torch.dtype:
+    """Return the type to compute in: for `auto`, 16 bits where the device computes them natively.
+
+    On a CPU without bfloat16 instructions, bfloat16 halves the memory and multiplies the time, so
+    `auto` is float32 there.
+    """
+    if wanted != "auto":
+        dtype: torch.dtype = getattr(torch, wanted)
+        return dtype
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX, Arm BF16)."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.11
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,0 +1,160 @@
+"""Hands chunks from the engine thread to whoever waits for them, in a thread or an event loop."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Self
+
+from llmctl.errors import EngineStoppedError, LlmctlError
+from llmctl.types import (
+    Choice,
+    FinishReason,
+    GenerationChunk,
+    GenerationResult,
+    TokenLogprob,
+    Usage,
+)
+
+_log = logging.getLogger(__name__)
+
+StreamItem = GenerationChunk | LlmctlError | None
+"""A chunk, the error that ended the request, or `None`: no more comes."""
+
+
+class GenerationStream:
+    """The handle of one request in flight.
+
+    The engine calls `put`, `fail` and `finish`; the owner iterates or listens, and may `cancel` at
+    any time from any thread. After the end (an error or `None`) nothing more is delivered. Used as
+    a context manager it cancels on the way out, which is harmless once the request has ended.
+    """
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self._ready = threading.Condition()
+        self._items: deque[StreamItem] = deque()
+        self._listener: Callable[[StreamItem], None] | None = None
+        self._cancelled = False
+        self._ended = False
+
+    def put(self, chunk: GenerationChunk) -> None:
+        """Deliver a chunk. Engine side."""
+        self._deliver(chunk)
+
+    def fail(self, error: LlmctlError) -> None:
+        """End the request with an error. Engine side."""
+        self._deliver(error)
+
+    def finish(self) -> None:
+        """End the request. Engine side; safe to call again."""
+        self._deliver(None)
+
+    def _deliver(self, item: StreamItem) -> None:
+        # The lock also orders items against `listen`, which moves what has queued up so far.
+        with self._ready:
+            if self._ended:
+                return
+            self._ended = not isinstance(item, GenerationChunk)
+            if self._listener is not None:
+                self._call_listener(self._listener, item)
+            else:
+                self._items.append(item)
+                self._ready.notify_all()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the owner has lost interest; the engine drops the request at its next step."""
+        return self._cancelled
+
+    @property
+    def ended(self) -> bool:
+        """Whether the engine has delivered its last item."""
+        return self._ended
+
+    def cancel(self) -> None:
+        """Ask the engine to stop. What it has already made is still delivered, then the end."""
+        self._cancelled = True
+
+    def listen(self, listener: Callable[[StreamItem], None]) -> None:
+        """Call `listener` with every item, from now on, instead of queueing it.
+
+        It is called in the engine's thread and must not block: an event loop passes a
+        `call_soon_threadsafe`. If it raises, the request is cancelled.
+        """
+        with self._ready:
+            while self._items:
+                self._call_listener(listener, self._items.popleft())
+            self._listener = listener
+
+    def _call_listener(self, listener: Callable[[StreamItem], None], item: StreamItem) -> None:
+        try:
+            listener(item)
+        except Exception:
+            # The engine thread serves others too; an owner that cannot listen has left.
+            _log.exception("the listener of request %s failed", self.request_id)
+            self._cancelled = self._ended = True
+
+    def __iter__(self) -> Iterator[GenerationChunk]:
+        """Yield chunks as they come; raise the error that ended the request."""
+        while True:
+            with self._ready:
+                while not self._items:
+                    # Windows delivers Ctrl-C only between waits, so no wait is endless.
+                    self._ready.wait(timeout=0.5)
+                item = self._items.popleft()
+            if item is None:
+                return
+            if isinstance(item, LlmctlError):
+                raise item
+            yield item
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+
+def fold(chunks: Iterator[GenerationChunk] | GenerationStream) -> GenerationResult:
+    """Join the chunks of one request into whole replies: the stream is the truth."""
+    folded = Fold()
+    for chunk in chunks:
+        folded.add(chunk)
+    return folded.result()
+
+
+class Fold:
+    """Joins chunks that arrive one by one; `fold` for those who cannot iterate."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, list[str]] = {}
+        self._logprobs: dict[int, list[TokenLogprob]] = {}
+        self._reasons: dict[int, FinishReason] = {}
+        self._usage: Usage | None = None
+
+    def add(self, chunk: GenerationChunk) -> None:
+        self._texts.setdefault(chunk.index, []).append(chunk.text)
+        self._logprobs.setdefault(chunk.index, []).extend(chunk.logprobs)
+        if chunk.finish_reason is not None:
+            self._reasons[chunk.index] = chunk.finish_reason
+        if chunk.usage is not None:
+            self._usage = chunk.usage
+
+    def result(self) -> GenerationResult:
+        """Raise `EngineStoppedError` if the stream ended before every choice had."""
+        if self._usage is None or self._reasons.keys() != self._texts.keys():
+            raise EngineStoppedError("the request was cancelled before the reply was complete")
+        return GenerationResult(
+            choices=tuple(
+                Choice("".join(self._texts[i]), self._reasons[i], tuple(self._logprobs[i]))
+                for i in sorted(self._texts)
+            ),
+            usage=self._usage,
+        )

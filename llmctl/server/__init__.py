@@ -1,0 +1,1 @@
+"""The server room: an OpenAI-compatible face for any engine."""

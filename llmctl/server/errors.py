@@ -1,0 +1,92 @@
+"""How does a failure answer a request? Always as OpenAI's envelope, all four keys in it."""
+
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ExceptionHandler
+
+from llmctl.errors import EngineBusyError, LlmctlError, RequestError
+from llmctl.server.schemas import ErrorBody, ErrorResponse
+from llmctl.server.validation import first_problem
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1
+"""When a client that met a full queue should try again."""
+
+INTERNAL_ERROR = ErrorBody(
+    message="The server had an error while processing your request.",
+    type=LlmctlError.error_type,
+    param=None,
+    code=None,
+)
+"""What a client may know of a mistake of ours; the rest is in the log."""
+
+
+def error_body(error: LlmctlError) -> ErrorBody:
+    return ErrorBody(
+        message=f"{error} ({error.hint})" if error.hint else str(error),
+        type=error.error_type,
+        param=error.param,
+        code=error.code,
+    )
+
+
+def log_failure(request_id: str, error: Exception) -> None:
+    """Log what is our fault, and only that: a client's mistakes are the client's to read."""
+    if not isinstance(error, LlmctlError) or error.http_status == LlmctlError.http_status:
+        logger.error("request %s failed", request_id, exc_info=error)
+
+
+def error_response(
+    status: int, body: ErrorBody, headers: Mapping[str, str] | None = None
+) -> Response:
+    return Response(
+        ErrorResponse(error=body).model_dump_json(),
+        status_code=status,
+        headers=headers,
+        media_type="application/json",
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Answer every expected exception with the envelope; `Boundary` answers the unexpected."""
+    handlers: dict[type[Exception], ExceptionHandler] = {
+        LlmctlError: _on_llmctl_error,
+        RequestValidationError: _on_invalid_request,
+        HTTPException: _on_http_error,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+async def _on_llmctl_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LlmctlError)
+    log_failure(request.state.request_id, error)
+    busy = isinstance(error, EngineBusyError)
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if busy else None
+    return error_response(error.http_status, error_body(error), headers)
+
+
+async def _on_invalid_request(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_response(RequestError.http_status, first_problem(error))
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Answer what the framework refuses by itself: an unknown route or a wrong method."""
+    assert isinstance(error, HTTPException)
+    code = None
+    match error.status_code:
+        case 404:
+            message = f"Invalid URL ({request.method} {request.url.path})"
+        case 405:
+            message = f"Not allowed to {request.method} on {request.url.path}."
+            code = "method_not_supported"
+        case _:
+            message = error.detail
+    body = ErrorBody(message=message, type=RequestError.error_type, param=None, code=code)
+    return error_response(error.status_code, body, error.headers)

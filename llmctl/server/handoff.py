@@ -1,0 +1,55 @@
+"""How do chunks get from the engine's threads into the event loop, and cancels back?"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+
+from llmctl.engine.base import BaseEngine
+from llmctl.engine.stream import GenerationStream, StreamItem
+from llmctl.errors import EngineStoppedError, LlmctlError
+from llmctl.types import GenerationChunk, GenerationRequest
+
+
+async def chunks_of(
+    engine: BaseEngine, request: GenerationRequest
+) -> AsyncGenerator[GenerationChunk, None]:
+    """Submit the request and yield its chunks to the last. Closing the generator cancels it.
+
+    Raises:
+        LlmctlError: the engine refused or failed it.
+        EngineStoppedError: it ended before the reply was complete.
+    """
+    loop = asyncio.get_running_loop()
+    items: asyncio.Queue[StreamItem] = asyncio.Queue()
+
+    def post(item: StreamItem) -> None:
+        # The loop may close while the engine thread still talks; raising would kill that thread.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(items.put_nowait, item)
+
+    with await _submit(engine, request) as stream:
+        stream.listen(post)
+        complete = False
+        while (item := await items.get()) is not None:
+            if isinstance(item, LlmctlError):
+                raise item
+            complete = item.usage is not None
+            yield item
+        if not complete:
+            raise EngineStoppedError("the server stopped before the reply was complete")
+
+
+async def _submit(engine: BaseEngine, request: GenerationRequest) -> GenerationStream:
+    """Submit in a thread: tokenising a long prompt would hold up every other client."""
+    submitting = asyncio.ensure_future(asyncio.to_thread(engine.submit, request))
+    try:
+        return await asyncio.shield(submitting)
+    except asyncio.CancelledError:
+        # The thread cannot be stopped, so its stream may come when nobody waits for it any more.
+        submitting.add_done_callback(_cancel_stream)
+        raise
+
+
+def _cancel_stream(submitting: asyncio.Future[GenerationStream]) -> None:
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()

@@ -1,0 +1,284 @@
+"""What do requests and replies look like on the wire? OpenAI's fields, and our extensions.
+
+Requests are strict: nothing is coerced, nothing is ignored in silence. What OpenAI knows and this
+server does not honour yet is declared too, so that it is refused by name.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+)
+from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict  # pydantic cannot read typing's before Python 3.12
+
+from llmctl.types import SAMPLING_RANGES, FinishReason
+
+MAX_STOPS = 4
+
+
+def _within(name: str) -> Any:
+    low, high = SAMPLING_RANGES[name]
+    return Field(ge=low, le=high)
+
+
+def _only(*honoured: object) -> BeforeValidator:
+    """Refuse every value but null and the ones that ask for what happens anyway."""
+
+    def check(value: object) -> object:
+        if value is None or value in honoured:
+            return value
+        raise PydanticCustomError("unsupported_parameter", "not supported")
+
+    return BeforeValidator(check)
+
+
+def _needs(switch: str) -> AfterValidator:
+    """Refuse a value while the boolean field `switch`, declared before it, is not true."""
+
+    def check(value: object, info: ValidationInfo) -> object:
+        if value is not None and info.data.get(switch) is not True:
+            raise PydanticCustomError("needs_switch", "needs {switch}", {"switch": switch})
+        return value
+
+    return AfterValidator(check)
+
+
+def _shape(value: object) -> str | None:
+    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else None
+
+
+# A plain union would report every member's complaint; this one reports the right member's.
+_by_shape = Discriminator(
+    _shape, custom_error_type="string_or_array", custom_error_message="neither string nor array"
+)
+
+Unsupported = Annotated[None, _only()]
+
+
+class WireRequest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class TextPart(WireRequest):
+    type: Literal["text"]
+    text: str
+
+
+Content = Annotated[
+    Annotated[str, Tag("string")] | Annotated[list[TextPart], Field(min_length=1), Tag("array")],
+    _by_shape,
+]
+
+
+class PromptMessage(WireRequest):
+    role: Literal["system", "developer", "user"]
+    content: Content
+    name: str | None = None
+
+
+class ToolMessage(WireRequest):
+    role: Literal["tool"]
+    content: Content
+    name: str | None = None
+    tool_call_id: str | None = None
+
+
+class AssistantMessage(WireRequest):
+    """Also what clients send back from an earlier reply, with all its nulls and empty lists."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    name: str | None = None
+    refusal: Unsupported = None
+    audio: Unsupported = None
+    function_call: Unsupported = None
+    tool_calls: Annotated[list[Any] | None, _only([])] = None
+    annotations: Annotated[list[Any] | None, _only([])] = None
+
+
+class StreamOptions(WireRequest):
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[bool | None, _only(False)] = None
+
+
+class ResponseFormat(WireRequest):
+    type: Literal["text"]
+
+
+class ChatCompletionRequest(WireRequest):
+    model: str
+    messages: Annotated[
+        list[Annotated[PromptMessage | AssistantMessage | ToolMessage, Discriminator("role")]],
+        Field(min_length=1),
+    ]
+    stream: bool | None = None
+    stream_options: Annotated[StreamOptions | None, _needs("stream")] = None
+
+    max_tokens: Annotated[int, _within("max_new_tokens")] | None = None
+    max_completion_tokens: Annotated[int, _within("max_new_tokens")] | None = None
+    temperature: Annotated[float, _within("temperature")] | None = None
+    top_p: Annotated[float, _within("top_p")] | None = None
+    presence_penalty: Annotated[float, _within("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, _within("frequency_penalty")] | None = None
+    logit_bias: (
+        dict[
+            Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")],
+            Annotated[float, Field(ge=-100.0, le=100.0)],
+        ]
+        | None
+    ) = None
+    stop: (
+        Annotated[
+            Annotated[str, Tag("string")]
+            | Annotated[list[str], Field(max_length=MAX_STOPS), Tag("array")],
+            _by_shape,
+        ]
+        | None
+    ) = None
+    seed: Annotated[int, _within("seed")] | None = None
+    n: Annotated[int, _within("n")] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[Annotated[int, _within("logprobs")] | None, _needs("logprobs")] = None
+
+    # Extensions: what OpenAI's SDK sends from `extra_body`.
+    top_k: Annotated[int, _within("top_k")] | None = None
+    min_p: Annotated[float, _within("min_p")] | None = None
+    repetition_penalty: Annotated[float, _within("repetition_penalty")] | None = None
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    ignore_eos: bool | None = None
+
+    # Accepted without effect: they are about OpenAI's own business, not about the reply.
+    user: str | None = None
+    store: bool | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: str | None = None
+
+    response_format: Annotated[ResponseFormat | None, _only({"type": "text"})] = None
+    modalities: Annotated[list[str] | None, _only(["text"])] = None
+    audio: Unsupported = None
+    function_call: Unsupported = None
+    functions: Unsupported = None
+    moderation: Unsupported = None
+    parallel_tool_calls: Unsupported = None
+    prediction: Unsupported = None
+    prompt_cache_options: Unsupported = None
+    prompt_cache_retention: Unsupported = None
+    reasoning_effort: Unsupported = None
+    tool_choice: Unsupported = None
+    tools: Unsupported = None
+    verbosity: Unsupported = None
+    web_search_options: Unsupported = None
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprobEntry(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(BaseModel):
+    content: list[TokenLogprobEntry] | None
+    refusal: None = None
+
+
+class ReplyMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: ReplyMessage
+    logprobs: ChoiceLogprobs | None
+    finish_reason: FinishReason
+
+
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int
+
+
+class CompletionUsage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    """Unix time in seconds."""
+    model: str
+    choices: list[ChatChoice]
+    usage: CompletionUsage
+    system_fingerprint: None = None
+
+
+class Delta(TypedDict, total=False):
+    role: Literal["assistant"]
+    content: str
+
+
+class ChunkChoice(BaseModel):
+    index: int
+    delta: Delta
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatCompletionChunk(BaseModel):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    """Unix time in seconds, the same in all chunks of a reply."""
+    model: str
+    choices: list[ChunkChoice]
+    usage: CompletionUsage | None = None
+    """Left out entirely unless the request has `include_usage`."""
+    system_fingerprint: None = None
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    """Unix time in seconds since which this server serves it."""
+    owned_by: str = "llmctl"
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+    model: str
+    in_flight: int
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorBody

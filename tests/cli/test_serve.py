@@ -1,0 +1,99 @@
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.cli.process import COMMAND, error_lines, run
+
+
+class Server:
+    """`llmctl serve` in another process; its address as it tells it."""
+
+    def __init__(self, *words: str) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, "serve", "--port", "0", *words],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stderr is not None
+        self.said = ""
+        for line in self.process.stderr:
+            self.said += line
+            if found := re.search(r"http://\S+/v1", line):
+                self.url = found.group()
+                return
+        raise AssertionError(self.said)
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.url, api_key="none", max_retries=0)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.communicate(timeout=60)
+        return self.process.returncode
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    server = Server("--device", "cpu")
+    yield server
+    server.stop()
+
+
+@pytest.mark.real_model
+def test_the_openai_client_talks_to_the_real_model(server: Server) -> None:
+    client = server.client()
+    assert client.models.list().data[0].id == "smollm2-135m"
+    question: list[openai.types.chat.ChatCompletionMessageParam] = [
+        {"role": "user", "content": "What is the capital of France?"}
+    ]
+    whole = client.chat.completions.create(
+        model="smollm2-135m", messages=question, temperature=0, max_tokens=24
+    )
+    text = whole.choices[0].message.content
+    assert text is not None
+    assert "Paris" in text
+    stream = client.chat.completions.create(
+        model="smollm2-135m",
+        messages=question,
+        temperature=0,
+        max_tokens=24,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
+    assert chunks[-1].usage == whole.usage
+
+
+@pytest.mark.real_model
+def test_wrong_requests_raise_the_clients_own_errors(server: Server) -> None:
+    client = server.client()
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "x"}])
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as long:
+        client.chat.completions.create(
+            model="smollm2-135m", messages=[{"role": "user", "content": "word " * 9000}]
+        )
+    assert long.value.code == "context_length_exceeded"
+
+
+def test_sigterm_ends_the_server_with_exit_code_zero(tiny_folder: Path) -> None:
+    assert Server("-m", str(tiny_folder), "--device", "cpu").stop() == 0
+
+
+def test_a_taken_port_is_an_error_before_any_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run("serve", "--port", port, "-m", "smollm2-135m")
+    assert done.returncode == 2
+    error, hint = error_lines(done.stderr)
+    assert port in error
+    assert "--port" in hint

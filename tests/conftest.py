@@ -1,0 +1,43 @@
+"""What many tests share: no network by accident, and models loaded once per run."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+# Before anything imports the hub's library: a test that needs a hub says so itself.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from llmctl.types import ModelSpec
+
+if TYPE_CHECKING:  # torch is imported by the tests that need it
+    from llmctl.engine.hf_runner import HFRunner
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> Iterator["HFRunner"]:
+    """The tiny model in float32, for numbers that compare exactly."""
+    from llmctl.engine.hf_runner import HFRunner
+
+    with HFRunner(ModelSpec(str(tiny_folder), dtype="float32", device="cpu")) as engine:
+        engine.load()
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Iterator["HFRunner"]:
+    """The real default model, fetched once through the catalogue into the user's own store."""
+    from llmctl.engine.hf_runner import HFRunner
+
+    with HFRunner(ModelSpec("smollm2-135m", device="cpu")) as engine:
+        engine.load()
+        yield engine

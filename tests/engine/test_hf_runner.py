@@ -1,0 +1,283 @@
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmctl.engine.hf_runner import HFRunner
+from llmctl.engine.stream import fold
+from llmctl.errors import (
+    ConfigError,
+    ContextLengthError,
+    EngineFailedError,
+    EngineStoppedError,
+    ModelLoadError,
+    OutOfMemoryError,
+    RequestError,
+)
+from llmctl.types import (
+    GenerationRequest,
+    Message,
+    ModelSpec,
+    SamplingParams,
+    ScoreRequest,
+)
+from tests.tiny import save_tiny_model
+
+
+def ask(prompt: str = "hello", **sampling: Any) -> GenerationRequest:
+    return GenerationRequest(
+        (Message("user", prompt),), sampling=SamplingParams(**{"max_new_tokens": 20, **sampling})
+    )
+
+
+def plain_model(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def test_greedy_text_equals_plain_generate(tiny: HFRunner, tiny_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    prompt = tokenizer("Once upon", return_tensors="pt")
+    expected = plain_model(tiny_folder).generate(**prompt, do_sample=False, max_new_tokens=20)
+    reply = tokenizer.decode(expected[0, prompt.input_ids.shape[1] :], skip_special_tokens=True)
+    result = tiny.generate(
+        GenerationRequest(
+            prompt="Once upon", sampling=SamplingParams(temperature=0, max_new_tokens=20)
+        )
+    )
+    assert isinstance(reply, str)
+    assert result.choices[0].text == reply.rstrip("\ufffd")
+
+
+def test_streamed_text_joined_is_the_text_in_one_piece(tiny: HFRunner) -> None:
+    with tiny.submit(ask(temperature=0)) as stream:
+        chunks = list(stream)
+    assert "".join(c.text for c in chunks) == tiny.generate(ask(temperature=0)).choices[0].text
+    assert [c.finish_reason for c in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 20
+
+
+def test_a_seed_repeats_and_another_differs(tiny: HFRunner) -> None:
+    texts = [tiny.generate(ask(temperature=1, seed=s)).choices[0].text for s in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_seed_zero_is_a_seed(tiny: HFRunner) -> None:
+    texts = {tiny.generate(ask(temperature=1, seed=0)).choices[0].text for _ in range(3)}
+    assert len(texts) == 1
+
+
+def test_several_choices_of_one_seed_differ_and_count_the_prompt_once(tiny: HFRunner) -> None:
+    result = tiny.generate(ask(temperature=1, seed=3, n=3))
+    assert len({choice.text for choice in result.choices}) == 3
+    assert result.usage.completion_tokens == 60
+    assert result.usage.prompt_tokens == tiny.count_tokens([Message("user", "hello")])
+
+
+def test_any_end_token_of_the_model_ends_the_reply(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "m", generation={"eos_token_id": [257, 5]})
+    with HFRunner(ModelSpec(str(folder), device="cpu")) as engine:
+        engine.load()
+        result = engine.generate(ask(temperature=0, logit_bias=((5, 100.0),)))
+        assert result.choices[0].finish_reason == "stop"
+        assert result.choices[0].text == ""
+        assert result.usage.completion_tokens == 1
+        ignoring = engine.generate(ask(temperature=0, logit_bias=((5, 100.0),), ignore_eos=True))
+        assert ignoring.usage.completion_tokens == 20
+
+
+def test_the_models_own_sampling_defaults_apply_unless_the_request_says_otherwise(
+    tmp_path: Path,
+) -> None:
+    folder = save_tiny_model(
+        tmp_path / "m", generation={"do_sample": True, "top_k": 1, "temperature": 0.6}
+    )
+    with HFRunner(ModelSpec(str(folder), device="cpu")) as engine:
+        engine.load()
+        texts = [engine.generate(ask()).choices[0].text for _ in range(3)]
+        free = [engine.generate(ask(top_k=0, temperature=2.0)).choices[0].text for _ in range(3)]
+    assert len(set(texts)) == 1
+    assert len(set(free)) > 1
+
+
+def test_logprobs_agree_with_a_plain_forward_pass(tiny: HFRunner, tiny_folder: Path) -> None:
+    request = GenerationRequest(
+        prompt="abc",
+        # A bias must not show in log-probabilities, which are the raw distribution's.
+        sampling=SamplingParams(
+            temperature=0, logprobs=3, max_new_tokens=5, logit_bias=((7, 2.0),), ignore_eos=True
+        ),
+    )
+    entries = tiny.generate(request).choices[0].logprobs
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    ids = tokenizer("abc").input_ids + [e.chosen.token_id for e in entries]
+    with torch.inference_mode():
+        logits = plain_model(tiny_folder)(torch.tensor([ids])).logits[0]
+    expected = logits[2:-1].log_softmax(-1)
+    assert len(entries) == 5
+    for entry, row in zip(entries, expected, strict=True):
+        assert entry.chosen.logprob == pytest.approx(float(row[entry.chosen.token_id]), abs=1e-4)
+        values, top = row.topk(3)
+        assert [t.token_id for t in entry.top] == top.tolist()
+        assert [t.logprob for t in entry.top] == pytest.approx(values.tolist(), abs=1e-4)
+
+
+def test_scores_agree_with_token_by_token_log_softmax(tiny: HFRunner, tiny_folder: Path) -> None:
+    scores = tiny.score([ScoreRequest("ab", ("cd", "x")), ScoreRequest("", ("ab",))])
+    model, tokenizer = plain_model(tiny_folder), AutoTokenizer.from_pretrained(tiny_folder)
+
+    def logprob(text: str, tail: int) -> float:
+        ids = tokenizer(text).input_ids
+        with torch.inference_mode():
+            table = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return sum(float(table[i - 1, ids[i]]) for i in range(len(ids) - tail, len(ids)))
+
+    assert scores[0][0].logprob == pytest.approx(logprob("abcd", 2), abs=1e-4)
+    assert scores[0][1].logprob == pytest.approx(logprob("abx", 1), abs=1e-4)
+    assert scores[1][0].logprob == pytest.approx(logprob("ab", 1), abs=1e-4)
+    assert [s.token_count for s in (*scores[0], *scores[1])] == [2, 1, 1]
+
+
+def test_a_score_knows_whether_greedy_decoding_would_say_the_same(tiny: HFRunner) -> None:
+    greedy = tiny.generate(
+        GenerationRequest(
+            prompt="ab",
+            sampling=SamplingParams(temperature=0, max_new_tokens=1, logprobs=0, ignore_eos=True),
+        )
+    )
+    likeliest = greedy.choices[0].logprobs[0].chosen.token_id
+    other = (likeliest + 1) % 200
+    ids = tuple(AutoTokenizer.from_pretrained(tiny.spec.model)("ab").input_ids)
+    scores = tiny.score([ScoreRequest(ids, ((likeliest,), (other,)))])[0]
+    assert [s.is_greedy for s in scores] == [True, False]
+
+
+def test_a_prompt_over_the_context_is_refused_with_both_numbers(tiny: HFRunner) -> None:
+    with pytest.raises(ContextLengthError, match=r"256 tokens.*resulted in \d{3} tokens"):
+        tiny.submit(ask("x" * 400))
+
+
+def test_the_reply_is_bounded_by_the_room_left(tiny: HFRunner) -> None:
+    result = tiny.generate(ask("x" * 200, max_new_tokens=5000, ignore_eos=True, temperature=0))
+    assert result.usage.total_tokens == 256
+    assert result.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (GenerationRequest(prompt=(1, 9999)), "prompt"),
+        (GenerationRequest(prompt=()), "prompt"),
+        (GenerationRequest(prompt="a", sampling=SamplingParams(logit_bias=((9999, 1.0),))), None),
+    ],
+)
+def test_tokens_outside_the_vocabulary_are_refused(
+    tiny: HFRunner, request_: GenerationRequest, param: str | None
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        tiny.submit(request_)
+    assert caught.value.param == (param or "logit_bias")
+
+
+def test_cancel_stops_the_model_and_frees_it_for_the_next(tiny: HFRunner) -> None:
+    stream = tiny.submit(ask(max_new_tokens=200, ignore_eos=True, temperature=0))
+    next(iter(stream))
+    stream.cancel()
+    with pytest.raises(EngineStoppedError):
+        fold(stream)
+    assert tiny.generate(ask(temperature=0)).usage.completion_tokens == 20
+    assert tiny.in_flight == 0
+
+
+def test_a_request_that_fails_inside_the_engine_fails_alone(tmp_path: Path) -> None:
+    # The tokenizer knows tokens that this model's embedding does not have.
+    folder = save_tiny_model(tmp_path / "m", vocab_size=100, pad_token_id=None)
+    with HFRunner(ModelSpec(str(folder), device="cpu")) as engine:
+        engine.load()
+        good = GenerationRequest(prompt="abc", sampling=SamplingParams(max_new_tokens=3))
+        bad = GenerationRequest(prompt="你好", sampling=SamplingParams(max_new_tokens=3))
+        streams = [engine.submit(request) for request in (good, bad, good)]
+        assert fold(streams[0]).usage.completion_tokens == 3
+        with pytest.raises(EngineFailedError):
+            fold(streams[1])
+        assert fold(streams[2]).usage.completion_tokens == 3
+
+
+def test_a_listener_that_raises_harms_nobody_else(tiny: HFRunner) -> None:
+    def broken(_: Any) -> None:
+        raise RuntimeError("the event loop is gone")
+
+    tiny.submit(ask(temperature=0)).listen(broken)
+    assert tiny.generate(ask(temperature=0)).choices[0].finish_reason == "length"
+
+
+def test_many_threads_ask_at_once_and_each_gets_its_own_reply(tiny: HFRunner) -> None:
+    alone = {p: tiny.generate(ask(p, temperature=0)).choices[0].text for p in ("a", "b", "c", "d")}
+    together: dict[str, str] = {}
+
+    def run(prompt: str) -> None:
+        together[prompt] = tiny.generate(ask(prompt, temperature=0)).choices[0].text
+
+    threads = [threading.Thread(target=run, args=(p,)) for p in alone]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+
+
+def test_close_answers_everyone_who_waits(tiny_folder: Path) -> None:
+    engine = HFRunner(ModelSpec(str(tiny_folder), device="cpu"))
+    engine.load()
+    streams = [
+        engine.submit(ask(max_new_tokens=200, ignore_eos=True, temperature=0)) for _ in range(3)
+    ]
+    next(iter(streams[0]))
+    engine.close()
+    for stream in streams:
+        with pytest.raises(EngineStoppedError):
+            fold(stream)
+    with pytest.raises(EngineStoppedError):
+        engine.submit(ask())
+    engine.close()
+
+
+@pytest.mark.parametrize("quant", ["4bit", "8bit"])
+def test_quantised_weights_load_and_answer_on_a_cpu(tmp_path: Path, quant: Any) -> None:
+    # 100 is no multiple of the block that bitsandbytes' fast 4-bit kernel asserts.
+    folder = save_tiny_model(tmp_path / "m", intermediate_size=100)
+    with HFRunner(ModelSpec(str(folder), quant=quant, device="cpu")) as engine:
+        engine.load()
+        assert engine.generate(ask(temperature=0)).usage.completion_tokens == 20
+        assert engine.info().quant == quant
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_read(
+    tmp_path: Path,
+) -> None:
+    folder = save_tiny_model(tmp_path / "m")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(
+        config.replace('"intermediate_size": 64', '"intermediate_size": 3000000000')
+    )
+    started = time.monotonic()
+    with pytest.raises(OutOfMemoryError, match="GiB free") as caught:
+        HFRunner(ModelSpec(str(folder), device="cpu")).load()
+    assert "--quant 4bit" in caught.value.hint
+    assert time.monotonic() - started < 30
+
+
+def test_broken_weights_are_a_load_error_and_no_traceback(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ModelLoadError):
+        HFRunner(ModelSpec(str(folder), device="cpu")).load()
+
+
+def test_a_device_that_is_not_here_is_a_config_error(tiny_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="cuda:7"):
+        HFRunner(ModelSpec(str(tiny_folder), device="cuda:7")).load()

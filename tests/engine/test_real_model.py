@@ -1,0 +1,74 @@
+"""What only a trained model can show. The first run fetches it through the catalogue."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from llmctl.engine.hf_runner import HFRunner
+from llmctl.types import GenerationRequest, Message, ModelSpec, Quant, SamplingParams, ScoreRequest
+
+pytestmark = pytest.mark.real_model
+
+QUESTION = (Message("user", "What is the capital of France?"),)
+
+
+@pytest.fixture(scope="module", params=["4bit", "8bit"])
+def quantised(request: pytest.FixtureRequest) -> Iterator[HFRunner]:
+    quant: Quant = request.param
+    with HFRunner(ModelSpec("smollm2-135m", quant=quant, device="cpu")) as engine:
+        engine.load()
+        yield engine
+
+
+def greedy(**params: Any) -> SamplingParams:
+    return SamplingParams(temperature=0, max_new_tokens=60, **params)
+
+
+def test_it_answers_and_ends_by_itself(smollm: HFRunner) -> None:
+    result = smollm.generate(GenerationRequest(QUESTION, sampling=greedy()))
+    assert "Paris" in result.choices[0].text
+    assert result.choices[0].finish_reason == "stop"
+    assert "<|" not in result.choices[0].text
+
+
+def test_greedy_chat_is_the_same_text_streamed_and_not(smollm: HFRunner) -> None:
+    request = GenerationRequest(
+        (Message("user", "Count from one to ten in words."),), sampling=greedy()
+    )
+    with smollm.submit(request) as stream:
+        streamed = "".join(chunk.text for chunk in stream)
+    assert streamed == smollm.generate(request).choices[0].text
+    assert len(streamed) > 20
+
+
+def test_a_stop_string_split_over_tokens_cuts_exactly(smollm: HFRunner) -> None:
+    whole = smollm.generate(GenerationRequest(QUESTION, sampling=greedy())).choices[0].text
+    # Begins inside one token and ends inside another.
+    stop = "ance is Par"
+    assert stop in whole
+    with smollm.submit(GenerationRequest(QUESTION, sampling=greedy(stop=(stop,)))) as stream:
+        chunks = list(stream)
+    assert "".join(c.text for c in chunks) == whole[: whole.index(stop)]
+    assert chunks[-1].finish_reason == "stop"
+
+
+def test_characters_of_many_tokens_arrive_whole(smollm: HFRunner) -> None:
+    # The model would not write this by itself; what it repeats it writes byte by byte.
+    turns = (Message("user", "Repeat exactly: 你好 👩‍👩‍👧 naïve café"),)
+    with smollm.submit(GenerationRequest(turns, sampling=greedy())) as stream:
+        pieces = [chunk.text for chunk in stream]
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_quantised_weights_still_know_the_capital(quantised: HFRunner) -> None:
+    result = quantised.generate(GenerationRequest(QUESTION, sampling=greedy()))
+    assert "Paris" in result.choices[0].text
+    assert quantised.info().weight_bytes < 200_000_000
+
+
+def test_the_right_continuation_scores_higher(smollm: HFRunner) -> None:
+    right, wrong = smollm.score([ScoreRequest("The capital of France is", (" Paris", " Rome"))])[0]
+    assert right.logprob > wrong.logprob
+    assert right.is_greedy
+    assert not wrong.is_greedy

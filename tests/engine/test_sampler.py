@@ -1,0 +1,109 @@
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from llmctl.engine.batching.sampler import RowSampler, sample
+from llmctl.types import DEFAULT_SAMPLING, SamplingParams
+
+DRAWS = 4000
+
+
+def sampler(prompt: tuple[int, ...] = (), **params: Any) -> RowSampler:
+    resolved = SamplingParams(**params).over(DEFAULT_SAMPLING)
+    return RowSampler(resolved, prompt)
+
+
+def shares(logits: torch.Tensor, **params: Any) -> dict[int, float]:
+    """How often each token is drawn from the same logits."""
+    row = sampler(seed=1, **params)
+    counts = Counter(sample(logits.unsqueeze(0), [row])[0] for _ in range(DRAWS))
+    return {token: count / DRAWS for token, count in counts.items()}
+
+
+LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+
+
+def test_temperature_zero_takes_the_likeliest() -> None:
+    assert shares(LOGITS, temperature=0) == {0: 1.0}
+
+
+def test_draws_follow_the_distribution() -> None:
+    drawn = shares(LOGITS, temperature=1)
+    for token, share in enumerate([0.5, 0.3, 0.15, 0.05]):
+        assert drawn[token] == pytest.approx(share, abs=0.03)
+
+
+def test_temperature_sharpens() -> None:
+    assert shares(LOGITS, temperature=0.5)[0] == pytest.approx(0.25 / 0.365, abs=0.03)
+
+
+def test_top_k_keeps_the_k_likeliest() -> None:
+    assert set(shares(LOGITS, temperature=1, top_k=2)) == {0, 1}
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
+    assert set(shares(LOGITS, temperature=1, top_p=0.79)) == {0, 1}
+    assert set(shares(LOGITS, temperature=1, top_p=0.81)) == {0, 1, 2}
+
+
+def test_top_p_zero_still_has_the_likeliest() -> None:
+    assert shares(LOGITS, temperature=1, top_p=0) == {0: 1.0}
+
+
+def test_top_p_counts_within_what_top_k_left() -> None:
+    # 0.5 / (0.5 + 0.3) = 0.625 reaches 0.6 alone.
+    assert set(shares(LOGITS, temperature=1, top_k=2, top_p=0.6)) == {0}
+
+
+def test_min_p_is_relative_to_the_likeliest() -> None:
+    assert set(shares(LOGITS, temperature=1, min_p=0.31)) == {0, 1}
+    assert set(shares(LOGITS, temperature=1, min_p=0.29)) == {0, 1, 2}
+
+
+def test_top_p_reaches_beyond_the_sorted_candidates_when_it_must() -> None:
+    flat = torch.zeros(5000)
+    drawn = shares(flat, temperature=1, top_p=0.5)
+    assert len(drawn) > 1000
+
+
+def test_a_seed_repeats_and_company_changes_nothing() -> None:
+    logits = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+    alone, rows = sampler(seed=5, temperature=1), [sampler(seed=s, temperature=1) for s in (1, 5)]
+    greedy = sampler(temperature=0)
+    expected = [sample(logits[1:2], [alone])[0] for _ in range(20)]
+    together = [sample(logits, [rows[0], rows[1], greedy])[1] for _ in range(20)]
+    assert together == expected
+    assert len(set(expected)) > 5
+
+
+def test_logit_bias_forbids_and_forces() -> None:
+    assert set(shares(LOGITS, temperature=1, logit_bias=((0, -100.0),))) == {1, 2, 3}
+    assert shares(LOGITS, temperature=0, logit_bias=((3, 100.0),)) == {3: 1.0}
+
+
+def test_presence_and_frequency_are_subtracted_once_and_per_use() -> None:
+    row = sampler(presence_penalty=0.5, frequency_penalty=0.25)
+    row.remember(2)
+    row.remember(2)
+    adjusted = row.adjust(torch.zeros(4))
+    assert adjusted.tolist() == [0.0, 0.0, -1.0, 0.0]
+
+
+def test_presence_penalty_ignores_the_prompt_and_repetition_penalty_does_not() -> None:
+    logits = torch.tensor([1.0, -1.0, 1.0])
+    assert sampler((0, 1), presence_penalty=1.0).adjust(logits).tolist() == [1.0, -1.0, 1.0]
+    assert sampler((0, 1), repetition_penalty=2.0).adjust(logits).tolist() == [0.5, -2.0, 1.0]
+
+
+def test_a_token_of_probability_zero_is_never_drawn() -> None:
+    logits = torch.tensor([-math.inf, 0.0, -math.inf, 0.0, -math.inf])
+    assert set(shares(logits, temperature=1)) == {1, 3}
+
+
+def test_the_logits_of_the_caller_are_not_changed() -> None:
+    logits = LOGITS.clone().unsqueeze(0)
+    sample(logits, [sampler(temperature=1, logit_bias=((0, 5.0),))])
+    assert torch.equal(logits[0], LOGITS)

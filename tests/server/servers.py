@@ -1,0 +1,77 @@
+"""Two ways to reach a server in tests: the bare app, and a real one on a free port."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from llmctl.engine.base import BaseEngine
+from llmctl.server.app import create_app
+from llmctl.server.run import Server, bind, url_of
+from tests.fakes import FakeEngine
+
+CHAT = "/v1/chat/completions"
+
+
+def chat_body(**fields: Any) -> dict[str, Any]:
+    return {"model": "fake-model", "messages": [{"role": "user", "content": "hi"}]} | fields
+
+
+def request(engine: BaseEngine, method: str, path: str, **options: Any) -> httpx.Response:
+    """Send one request to the bare app."""
+    app = create_app(engine, served_names=options.pop("served_names", ()))
+
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(send())
+
+
+def chat(engine: BaseEngine | None = None, **fields: Any) -> httpx.Response:
+    return request(engine or FakeEngine(), "POST", CHAT, json=chat_body(**fields))
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    body = response.json()
+    assert body.keys() == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return error
+
+
+def events_of(response: httpx.Response) -> list[Any]:
+    """Read a stream as a careless client does: line by line, wherever `splitlines` sees one."""
+    lines = [line for line in response.text.splitlines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    data = [line.removeprefix("data: ") for line in lines]
+    return [item if item == "[DONE]" else json.loads(item) for item in data]
+
+
+@contextmanager
+def running(engine: BaseEngine) -> Iterator[str]:
+    """Run a real server in a thread; yield its URL."""
+    sock = bind("127.0.0.1", 0)
+    server = Server(create_app(engine), on_deadline=engine.close, drain_s=2)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+    thread.start()
+    try:
+        yield url_of(sock)
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def eventually(condition: Callable[[], bool], within_s: float = 5) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False

@@ -1,0 +1,47 @@
+"""Runs `serve` with an engine that needs a while per reply: a process to send signals to.
+
+Usage: python -m tests.server.slow_server SECONDS_PER_REPLY DRAIN_SECONDS
+"""
+
+import sys
+import threading
+
+from llmctl.config import ServeOptions
+from llmctl.engine.registry import BACKENDS
+from llmctl.engine.stream import GenerationStream
+from llmctl.services.serve import serve
+from llmctl.types import EngineInfo, GenerationRequest, ModelSpec
+from tests.fakes import FakeEngine
+
+
+class SlowEngine(FakeEngine):
+    def __init__(self, _: ModelSpec) -> None:
+        self.release = threading.Event()
+        super().__init__(hold=self.release)
+
+    def submit(self, request: GenerationRequest) -> GenerationStream:
+        timer = threading.Timer(float(sys.argv[1]), self.release.set)
+        timer.daemon = True
+        timer.start()
+        return super().submit(request)
+
+    def close(self) -> None:
+        super().close()
+        sys.stdout.write("engine closed\n")
+
+
+def announce(url: str, _: EngineInfo) -> None:
+    sys.stdout.write(f"{url}\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    BACKENDS["hf"] = f"{__name__}:SlowEngine"
+    options = ServeOptions(port=0, drain_s=float(sys.argv[2]))
+    ended_by = serve(ModelSpec("fake-model"), options, announce)
+    sys.stdout.write(f"ended by {ended_by.name if ended_by else 'nothing'}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

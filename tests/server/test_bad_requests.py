@@ -1,0 +1,197 @@
+"""Does every wrong request get OpenAI's status, code and param?"""
+
+from typing import Any
+
+import pytest
+
+from tests.fakes import FakeEngine
+from tests.server.servers import CHAT, chat_body, error_of, request
+
+USER = {"role": "user", "content": "hi"}
+GONE = object()
+"""Marks a field that is left out."""
+
+
+def messages(*entries: Any) -> dict[str, Any]:
+    return {"messages": list(entries)}
+
+
+def content(value: Any, role: str = "user") -> dict[str, Any]:
+    return messages({"role": role, "content": value})
+
+
+CASES: list[tuple[dict[str, Any], str | None, str | None, str]] = [
+    # fields, code, param, part of the message
+    ({"model": GONE}, "missing_required_parameter", "model", "'model'"),
+    ({"model": None}, "invalid_type", "model", "expected a string, but got null"),
+    ({"messages": GONE}, "missing_required_parameter", "messages", "'messages'"),
+    (messages(), "empty_array", "messages", "minimum length 1"),
+    ({"messages": "hi"}, "invalid_type", "messages", "an array, but got a string"),
+    (messages("hi"), "invalid_type", "messages[0]", "an object, but got a string"),
+    (messages({"content": "x"}), "missing_required_parameter", "messages[0].role", ""),
+    (content("x", role="alien"), "invalid_value", "messages[0].role", "'alien'. Supported values"),
+    (messages(USER, {"role": "user"}), "missing_required_parameter", "messages[1].content", ""),
+    (content(None), "invalid_type", "messages[0].content", "a string or an array, but got null"),
+    (content(5), "invalid_type", "messages[0].content", "a string or an array"),
+    (content([]), "empty_array", "messages[0].content", ""),
+    (content(["x"]), "invalid_type", "messages[0].content[0]", "an object"),
+    (content([{"type": "text"}]), "missing_required_parameter", "messages[0].content[0].text", ""),
+    (
+        content([{"type": "image_url", "image_url": {"url": "data:"}}]),
+        "invalid_value",
+        "messages[0].content[0].type",
+        "'image_url'. Supported values are: 'text'",
+    ),
+    (
+        content([{"type": "input_audio", "input_audio": {}}]),
+        "invalid_value",
+        "messages[0].content[0].type",
+        "'input_audio'",
+    ),
+    (messages({**USER, "foo": 1}), "unknown_parameter", "messages[0].foo", "messages[0].foo"),
+    (
+        messages(USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}),
+        "unsupported_parameter",
+        "messages[1].tool_calls",
+        "",
+    ),
+    ({"temperature": "0.5"}, "invalid_type", "temperature", "a decimal, but got a string instead"),
+    ({"temperature": True}, "invalid_type", "temperature", "got a boolean"),
+    (
+        {"temperature": 200},
+        "decimal_above_max_value",
+        "temperature",
+        "Expected a value <= 2, but got 200 instead.",
+    ),
+    ({"temperature": -0.5}, "decimal_below_min_value", "temperature", ">= 0, but got -0.5"),
+    ({"temperature": 10**400}, "invalid_type", "temperature", ""),
+    ({"top_p": 7}, "decimal_above_max_value", "top_p", ""),
+    ({"presence_penalty": 2.5}, "decimal_above_max_value", "presence_penalty", ""),
+    ({"frequency_penalty": -3}, "decimal_below_min_value", "frequency_penalty", ""),
+    ({"n": 0}, "integer_below_min_value", "n", ""),
+    ({"n": 129}, "integer_above_max_value", "n", "<= 128, but got 129"),
+    ({"n": 1.0}, "invalid_type", "n", "an integer, but got a decimal"),
+    ({"n": True}, "invalid_type", "n", "got a boolean"),
+    ({"max_tokens": 0}, "integer_below_min_value", "max_tokens", ""),
+    ({"max_completion_tokens": -3}, "integer_below_min_value", "max_completion_tokens", ""),
+    ({"seed": "7"}, "invalid_type", "seed", ""),
+    ({"seed": 2**63}, "integer_above_max_value", "seed", ""),
+    ({"stop": list("abcde")}, "array_above_max_length", "stop", "length 4, but got an array with"),
+    ({"stop": 5}, "invalid_type", "stop", "a string or an array, but got an integer"),
+    ({"stop": ["a", 5]}, "invalid_type", "stop[1]", ""),
+    ({"stop": ""}, "invalid_value", "stop", "empty"),
+    ({"logit_bias": {"hello": 1}}, "invalid_value", "logit_bias.hello", ""),
+    ({"logit_bias": {"9" * 5000: 1}}, "invalid_value", "logit_bias." + "9" * 5000, ""),
+    ({"logit_bias": {"50": 101}}, "decimal_above_max_value", "logit_bias.50", ""),
+    ({"logit_bias": [1]}, "invalid_type", "logit_bias", "an object, but got an array"),
+    ({"logprobs": 3}, "invalid_type", "logprobs", "a boolean"),
+    ({"logprobs": True, "top_logprobs": 21}, "integer_above_max_value", "top_logprobs", ""),
+    ({"top_logprobs": 2}, "invalid_value", "top_logprobs", "only allowed when 'logprobs' is true"),
+    ({"logprobs": False, "top_logprobs": 0}, "invalid_value", "top_logprobs", ""),
+    ({"stream": "yes"}, "invalid_type", "stream", "a boolean"),
+    ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options", "'stream'"),
+    (
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        "unsupported_parameter",
+        "stream_options.include_obfuscation",
+        "",
+    ),
+    ({"top_k": -1}, "integer_below_min_value", "top_k", ""),
+    ({"min_p": 1.5}, "decimal_above_max_value", "min_p", ""),
+    ({"repetition_penalty": 0}, "invalid_value", "repetition_penalty", "above 0"),
+    ({"stop_token_ids": [-1]}, "integer_below_min_value", "stop_token_ids[0]", ""),
+    ({"ignore_eos": 1}, "invalid_type", "ignore_eos", ""),
+    ({"metadata": {"a": 1}}, "invalid_type", "metadata.a", ""),
+    ({"foo": 1}, None, None, "Unrecognized request argument supplied: foo"),
+    ({"foo.bar": 1}, None, None, "Unrecognized request argument supplied: foo.bar"),
+    ({"foo": None}, None, None, "Unrecognized request argument supplied: foo"),
+    ({"max_new_tokens": 5}, None, None, "Unrecognized request argument supplied: max_new_tokens"),
+]
+
+UNSUPPORTED: dict[str, Any] = {
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tool_choice": "auto",
+    "functions": [{"name": "f"}],
+    "function_call": "auto",
+    "parallel_tool_calls": True,
+    "response_format": {"type": "json_object"},
+    "audio": {"voice": "alloy", "format": "wav"},
+    "modalities": ["text", "audio"],
+    "prediction": {"type": "content", "content": "x"},
+    "reasoning_effort": "low",
+    "verbosity": "low",
+    "web_search_options": {},
+    "moderation": {"model": "x"},
+    "prompt_cache_options": {},
+    "prompt_cache_retention": "24h",
+}
+
+
+def refused(**options: Any) -> dict[str, Any]:
+    engine = FakeEngine()
+    response = request(engine, "POST", CHAT, **options)
+    assert response.status_code == 400
+    assert response.headers["x-request-id"]
+    assert not engine.requests
+    error = error_of(response)
+    assert error["type"] == "invalid_request_error"
+    return error
+
+
+@pytest.mark.parametrize(("fields", "code", "param", "message"), CASES)
+def test_a_wrong_field_is_refused_by_name(
+    fields: dict[str, Any], code: str | None, param: str | None, message: str
+) -> None:
+    body = {name: value for name, value in chat_body(**fields).items() if value is not GONE}
+    error = refused(json=body)
+    assert (error["code"], error["param"]) == (code, param)
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize("field", UNSUPPORTED)
+def test_what_openai_knows_and_we_do_not_is_refused_by_name(field: str) -> None:
+    error = refused(json=chat_body(**{field: UNSUPPORTED[field]}))
+    assert (error["code"], error["param"]) == ("unsupported_parameter", field)
+    assert field in error["message"]
+
+
+def test_null_means_not_given_for_every_optional_field() -> None:
+    engine = FakeEngine()
+    optional = [*UNSUPPORTED, "temperature", "stop", "stream", "stream_options", "user", "top_k"]
+    body = chat_body(**dict.fromkeys(optional))
+    assert request(engine, "POST", CHAT, json=body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "it is empty"),
+        (b"{", "could not parse"),
+        (b'{"model": NaN}', "NaN"),
+        (b'{"temperature": -Infinity}', "-Infinity"),
+        (b'{"temperature": 1e999}', "1e999"),
+        (b'{"model": "a", "model": "b"}', "'model' is there twice"),
+        (b'{"messages": [{"role": "user", "role": "user"}]}', "'role' is there twice"),
+        (b'{"model": "\\ud800"}', "surrogates"),
+        (b'{"\\udfff": 1}', "surrogates"),
+        (b"\xff\xfe{}", "could not parse"),
+        (b"[" * 100_000, "could not parse"),
+        (b'{"n": ' + b"9" * 5000 + b"}", "could not parse"),
+    ],
+)
+def test_a_body_that_is_not_json_is_refused(body: bytes, message: str) -> None:
+    error = refused(content=body, headers={"content-type": "application/json"})
+    assert (error["code"], error["param"]) == (None, None)
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize(("body", "kind"), [(b'["hi"]', "an array"), (b"null", "null")])
+def test_a_body_that_is_no_object_is_refused(body: bytes, kind: str) -> None:
+    error = refused(content=body, headers={"content-type": "application/json"})
+    assert error["code"] == "invalid_type"
+    assert f"expected an object, but got {kind}" in error["message"]
+
+
+def test_a_body_that_a_web_page_could_send_unasked_is_refused() -> None:
+    error = refused(content=b"{}", headers={"content-type": "text/plain"})
+    assert "application/json" in error["message"]

@@ -1,0 +1,90 @@
+"""Does what the client asked for reach the engine, no more and no less?"""
+
+from typing import Any
+
+import pytest
+
+from llmctl.server.convert import generation_request
+from llmctl.server.schemas import ChatCompletionRequest
+from llmctl.types import GenerationRequest, Message, SamplingParams
+from tests.server.servers import chat_body
+
+
+def converted(**fields: Any) -> GenerationRequest:
+    return generation_request(ChatCompletionRequest.model_validate(chat_body(**fields)))
+
+
+def test_what_is_not_given_is_none() -> None:
+    assert converted().sampling == SamplingParams()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "name", "expected"),
+    [
+        ("temperature", 0, "temperature", 0.0),
+        ("seed", 0, "seed", 0),
+        ("seed", -1, "seed", -1),
+        ("stop", [], "stop", ()),
+        ("stop", "END", "stop", ("END",)),
+        ("stop", ["a", "b", "c", "d"], "stop", ("a", "b", "c", "d")),
+        ("top_k", 0, "top_k", 0),
+        ("min_p", 0, "min_p", 0.0),
+        ("presence_penalty", 0, "presence_penalty", 0.0),
+        ("frequency_penalty", -2, "frequency_penalty", -2.0),
+        ("repetition_penalty", 1.1, "repetition_penalty", 1.1),
+        ("logit_bias", {}, "logit_bias", ()),
+        ("logit_bias", {"0": -100, "50256": 1.5}, "logit_bias", ((0, -100.0), (50256, 1.5))),
+        ("stop_token_ids", [0, 2], "stop_token_ids", (0, 2)),
+        ("ignore_eos", False, "ignore_eos", False),
+        ("max_tokens", 5, "max_new_tokens", 5),
+        ("n", 2, "n", 2),
+        ("logprobs", False, "logprobs", None),
+        ("logprobs", True, "logprobs", 0),
+    ],
+)
+def test_falsy_and_other_values_arrive_as_they_are(
+    field: str, value: Any, name: str, expected: Any
+) -> None:
+    assert getattr(converted(**{field: value}).sampling, name) == expected
+
+
+def test_max_completion_tokens_supersedes_max_tokens() -> None:
+    assert converted(max_tokens=5, max_completion_tokens=9).sampling.max_new_tokens == 9
+
+
+def test_top_logprobs_counts_the_alternatives() -> None:
+    assert converted(logprobs=True, top_logprobs=3).sampling.logprobs == 3
+
+
+def test_messages_keep_role_and_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": " b"}]
+    request = converted(
+        messages=[
+            {"role": "system", "content": "s"},
+            {"role": "developer", "content": "d"},
+            {"role": "user", "content": parts, "name": "Ann"},
+            {"role": "assistant"},
+            {"role": "tool", "content": "t", "tool_call_id": "1"},
+        ]
+    )
+    assert request.messages == (
+        Message("system", "s"),
+        Message("developer", "d"),
+        Message("user", "a b"),
+        Message("assistant", ""),
+        Message("tool", "t"),
+    )
+
+
+def test_the_allowed_no_ops_change_nothing() -> None:
+    no_ops = {
+        "user": "u",
+        "store": True,
+        "metadata": {"a": "b"},
+        "safety_identifier": "s",
+        "prompt_cache_key": "k",
+        "service_tier": "auto",
+        "response_format": {"type": "text"},
+        "modalities": ["text"],
+    }
+    assert converted(**no_ops).sampling == SamplingParams()

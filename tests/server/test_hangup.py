@@ -1,0 +1,87 @@
+"""Does a client that leaves stop the work it asked for?"""
+
+import socket
+import threading
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from llmctl.engine.stream import GenerationStream
+from llmctl.types import GenerationRequest
+from tests.fakes import FakeEngine
+from tests.server.servers import CHAT, chat_body, eventually, running
+
+
+class SlowToSubmit(FakeEngine):
+    """Takes until `go` to look at a prompt."""
+
+    def __init__(self) -> None:
+        super().__init__(hold=threading.Event())
+        self.submitting = threading.Event()
+        self.go = threading.Event()
+
+    def submit(self, request: GenerationRequest) -> GenerationStream:
+        self.submitting.set()
+        self.go.wait(5)
+        return super().submit(request)
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine(hold=threading.Event())
+
+
+@pytest.fixture
+def url(engine: FakeEngine) -> Iterator[str]:
+    with running(engine) as url:
+        yield url
+
+
+def send_request(url: str, *, stream: bool) -> socket.socket:
+    """Send a whole request and return the connection its reply will come on."""
+    parts = urlsplit(url)
+    body = httpx.Request("POST", url + CHAT, json=chat_body(stream=stream))
+    head = "".join(f"{name}: {value}\r\n" for name, value in body.headers.items())
+    connection = socket.create_connection((parts.hostname, parts.port))
+    connection.sendall(f"POST {CHAT} HTTP/1.1\r\n{head}\r\n".encode() + body.content)
+    return connection
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_hanging_up_cancels_the_request(engine: FakeEngine, url: str, stream: bool) -> None:
+    connection = send_request(url, stream=stream)
+    assert eventually(lambda: bool(engine.streams))
+    if stream:
+        assert connection.recv(1000)
+    assert not engine.streams[0].cancelled
+    connection.close()
+    assert eventually(lambda: engine.streams[0].cancelled)
+    assert eventually(lambda: engine.in_flight == 0)
+    assert httpx.get(f"{url}/health").status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_hanging_up_before_the_request_is_submitted_cancels_it_too(stream: bool) -> None:
+    engine = SlowToSubmit()
+    with running(engine) as url:
+        connection = send_request(url, stream=stream)
+        assert engine.submitting.wait(5)
+        connection.close()
+        # A second request shows that the server has seen the first one go.
+        assert httpx.get(f"{url}/health").status_code == 200
+        engine.go.set()
+        assert eventually(lambda: bool(engine.streams) and engine.streams[0].cancelled)
+
+
+def test_a_client_that_stays_is_not_cancelled(engine: FakeEngine, url: str) -> None:
+    connection = send_request(url, stream=True)
+    assert eventually(lambda: bool(engine.streams))
+    assert engine.hold is not None
+    engine.hold.set()
+    received = b""
+    while b"[DONE]" not in received:
+        received += connection.recv(1000)
+    assert engine.streams[0].ended
+    connection.close()

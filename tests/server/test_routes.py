@@ -1,0 +1,62 @@
+"""What do the routes beside chat answer?"""
+
+import pytest
+
+from llmctl.errors import EngineStoppedError
+from llmctl.types import EngineInfo
+from tests.fakes import FakeEngine
+from tests.server.servers import CHAT, error_of, request
+
+
+class UnloadedEngine(FakeEngine):
+    def info(self) -> EngineInfo:
+        raise EngineStoppedError("no model is loaded")
+
+
+def test_models_are_the_engines_own_and_the_served_names() -> None:
+    listed = request(FakeEngine(), "GET", "/v1/models", served_names=["gpt-4o", "me/mine"]).json()
+    assert listed["object"] == "list"
+    assert [model["id"] for model in listed["data"]] == ["fake-model", "gpt-4o", "me/mine"]
+    for model in listed["data"]:
+        assert model.keys() == {"id", "object", "created", "owned_by"}
+        assert model["object"] == "model"
+
+
+@pytest.mark.parametrize("path", ["me/mine", "me%2Fmine"])
+def test_a_model_id_may_have_slashes(path: str) -> None:
+    response = request(FakeEngine(), "GET", f"/v1/models/{path}", served_names=["me/mine"])
+    assert response.json()["id"] == "me/mine"
+
+
+def test_an_unknown_model_id_is_404() -> None:
+    response = request(FakeEngine(), "GET", "/v1/models/nobody/nothing")
+    assert response.status_code == 404
+    assert error_of(response)["code"] == "model_not_found"
+
+
+def test_health_tells_how_many_requests_are_in_flight() -> None:
+    response = request(FakeEngine(), "GET", "/health")
+    assert response.status_code == 200
+    assert response.json() == {"status": "ok", "model": "fake-model", "in_flight": 0}
+
+
+def test_health_is_503_when_the_engine_is_stopped() -> None:
+    response = request(UnloadedEngine(), "GET", "/health")
+    assert response.status_code == 503
+    assert error_of(response)["type"] == "server_error"
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/nothing", f"{CHAT}/"])
+def test_an_unknown_route_is_404_in_the_envelope(path: str) -> None:
+    response = request(FakeEngine(), "POST", path)
+    assert response.status_code == 404
+    error = error_of(response)
+    assert error["message"] == f"Invalid URL (POST {path})"
+    assert error["type"] == "invalid_request_error"
+
+
+def test_a_wrong_method_is_405_in_the_envelope() -> None:
+    response = request(FakeEngine(), "GET", CHAT)
+    assert response.status_code == 405
+    assert response.headers["allow"] == "POST"
+    assert error_of(response)["code"] == "method_not_supported"

@@ -1,0 +1,180 @@
+"""Does the server take its port, and end in order?"""
+
+import errno
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from llmctl.config import ServeOptions
+from llmctl.errors import ConfigError
+from llmctl.server.run import bind, url_of
+from llmctl.services.serve import serve
+from llmctl.types import ModelSpec
+from tests.server.servers import CHAT, chat_body, events_of
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+
+
+@dataclass
+class Process:
+    url: str
+    popen: subprocess.Popen[str]
+
+    def end(self) -> tuple[str, str, float]:
+        """Wait for the end; return stdout, stderr and how long it took in seconds."""
+        before = time.monotonic()
+        out, err = self.popen.communicate(timeout=10)
+        return out, err, time.monotonic() - before
+
+
+@contextmanager
+def slow_server(seconds_per_reply: float, drain_s: float) -> Iterator[Process]:
+    command = [sys.executable, "-m", "tests.server.slow_server"]
+    popen = subprocess.Popen(
+        [*command, str(seconds_per_reply), str(drain_s)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert popen.stdout is not None
+    try:
+        yield Process(popen.stdout.readline().strip(), popen)
+    finally:
+        popen.kill()
+        popen.communicate()
+
+
+def refuses_connections(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/health", timeout=1)
+    except httpx.ConnectError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_a_running_stream_finish_and_then_ends(sig: signal.Signals) -> None:
+    with slow_server(seconds_per_reply=1, drain_s=10) as server:
+        with httpx.stream("POST", server.url + CHAT, json=chat_body(stream=True)) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.popen.send_signal(sig)
+            time.sleep(0.4)
+            assert refuses_connections(server.url)
+            rest = list(lines)
+        assert rest[-2:] == ["data: [DONE]", ""]
+        out, err, took_s = server.end()
+        assert out == f"engine closed\nended by {sig.name}\n"
+        assert err == ""
+        assert server.popen.returncode == 0
+        assert took_s < 2
+
+
+def test_replies_still_running_at_the_deadline_are_told() -> None:
+    with slow_server(seconds_per_reply=60, drain_s=0.2) as server:
+        url = server.url + CHAT
+        with httpx.stream("POST", url, json=chat_body(stream=True)) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.popen.send_signal(signal.SIGTERM)
+            response_text = "".join(f"{line}\n" for line in lines)
+        last = events_of(httpx.Response(200, text=response_text))[-1]
+        assert last["error"]["type"] == "server_error"
+        _, err, took_s = server.end()
+        assert err == ""
+        assert server.popen.returncode == 0
+        assert took_s < 2
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    with slow_server(seconds_per_reply=60, drain_s=60) as server:
+        with httpx.stream("POST", server.url + CHAT, json=chat_body(stream=True)) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.popen.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            server.popen.send_signal(signal.SIGINT)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
+        out, err, took_s = server.end()
+        assert out.endswith("ended by SIGINT\n")
+        assert err == ""
+        assert took_s < 2
+
+
+def test_port_0_takes_a_free_port() -> None:
+    with closing(bind("127.0.0.1", 0)) as sock:
+        assert url_of(sock) == f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+def test_a_taken_port_is_named_with_a_way_out() -> None:
+    with closing(bind("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} on 127.0.0.1 is in use") as error:
+            bind("127.0.0.1", port)
+        assert f"--port {port + 1}" in error.value.hint
+
+
+def test_a_taken_port_is_found_before_the_model_is_looked_at() -> None:
+    with closing(bind("127.0.0.1", 0)) as sock:
+        options = ServeOptions(port=sock.getsockname()[1])
+        with pytest.raises(ConfigError, match="in use"):
+            serve(ModelSpec("/no/such/model"), options, lambda *_: pytest.fail("was ready"))
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "x" * 300, "192.0.2.1"])
+def test_a_host_that_is_not_this_machine_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match="not an address of this machine"):
+        bind(host, 0)
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_out_of_range_is_refused(port: int) -> None:
+    with pytest.raises(ConfigError, match="between 0 and 65535"):
+        bind("127.0.0.1", port)
+
+
+def test_a_privileged_port_is_refused() -> None:
+    try:
+        socket.create_server(("127.0.0.1", 81)).close()
+    except OSError as error:
+        if error.errno != errno.EACCES:
+            pytest.skip("port 81 is in use")
+    else:
+        pytest.skip("this user may take any port")
+    with pytest.raises(ConfigError, match="privileged"):
+        bind("127.0.0.1", 81)
+
+
+def test_localhost_is_the_ipv4_address_most_clients_try() -> None:
+    with closing(bind("localhost", 0)) as sock:
+        assert sock.family == socket.AF_INET
+
+
+@needs_ipv6
+def test_an_ipv6_address_is_bracketed_in_the_url() -> None:
+    with closing(bind("::1", 0)) as sock:
+        assert url_of(sock).startswith("http://[::1]:")
+
+
+@needs_ipv6
+def test_the_ipv6_wildcard_listens_on_ipv4_too() -> None:
+    with closing(bind("::", 0)) as sock:
+        socket.create_connection(("127.0.0.1", sock.getsockname()[1]), timeout=1).close()

@@ -1,0 +1,72 @@
+"""A tiny random model and a byte-level tokenizer, built in code within a second."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+}
+
+
+def byte_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """One token per byte, ids 0 to 255 in GPT-2's order; then the control tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(
+        [AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>", "<|bos|>")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        bos_token="<|bos|>",
+        pad_token="<|im_end|>",
+        chat_template=chat_template,
+        model_max_length=256,
+    )
+
+
+def save_tiny_model(
+    folder: Path,
+    *,
+    model_type: str = "llama",
+    chat_template: str | None = CHATML,
+    generation: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> Path:
+    """Write a random model with its tokenizer to `folder`, as any model lies on a disk."""
+    tokenizer = byte_tokenizer(chat_template)
+    shape = SHAPE | {"vocab_size": len(tokenizer), "eos_token_id": 257, "pad_token_id": 257}
+    config = AutoConfig.for_model(model_type, **(shape | overrides))
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_config(config)
+    # Freshly initialised weights are so small that every token is about equally likely.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+    for name, value in (generation or {}).items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
