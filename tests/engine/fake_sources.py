@@ -198,7 +198,7 @@ def tiny_wheel(folder: Path) -> Wheel:
     path = write_wheel(folder, "llm_tiny", "1.0", {inside: source.read_bytes()})
     source.unlink()
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Wheel("llm-tiny==1.0", sha256, path.stat().st_size, inside, splits_digits=True)
+    return Wheel("llm-tiny==1.0", sha256, path.stat().st_size, inside)
 
 
 def _write_gguf(path: Path, hidden: int = 32, layers: int = 2, heads: int = 2) -> None:

@@ -1,0 +1,28 @@
+"""Reads the tokenizer out of a GGUF file, with a part that Transformers leaves behind."""
+
+from pathlib import Path
+from typing import Any
+
+_SPLITS_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r"})
+"""Values of `tokenizer.ggml.pre` whose tokenizers take every digit for itself (llama.cpp's
+`llama_vocab` pre-tokenizer types)."""
+
+
+def read_tokenizer(gguf: Path) -> Any:
+    """Return the file's tokenizer as Transformers' own class.
+
+    Transformers (5.23) takes any byte-level BPE in a GGUF for GPT-2's and does not look at
+    `tokenizer.ggml.pre`: "a  1" would come out in other tokens than the model was taught.
+    """
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    kind = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
+    if kind is not None and kind.contents() in _SPLITS_DIGITS:
+        backend = tokenizer.backend_tokenizer
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
+        )
+    return tokenizer
