@@ -46,6 +46,20 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a reply must look like, token by token."""
+
+    kind: Literal["json_schema", "json_object", "regex", "choice"]
+    source: str = ""
+    """The JSON schema as JSON text, or the regular expression."""
+    choices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind == "choice" and (not self.choices or "" in self.choices):
+            raise RequestError("a choice needs at least one text, none empty", param="choice")
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen, and when to end.
 
@@ -78,6 +92,9 @@ class SamplingParams:
     """Choices per request."""
     logprobs: int | None = None
     """`None` is none; k >= 0 is the chosen token's log-probability and the k likeliest."""
+    min_new_tokens: int | None = None
+    """The reply does not end by itself before it has so many tokens."""
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in SAMPLING_RANGES.items():
@@ -103,6 +120,7 @@ class SamplingParams:
 
 SAMPLING_RANGES: dict[str, tuple[float, float]] = {
     "max_new_tokens": (1, 2**31),
+    "min_new_tokens": (0, 2**31),
     "temperature": (0.0, 2.0),
     "top_p": (0.0, 1.0),
     "top_k": (0, 2**31),
