@@ -38,6 +38,6 @@ def smollm() -> Iterator["HFRunner"]:
     """The real default model, fetched once through the catalogue into the user's own store."""
     from llmctl.engine.hf_runner import HFRunner
 
-    with HFRunner(ModelSpec("smollm2-135m", device="cpu")) as engine:
+    with HFRunner(ModelSpec("smollm2-135m", dtype="float32", device="cpu")) as engine:
         engine.load()
         yield engine

@@ -1,67 +1,57 @@
 """The Transformers backend: checks requests, owns the model's thread, answers on streams."""
 
+import atexit
 import gc
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future
-from queue import SimpleQueue
-from typing import TypeVar
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 import torch
 
 from llmctl.engine.base import BaseEngine
+from llmctl.engine.batching.executor import Executor, choose_executor
 from llmctl.engine.batching.logprobs import TokenTexts
 from llmctl.engine.batching.row import Row
+from llmctl.engine.batching.sampler import RowSampler
+from llmctl.engine.batching.sequence import Job
+from llmctl.engine.batching.sequence import Sequence as RowSequence
+from llmctl.engine.failures import as_ours
 from llmctl.engine.loading import LoadedModel, load_model
-from llmctl.engine.serial import SerialWriter
 from llmctl.engine.stream import GenerationStream
 from llmctl.engine.text import incremental_decoder
 from llmctl.errors import (
     ContextLengthError,
-    EngineFailedError,
     EngineStoppedError,
-    LlmctlError,
-    OutOfMemoryError,
     RequestError,
     UnsupportedError,
 )
 from llmctl.types import (
     DEFAULT_SAMPLING,
     EngineInfo,
-    GenerationChunk,
     GenerationRequest,
     Message,
     ModelSpec,
+    Progress,
     ProgressCallback,
     SamplingParams,
     Score,
     ScoreRequest,
-    Usage,
     check_text,
     ignore_progress,
 )
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
-class _Job:
-    """A request on its way through the engine thread."""
+class _Scoring(NamedTuple):
+    """A score request in the engine thread: advanced a forward pass at a time."""
 
-    def __init__(self, prompt_ids: list[int], rows: list[Row], stream: GenerationStream) -> None:
-        self.prompt_ids = prompt_ids
-        self.rows = rows
-        self.stream = stream
-
-    def emit(self, chunk: GenerationChunk) -> None:
-        """Pass a row's chunk on; the one that ends the last row carries the usage."""
-        if chunk.finish_reason is not None and all(row.finish_reason for row in self.rows):
-            usage = Usage(len(self.prompt_ids), sum(len(row.output_ids) for row in self.rows))
-            chunk = GenerationChunk(
-                chunk.text, chunk.index, chunk.logprobs, chunk.finish_reason, usage
-            )
-        self.stream.put(chunk)
+    steps: Generator[None, None, tuple[Score, ...]]
+    result: Future[tuple[Score, ...]]
 
 
 class HFRunner(BaseEngine):
@@ -70,7 +60,8 @@ class HFRunner(BaseEngine):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self._loaded: LoadedModel | None = None
-        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._executor: Executor | None = None
+        self._inbox: SimpleQueue[list[RowSequence] | _Scoring | None] = SimpleQueue()
         self._streams: set[GenerationStream] = set()
         # Guards _streams and _closing: submit, close and the engine thread all touch them.
         self._lock = threading.Lock()
@@ -79,10 +70,19 @@ class HFRunner(BaseEngine):
 
     def load(self, progress: ProgressCallback = ignore_progress) -> None:
         loaded = load_model(self.spec, progress)
+        progress(Progress(f"trying how {loaded.info.model_id} runs best here"))
         self._texts = TokenTexts(loaded.tokenizer)
-        self._writer = SerialWriter(loaded.model, self._texts)
+        self._executor, self.path = choose_executor(
+            loaded.model,
+            self._texts,
+            kv_budget_tokens=max(loaded.info.context_length, 65536),
+            max_rows=16,
+            quantised=loaded.info.quant != "none",
+        )
         self._loaded = loaded
         self._thread.start()
+        # A thread that is inside torch while the interpreter goes away brings the process down.
+        atexit.register(self.close)
 
     @property
     def _ready(self) -> LoadedModel:
@@ -97,30 +97,38 @@ class HFRunner(BaseEngine):
         prompt_ids = self._prompt_ids(request)
         params = request.sampling.over(loaded.sampling_defaults).over(DEFAULT_SAMPLING)
         self._check_token_ids([i for i, _ in params.logit_bias or ()], "logit_bias")
+        self._check_token_ids(params.stop_token_ids or (), "stop_token_ids")
         room = self._room(len(prompt_ids), "messages" if request.messages else "prompt")
         limit = room if params.max_new_tokens is None else min(params.max_new_tokens, room)
         stream = GenerationStream(request.request_id)
-        job = _Job(prompt_ids, [], stream)
-        job.rows += [self._row(i, job, params, limit) for i in range(params.n or 1)]
+        job = Job(prompt_ids, stream)
+        sequences = [self._sequence(i, job, params, limit) for i in range(params.n or 1)]
+        job.rows += [sequence.row for sequence in sequences]
         with self._lock:
             if self._closing:
                 raise EngineStoppedError("the engine is closing")
             self._streams.add(stream)
-            self._work.put(lambda: self._answer(job))
+            stream.on_end(self._forget)
+            self._inbox.put(sequences)
         return stream
 
-    def _row(self, index: int, job: _Job, params: SamplingParams, limit: int) -> Row:
+    def _forget(self, stream: GenerationStream) -> None:
+        with self._lock:
+            self._streams.discard(stream)
+
+    def _sequence(self, index: int, job: Job, params: SamplingParams, limit: int) -> RowSequence:
         loaded = self._ready
-        ends = (*params.stop_token_ids,) if params.stop_token_ids else ()
-        return Row(
+        end_ids = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else loaded.eos_ids)}
+        row = Row(
             index,
             job.prompt_ids,
             params,
             limit,
-            ends if params.ignore_eos else (*ends, *loaded.eos_ids),
+            end_ids,
             incremental_decoder(loaded.tokenizer),
             job.emit,
         )
+        return RowSequence(job, row, RowSampler(params, job.prompt_ids, index))
 
     def _prompt_ids(self, request: GenerationRequest) -> list[int]:
         if request.messages:
@@ -163,9 +171,14 @@ class HFRunner(BaseEngine):
             [self._encode_pair(request.context, c) for c in request.continuations]
             for request in requests
         ]
-        return self._on_engine_thread(
-            lambda: [tuple(self._score_one(ids, tail) for ids, tail in pairs) for pairs in encoded]
-        )
+        executor = self._executor
+        with self._lock:
+            if self._closing or executor is None:
+                raise EngineStoppedError("the engine is not running")
+            scorings = [_Scoring(executor.score(pairs, None), Future()) for pairs in encoded]
+            for scoring in scorings:
+                self._inbox.put(scoring)
+        return [scoring.result.result() for scoring in scorings]
 
     def _encode_pair(
         self, context: str | tuple[int, ...], continuation: str | tuple[int, ...]
@@ -186,13 +199,6 @@ class HFRunner(BaseEngine):
         self._room(len(ids) - 1, "prompt")
         return ids, len(ids) - head_length
 
-    def _score_one(self, ids: list[int], tail: int) -> Score:
-        logits = self._writer.score([(ids, tail)])[0]
-        targets = torch.tensor(ids[-tail:], device=logits.device)
-        chosen = logits.log_softmax(-1).gather(1, targets.unsqueeze(1))
-        greedy = bool((logits.argmax(-1) == targets).all())
-        return Score(float(chosen.sum()), tail, greedy)
-
     def count_tokens(self, text: str | Sequence[Message]) -> int:
         if isinstance(text, str):
             return len(self._encode(text))
@@ -208,69 +214,63 @@ class HFRunner(BaseEngine):
     def close(self) -> None:
         with self._lock:
             already, self._closing = self._closing, True
-            for stream in self._streams:
-                stream.cancel()
         if already or self._loaded is None:
             return
-        self._work.put(None)
+        atexit.unregister(self.close)
+        self._inbox.put(None)
         self._thread.join()
-        self._loaded = None
-        del self._writer
+        self._loaded = self._executor = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _run(self) -> None:
         """The engine thread: the only one that runs the model."""
-        while (work := self._work.get()) is not None:
-            work()
-
-    def _on_engine_thread(self, work: Callable[[], _T]) -> _T:
-        """Run `work` in the engine thread, in turn, and return what it returns or raises."""
-        future: Future[_T] = Future()
-
-        def run() -> None:
+        executor = self._executor
+        assert executor is not None
+        scorings: deque[_Scoring] = deque()
+        while self._take_in(executor, scorings):
             try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(_as_ours(error))
+                if executor.busy:
+                    executor.step()
+                if scorings:
+                    self._advance(scorings)
+            except Exception as error:
+                # A bug of ours. Whoever was running learns of it; the thread lives for the next.
+                _log.exception("a step failed")
+                executor.fail_all(error)
+        stopped = EngineStoppedError("the engine was closed before the reply ended")
+        executor.fail_all(stopped)
+        for scoring in scorings:
+            scoring.result.set_exception(stopped)
 
-        with self._lock:
-            if self._closing:
-                raise EngineStoppedError("the engine is closing")
-            self._work.put(run)
-        return future.result()
+    def _take_in(self, executor: Executor, scorings: deque[_Scoring]) -> bool:
+        """Take what has been asked since the last step, waiting if there is nothing else to do.
 
-    def _answer(self, job: _Job) -> None:
-        stream = job.stream
+        Returns:
+            Whether to go on.
+        """
+        while True:
+            idle = not (executor.busy or scorings)
+            try:
+                item = self._inbox.get(block=idle)
+            except Empty:
+                return True
+            if item is None:
+                return False
+            if isinstance(item, _Scoring):
+                scorings.append(item)
+            else:
+                for sequence in item:
+                    executor.add(sequence)
+
+    def _advance(self, scorings: deque[_Scoring]) -> None:
+        steps, result = scorings[0]
         try:
-            for row in job.rows:
-                if stream.cancelled:
-                    break
-                self._writer.write(row, lambda: stream.cancelled)
-            if self._closing and not all(row.finish_reason for row in job.rows):
-                stream.fail(EngineStoppedError("the engine was closed before the reply ended"))
-        except BaseException as error:
-            # This request fails alone; the thread lives for the others.
-            _log.exception("request %s failed", stream.request_id)
-            stream.fail(_as_ours(error))
-        finally:
-            stream.finish()
-            with self._lock:
-                self._streams.discard(stream)
-
-
-def _as_ours(error: BaseException) -> LlmctlError:
-    """Wrap what broke in the engine thread, with its cause."""
-    if isinstance(error, LlmctlError):
-        return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        wrapped: LlmctlError = OutOfMemoryError(
-            "memory ran out while this request ran", hint="shorten the prompt or the reply"
-        )
-    else:
-        wrapped = EngineFailedError(f"the engine failed on this request: {error}")
-    wrapped.__cause__ = error
-    return wrapped
+            next(steps)
+            return
+        except StopIteration as end:
+            result.set_result(end.value)
+        except Exception as error:
+            result.set_exception(as_ours(error))
+        scorings.popleft()

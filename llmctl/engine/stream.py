@@ -36,6 +36,7 @@ class GenerationStream:
         self._ready = threading.Condition()
         self._items: deque[StreamItem] = deque()
         self._listener: Callable[[StreamItem], None] | None = None
+        self._on_end: Callable[[GenerationStream], None] = lambda _: None
         self._cancelled = False
         self._ended = False
 
@@ -51,6 +52,10 @@ class GenerationStream:
         """End the request. Engine side; safe to call again."""
         self._deliver(None)
 
+    def on_end(self, call: "Callable[[GenerationStream], None]") -> None:
+        """Call `call` in the engine's thread once the last item is delivered. Engine side."""
+        self._on_end = call
+
     def _deliver(self, item: StreamItem) -> None:
         # The lock also orders items against `listen`, which moves what has queued up so far.
         with self._ready:
@@ -62,6 +67,8 @@ class GenerationStream:
             else:
                 self._items.append(item)
                 self._ready.notify_all()
+        if self._ended:
+            self._on_end(self)
 
     @property
     def cancelled(self) -> bool:

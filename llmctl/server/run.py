@@ -45,11 +45,14 @@ def bind(host: str, port: int) -> socket.socket:
     # Of a name with both, most clients try the IPv4 address.
     family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     try:
-        return socket.create_server(
+        sock = socket.create_server(
             address,
             family=family,
             dualstack_ipv6=address[0] == "::" and socket.has_dualstack_ipv6(),
         )
+        # asyncio sets this only on sockets it makes itself; without it tokens wait for each other.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
     except OSError as error:
         match error.errno:
             case errno.EADDRINUSE:

@@ -41,7 +41,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    server = Server("--device", "cpu")
+    server = Server("--device", "cpu", "--dtype", "float32")
     yield server
     server.stop()
 

@@ -1,0 +1,211 @@
+"""Attention of many rows in one step: their tokens packed end to end, no padding, no mask.
+
+All rows' new tokens lie in one sequence, so that the linear layers see one big matrix; only here
+does each row look at its own keys and values. Registered in Transformers under `NAME`, so every
+model that takes its attention from Transformers' interface can run this way.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  its name everywhere
+from torch import Tensor, nn
+
+from llmctl.engine.batching.kv import KVCache
+
+NAME = "llmctl_packed"
+_QUERY_BLOCK = 256
+"""Queries of a prompt that are scored at once: more computes more of what is masked away, and
+scores that do not fit the processor's caches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The new tokens of one row within a packed step."""
+
+    cache: KVCache
+    start: int
+    """Where they begin in the packed sequence."""
+    count: int
+    past: int
+    """Tokens of the row that are in its cache already."""
+    branches: tuple[int, ...] = ()
+    """Lengths of alternative endings, side by side at the end: each sees itself and what comes
+    before all of them, and none sees another."""
+
+    @property
+    def positions(self) -> list[int]:
+        """Position of every new token within its sequence; alternatives have the same ones."""
+        trunk = self.count - sum(self.branches)
+        fork = self.past + trunk
+        listed = list(range(self.past, fork))
+        for length in self.branches:
+            listed.extend(range(fork, fork + length))
+        return listed
+
+
+@dataclass(slots=True)
+class PackedStep:
+    """Which tokens of a packed sequence belong to which row, in order and without gaps."""
+
+    segments: Sequence[Segment]
+    _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+
+    def mask(self, query: Tensor, segment: Segment, begin: int, size: int, window: Any) -> Tensor:
+        """Return an additive mask, made once for all layers.
+
+        Args:
+            query: gives type and device.
+            begin: first of the segment's tokens that ask; `size` of them do.
+            window: how many tokens a token sees, `None` for all.
+
+        Returns:
+            (size, past + begin + size), or with branches (size, past + count).
+        """
+        key = (segment.past + begin, size, window, segment.start if segment.branches else None)
+        if key not in self._masks:
+            self._masks[key] = _additive_mask(query, segment, begin, size, window)
+        return self._masks[key]
+
+
+def _additive_mask(
+    query: Tensor, segment: Segment, begin: int, size: int, window: int | None
+) -> Tensor:
+    total = segment.past + (segment.count if segment.branches else begin + size)
+    seen = torch.ones(size, total, dtype=torch.bool).tril(segment.past + begin)
+    fork = segment.past + segment.count - sum(segment.branches)
+    at = fork
+    for length in segment.branches:
+        # Rows of this branch see nothing between the fork and its own beginning.
+        first = at - segment.past - begin
+        seen[max(first, 0) : max(first + length, 0), fork:at] = False
+        at += length
+    if window is not None:
+        positions = torch.tensor([*range(segment.past), *segment.positions])
+        own = positions[segment.past + begin : segment.past + begin + size]
+        seen &= positions[None, :total] > own[:, None] - window
+    mask = torch.zeros(size, total, dtype=query.dtype).masked_fill_(~seen, float("-inf"))
+    return mask.to(query.device)
+
+
+def register() -> None:
+    """Make the attention known to Transformers. No mask function: it then passes no mask."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _attention_forward)
+
+
+def _attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed: PackedStep,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention interface; (1, heads, tokens, head_dim) in, (1, tokens, ...) out."""
+    assert attention_mask is None
+    layer: Any = module.layer_idx
+    output = attend(packed, layer, query[0], key[0], value[0], scaling, sliding_window)
+    return output.unsqueeze(0), None
+
+
+def attend(
+    step: PackedStep,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """Store the new keys and values, and let every row attend to its own.
+
+    Args:
+        query: (heads, tokens, head_dim).
+        key: (kv_heads, tokens, head_dim), like `value`; heads is a multiple of kv_heads.
+        scaling: of the scores, by default 1 / sqrt(head_dim).
+        window: how many tokens a token sees, itself included; `None` for all.
+
+    Returns:
+        (tokens, heads, head_dim).
+    """
+    heads, _, dim = query.shape
+    kv_heads = key.shape[0]
+    scale = dim**-0.5 if scaling is None else scaling
+    outputs = []
+    for segment in step.segments:
+        start, count, past = segment.start, segment.count, segment.past
+        keys, values = segment.cache.keys[layer], segment.cache.values[layer]
+        total = past + count
+        keys.narrow(2, past, count).copy_(key.narrow(1, start, count))
+        values.narrow(2, past, count).copy_(value.narrow(1, start, count))
+        own = query.narrow(1, start, count)
+        if count == 1:
+            first = 0 if window is None else max(total - window, 0)
+            # Query heads that share a key head stand in for a sequence: nothing is repeated.
+            out = F.scaled_dot_product_attention(
+                own.reshape(1, kv_heads, heads // kv_heads, dim),
+                keys.narrow(2, first, total - first),
+                values.narrow(2, first, total - first),
+                scale=scale,
+            )
+            outputs.append(out.view(1, heads, dim))
+        else:
+            outputs.append(_prefill(step, segment, own, keys[0], values[0], scale, window))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _prefill(
+    step: PackedStep,
+    segment: Segment,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Attention of several new tokens of one row, causal.
+
+    On a CPU plain matrix products in blocks of queries are twice as fast as the fused kernel
+    (docs/performance.md); elsewhere the fused kernel is the fast one.
+
+    Args:
+        query: (heads, count, head_dim).
+        keys: (kv_heads, capacity, head_dim), like `values`.
+    """
+    heads, count, dim = query.shape
+    kv_heads = keys.shape[0]
+    group = heads // kv_heads
+    outputs = []
+    for begin in range(0, count, _QUERY_BLOCK):
+        size = min(_QUERY_BLOCK, count - begin)
+        mask = step.mask(query, segment, begin, size, window)
+        total = mask.shape[1]
+        block = query.narrow(1, begin, size)
+        seen_keys, seen_values = keys.narrow(1, 0, total), values.narrow(1, 0, total)
+        if query.device.type == "cpu":
+            grouped = block.reshape(kv_heads, group, size, dim)
+            scores = torch.matmul(
+                grouped.reshape(kv_heads, group * size, dim), seen_keys.transpose(1, 2)
+            )
+            scores = scores.view(kv_heads, group, size, total).mul_(scale).add_(mask)
+            weights = scores.softmax(-1).view(kv_heads, group * size, total)
+            out = torch.matmul(weights, seen_values).view(heads, size, dim)
+        else:
+            out = F.scaled_dot_product_attention(
+                block.unsqueeze(0),
+                seen_keys.unsqueeze(0),
+                seen_values.unsqueeze(0),
+                attn_mask=mask,
+                scale=scale,
+                enable_gqa=group > 1,
+            )[0]
+        outputs.append(out.transpose(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -1,0 +1,126 @@
+"""A leaner forward pass for the Llama family, with the model's own weights.
+
+On a small machine a decoding step is hundreds of small operators, and Transformers' general code
+spends more on calling them than they take. Llama, Mistral, Qwen2, Qwen3, SmolLM and their like
+share one shape of layer; for those it is written out here with a third of the operators. Whether
+a model really has that shape is not believed but tried: `executor` compares logits with the model's
+own, and any difference beyond rounding leaves the model as it is.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812  its name everywhere
+from torch import Tensor, nn
+
+from llmctl.engine.batching.attention import attend
+from llmctl.engine.batching.forward import Work, pack, remember
+from llmctl.engine.batching.linear import Linear, fuse, lay_out
+
+
+class _Norm(NamedTuple):
+    weight: Tensor
+    epsilon: float
+    dtype: torch.dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon).to(self.dtype)
+
+
+class _Layer(NamedTuple):
+    input_norm: _Norm
+    qkv: Linear
+    query_norm: _Norm | None
+    key_norm: _Norm | None
+    output: Linear
+    mlp_norm: _Norm
+    gate_up: Linear
+    down: Linear
+    window: int | None
+
+
+class FusedForward:
+    """A `Forward`, for models of the Llama shape."""
+
+    def __init__(self, model: Any, *, release: bool = False) -> None:
+        """`release` takes the weights out of the model, which can then no longer run by itself."""
+        self.model = model
+        body = model.model
+        config = model.config
+        first = body.layers[0].self_attn
+        self._heads = config.num_attention_heads
+        self._kv_heads = config.num_key_value_heads
+        self._head_dim = first.head_dim
+        self._scaling: float = first.scaling
+        self._device = model.device
+        self._embed: nn.Embedding = body.embed_tokens
+        self._rotary: Any = body.rotary_emb
+        self._norm = _norm(body.norm)
+        # Mistral's layers do not know their window; it is one for all.
+        window = config.sliding_window if config.model_type == "mistral" else None
+        self._layers = [_layer(layer, window, release) for layer in body.layers]
+        head = model.lm_head
+        # A tied head shares the embedding's weight, which must stay as it is.
+        tied = head.weight is body.embed_tokens.weight
+        self._head = lay_out(head.weight.detach()) if tied else fuse([head], release=release)
+
+    @torch.inference_mode()
+    def run(self, work: Sequence[Work]) -> Tensor:
+        """Compute one step; see `Forward.run`."""
+        step, token_ids, positions, wanted = pack(work)
+        ids = torch.tensor(token_ids, device=self._device)
+        embedded = self._embed(ids)
+        cos, sin = self._rotary(embedded, torch.tensor([positions], device=self._device))
+        cos, sin = cos[0].unsqueeze(1), _signed(sin[0]).unsqueeze(1)
+        # Between the layers in float32: it costs next to nothing, and half of what a bfloat16
+        # model is off from its float32 self comes from rounding here (docs/performance.md).
+        x = embedded.float()
+        half = self._head_dim // 2
+        heads, kv_heads = self._heads, self._kv_heads
+        shape = (len(token_ids), heads + 2 * kv_heads, self._head_dim)
+        for index, layer in enumerate(self._layers):
+            mixed = layer.qkv(layer.input_norm(x)).view(shape)
+            qk = mixed[:, : heads + kv_heads]
+            if layer.query_norm is not None and layer.key_norm is not None:
+                qk = torch.cat(
+                    (layer.query_norm(qk[:, :heads]), layer.key_norm(qk[:, heads:])), dim=1
+                )
+            # Rotary embedding (Su et al. 2021) in Transformers' layout: halves, not pairs.
+            qk = torch.addcmul(qk * cos, qk.roll(half, -1), sin).transpose(0, 1)
+            value = mixed[:, heads + kv_heads :].transpose(0, 1)
+            seen = attend(step, index, qk[:heads], qk[heads:], value, self._scaling, layer.window)
+            x = x + layer.output(seen.reshape(len(token_ids), -1))
+            gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
+            x = x + layer.down(F.silu(gate) * up)
+        remember(work)
+        if len(wanted) < len(token_ids):
+            x = x[wanted]
+        return self._head(self._norm(x))
+
+
+def _signed(sin: Tensor) -> Tensor:
+    """Negate the first half, so that rolling stands in for `rotate_half`."""
+    first, second = sin.chunk(2, dim=-1)
+    return torch.cat((-first, second), dim=-1)
+
+
+def _norm(module: Any, *, wide: bool = True) -> _Norm:
+    """`wide`: its input is the float32 stream between the layers."""
+    weight = module.weight.detach()
+    return _Norm(weight.float() if wide else weight, module.variance_epsilon, weight.dtype)
+
+
+def _layer(layer: Any, window: int | None, release: bool) -> _Layer:
+    a, m = layer.self_attn, layer.mlp
+    return _Layer(
+        _norm(layer.input_layernorm),
+        fuse([a.q_proj, a.k_proj, a.v_proj], release=release),
+        _norm(a.q_norm, wide=False) if hasattr(a, "q_norm") else None,
+        _norm(a.k_norm, wide=False) if hasattr(a, "k_norm") else None,
+        fuse([a.o_proj], release=release),
+        _norm(layer.post_attention_layernorm),
+        fuse([m.gate_proj, m.up_proj], release=release),
+        fuse([m.down_proj], release=release),
+        getattr(a, "sliding_window", window),
+    )

@@ -1,0 +1,203 @@
+"""Keys and values of token sequences: kept while they may be of use, found again by prefix.
+
+Every sequence has buffers of its own that grow with it, so rows of any length share a step without
+padding. All of them together stay within one budget of tokens. What a finished row leaves behind
+is kept, longest unused first to go, and a new prompt takes over the longest beginning it shares
+with anything that is held.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_GROWTH = 128
+"""Buffers grow in steps of at least so many tokens."""
+_COMPARED = 64
+"""Tokens compared at once when prefixes are measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What one token needs in every layer. All layers are alike."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+
+class KVCache:
+    """Keys and values of one token sequence under one adapter.
+
+    `token_ids[:length]` are in the buffers; `keys[layer]` and `values[layer]` are
+    (1, kv_heads, capacity, head_dim).
+    """
+
+    def __init__(self, shape: KVShape, adapter: str | None) -> None:
+        self.adapter = adapter
+        self.token_ids: list[int] = []
+        self.capacity = 0
+        self._shape = shape
+        self.keys: tuple[Tensor, ...] = ()
+        self.values: tuple[Tensor, ...] = ()
+        self._allocate(0)
+
+    @property
+    def length(self) -> int:
+        return len(self.token_ids)
+
+    def _allocate(self, capacity: int) -> None:
+        s = self._shape
+        whole = torch.empty(
+            (2, s.layers, 1, s.kv_heads, capacity, s.head_dim), dtype=s.dtype, device=s.device
+        )
+        self._whole = whole
+        self.keys, self.values = whole[0].unbind(0), whole[1].unbind(0)
+        self.capacity = capacity
+
+    def resize(self, capacity: int) -> None:
+        """Change the room, keeping what is held. `capacity` is at least `length`."""
+        held = self._whole[..., : self.length, :]
+        self._allocate(capacity)
+        self._whole[..., : self.length, :] = held
+
+    def copy_prefix(self, source: "KVCache", length: int) -> None:
+        """Begin with the first `length` tokens of another sequence of the same adapter."""
+        self._whole[..., :length, :] = source._whole[..., :length, :]
+        self.token_ids = source.token_ids[:length]
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first `length` tokens."""
+        del self.token_ids[length:]
+
+
+class KVPool:
+    """All caches of an engine. Used by the engine thread alone."""
+
+    def __init__(self, shape: KVShape, budget_tokens: int) -> None:
+        self.shape = shape
+        self.budget_tokens = budget_tokens
+        self.used_tokens = 0
+        self._active: dict[int, KVCache] = {}
+        self._idle: OrderedDict[int, KVCache] = OrderedDict()
+
+    @property
+    def active_count(self) -> int:
+        return len(self._active)
+
+    @property
+    def idle_tokens(self) -> int:
+        """Room that idle caches would give back."""
+        return sum(cache.capacity for cache in self._idle.values())
+
+    def shared_prefix(self, token_ids: Sequence[int], adapter: str | None) -> int:
+        """Length of the longest beginning of `token_ids` that is already computed."""
+        return max(
+            (common_prefix(c.token_ids, token_ids) for c in self._all() if c.adapter == adapter),
+            default=0,
+        )
+
+    def open(self, token_ids: Sequence[int], adapter: str | None, room: int) -> KVCache | None:
+        """Return a cache that begins with all of `token_ids` that is held anywhere, or `None`.
+
+        Args:
+            token_ids: the sequence that is about to be computed. At least one token is left to
+                compute, for without it there are no logits.
+            room: tokens the cache must have room for at once.
+
+        Returns:
+            `None` if the budget has no room now; nothing has changed then but idle caches.
+        """
+        best, length = None, 0
+        for candidate in self._all():
+            if candidate.adapter == adapter:
+                shared = common_prefix(candidate.token_ids, token_ids)
+                if shared > length:
+                    best, length = candidate, shared
+        length = min(length, len(token_ids) - 1)
+        # A cache that mostly continues otherwise stays for those who continue it.
+        if best is not None and id(best) in self._idle and length * 2 >= best.length:
+            del self._idle[id(best)]
+            self._active[id(best)] = best
+            best.truncate(length)
+            if self.reserve(best, room):
+                return best
+            self.release(best)
+            return None
+        cache = KVCache(self.shape, adapter)
+        self._active[id(cache)] = cache
+        if not self.reserve(cache, room, keep=best):
+            del self._active[id(cache)]
+            return None
+        if best is not None and length:
+            cache.copy_prefix(best, length)
+        return cache
+
+    def reserve(self, cache: KVCache, tokens: int, keep: KVCache | None = None) -> bool:
+        """Give an active cache room for `tokens` in all; idle caches make way, but for `keep`.
+
+        Returns:
+            Whether there was room. If not, the cache is as it was.
+        """
+        if tokens <= cache.capacity:
+            return True
+        # Half as much again, where there is room for it, or copying would eat what growing saves.
+        roomy = max(tokens, min(cache.capacity * 3 // 2, tokens + 4096))
+        roomy = -(-roomy // _GROWTH) * _GROWTH
+        for wanted in (roomy, tokens):
+            more = wanted - cache.capacity
+            self._evict(more, keep)
+            if self.used_tokens + more <= self.budget_tokens:
+                cache.resize(wanted)
+                self.used_tokens += more
+                return True
+        return False
+
+    def release(self, cache: KVCache, *, forget: bool = False) -> None:
+        """Take a cache back from its row: kept for others, or given up at once."""
+        del self._active[id(cache)]
+        if forget or not cache.length:
+            self.used_tokens -= cache.capacity
+            return
+        self._idle[id(cache)] = cache
+
+    def clear(self) -> None:
+        """Give up every idle cache."""
+        for cache in self._idle.values():
+            self.used_tokens -= cache.capacity
+        self._idle.clear()
+
+    def drop_adapter(self, adapter: str) -> None:
+        """Give up what was computed under an adapter that is no more."""
+        for key in [k for k, c in self._idle.items() if c.adapter == adapter]:
+            self.used_tokens -= self._idle.pop(key).capacity
+
+    def _evict(self, more: int, keep: KVCache | None) -> None:
+        for key in list(self._idle):
+            if self.used_tokens + more <= self.budget_tokens:
+                return
+            if self._idle[key] is not keep:
+                self.used_tokens -= self._idle.pop(key).capacity
+
+    def _all(self) -> list[KVCache]:
+        return [*self._idle.values(), *self._active.values()]
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    most = min(len(a), len(b))
+    at = 0
+    # Slices compare in C; only the block that differs is looked at token by token.
+    while at < most and a[at : at + _COMPARED] == b[at : at + _COMPARED]:
+        at += _COMPARED
+    while at < most and a[at] == b[at]:
+        at += 1
+    return min(at, most)

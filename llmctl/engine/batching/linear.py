@@ -1,0 +1,59 @@
+"""Linear layers as one matrix where several read the same input, laid out for this processor."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  its name everywhere
+from torch import Tensor, nn
+
+Linear = Callable[[Tensor], Tensor]
+"""(tokens, inputs) -> (tokens, outputs)."""
+
+
+def fuse(modules: Sequence[nn.Module], *, release: bool = False) -> Linear:
+    """Return one function for several linear layers of the same input, outputs side by side.
+
+    Plain layers become one matrix; with `release` the modules give up their own weights, so that
+    nothing is held twice. Quantised layers and others are called as they are.
+    """
+    if not all(type(m) is nn.Linear for m in modules):
+        return _called(modules)
+    plain: list[Any] = list(modules)
+    weight = torch.cat([m.weight for m in plain]) if len(plain) > 1 else plain[0].weight.detach()
+    biases = [m.bias for m in plain]
+    if any((b is None) != (biases[0] is None) for b in biases):
+        return _called(modules)
+    bias = None if biases[0] is None else torch.cat(biases)
+    for module in plain if release else ():
+        module.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
+    return lay_out(weight, bias)
+
+
+def lay_out(weight: Tensor, bias: Tensor | None = None) -> Linear:
+    """Return the product with `weight` (outputs, inputs) in the layout that is fastest here.
+
+    On a CPU oneDNN repacks a bfloat16 weight at every call of `F.linear`; packed once, a few rows
+    take half the time (docs/performance.md). `torch.compile` packs through the same two operators.
+    """
+    if (
+        weight.device.type != "cpu"
+        or weight.dtype != torch.bfloat16
+        or not torch.backends.mkldnn.is_available()
+    ):
+        return lambda x: F.linear(x, weight, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+    product = torch.ops.mkldnn._linear_pointwise
+
+    def multiply(x: Tensor) -> Tensor:
+        result: Tensor = product(x, packed, bias, "none", [], "")
+        return result
+
+    return multiply
+
+
+def _called(modules: Sequence[nn.Module]) -> Linear:
+    if len(modules) == 1:
+        only = modules[0]
+        return lambda x: only(x)
+    return lambda x: torch.cat([module(x) for module in modules], dim=-1)

@@ -1,0 +1,225 @@
+"""The step loop: who runs in the next forward pass, and what becomes of its logits.
+
+Rows join and leave between steps. A step takes one token of every decoding row and, beside them, a
+bounded chunk of the prompts that are waiting to be read, so that running replies never stall for
+longer than about one chunk.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Generator
+from collections.abc import Sequence as Sequence_
+
+import torch
+from torch import Tensor
+
+from llmctl.engine.batching.forward import IDLE_CHUNK, Forward, Work
+from llmctl.engine.batching.kv import KVPool, common_prefix
+from llmctl.engine.batching.logprobs import TokenTexts, token_logprobs
+from llmctl.engine.batching.sampler import sample
+from llmctl.engine.batching.scoring import Pair, score_steps
+from llmctl.engine.batching.sequence import Sequence
+from llmctl.engine.failures import as_ours
+from llmctl.types import Score, TokenLogprob
+
+_log = logging.getLogger(__name__)
+
+BUSY_CHUNK = 128
+"""Prompt tokens per step while replies are running."""
+_WORTH_WAITING = 32
+"""Prompt tokens that must be shared for a request to wait until another has computed them."""
+
+
+class Scheduler:
+    """Runs sequences on one thread; `step` is called while `busy`.
+
+    Args:
+        forward: the model.
+        pool: the caches, as a hard limit: who finds no room waits, and when running rows need
+            more than there is, the youngest gives its room up and is computed again later.
+        max_rows: sequences that run at the same time.
+    """
+
+    def __init__(self, forward: Forward, pool: KVPool, max_rows: int, texts: TokenTexts) -> None:
+        self._forward = forward
+        self._pool = pool
+        self._max_rows = max_rows
+        self._texts = texts
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    @property
+    def running_count(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self._waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Put a sequence in line."""
+        self._waiting.append(sequence)
+
+    def step(self) -> None:
+        """Do one forward pass, or less if nobody is left who wants one."""
+        self._drop_cancelled()
+        self._admit()
+        chosen = self._choose()
+        if not chosen:
+            return
+        work = [item for _, item in chosen]
+        try:
+            logits = self._forward.run(work)
+        except Exception as error:
+            self._fail_alone(chosen, error)
+            return
+        ready = [sequence for sequence, item in chosen if item.logits]
+        self._accept(ready, logits)
+
+    def score(
+        self, pairs: Sequence_[Pair], adapter: str | None
+    ) -> Generator[None, None, tuple[Score, ...]]:
+        """Score the continuations of one context; yields between forward passes."""
+        return score_steps(self._forward, self._pool, pairs, adapter)
+
+    def fail_all(self, error: BaseException) -> None:
+        """End every sequence with an error."""
+        for sequence in [*self._running, *self._waiting]:
+            self._fail(sequence, error)
+        self._waiting.clear()
+
+    def _drop_cancelled(self) -> None:
+        for sequence in [s for s in self._running if s.job.stream.cancelled]:
+            self._retire(sequence)
+            sequence.job.stream.finish()
+        for sequence in [s for s in self._waiting if s.job.stream.cancelled]:
+            self._waiting.remove(sequence)
+            sequence.job.stream.finish()
+
+    def _admit(self) -> None:
+        """Give caches to those who wait, in their order, while there is room."""
+        for sequence in list(self._waiting):
+            if len(self._running) >= self._max_rows:
+                return
+            token_ids = sequence.token_ids
+            if self._worth_waiting(token_ids, sequence.adapter):
+                continue
+            cache = self._pool.open(token_ids, sequence.adapter, len(token_ids) + 1)
+            if cache is None:
+                if self._running:
+                    return
+                # Nobody will make room: the budget itself is too small for this sequence.
+                self._waiting.remove(sequence)
+                self._fail(sequence, MemoryError("the KV cache has no room for this prompt"))
+                continue
+            self._waiting.remove(sequence)
+            if not sequence.admitted_before and sequence.row.index == 0:
+                sequence.job.cached_tokens = cache.length
+            sequence.admitted_before = True
+            sequence.cache = cache
+            self._running.append(sequence)
+
+    def _worth_waiting(self, token_ids: list[int], adapter: str | None) -> bool:
+        """Whether a running prefill will soon have computed more of this prompt than is held."""
+        coming = max(
+            (
+                common_prefix(s.row.prompt_ids, token_ids)
+                for s in self._running
+                if s.adapter == adapter and s.pending > 1
+            ),
+            default=0,
+        )
+        if coming < _WORTH_WAITING:
+            return False
+        return coming >= self._pool.shared_prefix(token_ids, adapter) + _WORTH_WAITING
+
+    def _choose(self) -> list[tuple[Sequence, Work]]:
+        """Lay out the next step: every decoding row, then prompts up to the chunk."""
+        chosen: list[tuple[Sequence, Work]] = []
+        decoding = [s for s in self._running if s.pending == 1]
+        room = BUSY_CHUNK if decoding else IDLE_CHUNK
+        for sequence in decoding:
+            if sequence.cache is None or not self._make_room(sequence):
+                continue  # it has been sent back to wait, for itself or for an older one
+            chosen.append((sequence, Work(sequence.cache, sequence.next_ids(1))))
+        for sequence in self._running:
+            if sequence.cache is None or sequence.pending == 1 or room <= 0:
+                continue
+            ids = sequence.next_ids(room)
+            room -= len(ids)
+            logits = (-1,) if len(ids) == sequence.pending else ()
+            chosen.append((sequence, Work(sequence.cache, ids, logits)))
+        # A row that made room may have been chosen before it lost its cache.
+        return [(s, item) for s, item in chosen if s.cache is item.cache]
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Get room for one more token, at the cost of the youngest if need be."""
+        assert sequence.cache is not None
+        while not self._pool.reserve(sequence.cache, sequence.cache.length + 1):
+            youngest = self._running[-1]
+            self._retire(youngest, forget=True)
+            self._waiting.appendleft(youngest)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _accept(self, sequences: list[Sequence], logits: Tensor) -> None:
+        """Sample for every row; `logits` is (rows, vocab)."""
+        if not sequences:
+            return
+        samplers = [s.sampler for s in sequences]
+        try:
+            chosen = sample(logits, samplers)
+            described = token_logprobs(logits, chosen, [s.logprobs for s in samplers], self._texts)
+        except Exception as error:
+            if len(sequences) == 1:
+                self._fail(sequences[0], error)
+                return
+            for at, sequence in enumerate(sequences):
+                self._accept([sequence], logits[at : at + 1])
+            return
+        for sequence, token_id, entry in zip(sequences, chosen, described, strict=True):
+            self._take(sequence, token_id, entry)
+
+    def _take(self, sequence: Sequence, token_id: int, entry: TokenLogprob | None) -> None:
+        try:
+            sequence.row.accept(token_id, entry)
+        except Exception as error:
+            self._fail(sequence, error)
+            return
+        if sequence.row.finish_reason is not None:
+            self._retire(sequence)
+
+    def _fail_alone(self, chosen: list[tuple[Sequence, Work]], error: Exception) -> None:
+        """Find out whose fault a failed step was: everybody gets a step alone."""
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            self._pool.clear()
+        if len(chosen) == 1:
+            sequence, _ = chosen[0]
+            _log.error("request %s failed", sequence.job.stream.request_id, exc_info=error)
+            self._fail(sequence, error)
+            return
+        for sequence, item in chosen:
+            try:
+                logits = self._forward.run([item])
+            except Exception as own:
+                self._fail_alone([(sequence, item)], own)
+            else:
+                self._accept([sequence] if item.logits else [], logits)
+
+    def _fail(self, sequence: Sequence, error: BaseException) -> None:
+        """End a whole request; its other choices go at the next step."""
+        self._retire(sequence, forget=True)
+        sequence.job.stream.fail(as_ours(error))
+        sequence.job.stream.cancel()
+
+    def _retire(self, sequence: Sequence, *, forget: bool = False) -> None:
+        if sequence in self._running:
+            self._running.remove(sequence)
+        if sequence.cache is not None:
+            self._pool.release(sequence.cache, forget=forget)
+            sequence.cache = None

@@ -1,0 +1,107 @@
+"""Log-likelihoods of continuations: what they share is computed once, the rest side by side."""
+
+from collections.abc import Generator, Sequence
+
+import torch
+from torch import Tensor
+
+from llmctl.engine.batching.forward import IDLE_CHUNK, Forward, Work
+from llmctl.engine.batching.kv import KVCache, KVPool, common_prefix
+from llmctl.types import Score
+
+Pair = tuple[list[int], int]
+"""Token ids of a context with its continuation, and how many of them are the continuation."""
+
+
+def score_steps(
+    forward: Forward, pool: KVPool, pairs: Sequence[Pair], adapter: str | None
+) -> Generator[None, None, tuple[Score, ...]]:
+    """Score the continuations of one context; yields between forward passes.
+
+    The cache keeps the context afterwards, so the next question of the same exam finds its
+    few-shot examples computed.
+
+    Raises:
+        MemoryError: the cache has no room even when nothing else runs.
+    """
+    trunk = min(len(ids) - tail - 1 for ids, tail in pairs)
+    for ids, _ in pairs[1:]:
+        trunk = min(trunk, common_prefix(pairs[0][0], ids))
+    endings = [ids[trunk:-1] for ids, _ in pairs]
+    if len(pairs) > 1 and sum(map(len, endings)) > IDLE_CHUNK:
+        scores: list[Score] = []
+        for pair in pairs:
+            scores += yield from score_steps(forward, pool, [pair], adapter)
+        return tuple(scores)
+    cache = yield from _opened(
+        pool, pairs[0][0][: trunk + 1], adapter, trunk + sum(map(len, endings))
+    )
+    try:
+        while trunk - cache.length > IDLE_CHUNK:
+            ids = pairs[0][0][cache.length : cache.length + IDLE_CHUNK]
+            forward.run([Work(cache, ids, ())])
+            yield
+        shared = pairs[0][0][cache.length : trunk]
+        if len(pairs) == 1:
+            return ((yield from _score_one(forward, cache, pairs[0])),)
+        return _score_branches(forward, cache, shared, pairs, endings)
+    finally:
+        pool.release(cache)
+
+
+def _opened(
+    pool: KVPool, ids: list[int], adapter: str | None, room: int
+) -> Generator[None, None, KVCache]:
+    while (cache := pool.open(ids, adapter, room)) is None:
+        if not pool.active_count:
+            raise MemoryError("the KV cache has no room for this text")
+        yield
+    return cache
+
+
+def _score_branches(
+    forward: Forward,
+    cache: KVCache,
+    shared: list[int],
+    pairs: Sequence[Pair],
+    endings: list[list[int]],
+) -> tuple[Score, ...]:
+    new = list(shared)
+    wanted: list[int] = []
+    for (_, tail), ending in zip(pairs, endings, strict=True):
+        new += ending
+        wanted += range(len(new) - tail, len(new))
+    lengths = tuple(map(len, endings))
+    logits = forward.run([Work(cache, new, tuple(wanted), branches=lengths)])
+    tails = [tail for _, tail in pairs]
+    scores = []
+    for (ids, tail), part in zip(pairs, logits.split(tails), strict=True):
+        logprob, greedy = picked(part, ids[-tail:])
+        scores.append(Score(logprob, tail, greedy))
+    return tuple(scores)
+
+
+def _score_one(forward: Forward, cache: KVCache, pair: Pair) -> Generator[None, None, Score]:
+    """Score a single continuation of any length, a chunk at a time."""
+    ids, tail = pair
+    first = len(ids) - 1 - tail  # the position whose logits predict the continuation's first token
+    parts = []
+    while cache.length < len(ids) - 1:
+        start = cache.length
+        new = ids[start : min(start + IDLE_CHUNK, len(ids) - 1)]
+        wanted = tuple(i for i in range(len(new)) if start + i >= first)
+        logits = forward.run([Work(cache, new, wanted)])
+        if wanted:
+            parts.append(picked(logits, ids[start + wanted[0] + 1 : start + len(new) + 1]))
+        yield
+    return Score(sum(p for p, _ in parts), tail, all(greedy for _, greedy in parts))
+
+
+def picked(logits: Tensor, targets: Sequence[int]) -> tuple[float, bool]:
+    """Return the summed log-probability of `targets` under `logits` (targets, vocab), in float32.
+
+    And whether each target is the likeliest of its row.
+    """
+    wanted = torch.tensor(targets, device=logits.device)
+    chosen = logits.float().log_softmax(-1).gather(1, wanted.unsqueeze(1))
+    return float(chosen.sum()), bool((logits.argmax(-1) == wanted).all())

@@ -1,0 +1,117 @@
+"""Writes one reply at a time through `generate()`, which works for every Transformers model.
+
+`generate()` knows each architecture's cache and inputs; sampling stays ours, so that a reply does
+not depend on the way it was computed. Our hook takes the logits of each step, samples, and leaves
+`generate()` a single token to choose.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmctl.engine.batching.logprobs import TokenTexts, token_logprobs
+from llmctl.engine.batching.sampler import sample
+from llmctl.engine.batching.scoring import Pair, picked
+from llmctl.engine.batching.sequence import Sequence as RowSequence
+from llmctl.engine.failures import as_ours
+from llmctl.types import Score
+
+_log = logging.getLogger(__name__)
+
+
+class SerialExecutor:
+    """Runs sequences to their end, one after the other, on the calling thread."""
+
+    def __init__(self, model: Any, texts: TokenTexts) -> None:
+        from transformers import GenerationConfig
+
+        self._model = model
+        self._texts = texts
+        # generate() fills what a call leaves open from here: the model's own sampling defaults
+        # would act on top of ours.
+        model.generation_config = GenerationConfig()
+        self._waiting: deque[RowSequence] = deque()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, sequence: RowSequence) -> None:
+        """Put a sequence in line."""
+        self._waiting.append(sequence)
+
+    def step(self) -> None:
+        """Write the next reply to its end, or until its owner has left."""
+        sequence = self._waiting.popleft()
+        stream = sequence.job.stream
+        try:
+            if not stream.cancelled:
+                self._write(sequence)
+        except Exception as error:
+            _log.exception("request %s failed", stream.request_id)
+            stream.fail(as_ours(error))
+            stream.cancel()
+        if stream.cancelled:
+            stream.finish()
+
+    def _write(self, sequence: RowSequence) -> None:
+        row = sequence.row
+        hook = _Hook(sequence, self._texts)
+        prompt = torch.tensor([row.prompt_ids], device=self._model.device)
+        with torch.inference_mode():
+            self._model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                do_sample=False,
+                max_new_tokens=row.max_new_tokens,
+                logits_processor=[hook.choose],
+                stopping_criteria=[hook.is_over],
+                pad_token_id=0,
+                use_cache=True,
+            )
+
+    def score(
+        self, pairs: Sequence[Pair], adapter: str | None
+    ) -> Generator[None, None, tuple[Score, ...]]:
+        """Score the continuations of one context, a forward pass each."""
+        assert adapter is None
+        scores = []
+        for ids, tail in pairs:
+            with torch.inference_mode():
+                inputs = torch.tensor([ids[:-1]], device=self._model.device)
+                output = self._model(input_ids=inputs, logits_to_keep=tail, use_cache=False)
+                logprob, greedy = picked(output.logits[0, -tail:], ids[-tail:])
+            scores.append(Score(logprob, tail, greedy))
+            yield
+        return tuple(scores)
+
+    def fail_all(self, error: BaseException) -> None:
+        """End every sequence with an error."""
+        while self._waiting:
+            self._waiting.popleft().job.stream.fail(as_ours(error))
+
+
+class _Hook:
+    """Both callbacks of one `generate()` call; Transformers calls them in turn at every step."""
+
+    def __init__(self, sequence: RowSequence, texts: TokenTexts) -> None:
+        self._sequence = sequence
+        self._texts = texts
+
+    def choose(self, _ids: Tensor, scores: Tensor) -> Tensor:
+        """Sample from `scores` (1, vocab); return scores that admit the sampled token alone."""
+        sampler = self._sequence.sampler
+        chosen = sample(scores, [sampler])
+        entry = token_logprobs(scores, chosen, [sampler.logprobs], self._texts)[0]
+        self._sequence.row.accept(chosen[0], entry)
+        only = torch.full_like(scores, float("-inf"))
+        only[0, chosen[0]] = 0.0
+        return only
+
+    def is_over(self, ids: Tensor, _scores: Any, **_: Any) -> Tensor:
+        over = self._sequence.row.finish_reason is not None or self._sequence.job.stream.cancelled
+        return torch.full((ids.shape[0],), over, device=ids.device)

@@ -1,0 +1,22 @@
+"""What an exception inside the engine means to whoever asked."""
+
+import torch
+
+from llmctl.errors import EngineFailedError, LlmctlError, OutOfMemoryError
+
+
+def as_ours(error: BaseException) -> LlmctlError:
+    """Wrap what broke in the engine thread, with its cause."""
+    if isinstance(error, LlmctlError):
+        return error
+    wrapped: LlmctlError
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        wrapped = OutOfMemoryError(
+            "memory ran out while this request ran", hint="shorten the prompt or the reply"
+        )
+    else:
+        wrapped = EngineFailedError(f"the engine failed on this request: {error}")
+    wrapped.__cause__ = error
+    return wrapped

@@ -1,0 +1,101 @@
+"""Whatever runs beside a request, and however the model is run, its text is the model's own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmctl.engine.hf_runner import HFRunner
+from llmctl.types import GenerationRequest, ModelSpec, SamplingParams
+from tests.tiny import save_tiny_model
+
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("fused", {}),
+    "mistral": ("fused", {"sliding_window": 12}),
+    "qwen2": ("fused", {"use_sliding_window": False}),
+    "qwen3": ("fused", {"tie_word_embeddings": True}),
+    # Sliding and full layers in turn, a norm that adds one, four norms a layer.
+    "gemma3_text": ("batched", {"sliding_window": 8, "num_hidden_layers": 6}),
+    "gpt_neox": ("batched", {"rotary_pct": 0.25, "num_key_value_heads": 4}),
+    "phi3": ("batched", {"pad_token_id": 0}),
+    # Recurrent layers: there is no cache of keys to batch over.
+    "mamba": ("serial", {"state_size": 4}),
+}
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    name: str = request.param
+    _, overrides = ARCHITECTURES[name]
+    return save_tiny_model(tmp_path_factory.mktemp("arch") / name, model_type=name, **overrides)
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[HFRunner]:
+    with HFRunner(ModelSpec(str(folder), dtype="float32", device="cpu")) as engine:
+        engine.load()
+        yield engine
+
+
+def prompts() -> list[str]:
+    """Sixteen of very different lengths; some share their beginning."""
+    return ["ab" * (i % 5) + chr(97 + i) * (1 + 7 * (i % 4)) for i in range(16)]
+
+
+def greedy(prompt: str, **params: Any) -> GenerationRequest:
+    sampling = SamplingParams(temperature=0, max_new_tokens=12, ignore_eos=True, **params)
+    return GenerationRequest(prompt=prompt, sampling=sampling)
+
+
+def generated(folder: Path, prompt: str) -> list[int]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    inputs = AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt")
+    model.generation_config.eos_token_id = None
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=12)
+    ids: list[int] = output[0, inputs.input_ids.shape[1] :].tolist()
+    return ids
+
+
+def written_ids(engine: HFRunner, requests: list[GenerationRequest]) -> list[list[int]]:
+    streams = [engine.submit(request) for request in requests]
+    return [
+        [entry.chosen.token_id for chunk in stream for entry in chunk.logprobs]
+        for stream in streams
+    ]
+
+
+def test_the_way_an_architecture_is_run_is_the_one_that_suits_it(
+    engine: HFRunner, folder: Path
+) -> None:
+    assert engine.path == ARCHITECTURES[folder.name][0]
+
+
+def test_every_request_of_a_mixed_batch_equals_generate(engine: HFRunner, folder: Path) -> None:
+    requests = [greedy(prompt, logprobs=0) for prompt in prompts()]
+    together = written_ids(engine, requests)
+    for prompt, ids in zip(prompts(), together, strict=True):
+        assert ids == generated(folder, prompt), prompt
+
+
+def test_a_batch_of_different_parameters_equals_each_request_alone(engine: HFRunner) -> None:
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {"temperature": 1.0, "seed": 1},
+        {"temperature": 0.7, "top_p": 0.8, "seed": 2},
+        {"temperature": 1.5, "top_k": 5, "min_p": 0.05, "seed": 3},
+        {"temperature": 1.0, "frequency_penalty": 1.0, "presence_penalty": 0.5, "seed": 4},
+        {"temperature": 0, "repetition_penalty": 1.3},
+        {"temperature": 0, "logit_bias": ((40, 5.0),)},
+    ]
+    requests = [
+        GenerationRequest(
+            prompt=prompt,
+            sampling=SamplingParams(max_new_tokens=12, logprobs=0, ignore_eos=True, **kind),
+        )
+        for prompt, kind in zip(prompts(), kinds * 3, strict=False)
+    ]
+    alone = [written_ids(engine, [request])[0] for request in requests]
+    assert written_ids(engine, requests) == alone
