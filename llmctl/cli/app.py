@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from llmctl import __version__
-from llmctl.cli import chat, models, serve
+from llmctl.cli import bench, chat, models, serve
 from llmctl.cli.render import show_error
 from llmctl.config import wants_traceback
 from llmctl.errors import LlmctlError
@@ -37,6 +37,7 @@ def llmctl(
 
 app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
+app.command("bench")(bench.bench)
 app.add_typer(models.app, name="models")
 
 

@@ -1,0 +1,1 @@
+"""How fast do a server or the engine in this process answer? Measures, sums up, draws."""

@@ -1,0 +1,170 @@
+"""What do the recorded times amount to? Percentiles, rates, medians and ratios; no I/O."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from statistics import median
+from typing import Literal
+
+from llmctl.bench.load import LevelRun
+from llmctl.bench.plan import BenchPlan
+from llmctl.bench.prompts import CACHED_SETS, PromptSet
+from llmctl.bench.target import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is compared. `None` is what could not be measured."""
+
+    ttft_p50_s: float | None = None
+    """Time to first token: from sending the request to the first text. Of the last turn."""
+    ttft_p95_s: float | None = None
+    first_turn_ttft_p50_s: float | None = None
+    """Only where a conversation has more than one turn."""
+    itl_p50_s: float | None = None
+    """Inter-token latency: see `token_gaps`."""
+    itl_p95_s: float | None = None
+    itl_p99_s: float | None = None
+    stream_tokens_per_s: float | None = None
+    """Tokens after the first by the time after the first; the median over the replies."""
+    sum_tokens_per_s: float | None = None
+    """All tokens of all streams by the time the level took."""
+    prefill_tokens_per_s: float | None = None
+    """Prompt tokens by time to first token, with one stream and a prompt that no cache knows."""
+    prompt_tokens: float | None = None
+    """Of the last turn, the median over the conversations."""
+    cached_tokens: float | None = None
+    """How many of these the server says it remembered."""
+    peak_rss_bytes: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One side at one concurrency, in one round."""
+
+    side: int
+    prompts: PromptSet
+    concurrency: int
+    round: int
+    figures: Figures
+    replies: int
+    output_tokens: int
+    wall_s: float
+    short_replies: int
+    """Replies with fewer tokens than were asked for."""
+    counted_by: Literal["usage", "chunks"]
+    """Whether the server told how many tokens there were."""
+    errors: Mapping[str, int]
+
+
+def summarise(
+    run: LevelRun, plan: BenchPlan, *, side: int, prompts: PromptSet, concurrency: int, round_: int
+) -> Level:
+    """Sum up one level."""
+    replies = [reply for conversation in run.conversations for reply in conversation]
+    tokens = sum(reply.tokens for reply in replies)
+    return Level(
+        side=side,
+        prompts=prompts,
+        concurrency=concurrency,
+        round=round_,
+        figures=_figures(run, replies, prompts, concurrency),
+        replies=len(replies),
+        output_tokens=tokens,
+        wall_s=run.wall_s,
+        short_replies=sum(reply.tokens < plan.max_tokens for reply in replies),
+        counted_by="chunks" if any(r.completion_tokens is None for r in replies) else "usage",
+        errors=dict(Counter(str(error) for error in run.errors)),
+    )
+
+
+def _figures(
+    run: LevelRun, replies: Sequence[Reply], prompts: PromptSet, concurrency: int
+) -> Figures:
+    turns = max(map(len, run.conversations), default=0)
+    last = [replies[-1] for replies in run.conversations if len(replies) == turns > 0]
+    waits = [_ttft(reply) for reply in last]
+    gaps = [gap for reply in replies for gap in token_gaps(reply)]
+    tokens = sum(reply.tokens for reply in replies)
+    new = concurrency == 1 and prompts not in CACHED_SETS
+    return Figures(
+        ttft_p50_s=percentile(waits, 50),
+        ttft_p95_s=percentile(waits, 95),
+        first_turn_ttft_p50_s=percentile([_ttft(r[0]) for r in run.conversations if r], 50)
+        if turns > 1
+        else None,
+        itl_p50_s=percentile(gaps, 50),
+        itl_p95_s=percentile(gaps, 95),
+        itl_p99_s=percentile(gaps, 99),
+        stream_tokens_per_s=_median([_decode_rate(reply) for reply in replies]),
+        sum_tokens_per_s=tokens / run.wall_s if tokens and run.wall_s else None,
+        prefill_tokens_per_s=_median([_prefill_rate(reply) for reply in last]) if new else None,
+        prompt_tokens=_median([reply.prompt_tokens for reply in last]),
+        cached_tokens=_median([reply.cached_tokens for reply in last]),
+        peak_rss_bytes=run.peak_rss_bytes,
+    )
+
+
+def percentile(values: Sequence[float], percent: float) -> float | None:
+    """Interpolate between the two nearest ranks, as NumPy does; `None` of no values."""
+    if not values:
+        return None
+    ranked = sorted(values)
+    rank = (len(ranked) - 1) * percent / 100
+    low, high = math.floor(rank), math.ceil(rank)
+    return ranked[low] + (ranked[high] - ranked[low]) * (rank - low)
+
+
+def token_gaps(reply: Reply) -> list[float]:
+    """Return the seconds between a reply's tokens, as near as a client can tell.
+
+    They are the gaps between chunks. Where the server counts more tokens than it sent chunks, every
+    gap is divided by the tokens per gap, and the wait for tokens without text counts too: the mean
+    is right then, while what happened inside a chunk cannot be seen.
+    """
+    times = list(reply.arrivals_s)
+    if reply.tokens > len(times) and reply.ended_s > times[-1]:
+        times.append(reply.ended_s)
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    tokens_per_gap = max(1.0, (reply.tokens - 1) / len(gaps)) if gaps else 1.0
+    return [gap / tokens_per_gap for gap in gaps]
+
+
+def _ttft(reply: Reply) -> float:
+    return reply.arrivals_s[0] - reply.sent_s
+
+
+def _decode_rate(reply: Reply) -> float | None:
+    took = reply.ended_s - reply.arrivals_s[0]
+    return (reply.tokens - 1) / took if reply.tokens > 1 and took > 0 else None
+
+
+def _prefill_rate(reply: Reply) -> float | None:
+    took = _ttft(reply)
+    return reply.prompt_tokens / took if reply.prompt_tokens and took > 0 else None
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def median_figures(several: Sequence[Figures]) -> Figures:
+    """Return the median of every figure over the rounds that have it."""
+    return _by_figure(lambda name: _median([getattr(figures, name) for figures in several]))
+
+
+def ratio(ours: Figures, theirs: Figures) -> Figures:
+    """Divide every figure that both sides have."""
+
+    def divide(name: str) -> float | None:
+        a, b = getattr(ours, name), getattr(theirs, name)
+        return a / b if a is not None and b else None
+
+    return _by_figure(divide)
+
+
+def _by_figure(value: Callable[[str], float | None]) -> Figures:
+    return Figures(**{field.name: value(field.name) for field in fields(Figures)})

@@ -1,0 +1,81 @@
+"""Which columns and cells has the table of a report?"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from llmctl.bench.report import Report, Row
+from llmctl.bench.stats import Figures
+
+
+class _Column(NamedTuple):
+    header: str
+    figure: str
+    write: Callable[[float], str]
+
+
+def _number(value: float) -> str:
+    """Write three digits, as many as such a measurement is good for, or all before the point."""
+    places = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{places}f}"
+
+
+def _ms(seconds: float) -> str:
+    return _number(seconds * 1000)
+
+
+def _count(value: float) -> str:
+    return f"{value:.0f}"
+
+
+_COLUMNS = (
+    _Column("prompt\ntokens", "prompt_tokens", _count),
+    _Column("in\ncache", "cached_tokens", _count),
+    _Column("1st\nttft", "first_turn_ttft_p50_s", _ms),
+    _Column("ttft\np50", "ttft_p50_s", _ms),
+    _Column("\np95", "ttft_p95_s", _ms),
+    _Column("itl\np50", "itl_p50_s", _ms),
+    _Column("\np95", "itl_p95_s", _ms),
+    _Column("\np99", "itl_p99_s", _ms),
+    _Column("tok/s\neach", "stream_tokens_per_s", _number),
+    _Column("\nsum", "sum_tokens_per_s", _number),
+    _Column("pre-\nfill", "prefill_tokens_per_s", _number),
+    _Column("RAM\nMB", "peak_rss_bytes", lambda count: f"{count / 1e6:.0f}"),
+)
+
+
+def table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Return headers and rows. Columns in which nobody has a figure are left out."""
+    rows = report.rows()
+    columns = [
+        column
+        for column in _COLUMNS
+        if any(getattr(figures, column.figure) for row in rows for figures in row.sides)
+    ]
+    labels = [side.label for side in report.sides]
+    two = len(labels) > 1
+    head = ["prompts", "at", *(["side"] if two else [])]
+    lines = []
+    for row in rows:
+        for label, figures, errors in zip(labels, row.sides, row.errors, strict=True):
+            name = [label] if two else []
+            lines.append([*_head(row), *name, *_cells(columns, figures), str(errors)])
+        if row.ratio is not None:
+            cells = _cells([column._replace(write=_times) for column in columns], row.ratio)
+            lines.append([*_head(row), "ratio", *cells, ""])
+    return [*head, *(column.header for column in columns), "err"], lines
+
+
+def _head(row: Row) -> list[str]:
+    return [row.prompts, str(row.concurrency)]
+
+
+def _cells(columns: list[_Column], figures: Figures) -> list[str]:
+    values = [getattr(figures, column.figure) for column in columns]
+    return [
+        "-" if value is None else column.write(value)
+        for column, value in zip(columns, values, strict=True)
+    ]
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f}x"

@@ -1,0 +1,232 @@
+"""What is being measured: an OpenAI-compatible server, or the engine in this process."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import openai
+from openai.types.chat import ChatCompletionMessageParam
+
+from llmctl.bench.plan import BenchPlan, Endpoint
+from llmctl.engine.base import BaseEngine
+from llmctl.engine.stream import StreamItem
+from llmctl.errors import ConfigError, EngineStoppedError, LlmctlError
+from llmctl.types import GenerationChunk, GenerationRequest, Message, SamplingParams
+
+TIMEOUT_S = 600.0
+"""How long a server may be silent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """When the parts of one reply came, in seconds of `perf_counter`, and what was counted."""
+
+    sent_s: float
+    arrivals_s: tuple[float, ...]
+    """One per chunk that held text; never empty."""
+    ended_s: float
+    """When the last token was known: some tokens have no text of their own."""
+    text: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.arrivals_s:
+            raise LlmctlError("the reply has no text")
+
+    @property
+    def tokens(self) -> int:
+        """What the server counted, or else the chunks."""
+        return len(self.arrivals_s) if self.completion_tokens is None else self.completion_tokens
+
+
+class Target(Protocol):
+    """Answers conversations, and tells when each part of the answer came."""
+
+    async def reply(self, messages: Sequence[Message], plan: BenchPlan) -> Reply:
+        """Answer, and return when all of it has come. Raises `LlmctlError`."""
+
+
+class ServerTarget:
+    """A server, through the official client."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._url = api_url(endpoint.base_url)
+        self._model = endpoint.model
+        self._client = openai.AsyncOpenAI(
+            base_url=self._url,
+            api_key=endpoint.api_key or "none",
+            timeout=TIMEOUT_S,
+            max_retries=0,  # a request that is sent twice would be timed twice
+        )
+
+    @property
+    def model(self) -> str:
+        """The server's name of the model. Known once the target is open."""
+        assert self._model is not None
+        return self._model
+
+    async def open(self) -> None:
+        """Find out whether the server answers at all, and its model. Raises `LlmctlError`."""
+        try:
+            listed = [model.id async for model in self._client.models.list()]
+        except openai.APIConnectionError as error:
+            raise LlmctlError(
+                f"no server answers at {self._url}",
+                hint="start one, for example with `llmctl serve`, or correct the URL",
+            ) from error
+        except openai.OpenAIError as error:
+            # Some servers list no models but answer for the one that is named.
+            if self._model is None or isinstance(error, openai.AuthenticationError):
+                raise self._failure(error, ignore_eos=False) from error
+            return
+        if self._model is None:
+            if not listed:
+                raise LlmctlError(f"{self._url} lists no model", hint="name one with --model")
+            self._model = listed[0]
+
+    async def reply(self, messages: Sequence[Message], plan: BenchPlan) -> Reply:
+        try:
+            return await self._stream(messages, plan)
+        except LlmctlError:
+            raise
+        # Before version 3 the client let its transport's own errors through.
+        except Exception as error:
+            raise self._failure(error, ignore_eos=plan.ignore_eos) from error
+
+    async def _stream(self, messages: Sequence[Message], plan: BenchPlan) -> Reply:
+        arrivals: list[float] = []
+        texts: list[str] = []
+        usage = None
+        sent = perf_counter()
+        stream = await self._client.chat.completions.create(
+            model=self.model,
+            messages=[_wire(message) for message in messages],
+            max_tokens=plan.max_tokens,
+            temperature=plan.temperature,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True} if plan.ignore_eos else None,
+        )
+        ended = sent
+        async with stream:
+            async for chunk in stream:
+                now = perf_counter()
+                usage = chunk.usage or usage
+                for choice in chunk.choices:
+                    if text := _text(choice.delta):
+                        arrivals.append(now)
+                        texts.append(text)
+                    if text or choice.finish_reason:
+                        ended = now
+        details = None if usage is None else usage.prompt_tokens_details
+        return Reply(
+            sent,
+            tuple(arrivals),
+            ended,
+            "".join(texts),
+            prompt_tokens=None if usage is None else usage.prompt_tokens,
+            completion_tokens=None if usage is None else usage.completion_tokens,
+            cached_tokens=None if details is None else details.cached_tokens,
+        )
+
+    def _failure(self, error: Exception, *, ignore_eos: bool) -> LlmctlError:
+        status = error.status_code if isinstance(error, openai.APIStatusError) else None
+        hint = {401: "give the server's key with --api-key", 404: "name its model with --model"}
+        if status in (400, 422) and ignore_eos:
+            hint |= {status: "a server that does not know ignore_eos needs --no-ignore-eos"}
+        return LlmctlError(f"{self._url}: {_reason(error)}", hint=hint.get(status or 0, ""))
+
+    async def close(self) -> None:
+        """Drop the connections."""
+        await self._client.close()
+
+
+class EngineTarget:
+    """An engine in this process; times are taken in its own thread."""
+
+    def __init__(self, engine: BaseEngine) -> None:
+        self._engine = engine
+
+    async def reply(self, messages: Sequence[Message], plan: BenchPlan) -> Reply:
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+        items: list[tuple[float, StreamItem]] = []
+
+        def listen(item: StreamItem) -> None:
+            items.append((perf_counter(), item))
+            if not isinstance(item, GenerationChunk):
+                # After Ctrl-C the loop may be closed before the engine has noticed.
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(over.set)
+
+        sampling = SamplingParams(
+            max_new_tokens=plan.max_tokens,
+            temperature=plan.temperature,
+            ignore_eos=plan.ignore_eos,
+        )
+        sent = perf_counter()
+        with self._engine.submit(GenerationRequest(tuple(messages), sampling=sampling)) as stream:
+            stream.listen(listen)
+            await over.wait()
+        return _reply_of(sent, items)
+
+
+def _reply_of(sent: float, items: Sequence[tuple[float, StreamItem]]) -> Reply:
+    for _, item in items:
+        if isinstance(item, LlmctlError):
+            raise item
+    chunks = [(now, item) for now, item in items if isinstance(item, GenerationChunk)]
+    usage = chunks[-1][1].usage if chunks else None
+    if usage is None:
+        raise EngineStoppedError("the engine stopped before the reply was complete")
+    return Reply(
+        sent,
+        tuple(now for now, chunk in chunks if chunk.text),
+        chunks[-1][0],
+        "".join(chunk.text for _, chunk in chunks),
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+    )
+
+
+def api_url(base_url: str) -> str:
+    """Return the URL of the API: `/v1` is added to an address that has no path.
+
+    Raises:
+        ConfigError: it is no http or https URL.
+    """
+    try:
+        parts = urlsplit(base_url)
+        is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise ConfigError(
+            f"{base_url!r} is no URL of a server", hint="such as http://127.0.0.1:8000/v1"
+        )
+    return base_url.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
+
+
+def _wire(message: Message) -> ChatCompletionMessageParam:
+    if message.role == "assistant":
+        return {"role": "assistant", "content": message.content}
+    return {"role": "user", "content": message.content}
+
+
+def _text(delta: Any) -> str:
+    """Return what a chunk says; servers put a model's reasoning in fields of their own."""
+    fields = ("content", "reasoning_content", "reasoning")
+    return "".join(filter(None, (getattr(delta, name, None) for name in fields)))
+
+
+def _reason(error: Exception) -> str:
+    body = getattr(error, "body", None)
+    told = body.get("message") if isinstance(body, dict) else None
+    return str(told or error or type(error).__name__)
