@@ -4,16 +4,46 @@
 """
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Self, get_args
 
 from llmctl.errors import ConfigError, RequestError
 
 Quant = Literal["none", "4bit", "8bit"]
+KVQuant = Literal["none", "8bit"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 Role = Literal["system", "user", "assistant", "developer", "tool"]
 FinishReason = Literal["stop", "length"]
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"unknown {name} {value!r}", hint=f"one of: {', '.join(allowed)}")
+
+
+DEFAULT_ROWS = 16
+"""Replies written at the same time where nobody says how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimits:
+    """What a person asks of the memory; the plan chooses what is `None`."""
+
+    context_length: int | None = None
+    """Tokens of prompt and reply together."""
+    max_rows: int | None = None
+    """Replies that are written at the same time."""
+    kv_bytes: int | None = None
+    """For the keys and values of all rows together, and of prefixes kept for reuse."""
+    kv_quant: KVQuant = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("context_length", "max_rows", "kv_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        _check_choice("kv_quant", self.kv_quant, get_args(KVQuant))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +63,79 @@ class ModelSpec:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     """Also accept `.bin` weights, which can run code while they are read."""
+    limits: MemoryLimits = MemoryLimits()
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("the model name is empty", hint="try `llmctl models list`")
-        for name, value, allowed in (
-            ("quant", self.quant, get_args(Quant)),
-            ("dtype", self.dtype, get_args(DType)),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"unknown {name} {value!r}", hint=f"one of: {', '.join(allowed)}")
+        _check_choice("quant", self.quant, get_args(Quant))
+        _check_choice("dtype", self.dtype, get_args(DType))
+
+
+@dataclass(frozen=True, slots=True)
+class QuantFit:
+    """What one `--quant` would make of the same memory."""
+
+    quant: Quant
+    weights_bytes: int
+    fits: bool
+    context_length: int | None
+    """Tokens a row would reach, 0 where it does not fit; `None` is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How the free memory is shared out before a model is loaded. All sizes in bytes.
+
+    `weights + activations + reserve + kv_budget <= free` if it fits. If it does not,
+    `context_length` and both budgets are 0 and the other sizes are those of the least row.
+    """
+
+    weights_bytes: int
+    kv_bytes_per_token: int
+    """Keys and values of one token in all layers that have any."""
+    activation_bytes: int
+    """The most that one forward pass and the choice of its tokens hold at once."""
+    free_bytes: int
+    reserve_bytes: int
+    """Left to the driver, to holes between allocations, to other programs."""
+    context_length: int
+    """Tokens of prompt and reply together that one row can have."""
+    max_rows: int
+    """Rows that run at the same time; they share the one KV budget."""
+    kv_budget_bytes: int
+    kv_budget_tokens: int
+    """Tokens of all rows and of prefixes kept for reuse."""
+    alternatives: tuple[QuantFit, ...]
+    notes: tuple[str, ...] = ()
+    """What a person should know of this plan, a sentence each."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsPlan:
+    """What can be said before a model's config is here: its weights, nothing of its context."""
+
+    weights_bytes: int
+    free_bytes: int
+    reserve_bytes: int
+    alternatives: tuple[QuantFit, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What `llmctl serve --estimate` tells of a model that is not loaded."""
+
+    model_id: str
+    device: str
+    dtype: str
+    quant: Quant
+    kv_quant: KVQuant
+    plan: MemoryPlan | WeightsPlan
+    shortage: str | None = None
+    """Why it does not fit."""
+    hint: str = ""
+    """What would fit in its place."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from llmctl.engine.stream import GenerationStream, fold
+from llmctl.errors import UnsupportedError
 from llmctl.types import (
     EngineInfo,
     GenerationRequest,
@@ -72,6 +73,31 @@ class BaseEngine(ABC):
         """Answer in one piece: a fold over the stream."""
         with self.submit(request) as stream:
             return fold(stream)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names that a request's `adapter` may have."""
+        return ()
+
+    def load_adapter(self, name: str, path: str) -> None:
+        """Read a LoRA adapter from a folder, for requests that name it. Blocks.
+
+        Raises:
+            ConfigError: the name is taken, or the folder holds nothing that fits this model.
+            UnsupportedError: this backend has no adapters by request.
+        """
+        raise UnsupportedError(f"this backend cannot load {name!r} from {path}", param="adapter")
+
+    def unload_adapter(self, name: str) -> None:
+        """Take the name away at once, and the adapter when the last request under it has ended.
+
+        Blocks until then.
+
+        Raises:
+            RequestError: no such adapter is loaded.
+            UnsupportedError: this backend has no adapters by request.
+        """
+        raise UnsupportedError(f"this backend cannot unload {name!r}", param="adapter")
 
     def __enter__(self) -> Self:
         return self

@@ -2,33 +2,34 @@
 
 import atexit
 import gc
+import itertools
 import logging
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 import torch
 
+from llmctl.engine.adapter_folder import read_adapter
 from llmctl.engine.base import BaseEngine
+from llmctl.engine.batching.adapters import Adapter
 from llmctl.engine.batching.executor import Executor, choose_executor
+from llmctl.engine.batching.grammar import GrammarCompiler
 from llmctl.engine.batching.logprobs import TokenTexts
 from llmctl.engine.batching.row import Row
 from llmctl.engine.batching.sampler import RowSampler
 from llmctl.engine.batching.sequence import Job
 from llmctl.engine.batching.sequence import Sequence as RowSequence
+from llmctl.engine.batching.speculation import PromptLookup
 from llmctl.engine.failures import as_ours
 from llmctl.engine.loading import LoadedModel, load_model
 from llmctl.engine.stream import GenerationStream
 from llmctl.engine.text import incremental_decoder
-from llmctl.errors import (
-    ContextLengthError,
-    EngineStoppedError,
-    RequestError,
-    UnsupportedError,
-)
+from llmctl.errors import ConfigError, ContextLengthError, EngineStoppedError, RequestError
 from llmctl.types import (
     DEFAULT_SAMPLING,
     EngineInfo,
@@ -52,6 +53,15 @@ class _Scoring(NamedTuple):
 
     steps: Generator[None, None, tuple[Score, ...]]
     result: Future[tuple[Score, ...]]
+    adapter: str | None
+
+
+class _AdapterChange(NamedTuple):
+    """An adapter that comes or, `None`, goes as soon as nothing runs under it."""
+
+    key: str
+    adapter: Adapter | None
+    done: Future[None]
 
 
 class HFRunner(BaseEngine):
@@ -61,9 +71,16 @@ class HFRunner(BaseEngine):
         super().__init__(spec)
         self._loaded: LoadedModel | None = None
         self._executor: Executor | None = None
-        self._inbox: SimpleQueue[list[RowSequence] | _Scoring | None] = SimpleQueue()
+        self._inbox: SimpleQueue[list[RowSequence] | _Scoring | _AdapterChange | None] = (
+            SimpleQueue()
+        )
         self._streams: set[GenerationStream] = set()
-        # Guards _streams and _closing: submit, close and the engine thread all touch them.
+        # By name; a key is never used again, nor is then what was computed under it. `None` names
+        # the adapter of the spec, for requests that name none.
+        self._adapters: dict[str | None, str] = {}
+        self._adapter_numbers = itertools.count()
+        # Guards _streams, _adapters and _closing: submit, close and the engine thread all touch
+        # them, and a request must be in line before the adapter it was given can be told to go.
         self._lock = threading.Lock()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="llmctl-engine", daemon=True)
@@ -72,14 +89,19 @@ class HFRunner(BaseEngine):
         loaded = load_model(self.spec, progress)
         progress(Progress(f"trying how {loaded.info.model_id} runs best here"))
         self._texts = TokenTexts(loaded.tokenizer)
-        self._executor, self.path = choose_executor(
+        self._grammars = GrammarCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
+        self._executor, self.path, notes = choose_executor(
             loaded.model,
             self._texts,
-            kv_budget_tokens=max(loaded.info.context_length, 65536),
-            max_rows=16,
-            quantised=loaded.info.quant != "none",
+            loaded.plan,
+            quant=loaded.info.quant,
+            kv_quant=self.spec.limits.kv_quant,
         )
-        self._loaded = loaded
+        if self.spec.adapter is not None:
+            self._adapters[None] = ""
+            self._executor.put_adapter("", read_adapter(self.spec.adapter, loaded.model))
+        info = replace(loaded.info, notes=loaded.info.notes + notes)
+        self._loaded = replace(loaded, info=info)
         self._thread.start()
         # A thread that is inside torch while the interpreter goes away brings the process down.
         atexit.register(self.close)
@@ -92,8 +114,6 @@ class HFRunner(BaseEngine):
 
     def submit(self, request: GenerationRequest) -> GenerationStream:
         loaded = self._ready
-        if request.adapter is not None:
-            raise UnsupportedError("adapters per request are not supported", param="adapter")
         prompt_ids = self._prompt_ids(request)
         params = request.sampling.over(loaded.sampling_defaults).over(DEFAULT_SAMPLING)
         self._check_token_ids([i for i, _ in params.logit_bias or ()], "logit_bias")
@@ -107,6 +127,9 @@ class HFRunner(BaseEngine):
         with self._lock:
             if self._closing:
                 raise EngineStoppedError("the engine is closing")
+            key = self._adapter_key(request.adapter)
+            for sequence in sequences:
+                sequence.adapter = key
             self._streams.add(stream)
             stream.on_end(self._forget)
             self._inbox.put(sequences)
@@ -128,7 +151,12 @@ class HFRunner(BaseEngine):
             incremental_decoder(loaded.tokenizer),
             job.emit,
         )
-        return RowSequence(job, row, RowSampler(params, job.prompt_ids, index))
+        grammar = params.grammar
+        matcher = None if grammar is None else self._grammars.compile(grammar)
+        sampler = RowSampler(params, job.prompt_ids, index, end_ids=end_ids, matcher=matcher)
+        return RowSequence(
+            job, row, sampler, lookup=PromptLookup() if sampler.plain_greedy else None
+        )
 
     def _prompt_ids(self, request: GenerationRequest) -> list[int]:
         if request.messages:
@@ -175,7 +203,10 @@ class HFRunner(BaseEngine):
         with self._lock:
             if self._closing or executor is None:
                 raise EngineStoppedError("the engine is not running")
-            scorings = [_Scoring(executor.score(pairs, None), Future()) for pairs in encoded]
+            scorings = []
+            for request, pairs in zip(requests, encoded, strict=True):
+                key = self._adapter_key(request.adapter)
+                scorings.append(_Scoring(executor.score(pairs, key), Future(), key))
             for scoring in scorings:
                 self._inbox.put(scoring)
         return [scoring.result.result() for scoring in scorings]
@@ -198,6 +229,53 @@ class HFRunner(BaseEngine):
             )
         self._room(len(ids) - 1, "prompt")
         return ids, len(ids) - head_length
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        with self._lock:
+            return tuple(name for name in self._adapters if name is not None)
+
+    def load_adapter(self, name: str, path: str) -> None:
+        loaded = self._ready
+        taken = ConfigError(f"an adapter named {name!r} is loaded already", hint="unload it first")
+        if name in self.adapters:
+            raise taken
+        adapter = read_adapter(path, loaded.model)
+        key = f"{name}#{next(self._adapter_numbers)}"
+        with self._lock:
+            change = self._change_adapter(key, adapter)
+        change.result()
+        with self._lock:
+            if self._adapters.setdefault(name, key) == key:
+                return
+            change = self._change_adapter(key, None)
+        change.result()
+        raise taken
+
+    def unload_adapter(self, name: str) -> None:
+        with self._lock:
+            key = self._adapter_key(name)
+            assert key is not None
+            change = self._change_adapter(key, None)
+            del self._adapters[name]
+        change.result()
+
+    def _adapter_key(self, name: str | None) -> str | None:
+        """Return what the executor calls an adapter. The caller holds the lock."""
+        if name is not None and name not in self._adapters:
+            names = ", ".join(known for known in self._adapters if known is not None)
+            raise RequestError(
+                f"The adapter {name!r} does not exist. Loaded: {names or 'none'}.", param="adapter"
+            )
+        return self._adapters.get(name)
+
+    def _change_adapter(self, key: str, adapter: Adapter | None) -> Future[None]:
+        """Ask the engine thread; the caller holds the lock."""
+        if self._closing or self._executor is None:
+            raise EngineStoppedError("the engine is not running")
+        change = _AdapterChange(key, adapter, Future())
+        self._inbox.put(change)
+        return change.done
 
     def count_tokens(self, text: str | Sequence[Message]) -> int:
         if isinstance(text, str):
@@ -229,12 +307,16 @@ class HFRunner(BaseEngine):
         executor = self._executor
         assert executor is not None
         scorings: deque[_Scoring] = deque()
-        while self._take_in(executor, scorings):
+        changes: list[_AdapterChange] = []
+        while self._take_in(executor, scorings, changes):
             try:
                 if executor.busy:
                     executor.step()
                 if scorings:
                     self._advance(scorings)
+                if changes:
+                    scored = {scoring.adapter for scoring in scorings}
+                    changes = [c for c in changes if c.key in scored or not _made(executor, c)]
             except Exception as error:
                 # A bug of ours. Whoever was running learns of it; the thread lives for the next.
                 _log.exception("a step failed")
@@ -243,15 +325,19 @@ class HFRunner(BaseEngine):
         executor.fail_all(stopped)
         for scoring in scorings:
             scoring.result.set_exception(stopped)
+        for change in changes:
+            change.done.set_exception(stopped)
 
-    def _take_in(self, executor: Executor, scorings: deque[_Scoring]) -> bool:
+    def _take_in(
+        self, executor: Executor, scorings: deque[_Scoring], changes: list[_AdapterChange]
+    ) -> bool:
         """Take what has been asked since the last step, waiting if there is nothing else to do.
 
         Returns:
             Whether to go on.
         """
         while True:
-            idle = not (executor.busy or scorings)
+            idle = not (executor.busy or scorings or changes)
             try:
                 item = self._inbox.get(block=idle)
             except Empty:
@@ -260,12 +346,14 @@ class HFRunner(BaseEngine):
                 return False
             if isinstance(item, _Scoring):
                 scorings.append(item)
+            elif isinstance(item, _AdapterChange):
+                changes.append(item)
             else:
                 for sequence in item:
                     executor.add(sequence)
 
     def _advance(self, scorings: deque[_Scoring]) -> None:
-        steps, result = scorings[0]
+        steps, result, _ = scorings[0]
         try:
             next(steps)
             return
@@ -274,3 +362,20 @@ class HFRunner(BaseEngine):
         except Exception as error:
             result.set_exception(as_ours(error))
         scorings.popleft()
+
+
+def _made(executor: Executor, change: _AdapterChange) -> bool:
+    """Make a change, if it can be made now; return whether it was answered."""
+    key, adapter, done = change
+    try:
+        if adapter is not None:
+            executor.put_adapter(key, adapter)
+        elif not executor.drop_adapter(key):
+            return False
+    except Exception as error:
+        if adapter is not None:
+            executor.drop_adapter(key)
+        done.set_exception(as_ours(error))
+    else:
+        done.set_result(None)
+    return True

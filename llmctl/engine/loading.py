@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmctl.engine import catalog
+from llmctl.engine import catalog, model_folder
+from llmctl.engine.case import Case, Machine
+from llmctl.engine.catalog import ResolvedModel
 from llmctl.engine.gguf_tokenizer import read_tokenizer
 from llmctl.engine.hardware import choose_device, choose_dtype
-from llmctl.engine.memory import check_fits, estimate_weight_bytes
+from llmctl.engine.memory import ModelShape, shape_of
+from llmctl.engine.plan import plan_memory
 from llmctl.engine.template import ChatTemplate
 from llmctl.errors import (
     ConfigError,
@@ -24,6 +27,7 @@ from llmctl.errors import (
 )
 from llmctl.types import (
     EngineInfo,
+    MemoryPlan,
     ModelSpec,
     Progress,
     ProgressCallback,
@@ -42,6 +46,7 @@ class LoadedModel:
     """A model in evaluation mode and what goes with it. Whoever loads it owns it."""
 
     info: EngineInfo
+    plan: MemoryPlan
     model: Any
     tokenizer: Any
     template: ChatTemplate
@@ -52,14 +57,14 @@ class LoadedModel:
 
 
 def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) -> LoadedModel:
-    """Find, read and prepare a model.
+    """Find, read and prepare a model; its adapter is the runner's to put on.
 
     Raises:
         ModelNotFoundError: no source has it.
         UnsafeModelError: it could run code of its own, and that was not asked for.
         ModelLoadError: its files cannot be used.
         OutOfMemoryError: it does not fit.
-        ConfigError: the device, template or adapter is not there.
+        ConfigError: the device or template is not there.
     """
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
@@ -68,13 +73,11 @@ def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) ->
     )
     progress(Progress(f"loading {found.model_id} on {device}"))
     with _library_errors(found.path, spec), _quiet_libraries():
-        config, tokenizer = _read_small_parts(spec, found.path, found.gguf_file)
+        config, tokenizer = _read_config(spec, found), _read_tokenizer(spec, found)
         template = ChatTemplate.of(tokenizer, spec.chat_template)
-        linear, other = _count_parameters(config, spec.trust_remote_code)
-        check_fits(estimate_weight_bytes(linear, other, dtype, spec.quant), device, spec.quant)
+        shape = _shape(spec, found, config)
+        plan = plan_memory(Case(shape, Machine.here(device, dtype), spec.quant, spec.limits))
         model = _read_weights(spec, found.path, found.gguf_file, config, device, dtype)
-        if spec.adapter is not None:
-            model = _with_adapter(model, spec.adapter)
     model.eval().requires_grad_(False)
     if spec.quant == "4bit" and device.type == "cpu":
         _avoid_packed_kernel(model)
@@ -86,13 +89,14 @@ def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) ->
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
             quant=spec.quant,
-            context_length=_context_length(config, tokenizer),
-            parameter_count=linear + other,
+            context_length=plan.context_length,
+            parameter_count=shape.linear_parameters + shape.other_parameters,
             weight_bytes=int(model.get_memory_footprint()),
             has_chat_template=bool(template),
             template_fingerprint=template.fingerprint,
-            notes=_notes(spec, device, template),
+            notes=(*_notes(spec, device, template), *plan.notes),
         ),
+        plan=plan,
         model=model,
         tokenizer=tokenizer,
         template=template,
@@ -102,14 +106,43 @@ def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) ->
     )
 
 
-def _read_small_parts(spec: ModelSpec, path: Path, gguf_file: str | None) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoTokenizer
+def read_shape(spec: ModelSpec, found: ResolvedModel) -> ModelShape:
+    """Read what a memory plan needs to know of a model, and no weights. Raises as `load_model`."""
+    with _library_errors(found.path, spec), _quiet_libraries():
+        return _shape(spec, found, _read_config(spec, found))
 
-    if gguf_file is not None:
-        config = AutoConfig.from_pretrained(path, gguf_file=gguf_file)
-        return config, read_tokenizer(path / gguf_file)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code)
-    return config, AutoTokenizer.from_pretrained(path, trust_remote_code=spec.trust_remote_code)
+
+def _shape(spec: ModelSpec, found: ResolvedModel, config: Any) -> ModelShape:
+    quantised = getattr(config, "quantization_config", None) is not None
+    if spec.quant != "none" and (quantised or found.gguf_file is not None):
+        raise ConfigError(
+            f"--quant {spec.quant} cannot be put on top of {found.model_id}, quantised already",
+            hint="leave out --quant, or use the model's unquantised safetensors",
+        )
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return shape_of(
+        config,
+        int(length) if length else _tokenizer_limit(_read_tokenizer(spec, found)),
+        trust_remote_code=spec.trust_remote_code,
+        stored_bytes=model_folder.disk_bytes(found.path) if quantised else None,
+        quantisable=not quantised and found.gguf_file is None,
+    )
+
+
+def _read_config(spec: ModelSpec, found: ResolvedModel) -> Any:
+    from transformers import AutoConfig
+
+    if found.gguf_file is not None:
+        return AutoConfig.from_pretrained(found.path, gguf_file=found.gguf_file)
+    return AutoConfig.from_pretrained(found.path, trust_remote_code=spec.trust_remote_code)
+
+
+def _read_tokenizer(spec: ModelSpec, found: ResolvedModel) -> Any:
+    from transformers import AutoTokenizer
+
+    if found.gguf_file is not None:
+        return read_tokenizer(found.path / found.gguf_file)
+    return AutoTokenizer.from_pretrained(found.path, trust_remote_code=spec.trust_remote_code)
 
 
 def _read_weights(
@@ -124,11 +157,6 @@ def _read_weights(
 
     options: dict[str, Any] = {}
     if gguf_file is not None:
-        if spec.quant != "none":
-            raise ConfigError(
-                f"--quant {spec.quant} cannot be put on top of the quantised file {gguf_file}",
-                hint="leave out --quant, or use the model's safetensors",
-            )
         options |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     else:
         options |= {"config": config, "use_safetensors": None if spec.allow_pickle else True}
@@ -174,34 +202,7 @@ def _avoid_packed_kernel(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _with_adapter(model: Any, adapter: str) -> Any:
-    from peft import PeftModel
-
-    folder = Path(adapter).expanduser()
-    if not (folder / "adapter_config.json").is_file():
-        raise ConfigError(f"{adapter} is no adapter folder: it has no adapter_config.json")
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-
-
-def _count_parameters(config: Any, trust_remote_code: bool) -> tuple[int, int]:
-    """Count the parameters of linear layers but the head, and of the rest, from shapes alone."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    head = model.get_output_embeddings()
-    linear = sum(
-        module.weight.numel()
-        for module in model.modules()
-        if isinstance(module, nn.Linear) and module is not head
-    )
-    return linear, sum(p.numel() for p in model.parameters()) - linear
-
-
-def _context_length(config: Any, tokenizer: Any) -> int:
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if length:
-        return int(length)
+def _tokenizer_limit(tokenizer: Any) -> int:
     # Tokenizers without a limit say 10**30.
     limit = int(tokenizer.model_max_length)
     return limit if limit < 10**9 else _FALLBACK_CONTEXT

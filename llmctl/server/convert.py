@@ -1,8 +1,10 @@
 """How does the wire map to our own types, and back? Pure functions; not given is `None`."""
 
+import json
 from dataclasses import dataclass
 from typing import TypeVar
 
+from llmctl.errors import RequestError
 from llmctl.server.schemas import (
     AssistantMessage,
     ChatChoice,
@@ -10,6 +12,8 @@ from llmctl.server.schemas import (
     ChatCompletionRequest,
     ChoiceLogprobs,
     CompletionUsage,
+    JSONObjectFormat,
+    JSONSchemaFormat,
     PromptMessage,
     PromptTokensDetails,
     ReplyMessage,
@@ -20,6 +24,7 @@ from llmctl.server.schemas import (
 from llmctl.types import (
     GenerationRequest,
     GenerationResult,
+    Grammar,
     Message,
     SamplingParams,
     TokenLogprob,
@@ -85,7 +90,27 @@ def _sampling(body: ChatCompletionRequest) -> SamplingParams:
         seed=body.seed,
         n=body.n,
         logprobs=logprobs,
+        min_new_tokens=body.min_tokens,
+        grammar=_grammar(body),
     )
+
+
+def _grammar(body: ChatCompletionRequest) -> Grammar | None:
+    grammars: dict[str, Grammar] = {}
+    match body.response_format:
+        case JSONObjectFormat():
+            grammars["response_format"] = Grammar("json_object")
+        case JSONSchemaFormat(json_schema=wanted):
+            source = json.dumps(wanted.schema_, ensure_ascii=False)
+            grammars["response_format"] = Grammar("json_schema", source)
+    if body.regex is not None:
+        grammars["regex"] = Grammar("regex", body.regex)
+    if body.choice is not None:
+        grammars["choice"] = Grammar("choice", choices=tuple(body.choice))
+    if len(grammars) > 1:
+        first, second, *_ = grammars
+        raise RequestError(f"'{second}' cannot be combined with '{first}'", param=second)
+    return next(iter(grammars.values()), None)
 
 
 def _maybe_tuple(values: list[T] | None) -> tuple[T, ...] | None:

@@ -109,8 +109,29 @@ class StreamOptions(WireRequest):
     include_obfuscation: Annotated[bool | None, _only(False)] = None
 
 
-class ResponseFormat(WireRequest):
+class TextFormat(WireRequest):
     type: Literal["text"]
+
+
+class JSONObjectFormat(WireRequest):
+    type: Literal["json_object"]
+
+
+class JSONSchema(WireRequest):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    # `schema` is taken: pydantic's own models have a method of that name.
+    schema_: Annotated[dict[str, Any], Field(alias="schema", min_length=1)]
+    strict: bool | None = None
+    """Without effect: a schema is always enforced to the letter, or refused."""
+
+
+class JSONSchemaFormat(WireRequest):
+    type: Literal["json_schema"]
+    json_schema: JSONSchema
+
+
+ResponseFormat = Annotated[TextFormat | JSONObjectFormat | JSONSchemaFormat, Discriminator("type")]
 
 
 class ChatCompletionRequest(WireRequest):
@@ -147,6 +168,7 @@ class ChatCompletionRequest(WireRequest):
     n: Annotated[int, _within("n")] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[Annotated[int, _within("logprobs")] | None, _needs("logprobs")] = None
+    response_format: ResponseFormat | None = None
 
     # Extensions: what OpenAI's SDK sends from `extra_body`.
     top_k: Annotated[int, _within("top_k")] | None = None
@@ -154,6 +176,9 @@ class ChatCompletionRequest(WireRequest):
     repetition_penalty: Annotated[float, _within("repetition_penalty")] | None = None
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
     ignore_eos: bool | None = None
+    min_tokens: Annotated[int, _within("min_new_tokens")] | None = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
 
     # Accepted without effect: they are about OpenAI's own business, not about the reply.
     user: str | None = None
@@ -163,7 +188,6 @@ class ChatCompletionRequest(WireRequest):
     prompt_cache_key: str | None = None
     service_tier: str | None = None
 
-    response_format: Annotated[ResponseFormat | None, _only({"type": "text"})] = None
     modalities: Annotated[list[str] | None, _only(["text"])] = None
     audio: Unsupported = None
     function_call: Unsupported = None

@@ -93,11 +93,12 @@ def _field_problem(kind: str, param: str, finding: Mapping[str, Any]) -> ErrorBo
                 "array_above_max_length",
             )
         case "too_short":
+            what = "object" if isinstance(value, dict) else "array"
             return _problem(
-                f"Invalid '{param}': empty array. Expected an array with minimum length "
-                f"{context['min_length']}, but got an empty array instead.",
+                f"Invalid '{param}': empty {what}. Expected an {what} with minimum length "
+                f"{context['min_length']}, but got an empty {what} instead.",
                 param,
-                "empty_array",
+                f"empty_{what}",
             )
         case "literal_error" | "union_tag_invalid":
             got = context.get("tag", value)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from llmctl.errors import RequestError
 from tests.fakes import FakeEngine
 from tests.server.servers import CHAT, chat_body, error_of, request
 
@@ -18,6 +19,13 @@ def messages(*entries: Any) -> dict[str, Any]:
 
 def content(value: Any, role: str = "user") -> dict[str, Any]:
     return messages({"role": role, "content": value})
+
+
+def json_schema(**fields: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": fields}}
+
+
+SCHEMA = {"type": "object"}
 
 
 CASES: list[tuple[dict[str, Any], str | None, str | None, str]] = [
@@ -101,6 +109,100 @@ CASES: list[tuple[dict[str, Any], str | None, str | None, str]] = [
     ({"repetition_penalty": 0}, "invalid_value", "repetition_penalty", "above 0"),
     ({"stop_token_ids": [-1]}, "integer_below_min_value", "stop_token_ids[0]", ""),
     ({"ignore_eos": 1}, "invalid_type", "ignore_eos", ""),
+    ({"min_tokens": -1}, "integer_below_min_value", "min_tokens", ""),
+    ({"min_tokens": "5"}, "invalid_type", "min_tokens", ""),
+    ({"response_format": "json"}, "invalid_type", "response_format", "an object, but got a string"),
+    ({"response_format": {}}, "missing_required_parameter", "response_format.type", ""),
+    (
+        {"response_format": {"type": "xml"}},
+        "invalid_value",
+        "response_format.type",
+        "'xml'. Supported values are: 'text', 'json_object', 'json_schema'",
+    ),
+    (
+        {"response_format": {"type": "json_object", "json_schema": {}}},
+        "unknown_parameter",
+        "response_format.json_schema",
+        "",
+    ),
+    (
+        {"response_format": {"type": "json_schema"}},
+        "missing_required_parameter",
+        "response_format.json_schema",
+        "",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": "{}"}},
+        "invalid_type",
+        "response_format.json_schema",
+        "an object, but got a string",
+    ),
+    (
+        json_schema(schema=SCHEMA),
+        "missing_required_parameter",
+        "response_format.json_schema.name",
+        "",
+    ),
+    (
+        json_schema(name="a b", schema=SCHEMA),
+        "invalid_value",
+        "response_format.json_schema.name",
+        "pattern",
+    ),
+    (
+        json_schema(name="x" * 65, schema=SCHEMA),
+        "invalid_value",
+        "response_format.json_schema.name",
+        "",
+    ),
+    (
+        json_schema(name="a"),
+        "missing_required_parameter",
+        "response_format.json_schema.schema",
+        "",
+    ),
+    (
+        json_schema(name="a", schema={}),
+        "empty_object",
+        "response_format.json_schema.schema",
+        "Expected an object with minimum length 1, but got an empty object",
+    ),
+    (
+        json_schema(name="a", schema=[]),
+        "invalid_type",
+        "response_format.json_schema.schema",
+        "an object, but got an array",
+    ),
+    (
+        json_schema(name="a", schema=SCHEMA, strict="yes"),
+        "invalid_type",
+        "response_format.json_schema.strict",
+        "a boolean",
+    ),
+    (
+        json_schema(name="a", schema=SCHEMA, foo=1),
+        "unknown_parameter",
+        "response_format.json_schema.foo",
+        "",
+    ),
+    ({"regex": 5}, "invalid_type", "regex", "a string"),
+    ({"choice": "yes"}, "invalid_type", "choice", "an array"),
+    ({"choice": []}, "empty_array", "choice", ""),
+    ({"choice": ["yes", 5]}, "invalid_type", "choice[1]", ""),
+    ({"choice": ["yes", ""]}, "invalid_value", "choice", "none empty"),
+    ({"regex": "a", "choice": ["a"]}, "invalid_value", "choice", "combined with 'regex'"),
+    (
+        {"response_format": {"type": "json_object"}, "regex": ""},
+        "invalid_value",
+        "regex",
+        "combined with 'response_format'",
+    ),
+    (
+        json_schema(name="a", schema=SCHEMA) | {"choice": ["a"]},
+        "invalid_value",
+        "choice",
+        "combined with 'response_format'",
+    ),
     ({"metadata": {"a": 1}}, "invalid_type", "metadata.a", ""),
     ({"foo": 1}, None, None, "Unrecognized request argument supplied: foo"),
     ({"foo.bar": 1}, None, None, "Unrecognized request argument supplied: foo.bar"),
@@ -114,7 +216,6 @@ UNSUPPORTED: dict[str, Any] = {
     "functions": [{"name": "f"}],
     "function_call": "auto",
     "parallel_tool_calls": True,
-    "response_format": {"type": "json_object"},
     "audio": {"voice": "alloy", "format": "wav"},
     "modalities": ["text", "audio"],
     "prediction": {"type": "content", "content": "x"},
@@ -155,9 +256,20 @@ def test_what_openai_knows_and_we_do_not_is_refused_by_name(field: str) -> None:
     assert field in error["message"]
 
 
+def test_a_schema_the_engine_cannot_enforce_is_refused() -> None:
+    reason = 'cannot enforce this response_format: Unimplemented keys: ["not"]'
+    engine = FakeEngine(reject=RequestError(reason, param="response_format"))
+    body = chat_body(**json_schema(name="a", schema={"not": {}}))
+    response = request(engine, "POST", CHAT, json=body)
+    assert response.status_code == 400
+    error = error_of(response)
+    assert (error["message"], error["param"]) == (reason, "response_format")
+
+
 def test_null_means_not_given_for_every_optional_field() -> None:
     engine = FakeEngine()
-    optional = [*UNSUPPORTED, "temperature", "stop", "stream", "stream_options", "user", "top_k"]
+    honoured = ["temperature", "stop", "stream", "stream_options", "user", "top_k", "min_tokens"]
+    optional = [*UNSUPPORTED, *honoured, "response_format", "regex", "choice"]
     body = chat_body(**dict.fromkeys(optional))
     assert request(engine, "POST", CHAT, json=body).status_code == 200
 

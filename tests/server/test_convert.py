@@ -1,12 +1,13 @@
 """Does what the client asked for reach the engine, no more and no less?"""
 
+import json
 from typing import Any
 
 import pytest
 
 from llmctl.server.convert import generation_request
 from llmctl.server.schemas import ChatCompletionRequest
-from llmctl.types import GenerationRequest, Message, SamplingParams
+from llmctl.types import GenerationRequest, Grammar, Message, SamplingParams
 from tests.server.servers import chat_body
 
 
@@ -37,6 +38,11 @@ def test_what_is_not_given_is_none() -> None:
         ("stop_token_ids", [0, 2], "stop_token_ids", (0, 2)),
         ("ignore_eos", False, "ignore_eos", False),
         ("max_tokens", 5, "max_new_tokens", 5),
+        ("min_tokens", 0, "min_new_tokens", 0),
+        ("response_format", {"type": "json_object"}, "grammar", Grammar("json_object")),
+        ("regex", "", "grammar", Grammar("regex", "")),
+        ("regex", r"\d+", "grammar", Grammar("regex", r"\d+")),
+        ("choice", ["yes", "no"], "grammar", Grammar("choice", choices=("yes", "no"))),
         ("n", 2, "n", 2),
         ("logprobs", False, "logprobs", None),
         ("logprobs", True, "logprobs", 0),
@@ -54,6 +60,22 @@ def test_max_completion_tokens_supersedes_max_tokens() -> None:
 
 def test_top_logprobs_counts_the_alternatives() -> None:
     assert converted(logprobs=True, top_logprobs=3).sampling.logprobs == 3
+
+
+@pytest.mark.parametrize("extra", [{}, {"strict": True}, {"strict": None, "description": "d"}])
+def test_a_json_schema_arrives_as_it_is_written(extra: dict[str, Any]) -> None:
+    # The engine writes properties in the order of the schema.
+    schema = {"type": "object", "properties": {"z": {"const": "你好"}, "a": {"minimum": 0.5}}}
+    wire = {"type": "json_schema", "json_schema": {"name": "a-1_B", "schema": schema, **extra}}
+    grammar = converted(response_format=wire).sampling.grammar
+    assert grammar is not None
+    assert grammar.kind == "json_schema"
+    assert json.dumps(json.loads(grammar.source)) == json.dumps(schema)
+
+
+def test_a_text_format_leaves_room_for_a_regex() -> None:
+    sampling = converted(response_format={"type": "text"}, regex="a").sampling
+    assert sampling.grammar == Grammar("regex", "a")
 
 
 def test_messages_keep_role_and_text() -> None:

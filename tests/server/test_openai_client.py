@@ -1,10 +1,12 @@
 """Does the real `openai` client work against a real server?"""
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 
 import openai
+import pydantic
 import pytest
 
 from llmctl.errors import ContextLengthError, EngineBusyError, EngineFailedError
@@ -98,6 +100,22 @@ def test_extensions_arrive_from_extra_body(client: openai.OpenAI, engine: FakeEn
     )
     sampling = engine.requests[-1].sampling
     assert (sampling.temperature, sampling.top_k, sampling.min_p) == (0.0, 5, 0.1)
+
+
+def test_the_clients_own_structured_output_arrives_as_a_schema() -> None:
+    class Person(pydantic.BaseModel):
+        name: str
+        age: int
+
+    says = FakeEngine(('{"name": "Ada",', ' "age": 36}'))
+    with running(says) as own, openai.OpenAI(base_url=f"{own}/v1", api_key="none") as client:
+        reply = client.chat.completions.parse(
+            model="fake-model", messages=MESSAGES, response_format=Person
+        )
+    assert reply.choices[0].message.parsed == Person(name="Ada", age=36)
+    grammar = says.requests[-1].sampling.grammar
+    assert grammar is not None
+    assert json.loads(grammar.source)["required"] == ["name", "age"]
 
 
 def test_a_reply_can_be_sent_back_as_history(client: openai.OpenAI) -> None:

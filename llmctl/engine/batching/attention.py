@@ -142,22 +142,19 @@ def attend(
     outputs = []
     for segment in step.segments:
         start, count, past = segment.start, segment.count, segment.past
-        keys, values = segment.cache.keys[layer], segment.cache.values[layer]
         total = past + count
-        keys.narrow(2, past, count).copy_(key.narrow(1, start, count))
-        values.narrow(2, past, count).copy_(value.narrow(1, start, count))
+        segment.cache.store(layer, past, key.narrow(1, start, count), value.narrow(1, start, count))
         own = query.narrow(1, start, count)
         if count == 1:
             first = 0 if window is None else max(total - window, 0)
             # Query heads that share a key head stand in for a sequence: nothing is repeated.
+            keys, values = segment.cache.view(layer, first, total)
             out = F.scaled_dot_product_attention(
-                own.reshape(1, kv_heads, heads // kv_heads, dim),
-                keys.narrow(2, first, total - first),
-                values.narrow(2, first, total - first),
-                scale=scale,
+                own.reshape(1, kv_heads, heads // kv_heads, dim), keys, values, scale=scale
             )
             outputs.append(out.view(1, heads, dim))
         else:
+            keys, values = segment.cache.view(layer, 0, total)
             outputs.append(_prefill(step, segment, own, keys[0], values[0], scale, window))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -198,14 +195,15 @@ def _prefill(
             scores = scores.view(kv_heads, group, size, total).mul_(scale).add_(mask)
             weights = scores.softmax(-1).view(kv_heads, group * size, total)
             out = torch.matmul(weights, seen_values).view(heads, size, dim)
+            del scores, weights  # or the next block's stand beside them
         else:
+            # With a mask, `enable_gqa` would fall back to the kernel that keeps all scores.
             out = F.scaled_dot_product_attention(
                 block.unsqueeze(0),
-                seen_keys.unsqueeze(0),
-                seen_values.unsqueeze(0),
+                seen_keys.repeat_interleave(group, 0).unsqueeze(0),
+                seen_values.repeat_interleave(group, 0).unsqueeze(0),
                 attn_mask=mask,
                 scale=scale,
-                enable_gqa=group > 1,
             )[0]
         outputs.append(out.transpose(0, 1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

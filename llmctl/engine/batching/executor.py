@@ -1,11 +1,13 @@
 """How is this model run: many rows in a step, or, where that does not suit it, one at a time?"""
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from llmctl.engine.batching.adapters import Adapter
 from llmctl.engine.batching.forward import Forward, PackedForward, Work, kv_shape
 from llmctl.engine.batching.fused import FusedForward
 from llmctl.engine.batching.kv import KVPool, KVShape
@@ -14,7 +16,8 @@ from llmctl.engine.batching.scheduler import Scheduler
 from llmctl.engine.batching.scoring import Pair
 from llmctl.engine.batching.sequence import Sequence as RowSequence
 from llmctl.engine.batching.serial import SerialExecutor
-from llmctl.types import Score
+from llmctl.engine.batching.threads import ThreadedForward, measure_decode_threads
+from llmctl.types import KVQuant, MemoryPlan, Quant, Score
 
 FUSED_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """`model_type`s whose layers have the shape that `FusedForward` writes out."""
@@ -39,29 +42,41 @@ class Executor(Protocol):
         self, pairs: Sequence[Pair], adapter: str | None
     ) -> Generator[None, None, tuple[Score, ...]]: ...
 
+    def put_adapter(self, key: str, adapter: Adapter) -> None: ...
+
+    def drop_adapter(self, key: str) -> bool: ...
+
     def fail_all(self, error: BaseException) -> None: ...
 
 
 def choose_executor(
-    model: Any, texts: TokenTexts, *, kv_budget_tokens: int, max_rows: int, quantised: bool
-) -> tuple[Executor, str]:
-    """Return the fastest way to run this model that gives the model's own logits, and its name.
+    model: Any, texts: TokenTexts, plan: MemoryPlan, *, quant: Quant, kv_quant: KVQuant
+) -> tuple[Executor, str, tuple[str, ...]]:
+    """Return the fastest way to run this model that gives the model's own logits.
 
     The batching paths are tried on a few tokens and taken only if they agree with the stock
     forward pass.
+
+    Returns:
+        The executor, its name (`fused`, `batched` or `serial`), and what a person should know.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    shape = kv_shape(inner)
+    notes: list[str] = []
+    shape = kv_shape(model)
     if shape is not None:
-        if quantised:
+        if quant != "none":
             tolerance = _QUANTISED
         else:
-            tolerance = _EXACT if inner.dtype == torch.float32 else _ROUNDED
-        if (forward := _batching_forward(inner, shape, tolerance)) is not None:
-            pool = KVPool(shape, kv_budget_tokens)
+            tolerance = _EXACT if model.dtype == torch.float32 else _ROUNDED
+        if (forward := _batching_forward(model, shape, tolerance)) is not None:
+            pool = KVPool(replace(shape, quant=kv_quant), plan.kv_budget_tokens)
             name = "fused" if isinstance(forward, FusedForward) else "batched"
-            return Scheduler(forward, pool, max_rows, texts), name
-    return SerialExecutor(model, texts), "serial"
+            if shape.device.type == "cpu":
+                count = measure_decode_threads(forward, pool)
+                notes.append(f"decodes with {count} of {torch.get_num_threads()} threads, measured")
+                forward = ThreadedForward(forward, count)
+            return Scheduler(forward, pool, plan.max_rows, texts), name, tuple(notes)
+    notes.append("this architecture runs one request at a time, through Transformers' generate()")
+    return SerialExecutor(model, texts), "serial", tuple(notes)
 
 
 def _batching_forward(model: Any, shape: KVShape, tolerance: float) -> Forward | None:

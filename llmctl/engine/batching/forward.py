@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llmctl.engine.batching import attention
+from llmctl.engine.batching.adapters import Adapter, HookedAdapters, StepRows
 from llmctl.engine.batching.attention import PackedStep, Segment
 from llmctl.engine.batching.kv import KVCache, KVShape
 
@@ -37,12 +38,23 @@ class Forward(Protocol):
             Logits (sum of the wanted, vocab), in the order of `work`, in the model's type.
         """
 
+    def put_adapter(self, key: str, adapter: Adapter) -> None:
+        """Hold an adapter from the next step on, for rows whose cache names its key.
+
+        Rows of one adapter are best next to each other.
+        """
+
+    def drop_adapter(self, key: str) -> None:
+        """Forget an adapter."""
+
 
 class PackedForward:
     """The model's own forward pass over packed rows. Used by the engine thread alone."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self._rows = StepRows()
+        self._adapters = HookedAdapters(model, self._rows)
         attention.register()
         model.set_attn_implementation(attention.NAME)
 
@@ -50,17 +62,26 @@ class PackedForward:
     def run(self, work: Sequence[Work]) -> Tensor:
         """Compute one step; see `Forward.run`."""
         step, token_ids, positions, wanted = pack(work)
+        note_rows(self._rows, work)
         device = self.model.device
         output = self.model(
             input_ids=torch.tensor([token_ids], device=device),
             position_ids=torch.tensor([positions], device=device),
             use_cache=False,
-            logits_to_keep=torch.tensor(wanted, device=device),
+            logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
             packed=step,
         )
         remember(work)
         logits: Tensor = output.logits[0]
         return logits
+
+    def put_adapter(self, key: str, adapter: Adapter) -> None:
+        """Hold an adapter; see `Forward.put_adapter`."""
+        self._adapters.put(key, adapter)
+
+    def drop_adapter(self, key: str) -> None:
+        """Forget an adapter."""
+        self._adapters.drop(key)
 
 
 def pack(work: Sequence[Work]) -> tuple[PackedStep, list[int], list[int], list[int]]:
@@ -82,6 +103,11 @@ def pack(work: Sequence[Work]) -> tuple[PackedStep, list[int], list[int], list[i
         positions.extend(segment.positions)
         wanted.extend(start + index % count for index in item.logits)
     return PackedStep(segments), token_ids, positions, wanted
+
+
+def note_rows(rows: StepRows, work: Sequence[Work]) -> None:
+    """Note which rows of the step are under which adapter."""
+    rows.note((item.cache.adapter, len(item.token_ids), len(item.logits)) for item in work)
 
 
 def remember(work: Sequence[Work]) -> None:

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 
+from llmctl.engine.batching.adapters import Adapter, Rows, Site, StepRows
 from llmctl.engine.batching.attention import attend
-from llmctl.engine.batching.forward import Work, pack, remember
+from llmctl.engine.batching.forward import Work, note_rows, pack, remember
 from llmctl.engine.batching.linear import Linear, fuse, lay_out
 
 
@@ -54,6 +55,8 @@ class FusedForward:
         self._head_dim = first.head_dim
         self._scaling: float = first.scaling
         self._device = model.device
+        self._rows = StepRows()
+        self._sites: list[Site] = []
         self._embed: nn.Embedding = body.embed_tokens
         self._rotary: Any = body.rotary_emb
         self._norm = _norm(body.norm)
@@ -69,6 +72,7 @@ class FusedForward:
     def run(self, work: Sequence[Work]) -> Tensor:
         """Compute one step; see `Forward.run`."""
         step, token_ids, positions, wanted = pack(work)
+        note_rows(self._rows, work)
         ids = torch.tensor(token_ids, device=self._device)
         embedded = self._embed(ids)
         cos, sin = self._rotary(embedded, torch.tensor([positions], device=self._device))
@@ -97,6 +101,38 @@ class FusedForward:
         if len(wanted) < len(token_ids):
             x = x[wanted]
         return self._head(self._norm(x))
+
+    def put_adapter(self, key: str, adapter: Adapter) -> None:
+        """Hold an adapter; see `Forward.put_adapter`."""
+        if not self._sites:
+            self._make_sites()
+        for site in self._sites:
+            site.put(key, adapter)
+
+    def drop_adapter(self, key: str) -> None:
+        """Forget an adapter."""
+        for site in self._sites:
+            site.drop(key)
+
+    def _make_sites(self) -> None:
+        """Make every linear layer a site for adapters; until the first comes, none pays for it."""
+
+        def adapted(linear: Linear, rows: Rows, *paths: str) -> Linear:
+            modules = {path: self.model.get_submodule(path) for path in paths}
+            self._sites.append(Site(modules, rows, self.model.dtype))
+            return self._sites[-1].adapt(linear)
+
+        for index, layer in enumerate(self._layers):
+            attention, mlp = f"model.layers.{index}.self_attn.", f"model.layers.{index}.mlp."
+            qkv = [attention + name for name in ("q_proj", "k_proj", "v_proj")]
+            tokens = self._rows.tokens
+            self._layers[index] = layer._replace(
+                qkv=adapted(layer.qkv, tokens, *qkv),
+                output=adapted(layer.output, tokens, attention + "o_proj"),
+                gate_up=adapted(layer.gate_up, tokens, mlp + "gate_proj", mlp + "up_proj"),
+                down=adapted(layer.down, tokens, mlp + "down_proj"),
+            )
+        self._head = adapted(self._head, self._rows.wanted, "lm_head")
 
 
 def _signed(sin: Tensor) -> Tensor:

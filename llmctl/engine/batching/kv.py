@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmctl.types import KVQuant
+
 _GROWTH = 128
 """Buffers grow in steps of at least so many tokens."""
 _COMPARED = 64
@@ -28,16 +30,13 @@ class KVShape:
     head_dim: int
     dtype: torch.dtype
     device: torch.device
-
-    @property
-    def bytes_per_token(self) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+    quant: KVQuant = "none"
 
 
 class KVCache:
     """Keys and values of one token sequence under one adapter.
 
-    `token_ids[:length]` are in the buffers; `keys[layer]` and `values[layer]` are
+    `token_ids` are in the buffers, `keys[layer]` and `values[layer]`, which are
     (1, kv_heads, capacity, head_dim).
     """
 
@@ -59,24 +58,65 @@ class KVCache:
         whole = torch.empty(
             (2, s.layers, 1, s.kv_heads, capacity, s.head_dim), dtype=s.dtype, device=s.device
         )
-        self._whole = whole
+        self._buffers = [whole]
         self.keys, self.values = whole[0].unbind(0), whole[1].unbind(0)
         self.capacity = capacity
 
+    def store(self, layer: int, past: int, key: Tensor, value: Tensor) -> None:
+        """Write new keys and values (kv_heads, count, head_dim) after `past` tokens."""
+        count = key.shape[1]
+        self.keys[layer].narrow(2, past, count).copy_(key)
+        self.values[layer].narrow(2, past, count).copy_(value)
+
+    def view(self, layer: int, first: int, total: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values of tokens `first` to `total`, (1, kv_heads, n, head_dim) each."""
+        count = total - first
+        return self.keys[layer].narrow(2, first, count), self.values[layer].narrow(2, first, count)
+
     def resize(self, capacity: int) -> None:
         """Change the room, keeping what is held. `capacity` is at least `length`."""
-        held = self._whole[..., : self.length, :]
+        held = self._buffers
         self._allocate(capacity)
-        self._whole[..., : self.length, :] = held
+        for new, old in zip(self._buffers, held, strict=True):
+            new[..., : self.length, :] = old[..., : self.length, :]
 
     def copy_prefix(self, source: "KVCache", length: int) -> None:
         """Begin with the first `length` tokens of another sequence of the same adapter."""
-        self._whole[..., :length, :] = source._whole[..., :length, :]
+        for new, old in zip(self._buffers, source._buffers, strict=True):
+            new[..., :length, :] = old[..., :length, :]
         self.token_ids = source.token_ids[:length]
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
         del self.token_ids[length:]
+
+
+class Int8KVCache(KVCache):
+    """In 8 bits, with one float32 scale per head and token: half the memory, some of the speed."""
+
+    def _allocate(self, capacity: int) -> None:
+        s = self._shape
+        shape = (2, s.layers, 1, s.kv_heads, capacity)
+        self._whole = torch.empty((*shape, s.head_dim), dtype=torch.int8, device=s.device)
+        self._scales = torch.empty((*shape, 1), dtype=torch.float32, device=s.device)
+        self._buffers = [self._whole, self._scales]
+        self.capacity = capacity
+
+    def store(self, layer: int, past: int, key: Tensor, value: Tensor) -> None:
+        """Round to the nearest of 255 steps up to the largest of each head and token."""
+        new = torch.stack((key, value)).float()
+        scales = new.abs().amax(-1, keepdim=True).clamp_(min=1e-12).div_(127)
+        count = key.shape[1]
+        self._scales[:, layer, 0].narrow(2, past, count).copy_(scales)
+        self._whole[:, layer, 0].narrow(2, past, count).copy_(new.div_(scales).round_())
+
+    def view(self, layer: int, first: int, total: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values back in the model's type; see `KVCache.view`."""
+        count = total - first
+        whole = self._whole[:, layer].narrow(3, first, count)
+        scales = self._scales[:, layer].narrow(3, first, count)
+        keys, values = (whole * scales).to(self._shape.dtype).unbind(0)
+        return keys, values
 
 
 class KVPool:
@@ -98,6 +138,10 @@ class KVPool:
         """Room that idle caches would give back."""
         return sum(cache.capacity for cache in self._idle.values())
 
+    @property
+    def _active_tokens(self) -> int:
+        return sum(cache.capacity for cache in self._active.values())
+
     def shared_prefix(self, token_ids: Sequence[int], adapter: str | None) -> int:
         """Length of the longest beginning of `token_ids` that is already computed."""
         return max(
@@ -114,8 +158,10 @@ class KVPool:
             room: tokens the cache must have room for at once.
 
         Returns:
-            `None` if the budget has no room now; nothing has changed then but idle caches.
+            `None` if active caches leave no such room; nothing has changed then.
         """
+        if self._active_tokens + room > self.budget_tokens:
+            return None
         best, length = None, 0
         for candidate in self._all():
             if candidate.adapter == adapter:
@@ -123,43 +169,50 @@ class KVPool:
                 if shared > length:
                     best, length = candidate, shared
         length = min(length, len(token_ids) - 1)
-        # A cache that mostly continues otherwise stays for those who continue it.
-        if best is not None and id(best) in self._idle and length * 2 >= best.length:
-            del self._idle[id(best)]
-            self._active[id(best)] = best
-            best.truncate(length)
-            if self.reserve(best, room):
-                return best
-            self.release(best)
-            return None
-        cache = KVCache(self.shape, adapter)
+        if best is not None and id(best) in self._idle:
+            # A cache that mostly continues otherwise stays for those who continue it, if it can.
+            both = self._active_tokens + best.capacity + room
+            if length * 2 >= best.length or both > self.budget_tokens:
+                return self._take_over(best, length, room)
+            self._idle.move_to_end(id(best))
+        cache = (Int8KVCache if self.shape.quant == "8bit" else KVCache)(self.shape, adapter)
         self._active[id(cache)] = cache
-        if not self.reserve(cache, room, keep=best):
-            del self._active[id(cache)]
-            return None
-        if best is not None and length:
+        self.reserve(cache, room, keep=best)
+        if best is not None:
             cache.copy_prefix(best, length)
+        return cache
+
+    def _take_over(self, cache: KVCache, length: int, room: int) -> KVCache:
+        """Continue an idle cache after its first `length` tokens."""
+        self._active[id(cache)] = self._idle.pop(id(cache))
+        cache.truncate(length)
+        if cache.capacity > 2 * _roomy(room):
+            # Room that only the longer text needed goes back to all.
+            self.used_tokens += room - cache.capacity
+            cache.resize(room)
+        self.reserve(cache, room)
         return cache
 
     def reserve(self, cache: KVCache, tokens: int, keep: KVCache | None = None) -> bool:
         """Give an active cache room for `tokens` in all; idle caches make way, but for `keep`.
 
         Returns:
-            Whether there was room. If not, the cache is as it was.
+            Whether there was room. If not, nothing has changed.
         """
         if tokens <= cache.capacity:
             return True
+        kept = 0 if keep is None or id(keep) not in self._idle else keep.capacity
+        most = self.budget_tokens - kept - self._active_tokens + cache.capacity
+        if tokens > most:
+            return False
         # Half as much again, where there is room for it, or copying would eat what growing saves.
-        roomy = max(tokens, min(cache.capacity * 3 // 2, tokens + 4096))
-        roomy = -(-roomy // _GROWTH) * _GROWTH
-        for wanted in (roomy, tokens):
-            more = wanted - cache.capacity
-            self._evict(more, keep)
-            if self.used_tokens + more <= self.budget_tokens:
-                cache.resize(wanted)
-                self.used_tokens += more
-                return True
-        return False
+        wanted = _roomy(max(tokens, min(cache.capacity * 3 // 2, tokens + 4096)))
+        if wanted > most:
+            wanted = min(_roomy(tokens), most)
+        self._evict(wanted - cache.capacity, keep)
+        self.used_tokens += wanted - cache.capacity
+        cache.resize(wanted)
+        return True
 
     def release(self, cache: KVCache, *, forget: bool = False) -> None:
         """Take a cache back from its row: kept for others, or given up at once."""
@@ -189,6 +242,11 @@ class KVPool:
 
     def _all(self) -> list[KVCache]:
         return [*self._idle.values(), *self._active.values()]
+
+
+def _roomy(tokens: int) -> int:
+    """Round up to whole steps of growth."""
+    return -(-tokens // _GROWTH) * _GROWTH
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -63,6 +63,10 @@ class Row:
             self._shown += len(text)
             self._emit(GenerationChunk(text, self.index, self._released()))
 
+    def end(self) -> None:
+        """End the reply here: there is nothing more to say."""
+        self._finish("stop", self._scanner.flush())
+
     def _finish(self, reason: FinishReason, text: str, *, cut: bool = False) -> None:
         self._shown += len(text)
         if cut:

@@ -8,11 +8,12 @@ of the cumulative distribution: a seed gives the same text alone and in company.
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
+from llmctl.engine.batching.grammar import GrammarMatcher
 from llmctl.types import SamplingParams
 
 CANDIDATES = 256
@@ -22,11 +23,27 @@ CANDIDATES = 256
 class RowSampler:
     """What one row brings to each of its choices: parameters, history, random numbers.
 
-    `params` is fully resolved but for the optional fields. `history_ids` is the prompt.
+    Args:
+        params: fully resolved but for the optional fields.
+        prompt_ids: what repetition penalties count besides the reply.
+        index: of the choice; each has random numbers of its own.
+        end_ids: tokens that end the reply, forbidden before `min_new_tokens`.
+        matcher: the state of the grammar that the reply must follow.
     """
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], index: int = 0) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        index: int = 0,
+        *,
+        end_ids: Collection[int] = (),
+        matcher: GrammarMatcher | None = None,
+    ) -> None:
         self.params = params
+        self._end_ids = sorted(end_ids)
+        self._matcher = matcher
+        self._chosen = 0
         self.greedy = params.temperature == 0
         self.logprobs = params.logprobs
         self._random = random.Random(None if params.seed is None else f"{params.seed}:{index}")
@@ -42,7 +59,21 @@ class RowSampler:
     @property
     def adjusts(self) -> bool:
         """Whether the logits must be changed before anything else."""
-        return self._penalised or bool(self._bias)
+        return self._penalised or bool(self._bias) or self._matcher is not None or self._too_short
+
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether the likeliest token is always the one, whatever the history."""
+        return self.greedy and not self.adjusts and self.logprobs is None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the grammar leaves nothing to say."""
+        return self._matcher is not None and self._matcher.finished
+
+    @property
+    def _too_short(self) -> bool:
+        return self._chosen < (self.params.min_new_tokens or 0)
 
     @property
     def filters(self) -> bool:
@@ -56,6 +87,10 @@ class RowSampler:
 
     def remember(self, token_id: int) -> None:
         """Note a token that was chosen."""
+        self._chosen += 1
+        if self._matcher is not None and token_id not in self._end_ids:
+            self._matcher.accept(token_id)
+            self._matcher.prepare()
         if self._penalised:
             self._seen.add(token_id)
             self._counts[token_id] += 1
@@ -84,6 +119,10 @@ class RowSampler:
             logits[ids] += torch.tensor(
                 list(self._bias.values()), device=logits.device, dtype=logits.dtype
             )
+        if self._too_short and self._end_ids:
+            logits[self._end_ids] = float("-inf")
+        if self._matcher is not None:
+            self._matcher.apply(logits)
         return logits
 
 

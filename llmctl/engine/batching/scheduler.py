@@ -13,6 +13,7 @@ from collections.abc import Sequence as Sequence_
 import torch
 from torch import Tensor
 
+from llmctl.engine.batching.adapters import Adapter
 from llmctl.engine.batching.forward import IDLE_CHUNK, Forward, Work
 from llmctl.engine.batching.kv import KVPool, common_prefix
 from llmctl.engine.batching.logprobs import TokenTexts, token_logprobs
@@ -26,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 BUSY_CHUNK = 128
 """Prompt tokens per step while replies are running."""
+GUESSING_ROWS = 2
+"""Guessing pays while a step is bound by reading weights: with few rows."""
 _WORTH_WAITING = 32
 """Prompt tokens that must be shared for a request to wait until another has computed them."""
 
@@ -71,20 +74,47 @@ class Scheduler:
         chosen = self._choose()
         if not chosen:
             return
-        work = [item for _, item in chosen]
+        held = [item.cache.length for _, item in chosen]
         try:
-            logits = self._forward.run(work)
+            logits = self._forward.run([item for _, item in chosen])
         except Exception as error:
+            # It may have failed at the logits, with the new tokens noted already.
+            for (_, item), length in zip(chosen, held, strict=True):
+                item.cache.truncate(length)
             self._fail_alone(chosen, error)
             return
-        ready = [sequence for sequence, item in chosen if item.logits]
-        self._accept(ready, logits)
+        self._digest(chosen, logits)
+
+    def _digest(self, chosen: list[tuple[Sequence, Work]], logits: Tensor) -> None:
+        """Hand each row its logits (wanted, vocab), in order."""
+        plain = [sequence for sequence, item in chosen if len(item.logits) == 1]
+        if sum(len(item.logits) for _, item in chosen) == len(plain):
+            self._accept(plain, logits)
+            return
+        parts = logits.split([len(item.logits) for _, item in chosen])
+        for (sequence, item), part in zip(chosen, parts, strict=True):
+            if len(item.logits) > 1:
+                self._accept_guess(sequence, item.token_ids[1:], part)
+            elif item.logits:
+                self._accept([sequence], part)
 
     def score(
         self, pairs: Sequence_[Pair], adapter: str | None
     ) -> Generator[None, None, tuple[Score, ...]]:
         """Score the continuations of one context; yields between forward passes."""
         return score_steps(self._forward, self._pool, pairs, adapter)
+
+    def put_adapter(self, key: str, adapter: Adapter) -> None:
+        """Hold an adapter, for sequences that name its key."""
+        self._forward.put_adapter(key, adapter)
+
+    def drop_adapter(self, key: str) -> bool:
+        """Forget an adapter and its caches, unless a sequence needs it; return whether it went."""
+        if any(sequence.adapter == key for sequence in [*self._running, *self._waiting]):
+            return False
+        self._forward.drop_adapter(key)
+        self._pool.drop_adapter(key)
+        return True
 
     def fail_all(self, error: BaseException) -> None:
         """End every sequence with an error."""
@@ -110,7 +140,7 @@ class Scheduler:
                 continue
             cache = self._pool.open(token_ids, sequence.adapter, len(token_ids) + 1)
             if cache is None:
-                if self._running:
+                if self._pool.active_count:
                     return
                 # Nobody will make room: the budget itself is too small for this sequence.
                 self._waiting.remove(sequence)
@@ -138,14 +168,20 @@ class Scheduler:
         return coming >= self._pool.shared_prefix(token_ids, adapter) + _WORTH_WAITING
 
     def _choose(self) -> list[tuple[Sequence, Work]]:
-        """Lay out the next step: every decoding row, then prompts up to the chunk."""
+        """Lay out the next step: every decoding row, then prompts up to the chunk.
+
+        Rows of one adapter lie next to each other.
+        """
         chosen: list[tuple[Sequence, Work]] = []
         decoding = [s for s in self._running if s.pending == 1]
         room = BUSY_CHUNK if decoding else IDLE_CHUNK
         for sequence in decoding:
             if sequence.cache is None or not self._make_room(sequence):
                 continue  # it has been sent back to wait, for itself or for an older one
-            chosen.append((sequence, Work(sequence.cache, sequence.next_ids(1))))
+            guess = self._guess(sequence) if len(self._running) <= GUESSING_ROWS else []
+            ids = sequence.next_ids(1) + guess
+            wanted = tuple(range(len(ids))) if guess else (-1,)
+            chosen.append((sequence, Work(sequence.cache, ids, wanted)))
         for sequence in self._running:
             if sequence.cache is None or sequence.pending == 1 or room <= 0:
                 continue
@@ -154,7 +190,18 @@ class Scheduler:
             logits = (-1,) if len(ids) == sequence.pending else ()
             chosen.append((sequence, Work(sequence.cache, ids, logits)))
         # A row that made room may have been chosen before it lost its cache.
-        return [(s, item) for s, item in chosen if s.cache is item.cache]
+        kept = [(s, item) for s, item in chosen if s.cache is item.cache]
+        return sorted(kept, key=lambda pair: pair[0].adapter or "")
+
+    def _guess(self, sequence: Sequence) -> list[int]:
+        if sequence.lookup is None or sequence.cache is None:
+            return []
+        row = sequence.row
+        most = row.max_new_tokens - len(row.output_ids) - 1
+        guess = sequence.lookup.guess(sequence.token_ids)[:most]
+        # Nobody is sent back to wait for a mere guess.
+        room = sequence.cache.length + 1 + len(guess)
+        return guess if self._pool.reserve(sequence.cache, room) else []
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Get room for one more token, at the cost of the youngest if need be."""
@@ -191,8 +238,31 @@ class Scheduler:
         except Exception as error:
             self._fail(sequence, error)
             return
+        if sequence.row.finish_reason is None and sequence.sampler.complete:
+            sequence.row.end()
         if sequence.row.finish_reason is not None:
             self._retire(sequence)
+
+    def _accept_guess(self, sequence: Sequence, guess: Sequence_[int], logits: Tensor) -> None:
+        """Keep of a guess what the model says too, and the token that it says instead.
+
+        Args:
+            logits: (guessed + 1, vocab).
+        """
+        assert sequence.cache is not None
+        assert sequence.lookup is not None
+        cache, right = sequence.cache, 0
+        # Keys and values stay where they are; which of them count is found out below.
+        cache.truncate(cache.length - len(guess))
+        for token_id, guessed in zip(logits.argmax(-1).tolist(), [*guess, None], strict=True):
+            sequence.sampler.remember(token_id)
+            self._take(sequence, token_id, None)
+            if sequence.row.finish_reason is not None or token_id != guessed:
+                break
+            cache.token_ids.append(token_id)
+            right += 1
+        row = sequence.row
+        sequence.lookup.learn(right, len(row.prompt_ids) + len(row.output_ids))
 
     def _fail_alone(self, chosen: list[tuple[Sequence, Work]], error: Exception) -> None:
         """Find out whose fault a failed step was: everybody gets a step alone."""
@@ -209,7 +279,7 @@ class Scheduler:
             except Exception as own:
                 self._fail_alone([(sequence, item)], own)
             else:
-                self._accept([sequence] if item.logits else [], logits)
+                self._digest([(sequence, item)], logits)
 
     def _fail(self, sequence: Sequence, error: BaseException) -> None:
         """End a whole request; its other choices go at the next step."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from llmctl.engine.batching.kv import KVCache
 from llmctl.engine.batching.row import Row
 from llmctl.engine.batching.sampler import RowSampler
+from llmctl.engine.batching.speculation import PromptLookup
 from llmctl.engine.stream import GenerationStream
 from llmctl.types import GenerationChunk, Usage
 
@@ -45,6 +46,8 @@ class Sequence:
     sampler: RowSampler
     adapter: str | None = None
     cache: KVCache | None = field(default=None)
+    lookup: PromptLookup | None = None
+    """Guesses its next tokens, if it may."""
     admitted_before: bool = False
     """Whether it has run already, and only lost its cache to others."""
 

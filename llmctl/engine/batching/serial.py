@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmctl.engine.batching.adapters import Adapter, HookedAdapters, StepRows
 from llmctl.engine.batching.logprobs import TokenTexts, token_logprobs
 from llmctl.engine.batching.sampler import sample
 from llmctl.engine.batching.scoring import Pair, picked
@@ -35,6 +36,8 @@ class SerialExecutor:
         # would act on top of ours.
         model.generation_config = GenerationConfig()
         self._waiting: deque[RowSequence] = deque()
+        self._rows = StepRows()
+        self._adapters = HookedAdapters(model, self._rows)
 
     @property
     def busy(self) -> bool:
@@ -60,6 +63,7 @@ class SerialExecutor:
 
     def _write(self, sequence: RowSequence) -> None:
         row = sequence.row
+        self._rows.all_under(sequence.adapter)
         hook = _Hook(sequence, self._texts)
         prompt = torch.tensor([row.prompt_ids], device=self._model.device)
         with torch.inference_mode():
@@ -78,9 +82,9 @@ class SerialExecutor:
         self, pairs: Sequence[Pair], adapter: str | None
     ) -> Generator[None, None, tuple[Score, ...]]:
         """Score the continuations of one context, a forward pass each."""
-        assert adapter is None
         scores = []
         for ids, tail in pairs:
+            self._rows.all_under(adapter)
             with torch.inference_mode():
                 inputs = torch.tensor([ids[:-1]], device=self._model.device)
                 output = self._model(input_ids=inputs, logits_to_keep=tail, use_cache=False)
@@ -88,6 +92,17 @@ class SerialExecutor:
             scores.append(Score(logprob, tail, greedy))
             yield
         return tuple(scores)
+
+    def put_adapter(self, key: str, adapter: Adapter) -> None:
+        """Hold an adapter, for sequences that name its key."""
+        self._adapters.put(key, adapter)
+
+    def drop_adapter(self, key: str) -> bool:
+        """Forget an adapter, unless a sequence needs it; return whether it went."""
+        if any(sequence.adapter == key for sequence in self._waiting):
+            return False
+        self._adapters.drop(key)
+        return True
 
     def fail_all(self, error: BaseException) -> None:
         """End every sequence with an error."""

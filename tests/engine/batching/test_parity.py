@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.types import GenerationRequest, ModelSpec, SamplingParams
+from llmctl.types import GenerationRequest, MemoryLimits, ModelSpec, SamplingParams
 from tests.tiny import save_tiny_model
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -51,7 +51,7 @@ def greedy(prompt: str, **params: Any) -> GenerationRequest:
 
 
 def generated(folder: Path, prompt: str) -> list[int]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     inputs = AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt")
     model.generation_config.eos_token_id = None
     output = model.generate(**inputs, do_sample=False, max_new_tokens=12)
@@ -99,3 +99,30 @@ def test_a_batch_of_different_parameters_equals_each_request_alone(engine: HFRun
     ]
     alone = [written_ids(engine, [request])[0] for request in requests]
     assert written_ids(engine, requests) == alone
+
+
+def test_guessing_ahead_changes_no_text(engine: HFRunner, folder: Path) -> None:
+    # A prompt that repeats itself, so that there is something to guess; no log-probabilities,
+    # which would turn guessing off.
+    prompt = "abcdefg hijk " * 6
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    expected = tokenizer.decode(generated(folder, prompt), skip_special_tokens=True)
+    text = engine.generate(greedy(prompt)).choices[0].text
+    assert isinstance(expected, str)
+    assert text == expected.rstrip("\ufffd")
+
+
+def test_keys_and_values_in_eight_bits_say_nearly_the_same(tiny_folder: Path) -> None:
+    request = GenerationRequest(
+        prompt="abc" * 20, sampling=SamplingParams(temperature=0, max_new_tokens=6, logprobs=0)
+    )
+    likelihoods = []
+    for limits in (MemoryLimits(), MemoryLimits(kv_quant="8bit")):
+        spec = ModelSpec(str(tiny_folder), dtype="float32", device="cpu", limits=limits)
+        with HFRunner(spec) as engine:
+            engine.load()
+            assert engine.path == "fused"
+            entries = engine.generate(request).choices[0].logprobs
+            likelihoods.append([entry.chosen.logprob for entry in entries])
+    assert likelihoods[0] != likelihoods[1]
+    assert likelihoods[0] == pytest.approx(likelihoods[1], abs=0.1)

@@ -1,0 +1,47 @@
+"""Does a chunk of prompt take the memory that was planned for it? Linux only.
+
+Run `python tests/benchmarks/memory_plan.py`; it prints measured bytes over planned ones.
+"""
+
+import ctypes
+from pathlib import Path
+
+from llmctl.engine import catalog
+from llmctl.engine.hf_runner import HFRunner
+from llmctl.engine.loading import read_shape
+from llmctl.types import GenerationRequest, ModelSpec, SamplingParams
+
+TOKENS = 512
+FLOAT32_BYTES = 4
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def _ask(engine: HFRunner, first: int, count: int) -> None:
+    prompt = tuple(range(first, first + count))
+    engine.generate(GenerationRequest(prompt=prompt, sampling=SamplingParams(max_new_tokens=1)))
+
+
+def main() -> None:
+    """Measure the peak of one forward pass over a chunk, after one that warms everything up."""
+    spec = ModelSpec("smollm2-135m", device="cpu", dtype="float32")
+    with HFRunner(spec) as engine:
+        engine.load()
+        _ask(engine, 10_000, 600)
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        _ask(engine, 20_000, TOKENS)
+        measured = _status("VmHWM") - before
+    shape = read_shape(spec, catalog.resolve(spec.model))
+    planned = shape.kv_bytes(TOKENS, FLOAT32_BYTES, "none")
+    planned += shape.activation_bytes(TOKENS, 1, FLOAT32_BYTES, "none")
+    print(f"measured {measured / 2**20:.0f} MiB, planned {planned / 2**20:.0f} MiB", end="")
+    print(f", ratio {measured / planned:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Whatever is asked of the pool, what a cache says it holds is what it holds."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from torch import Tensor
+
+from llmctl.engine.batching.kv import KVCache, KVPool, KVShape, common_prefix
+
+SHAPE = KVShape(layers=2, kv_heads=1, head_dim=2, dtype=torch.float32, device=torch.device("cpu"))
+ADAPTERS = (None, "a", "b")
+
+# Runs of few tokens, so that beginnings are shared and reach over blocks of 64 and 128.
+token_runs = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 90)), min_size=1, max_size=4).map(
+    lambda runs: [token for token, length in runs for _ in range(length)]
+)
+
+
+def contents(token_ids: Sequence[int], adapter: str | None, begin: int = 0) -> Tensor:
+    """What a model would put there: (tokens, layers, 2) of token, position, adapter and layer."""
+    who = ADAPTERS.index(adapter)
+    positions = torch.arange(begin, begin + len(token_ids))
+    first = torch.tensor(token_ids) * 10_000 + positions
+    layers = torch.arange(SHAPE.layers) * 10 + who
+    both = (first[:, None].expand(-1, SHAPE.layers), layers[None].expand(len(token_ids), -1))
+    return torch.stack(both, dim=-1).float()
+
+
+def append(cache: KVCache, token_ids: Sequence[int]) -> None:
+    begin, end = cache.length, cache.length + len(token_ids)
+    new = contents(token_ids, cache.adapter, begin)
+    for layer in range(SHAPE.layers):
+        cache.keys[layer][0, 0, begin:end] = new[:, layer]
+        cache.values[layer][0, 0, begin:end] = -new[:, layer]
+    cache.token_ids.extend(token_ids)
+
+
+def assert_intact(cache: KVCache) -> None:
+    expected = contents(cache.token_ids, cache.adapter)
+    for layer in range(SHAPE.layers):
+        assert cache.keys[layer].shape == (1, 1, cache.capacity, SHAPE.head_dim)
+        assert torch.equal(cache.keys[layer][0, 0, : cache.length], expected[:, layer])
+        assert torch.equal(cache.values[layer][0, 0, : cache.length], -expected[:, layer])
+
+
+class Pool(RuleBasedStateMachine):
+    @initialize(budget=st.integers(1, 1500))
+    def begin(self, budget: int) -> None:
+        self.pool = KVPool(SHAPE, budget)
+        self.active: list[KVCache] = []
+
+    def held(self) -> int:
+        return sum(cache.capacity for cache in self.active)
+
+    @rule(ids=token_runs, adapter=st.sampled_from(ADAPTERS), spare=st.integers(0, 200))
+    def open(self, ids: list[int], adapter: str | None, spare: int) -> None:
+        room, held = len(ids) + spare, self.held()
+        shared, idle = self.pool.shared_prefix(ids, adapter), self.pool.idle_tokens
+        own = (common_prefix(c.token_ids, ids) for c in self.active if c.adapter == adapter)
+        assert shared >= max(own, default=0)
+        cache = self.pool.open(ids, adapter, room)
+        assert (cache is None) == (held + room > self.pool.budget_tokens)
+        if cache is None:
+            assert self.pool.idle_tokens == idle
+            assert self.pool.shared_prefix(ids, adapter) == shared
+            return
+        self.active.append(cache)
+        assert cache.adapter == adapter
+        assert cache.capacity >= room
+        assert cache.length == min(shared, len(ids) - 1)
+        assert cache.token_ids == ids[: cache.length]
+        append(cache, ids[cache.length :])
+
+    @precondition(lambda self: self.active)
+    @rule(data=st.data(), ids=token_runs)
+    def grow(self, data: st.DataObject, ids: list[int]) -> None:
+        cache = data.draw(st.sampled_from(self.active))
+        wanted, before = cache.length + len(ids), cache.capacity
+        others, idle = self.held() - before, self.pool.idle_tokens
+        had_room = self.pool.reserve(cache, wanted)
+        assert had_room == (wanted <= before or others + wanted <= self.pool.budget_tokens)
+        if had_room:
+            assert cache.capacity >= wanted
+            append(cache, ids)
+        else:
+            assert (cache.capacity, self.pool.idle_tokens) == (before, idle)
+
+    @precondition(lambda self: self.active)
+    @rule(data=st.data(), share=st.floats(0, 1))
+    def shorten(self, data: st.DataObject, share: float) -> None:
+        cache = data.draw(st.sampled_from(self.active))
+        cache.truncate(int(cache.length * share))
+
+    @precondition(lambda self: self.active)
+    @rule(data=st.data(), forget=st.booleans())
+    def release(self, data: st.DataObject, forget: bool) -> None:
+        cache = data.draw(st.sampled_from(self.active))
+        self.active.remove(cache)
+        self.pool.release(cache, forget=forget)
+        if not forget:
+            assert self.pool.shared_prefix(cache.token_ids, cache.adapter) == cache.length
+
+    @rule()
+    def clear(self) -> None:
+        self.pool.clear()
+        assert self.pool.idle_tokens == 0
+
+    @rule(adapter=st.sampled_from(ADAPTERS[1:]), ids=token_runs)
+    def drop_adapter(self, adapter: str, ids: list[int]) -> None:
+        self.pool.drop_adapter(adapter)
+        own = [common_prefix(c.token_ids, ids) for c in self.active if c.adapter == adapter]
+        assert self.pool.shared_prefix(ids, adapter) == max(own, default=0)
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        assert self.pool.active_count == len(self.active)
+        assert self.pool.used_tokens == self.held() + self.pool.idle_tokens
+        assert self.pool.used_tokens <= self.pool.budget_tokens
+
+    @invariant()
+    def every_cache_holds_what_it_says_in_a_buffer_of_its_own(self) -> None:
+        for cache in self.active:
+            assert_intact(cache)
+        buffers = [c.keys[0].untyped_storage().data_ptr() for c in self.active if c.capacity]
+        assert len(set(buffers)) == len(buffers)
+
+
+TestAnySequenceOfOperationsKeepsThePoolRight = Pool.TestCase
+TestAnySequenceOfOperationsKeepsThePoolRight.settings = settings(
+    max_examples=40, stateful_step_count=25, deadline=None
+)
+
+
+@given(token_runs, token_runs, st.integers(0, 200))
+@settings(deadline=None)
+def test_the_common_prefix_is_that_of_a_token_by_token_search(
+    a: list[int], b: list[int], shared: int
+) -> None:
+    for left, right in ((a, b), (a, a[:shared] + b), (a, a), (a, [])):
+        naive = 0
+        while naive < min(len(left), len(right)) and left[naive] == right[naive]:
+            naive += 1
+        assert common_prefix(left, right) == naive
+
+
+def held(pool: KVPool, ids: list[int], adapter: str | None = None) -> KVCache:
+    """Compute a sequence and leave it in the pool."""
+    cache = pool.open(ids, adapter, len(ids) + 1)
+    assert cache is not None
+    append(cache, ids[cache.length :])
+    pool.release(cache)
+    return cache
+
+
+def test_a_long_cache_with_a_short_common_beginning_makes_way_for_who_needs_its_room() -> None:
+    pool = KVPool(SHAPE, 512)
+    held(pool, [1] * 50 + [2] * 350)
+    cache = pool.open([1] * 50 + [3] * 250, None, 301)
+    assert cache is not None
+    assert cache.length == 50
+
+
+def test_a_short_prompt_does_not_keep_the_room_of_the_long_one_it_begins_like() -> None:
+    pool = KVPool(SHAPE, 4096)
+    held(pool, [1] * 10 + [2] * 3000)
+    small = pool.open([1] * 10 + [3] * 90, None, 1200)
+    assert small is not None
+    assert pool.open([4] * 2000, None, 2001) is not None
+
+
+def test_who_finds_no_room_costs_nobody_what_they_left_behind() -> None:
+    pool = KVPool(SHAPE, 512)
+    running = pool.open([1] * 300, None, 301)
+    held(pool, [2] * 100)
+    assert running is not None
+    assert pool.open([3] * 400, None, 401) is None
+    assert pool.shared_prefix([2] * 100, None) == 100
+
+
+def test_what_is_copied_from_is_in_use_and_what_nobody_asks_for_goes_first() -> None:
+    pool = KVPool(SHAPE, 1024)
+    often = [1] * 100 + [2] * 150
+    held(pool, often)
+    held(pool, [3] * 200)
+    held(pool, [1] * 100 + [4] * 10)
+    held(pool, [5] * 400)
+    assert pool.shared_prefix(often, None) == len(often)
+    assert pool.shared_prefix([3] * 200, None) == 0
+
+
+def test_near_the_limit_a_cache_still_grows_in_steps_not_token_by_token() -> None:
+    pool = KVPool(SHAPE, 1400)
+    cache = pool.open([1] * 1000, None, 1000)
+    assert cache is not None
+    append(cache, [1] * 1000)
+    sizes = set()
+    while pool.reserve(cache, cache.length + 1):
+        append(cache, [1])
+        sizes.add(cache.capacity)
+    assert cache.length == 1400
+    assert len(sizes) < 10
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS[1:])
+def test_what_was_computed_under_one_adapter_is_nothing_to_another(adapter: str) -> None:
+    pool = KVPool(SHAPE, 1024)
+    held(pool, [1] * 100)
+    cache = pool.open([1] * 100, adapter, 101)
+    assert cache is not None
+    assert cache.length == 0

@@ -1,0 +1,377 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig
+
+from llmctl.engine import catalog
+from llmctl.engine.case import Case, Machine
+from llmctl.engine.hf_runner import HFRunner
+from llmctl.engine.known_models import find_entry
+from llmctl.engine.loading import load_model, read_shape
+from llmctl.engine.memory import LayerKV, ModelShape, gib, shape_of
+from llmctl.engine.plan import plan_memory, plan_weights, sketch
+from llmctl.errors import ConfigError, ContextLengthError, ModelLoadError, OutOfMemoryError
+from llmctl.types import (
+    GenerationRequest,
+    MemoryLimits,
+    ModelSpec,
+    Quant,
+)
+from tests.tiny import SHAPE, save_tiny_model
+
+LLAMA_3B: dict[str, Any] = {
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": True,
+}
+QWEN_7B: dict[str, Any] = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "max_position_embeddings": 32768,
+}
+GEMMA_4B: dict[str, Any] = {
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 34,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 262208,
+    "sliding_window": 1024,
+    "max_position_embeddings": 131072,
+}
+HYBRID_4B: dict[str, Any] = {
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 248320,
+    "max_position_embeddings": 262144,
+}
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+}
+"""Multi-head latent attention."""
+
+
+def shape(model_type: str, config: dict[str, Any]) -> ModelShape:
+    return shape_of(AutoConfig.for_model(model_type, **config), config["max_position_embeddings"])
+
+
+def case(
+    shape: ModelShape,
+    free_gib: float,
+    device: str = "cuda",
+    quant: Quant = "none",
+    **limits: Any,
+) -> Case:
+    machine = Machine(device, torch.bfloat16, int(free_gib * 2**30))
+    return Case(shape, machine, quant, MemoryLimits(**limits))
+
+
+@pytest.fixture(scope="module")
+def qwen() -> ModelShape:
+    return shape("qwen2", QWEN_7B)
+
+
+@pytest.fixture(scope="module")
+def llama() -> ModelShape:
+    return shape("llama", LLAMA_3B)
+
+
+def test_a_llama_keeps_two_vectors_per_layer_and_token(llama: ModelShape) -> None:
+    assert llama.attention == (LayerKV(8, 128, 128),) * 28
+    assert llama.kv_bytes(1, 2, "none") == 2 * 28 * 8 * 128 * 2 == 114_688
+    assert llama.kv_bytes(5000, 2, "none") == 5000 * 114_688
+    assert llama.batched
+
+
+def test_grouped_queries_share_keys_and_values(qwen: ModelShape) -> None:
+    assert qwen.kv_bytes(1, 2, "none") == 2 * 28 * 4 * 128 * 2 == 57_344
+    assert qwen.kv_bytes(1, 4, "none") == 2 * 57_344
+
+
+def test_keys_and_values_in_8_bits_have_a_scale_per_head(qwen: ModelShape) -> None:
+    assert qwen.kv_bytes(1, 2, "8bit") == 2 * 28 * 4 * (128 + 4) == 29_568
+    # The number type of the model has no part in it.
+    assert qwen.kv_bytes(1, 4, "8bit") == 29_568
+
+
+def test_sliding_layers_stop_growing_only_in_the_cache_of_generate() -> None:
+    gemma = shape("gemma3_text", GEMMA_4B)
+    windows = [layer.window for layer in gemma.attention]
+    assert (windows.count(1023), windows.count(None)) == (29, 5)
+    per_layer = 2 * 4 * 256 * 2
+    # Batched rows keep whole prefixes, to take them over into the next request.
+    assert gemma.batched
+    assert gemma.kv_bytes(8000, 2, "none") == 34 * 8000 * per_layer
+    alone = replace(gemma, batched=False)
+    assert alone.kv_bytes(8000, 2, "none") == (5 * 8000 + 29 * 1023) * per_layer
+    assert alone.kv_bytes(100, 2, "none") == 34 * 100 * per_layer
+
+
+def test_recurrent_layers_keep_nothing_per_token_and_rows_run_alone() -> None:
+    hybrid = shape("qwen3_5_text", HYBRID_4B)
+    assert len(hybrid.attention) == 8
+    assert hybrid.stateful_layers == 24
+    assert hybrid.kv_bytes(1, 2, "none") == 2 * 8 * 4 * 256 * 2 == 32_768
+    plan = plan_memory(case(hybrid, 40, max_rows=8))
+    assert plan.max_rows == 1
+    assert plan.kv_budget_bytes == plan.context_length * 32_768
+    assert "24 layers keep a state" in plan.notes[-2]
+    assert plan.notes[-1] == "this model runs one request at a time, not 8"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "overrides"),
+    [
+        ("llama", {}),
+        ("qwen2", {"num_key_value_heads": 1}),
+        ("gemma3_text", {"sliding_window": 16, "num_hidden_layers": 7}),
+        ("qwen3_5_text", {"num_hidden_layers": 4}),
+        ("deepseek_v3", LATENT | {"first_k_dense_replace": 2}),
+        ("minicpm3", LATENT),
+    ],
+)
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_the_formula_counts_what_a_real_cache_holds(
+    model_type: str, overrides: dict[str, Any], tokens: int
+) -> None:
+    settings = SHAPE | {"vocab_size": 64, "pad_token_id": 0} | overrides
+    config = AutoConfig.for_model(model_type, **settings)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    cache: Any = DynamicCache(config=config)
+    with torch.inference_mode():
+        model(input_ids=torch.ones(1, tokens, dtype=torch.long), past_key_values=cache)
+    tensors = [
+        tensor
+        for layer in cache.layers
+        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        if tensor is not None
+    ]
+    alone = replace(shape_of(config, 256), batched=False)
+    assert alone.kv_bytes(tokens, 4, "none") == sum(tensor.nbytes for tensor in tensors)
+    assert tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "config"),
+    [("llama-3.2-3b", "llama", LLAMA_3B), ("qwen2.5-7b", "qwen2", QWEN_7B)],
+)
+def test_parameters_are_counted_as_the_catalogue_has_them(
+    name: str, model_type: str, config: dict[str, Any]
+) -> None:
+    counted, entry = shape(model_type, config), find_entry(name)
+    assert entry is not None
+    assert counted.linear_parameters == entry.linear_parameters
+    assert counted.linear_parameters + counted.other_parameters == entry.parameters
+
+
+def test_weights_take_a_little_over_half_a_byte_in_4_bits(qwen: ModelShape) -> None:
+    dtype = torch.bfloat16
+    assert qwen.weight_bytes(dtype, "none") == 2 * 7_615_616_512
+    assert qwen.weight_bytes(dtype, "8bit") == 6_525_288_448 + 2 * 1_090_328_064
+    assert qwen.weight_bytes(dtype, "4bit") == int(6_525_288_448 * 0.516) + 2 * 1_090_328_064
+
+
+def test_activations_are_the_sum_of_a_chunk_its_scores_the_logits_and_a_layer(
+    qwen: ModelShape,
+) -> None:
+    chunk = 512 * (6 * 3584 + 2 * 18944) * 2
+    scores = 4096 * (5 * 256 * 28 + 512) * 2
+    logits = 16 * 152064 * 4 * 4
+    assert qwen.activation_bytes(4096, 16, 2, "none") == chunk + scores + logits
+    written_out = 3584 * 18944 * 2
+    assert qwen.activation_bytes(4096, 16, 2, "4bit") == chunk + scores + logits + written_out
+
+
+def test_a_config_without_the_figures_is_an_error_that_names_one() -> None:
+    with pytest.raises(ModelLoadError, match="hidden_size"):
+        shape_of(PreTrainedConfig.from_dict({"num_hidden_layers": 2}), 2048)
+
+
+def test_everything_that_is_planned_is_within_what_is_free(qwen: ModelShape) -> None:
+    for free in (6.5, 7.2, 11.0, 15.2, 24.0):
+        for quant in get_args(Quant):
+            plan = sketch(case(qwen, free, quant=quant))
+            if plan.context_length:
+                planned = plan.weights_bytes + plan.activation_bytes + plan.reserve_bytes
+                assert planned + plan.kv_budget_bytes <= plan.free_bytes
+                assert plan.kv_budget_tokens >= plan.context_length
+
+
+def test_an_8_gb_card_runs_7b_in_4_bits_with_the_context_that_fits(qwen: ModelShape) -> None:
+    plan = plan_memory(case(qwen, 7.2, quant="4bit"))
+    assert plan.reserve_bytes == 600 * 2**20
+    weights = int(6_525_288_448 * 0.516) + 2 * 1_090_328_064
+    fixed = 512 * (6 * 3584 + 2 * 18944) * 2 + 16 * 152064 * 16 + 3584 * 18944 * 2
+    left = int(7.2 * 2**30) - weights - 600 * 2**20 - fixed
+    # Keys and values, scores and mask of one more token.
+    per_token = 57_344 + (5 * 256 * 28 + 512) * 2
+    assert plan.context_length == left // per_token // 256 * 256 == 9984
+    assert plan.max_rows == 16
+    assert plan.kv_budget_bytes == left - 9984 * (per_token - 57_344)
+    assert plan.kv_budget_tokens == plan.kv_budget_bytes // 57_344
+    assert plan.notes == ("memory holds 9,984 of 32,768 tokens of context",)
+    assert [(o.quant, o.fits) for o in plan.alternatives] == [
+        ("none", False),
+        ("8bit", False),
+        ("4bit", True),
+    ]
+    assert [o.context_length for o in plan.alternatives] == [0, 0, 9984]
+
+
+def test_the_budget_is_shared_and_no_larger_than_all_rows_can_use(llama: ModelShape) -> None:
+    plan = plan_memory(case(llama, 60, context_length=4096, max_rows=3))
+    assert plan.context_length == 4096
+    assert plan.kv_budget_bytes == 3 * 4096 * 114_688
+    assert plan.kv_budget_tokens == 3 * 4096
+
+
+def test_keys_and_values_in_8_bits_reach_further(qwen: ModelShape) -> None:
+    plain = plan_memory(case(qwen, 7.2, quant="4bit"))
+    small = plan_memory(case(qwen, 7.2, quant="4bit", kv_quant="8bit"))
+    assert small.kv_bytes_per_token == 29_568
+    assert small.context_length > plain.context_length
+
+
+def test_a_cpu_gives_the_cache_half_of_its_free_memory_at_most(llama: ModelShape) -> None:
+    plan = plan_memory(case(llama, 20, device="cpu", context_length=32768))
+    assert plan.reserve_bytes == 2**30
+    assert plan.kv_budget_bytes == 10 * 2**30
+
+
+def test_a_person_sets_the_size_of_the_cache(llama: ModelShape) -> None:
+    plan = plan_memory(case(llama, 20, device="cpu", kv_bytes=2**30))
+    assert plan.kv_budget_bytes == 2**30
+    assert plan.context_length == 9216
+    # More than all rows can use is for prefixes that are kept.
+    roomy = plan_memory(case(llama, 40, max_rows=1, context_length=1024, kv_bytes=4 * 2**30))
+    assert roomy.kv_budget_bytes == 4 * 2**30
+    less = plan_memory(case(llama, 8, context_length=1024, kv_bytes=4 * 2**30))
+    assert less.kv_budget_bytes < 4 * 2**30
+    assert less.notes[0].startswith("of 4.0 GiB for the KV cache")
+
+
+def test_a_context_beyond_the_model_is_cut_to_the_models_and_said(qwen: ModelShape) -> None:
+    plan = plan_memory(case(qwen, 40, context_length=99_999))
+    assert plan.context_length == 32_768
+    assert plan.notes == ("the model was made for 32,768 tokens of context, not for 99,999",)
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "quant", "limits", "hint"),
+    [
+        (10.0, "none", {}, "try --quant 4bit"),
+        (8.9, "8bit", {}, "try --quant 4bit"),
+        (7.2, "4bit", {"context_length": 32768}, "try --context-length 9984"),
+        (7.2, "4bit", {"context_length": 10240}, "--context-length 9984, or --kv-quant 8bit"),
+        (18.0, "none", {"context_length": 32768}, "try --quant 4bit"),
+        (6.15, "4bit", {}, "try --context-length 1280"),
+        (6.5, "none", {"context_length": 16384}, "try --quant 4bit --context-length 4352"),
+        (7.2, "4bit", {"kv_bytes": 2**20}, "try --kv-memory 112MiB"),
+        (3.0, "none", {}, "choose a smaller model"),
+    ],
+)
+def test_a_model_that_does_not_fit_names_the_first_setting_that_would(
+    qwen: ModelShape, free_gib: float, quant: Quant, limits: dict[str, Any], hint: str
+) -> None:
+    wanted = case(qwen, free_gib, quant=quant, **limits)
+    with pytest.raises(OutOfMemoryError) as caught:
+        plan_memory(wanted)
+    assert hint in caught.value.hint
+    assert f"{gib(wanted.machine.free_bytes)} free" in str(caught.value)
+    plan = sketch(wanted)
+    assert (plan.context_length, plan.kv_budget_bytes, plan.kv_budget_tokens) == (0, 0, 0)
+
+
+def test_half_of_a_cpu_that_is_too_little_for_the_cache_is_named(llama: ModelShape) -> None:
+    # Its weights are small and its context too short to be cut.
+    small = replace(llama, context_length=500, quantisable=False, stored_bytes=0)
+    free = int(1.5 * 500 * 114_688)
+    tight = Case(small, Machine("cpu", torch.bfloat16, free), "none", MemoryLimits())
+    with pytest.raises(OutOfMemoryError, match="half of the free memory is 41 MiB") as caught:
+        plan_memory(tight)
+    # 8 bits need 132 of 256 bytes per head, which is still too much beside the activations.
+    assert caught.value.hint.startswith("no setting")
+
+
+def test_of_a_model_that_is_not_here_only_weights_are_planned() -> None:
+    machine = Machine("cuda", torch.bfloat16, 8 * 2**30)
+    plan = plan_weights(6_525_288_448, 1_090_328_064, machine, "4bit")
+    assert plan.weights_bytes == int(6_525_288_448 * 0.516) + 2 * 1_090_328_064
+    assert [(o.quant, o.fits, o.context_length) for o in plan.alternatives] == [
+        ("none", False, 0),
+        ("8bit", False, 0),
+        ("4bit", True, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"context_length": 0}, {"max_rows": 0}, {"kv_bytes": -1}, {"kv_quant": "2bit"}]
+)
+def test_limits_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        MemoryLimits(**wrong)
+
+
+def test_a_loaded_model_has_its_plan_and_keeps_to_its_context(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "m")
+    limits = MemoryLimits(context_length=64, max_rows=2)
+    spec = ModelSpec(str(folder), device="cpu", dtype="float32", limits=limits)
+    loaded = load_model(spec)
+    assert loaded.plan.context_length == loaded.info.context_length == 64
+    assert loaded.plan.kv_budget_tokens == 2 * 64
+    assert loaded.plan.weights_bytes == 4 * loaded.info.parameter_count
+    with HFRunner(spec) as engine:
+        engine.load()
+        with pytest.raises(ContextLengthError, match="64 tokens"):
+            engine.submit(GenerationRequest(prompt="x" * 100))
+
+
+def test_weights_that_are_quantised_on_disk_count_as_they_lie_there(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    spec = ModelSpec(str(folder), device="cpu")
+    found = catalog.resolve(spec.model)
+    measured = read_shape(spec, found)
+    on_disk = sum(file.stat().st_size for file in folder.iterdir())
+    assert measured.weight_bytes(torch.bfloat16, "none") == on_disk
+    plan = sketch(Case(measured, Machine("cpu", torch.bfloat16, 2**30), "none", spec.limits))
+    assert [other.quant for other in plan.alternatives] == ["none"]
+    with pytest.raises(ConfigError, match="quantised already"):
+        read_shape(replace(spec, quant="4bit"), found)
+
+
+@pytest.mark.real_model
+def test_the_plan_of_the_real_model_is_that_of_its_published_shape() -> None:
+    spec = ModelSpec("smollm2-135m", device="cpu")
+    measured = read_shape(spec, catalog.resolve(spec.model))
+    assert measured.kv_bytes(1, 2, "none") == 2 * 30 * 3 * 64 * 2 == 23_040
+    plan = plan_memory(case(measured, 8, device="cpu"))
+    assert plan.context_length == 8192
+    assert plan.kv_budget_tokens == 16 * 8192
+    assert plan.weights_bytes == 2 * 134_515_008
