@@ -91,9 +91,13 @@ class GenerationStream:
         `call_soon_threadsafe`. If it raises, the request is cancelled.
         """
         with self._ready:
+            ended_before = self._ended
             while self._items:
                 self._call_listener(listener, self._items.popleft())
             self._listener = listener
+            failed = self._ended and not ended_before
+        if failed:
+            self._on_end(self)
 
     def _call_listener(self, listener: Callable[[StreamItem], None], item: StreamItem) -> None:
         try:

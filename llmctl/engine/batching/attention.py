@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 
 from llmctl.engine.batching.kv import KVCache
+from llmctl.engine.batching.shapes import rounded, rounded_queries
 
 NAME = "llmctl_packed"
 _QUERY_BLOCK = 256
@@ -62,11 +63,19 @@ class PackedStep:
             window: how many tokens a token sees, `None` for all.
 
         Returns:
-            (size, past + begin + size), or with branches (size, past + count).
+            (size, past + begin + size), or with branches (size, past + count); on a CPU both
+            rounded up, as far as the cache has room.
         """
         key = (segment.past + begin, size, window, segment.start if segment.branches else None)
         if key not in self._masks:
-            self._masks[key] = _additive_mask(query, segment, begin, size, window)
+            mask = _additive_mask(query, segment, begin, size, window)
+            if query.device.type == "cpu":
+                rows, columns = mask.shape
+                wider = min(rounded(columns), segment.cache.capacity) - columns
+                mask = F.pad(mask, (0, wider), value=float("-inf"))
+                # What nobody asked may see anything: a row that sees nothing would be NaN.
+                mask = F.pad(mask, (0, 0, 0, rounded_queries(rows) - rows))
+            self._masks[key] = mask
         return self._masks[key]
 
 
@@ -113,7 +122,8 @@ def _attention_forward(
     assert attention_mask is None
     layer: Any = module.layer_idx
     output = attend(packed, layer, query[0], key[0], value[0], scaling, sliding_window)
-    return output.unsqueeze(0), None
+    filler = query.shape[2] - output.shape[0]
+    return F.pad(output, (0, 0, 0, 0, 0, filler)).unsqueeze(0), None
 
 
 def attend(
@@ -154,7 +164,8 @@ def attend(
             )
             outputs.append(out.view(1, heads, dim))
         else:
-            keys, values = segment.cache.view(layer, 0, total)
+            seen = min(rounded(total), segment.cache.capacity)
+            keys, values = segment.cache.view(layer, 0, seen)
             outputs.append(_prefill(step, segment, own, keys[0], values[0], scale, window))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -184,17 +195,15 @@ def _prefill(
     for begin in range(0, count, _QUERY_BLOCK):
         size = min(_QUERY_BLOCK, count - begin)
         mask = step.mask(query, segment, begin, size, window)
-        total = mask.shape[1]
+        rows, total = mask.shape
         block = query.narrow(1, begin, size)
         seen_keys, seen_values = keys.narrow(1, 0, total), values.narrow(1, 0, total)
         if query.device.type == "cpu":
-            grouped = block.reshape(kv_heads, group, size, dim)
-            scores = torch.matmul(
-                grouped.reshape(kv_heads, group * size, dim), seen_keys.transpose(1, 2)
-            )
-            scores = scores.view(kv_heads, group, size, total).mul_(scale).add_(mask)
-            weights = scores.softmax(-1).view(kv_heads, group * size, total)
-            out = torch.matmul(weights, seen_values).view(heads, size, dim)
+            asked = F.pad(block, (0, 0, 0, rows - size)).reshape(kv_heads, group * rows, dim)
+            scores = torch.matmul(asked, seen_keys.transpose(1, 2))
+            scores = scores.view(kv_heads, group, rows, total).mul_(scale).add_(mask)
+            weights = scores.softmax(-1).view(kv_heads, group * rows, total)
+            out = torch.matmul(weights, seen_values).view(heads, rows, dim)[:, :size]
             del scores, weights  # or the next block's stand beside them
         else:
             # With a mask, `enable_gqa` would fall back to the kernel that keeps all scores.

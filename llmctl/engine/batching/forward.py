@@ -11,6 +11,7 @@ from llmctl.engine.batching import attention
 from llmctl.engine.batching.adapters import Adapter, HookedAdapters, StepRows
 from llmctl.engine.batching.attention import PackedStep, Segment
 from llmctl.engine.batching.kv import KVCache, KVShape
+from llmctl.engine.batching.shapes import rounded
 
 IDLE_CHUNK = 512
 """Prompt tokens per step while nobody decodes."""
@@ -64,6 +65,9 @@ class PackedForward:
         step, token_ids, positions, wanted = pack(work)
         note_rows(self._rows, work)
         device = self.model.device
+        if device.type == "cpu":
+            filler = [0] * (rounded(len(token_ids)) - len(token_ids))
+            token_ids, positions = token_ids + filler, positions + filler
         output = self.model(
             input_ids=torch.tensor([token_ids], device=device),
             position_ids=torch.tensor([positions], device=device),

@@ -55,7 +55,8 @@ class KVCache:
 
     def _allocate(self, capacity: int) -> None:
         s = self._shape
-        whole = torch.empty(
+        # Zeros, not whatever was there: attention reads past the end, and masks what it reads.
+        whole = torch.zeros(
             (2, s.layers, 1, s.kv_heads, capacity, s.head_dim), dtype=s.dtype, device=s.device
         )
         self._buffers = [whole]
@@ -97,8 +98,8 @@ class Int8KVCache(KVCache):
     def _allocate(self, capacity: int) -> None:
         s = self._shape
         shape = (2, s.layers, 1, s.kv_heads, capacity)
-        self._whole = torch.empty((*shape, s.head_dim), dtype=torch.int8, device=s.device)
-        self._scales = torch.empty((*shape, 1), dtype=torch.float32, device=s.device)
+        self._whole = torch.zeros((*shape, s.head_dim), dtype=torch.int8, device=s.device)
+        self._scales = torch.zeros((*shape, 1), dtype=torch.float32, device=s.device)
         self._buffers = [self._whole, self._scales]
         self.capacity = capacity
 

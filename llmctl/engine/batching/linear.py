@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 
+from llmctl.engine.batching.shapes import rounded
+
 Linear = Callable[[Tensor], Tensor]
 """(tokens, inputs) -> (tokens, outputs)."""
 
@@ -46,8 +48,11 @@ def lay_out(weight: Tensor, bias: Tensor | None = None) -> Linear:
     product = torch.ops.mkldnn._linear_pointwise
 
     def multiply(x: Tensor) -> Tensor:
+        rows = x.shape[0]
+        if (wide := rounded(rows)) != rows:
+            x = F.pad(x, (0, 0, 0, wide - rows))
         result: Tensor = product(x, packed, bias, "none", [], "")
-        return result
+        return result[:rows]
 
     return multiply
 

@@ -131,15 +131,12 @@ def sample(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
 
     Args:
         logits: (rows, vocab), any float type; not changed.
-        rows: the samplers in the order of the logits' rows. They note what was chosen.
+        rows: the samplers in the order of the logits' rows. Whoever takes the tokens tells them.
     """
     if all(row.greedy and not row.adjusts for row in rows):
         chosen: list[int] = logits.argmax(-1).tolist()
-    else:
-        chosen = _sample_mixed(logits.float(), rows)
-    for row, token_id in zip(rows, chosen, strict=True):
-        row.remember(token_id)
-    return chosen
+        return chosen
+    return _sample_mixed(logits.float(), rows)
 
 
 def _sample_mixed(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:

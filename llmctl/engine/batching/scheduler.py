@@ -234,6 +234,7 @@ class Scheduler:
 
     def _take(self, sequence: Sequence, token_id: int, entry: TokenLogprob | None) -> None:
         try:
+            sequence.sampler.remember(token_id)
             sequence.row.accept(token_id, entry)
         except Exception as error:
             self._fail(sequence, error)
@@ -255,10 +256,9 @@ class Scheduler:
         # Keys and values stay where they are; which of them count is found out below.
         cache.truncate(cache.length - len(guess))
         for token_id, guessed in zip(logits.argmax(-1).tolist(), [*guess, None], strict=True):
-            sequence.sampler.remember(token_id)
             self._take(sequence, token_id, None)
-            if sequence.row.finish_reason is not None or token_id != guessed:
-                break
+            if sequence.cache is None or token_id != guessed:
+                break  # it has ended, or what follows was computed after a wrong token
             cache.token_ids.append(token_id)
             right += 1
         row = sequence.row

@@ -122,6 +122,7 @@ class _Hook:
         sampler = self._sequence.sampler
         chosen = sample(scores, [sampler])
         entry = token_logprobs(scores, chosen, [sampler.logprobs], self._texts)[0]
+        sampler.remember(chosen[0])
         self._sequence.row.accept(chosen[0], entry)
         only = torch.full_like(scores, float("-inf"))
         only[0, chosen[0]] = 0.0

@@ -141,6 +141,7 @@ class Asked:
         ids, text, decoder = list(self.prompt), "", Letters()
         for _ in range(self._full.max_new_tokens or 0):
             ids += sample(fake_logits(ids)[None], [sampler])
+            sampler.remember(ids[-1])
             if ids[-1] == END:
                 break
             text += decoder.push(ids[-1])
