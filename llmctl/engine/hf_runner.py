@@ -3,21 +3,15 @@
 import atexit
 import gc
 import itertools
-import logging
 import threading
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import replace
-from queue import Empty, SimpleQueue
-from typing import NamedTuple
 
 import torch
 
 from llmctl.engine.adapter_folder import read_adapter
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.batching.adapters import Adapter
-from llmctl.engine.batching.executor import Executor, choose_executor
+from llmctl.engine.batching.executor import choose_executor
 from llmctl.engine.batching.grammar import GrammarCompiler
 from llmctl.engine.batching.logprobs import TokenTexts
 from llmctl.engine.batching.row import Row
@@ -25,7 +19,7 @@ from llmctl.engine.batching.sampler import RowSampler
 from llmctl.engine.batching.sequence import Job
 from llmctl.engine.batching.sequence import Sequence as RowSequence
 from llmctl.engine.batching.speculation import PromptLookup
-from llmctl.engine.failures import as_ours
+from llmctl.engine.batching.worker import Worker
 from llmctl.engine.loading import LoadedModel, load_model
 from llmctl.engine.stream import GenerationStream
 from llmctl.engine.text import incremental_decoder
@@ -45,24 +39,6 @@ from llmctl.types import (
     ignore_progress,
 )
 
-_log = logging.getLogger(__name__)
-
-
-class _Scoring(NamedTuple):
-    """A score request in the engine thread: advanced a forward pass at a time."""
-
-    steps: Generator[None, None, tuple[Score, ...]]
-    result: Future[tuple[Score, ...]]
-    adapter: str | None
-
-
-class _AdapterChange(NamedTuple):
-    """An adapter that comes or, `None`, goes as soon as nothing runs under it."""
-
-    key: str
-    adapter: Adapter | None
-    done: Future[None]
-
 
 class HFRunner(BaseEngine):
     """One Transformers model and the one thread that runs it."""
@@ -70,10 +46,7 @@ class HFRunner(BaseEngine):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self._loaded: LoadedModel | None = None
-        self._executor: Executor | None = None
-        self._inbox: SimpleQueue[list[RowSequence] | _Scoring | _AdapterChange | None] = (
-            SimpleQueue()
-        )
+        self._worker: Worker | None = None
         self._streams: set[GenerationStream] = set()
         # By name; a key is never used again, nor is then what was computed under it. `None` names
         # the adapter of the spec, for requests that name none.
@@ -83,14 +56,13 @@ class HFRunner(BaseEngine):
         # them, and a request must be in line before the adapter it was given can be told to go.
         self._lock = threading.Lock()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="llmctl-engine", daemon=True)
 
     def load(self, progress: ProgressCallback = ignore_progress) -> None:
         loaded = load_model(self.spec, progress)
         progress(Progress(f"trying how {loaded.info.model_id} runs best here"))
         self._texts = TokenTexts(loaded.tokenizer)
         self._grammars = GrammarCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
-        self._executor, self.path, notes = choose_executor(
+        executor, self.path, notes = choose_executor(
             loaded.model,
             self._texts,
             loaded.plan,
@@ -99,10 +71,10 @@ class HFRunner(BaseEngine):
         )
         if self.spec.adapter is not None:
             self._adapters[None] = ""
-            self._executor.put_adapter("", read_adapter(self.spec.adapter, loaded.model))
+            executor.put_adapter("", read_adapter(self.spec.adapter, loaded.model))
         info = replace(loaded.info, notes=loaded.info.notes + notes)
         self._loaded = replace(loaded, info=info)
-        self._thread.start()
+        self._worker = Worker(executor)
         # A thread that is inside torch while the interpreter goes away brings the process down.
         atexit.register(self.close)
 
@@ -111,6 +83,13 @@ class HFRunner(BaseEngine):
         if self._loaded is None or self._closing:
             raise EngineStoppedError("the engine is not running")
         return self._loaded
+
+    @property
+    def _running_worker(self) -> Worker:
+        """The engine thread, which takes work as long as the lock is held."""
+        if self._worker is None or self._closing:
+            raise EngineStoppedError("the engine is not running")
+        return self._worker
 
     def submit(self, request: GenerationRequest) -> GenerationStream:
         loaded = self._ready
@@ -124,15 +103,14 @@ class HFRunner(BaseEngine):
         job = Job(prompt_ids, stream)
         sequences = [self._sequence(i, job, params, limit) for i in range(params.n or 1)]
         job.rows += [sequence.row for sequence in sequences]
+        stream.on_end(self._forget)
         with self._lock:
-            if self._closing:
-                raise EngineStoppedError("the engine is closing")
+            worker = self._running_worker
             key = self._adapter_key(request.adapter)
             for sequence in sequences:
                 sequence.adapter = key
             self._streams.add(stream)
-            stream.on_end(self._forget)
-            self._inbox.put(sequences)
+            worker.add(sequences)
         return stream
 
     def _forget(self, stream: GenerationStream) -> None:
@@ -199,17 +177,13 @@ class HFRunner(BaseEngine):
             [self._encode_pair(request.context, c) for c in request.continuations]
             for request in requests
         ]
-        executor = self._executor
         with self._lock:
-            if self._closing or executor is None:
-                raise EngineStoppedError("the engine is not running")
-            scorings = []
-            for request, pairs in zip(requests, encoded, strict=True):
-                key = self._adapter_key(request.adapter)
-                scorings.append(_Scoring(executor.score(pairs, key), Future(), key))
-            for scoring in scorings:
-                self._inbox.put(scoring)
-        return [scoring.result.result() for scoring in scorings]
+            worker = self._running_worker
+            results = [
+                worker.score(pairs, self._adapter_key(request.adapter))
+                for request, pairs in zip(requests, encoded, strict=True)
+            ]
+        return [result.result() for result in results]
 
     def _encode_pair(
         self, context: str | tuple[int, ...], continuation: str | tuple[int, ...]
@@ -243,12 +217,12 @@ class HFRunner(BaseEngine):
         adapter = read_adapter(path, loaded.model)
         key = f"{name}#{next(self._adapter_numbers)}"
         with self._lock:
-            change = self._change_adapter(key, adapter)
+            change = self._running_worker.change_adapter(key, adapter)
         change.result()
         with self._lock:
             if self._adapters.setdefault(name, key) == key:
                 return
-            change = self._change_adapter(key, None)
+            change = self._running_worker.change_adapter(key, None)
         change.result()
         raise taken
 
@@ -256,7 +230,7 @@ class HFRunner(BaseEngine):
         with self._lock:
             key = self._adapter_key(name)
             assert key is not None
-            change = self._change_adapter(key, None)
+            change = self._running_worker.change_adapter(key, None)
             del self._adapters[name]
         change.result()
 
@@ -268,14 +242,6 @@ class HFRunner(BaseEngine):
                 f"The adapter {name!r} does not exist. Loaded: {names or 'none'}.", param="adapter"
             )
         return self._adapters.get(name)
-
-    def _change_adapter(self, key: str, adapter: Adapter | None) -> Future[None]:
-        """Ask the engine thread; the caller holds the lock."""
-        if self._closing or self._executor is None:
-            raise EngineStoppedError("the engine is not running")
-        change = _AdapterChange(key, adapter, Future())
-        self._inbox.put(change)
-        return change.done
 
     def count_tokens(self, text: str | Sequence[Message]) -> int:
         if isinstance(text, str):
@@ -292,90 +258,15 @@ class HFRunner(BaseEngine):
     def close(self) -> None:
         with self._lock:
             already, self._closing = self._closing, True
-        if already or self._loaded is None:
+            open_streams = list(self._streams)
+        if already or self._worker is None:
             return
         atexit.unregister(self.close)
-        self._inbox.put(None)
-        self._thread.join()
-        self._loaded = self._executor = None
+        for stream in open_streams:
+            stream.fail(EngineStoppedError("the engine was closed before the reply ended"))
+            stream.cancel()
+        self._worker.stop()
+        self._loaded = self._worker = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _run(self) -> None:
-        """The engine thread: the only one that runs the model."""
-        executor = self._executor
-        assert executor is not None
-        scorings: deque[_Scoring] = deque()
-        changes: list[_AdapterChange] = []
-        while self._take_in(executor, scorings, changes):
-            try:
-                if executor.busy:
-                    executor.step()
-                if scorings:
-                    self._advance(scorings)
-                if changes:
-                    scored = {scoring.adapter for scoring in scorings}
-                    changes = [c for c in changes if c.key in scored or not _made(executor, c)]
-            except Exception as error:
-                # A bug of ours. Whoever was running learns of it; the thread lives for the next.
-                _log.exception("a step failed")
-                executor.fail_all(error)
-        stopped = EngineStoppedError("the engine was closed before the reply ended")
-        executor.fail_all(stopped)
-        for scoring in scorings:
-            scoring.result.set_exception(stopped)
-        for change in changes:
-            change.done.set_exception(stopped)
-
-    def _take_in(
-        self, executor: Executor, scorings: deque[_Scoring], changes: list[_AdapterChange]
-    ) -> bool:
-        """Take what has been asked since the last step, waiting if there is nothing else to do.
-
-        Returns:
-            Whether to go on.
-        """
-        while True:
-            idle = not (executor.busy or scorings or changes)
-            try:
-                item = self._inbox.get(block=idle)
-            except Empty:
-                return True
-            if item is None:
-                return False
-            if isinstance(item, _Scoring):
-                scorings.append(item)
-            elif isinstance(item, _AdapterChange):
-                changes.append(item)
-            else:
-                for sequence in item:
-                    executor.add(sequence)
-
-    def _advance(self, scorings: deque[_Scoring]) -> None:
-        steps, result, _ = scorings[0]
-        try:
-            next(steps)
-            return
-        except StopIteration as end:
-            result.set_result(end.value)
-        except Exception as error:
-            result.set_exception(as_ours(error))
-        scorings.popleft()
-
-
-def _made(executor: Executor, change: _AdapterChange) -> bool:
-    """Make a change, if it can be made now; return whether it was answered."""
-    key, adapter, done = change
-    try:
-        if adapter is not None:
-            executor.put_adapter(key, adapter)
-        elif not executor.drop_adapter(key):
-            return False
-    except Exception as error:
-        if adapter is not None:
-            executor.drop_adapter(key)
-        done.set_exception(as_ours(error))
-    else:
-        done.set_result(None)
-    return True

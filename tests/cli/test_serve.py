@@ -1,7 +1,9 @@
+import json
 import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import openai
 import pytest
 
 from tests.cli.process import COMMAND, error_lines, run
+
+EXAMPLE = Path(__file__).parents[2] / "examples/openai_client.py"
 
 
 class Server:
@@ -89,6 +93,38 @@ def test_wrong_requests_raise_the_clients_own_errors(server: Server) -> None:
             model="smollm2-135m", messages=[{"role": "user", "content": "word " * 9000}]
         )
     assert long.value.code == "context_length_exceeded"
+
+
+@pytest.mark.real_model
+def test_a_reply_follows_the_schema_it_was_asked_for(server: Server) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "country": {"enum": ["France", "Spain"]}},
+        "required": ["city", "country"],
+        "additionalProperties": False,
+    }
+    reply = server.client().chat.completions.create(
+        model="smollm2-135m",
+        messages=[{"role": "user", "content": "Where is Paris? Answer in JSON."}],
+        temperature=0,
+        max_tokens=80,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "place", "schema": schema, "strict": True},
+        },
+    )
+    place = json.loads(reply.choices[0].message.content or "")
+    assert set(place) == {"city", "country"}
+    assert place["country"] in ("France", "Spain")
+    assert reply.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.real_model
+def test_the_example_client_runs_unchanged(server: Server) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), server.url], capture_output=True, text=True, check=True
+    )
+    assert "Paris" in done.stdout
 
 
 def test_sigterm_ends_the_server_with_exit_code_zero(tiny_folder: Path) -> None:
