@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from llmctl.engine.batching.adapters import Adapter, Rows, Site, StepRows
 from llmctl.engine.batching.attention import attend
 from llmctl.engine.batching.forward import Work, note_rows, pack, remember
-from llmctl.engine.batching.linear import Linear, fuse, lay_out
+from llmctl.engine.batching.linear import Linear, fuse
+
+_REFINED = 16
+"""Tokens of each row whose logits are computed again in float32."""
+_MOST_REFINED_ROWS = 64
+"""More rows are wanted at once only where texts are scored."""
 
 
 class _Norm(NamedTuple):
@@ -26,7 +31,11 @@ class _Norm(NamedTuple):
     dtype: torch.dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon).to(self.dtype)
+        return self.wide(x).to(self.dtype)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """Normalise without rounding to the model's type."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
 
 class _Layer(NamedTuple):
@@ -64,9 +73,11 @@ class FusedForward:
         window = config.sliding_window if config.model_type == "mistral" else None
         self._layers = [_layer(layer, window, release) for layer in body.layers]
         head = model.lm_head
-        # A tied head shares the embedding's weight, which must stay as it is.
-        tied = head.weight is body.embed_tokens.weight
-        self._head = lay_out(head.weight.detach()) if tied else fuse([head], release=release)
+        # The head's own layout stands beside its weight: a tied one is the embedding too, and
+        # `_logits` looks single tokens up in it.
+        plain = type(head) is nn.Linear and head.bias is None
+        self._head_weight: Tensor | None = head.weight.detach() if plain else None
+        self._head = fuse([head])
 
     @torch.inference_mode()
     def run(self, work: Sequence[Work]) -> Tensor:
@@ -100,7 +111,22 @@ class FusedForward:
         remember(work)
         if len(wanted) < len(token_ids):
             x = x[wanted]
-        return self._head(self._norm(x))
+        return self._logits(self._norm.wide(x))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Return logits (rows, vocab) of float32 hidden states (rows, hidden).
+
+        In bfloat16 neighbouring logits around 25 are an eighth apart, so the likeliest tokens often
+        come out equal, and the first of them would win. Theirs are computed again in float32.
+        """
+        dtype = self._norm.dtype
+        logits = self._head(hidden.to(dtype))
+        weight = self._head_weight
+        if weight is None or dtype == torch.float32 or hidden.shape[0] > _MOST_REFINED_ROWS:
+            return logits
+        best = logits.topk(min(_REFINED, logits.shape[-1]), dim=-1).indices
+        exact = torch.matmul(weight[best].float(), hidden.unsqueeze(-1)).squeeze(-1)
+        return logits.float().scatter_(1, best, exact)
 
     def put_adapter(self, key: str, adapter: Adapter) -> None:
         """Hold an adapter; see `Forward.put_adapter`."""
