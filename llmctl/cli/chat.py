@@ -79,6 +79,8 @@ def _converse(session: "ChatSession") -> None:
         if text == "/clear":
             session.clear()
             render.note("the conversation is forgotten")
+        elif text == "/help":
+            render.note(HELP)
         elif text.startswith("/"):
             render.show_error(f"unknown command {text.split()[0]}", HELP)
         elif text:
