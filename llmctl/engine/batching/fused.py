@@ -132,6 +132,9 @@ class FusedForward:
         """Hold an adapter; see `Forward.put_adapter`."""
         if not self._sites:
             self._make_sites()
+        if "lm_head" in adapter:
+            # Logits that are computed again from the weight alone would lack what it adds.
+            self._head_weight = None
         for site in self._sites:
             site.put(key, adapter)
 

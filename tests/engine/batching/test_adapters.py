@@ -328,3 +328,17 @@ def test_a_quantised_model_carries_adapters(tmp_path: Path, quant: Any) -> None:
         engine.load_adapter("a", str(lora))
         texts = [engine.generate(ask("some text", name)).choices[0].text for name in ("a", None)]
     assert texts[1] == plain != texts[0]
+
+
+def test_an_adapted_head_counts_among_the_likeliest_tokens_in_bfloat16(
+    tiny_folder: Path, llama_loras: dict[str, Path]
+) -> None:
+    likelihoods = {}
+    for dtype in ("float32", "bfloat16"):
+        with HFRunner(ModelSpec(str(tiny_folder), dtype=dtype, device="cpu")) as engine:
+            engine.load()
+            engine.load_adapter("a", str(llama_loras["a"]))
+            request = ask("abc", "a", max_new_tokens=1, logprobs=1)
+            entry = engine.generate(request).choices[0].logprobs[0]
+            likelihoods[dtype] = entry.top[0].token_id, entry.top[0].logprob
+    assert likelihoods["bfloat16"] == pytest.approx(likelihoods["float32"], abs=0.1)
