@@ -37,13 +37,13 @@ def score_steps(
         pool, pairs[0][0][: trunk + 1], adapter, trunk + sum(map(len, endings))
     )
     try:
+        if len(pairs) == 1:
+            return ((yield from _score_one(forward, cache, pairs[0])),)
         while trunk - cache.length > IDLE_CHUNK:
             ids = pairs[0][0][cache.length : cache.length + IDLE_CHUNK]
             forward.run([Work(cache, ids, ())])
             yield
         shared = pairs[0][0][cache.length : trunk]
-        if len(pairs) == 1:
-            return ((yield from _score_one(forward, cache, pairs[0])),)
         return _score_branches(forward, cache, shared, pairs, endings)
     finally:
         pool.release(cache)
