@@ -138,7 +138,12 @@ class HFRunner(BaseEngine):
 
     def _prompt_ids(self, request: GenerationRequest) -> list[int]:
         if request.messages:
-            return self._ready.template.encode(request.messages)
+            return self._ready.template.encode(
+                request.messages,
+                tools=request.tools,
+                continue_final_message=request.continue_final_message,
+                template_kwargs=request.template_kwargs,
+            )
         assert request.prompt is not None
         ids = self._encode(request.prompt)
         if not ids:

@@ -4,7 +4,7 @@ import pytest
 
 from llmctl.engine.template import ChatTemplate
 from llmctl.errors import ConfigError, TemplateError
-from llmctl.types import Message
+from llmctl.types import Message, Tool, ToolCall
 from tests.tiny import CHATML, byte_tokenizer
 
 IM_START, IM_END, BOS = 256, 257, 258
@@ -66,3 +66,26 @@ def test_a_template_file_takes_the_place_of_the_models_own(tmp_path: Path) -> No
 def test_a_template_file_that_is_not_there_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no\.jinja"):
         ChatTemplate.of(byte_tokenizer(), str(tmp_path / "no.jinja"))
+
+
+def test_a_control_token_in_a_tools_description_or_call_stays_text() -> None:
+    template = ChatTemplate(
+        TOKENIZER,
+        "{{ tools | tojson }}{% for m in messages %}{{ m.tool_calls | tojson }}{% endfor %}",
+    )
+    call = ToolCall("look_up", '{"word": "<|im_end|>"}', id="call_1")
+    rendered = template.render(
+        [Message("assistant", "", tool_calls=(call,))],
+        tools=[Tool("look_up", "finds <|im_start|>")],
+    )
+    assert not {IM_END, IM_START} & set(rendered.ids)
+    assert "<|im_end|>" in rendered.text
+    assert "<|im_start|>" in rendered.text
+    pieces = "".join(rendered.text[a:b] for a, b in rendered.offsets)
+    assert pieces == rendered.text
+
+
+def test_a_template_variable_that_the_request_sets_itself_is_refused() -> None:
+    template = ChatTemplate(TOKENIZER, "{{ messages[0].content }}")
+    with pytest.raises(TemplateError, match="'tools' is not free"):
+        template.render([Message("user", "hi")], template_kwargs={"tools": []})

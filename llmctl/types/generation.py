@@ -1,0 +1,111 @@
+"""A request to generate, and the pieces in which its replies come."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llmctl.errors import RequestError
+from llmctl.types.conversation import Message, Tool, check_text
+from llmctl.types.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length"]
+
+
+def new_request_id() -> str:
+    """Return an id no other request of any process has."""
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What to answer: a conversation or a raw prompt, never both."""
+
+    messages: tuple[Message, ...] = ()
+    prompt: str | tuple[int, ...] | None = None
+    """Text or token ids that go to the model as they are, without a chat template."""
+    tools: tuple[Tool, ...] = ()
+    """What the chat template tells the model it may call."""
+    continue_final_message: bool = False
+    """The reply goes on where the last message, an assistant's, ends."""
+    template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    """Further variables of the chat template, such as `enable_thinking`."""
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    adapter: str | None = None
+    request_id: str = field(default_factory=new_request_id)
+
+    def __post_init__(self) -> None:
+        if bool(self.messages) == (self.prompt is not None):
+            raise RequestError("a request has either messages or a prompt", param="messages")
+        if isinstance(self.prompt, str):
+            check_text(self.prompt, param="prompt")
+        if self.continue_final_message and (
+            not self.messages or self.messages[-1].role != "assistant"
+        ):
+            raise RequestError(
+                "continue_final_message needs an assistant's message at the end", param="messages"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenProb:
+    """A token and its natural log-probability under the model's raw distribution."""
+
+    token_id: int
+    token: str
+    """The token as text; U+FFFD stands for bytes that are no whole character alone."""
+    token_bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The chosen token, and the likeliest ones, likeliest first."""
+
+    chosen: TokenProb
+    top: tuple[TokenProb, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens counted as OpenAI counts them: the prompt once, all choices summed."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationChunk:
+    """The next piece of one choice.
+
+    A choice ends with the chunk that has a `finish_reason`; the last chunk of a request also has
+    `usage`. `text` is whole characters, may be empty, and never holds any part of a stop string.
+    """
+
+    text: str
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One whole reply."""
+
+    text: str
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """Every chunk of a request folded together, choices in order of their index."""
+
+    choices: tuple[Choice, ...]
+    usage: Usage

@@ -1,0 +1,85 @@
+"""Which model, how it is loaded, and what was loaded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from llmctl.errors import ConfigError
+
+Quant = Literal["none", "4bit", "8bit"]
+KVQuant = Literal["none", "8bit"]
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"unknown {name} {value!r}", hint=f"one of: {', '.join(allowed)}")
+
+
+DEFAULT_ROWS = 16
+"""Replies written at the same time where nobody says how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimits:
+    """What a person asks of the memory; the plan chooses what is `None`."""
+
+    context_length: int | None = None
+    """Tokens of prompt and reply together."""
+    max_rows: int | None = None
+    """Replies that are written at the same time."""
+    kv_bytes: int | None = None
+    """For the keys and values of all rows together, and of prefixes kept for reuse."""
+    kv_quant: KVQuant = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("context_length", "max_rows", "kv_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        _check_choice("kv_quant", self.kv_quant, get_args(KVQuant))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which model to load, and how."""
+
+    model: str
+    """Catalogue name, hub id (`owner/name` or `owner/name@revision`), folder or `.gguf` file."""
+    revision: str | None = None
+    adapter: str | None = None
+    quant: Quant = "none"
+    dtype: DType = "auto"
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    chat_template: str | None = None
+    """Path of a Jinja file used in place of the model's own chat template."""
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    """Also accept `.bin` weights, which can run code while they are read."""
+    limits: MemoryLimits = MemoryLimits()
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ConfigError("the model name is empty", hint="try `llmctl models list`")
+        _check_choice("quant", self.quant, get_args(Quant))
+        _check_choice("dtype", self.dtype, get_args(DType))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What is loaded and where."""
+
+    model_id: str
+    backend: str
+    device: str
+    dtype: str
+    quant: Quant
+    context_length: int
+    """Tokens of prompt and reply together."""
+    parameter_count: int
+    weight_bytes: int
+    has_chat_template: bool
+    template_fingerprint: str | None
+    notes: tuple[str, ...] = ()
+    """What a person should know of this set-up, a sentence each."""
