@@ -4,7 +4,7 @@
 """
 
 from llmctl.types.conversation import Message, Role, Tool, ToolCall, check_text
-from llmctl.types.data import DatasetRef
+from llmctl.types.data import DatasetRef, Example, Origin
 from llmctl.types.generation import (
     Choice,
     FinishReason,
@@ -39,6 +39,7 @@ __all__ = [
     "DatasetRef",
     "EngineInfo",
     "Estimate",
+    "Example",
     "FinishReason",
     "GenerationChunk",
     "GenerationRequest",
@@ -49,6 +50,7 @@ __all__ = [
     "MemoryPlan",
     "Message",
     "ModelSpec",
+    "Origin",
     "Progress",
     "ProgressCallback",
     "Quant",

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from llmctl.types.conversation import Message, Tool
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetRef:
@@ -15,3 +17,30 @@ class DatasetRef:
     rows: int
     format: str = ""
     """`alpaca`, `sharegpt`, `messages`, ... or several, joined by `+`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a row was read."""
+
+    file: str
+    line: int
+    """From 1: the line of a text file, the row of a table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row to learn from, in the one form that every format becomes.
+
+    It is either a conversation (`messages`) or plain text (`text`), never both.
+    """
+
+    origin: Origin
+    format: str
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    rejected: tuple[Message, ...] = ()
+    """In preference data, the worse end of the conversation: it would stand in place of the turns
+    after the last user's message."""
+    text: str | None = None
+    """Plain text, every token of which is learnt."""
