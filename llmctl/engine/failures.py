@@ -5,12 +5,19 @@ import torch
 from llmctl.errors import EngineFailedError, LlmctlError, OutOfMemoryError
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out. For a CPU torch has no exception of its own, only this text."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 def as_ours(error: BaseException) -> LlmctlError:
     """Wrap what broke in the engine thread, with its cause."""
     if isinstance(error, LlmctlError):
         return error
     wrapped: LlmctlError
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         wrapped = OutOfMemoryError(

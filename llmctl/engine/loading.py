@@ -13,6 +13,7 @@ from torch import nn
 from llmctl.engine import catalog, model_folder
 from llmctl.engine.case import Case, Machine
 from llmctl.engine.catalog import ResolvedModel
+from llmctl.engine.failures import is_out_of_memory
 from llmctl.engine.gguf_tokenizer import read_tokenizer
 from llmctl.engine.hardware import choose_device, choose_dtype
 from llmctl.engine.memory import ModelShape, shape_of
@@ -244,12 +245,20 @@ def _library_errors(path: Path, spec: ModelSpec) -> Iterator[None]:
         yield
     except LlmctlError:
         raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemoryError(
-            f"memory ran out while {spec.model} was loading",
-            hint="try --quant 4bit, or a smaller model",
-        ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        MemoryError,
+        ImportError,
+        SafetensorError,
+    ) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"memory ran out while {spec.model} was loading",
+                hint="try --quant 4bit, or a smaller model",
+            ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):
             raise UnsafeModelError(

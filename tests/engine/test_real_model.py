@@ -4,8 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmctl.engine import catalog
 from llmctl.engine.hf_runner import HFRunner
+from llmctl.engine.template import ChatTemplate
 from llmctl.types import GenerationRequest, Message, ModelSpec, Quant, SamplingParams, ScoreRequest
 
 pytestmark = pytest.mark.real_model
@@ -72,3 +76,30 @@ def test_the_right_continuation_scores_higher(smollm: HFRunner) -> None:
     assert right.logprob > wrong.logprob
     assert right.is_greedy
     assert not wrong.is_greedy
+
+
+def test_sixteen_conversations_in_company_say_what_each_says_alone(smollm: HFRunner) -> None:
+    openings = ("Name a river.", "Write one line about rain.", "What is 3 + 4?", "Say hello.")
+    requests = []
+    for i in range(4):
+        system = [Message("system", "Answer briefly.")] * (i % 2)
+        sampling = SamplingParams(temperature=0, max_new_tokens=6 + i)
+        for opening in openings:
+            turns = (*system, Message("user", f"{opening} {i}"))
+            requests.append(GenerationRequest(turns, sampling=sampling))
+    streams = [smollm.submit(request) for request in requests]
+    together = ["".join(chunk.text for chunk in stream) for stream in streams]
+    model, tokenizer = stock_model()
+    for request, text in zip(requests, together, strict=True):
+        ids = ChatTemplate.of(tokenizer).encode(request.messages)
+        output = model.generate(
+            torch.tensor([ids]), do_sample=False, max_new_tokens=request.sampling.max_new_tokens
+        )
+        alone = tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+        assert text == alone.rstrip("\ufffd")  # the limit may cut a character in half
+
+
+def stock_model() -> tuple[Any, Any]:
+    folder = catalog.resolve("smollm2-135m").path
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)

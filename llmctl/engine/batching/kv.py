@@ -6,6 +6,7 @@ is kept, longest unused first to go, and a new prompt takes over the longest beg
 with anything that is held.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmctl.engine.failures import is_out_of_memory
 from llmctl.types import KVQuant
+
+_log = logging.getLogger(__name__)
 
 _GROWTH = 128
 """Buffers grow in steps of at least so many tokens."""
@@ -98,9 +102,10 @@ class Int8KVCache(KVCache):
     def _allocate(self, capacity: int) -> None:
         s = self._shape
         shape = (2, s.layers, 1, s.kv_heads, capacity)
-        self._whole = torch.zeros((*shape, s.head_dim), dtype=torch.int8, device=s.device)
-        self._scales = torch.zeros((*shape, 1), dtype=torch.float32, device=s.device)
-        self._buffers = [self._whole, self._scales]
+        whole = torch.zeros((*shape, s.head_dim), dtype=torch.int8, device=s.device)
+        scales = torch.zeros((*shape, 1), dtype=torch.float32, device=s.device)
+        # Only now: memory may end between the two.
+        self._whole, self._scales, self._buffers = whole, scales, [whole, scales]
         self.capacity = capacity
 
     def store(self, layer: int, past: int, key: Tensor, value: Tensor) -> None:
@@ -126,6 +131,7 @@ class KVPool:
     def __init__(self, shape: KVShape, budget_tokens: int) -> None:
         self.shape = shape
         self.budget_tokens = budget_tokens
+        self._least_budget = budget_tokens // 4
         self.used_tokens = 0
         self._active: dict[int, KVCache] = {}
         self._idle: OrderedDict[int, KVCache] = OrderedDict()
@@ -159,7 +165,8 @@ class KVPool:
             room: tokens the cache must have room for at once.
 
         Returns:
-            `None` if active caches leave no such room; nothing has changed then.
+            `None` if active caches, or the memory itself, leave no such room; nothing has changed
+            then but that idle caches may be gone.
         """
         if self._active_tokens + room > self.budget_tokens:
             return None
@@ -178,27 +185,30 @@ class KVPool:
             self._idle.move_to_end(id(best))
         cache = (Int8KVCache if self.shape.quant == "8bit" else KVCache)(self.shape, adapter)
         self._active[id(cache)] = cache
-        self.reserve(cache, room, keep=best)
+        if not self.reserve(cache, room, keep=best):
+            self.release(cache)
+            return None
         if best is not None:
             cache.copy_prefix(best, length)
         return cache
 
-    def _take_over(self, cache: KVCache, length: int, room: int) -> KVCache:
+    def _take_over(self, cache: KVCache, length: int, room: int) -> KVCache | None:
         """Continue an idle cache after its first `length` tokens."""
         self._active[id(cache)] = self._idle.pop(id(cache))
         cache.truncate(length)
         if cache.capacity > 2 * _roomy(room):
             # Room that only the longer text needed goes back to all.
-            self.used_tokens += room - cache.capacity
-            cache.resize(room)
-        self.reserve(cache, room)
+            self._resize(cache, room)
+        if not self.reserve(cache, room):
+            self.release(cache)
+            return None
         return cache
 
     def reserve(self, cache: KVCache, tokens: int, keep: KVCache | None = None) -> bool:
         """Give an active cache room for `tokens` in all; idle caches make way, but for `keep`.
 
         Returns:
-            Whether there was room. If not, nothing has changed.
+            Whether there was room. If not, the cache is as it was.
         """
         if tokens <= cache.capacity:
             return True
@@ -211,9 +221,37 @@ class KVPool:
         if wanted > most:
             wanted = min(_roomy(tokens), most)
         self._evict(wanted - cache.capacity, keep)
-        self.used_tokens += wanted - cache.capacity
-        cache.resize(wanted)
+        if self._resize(cache, wanted):
+            return True
+        # Memory ends before the budget does: another program took it, or the plan was wrong.
+        self.tighten(keep)
+        return self._resize(cache, tokens)
+
+    def _resize(self, cache: KVCache, capacity: int) -> bool:
+        """Change a cache's room; return whether there was memory for it."""
+        before = cache.capacity
+        try:
+            cache.resize(capacity)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        self.used_tokens += capacity - before
         return True
+
+    def tighten(self, keep: KVCache | None = None) -> None:
+        """Memory ran out: give up idle caches but `keep`, and hold less from now on.
+
+        The budget becomes nine tenths of what was held, but at least a quarter of what was planned:
+        memory that another program took for a while must not close the engine for good.
+        """
+        held = self.used_tokens * 9 // 10
+        self.clear(keep)
+        self.budget_tokens = min(self.budget_tokens, max(held, self._least_budget))
+        _log.warning(
+            "memory ran out: from now on at most %d tokens are held in the KV cache",
+            self.budget_tokens,
+        )
 
     def release(self, cache: KVCache, *, forget: bool = False) -> None:
         """Take a cache back from its row: kept for others, or given up at once."""
@@ -223,11 +261,10 @@ class KVPool:
             return
         self._idle[id(cache)] = cache
 
-    def clear(self) -> None:
-        """Give up every idle cache."""
-        for cache in self._idle.values():
-            self.used_tokens -= cache.capacity
-        self._idle.clear()
+    def clear(self, keep: KVCache | None = None) -> None:
+        """Give up every idle cache but `keep`."""
+        for key in [key for key, cache in self._idle.items() if cache is not keep]:
+            self.used_tokens -= self._idle.pop(key).capacity
 
     def drop_adapter(self, adapter: str) -> None:
         """Give up what was computed under an adapter that is no more."""

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Generator
 from collections.abc import Sequence as Sequence_
 
-import torch
 from torch import Tensor
 
 from llmctl.engine.batching.adapters import Adapter
@@ -20,7 +19,7 @@ from llmctl.engine.batching.logprobs import TokenTexts, token_logprobs
 from llmctl.engine.batching.sampler import sample
 from llmctl.engine.batching.scoring import Pair, score_steps
 from llmctl.engine.batching.sequence import Sequence
-from llmctl.engine.failures import as_ours
+from llmctl.engine.failures import as_ours, is_out_of_memory
 from llmctl.types import Score, TokenLogprob
 
 _log = logging.getLogger(__name__)
@@ -208,8 +207,7 @@ class Scheduler:
         assert sequence.cache is not None
         while not self._pool.reserve(sequence.cache, sequence.cache.length + 1):
             youngest = self._running[-1]
-            self._retire(youngest, forget=True)
-            self._waiting.appendleft(youngest)
+            self._send_back(youngest)
             if youngest is sequence:
                 return False
         return True
@@ -266,20 +264,38 @@ class Scheduler:
 
     def _fail_alone(self, chosen: list[tuple[Sequence, Work]], error: Exception) -> None:
         """Find out whose fault a failed step was: everybody gets a step alone."""
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            self._pool.clear()
+        if is_out_of_memory(error):
+            self._lower_limits(alone=len(chosen) == 1)
         if len(chosen) == 1:
             sequence, _ = chosen[0]
             _log.error("request %s failed", sequence.job.stream.request_id, exc_info=error)
             self._fail(sequence, error)
             return
         for sequence, item in chosen:
+            if sequence.cache is not item.cache:
+                continue  # it was sent back to wait
             try:
                 logits = self._forward.run([item])
             except Exception as own:
                 self._fail_alone([(sequence, item)], own)
             else:
                 self._digest([(sequence, item)], logits)
+
+    def _lower_limits(self, *, alone: bool) -> None:
+        """Memory ran out: go on with fewer rows or, if one alone was too many, a smaller cache."""
+        if alone:
+            self._pool.tighten()
+            return
+        self._pool.clear()
+        self._max_rows = max(1, len(self._running) - 1)
+        _log.warning("memory ran out: from now on at most %d rows run", self._max_rows)
+        while len(self._running) > self._max_rows:
+            self._send_back(self._running[-1])
+
+    def _send_back(self, sequence: Sequence) -> None:
+        """Take a running sequence's room; it waits, first in line, and is computed again."""
+        self._retire(sequence, forget=True)
+        self._waiting.appendleft(sequence)
 
     def _fail(self, sequence: Sequence, error: BaseException) -> None:
         """End a whole request; its other choices go at the next step."""

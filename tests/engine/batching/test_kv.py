@@ -1,6 +1,9 @@
 """Whatever is asked of the pool, what a cache says it holds is what it holds."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
 
 import pytest
 import torch
@@ -218,3 +221,39 @@ def test_what_was_computed_under_one_adapter_is_nothing_to_another(adapter: str)
     cache = pool.open([1] * 100, adapter, 101)
     assert cache is not None
     assert cache.length == 0
+
+
+def test_memory_that_ends_before_the_budget_lowers_the_budget() -> None:
+    endless = replace(SHAPE, head_dim=2**44)  # a quarter of an exabyte each token
+    pool = KVPool(endless, 1000)
+    assert pool.open([1, 2, 3], None, 4) is None
+    assert pool.active_count == 0
+    assert pool.used_tokens == 0
+    assert pool.budget_tokens == 250
+
+
+def test_a_cache_that_cannot_grow_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = KVPool(SHAPE, 3000)
+    idle = pool.open([7] * 400, None, 400)
+    assert idle is not None
+    append(idle, [7] * 400)
+    pool.release(idle)
+    cache = pool.open([1] * 300, None, 300)
+    assert cache is not None
+    append(cache, [1] * 300)
+    held = cache.capacity
+    zeros, most = torch.zeros, 2 * SHAPE.layers * SHAPE.head_dim * 500
+
+    def bounded(shape: tuple[int, ...], **options: Any) -> Tensor:
+        if prod(shape) > most:
+            raise MemoryError
+        return zeros(shape, **options)
+
+    monkeypatch.setattr(torch, "zeros", bounded)
+    assert not pool.reserve(cache, 600)
+    assert cache.capacity == held
+    assert_intact(cache)
+    assert pool.used_tokens == held  # what was idle has made way
+    assert pool.budget_tokens == (held + 512) * 9 // 10
+    assert pool.reserve(cache, 480)
+    assert_intact(cache)

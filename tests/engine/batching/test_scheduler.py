@@ -418,3 +418,24 @@ def test_a_model_writes_the_same_in_a_crowd_without_room_as_alone(
         run_all(scheduler, pool, [alone])
         assert asked.error is None
         assert asked.texts == alone.texts
+
+
+def test_memory_that_ends_leaves_fewer_rows_and_every_reply_right() -> None:
+    scheduler, pool, forward = setting(budget=20_000, largest_batch=3)
+    requests = [Asked([i + 1] * 40, endless(30)) for i in range(8)]
+    run_all(scheduler, pool, requests)
+    for asked in requests:
+        assert_right(asked)
+    failed = forward.steps
+    again = [Asked([i + 1] * 50, endless(10)) for i in range(6)]
+    run_all(scheduler, pool, again)
+    # Three rows at a time from now on: no step fails any more, so none is done twice.
+    assert forward.steps - failed <= 2 * (10 + 2)
+
+
+def test_a_row_that_alone_is_too_much_fails_alone_and_less_is_held_from_now_on() -> None:
+    scheduler, pool, _ = setting(budget=4000, largest_batch=0)
+    asked = Asked([1] * 2000)
+    run_all(scheduler, pool, [asked])
+    assert isinstance(asked.error, OutOfMemoryError)
+    assert 1000 <= pool.budget_tokens < 4000
