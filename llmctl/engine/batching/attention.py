@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 
-from llmctl.engine.batching.kv import KVCache
+from llmctl.engine.batching.kv import KVCache, Reader, Writer
 from llmctl.engine.batching.shapes import rounded, rounded_queries
 
 NAME = "llmctl_packed"
@@ -53,6 +53,27 @@ class PackedStep:
 
     segments: Sequence[Segment]
     _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+    _writers: list[Writer] = field(default_factory=list)
+    _readers: dict[int | None, list[Reader]] = field(default_factory=dict)
+
+    def split(self, new: Tensor) -> tuple[Tensor, ...]:
+        """Cut (heads, tokens, head_dim) into the segments' own; filler after them is left out."""
+        counts = [segment.count for segment in self.segments]
+        filler = new.shape[1] - sum(counts)
+        parts: tuple[Tensor, ...] = torch.split(new, [*counts, filler], dim=1)
+        return parts[: len(counts)]
+
+    def writers(self) -> list[Writer]:
+        """Return what writes each segment's new keys and values, made once for all layers."""
+        if not self._writers:
+            self._writers = [s.cache.writer(s.past, s.count) for s in self.segments]
+        return self._writers
+
+    def readers(self, window: int | None) -> list[Reader]:
+        """Return what reads all that each segment may see, made once for all layers."""
+        if window not in self._readers:
+            self._readers[window] = [_reader(segment, window) for segment in self.segments]
+        return self._readers[window]
 
     def mask(self, query: Tensor, segment: Segment, begin: int, size: int, window: Any) -> Tensor:
         """Return an additive mask, made once for all layers.
@@ -97,6 +118,13 @@ def _additive_mask(
         seen &= positions[None, :total] > own[:, None] - window
     mask = torch.zeros(size, total, dtype=query.dtype).masked_fill_(~seen, float("-inf"))
     return mask.to(query.device)
+
+
+def _reader(segment: Segment, window: int | None) -> Reader:
+    total = segment.past + segment.count
+    if segment.count == 1:
+        return segment.cache.reader(0 if window is None else max(total - window, 0), total)
+    return segment.cache.reader(0, min(rounded(total), segment.cache.capacity))
 
 
 def register() -> None:
@@ -150,22 +178,20 @@ def attend(
     kv_heads = key.shape[0]
     scale = dim**-0.5 if scaling is None else scaling
     outputs = []
-    for segment in step.segments:
-        start, count, past = segment.start, segment.count, segment.past
-        total = past + count
-        segment.cache.store(layer, past, key.narrow(1, start, count), value.narrow(1, start, count))
-        own = query.narrow(1, start, count)
-        if count == 1:
-            first = 0 if window is None else max(total - window, 0)
+    parts = zip(step.split(query), step.split(key), step.split(value), strict=True)
+    writers, readers = step.writers(), step.readers(window)
+    for segment, (own, new_key, new_value), write, read in zip(
+        step.segments, parts, writers, readers, strict=True
+    ):
+        write(layer, new_key, new_value)
+        keys, values = read(layer)
+        if segment.count == 1:
             # Query heads that share a key head stand in for a sequence: nothing is repeated.
-            keys, values = segment.cache.view(layer, first, total)
             out = F.scaled_dot_product_attention(
                 own.reshape(1, kv_heads, heads // kv_heads, dim), keys, values, scale=scale
             )
             outputs.append(out.view(1, heads, dim))
         else:
-            seen = min(rounded(total), segment.cache.capacity)
-            keys, values = segment.cache.view(layer, 0, seen)
             outputs.append(_prefill(step, segment, own, keys[0], values[0], scale, window))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

@@ -8,7 +8,7 @@ with anything that is held.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,12 @@ _GROWTH = 128
 """Buffers grow in steps of at least so many tokens."""
 _COMPARED = 64
 """Tokens compared at once when prefixes are measured."""
+
+
+Writer = Callable[[int, Tensor, Tensor], None]
+"""Writes keys and values of a layer, (kv_heads, count, head_dim) each."""
+Reader = Callable[[int], tuple[Tensor, Tensor]]
+"""Returns keys and values of a layer, (1, kv_heads, n, head_dim) each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +73,25 @@ class KVCache:
         self.keys, self.values = whole[0].unbind(0), whole[1].unbind(0)
         self.capacity = capacity
 
-    def store(self, layer: int, past: int, key: Tensor, value: Tensor) -> None:
-        """Write new keys and values (kv_heads, count, head_dim) after `past` tokens."""
-        count = key.shape[1]
-        self.keys[layer].narrow(2, past, count).copy_(key)
-        self.values[layer].narrow(2, past, count).copy_(value)
+    def writer(self, past: int, count: int) -> Writer:
+        """Return what writes a layer's new keys and values after `past` tokens."""
+        keys, values = self._layers(past, count)
 
-    def view(self, layer: int, first: int, total: int) -> tuple[Tensor, Tensor]:
-        """Return keys and values of tokens `first` to `total`, (1, kv_heads, n, head_dim) each."""
-        count = total - first
-        return self.keys[layer].narrow(2, first, count), self.values[layer].narrow(2, first, count)
+        def write(layer: int, key: Tensor, value: Tensor) -> None:
+            keys[layer].copy_(key)
+            values[layer].copy_(value)
+
+        return write
+
+    def reader(self, first: int, total: int) -> Reader:
+        """Return what reads a layer's keys and values of tokens `first` to `total`."""
+        keys, values = self._layers(first, total - first)
+        return lambda layer: (keys[layer], values[layer])
+
+    def _layers(self, first: int, count: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        # All layers at once: a view for each costs more Python than the copy it is for.
+        keys, values = self._buffers[0].narrow(4, first, count)
+        return keys.unbind(0), values.unbind(0)
 
     def resize(self, capacity: int) -> None:
         """Change the room, keeping what is held. `capacity` is at least `length`."""
@@ -105,24 +120,30 @@ class Int8KVCache(KVCache):
         whole = torch.zeros((*shape, s.head_dim), dtype=torch.int8, device=s.device)
         scales = torch.zeros((*shape, 1), dtype=torch.float32, device=s.device)
         # Only now: memory may end between the two.
-        self._whole, self._scales, self._buffers = whole, scales, [whole, scales]
+        self._buffers = [whole, scales]
         self.capacity = capacity
 
-    def store(self, layer: int, past: int, key: Tensor, value: Tensor) -> None:
+    def writer(self, past: int, count: int) -> Writer:
         """Round to the nearest of 255 steps up to the largest of each head and token."""
-        new = torch.stack((key, value)).float()
-        scales = new.abs().amax(-1, keepdim=True).clamp_(min=1e-12).div_(127)
-        count = key.shape[1]
-        self._scales[:, layer, 0].narrow(2, past, count).copy_(scales)
-        self._whole[:, layer, 0].narrow(2, past, count).copy_(new.div_(scales).round_())
+        whole, scales = (buffer.narrow(4, past, count) for buffer in self._buffers)
 
-    def view(self, layer: int, first: int, total: int) -> tuple[Tensor, Tensor]:
-        """Return keys and values back in the model's type; see `KVCache.view`."""
-        count = total - first
-        whole = self._whole[:, layer].narrow(3, first, count)
-        scales = self._scales[:, layer].narrow(3, first, count)
-        keys, values = (whole * scales).to(self._shape.dtype).unbind(0)
-        return keys, values
+        def write(layer: int, key: Tensor, value: Tensor) -> None:
+            new = torch.stack((key, value)).unsqueeze(1).float()
+            steps = new.abs().amax(-1, keepdim=True).clamp_(min=1e-12).div_(127)
+            scales[:, layer].copy_(steps)
+            whole[:, layer].copy_(new.div_(steps).round_())
+
+        return write
+
+    def reader(self, first: int, total: int) -> Reader:
+        """Read back in the model's type; see `KVCache.reader`."""
+        whole, scales = (buffer.narrow(4, first, total - first) for buffer in self._buffers)
+
+        def read(layer: int) -> tuple[Tensor, Tensor]:
+            keys, values = (whole[:, layer] * scales[:, layer]).to(self._shape.dtype).unbind(0)
+            return keys, values
+
+        return read
 
 
 class KVPool:

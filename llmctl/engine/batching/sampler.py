@@ -144,25 +144,48 @@ def _sample_mixed(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
         logits = torch.stack(
             [row.adjust(own) if row.adjusts else own for row, own in zip(rows, logits, strict=True)]
         )
-    chosen: list[int] = logits.argmax(-1).tolist()
-    drawn = [i for i, row in enumerate(rows) if not row.greedy]
-    if not drawn:
-        return chosen
-    temperatures = [rows[i].params.temperature or 1.0 for i in drawn]
-    scaled = logits[drawn] / torch.tensor(temperatures, device=logits.device).unsqueeze(1)
-    probs = scaled.softmax(-1)
-    for at, i in enumerate(drawn):
-        draw = _draw_filtered if rows[i].filters else _draw
-        chosen[i] = draw(probs[at], rows[i])
+    chosen = [0] * len(rows)
+    kinds = (
+        ([i for i, row in enumerate(rows) if row.greedy], _likeliest),
+        ([i for i, row in enumerate(rows) if not row.greedy and not row.filters], _drawn),
+        ([i for i, row in enumerate(rows) if not row.greedy and row.filters], _drawn_filtered),
+    )
+    for which, choose in kinds:
+        if which:
+            # Choosing rows copies them; mostly all are of one kind.
+            own = logits if len(which) == len(rows) else logits[which]
+            for i, token_id in zip(which, choose(own, [rows[i] for i in which]), strict=True):
+                chosen[i] = token_id
     return chosen
 
 
-def _draw(probs: Tensor, row: RowSampler) -> int:
-    """Invert the cumulative distribution of `probs` (n,), which need not sum to one."""
-    cumulative = probs.cumsum(0)
-    at = torch.searchsorted(cumulative, row.uniform() * cumulative[-1], right=True)
+def _likeliest(logits: Tensor, _: Sequence[RowSampler]) -> list[int]:
+    chosen: list[int] = logits.argmax(-1).tolist()
+    return chosen
+
+
+def _drawn(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+    return _draw(_probabilities(logits, rows), rows)
+
+
+def _drawn_filtered(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+    return list(map(_draw_filtered, _probabilities(logits, rows), rows))
+
+
+def _probabilities(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:
+    temperatures = torch.tensor([row.params.temperature or 1.0 for row in rows])
+    return (logits / temperatures.to(logits.device).unsqueeze(1)).softmax(-1)
+
+
+def _draw(probs: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+    """Invert the cumulative distribution of `probs` (rows, n), which need not sum to one."""
+    cumulative = probs.cumsum(-1)
+    mass = cumulative[:, -1:].contiguous()
+    uniform = torch.tensor([[row.uniform()] for row in rows], device=probs.device)
+    at = torch.searchsorted(cumulative, uniform * mass, right=True)
     # Rounding can put the number past the end, or on a token of probability zero at the end.
-    return min(int(at), int(torch.searchsorted(cumulative, cumulative[-1])))
+    chosen: list[int] = at.minimum(torch.searchsorted(cumulative, mass)).squeeze(1).tolist()
+    return chosen
 
 
 def _draw_filtered(probs: Tensor, row: RowSampler) -> int:
@@ -180,7 +203,7 @@ def _draw_filtered(probs: Tensor, row: RowSampler) -> int:
         best = best[: max(int((before < p.top_p * mass).sum()), 1)]
     if p.min_p:
         best = best[best >= p.min_p * best[0]]
-    return int(ids[_draw(best, row)])
+    return int(ids[_draw(best.unsqueeze(0), [row])[0]])
 
 
 def _enough(best: Tensor, row: RowSampler, whole_mass: float | None) -> bool:
