@@ -1,18 +1,25 @@
 """Working stand-ins for parts that are slow to build: they behave, and record what they saw."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from llmctl.engine.base import BaseEngine
+from llmctl.engine.reply import Part
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.types import (
+    DatasetContext,
+    DatasetRef,
     EngineInfo,
+    EngineState,
     GenerationChunk,
     GenerationRequest,
     Message,
     ModelSpec,
     ProgressCallback,
+    RequestTrace,
+    RunStatus,
     Score,
     ScoreRequest,
     Usage,
@@ -29,7 +36,7 @@ class FakeEngine(BaseEngine):
 
     def __init__(
         self,
-        pieces: Sequence[str] = ("Hel", "lo"),
+        pieces: Sequence[str | Part] = ("Hel", "lo"),
         *,
         reject: LlmctlError | None = None,
         fail: LlmctlError | None = None,
@@ -60,9 +67,15 @@ class FakeEngine(BaseEngine):
 
     def _answer(self, request: GenerationRequest, stream: GenerationStream) -> None:
         choices = request.sampling.n or 1
+        called = False
         for position, piece in enumerate(self.pieces):
+            part = Part(piece) if isinstance(piece, str) else piece
+            calls = () if part.call is None else (part.call,)
+            called |= bool(calls)
             for index in range(choices):
-                stream.put(GenerationChunk(piece, index))
+                stream.put(
+                    GenerationChunk(part.text, index, reasoning=part.reasoning, tool_calls=calls)
+                )
             if position == 0 and self.hold is not None:
                 while not self.hold.wait(0.01):
                     if stream.cancelled or self.closed:
@@ -75,7 +88,12 @@ class FakeEngine(BaseEngine):
         for index in range(choices):
             last = index == choices - 1
             stream.put(
-                GenerationChunk("", index, finish_reason="stop", usage=usage if last else None)
+                GenerationChunk(
+                    "",
+                    index,
+                    finish_reason="tool_calls" if called else "stop",
+                    usage=usage if last else None,
+                )
             )
         stream.finish()
 
@@ -84,6 +102,14 @@ class FakeEngine(BaseEngine):
 
     def count_tokens(self, text: str | Sequence[Message]) -> int:
         return len(text) if isinstance(text, str) else sum(len(m.content) for m in text)
+
+    def tokenize(self, text: str | Sequence[int], *, add_special_tokens: bool = True) -> list[int]:
+        if not isinstance(text, str):
+            return list(text)
+        return [0] * add_special_tokens + [ord(character) for character in text]
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return "".join(chr(i) for i in ids if i)
 
     def info(self) -> EngineInfo:
         if self.closed:
@@ -104,6 +130,75 @@ class FakeEngine(BaseEngine):
     def close(self) -> None:
         self.closed = True
 
+    def state(self) -> EngineState:
+        if self.closed:
+            raise EngineStoppedError("the engine is closed")
+        return EngineState(True, 0.0, running=self.in_flight, waiting=0, max_rows=4)
+
     @property
     def in_flight(self) -> int:
         return sum(not stream.ended for stream in self.streams)
+
+
+class RecordingTracker:
+    """Remembers in plain lists and mappings what it was told."""
+
+    run_id: str | None = "0" * 32
+
+    def __init__(self) -> None:
+        self.params: dict[str, object] = {}
+        self.points: list[tuple[str, float, int]] = []
+        """Name, value and step, in the order they came."""
+        self.model_metrics: dict[str, dict[str, float]] = {}
+        self.tags: dict[str, str] = {}
+        self.texts: dict[str, str] = {}
+        self.artifacts: list[tuple[Path, str]] = []
+        self.datasets: list[tuple[DatasetRef, DatasetContext]] = []
+        self.models: dict[str, Path] = {}
+        """Folders of what was made, by the id it got."""
+        self.used: list[str] = []
+        self.traces: list[RequestTrace] = []
+        self.status: RunStatus = "running"
+        self.error = ""
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        self.params |= params
+
+    def log_metrics(
+        self, metrics: Mapping[str, float], *, step: int = 0, model_id: str | None = None
+    ) -> None:
+        self.points += [(name, value, step) for name, value in metrics.items()]
+        if model_id is not None:
+            self.model_metrics.setdefault(model_id, {}).update(metrics)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self.tags |= tags
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        self.artifacts.append((path, folder))
+
+    def log_text(self, text: str, file: str) -> None:
+        self.texts[file] = text
+
+    def log_dataset(self, dataset: DatasetRef, context: DatasetContext) -> None:
+        self.datasets.append((dataset, context))
+
+    def log_model(
+        self,
+        name: str,
+        folder: Path,
+        tags: Mapping[str, str] | None = None,  # noqa: ARG002
+    ) -> str | None:
+        model_id = f"m-{name}"
+        self.models[model_id] = folder
+        return model_id
+
+    def use_model(self, model_id: str) -> None:
+        self.used.append(model_id)
+
+    def log_trace(self, trace: RequestTrace) -> None:
+        self.traces.append(trace)
+
+    def end(self, status: RunStatus, error: str = "") -> None:
+        if self.status == "running":
+            self.status, self.error = status, error

@@ -1,14 +1,29 @@
 """The story of `llmctl serve`: take the port, load the model, answer, end in order."""
 
 import signal
-from collections.abc import Callable
-from contextlib import closing
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 from llmctl.config import ServeOptions
+from llmctl.engine.base import BaseEngine
+from llmctl.engine.provenance import Provenance
 from llmctl.engine.registry import create_engine
+from llmctl.errors import ConfigError, LlmctlError
+from llmctl.monitor import open_tracker, tracked
+from llmctl.monitor.serving import ServingMonitor
 from llmctl.server.app import create_app
+from llmctl.server.record import Observer, RequestRecord
 from llmctl.server.run import bind, run, url_of
-from llmctl.types import EngineInfo, ModelSpec, ProgressCallback, ignore_progress
+from llmctl.types import (
+    EngineInfo,
+    ModelSpec,
+    ProgressCallback,
+    RequestTrace,
+    RunStart,
+    ignore_progress,
+)
 
 
 def serve(
@@ -16,25 +31,128 @@ def serve(
     options: ServeOptions,
     ready: Callable[[str, EngineInfo], None],
     progress: ProgressCallback = ignore_progress,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> signal.Signals | None:
     """Serve a model until a signal ends it; return that signal.
 
     Args:
         ready: called once, with the server's URL, when requests are answered.
+        warn: told in a line what goes wrong beside the serving.
 
     Raises:
-        ConfigError: the port cannot be had; the model has not been touched then.
+        ConfigError: the port, the certificate or an adapter cannot be had.
         ModelNotFoundError, ModelLoadError, OutOfMemoryError: as `BaseEngine.load`.
     """
+    _check_certificate(options)
     # The port first: a taken one must not cost the minutes that loading takes.
     with closing(bind(options.host, options.port)) as sock, create_engine(spec) as engine:
         engine.load(progress)
-        app = create_app(engine, served_names=options.served_names)
-        url, info = url_of(sock), engine.info()
-        return run(
-            app,
-            sock,
-            drain_s=options.drain_s,
-            on_ready=lambda: ready(url, info),
-            on_deadline=engine.close,
+        for name, folder in options.adapters:
+            engine.load_adapter(name, folder)
+        url, info = url_of(sock, tls=options.ssl_certfile is not None), engine.info()
+        with _tracking(engine, options, progress, warn) as observers:
+            return run(
+                create_app(engine, options, observers),
+                sock,
+                drain_s=options.drain_s,
+                on_ready=lambda: ready(url, info),
+                on_deadline=engine.close,
+                ssl_certfile=options.ssl_certfile,
+                ssl_keyfile=options.ssl_keyfile,
+            )
+
+
+def _check_certificate(options: ServeOptions) -> None:
+    if options.ssl_certfile is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            options.ssl_certfile, options.ssl_keyfile
+        )
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"the certificate {options.ssl_certfile} with the key {options.ssl_keyfile} "
+            f"cannot be used: {error}"
+        ) from error
+
+
+@contextmanager
+def _tracking(
+    engine: BaseEngine,
+    options: ServeOptions,
+    progress: ProgressCallback,
+    warn: Callable[[str], None],
+) -> Iterator[list[Observer]]:
+    """Keep a run of this server, if it is to be tracked."""
+    if not options.track:
+        yield []
+        return
+    info = engine.info()
+    start = RunStart(
+        kind="serve",
+        model=info.model_id,
+        params={
+            "model": info.model_id,
+            "quant": info.quant,
+            "dtype": info.dtype,
+            "device": info.device,
+            "context_length": info.context_length,
+            "adapters": ", ".join(name for name, _ in options.adapters),
+        },
+    )
+    tracker = open_tracker(start, tracking_uri=options.tracking_uri, warn=warn, progress=progress)
+    with (
+        tracked(tracker),
+        closing(
+            ServingMonitor(
+                tracker,
+                share=options.trace_share,
+                log_content=options.log_content,
+                model_id=logged_model(engine.spec),
+                gauges=lambda: _gauges(engine),
+            )
+        ) as monitor,
+    ):
+        yield [_Traced(monitor)]
+
+
+def logged_model(spec: ModelSpec) -> str | None:
+    """Return the id under which the tracker knows an adapter that we trained."""
+    for folder in (spec.adapter, spec.model):
+        if folder is not None and (known := Provenance.read(Path(folder))) is not None:
+            return known.model_id
+    return None
+
+
+def _gauges(engine: BaseEngine) -> dict[str, float]:
+    try:
+        state = engine.state()
+    except LlmctlError:
+        return {}
+    return {"serve/rows": state.running, "serve/queue": state.waiting}
+
+
+class _Traced:
+    """Passes on what the tracker keeps of a request: those a model answered."""
+
+    def __init__(self, monitor: ServingMonitor) -> None:
+        self._monitor = monitor
+
+    def observe(self, record: RequestRecord) -> None:
+        if record.model is None:
+            return
+        usage = record.usage
+        self._monitor.record(
+            RequestTrace(
+                record.request_id,
+                started=record.at,
+                duration_s=record.duration_s,
+                ttft_s=record.first_token_s,
+                prompt_tokens=0 if usage is None else usage.prompt_tokens,
+                completion_tokens=0 if usage is None else usage.completion_tokens,
+                cached_tokens=0 if usage is None else usage.cached_tokens,
+                error=record.error or "",
+                prompt=record.prompt,
+                answer=record.answer,
+            )
         )

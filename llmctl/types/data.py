@@ -42,5 +42,7 @@ class Example:
     rejected: tuple[Message, ...] = ()
     """In preference data, the worse end of the conversation: it would stand in place of the turns
     after the last user's message."""
+    masked: tuple[int, ...] = ()
+    """Indexes of assistant's `messages` that are only context: no loss falls on them."""
     text: str | None = None
     """Plain text, every token of which is learnt."""

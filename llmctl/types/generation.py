@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmctl.errors import RequestError
-from llmctl.types.conversation import Message, Tool, check_text
+from llmctl.types.conversation import Message, Tool, ToolCall, check_text
 from llmctl.types.sampling import SamplingParams
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 def new_request_id() -> str:
@@ -25,7 +25,11 @@ class GenerationRequest:
     prompt: str | tuple[int, ...] | None = None
     """Text or token ids that go to the model as they are, without a chat template."""
     tools: tuple[Tool, ...] = ()
-    """What the chat template tells the model it may call."""
+    """What the model may call."""
+    forced_tools: tuple[str, ...] = ()
+    """Names of tools: the reply is nothing but a call of one of these, whatever the model likes."""
+    parallel_tool_calls: bool = True
+    """A forced reply may call several."""
     continue_final_message: bool = False
     """The reply goes on where the last message, an assistant's, ends."""
     template_kwargs: Mapping[str, object] = field(default_factory=dict)
@@ -39,6 +43,16 @@ class GenerationRequest:
             raise RequestError("a request has either messages or a prompt", param="messages")
         if isinstance(self.prompt, str):
             check_text(self.prompt, param="prompt")
+        unknown = set(self.forced_tools) - {tool.name for tool in self.tools}
+        if unknown:
+            raise RequestError(
+                f"the tool {min(unknown)!r} is to be called, and is not among the tools",
+                param="tool_choice",
+            )
+        if self.forced_tools and self.sampling.grammar is not None:
+            raise RequestError(
+                "a reply cannot follow a grammar and be a call of a tool", param="tool_choice"
+            )
         if self.continue_final_message and (
             not self.messages or self.messages[-1].role != "assistant"
         ):
@@ -85,6 +99,7 @@ class GenerationChunk:
 
     A choice ends with the chunk that has a `finish_reason`; the last chunk of a request also has
     `usage`. `text` is whole characters, may be empty, and never holds any part of a stop string.
+    Reasoning and calls of tools are not part of it.
     """
 
     text: str
@@ -92,6 +107,9 @@ class GenerationChunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Each is whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +119,8 @@ class Choice:
     text: str
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,5 +81,24 @@ class EngineInfo:
     weight_bytes: int
     has_chat_template: bool
     template_fingerprint: str | None
+    logged_model_id: str | None = None
+    """The LoggedModel as which the tracking store knows these weights."""
     notes: tuple[str, ...] = ()
     """What a person should know of this set-up, a sentence each."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """How an engine is doing at this moment."""
+
+    alive: bool
+    """Whether requests are still worked on."""
+    idle_s: float
+    """Seconds since the last step, of an engine that has work; 0 of one that has none."""
+    running: int
+    """Replies being written, each choice counted."""
+    waiting: int
+    """Replies in line for a row or for room in the cache."""
+    max_rows: int
+    kv_used_tokens: int = 0
+    kv_budget_tokens: int = 0

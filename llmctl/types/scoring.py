@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from llmctl.errors import RequestError
+from llmctl.types.generation import TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,8 @@ class ScoreRequest:
     context: str | tuple[int, ...]
     continuations: tuple[str | tuple[int, ...], ...]
     adapter: str | None = None
+    logprobs: int | None = None
+    """`None` is sums alone; k >= 0 describes every token, with the k likeliest in its place."""
 
     def __post_init__(self) -> None:
         if not self.continuations:
@@ -30,3 +33,5 @@ class Score:
     token_count: int
     is_greedy: bool
     """Whether greedy decoding of the context would have produced the continuation."""
+    tokens: tuple[TokenLogprob, ...] = ()
+    """Of the continuation, if they were asked for."""

@@ -1,0 +1,117 @@
+"""Where does a run come from, and what came of it? Runs, datasets and models as two trees.
+
+A run reads datasets and begins with a model; it makes datasets and a model. The same digest is the
+same dataset, the same LoggedModel id the same model, whichever run names it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llmctl.types import TAG_ADAPTER, DatasetUse, RunRecord
+
+NodeKind = Literal["run", "dataset", "model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A run, a dataset or a model, and what hangs on it in one direction."""
+
+    kind: NodeKind
+    id: str
+    """Run id, digest or LoggedModel id."""
+    name: str
+    role: str = ""
+    """What it is to the node above: `training`, `output`, `model`, `part`, ..."""
+    run: RunRecord | None = None
+    dataset: DatasetUse | None = None
+    branches: tuple["Node", ...] = ()
+    seen: bool = False
+    """Its branches are drawn where it came first."""
+
+
+@dataclass(slots=True)
+class Lineage:
+    """The links between all runs of a store."""
+
+    _runs: dict[str, RunRecord] = field(default_factory=dict)
+    _made_by: dict[tuple[NodeKind, str], list[RunRecord]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    _used_by: dict[tuple[NodeKind, str], list[RunRecord]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+
+    @classmethod
+    def of(cls, runs: Iterable[RunRecord]) -> "Lineage":
+        links = cls()
+        for run in sorted(runs, key=lambda run: run.started):
+            links._runs[run.run_id] = run
+            for use in run.datasets:
+                side = links._made_by if use.context == "output" else links._used_by
+                side["dataset", use.digest].append(run)
+            if run.model_id:
+                links._made_by["model", run.model_id].append(run)
+            if run.used_model_id:
+                links._used_by["model", run.used_model_id].append(run)
+            if run.parent_run_id:
+                links._used_by["run", run.parent_run_id].append(run)
+        return links
+
+    def sources(self, run: RunRecord) -> Node:
+        """Return the run with everything that it was made from as branches."""
+        return self._grow(self._node_of(run), up=True, seen=set())
+
+    def results(self, run: RunRecord) -> Node:
+        """Return the run with everything that was made from it as branches."""
+        return self._grow(self._node_of(run), up=False, seen=set())
+
+    def _grow(self, node: Node, *, up: bool, seen: set[tuple[NodeKind, str]]) -> Node:
+        key = (node.kind, node.id)
+        if key in seen:  # two ways lead here, or a run's output is its own input again
+            return _with(node, seen=bool(self._next(node, up=up)))
+        seen.add(key)
+        branches = [self._grow(following, up=up, seen=seen) for following in self._next(node, up)]
+        return _with(node, branches=tuple(branches))
+
+    def _next(self, node: Node, up: bool) -> list[Node]:
+        if node.run is not None:
+            return self._around(node.run, up=up)
+        side = self._made_by if up else self._used_by
+        return [self._node_of(run) for run in side.get((node.kind, node.id), ())]
+
+    def _around(self, run: RunRecord, *, up: bool) -> list[Node]:
+        found = [
+            Node("dataset", use.digest, use.name, use.context, dataset=use)
+            for use in run.datasets
+            if (use.context == "output") is not up
+        ]
+        if up:
+            if run.used_model_id:
+                found.append(self._model(run.used_model_id))
+            if run.parent_run_id:
+                parent = self._runs.get(run.parent_run_id)
+                found.append(
+                    self._node_of(parent, "whole")
+                    if parent is not None
+                    else Node("run", run.parent_run_id, "not in this store any more", "whole")
+                )
+            return found
+        if run.model_id:
+            found.append(self._model(run.model_id))
+        parts: Sequence[RunRecord] = self._used_by.get(("run", run.run_id), ())
+        return found + [self._node_of(part, "part") for part in parts]
+
+    def _model(self, model_id: str) -> Node:
+        key: tuple[NodeKind, str] = ("model", model_id)
+        known = [*self._made_by.get(key, ()), *self._used_by.get(key, ())]
+        folders = (run.tags[TAG_ADAPTER] for run in known if TAG_ADAPTER in run.tags)
+        return Node("model", model_id, next(folders, model_id), "model")
+
+    def _node_of(self, run: RunRecord, role: str = "") -> Node:
+        return Node("run", run.run_id, run.name, role, run=run)
+
+
+def _with(node: Node, *, branches: tuple[Node, ...] = (), seen: bool = False) -> Node:
+    return Node(node.kind, node.id, node.name, node.role, node.run, node.dataset, branches, seen)

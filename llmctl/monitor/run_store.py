@@ -1,0 +1,135 @@
+"""How are remembered runs read, and which one does a person mean?
+
+A SQLite store whose tables are known is read directly (`run_sqlite`, milliseconds), any other
+through MLflow's client (`run_client`, seconds). A store that is not there holds no runs, and is not
+made by looking.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Final, Protocol
+
+from llmctl.errors import ConfigError, LlmctlError
+from llmctl.monitor.run_sqlite import SqliteRuns
+from llmctl.monitor.store import sqlite_file, store_uri
+from llmctl.types import MetricPoint, RunRecord
+
+SHORT_ID: Final = 8
+"""Characters of an id that a person sees."""
+NEWEST: Final = ("latest", "@")
+_MOST_CANDIDATES = 10
+
+
+class RunNotFoundError(LlmctlError):
+    """No run is meant by what a person wrote."""
+
+    def __init__(self, reference: str, *, empty: bool) -> None:
+        reason = ": the store holds no runs yet" if empty else ""
+        hint = "" if empty else "`llmctl runs list --limit 0` names them all"
+        super().__init__(f"there is no run {reference!r}{reason}", hint=hint)
+        self.reference = reference
+
+
+class RunReader(Protocol):
+    """The runs of one store. Every method raises `LlmctlError` if the store cannot be read."""
+
+    def runs(self, *, deleted: bool = False) -> list[RunRecord]:
+        """Return every run of llmctl, or every one in the trash, newest first."""
+
+    def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:
+        """Return every metric's points in the order of their steps."""
+
+    def count_traces(self, run_id: str) -> int:
+        """Return how many requests of a server's run are kept."""
+
+    def close(self) -> None: ...
+
+
+class NoRuns:
+    """A store that is not there."""
+
+    def runs(self, *, deleted: bool = False) -> list[RunRecord]:  # noqa: ARG002
+        return []
+
+    def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:  # noqa: ARG002
+        return {}
+
+    def count_traces(self, run_id: str) -> int:  # noqa: ARG002
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+@contextmanager
+def open_runs(tracking_uri: str | None = None) -> Iterator[RunReader]:
+    """Open the store to read it.
+
+    Args:
+        tracking_uri: None takes `MLFLOW_TRACKING_URI`, else SQLite in llmctl's folder.
+
+    Raises:
+        ConfigError: the address cannot be used.
+        LlmctlError: the store does not answer, or is none.
+    """
+    uri = store_uri(tracking_uri)
+    reader = _reader(uri, sqlite_file(uri))
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def _reader(uri: str, file: Path | None) -> RunReader:
+    if file is not None:
+        if not file.exists() or not file.stat().st_size:
+            return NoRuns()
+        direct = SqliteRuns.open(file)
+        if direct is not None:
+            return direct
+    from llmctl.monitor.run_client import ClientRuns
+
+    return ClientRuns(uri)
+
+
+def find(runs: Sequence[RunRecord], reference: str) -> RunRecord:
+    """Return the run that a person means.
+
+    Args:
+        runs: to choose among, newest first.
+        reference: an id or its beginning, a name or its beginning, `latest` or `@` for the newest.
+            A whole id or name goes before a beginning, an id's beginning before a name's.
+
+    Raises:
+        RunNotFoundError: there is none.
+        ConfigError: there are several; they are named.
+    """
+    if reference in NEWEST and runs:
+        return runs[0]
+    wanted = reference.strip().casefold()
+    tries = (
+        [run for run in runs if run.run_id == wanted],
+        [run for run in runs if run.name.casefold() == wanted],
+        [run for run in runs if run.run_id.startswith(wanted)],
+        [run for run in runs if run.name.casefold().startswith(wanted)],
+    )
+    found = next((some for some in tries if some), []) if wanted else []
+    if not found:
+        raise RunNotFoundError(reference, empty=not runs)
+    if len(found) == 1:
+        return found[0]
+    lines = [_line(run) for run in found[:_MOST_CANDIDATES]]
+    if len(found) > _MOST_CANDIDATES:
+        lines.append(f"  … and {len(found) - _MOST_CANDIDATES} more")
+    raise ConfigError(
+        "\n".join([f"{reference!r} may be any of {len(found)} runs:", *lines]),
+        hint="write more of the name, or the id",
+    )
+
+
+def _line(run: RunRecord) -> str:
+    started = datetime.fromtimestamp(run.started).strftime("%Y-%m-%d %H:%M")
+    shown = run.run_id[: SHORT_ID + 4]
+    return f"  {shown}  {started}  {run.status:<8}  {run.name}"

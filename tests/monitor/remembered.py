@@ -1,0 +1,122 @@
+"""A store with a history: data cleaned, taught twice, measured, served, and what went wrong."""
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from llmctl.monitor import Tracker, open_tracker
+from llmctl.monitor.store import create_file, load_mlflow
+from llmctl.types import (
+    TAG_KEY_METRIC,
+    DatasetRef,
+    RequestTrace,
+    RunKind,
+    RunStart,
+    RunStatus,
+    ignore_progress,
+)
+
+RAW = DatasetRef("客服.jsonl", "/data/客服.jsonl", "aa" * 32, 1200, "sharegpt")
+CLEAN = DatasetRef("客服.clean.jsonl", "/data/客服.clean.jsonl", "bb" * 32, 1100, "messages")
+QUESTIONS = DatasetRef("ceval", "ceval/ceval-exam", "cc" * 32, 1346)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """The folder of llmctl, and the ids of its runs by what they are called here."""
+
+    home: Path
+    empty: Path
+    """The same store before the first run."""
+    ids: dict[str, str]
+    adapter: Path
+
+    def enter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LLMCTL_HOME", str(self.home))
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def empty_home(remembered: Remembered, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a folder of llmctl with an empty store, and use it."""
+    folder.mkdir()
+    shutil.copy(remembered.empty, folder / "mlflow.db")
+    monkeypatch.setenv("LLMCTL_HOME", str(folder))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+def begin(kind: RunKind, model: str = "smollm2-135m", **fields: object) -> Tracker:
+    def warn(text: str) -> None:
+        raise AssertionError(text)
+
+    return open_tracker(RunStart(kind, model, **fields), warn=warn)  # type: ignore[arg-type]
+
+
+def end(tracker: Tracker, status: RunStatus = "finished", error: str = "") -> str:
+    run_id = tracker.run_id
+    assert run_id is not None
+    tracker.end(status, error)
+    return run_id
+
+
+def remember(folder: Path) -> Remembered:
+    """Write the history into a new folder, as the commands would."""
+    home, empty = folder / "home", folder / "empty.db"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("LLMCTL_HOME", str(home))
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        load_mlflow()
+        create_file(empty, ignore_progress)
+        home.mkdir()
+        shutil.copy(empty, home / "mlflow.db")
+        ids, adapter = _history(folder)
+    return Remembered(home, empty, ids, adapter)
+
+
+def _history(folder: Path) -> tuple[dict[str, str], Path]:
+    ids = {}
+    clean = begin("clean", "", name="清洗-客服")
+    clean.log_dataset(RAW, "source")
+    clean.log_dataset(CLEAN, "output")
+    clean.log_text("# 1,100 rows\n", "reports/report.md")
+    ids["clean"] = end(clean)
+
+    adapter = folder / "adapter"
+    adapter.mkdir()
+    for name, rate in (("slow", 1e-5), ("fast", 1e-4)):
+        model_id = _finetune(ids, name, rate, adapter)
+    measured = begin("eval", params={"suite": "ceval"}, tags={TAG_KEY_METRIC: "eval/ceval"})
+    measured.use_model(model_id)
+    measured.log_dataset(QUESTIONS, "evaluation")
+    measured.log_metrics({"eval/ceval": 0.31}, model_id=model_id)
+    ids["eval"] = end(measured)
+
+    serve = begin("serve")
+    serve.use_model(model_id)
+    for number in range(3):
+        serve.log_trace(RequestTrace(f"chatcmpl-{number}", 1_800_000_000.0, 1.0, model_id=model_id))
+    ids["serve"] = end(serve)
+
+    broken = begin("finetune", "/models/我的模型", name="broken [bold]run[/x]")
+    for step, value in enumerate((2.0, math.nan, math.inf)):
+        broken.log_metrics({"train/loss": value}, step=step)
+    ids["broken"] = end(broken, "failed", "the loss is no number")
+    return ids, adapter
+
+
+def _finetune(ids: dict[str, str], name: str, rate: float, adapter: Path) -> str:
+    params = {"lr": rate, "lora": {"rank": 16}, "batch": 8}
+    finetune = begin("finetune", name=f"微调-{name}", params=params)
+    finetune.log_dataset(CLEAN, "training")
+    for step in range(0, 50, 5):
+        loss = 1 + math.exp(-step * rate * 1000)
+        finetune.log_metrics({"train/loss": loss, "train/learning_rate": rate}, step=step)
+    finetune.log_metrics({"eval/loss": 1.5 - 1000 * rate}, step=45)
+    finetune.log_text(f"lr: {rate}\n", "config.yaml")
+    model_id = finetune.log_model(f"adapter-{name}", adapter)
+    assert model_id is not None
+    ids[name] = end(finetune)
+    return model_id

@@ -1,0 +1,247 @@
+"""What the tracker is told is what the store holds."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+from llmctl.monitor import NullTracker, open_tracker
+from llmctl.monitor.begin import begin as begin_run
+from llmctl.monitor.store import Store
+from llmctl.types import (
+    TAG_CHANGED,
+    TAG_KIND,
+    TAG_MODEL,
+    TAG_MODEL_ID,
+    TAG_PARENT,
+    RequestTrace,
+    RunStart,
+)
+from tests.monitor.conftest import Opener
+
+
+def test_a_run_is_kept_with_all_that_was_told(
+    home: Path, store: Store, begin: Opener, warnings: list[str]
+) -> None:
+    tracker = begin(
+        params={"lora": {"r": 8, "dropout": None}, "packing": False}, tags={"who": "me"}
+    )
+    for step in range(3):
+        tracker.log_metrics({"train/loss": 3.0 - step, "lr": 1e-4}, step=step)
+    tracker.log_params({"seed": 0, "files": ["a.jsonl", Path("b.jsonl")]})
+    tracker.log_text("a: 1\n", "config/run.yaml")
+    tracker.end("finished")
+
+    assert tracker.run_id is not None
+    run = store.client.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {
+        "lora.r": "8",
+        "packing": "false",
+        "seed": "0",
+        "files": '["a.jsonl", "b.jsonl"]',
+    }
+    assert run.data.tags["who"] == "me"
+    assert (run.data.tags[TAG_KIND], run.data.tags[TAG_MODEL]) == ("finetune", "smollm2-135m")
+    history = store.client.get_metric_history(tracker.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(0, 3.0), (1, 2.0), (2, 1.0)]
+    files = Path(unquote(urlparse(run.info.artifact_uri).path))
+    assert files.is_relative_to(home / "artifacts")
+    assert (files / "config/run.yaml").read_text() == "a: 1\n"
+    assert warnings == []
+    assert list((home / "tracking").iterdir()) == []
+
+
+def test_names_are_unique_whatever_the_seed(begin: Opener, store: Store) -> None:
+    import random
+
+    names = set()
+    for _ in range(3):
+        random.seed(0)
+        tracker = begin(model="Qwen/Qwen3-4B@main")
+        tracker.end("finished")
+        assert tracker.run_id is not None
+        names.add(store.client.get_run(tracker.run_id).info.run_name)
+    assert len(names) == 3
+    assert all(name.startswith("finetune-Qwen3-4B-") for name in names)
+
+
+def test_a_file_is_kept_as_it_was_when_it_was_logged(
+    begin: Opener, store: Store, tmp_path: Path
+) -> None:
+    file, folder = tmp_path / "report.json", tmp_path / "plots"
+    file.write_text("before")
+    folder.mkdir()
+    (folder / "loss.png").write_bytes(b"png")
+    tracker = begin()
+    tracker.log_artifact(file, "reports")
+    tracker.log_artifact(folder)
+    file.write_text("after")
+    (folder / "loss.png").unlink()
+    tracker.end("finished")
+    assert tracker.run_id is not None
+    kept = Path(store.client.download_artifacts(tracker.run_id, "", str(tmp_path)))
+    assert (kept / "reports/report.json").read_text() == "before"
+    assert (kept / "plots/loss.png").read_bytes() == b"png"
+
+
+def test_texts_over_the_stores_limit_are_cut_and_kept_whole_as_files(
+    begin: Opener, store: Store, tmp_path: Path, warnings: list[str]
+) -> None:
+    long = "x" * 20_000
+    tracker = begin(params={"system prompt": long, "lr": 1})
+    tracker.set_tags({"note": long})
+    tracker.log_params({"k" * 300: 1})
+    tracker.end("finished")
+    assert tracker.run_id is not None
+    run = store.client.get_run(tracker.run_id)
+    assert len(run.data.params["system prompt"]) == 6000
+    assert len(run.data.tags["note"]) == 8000
+    assert run.data.params["k" * 250] == "1"
+    assert run.data.params["lr"] == "1"
+    kept = Path(store.client.download_artifacts(tracker.run_id, "", str(tmp_path)))
+    assert (kept / "params/system prompt.txt").read_text() == long
+    assert (kept / "tags/note.txt").read_text() == long
+    assert warnings == []
+
+
+def test_not_a_number_stays_one_and_no_bad_value_stops_the_others(
+    begin: Opener, store: Store, warnings: list[str]
+) -> None:
+    tracker = begin()
+    bad = {"a/loss": math.nan, "b": math.inf, "no": "text", "c (%)": 1.0, "../d": 2.0}
+    tracker.log_metrics(bad)  # type: ignore[arg-type]
+    tracker.end("finished")
+    assert tracker.run_id is not None
+    metrics = store.client.get_run(tracker.run_id).data.metrics
+    assert math.isnan(metrics.pop("a/loss"))
+    assert metrics.pop("b") > 1e308
+    assert metrics == {"c ___": 1.0, "d": 2.0}
+    assert warnings == []
+
+
+def test_a_parameter_never_changes_and_its_new_value_stands_beside_it(
+    begin: Opener, store: Store, warnings: list[str]
+) -> None:
+    first = begin(params={"lr": 0.1, "epochs": 1})
+    first.end("failed", "out of memory")
+    second = begin(resume_run_id=first.run_id, params={"lr": 0.1, "epochs": 2, "batch": 4})
+    second.end("finished")
+    assert second.run_id == first.run_id is not None
+    run = store.client.get_run(first.run_id)
+    assert run.data.params == {"lr": "0.1", "epochs": "1", "batch": "4"}
+    assert run.data.tags[TAG_CHANGED + "epochs"] == "2"
+    assert TAG_CHANGED + "lr" not in run.data.tags
+    assert run.info.status == "FINISHED"
+    assert "llmctl.error" not in run.data.tags
+    assert warnings == []
+
+
+def test_a_run_to_resume_that_is_not_there_becomes_a_new_one(
+    begin: Opener, warnings: list[str]
+) -> None:
+    tracker = begin(resume_run_id="f" * 32)
+    tracker.end("finished")
+    assert tracker.run_id not in (None, "f" * 32)
+    assert len(warnings) == 1
+    assert "f" * 32 in warnings[0]
+
+
+def test_a_run_whose_making_was_not_answered_is_found_and_not_made_twice(store: Store) -> None:
+    start = RunStart("eval", "tiny")
+    names = ("eval-tiny-1", "eval-tiny-1", "eval-tiny-2")
+    first, second, other = (
+        begin_run(store, start, name, 1_800_000_000_123, print, again=True) for name in names
+    )
+    assert first.run_id == second.run_id != other.run_id
+
+
+def test_a_metric_of_an_unknown_model_stays_with_the_run(
+    begin: Opener, store: Store, warnings: list[str]
+) -> None:
+    tracker = begin("eval")
+    tracker.log_metrics({"eval/loss": 2.0})
+    tracker.log_metrics({"eval/ceval": 0.5, "eval/mmlu": 0.4}, model_id="m-" + "0" * 32)
+    tracker.end("finished")
+    assert tracker.run_id is not None
+    metrics = store.client.get_run(tracker.run_id).data.metrics
+    assert metrics == {"eval/loss": 2.0, "eval/ceval": 0.5, "eval/mmlu": 0.4}
+    assert len(warnings) == 1
+    assert "a metric was refused" in warnings[0]
+
+
+def test_a_model_is_known_at_once_and_its_files_stay_where_they_are(
+    begin: Opener, store: Store, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    tracker = begin(parent_run_id=None)
+    model_id = tracker.log_model("o/w:n", adapter, {"base": "smollm2-135m"})
+    tracker.end("finished")
+    assert model_id is not None
+    model = store.client.get_logged_model(model_id)
+    assert (model.name, str(model.status)) == ("o-w-n", "READY")
+    assert model.source_run_id == tracker.run_id is not None
+    assert model.tags["llmctl.adapter"] == str(adapter)
+    run: Any = store.client.get_run(tracker.run_id)
+    assert run.data.tags[TAG_MODEL_ID] == model_id
+    assert [made.model_id for made in run.outputs.model_outputs] == [model_id]
+    assert [file.name for file in adapter.iterdir()] == ["adapter_model.safetensors"]
+
+
+def test_a_trace_holds_content_only_if_it_was_given(begin: Opener, store: Store) -> None:
+    tracker = begin("serve")
+    times = (1_800_000_000.0, 1.5, 0.25)
+    messages = [{"role": "user", "content": "你好"}]
+    tracker.log_trace(RequestTrace("chatcmpl-1", *times, prompt_tokens=3, completion_tokens=4))
+    tracker.log_trace(RequestTrace("chatcmpl-2", *times, prompt=messages, answer="hi", error="x"))
+    tracker.end("finished")
+    traces = {
+        trace.info.client_request_id: trace
+        for trace in store.client.search_traces(
+            locations=[store.experiment_id],
+            filter_string=f"metadata.`mlflow.sourceRun` = '{tracker.run_id}'",
+        )
+    }
+    quiet, full = traces["chatcmpl-1"], traces["chatcmpl-2"]
+    assert (quiet.info.request_preview, quiet.info.response_preview) == (None, None)
+    assert quiet.info.execution_duration == 1500
+    assert json.loads(quiet.info.trace_metadata["mlflow.trace.tokenUsage"])["total_tokens"] == 7
+    (span,) = quiet.data.spans
+    assert (span.inputs, span.outputs, span.get_attribute("llmctl.ttft_s")) == (None, None, 0.25)
+    (span,) = full.data.spans
+    assert (span.inputs, span.outputs) == (messages, "hi")
+    assert (str(quiet.info.state), str(full.info.state)) == ("OK", "ERROR")
+
+
+def test_a_child_run_knows_its_parent(begin: Opener, store: Store) -> None:
+    parent = begin()
+    child = begin("eval", parent_run_id=parent.run_id)
+    child.end("finished")
+    parent.end("finished")
+    assert child.run_id is not None
+    assert store.client.get_run(child.run_id).data.tags[TAG_PARENT] == parent.run_id
+
+
+def test_only_the_first_of_several_processes_tells(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert isinstance(open_tracker(RunStart("finetune"), warn=print), NullTracker)
+    monkeypatch.setenv("RANK", "0")
+    assert isinstance(open_tracker(RunStart("finetune"), enabled=False, warn=print), NullTracker)
+    assert not (home / "tracking").exists()
+
+
+def test_what_comes_after_the_end_is_ignored(begin: Opener, store: Store) -> None:
+    tracker = begin()
+    tracker.end("killed", "stopped by Ctrl-C")
+    tracker.end("finished")
+    tracker.log_metrics({"late": 1.0})
+    assert tracker.run_id is not None
+    run = store.client.get_run(tracker.run_id)
+    assert (run.info.status, run.data.metrics) == ("KILLED", {})

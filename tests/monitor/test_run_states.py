@@ -1,0 +1,129 @@
+"""However a command ends, its run says so."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from llmctl.monitor.liveness import DIED, is_alive, settle_dead_runs, this_process
+from llmctl.monitor.store import Store
+from llmctl.types import TAG_ERROR, TAG_PROCESS, TAG_SEEN
+from tests.monitor.conftest import Opener
+
+Child = subprocess.Popen[str]
+
+
+@pytest.fixture
+def start(store: Store) -> Iterator[Callable[..., Child]]:
+    """Start `child.py`; whatever still runs is killed after the test."""
+    assert store.uri
+    children: list[Child] = []
+
+    def starter(*arguments: str) -> Child:
+        command = [sys.executable, "-m", "tests.monitor.child", *arguments]
+        pipe = subprocess.PIPE
+        children.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
+        return children[-1]
+
+    yield starter
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def run_id_of(child: Child) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+def points(store: Store, run_id: str) -> int:
+    return len(store.client.get_metric_history(run_id, "train/loss"))
+
+
+def wait_for_points(store: Store, run_id: str) -> None:
+    for _ in range(200):
+        if points(store, run_id):
+            return
+        time.sleep(0.05)
+    raise AssertionError("nothing arrived")
+
+
+def test_signals_and_a_crash_give_their_states(store: Store, start: Callable[..., Child]) -> None:
+    children = {number: start("long") for number in (signal.SIGINT, signal.SIGTERM)}
+    crashing = start("crash")
+    runs = {}
+    for number, child in children.items():
+        runs[number] = run_id_of(child)
+        child.send_signal(number)
+    crashed = store.client.get_run(run_id_of(crashing))
+    _, trace = crashing.communicate(timeout=180)
+    assert "ZeroDivisionError" in trace
+    crashed = store.client.get_run(crashed.info.run_id)
+    assert crashed.info.status == "FAILED"
+    assert crashed.data.tags[TAG_ERROR] == "ZeroDivisionError: the loss is no number"
+    files = [file.path for file in store.client.list_artifacts(crashed.info.run_id)]
+    assert files == ["traceback.txt"]
+    codes = {number: child.wait(180) for number, child in children.items()}
+    assert codes == {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 128 + signal.SIGTERM}
+    for number, reason in ((signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")):
+        run = store.client.get_run(runs[number])
+        assert run.info.status == "KILLED"
+        assert run.info.end_time >= run.info.start_time
+        assert run.data.tags[TAG_ERROR] == f"stopped by {reason}"
+
+
+def test_what_kill_9_leaves_is_found_by_the_next_run_and_can_be_resumed(
+    store: Store, start: Callable[..., Child], begin: Opener
+) -> None:
+    child = start("long")
+    run_id = run_id_of(child)
+    wait_for_points(store, run_id)
+    assert settle_dead_runs(store.client, [store.experiment_id]) == []  # it lives
+    child.kill()
+    child.wait()
+    before = points(store, run_id)
+    assert store.client.get_run(run_id).info.status == "RUNNING"
+
+    begin("eval").end("finished")
+    run = store.client.get_run(run_id)
+    assert run.info.status == "KILLED"
+    assert run.data.tags[TAG_ERROR] == DIED
+    assert abs(run.info.end_time / 1000 - time.time()) < 120
+
+    again = start("short", run_id)
+    assert run_id_of(again) == run_id
+    assert again.wait(180) == 0
+    run = store.client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert TAG_ERROR not in run.data.tags
+    assert points(store, run_id) == before + 100
+
+
+def test_a_process_of_this_machine_is_known_by_its_start_too() -> None:
+    mine = this_process()
+    machine, pid, started = mine.rsplit(" ", 2)
+    assert is_alive(mine, seen=None)
+    assert pid == str(os.getpid())
+    assert not is_alive(f"{machine} {pid} {int(started) - 3600}", seen=time.time())
+    assert not is_alive(f"{machine} 999999999 {started}", seen=time.time())
+
+
+def test_a_process_elsewhere_is_dead_after_a_quarter_of_an_hour_of_silence() -> None:
+    assert is_alive("elsewhere/1 12 1700000000", seen=1000.0, now=1000.0 + 890)
+    assert not is_alive("elsewhere/1 12 1700000000", seen=1000.0, now=1000.0 + 910)
+    assert not is_alive("elsewhere/1 12 1700000000", seen=None)
+    assert not is_alive("nonsense", seen=None)
+
+
+def test_the_runs_of_other_programs_are_left_alone(store: Store) -> None:
+    other = store.client.create_run(store.experiment_id)
+    theirs = {TAG_PROCESS: "elsewhere/1 12 1700000000", TAG_SEEN: f"{time.time():.0f}"}
+    remote = store.client.create_run(store.experiment_id, tags=theirs)
+    assert settle_dead_runs(store.client, [store.experiment_id]) == []
+    store.client.set_tag(remote.info.run_id, TAG_SEEN, "1700000000")
+    assert settle_dead_runs(store.client, [store.experiment_id]) == [remote.info.run_id]
+    assert store.client.get_run(other.info.run_id).info.status == "RUNNING"
