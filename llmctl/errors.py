@@ -92,6 +92,20 @@ class UnsupportedError(RequestError):
     code = "unsupported_parameter"
 
 
+class AuthenticationError(RequestError):
+    """The request has no API key, or a wrong one."""
+
+    http_status = 401
+    code = "invalid_api_key"
+
+
+class RequestTimeoutError(LlmctlError):
+    """The reply took longer than the server allows."""
+
+    http_status = 504
+    code = "timeout"
+
+
 class EngineBusyError(LlmctlError):
     """More requests wait than the engine admits; try again."""
 

@@ -82,6 +82,15 @@ SeedOpt = Annotated[int | None, typer.Option("--seed", help="Same seed, same tex
 StopOpt = Annotated[
     list[str] | None, typer.Option("--stop", help="Text that ends the reply; may be repeated.")
 ]
+TrackingUriOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        metavar="URI",
+        help="Where runs are kept: http://HOST:PORT or sqlite:///FILE.db.  "
+        "[default: $MLFLOW_TRACKING_URI, else SQLite in llmctl's folder]",
+    ),
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 MODEL = DEFAULT_MODEL

@@ -4,12 +4,13 @@ import re
 import signal
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llmctl.cli import options, render
-from llmctl.config import ServeOptions
+from llmctl.config import Overflow, ServeOptions
 from llmctl.errors import ConfigError, OutOfMemoryError
 from llmctl.types import (
     DEFAULT_ROWS,
@@ -34,6 +35,39 @@ def _size(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
+def _adapters(given: list[str]) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    """Tell the adapter of the model itself from those that have names."""
+    named: dict[str, str] = {}
+    own: list[str] = []
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not equals or not re.fullmatch(r"[\w.-]+", name):
+            own.append(text)
+        elif name in named:
+            raise ConfigError(f"two adapters are named {name!r}")
+        else:
+            named[name] = folder
+    if len(own) > 1:
+        raise ConfigError(
+            f"the model itself can have one adapter, not {len(own)}",
+            hint="name them: --adapter NAME=FOLDER",
+        )
+    return own[0] if own else None, tuple(named.items())
+
+
+def _keys_in(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        lines = file.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the API keys in {file}: {error}") from error
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not keys:
+        raise ConfigError(f"{file} has no API key", hint="put one on a line of its own")
+    return keys
+
+
 def serve(
     model: options.ModelOpt = options.MODEL,
     quant: options.QuantOpt = "none",
@@ -54,9 +88,87 @@ def serve(
         float,
         typer.Option("--drain", min=0, help="Seconds that running replies get to end on SIGTERM."),
     ] = DEFAULT.drain_s,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--api-key",
+            envvar="LLMCTL_API_KEY",
+            help="Key that clients must send; may be repeated, and the variable may hold several "
+            "with spaces between them.",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option("--api-key-file", help="File with a key on each line; # begins a comment."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Serve other machines without any key.")
+    ] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cors-origin",
+            help="Origin whose web pages may use the server, such as https://chat.example; "
+            "may be repeated.",
+        ),
+    ] = None,
+    ssl_certfile: Annotated[
+        Path | None, typer.Option("--ssl-certfile", help="Certificate, to serve HTTPS.")
+    ] = None,
+    ssl_keyfile: Annotated[
+        Path | None, typer.Option("--ssl-keyfile", help="Key of the certificate.")
+    ] = None,
+    max_queue: Annotated[
+        int,
+        typer.Option("--max-queue", min=0, help="Requests that may wait; more are refused (429)."),
+    ] = DEFAULT.max_queue,
+    request_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--request-timeout", min=0.1, help="Seconds a reply may take.  [default: no limit]"
+        ),
+    ] = None,
+    max_body: Annotated[
+        int | None,
+        typer.Option(
+            "--max-body", parser=_size, metavar="SIZE", help="Largest request.  [default: 10MiB]"
+        ),
+    ] = None,
+    ping: Annotated[
+        float,
+        typer.Option("--ping", min=0, help="A stream silent for so many seconds says it lives."),
+    ] = DEFAULT.ping_s,
+    overflow: Annotated[
+        Overflow,
+        typer.Option("--overflow", help="What to do with a conversation longer than the context."),
+    ] = DEFAULT.overflow,
+    request_log: Annotated[
+        bool, typer.Option(help="Write a JSON line for every request to stderr.")
+    ] = DEFAULT.log_requests,
+    log_content: Annotated[
+        bool, typer.Option("--log-content", help="Prompts and replies too, in those lines.")
+    ] = False,
+    track: Annotated[
+        bool, typer.Option("--track", help="Keep a run of this server (see `llmctl runs`).")
+    ] = False,
+    tracking_uri: options.TrackingUriOpt = None,
+    trace_share: Annotated[
+        float,
+        typer.Option(
+            "--trace-share", min=0, max=1, help="Part of the requests to keep a trace of."
+        ),
+    ] = DEFAULT.trace_share,
     device: options.DeviceOpt = "auto",
     dtype: options.DTypeOpt = "auto",
-    adapter: options.AdapterOpt = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter",
+            metavar="[NAME=]FOLDER",
+            help="LoRA adapter: NAME=FOLDER is served as MODEL:NAME, FOLDER alone is put on the "
+            "model itself; may be repeated.",
+        ),
+    ] = None,
     chat_template: options.TemplateOpt = None,
     trust_remote_code: options.TrustOpt = False,
     allow_pickle: options.PickleOpt = False,
@@ -107,9 +219,10 @@ def serve(
 
     The API is at http://HOST:PORT/v1. Ctrl-C or SIGTERM lets running replies end, then leaves.
     """
+    own, named = _adapters(adapter or [])
     spec = replace(
         options.model_spec(
-            model, quant, device, dtype, adapter, chat_template, trust_remote_code, allow_pickle
+            model, quant, device, dtype, own, chat_template, trust_remote_code, allow_pickle
         ),
         limits=MemoryLimits(context_length, max_rows, kv_memory, kv_quant),
     )
@@ -120,9 +233,30 @@ def serve(
         return
     if free is not None or as_json:
         raise ConfigError("--free and --json are only for --estimate", hint="add --estimate")
+    where = ServeOptions(
+        host=host,
+        port=port,
+        served_names=tuple(served_name or ()),
+        adapters=named,
+        drain_s=drain,
+        api_keys=(*(api_key or ()), *_keys_in(api_key_file)),
+        insecure=insecure,
+        cors_origins=tuple(cors_origin or ()),
+        ssl_certfile=None if ssl_certfile is None else str(ssl_certfile),
+        ssl_keyfile=None if ssl_keyfile is None else str(ssl_keyfile),
+        max_queue=max_queue,
+        request_timeout_s=request_timeout,
+        max_body_bytes=DEFAULT.max_body_bytes if max_body is None else max_body,
+        ping_s=ping,
+        overflow=overflow,
+        log_requests=request_log,
+        log_content=log_content,
+        track=track or trace_share > 0,
+        tracking_uri=tracking_uri,
+        trace_share=trace_share,
+    )
     from llmctl.services import serve as service  # torch, transformers and FastAPI begin here
 
-    where = ServeOptions(host, port, tuple(served_name or ()), drain)
     with ExitStack() as loading:
         progress = loading.enter_context(render.progress())
 
@@ -131,7 +265,7 @@ def serve(
             render.engine_summary(info)
             render.note(f"OpenAI-compatible API at {url}/v1 (Ctrl-C ends)")
 
-        ended_by = service.serve(spec, where, ready, progress)
+        ended_by = service.serve(spec, where, ready, progress, render.note)
     if ended_by == signal.SIGINT:
         raise typer.Exit(130)
 

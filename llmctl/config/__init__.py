@@ -1,23 +1,21 @@
 """Where llmctl keeps things and which variables it reads. Variables never override an option."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_MODEL = "smollm2-135m"
+from llmctl.config.finetune import TrainConfig
+from llmctl.config.model import DEFAULT_MODEL
+from llmctl.config.serve import Overflow, ServeOptions, is_loopback
 
-
-@dataclass(frozen=True, slots=True)
-class ServeOptions:
-    """Where a server listens, and what its model answers to."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    """0 takes a free one."""
-    served_names: tuple[str, ...] = ()
-    """Model names besides the model's own id."""
-    drain_s: float = 30.0
-    """Seconds that running replies may go on after the server is asked to end."""
+__all__ = [
+    "DEFAULT_MODEL",
+    "Overflow",
+    "ServeOptions",
+    "TrainConfig",
+    "is_loopback",
+    "store_home",
+    "wants_traceback",
+]
 
 
 def store_home() -> Path:

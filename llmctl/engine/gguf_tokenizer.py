@@ -1,5 +1,8 @@
 """Reads the tokenizer out of a GGUF file, with a part that Transformers leaves behind."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ def read_tokenizer(gguf: Path) -> Any:
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    with _alone(gguf) as file:
+        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     kind = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
     if kind is not None and kind.contents() in _SPLITS_DIGITS:
         backend = tokenizer.backend_tokenizer
@@ -26,3 +30,19 @@ def read_tokenizer(gguf: Path) -> Any:
             [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
         )
     return tokenizer
+
+
+@contextmanager
+def _alone(gguf: Path) -> Iterator[Path]:
+    """Lend a link to the file in a folder of its own.
+
+    Where a `tokenizer.json` lies beside the file Transformers (5.23) reads that in its place, and
+    leaves the chat template out.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / gguf.name
+        try:
+            link.symlink_to(gguf.resolve())
+        except OSError:  # Windows, for most people
+            link = gguf
+        yield link

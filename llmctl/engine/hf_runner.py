@@ -6,9 +6,11 @@ import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from llmctl.engine import provenance
 from llmctl.engine.adapter_folder import read_adapter
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.batching.executor import choose_executor
@@ -16,17 +18,20 @@ from llmctl.engine.batching.grammar import GrammarCompiler
 from llmctl.engine.batching.logprobs import TokenTexts
 from llmctl.engine.batching.row import Row
 from llmctl.engine.batching.sampler import RowSampler
+from llmctl.engine.batching.scoring import describe_nothing, describe_tokens
 from llmctl.engine.batching.sequence import Job
 from llmctl.engine.batching.sequence import Sequence as RowSequence
 from llmctl.engine.batching.speculation import PromptLookup
 from llmctl.engine.batching.worker import Worker
 from llmctl.engine.loading import LoadedModel, load_model
+from llmctl.engine.reply import ReplyReaders
 from llmctl.engine.stream import GenerationStream
 from llmctl.engine.text import incremental_decoder
 from llmctl.errors import ConfigError, ContextLengthError, EngineStoppedError, RequestError
 from llmctl.types import (
     DEFAULT_SAMPLING,
     EngineInfo,
+    EngineState,
     GenerationRequest,
     Message,
     ModelSpec,
@@ -61,6 +66,7 @@ class HFRunner(BaseEngine):
         loaded = load_model(self.spec, progress)
         progress(Progress(f"trying how {loaded.info.model_id} runs best here"))
         self._texts = TokenTexts(loaded.tokenizer)
+        self._replies = ReplyReaders(loaded.tokenizer, loaded.template)
         self._grammars = GrammarCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
         executor, self.path, notes = choose_executor(
             loaded.model,
@@ -69,9 +75,9 @@ class HFRunner(BaseEngine):
             quant=loaded.info.quant,
             kv_quant=self.spec.limits.kv_quant,
         )
-        if self.spec.adapter is not None:
+        if loaded.adapter is not None:
             self._adapters[None] = ""
-            executor.put_adapter("", read_adapter(self.spec.adapter, loaded.model))
+            executor.put_adapter("", read_adapter(loaded.adapter, loaded.model))
         info = replace(loaded.info, notes=loaded.info.notes + notes)
         self._loaded = replace(loaded, info=info)
         self._worker = Worker(executor)
@@ -95,13 +101,15 @@ class HFRunner(BaseEngine):
         loaded = self._ready
         prompt_ids = self._prompt_ids(request)
         params = request.sampling.over(loaded.sampling_defaults).over(DEFAULT_SAMPLING)
+        if (forced := self._replies.grammar(request)) is not None:
+            params = replace(params, grammar=forced)
         self._check_token_ids([i for i, _ in params.logit_bias or ()], "logit_bias")
         self._check_token_ids(params.stop_token_ids or (), "stop_token_ids")
         room = self._room(len(prompt_ids), "messages" if request.messages else "prompt")
         limit = room if params.max_new_tokens is None else min(params.max_new_tokens, room)
         stream = GenerationStream(request.request_id)
         job = Job(prompt_ids, stream)
-        sequences = [self._sequence(i, job, params, limit) for i in range(params.n or 1)]
+        sequences = [self._sequence(i, job, request, params, limit) for i in range(params.n or 1)]
         job.rows += [sequence.row for sequence in sequences]
         stream.on_end(self._forget)
         with self._lock:
@@ -117,8 +125,11 @@ class HFRunner(BaseEngine):
         with self._lock:
             self._streams.discard(stream)
 
-    def _sequence(self, index: int, job: Job, params: SamplingParams, limit: int) -> RowSequence:
+    def _sequence(
+        self, index: int, job: Job, request: GenerationRequest, params: SamplingParams, limit: int
+    ) -> RowSequence:
         loaded = self._ready
+        reader, skip_special_tokens = self._replies.reader(request, job.prompt_ids)
         end_ids = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else loaded.eos_ids)}
         row = Row(
             index,
@@ -126,8 +137,9 @@ class HFRunner(BaseEngine):
             params,
             limit,
             end_ids,
-            incremental_decoder(loaded.tokenizer),
+            incremental_decoder(loaded.tokenizer, skip_special_tokens=skip_special_tokens),
             job.emit,
+            reader,
         )
         grammar = params.grammar
         matcher = None if grammar is None else self._grammars.compile(grammar)
@@ -138,9 +150,10 @@ class HFRunner(BaseEngine):
 
     def _prompt_ids(self, request: GenerationRequest) -> list[int]:
         if request.messages:
-            return self._ready.template.encode(
-                request.messages,
-                tools=request.tools,
+            template = self._ready.template
+            return template.encode(
+                self._replies.messages(request),
+                tools=request.tools if template.has_tools else (),
                 continue_final_message=request.continue_final_message,
                 template_kwargs=request.template_kwargs,
             )
@@ -158,6 +171,19 @@ class HFRunner(BaseEngine):
             return ids
         self._check_token_ids(text, "prompt")
         return list(text)
+
+    def tokenize(self, text: str | Sequence[int], *, add_special_tokens: bool = True) -> list[int]:
+        if add_special_tokens or not isinstance(text, str):
+            return self._encode(text)
+        check_text(text, param="prompt")
+        tokenizer = self._ready.tokenizer
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return ids
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        self._check_token_ids(ids, "tokens")
+        text: str = self._ready.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        return text
 
     def _check_token_ids(self, ids: Sequence[int], param: str) -> None:
         size = self._ready.vocab_size
@@ -185,9 +211,28 @@ class HFRunner(BaseEngine):
         with self._lock:
             worker = self._running_worker
             results = [
-                worker.score(pairs, self._adapter_key(request.adapter))
+                worker.score(
+                    pairs,
+                    self._adapter_key(request.adapter),
+                    describe_nothing
+                    if request.logprobs is None
+                    else describe_tokens(self._texts, request.logprobs),
+                )
                 for request, pairs in zip(requests, encoded, strict=True)
             ]
+        return [result.result() for result in results]
+
+    def embed(
+        self, texts: Sequence[str | Sequence[int]], adapter: str | None = None
+    ) -> list[tuple[float, ...]]:
+        encoded = [self._encode(text) for text in texts]
+        for ids in encoded:
+            if not ids:
+                raise RequestError("a text is empty: give at least one token", param="input")
+            self._room(len(ids) - 1, "input")
+        with self._lock:
+            worker, key = self._running_worker, self._adapter_key(adapter)
+            results = [worker.embed(ids, key) for ids in encoded]
         return [result.result() for result in results]
 
     def _encode_pair(
@@ -219,6 +264,12 @@ class HFRunner(BaseEngine):
         taken = ConfigError(f"an adapter named {name!r} is loaded already", hint="unload it first")
         if name in self.adapters:
             raise taken
+        if loaded.adapted_for_good:
+            raise ConfigError(
+                f"the adapter {name!r} would come on top of the one in the model's weights",
+                hint="serve the base model, or merge that adapter into it first",
+            )
+        provenance.check_template(Path(path), loaded.template.fingerprint)
         adapter = read_adapter(path, loaded.model)
         key = f"{name}#{next(self._adapter_numbers)}"
         with self._lock:
@@ -255,6 +306,10 @@ class HFRunner(BaseEngine):
 
     def info(self) -> EngineInfo:
         return self._ready.info
+
+    def state(self) -> EngineState:
+        with self._lock:
+            return self._running_worker.state()
 
     @property
     def in_flight(self) -> int:

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from llmctl.engine import catalog, hub, model_folder, store
+from llmctl.engine import adapter_facts, catalog, hub, model_folder, store
+from llmctl.engine.adapter_facts import AdapterFacts
 from llmctl.engine.catalog import ResolvedModel, Source
 from llmctl.engine.hub import Hub
 from llmctl.engine.known_models import CATALOG, CatalogEntry, find_entry
-from llmctl.errors import ConfigError, ModelNotFoundError
+from llmctl.errors import ConfigError, LlmctlError, ModelLoadError, ModelNotFoundError
 from llmctl.types import Quant
 
 State = Literal["downloaded", "partial", "available"]
@@ -41,6 +42,9 @@ class ModelCard:
     note: str = ""
     weight_memory: Mapping[Quant, int] | None = None
     """Bytes that the weights alone need once loaded, estimated; only `show` works it out."""
+    adapter: AdapterFacts | None = None
+    """Where the model is an adapter; what else is said here is then of its base, if that is here,
+    but for the path and the size on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +66,36 @@ def list_models() -> list[ModelCard]:
     cards = [_entry_card(entry, here) for entry in CATALOG]
     for name in store.names():
         if find_entry(name) is None:
-            cards.append(_folder_card(name, store.models_folder() / name, "local"))
+            cards.append(_local_card(name, store.models_folder() / name))
     listed = {entry.repo for entry in CATALOG}
     for repo, held in cached.items():
         card = _folder_card(repo, held.path, "hub", repo=repo, revision=held.revision)
         if repo not in listed and model_folder.is_causal_lm(card.architecture):
             cards.append(card)
     return cards
+
+
+def list_folder(folder: Path) -> list[ModelCard]:
+    """Return the models and adapters in a folder of a person's own, up to three levels down.
+
+    Raises:
+        ModelNotFoundError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"there is no folder {folder.absolute()}")
+    names = ("config.json", adapter_facts.CONFIG)
+    levels = ("", "*", "*/*", "*/*/*")
+    found = {
+        path.parent
+        for level in levels
+        for name in names
+        for path in folder.glob(f"{level}/{name}" if level else name)
+    }
+    return [
+        _local_card(str(path), path)
+        for path in sorted(found)
+        if adapter_facts.is_adapter(path) or model_folder.missing_part(path) is None
+    ]
 
 
 def show(model: str) -> ModelCard:
@@ -78,6 +105,10 @@ def show(model: str) -> ModelCard:
         ModelNotFoundError: it is neither here nor in the catalogue.
         ModelLoadError: the path given is no whole model.
     """
+    path = Path(model).expanduser()
+    if path.is_dir() and adapter_facts.is_adapter(path):
+        card = _adapter_card(path.resolve().name, path.absolute())
+        return replace(card, weight_memory=_weight_memory(card))
     try:
         card = describe(catalog.locate(model, allow_pickle=True))
     except ModelNotFoundError as error:
@@ -97,6 +128,8 @@ def show(model: str) -> ModelCard:
 def describe(model: ResolvedModel) -> ModelCard:
     """Return the card of a model whose files are here."""
     entry = find_entry(model.model_id) if model.source != "local" else None
+    if model.base is not None:
+        return _adapter_card(model.model_id, model.path)
     if model.gguf_file is not None:
         file = model.path / model.gguf_file
         size = file.stat().st_size
@@ -164,6 +197,36 @@ def _with_entry(card: ModelCard, entry: CatalogEntry) -> ModelCard:
         note=entry.note,
         parameters=card.parameters or entry.parameters,
         linear_parameters=card.linear_parameters or entry.linear_parameters,
+    )
+
+
+def _local_card(model_id: str, path: Path) -> ModelCard:
+    if not adapter_facts.is_adapter(path):
+        return _folder_card(model_id, path, "local")
+    try:
+        return _adapter_card(model_id, path)
+    except ModelLoadError as error:  # one damaged file must not break a list
+        return ModelCard(model_id, "partial", path=path, note=str(error))
+
+
+def _adapter_card(model_id: str, folder: Path) -> ModelCard:
+    """Describe an adapter, and its base model as far as that is here."""
+    facts = adapter_facts.read_facts(folder)
+    try:
+        base = describe(catalog.locate(str(folder), allow_pickle=True).whole)
+    except LlmctlError as error:
+        base = ModelCard(model_id, "downloaded", note=str(error).splitlines()[0])
+    else:
+        base = replace(base, note=f"adapter of {base.model_id}")
+    return replace(
+        base,
+        model_id=model_id,
+        state="downloaded",
+        source="local",
+        revision=None,
+        path=folder,
+        disk_bytes=model_folder.disk_bytes(folder),
+        adapter=facts,
     )
 
 

@@ -1,8 +1,5 @@
 """Turns a `ModelSpec` into a model and a tokenizer that are ready to run."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,22 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmctl.engine import catalog, model_folder
+from llmctl.engine import adapter_facts, adapter_folder, catalog, model_folder, provenance
 from llmctl.engine.case import Case, Machine
 from llmctl.engine.catalog import ResolvedModel
-from llmctl.engine.failures import is_out_of_memory
-from llmctl.engine.gguf_tokenizer import read_tokenizer
+from llmctl.engine.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
 from llmctl.engine.hardware import choose_device, choose_dtype
+from llmctl.engine.libraries import library_errors, quiet_libraries
 from llmctl.engine.memory import ModelShape, shape_of
 from llmctl.engine.plan import plan_memory
 from llmctl.engine.template import ChatTemplate
-from llmctl.errors import (
-    ConfigError,
-    LlmctlError,
-    ModelLoadError,
-    OutOfMemoryError,
-    UnsafeModelError,
-)
+from llmctl.errors import ConfigError
 from llmctl.types import (
     EngineInfo,
     MemoryPlan,
@@ -51,6 +42,10 @@ class LoadedModel:
     model: Any
     tokenizer: Any
     template: ChatTemplate
+    adapter: str | None
+    """Folder of an adapter that is still to be put on."""
+    adapted_for_good: bool
+    """An adapter is in the weights, or fixed beside them."""
     vocab_size: int
     eos_ids: tuple[int, ...]
     sampling_defaults: SamplingParams
@@ -58,27 +53,41 @@ class LoadedModel:
 
 
 def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) -> LoadedModel:
-    """Find, read and prepare a model; its adapter is the runner's to put on.
+    """Find, read and prepare a model.
+
+    An adapter that can be taken off again is the runner's to put on; any other is put on here.
 
     Raises:
         ModelNotFoundError: no source has it.
         UnsafeModelError: it could run code of its own, and that was not asked for.
         ModelLoadError: its files cannot be used.
         OutOfMemoryError: it does not fit.
-        ConfigError: the device or template is not there.
+        ConfigError: the device or template is not there; the adapter is none, does not fit, or
+            learnt with another chat template.
     """
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
     found = catalog.resolve(
         spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle, progress=progress
     )
+    adapter = adapter_of(spec, found)
     progress(Progress(f"loading {found.model_id} on {device}"))
-    with _library_errors(found.path, spec), _quiet_libraries():
-        config, tokenizer = _read_config(spec, found), _read_tokenizer(spec, found)
+    with library_errors(found.path, spec), quiet_libraries():
+        config, tokenizer = read_config(spec, found.whole), read_tokenizer(spec, found)
         template = ChatTemplate.of(tokenizer, spec.chat_template)
+        origin = provenance.vouch(
+            found,
+            adapter=adapter,
+            template=template.fingerprint,
+            template_chosen=spec.chat_template is not None,
+        )
+        kept = None if adapter is None else adapter_folder.why_not_by_request(adapter)
         shape = _shape(spec, found, config)
         plan = plan_memory(Case(shape, Machine.here(device, dtype), spec.quant, spec.limits))
-        model = _read_weights(spec, found.path, found.gguf_file, config, device, dtype)
+        model = read_weights(spec, found.whole, config, device, dtype)
+        if adapter is not None and kept is not None:
+            quantised = getattr(model, "is_quantized", False)
+            model = adapter_folder.put_on_for_good(adapter, model, quantised=quantised)
     model.eval().requires_grad_(False)
     if spec.quant == "4bit" and device.type == "cpu":
         _avoid_packed_kernel(model)
@@ -95,25 +104,51 @@ def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) ->
             weight_bytes=int(model.get_memory_footprint()),
             has_chat_template=bool(template),
             template_fingerprint=template.fingerprint,
-            notes=(*_notes(spec, device, template), *plan.notes),
+            logged_model_id=origin.model_id,
+            notes=(
+                *_notes(spec, device, template),
+                *origin.notes,
+                *([f"{adapter} is on for good: {kept}"] if kept else []),
+                *plan.notes,
+            ),
         ),
         plan=plan,
         model=model,
         tokenizer=tokenizer,
         template=template,
+        adapter=None if kept else adapter,
+        adapted_for_good=kept is not None,
         vocab_size=model.get_input_embeddings().weight.shape[0],
-        eos_ids=_eos_ids(defaults, tokenizer),
+        eos_ids=end_token_ids(defaults, tokenizer),
         sampling_defaults=_sampling_defaults(defaults),
     )
 
 
 def read_shape(spec: ModelSpec, found: ResolvedModel) -> ModelShape:
     """Read what a memory plan needs to know of a model, and no weights. Raises as `load_model`."""
-    with _library_errors(found.path, spec), _quiet_libraries():
-        return _shape(spec, found, _read_config(spec, found))
+    with library_errors(found.path, spec), quiet_libraries():
+        return _shape(spec, found, read_config(spec, found.whole))
+
+
+def adapter_of(spec: ModelSpec, found: ResolvedModel) -> str | None:
+    """Return the folder of the adapter that goes on a model.
+
+    Raises:
+        ConfigError: two were named.
+    """
+    if found.base is None:
+        return spec.adapter
+    if spec.adapter is None:
+        return str(found.path)
+    raise ConfigError(
+        f"{spec.model} is an adapter itself, and {spec.adapter} cannot go on top of it",
+        hint=f"--model {found.base.model_id} --adapter ... takes one of them; "
+        f"`llmctl models merge {spec.model} -o FOLDER` makes a model that takes another",
+    )
 
 
 def _shape(spec: ModelSpec, found: ResolvedModel, config: Any) -> ModelShape:
+    adapter, found = adapter_of(spec, found), found.whole
     quantised = getattr(config, "quantization_config", None) is not None
     if spec.quant != "none" and (quantised or found.gguf_file is not None):
         raise ConfigError(
@@ -123,14 +158,16 @@ def _shape(spec: ModelSpec, found: ResolvedModel, config: Any) -> ModelShape:
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return shape_of(
         config,
-        int(length) if length else _tokenizer_limit(_read_tokenizer(spec, found)),
+        int(length) if length else _tokenizer_limit(read_tokenizer(spec, found)),
         trust_remote_code=spec.trust_remote_code,
         stored_bytes=model_folder.disk_bytes(found.path) if quantised else None,
         quantisable=not quantised and found.gguf_file is None,
+        adapter_parameters=(adapter and adapter_facts.parameter_count(Path(adapter))) or 0,
     )
 
 
-def _read_config(spec: ModelSpec, found: ResolvedModel) -> Any:
+def read_config(spec: ModelSpec, found: ResolvedModel) -> Any:
+    """Read a whole model's Transformers config."""
     from transformers import AutoConfig
 
     if found.gguf_file is not None:
@@ -138,33 +175,45 @@ def _read_config(spec: ModelSpec, found: ResolvedModel) -> Any:
     return AutoConfig.from_pretrained(found.path, trust_remote_code=spec.trust_remote_code)
 
 
-def _read_tokenizer(spec: ModelSpec, found: ResolvedModel) -> Any:
+def read_tokenizer(spec: ModelSpec, found: ResolvedModel) -> Any:
+    """Read a model's tokenizer with its chat template: an adapter's own where it brings one."""
     from transformers import AutoTokenizer
 
-    if found.gguf_file is not None:
-        return read_tokenizer(found.path / found.gguf_file)
-    return AutoTokenizer.from_pretrained(found.path, trust_remote_code=spec.trust_remote_code)
+    whole = found.whole
+    if whole.gguf_file is not None:
+        tokenizer = read_gguf_tokenizer(whole.path / whole.gguf_file)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(
+            whole.path, trust_remote_code=spec.trust_remote_code
+        )
+    if found.base is None or not model_folder.has_tokenizer(found.path):
+        return tokenizer
+    own = AutoTokenizer.from_pretrained(found.path, trust_remote_code=spec.trust_remote_code)
+    if own.chat_template is None:  # not every tool saves it
+        own.chat_template = tokenizer.chat_template
+    return own
 
 
-def _read_weights(
+def read_weights(
     spec: ModelSpec,
-    path: Path,
-    gguf_file: str | None,
+    found: ResolvedModel,
     config: Any,
     device: torch.device,
     dtype: torch.dtype,
+    attention: str | None = None,
 ) -> Any:
+    """Read a whole model's weights; `attention` is Transformers' name of an implementation."""
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    options: dict[str, Any] = {}
-    if gguf_file is not None:
+    options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    if (gguf_file := found.gguf_file) is not None:
         options |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     else:
         options |= {"config": config, "use_safetensors": None if spec.allow_pickle else True}
         if (quantisation := _quantisation(spec.quant, dtype)) is not None:
             options["quantization_config"] = quantisation
     return AutoModelForCausalLM.from_pretrained(
-        path,
+        found.path,
         dtype=dtype,
         device_map={"": device},
         trust_remote_code=spec.trust_remote_code,
@@ -209,7 +258,8 @@ def _tokenizer_limit(tokenizer: Any) -> int:
     return limit if limit < 10**9 else _FALLBACK_CONTEXT
 
 
-def _eos_ids(defaults: Any, tokenizer: Any) -> tuple[int, ...]:
+def end_token_ids(defaults: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Return the tokens at which a reply ends; `defaults` is the model's generation config."""
     ids = defaults.eos_token_id
     listed = ids if isinstance(ids, list) else [ids]
     return tuple(sorted({i for i in (*listed, tokenizer.eos_token_id) if i is not None}))
@@ -234,63 +284,3 @@ def _notes(spec: ModelSpec, device: torch.device, template: ChatTemplate) -> tup
     if not template:
         notes.append("the model has no chat template: it can complete text, not chat")
     return tuple(notes)
-
-
-@contextmanager
-def _library_errors(path: Path, spec: ModelSpec) -> Iterator[None]:
-    """Turn what the libraries raise while they read a model into errors that say what to do."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except LlmctlError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        MemoryError,
-        ImportError,
-        SafetensorError,
-    ) as error:
-        if is_out_of_memory(error):
-            raise OutOfMemoryError(
-                f"memory ran out while {spec.model} was loading",
-                hint="try --quant 4bit, or a smaller model",
-            ) from error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "trust_remote_code" in str(error):
-            raise UnsafeModelError(
-                f"{spec.model} brings Python code of its own, which is not run unless asked for",
-                hint="add --trust-remote-code if you trust it",
-            ) from error
-        raise ModelLoadError(
-            f"cannot load {path}: {reason}",
-            hint="LLMCTL_TRACEBACK=1 shows more; `llmctl models rm` and `pull` fetch it anew",
-        ) from error
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' own bars and warnings off the terminal: we report the loading."""
-    from transformers import modeling_gguf_pytorch_utils
-    from transformers.utils import logging as transformers_logging
-
-    # Warns at every import on a CPU about an optional package, then at every 8-bit layer call.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    # This bar heeds no switch (transformers 5.23).
-    gguf: Any = modeling_gguf_pytorch_utils
-    gguf_bar = gguf.tqdm
-    gguf.tqdm = lambda items, **_: items
-    try:
-        yield
-    finally:
-        gguf.tqdm = gguf_bar
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -74,12 +74,17 @@ class ModelShape:
     """Size of weights that are quantised on disk already, and stay so."""
     quantisable: bool = True
     """Whether `--quant` can be put on the weights."""
+    adapter_parameters: int = 0
+    """Of the adapter that goes on it; they stay in float32 on a CPU."""
 
     def weight_bytes(self, dtype: torch.dtype, quant: Quant) -> int:
-        """Return what the loaded weights need."""
+        """Return what the loaded weights need, an adapter's among them."""
+        adapter = self.adapter_parameters * 4
         if self.stored_bytes is not None:
-            return self.stored_bytes
-        return estimate_weight_bytes(self.linear_parameters, self.other_parameters, dtype, quant)
+            return self.stored_bytes + adapter
+        return adapter + estimate_weight_bytes(
+            self.linear_parameters, self.other_parameters, dtype, quant
+        )
 
     def kv_bytes(self, tokens: int, itemsize: int, quant: KVQuant) -> int:
         """Return what the keys and values of one row of `tokens` need.
@@ -123,6 +128,7 @@ def shape_of(
     trust_remote_code: bool = False,
     stored_bytes: int | None = None,
     quantisable: bool = True,
+    adapter_parameters: int = 0,
 ) -> ModelShape:
     """Read the figures from a Transformers config.
 
@@ -162,6 +168,7 @@ def shape_of(
         largest_linear=largest,
         stored_bytes=stored_bytes,
         quantisable=quantisable,
+        adapter_parameters=adapter_parameters,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmctl.engine.weight_files import model_entries
 from llmctl.errors import ModelLoadError, UnsafeModelError
 
 # Both lists in the order in which Transformers looks for weights.
@@ -19,7 +20,6 @@ _TRAINING_STATE = ("optimizer", "scheduler", "rng_state", "scaler", "training_ar
 """A Trainer checkpoint's own pickles, which are not weights."""
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json")
 _VOCABULARY_SUFFIXES = (".model", ".tiktoken")
-_LONGEST_HEADER = 100_000_000  # the safetensors format's own limit, bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +105,14 @@ def missing_part(folder: Path, *, allow_pickle: bool = False) -> str | None:
         shards = set(_read_json(folder / index).get("weight_map", {}).values())
         if not shards or shards - names:
             return f"weights ({min(shards - names, default=index)})"
-    if not any(n in _VOCABULARIES or n.endswith(_VOCABULARY_SUFFIXES) for n in names):
-        return "a tokenizer"
-    return None
+    return None if has_tokenizer(folder) else "a tokenizer"
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a vocabulary."""
+    return any(
+        name in _VOCABULARIES or name.endswith(_VOCABULARY_SUFFIXES) for name in file_names(folder)
+    )
 
 
 def check_whole(folder: Path, *, allow_pickle: bool = False) -> None:
@@ -147,7 +152,7 @@ def refuse_other_kinds(names: Collection[str], where: str) -> None:
     if "adapter_config.json" in names:
         raise ModelLoadError(
             f"{where} is an adapter, not a model",
-            hint=f"name the model it was trained on, and give this as --adapter {where}",
+            hint=f"`hf download {where} --local-dir FOLDER`, and then --model FOLDER",
         )
     if ggufs := sorted(name for name in names if name.endswith(".gguf")):
         raise ModelLoadError(
@@ -177,14 +182,9 @@ def read_facts(folder: Path) -> FolderFacts:
 
 def _count_parameters(folder: Path, config: dict[str, Any]) -> tuple[int, int] | None:
     """Count all parameters and those of linear layers, from the safetensors headers."""
-    shapes: dict[str, list[int]] = {}
     try:
-        for file in sorted(folder.glob("model*.safetensors")):
-            with file.open("rb") as stream:
-                length = int.from_bytes(stream.read(8), "little")
-                header = json.loads(stream.read(min(length, _LONGEST_HEADER)))
-            shapes |= {n: entry["shape"] for n, entry in header.items() if n != "__metadata__"}
-    except (OSError, ValueError, KeyError):
+        shapes = {name: entry.shape for name, entry in model_entries(folder).items()}
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     if not shapes:
         return None

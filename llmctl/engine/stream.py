@@ -14,6 +14,7 @@ from llmctl.types import (
     GenerationChunk,
     GenerationResult,
     TokenLogprob,
+    ToolCall,
     Usage,
 )
 
@@ -147,12 +148,16 @@ class Fold:
     def __init__(self) -> None:
         self._texts: dict[int, list[str]] = {}
         self._logprobs: dict[int, list[TokenLogprob]] = {}
+        self._reasoning: dict[int, list[str]] = {}
+        self._calls: dict[int, list[ToolCall]] = {}
         self._reasons: dict[int, FinishReason] = {}
         self._usage: Usage | None = None
 
     def add(self, chunk: GenerationChunk) -> None:
         self._texts.setdefault(chunk.index, []).append(chunk.text)
         self._logprobs.setdefault(chunk.index, []).extend(chunk.logprobs)
+        self._reasoning.setdefault(chunk.index, []).append(chunk.reasoning)
+        self._calls.setdefault(chunk.index, []).extend(chunk.tool_calls)
         if chunk.finish_reason is not None:
             self._reasons[chunk.index] = chunk.finish_reason
         if chunk.usage is not None:
@@ -164,7 +169,13 @@ class Fold:
             raise EngineStoppedError("the request was cancelled before the reply was complete")
         return GenerationResult(
             choices=tuple(
-                Choice("".join(self._texts[i]), self._reasons[i], tuple(self._logprobs[i]))
+                Choice(
+                    "".join(self._texts[i]),
+                    self._reasons[i],
+                    tuple(self._logprobs[i]),
+                    "".join(self._reasoning[i]),
+                    tuple(self._calls[i]),
+                )
                 for i in sorted(self._texts)
             ),
             usage=self._usage,

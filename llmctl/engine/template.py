@@ -2,30 +2,17 @@
 
 import hashlib
 import re
-import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llmctl.engine.shield import Shield, Span
+from llmctl.engine.tokens import Rendered, Tokens
 from llmctl.errors import ConfigError, TemplateError
 from llmctl.types import Message, Tool
 
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A conversation written out by its template."""
-
-    text: str
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-    """Of each token, the half-open span of characters in `text`; empty where the tokenizer, one
-    written in Python, cannot tell."""
-
-    def __add__(self, other: "Rendered") -> "Rendered":
-        start = len(self.text)
-        moved = [(start + first, start + last) for first, last in other.offsets]
-        return Rendered(self.text + other.text, self.ids + other.ids, self.offsets + moved)
+__all__ = ["ChatTemplate", "Rendered"]
 
 
 class ChatTemplate:
@@ -34,17 +21,17 @@ class ChatTemplate:
     What a person writes stays text: where a message, a tool call or the description of a tool
     contains the spelling of a control token such as `<|im_end|>`, it is tokenised as ordinary
     characters.
+
+    A template without a system role (Gemma's) gets the system's words at the head of the first
+    user's message, with an empty line between.
     """
 
     def __init__(self, tokenizer: Any, source: str | None) -> None:
         self._tokenizer = tokenizer
         self._source = source
-        specials = sorted(
-            {str(t) for t in tokenizer.added_tokens_decoder.values()} if source else (),
-            key=len,
-            reverse=True,
-        )
-        self._specials = re.compile("|".join(map(re.escape, specials))) if specials else None
+        added = tokenizer.added_tokens_decoder.values() if source else ()
+        self.shield = Shield(str(token) for token in added if token.special)
+        self.tokens = Tokens(tokenizer, self.shield)
 
     @classmethod
     def of(cls, tokenizer: Any, override: str | None = None) -> "ChatTemplate":
@@ -65,6 +52,16 @@ class ChatTemplate:
 
     def __bool__(self) -> bool:
         return self._source is not None
+
+    @property
+    def source(self) -> str | None:
+        """The Jinja source."""
+        return self._source
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether it tells the model of tools."""
+        return "tools" in (self._source or "")
 
     @property
     def fingerprint(self) -> str | None:
@@ -109,6 +106,80 @@ class ChatTemplate:
         Raises:
             TemplateError: there is no template, or it refuses this conversation.
         """
+        written = self.write(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_kwargs=template_kwargs,
+        )
+        return self.tokens.of([(written, ())])[0]
+
+    def write(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, object] | None = None,
+    ) -> str:
+        """Return what `render` would tokenise, with the shield's marks in it.
+
+        Raises:
+            TemplateError: as `render`.
+        """
+        self._check(template_kwargs)
+        turns, described = self._shielded(messages, tools)
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                turns,
+                chat_template=self._source,
+                tokenize=False,
+                tools=described,
+                add_generation_prompt=add_generation_prompt and not continue_final_message,
+                continue_final_message=continue_final_message,
+                **(template_kwargs or {}),
+            )
+        except Exception as error:  # templates raise whatever they like, by design
+            raise _refusal(error) from error
+        return text
+
+    @cached_property
+    def marks_replies(self) -> bool:
+        """Whether the template itself says what the assistant writes, by `{% generation %}`."""
+        return bool(re.search(r"\{%-?\s*generation\s*-?%\}", self._source or ""))
+
+    def write_marking_replies(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        template_kwargs: Mapping[str, object] | None = None,
+    ) -> tuple[str, list[Span]]:
+        """Write a finished conversation; also return the spans of its `{% generation %}` blocks.
+
+        Raises:
+            TemplateError: as `render`.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        self._check(template_kwargs)
+        turns, described = self._shielded(messages, tools)
+        try:
+            made: Any = render_jinja_template(
+                [turns],
+                tools=described,
+                chat_template=self._source,
+                return_assistant_tokens_mask=True,
+                **(self._tokenizer.special_tokens_map | dict(template_kwargs or {})),
+            )
+        except Exception as error:
+            raise _refusal(error) from error
+        (text,), (spans,) = made
+        return text, spans
+
+    def _check(self, template_kwargs: Mapping[str, object] | None) -> None:
         if self._source is None:
             raise TemplateError(
                 "this model has no chat template, so it cannot answer a conversation",
@@ -121,16 +192,30 @@ class ChatTemplate:
                 f"the template variable {taken[0]!r} is not free: the request sets it elsewhere",
                 param="chat_template_kwargs",
             )
-        shielded: list[str] = []
-        turns = [self._shield(self._turn(message), shielded) for message in messages]
-        text = self._write(
-            turns,
-            tools=[self._shield(_function(tool), shielded) for tool in tools] or None,
-            add_generation_prompt=add_generation_prompt and not continue_final_message,
-            continue_final_message=continue_final_message,
-            **(template_kwargs or {}),
-        )
-        return self._tokenise(text, shielded)
+
+    def _shielded(
+        self, messages: Sequence[Message], tools: Sequence[Tool]
+    ) -> tuple[list[Any], list[Any] | None]:
+        turns = [self.shield.hide(self._turn(message)) for message in messages]
+        if turns and turns[0]["role"] == "system" and not self._has_system_role:
+            turns = _fold_system(turns)
+        return turns, [self.shield.hide(function_of(tool)) for tool in tools] or None
+
+    @cached_property
+    def _has_system_role(self) -> bool:
+        def shows(*turns: tuple[str, str]) -> bool:
+            try:
+                text = self._tokenizer.apply_chat_template(
+                    [{"role": role, "content": content} for role, content in turns],
+                    chat_template=self._source,
+                    tokenize=False,
+                )
+            except Exception:
+                return False
+            return all(content in text for _, content in turns)
+
+        # A template that cannot even show a question is no witness.
+        return shows(("system", "Instruct"), ("user", "Ask")) or not shows(("user", "Ask"))
 
     def _turn(self, message: Message) -> dict[str, object]:
         """Return a message as chat templates expect it (Transformers' documentation)."""
@@ -155,59 +240,23 @@ class ChatTemplate:
             turn["name"] = message.name
         return turn
 
-    def _write(self, turns: list[Any], **variables: Any) -> str:
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                turns, chat_template=self._source, tokenize=False, **variables
-            )
-        except Exception as error:  # templates raise whatever they like, by design
-            raise TemplateError(
-                f"the chat template refuses this conversation: {error}", param="messages"
-            ) from error
-        return text
 
-    def _shield(self, value: Any, shielded: list[str]) -> Any:
-        """Replace the spellings of control tokens by marks that survive rendering."""
-        if self._specials is None:
-            return value
-        if isinstance(value, dict):
-            return {key: self._shield(item, shielded) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._shield(item, shielded) for item in value]
-        if not isinstance(value, str):
-            return value
-
-        def mark(match: re.Match[str]) -> str:
-            shielded.append(match.group())
-            return _mark(len(shielded) - 1)
-
-        return self._specials.sub(mark, value)
-
-    def _tokenise(self, text: str, shielded: Sequence[str]) -> Rendered:
-        if not shielded:
-            return self._tokens(text)
-        whole = Rendered("", [], [])
-        marks = re.compile("|".join(re.escape(_mark(i)) for i in range(len(shielded))))
-        position = 0
-        for match in marks.finditer(text):
-            whole += self._tokens(text[position : match.start()])
-            whole += self._tokens(shielded[int(match.group()[1 + len(_NONCE) : -1])], plain=True)
-            position = match.end()
-        return whole + self._tokens(text[position:])
-
-    def _tokens(self, text: str, *, plain: bool = False) -> Rendered:
-        # The template writes its own BOS: adding special tokens would double it.
-        made = self._tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=plain,
-            return_offsets_mapping=self._tokenizer.is_fast,
-            verbose=False,
-        )
-        return Rendered(text, made.input_ids, made.get("offset_mapping", []))
+def _fold_system(turns: list[Any]) -> list[Any]:
+    """Put the leading system turns' words before those of the user's turn that follows them."""
+    count = next((i for i, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
+    rest = turns[count:]
+    if not rest or rest[0]["role"] != "user":
+        return turns
+    words = [turn["content"] for turn in turns[: count + 1] if turn["content"]]
+    return [rest[0] | {"content": "\n\n".join(words)}, *rest[1:]]
 
 
-def _function(tool: Tool) -> dict[str, object]:
+def _refusal(error: Exception) -> TemplateError:
+    return TemplateError(f"the chat template refuses this conversation: {error}", param="messages")
+
+
+def function_of(tool: Tool) -> dict[str, object]:
+    """Describe a tool as OpenAI does, and chat templates after it."""
     parameters = tool.parameters or {"type": "object", "properties": {}}
     function = {"name": tool.name, "description": tool.description, "parameters": parameters}
     return {"type": "function", "function": function}
@@ -224,9 +273,3 @@ _OWN_VARIABLES = {
     "continue_final_message",
     "return_assistant_tokens_mask",
 }
-_NONCE = secrets.token_hex(8)
-
-
-def _mark(number: int) -> str:
-    # Private-use characters, which no template gives a meaning; nobody can guess the nonce.
-    return f"\ue0f0{_NONCE}{number}\ue0f1"

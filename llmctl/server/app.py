@@ -3,19 +3,31 @@
 from collections.abc import Sequence
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from llmctl import __version__
+from llmctl.config import ServeOptions
 from llmctl.engine.base import BaseEngine
 from llmctl.server import errors
-from llmctl.server.boundary import Boundary
+from llmctl.server.boundary import REQUEST_ID_HEADER, Boundary
+from llmctl.server.limits import BodyLimit
+from llmctl.server.metrics import Metrics
+from llmctl.server.record import Observer
+from llmctl.server.request_log import RequestLog
 from llmctl.server.routers import make_router
+from llmctl.server.security import KeyGuard
+from llmctl.server.serving import Serving
+
+DEFAULTS = ServeOptions(log_requests=False)
 
 
-def create_app(engine: BaseEngine, *, served_names: Sequence[str] = ()) -> FastAPI:
+def create_app(
+    engine: BaseEngine, options: ServeOptions = DEFAULTS, observers: Sequence[Observer] = ()
+) -> FastAPI:
     """Build the application around an engine, which stays the caller's to load and close.
 
     Args:
-        served_names: what the model answers to besides its own id.
+        observers: hear of every request besides the metrics and the log.
     """
     app = FastAPI(
         title="llmctl",
@@ -25,7 +37,23 @@ def create_app(engine: BaseEngine, *, served_names: Sequence[str] = ()) -> FastA
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(Boundary)
+    metrics = Metrics(engine)
+    watching: list[Observer] = [metrics, *observers]
+    if options.log_requests:
+        watching.append(RequestLog())
+    # The last one added is the first to see a request.
+    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    if options.api_keys:
+        app.add_middleware(KeyGuard, keys=options.api_keys)
+    if options.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=options.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", REQUEST_ID_HEADER],
+            expose_headers=[REQUEST_ID_HEADER],
+        )
+    app.add_middleware(Boundary, observers=watching)
     errors.install(app)
-    app.include_router(make_router(engine, tuple(served_names)))
+    app.include_router(make_router(Serving(engine, options), metrics))
     return app

@@ -12,16 +12,21 @@ from llmctl.server.schemas import (
     ChatCompletionRequest,
     ChoiceLogprobs,
     CompletionUsage,
+    FunctionTool,
     JSONObjectFormat,
     JSONSchemaFormat,
+    NamedTool,
     PromptMessage,
     PromptTokensDetails,
     ReplyMessage,
+    ResponseFormat,
+    SamplingFields,
     TokenLogprobEntry,
     ToolMessage,
     TopLogprob,
 )
 from llmctl.types import (
+    Choice,
     GenerationRequest,
     GenerationResult,
     Grammar,
@@ -29,6 +34,8 @@ from llmctl.types import (
     SamplingParams,
     TokenLogprob,
     TokenProb,
+    Tool,
+    ToolCall,
     Usage,
 )
 
@@ -48,10 +55,42 @@ class ReplyHead:
     """Unix time in seconds."""
 
 
-def generation_request(body: ChatCompletionRequest) -> GenerationRequest:
+def generation_request(
+    body: ChatCompletionRequest, adapter: str | None = None
+) -> GenerationRequest:
+    tools = () if body.tool_choice == "none" else tuple(map(_tool, body.tools or ()))
+    if body.tools is None and body.tool_choice not in (None, "none"):
+        raise RequestError(
+            "'tool_choice' is only allowed when 'tools' are given", param="tool_choice"
+        )
+    match body.tool_choice:
+        case NamedTool(function=function):
+            forced: tuple[str, ...] = (function.name,)
+        case "required":
+            forced = tuple(tool.name for tool in tools)
+        case _:
+            forced = ()
     return GenerationRequest(
         messages=tuple(_message(message) for message in body.messages),
+        tools=tools,
+        forced_tools=forced,
+        # OpenAI calls a function that is named once.
+        parallel_tool_calls=body.parallel_tool_calls is not False
+        and not isinstance(body.tool_choice, NamedTool),
+        continue_final_message=body.continue_final_message is True,
+        template_kwargs=body.chat_template_kwargs or {},
         sampling=_sampling(body),
+        adapter=adapter,
+    )
+
+
+def _tool(tool: FunctionTool) -> Tool:
+    function = tool.function
+    return Tool(
+        function.name,
+        function.description or "",
+        function.parameters,
+        strict=function.strict is True,
     )
 
 
@@ -60,7 +99,24 @@ def _message(message: PromptMessage | AssistantMessage | ToolMessage) -> Message
     if isinstance(content, list):
         # Nothing between the parts: a separator would be text that nobody wrote.
         content = "".join(part.text for part in content)
-    return Message(message.role, "" if content is None else content)
+    text = "" if content is None else content
+    match message:
+        case AssistantMessage():
+            calls = tuple(
+                ToolCall(call.function.name, call.function.arguments, call.id)
+                for call in message.tool_calls or ()
+            )
+            return Message(
+                "assistant",
+                text,
+                reasoning=message.reasoning_content,
+                tool_calls=calls,
+                name=message.name,
+            )
+        case ToolMessage():
+            return Message("tool", text, tool_call_id=message.tool_call_id, name=message.name)
+        case _:
+            return Message(message.role, text, name=message.name)
 
 
 def _sampling(body: ChatCompletionRequest) -> SamplingParams:
@@ -70,6 +126,22 @@ def _sampling(body: ChatCompletionRequest) -> SamplingParams:
     logprobs = None
     if body.logprobs:
         logprobs = 0 if body.top_logprobs is None else body.top_logprobs
+    return sampling_params(
+        body,
+        max_new_tokens=max_new_tokens,
+        logprobs=logprobs,
+        response_format=body.response_format,
+    )
+
+
+def sampling_params(
+    body: SamplingFields,
+    *,
+    max_new_tokens: int | None,
+    logprobs: int | None,
+    response_format: ResponseFormat | None = None,
+) -> SamplingParams:
+    """Gather how the tokens of a reply are chosen."""
     return SamplingParams(
         max_new_tokens=max_new_tokens,
         temperature=body.temperature,
@@ -91,13 +163,13 @@ def _sampling(body: ChatCompletionRequest) -> SamplingParams:
         n=body.n,
         logprobs=logprobs,
         min_new_tokens=body.min_tokens,
-        grammar=_grammar(body),
+        grammar=_grammar(body, response_format),
     )
 
 
-def _grammar(body: ChatCompletionRequest) -> Grammar | None:
+def _grammar(body: SamplingFields, response_format: ResponseFormat | None) -> Grammar | None:
     grammars: dict[str, Grammar] = {}
-    match body.response_format:
+    match response_format:
         case JSONObjectFormat():
             grammars["response_format"] = Grammar("json_object")
         case JSONSchemaFormat(json_schema=wanted):
@@ -125,7 +197,7 @@ def chat_completion(head: ReplyHead, result: GenerationResult, *, logprobs: bool
         choices=[
             ChatChoice(
                 index=index,
-                message=ReplyMessage(content=choice.text),
+                message=_reply_message(choice),
                 logprobs=choice_logprobs(choice.logprobs) if logprobs else None,
                 finish_reason=choice.finish_reason,
             )
@@ -133,6 +205,23 @@ def chat_completion(head: ReplyHead, result: GenerationResult, *, logprobs: bool
         ],
         usage=usage(result.usage),
     )
+
+
+def _reply_message(choice: Choice) -> ReplyMessage:
+    message: ReplyMessage = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
+    if choice.tool_calls:
+        message["content"] = choice.text or None
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in choice.tool_calls
+        ]
+    return message
 
 
 def usage(counted: Usage) -> CompletionUsage:

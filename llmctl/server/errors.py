@@ -44,6 +44,7 @@ def log_failure(request_id: str, error: Exception) -> None:
 def error_response(
     status: int, body: ErrorBody, headers: Mapping[str, str] | None = None
 ) -> Response:
+    """Write the envelope."""
     return Response(
         ErrorResponse(error=body).model_dump_json(),
         status_code=status,
@@ -63,30 +64,47 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
 
+def _answer(
+    request: Request, status: int, body: ErrorBody, headers: Mapping[str, str] | None = None
+) -> Response:
+    request.state.record.error = body.code or body.type
+    return error_response(status, body, headers)
+
+
 async def _on_llmctl_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LlmctlError)
     log_failure(request.state.request_id, error)
     busy = isinstance(error, EngineBusyError)
     headers = {"Retry-After": str(RETRY_AFTER_S)} if busy else None
-    return error_response(error.http_status, error_body(error), headers)
+    return _answer(request, error.http_status, error_body(error), headers)
 
 
-async def _on_invalid_request(_: Request, error: Exception) -> Response:
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(RequestError.http_status, first_problem(error))
+    return _answer(request, RequestError.http_status, first_problem(error))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     """Answer what the framework refuses by itself: an unknown route or a wrong method."""
     assert isinstance(error, HTTPException)
-    code = None
     match error.status_code:
         case 404:
-            message = f"Invalid URL ({request.method} {request.url.path})"
+            error.detail = f"Invalid URL ({request.method} {request.url.path})"
         case 405:
-            message = f"Not allowed to {request.method} on {request.url.path}."
-            code = "method_not_supported"
-        case _:
-            message = error.detail
-    body = ErrorBody(message=message, type=RequestError.error_type, param=None, code=code)
+            error.detail = f"Not allowed to {request.method} on {request.url.path}."
+    request.state.record.error = _HTTP_CODES.get(error.status_code, RequestError.error_type)
+    return http_error_response(error)
+
+
+_HTTP_CODES = {405: "method_not_supported", 408: "request_timeout", 413: "request_too_large"}
+
+
+def http_error_response(error: HTTPException) -> Response:
+    """Answer with a status of HTTP's own."""
+    body = ErrorBody(
+        message=error.detail,
+        type=RequestError.error_type,
+        param=None,
+        code=_HTTP_CODES.get(error.status_code),
+    )
     return error_response(error.status_code, body, error.headers)

@@ -1,22 +1,23 @@
 """How do chunks get from the engine's threads into the event loop, and cancels back?"""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
 
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.stream import GenerationStream, StreamItem
-from llmctl.errors import EngineStoppedError, LlmctlError
+from llmctl.errors import EngineStoppedError, LlmctlError, RequestTimeoutError
 from llmctl.types import GenerationChunk, GenerationRequest
 
 
 async def chunks_of(
-    engine: BaseEngine, request: GenerationRequest
+    engine: BaseEngine, request: GenerationRequest, timeout_s: float | None = None
 ) -> AsyncGenerator[GenerationChunk, None]:
     """Submit the request and yield its chunks to the last. Closing the generator cancels it.
 
     Raises:
         LlmctlError: the engine refused or failed it.
+        RequestTimeoutError: it has not ended after `timeout_s` seconds.
         EngineStoppedError: it ended before the reply was complete.
     """
     loop = asyncio.get_running_loop()
@@ -27,7 +28,7 @@ async def chunks_of(
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(items.put_nowait, item)
 
-    with await _submit(engine, request) as stream:
+    with _deadline(loop, items, timeout_s), await _submit(engine, request) as stream:
         stream.listen(post)
         complete = False
         while (item := await items.get()) is not None:
@@ -37,6 +38,25 @@ async def chunks_of(
             yield item
         if not complete:
             raise EngineStoppedError("the server stopped before the reply was complete")
+
+
+@contextmanager
+def _deadline(
+    loop: asyncio.AbstractEventLoop, items: asyncio.Queue[StreamItem], timeout_s: float | None
+) -> Iterator[None]:
+    """Put an error among the items when time is up."""
+    if timeout_s is None:
+        yield
+        return
+    error = RequestTimeoutError(
+        f"The reply took longer than this server's limit of {timeout_s:g} seconds.",
+        hint="ask for fewer tokens, or try again when fewer people ask",
+    )
+    timer = loop.call_later(timeout_s, items.put_nowait, error)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 async def _submit(engine: BaseEngine, request: GenerationRequest) -> GenerationStream:

@@ -1,16 +1,15 @@
 """Which URLs are there, and what does each do?"""
 
 import time
-from contextlib import aclosing
 
 from fastapi import APIRouter, Request, Response
 
-from llmctl.engine.base import BaseEngine
-from llmctl.engine.stream import Fold
-from llmctl.errors import ModelNotFoundError
+from llmctl.errors import EngineStoppedError
+from llmctl.server.completion_routes import add_completion_routes
 from llmctl.server.convert import ReplyHead, chat_completion, generation_request
-from llmctl.server.handoff import chunks_of
 from llmctl.server.hangup import unless_gone
+from llmctl.server.metrics import CONTENT_TYPE_LATEST, Metrics
+from llmctl.server.record import RequestRecord
 from llmctl.server.schemas import (
     ChatCompletion,
     ChatCompletionRequest,
@@ -18,32 +17,23 @@ from llmctl.server.schemas import (
     Health,
     Model,
     ModelList,
+    Ready,
 )
+from llmctl.server.serving import Serving
 from llmctl.server.sse import EventStream, chat_events
 from llmctl.server.strict_json import StrictJSONRoute
-from llmctl.types import GenerationRequest, GenerationResult
+
+STALLED_S = 120.0
+"""An engine that has work and takes no step for so long will not take one any more."""
 
 
-def make_router(engine: BaseEngine, served_names: tuple[str, ...]) -> APIRouter:
-    """Build the routes of one engine, which answers to its model id and `served_names`."""
+def make_router(serving: Serving, metrics: Metrics) -> APIRouter:
+    """Build the routes of one engine."""
+    engine, ping_s = serving.engine, serving.options.ping_s
     router = APIRouter(
         route_class=StrictJSONRoute,
         responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
     )
-    started = int(time.time())
-
-    def models() -> dict[str, Model]:
-        names = (engine.info().model_id, *served_names)
-        return {name: Model(id=name, created=started) for name in names}
-
-    def model(name: str) -> Model:
-        served = models()
-        if name not in served:
-            raise ModelNotFoundError(
-                f"The model `{name}` does not exist or you do not have access to it.",
-                hint=f"served here: {', '.join(served)}",
-            )
-        return served[name]
 
     @router.post(
         "/v1/chat/completions",
@@ -53,40 +43,57 @@ def make_router(engine: BaseEngine, served_names: tuple[str, ...]) -> APIRouter:
     async def create_chat_completion(
         body: ChatCompletionRequest, request: Request
     ) -> ChatCompletion | Response:
-        model(body.model)
-        generation = generation_request(body)
+        record: RequestRecord = request.state.record
+        record.model, record.stream = body.model, body.stream is True
+        generation = generation_request(body, serving.adapter_of(body.model))
         head = ReplyHead(f"chatcmpl-{generation.request_id}", body.model, int(time.time()))
         if body.stream:
             options = body.stream_options
             events = chat_events(
-                chunks_of(engine, generation),
+                serving.chunks(generation, record),
                 head,
                 include_usage=options is not None and options.include_usage is True,
-                log_id=request.state.request_id,
             )
-            return EventStream(events)
-        result = await unless_gone(_whole_reply(engine, generation), request.receive)
+            return EventStream(events, record, ping_s=ping_s)
+        result = await unless_gone(serving.reply(generation, record), request.receive)
         return chat_completion(head, result, logprobs=body.logprobs is True)
+
+    add_completion_routes(router, serving)
 
     @router.get("/v1/models")
     async def list_models() -> ModelList:
-        return ModelList(data=list(models().values()))
+        return ModelList(data=[serving.describe(name) for name in serving.models()])
 
     @router.get("/v1/models/{name:path}")
     async def retrieve_model(name: str) -> Model:
-        return model(name)
+        return serving.describe(name)
 
     @router.get("/health")
     async def health() -> Health:
-        """Answer 503 when the engine is not loaded, closing or closed."""
-        return Health(model=engine.info().model_id, in_flight=engine.in_flight)
+        """Answer 503 when the engine is closed, dead, or has work and no longer does it."""
+        state = engine.state()
+        if not state.alive or state.idle_s > STALLED_S:
+            raise EngineStoppedError(
+                f"the engine has work and took no step for {state.idle_s:.0f} seconds"
+                if state.alive
+                else "the engine is dead"
+            )
+        return Health(
+            model=engine.info().model_id,
+            in_flight=engine.in_flight,
+            running=state.running,
+            waiting=state.waiting,
+            last_step_s=round(state.idle_s, 3),
+        )
+
+    @router.get("/ready")
+    async def ready() -> Ready:
+        """Answer 503 until the model is loaded, and again once the server is about to end."""
+        return Ready(model=engine.info().model_id)
+
+    @router.get("/metrics", response_class=Response)
+    async def prometheus_metrics() -> Response:
+        """Write what Prometheus collects."""
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return router
-
-
-async def _whole_reply(engine: BaseEngine, request: GenerationRequest) -> GenerationResult:
-    folded = Fold()
-    async with aclosing(chunks_of(engine, request)) as chunks:
-        async for chunk in chunks:
-            folded.add(chunk)
-    return folded.result()

@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from llmctl.errors import ConfigError
+from llmctl.server.limits import PatientProtocol
 
 LAST_WORDS_S = 5.0
 """How long replies cut off at the deadline have to tell their clients."""
@@ -72,10 +73,11 @@ def bind(host: str, port: int) -> socket.socket:
                 ) from error
 
 
-def url_of(sock: socket.socket) -> str:
+def url_of(sock: socket.socket, *, tls: bool = False) -> str:
     """Return the base URL of what listens on the socket, without `/v1`."""
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if sock.family == socket.AF_INET6 else f"http://{host}:{port}"
+    address = f"[{host}]" if sock.family == socket.AF_INET6 else host
+    return f"{'https' if tls else 'http'}://{address}:{port}"
 
 
 class Server(uvicorn.Server):
@@ -94,11 +96,15 @@ class Server(uvicorn.Server):
         on_ready: Callable[[], None] = lambda: None,
         on_deadline: Callable[[], None],
         drain_s: float,
+        ssl_certfile: str | None = None,
+        ssl_keyfile: str | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=PatientProtocol,
+                ssl_certfile=ssl_certfile,
+                ssl_keyfile=ssl_keyfile,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -159,12 +165,21 @@ def run(
     on_ready: Callable[[], None] = lambda: None,
     on_deadline: Callable[[], None],
     drain_s: float,
+    ssl_certfile: str | None = None,
+    ssl_keyfile: str | None = None,
 ) -> signal.Signals | None:
     """Serve on the socket, and close it, until a signal ends it; return that signal.
 
     A signal lets running replies finish for `drain_s` seconds, then `on_deadline` ends them (see
     `Server`); a second SIGINT ends at once.
     """
-    server = Server(app, drain_s=drain_s, on_ready=on_ready, on_deadline=on_deadline)
+    server = Server(
+        app,
+        drain_s=drain_s,
+        on_ready=on_ready,
+        on_deadline=on_deadline,
+        ssl_certfile=ssl_certfile,
+        ssl_keyfile=ssl_keyfile,
+    )
     server.run(sockets=[sock])
     return server.ended_by

@@ -4,7 +4,7 @@ Requests are strict: nothing is coerced, nothing is ignored in silence. What Ope
 server does not honour yet is declared too, so that it is refused by name.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import (
     AfterValidator,
@@ -24,12 +24,13 @@ from llmctl.types import SAMPLING_RANGES, FinishReason
 MAX_STOPS = 4
 
 
-def _within(name: str) -> Any:
+def within(name: str) -> Any:
+    """Bound a sampling parameter."""
     low, high = SAMPLING_RANGES[name]
     return Field(ge=low, le=high)
 
 
-def _only(*honoured: object) -> BeforeValidator:
+def only(*honoured: object) -> BeforeValidator:
     """Refuse every value but null and the ones that ask for what happens anyway."""
 
     def check(value: object) -> object:
@@ -40,7 +41,7 @@ def _only(*honoured: object) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _needs(switch: str) -> AfterValidator:
+def needs(switch: str) -> AfterValidator:
     """Refuse a value while the boolean field `switch`, declared before it, is not true."""
 
     def check(value: object, info: ValidationInfo) -> object:
@@ -56,11 +57,11 @@ def _shape(value: object) -> str | None:
 
 
 # A plain union would report every member's complaint; this one reports the right member's.
-_by_shape = Discriminator(
+by_shape = Discriminator(
     _shape, custom_error_type="string_or_array", custom_error_message="neither string nor array"
 )
 
-Unsupported = Annotated[None, _only()]
+Unsupported = Annotated[None, only()]
 
 
 class WireRequest(BaseModel):
@@ -74,7 +75,7 @@ class TextPart(WireRequest):
 
 Content = Annotated[
     Annotated[str, Tag("string")] | Annotated[list[TextPart], Field(min_length=1), Tag("array")],
-    _by_shape,
+    by_shape,
 ]
 
 
@@ -84,11 +85,24 @@ class PromptMessage(WireRequest):
     name: str | None = None
 
 
+class CalledFunction(WireRequest):
+    name: str
+    arguments: str
+
+
+class PastToolCall(WireRequest):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
+    """Without effect: clients that gather a stream send it back."""
+
+
 class ToolMessage(WireRequest):
     role: Literal["tool"]
     content: Content
     name: str | None = None
-    tool_call_id: str | None = None
+    tool_call_id: str
 
 
 class AssistantMessage(WireRequest):
@@ -100,13 +114,14 @@ class AssistantMessage(WireRequest):
     refusal: Unsupported = None
     audio: Unsupported = None
     function_call: Unsupported = None
-    tool_calls: Annotated[list[Any] | None, _only([])] = None
-    annotations: Annotated[list[Any] | None, _only([])] = None
+    tool_calls: list[PastToolCall] | None = None
+    reasoning_content: str | None = None
+    annotations: Annotated[list[Any] | None, only([])] = None
 
 
 class StreamOptions(WireRequest):
     include_usage: bool | None = None
-    include_obfuscation: Annotated[bool | None, _only(False)] = None
+    include_obfuscation: Annotated[bool | None, only(False)] = None
 
 
 class TextFormat(WireRequest):
@@ -131,24 +146,51 @@ class JSONSchemaFormat(WireRequest):
     json_schema: JSONSchema
 
 
+class FunctionDefinition(WireRequest):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(WireRequest):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionName(WireRequest):
+    name: str
+
+
+class NamedTool(WireRequest):
+    type: Literal["function"]
+    function: FunctionName
+
+
+def _choice_shape(value: object) -> str | None:
+    return "string" if isinstance(value, str) else "object" if isinstance(value, dict) else None
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("string")]
+    | Annotated[NamedTool, Tag("object")],
+    Discriminator(
+        _choice_shape,
+        custom_error_type="string_or_object",
+        custom_error_message="neither string nor object",
+    ),
+]
+
 ResponseFormat = Annotated[TextFormat | JSONObjectFormat | JSONSchemaFormat, Discriminator("type")]
 
 
-class ChatCompletionRequest(WireRequest):
-    model: str
-    messages: Annotated[
-        list[Annotated[PromptMessage | AssistantMessage | ToolMessage, Discriminator("role")]],
-        Field(min_length=1),
-    ]
-    stream: bool | None = None
-    stream_options: Annotated[StreamOptions | None, _needs("stream")] = None
+class SamplingFields(WireRequest):
+    """How tokens are chosen, alike for chats and for raw prompts."""
 
-    max_tokens: Annotated[int, _within("max_new_tokens")] | None = None
-    max_completion_tokens: Annotated[int, _within("max_new_tokens")] | None = None
-    temperature: Annotated[float, _within("temperature")] | None = None
-    top_p: Annotated[float, _within("top_p")] | None = None
-    presence_penalty: Annotated[float, _within("presence_penalty")] | None = None
-    frequency_penalty: Annotated[float, _within("frequency_penalty")] | None = None
+    temperature: Annotated[float, within("temperature")] | None = None
+    top_p: Annotated[float, within("top_p")] | None = None
+    presence_penalty: Annotated[float, within("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, within("frequency_penalty")] | None = None
     logit_bias: (
         dict[
             Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")],
@@ -160,25 +202,45 @@ class ChatCompletionRequest(WireRequest):
         Annotated[
             Annotated[str, Tag("string")]
             | Annotated[list[str], Field(max_length=MAX_STOPS), Tag("array")],
-            _by_shape,
+            by_shape,
         ]
         | None
     ) = None
-    seed: Annotated[int, _within("seed")] | None = None
-    n: Annotated[int, _within("n")] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[Annotated[int, _within("logprobs")] | None, _needs("logprobs")] = None
-    response_format: ResponseFormat | None = None
+    seed: Annotated[int, within("seed")] | None = None
+    n: Annotated[int, within("n")] | None = None
 
     # Extensions: what OpenAI's SDK sends from `extra_body`.
-    top_k: Annotated[int, _within("top_k")] | None = None
-    min_p: Annotated[float, _within("min_p")] | None = None
-    repetition_penalty: Annotated[float, _within("repetition_penalty")] | None = None
+    top_k: Annotated[int, within("top_k")] | None = None
+    min_p: Annotated[float, within("min_p")] | None = None
+    repetition_penalty: Annotated[float, within("repetition_penalty")] | None = None
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
     ignore_eos: bool | None = None
-    min_tokens: Annotated[int, _within("min_new_tokens")] | None = None
+    min_tokens: Annotated[int, within("min_new_tokens")] | None = None
     regex: str | None = None
     choice: Annotated[list[str], Field(min_length=1)] | None = None
+
+
+class ChatCompletionRequest(SamplingFields):
+    model: str
+    messages: Annotated[
+        list[Annotated[PromptMessage | AssistantMessage | ToolMessage, Discriminator("role")]],
+        Field(min_length=1),
+    ]
+    stream: bool | None = None
+    stream_options: Annotated[StreamOptions | None, needs("stream")] = None
+
+    max_tokens: Annotated[int, within("max_new_tokens")] | None = None
+    max_completion_tokens: Annotated[int, within("max_new_tokens")] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[Annotated[int, within("logprobs")] | None, needs("logprobs")] = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[FunctionTool], Field(min_length=1, max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+
+    # Extensions
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
 
     # Accepted without effect: they are about OpenAI's own business, not about the reply.
     user: str | None = None
@@ -188,18 +250,15 @@ class ChatCompletionRequest(WireRequest):
     prompt_cache_key: str | None = None
     service_tier: str | None = None
 
-    modalities: Annotated[list[str] | None, _only(["text"])] = None
+    modalities: Annotated[list[str] | None, only(["text"])] = None
     audio: Unsupported = None
     function_call: Unsupported = None
     functions: Unsupported = None
     moderation: Unsupported = None
-    parallel_tool_calls: Unsupported = None
     prediction: Unsupported = None
     prompt_cache_options: Unsupported = None
     prompt_cache_retention: Unsupported = None
     reasoning_effort: Unsupported = None
-    tool_choice: Unsupported = None
-    tools: Unsupported = None
     verbosity: Unsupported = None
     web_search_options: Unsupported = None
 
@@ -219,10 +278,24 @@ class ChoiceLogprobs(BaseModel):
     refusal: None = None
 
 
-class ReplyMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
+class FunctionCall(TypedDict, total=False):
+    name: str
+    arguments: str
+    """JSON as text."""
+
+
+class ToolCallEntry(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class ReplyMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCallEntry]]
 
 
 class ChatChoice(BaseModel):
@@ -254,9 +327,19 @@ class ChatCompletion(BaseModel):
     system_fingerprint: None = None
 
 
+class ToolCallDelta(TypedDict):
+    index: int
+    id: NotRequired[str]
+    """This, type and name once, in the first delta of a call: clients join what repeats."""
+    type: NotRequired[Literal["function"]]
+    function: FunctionCall
+
+
 class Delta(TypedDict, total=False):
     role: Literal["assistant"]
     content: str
+    reasoning_content: str
+    tool_calls: list[ToolCallDelta]
 
 
 class ChunkChoice(BaseModel):
@@ -295,6 +378,16 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
     model: str
     in_flight: int
+    """Requests that have not ended."""
+    running: int
+    waiting: int
+    last_step_s: float
+    """Seconds since the engine's last step, while it has work."""
+
+
+class Ready(BaseModel):
+    status: Literal["ready"] = "ready"
+    model: str
 
 
 class ErrorBody(BaseModel):

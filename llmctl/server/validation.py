@@ -19,6 +19,7 @@ _EXPECTED = {
     "model_type": "an object",
     "model_attributes_type": "an object",
     "string_or_array": "one of a string or an array",
+    "string_or_object": "one of a string or an object",
 }
 
 _GOT: dict[type, str] = {

@@ -117,9 +117,9 @@ def test_a_folder_that_lacks_one_shard_is_refused_by_that_shard(home: Path) -> N
     assert resolve(str(folder)).path == folder
 
 
-def test_an_adapter_folder_says_how_adapters_are_used(home: Path) -> None:
+def test_an_adapter_that_names_no_base_model_is_refused_with_the_way_to_name_it(home: Path) -> None:
     folder = write_files(home / "a", {"adapter_config.json": b"{}", "adapter_model.bin": b""})
-    with pytest.raises(ModelLoadError, match="is an adapter, not a model") as caught:
+    with pytest.raises(ModelLoadError, match="does not say of which model") as caught:
         resolve(str(folder))
     assert "--adapter" in caught.value.hint
 

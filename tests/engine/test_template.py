@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
+from transformers import AddedToken, AutoTokenizer
 
+from llmctl.engine import catalog
 from llmctl.engine.template import ChatTemplate
 from llmctl.errors import ConfigError, TemplateError
 from llmctl.types import Message, Tool, ToolCall
@@ -89,3 +91,62 @@ def test_a_template_variable_that_the_request_sets_itself_is_refused() -> None:
     template = ChatTemplate(TOKENIZER, "{{ messages[0].content }}")
     with pytest.raises(TemplateError, match="'tools' is not free"):
         template.render([Message("user", "hi")], template_kwargs={"tools": []})
+
+
+REFUSES_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    + CHATML
+)
+IGNORES_SYSTEM = (
+    "{% for m in messages if m.role != 'system' %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("source", [REFUSES_SYSTEM, IGNORES_SYSTEM])
+def test_without_a_system_role_its_words_go_before_the_first_question(source: str) -> None:
+    template = ChatTemplate(TOKENIZER, source)
+    told = [Message("system", "Be kind."), Message("developer", "Rhyme.")]
+    folded = [Message("user", "Be kind.\n\nRhyme.\n\nHi")]
+    assert template.render([*told, Message("user", "Hi")]) == template.render(folded)
+
+
+def test_a_template_with_a_system_role_is_given_it() -> None:
+    assert "<|im_start|>system\nBe kind.<|im_end|>" in TOKENIZER.decode(
+        encode(Message("system", "Be kind."), Message("user", "Hi"))
+    )
+
+
+def test_system_words_with_no_question_after_them_are_refused_as_the_template_does() -> None:
+    with pytest.raises(TemplateError, match="no system role"):
+        encode(Message("system", "Be kind."), template=REFUSES_SYSTEM)
+
+
+def test_words_that_are_tokens_but_control_nothing_reach_the_template() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([AddedToken("</think>", special=False)])
+    template = ChatTemplate(tokenizer, "{{ messages[0].content.split('</think>')[-1] }}")
+    assert template.render([Message("assistant", "hm</think>yes")]).text == "yes"
+
+
+def test_what_is_written_has_every_character_where_the_tokenised_text_has_it() -> None:
+    template = ChatTemplate.of(TOKENIZER)
+    turns = [Message("user", "a<|im_end|>b <|im_start|><|im_start|>")]
+    written = template.write(turns)
+    spelt = template.render(turns).text
+    assert len(written) == len(spelt)
+    assert [spelt[a:b] for a, b in template.shield.control_tokens(written)] == [
+        *("<|im_start|>", "<|im_end|>"),  # around the turn
+        "<|im_start|>",  # of the reply
+    ]
+
+
+@pytest.mark.real_model
+def test_no_token_reaches_across_a_cut() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(catalog.resolve("smollm2-135m").path)
+    tokens = ChatTemplate.of(tokenizer).tokens
+    text = "one\n\n"
+    (whole,) = tokens.of([(text, ())])
+    (cut,) = tokens.of([(text, (4,))])
+    assert "\n\n" in [text[a:b] for a, b in whole.offsets]
+    assert [text[a:b] for a, b in cut.offsets] == ["one", "\n", "\n"]
+    assert tokens.of([(text, (3,))]) == [whole]  # nothing crosses there

@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import httpx
 
+from llmctl.config import ServeOptions
 from llmctl.engine.base import BaseEngine
 from llmctl.server.app import create_app
 from llmctl.server.run import Server, bind, url_of
@@ -24,7 +26,9 @@ def chat_body(**fields: Any) -> dict[str, Any]:
 
 def request(engine: BaseEngine, method: str, path: str, **options: Any) -> httpx.Response:
     """Send one request to the bare app."""
-    app = create_app(engine, served_names=options.pop("served_names", ()))
+    names = {f.name for f in fields(ServeOptions)}
+    chosen = {name: options.pop(name) for name in list(options) if name in names}
+    app = create_app(engine, ServeOptions(**{"log_requests": False} | chosen))
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app)
@@ -55,10 +59,11 @@ def events_of(response: httpx.Response) -> list[Any]:
 
 
 @contextmanager
-def running(engine: BaseEngine) -> Iterator[str]:
+def running(engine: BaseEngine, **options: Any) -> Iterator[str]:
     """Run a real server in a thread; yield its URL."""
     sock = bind("127.0.0.1", 0)
-    server = Server(create_app(engine), on_deadline=engine.close, drain_s=2)
+    app = create_app(engine, ServeOptions(**{"log_requests": False} | options))
+    server = Server(app, on_deadline=engine.close, drain_s=2)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     try:

@@ -37,7 +37,7 @@ def announce(url: str, _: EngineInfo) -> None:
 
 def main() -> int:
     BACKENDS["hf"] = f"{__name__}:SlowEngine"
-    options = ServeOptions(port=0, drain_s=float(sys.argv[2]))
+    options = ServeOptions(port=0, drain_s=float(sys.argv[2]), log_requests=False)
     ended_by = serve(ModelSpec("fake-model"), options, announce)
     sys.stdout.write(f"ended by {ended_by.name if ended_by else 'nothing'}\n")
     return 0

@@ -25,6 +25,14 @@ def json_schema(**fields: Any) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": fields}}
 
 
+def tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def missing(param: str) -> tuple[str, str, str]:
+    return "missing_required_parameter", param, "Missing required parameter"
+
+
 SCHEMA = {"type": "object"}
 
 
@@ -59,10 +67,37 @@ CASES: list[tuple[dict[str, Any], str | None, str | None, str]] = [
     (messages({**USER, "foo": 1}), "unknown_parameter", "messages[0].foo", "messages[0].foo"),
     (
         messages(USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}),
-        "unsupported_parameter",
-        "messages[1].tool_calls",
+        "missing_required_parameter",
+        "messages[1].tool_calls[0].function",
         "",
     ),
+    (messages({"role": "tool", "content": "x"}), *missing("messages[0].tool_call_id")),
+    ({"tools": []}, "empty_array", "tools", ""),
+    ({"tools": [{"type": "function"}]}, *missing("tools[0].function")),
+    (
+        {"tools": [{"type": "retrieval", "function": {"name": "f"}}]},
+        "invalid_value",
+        "tools[0].type",
+        "'retrieval'",
+    ),
+    ({"tools": [tool("no spaces")]}, "invalid_value", "tools[0].function.name", ""),
+    ({"tools": [tool("f") | {"x": 1}]}, "unknown_parameter", "tools[0].x", ""),
+    ({"tools": [tool("f")], "tool_choice": "any"}, "invalid_value", "tool_choice", "'any'"),
+    ({"tools": [tool("f")], "tool_choice": 1}, "invalid_type", "tool_choice", "an object"),
+    ({"tool_choice": "auto"}, "invalid_value", "tool_choice", "only allowed when 'tools'"),
+    (
+        {"tools": [tool("f")], "tool_choice": tool("g")},
+        "invalid_value",
+        "tool_choice",
+        "'g' is to be called",
+    ),
+    (
+        {"tools": [tool("f")], "tool_choice": "required", "choice": ["a"]},
+        "invalid_value",
+        "tool_choice",
+        "a grammar and",
+    ),
+    ({"continue_final_message": True}, "invalid_value", "messages", "assistant's message"),
     ({"temperature": "0.5"}, "invalid_type", "temperature", "a decimal, but got a string instead"),
     ({"temperature": True}, "invalid_type", "temperature", "got a boolean"),
     (
@@ -211,11 +246,8 @@ CASES: list[tuple[dict[str, Any], str | None, str | None, str]] = [
 ]
 
 UNSUPPORTED: dict[str, Any] = {
-    "tools": [{"type": "function", "function": {"name": "f"}}],
-    "tool_choice": "auto",
     "functions": [{"name": "f"}],
     "function_call": "auto",
-    "parallel_tool_calls": True,
     "audio": {"voice": "alloy", "format": "wav"},
     "modalities": ["text", "audio"],
     "prediction": {"type": "content", "content": "x"},

@@ -175,7 +175,7 @@ def test_logprobs_come_with_their_tokens_and_are_numbers_json_knows() -> None:
 
 def test_the_reply_names_the_model_as_the_request_did() -> None:
     engine = FakeEngine()
-    reply = request(engine, "POST", CHAT, json=chat_body(model="gpt-4o"), served_names=["gpt-4o"])
+    reply = request(engine, "POST", CHAT, json=chat_body(model="gpt-4o"), served_names=("gpt-4o",))
     assert reply.json()["model"] == "gpt-4o"
 
 

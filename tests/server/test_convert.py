@@ -92,9 +92,9 @@ def test_messages_keep_role_and_text() -> None:
     assert request.messages == (
         Message("system", "s"),
         Message("developer", "d"),
-        Message("user", "a b"),
+        Message("user", "a b", name="Ann"),
         Message("assistant", ""),
-        Message("tool", "t"),
+        Message("tool", "t", tool_call_id="1"),
     )
 
 

@@ -3,18 +3,34 @@
 import pytest
 
 from llmctl.errors import EngineStoppedError
-from llmctl.types import EngineInfo
+from llmctl.types import EngineInfo, EngineState
 from tests.fakes import FakeEngine
 from tests.server.servers import CHAT, error_of, request
 
 
+class StuckEngine(FakeEngine):
+    def state(self) -> EngineState:
+        return EngineState(True, 500.0, running=1, waiting=0, max_rows=4)
+
+
 class UnloadedEngine(FakeEngine):
+    def state(self) -> EngineState:
+        raise EngineStoppedError("no model is loaded")
+
     def info(self) -> EngineInfo:
         raise EngineStoppedError("no model is loaded")
 
 
 def test_models_are_the_engines_own_and_the_served_names() -> None:
-    listed = request(FakeEngine(), "GET", "/v1/models", served_names=["gpt-4o", "me/mine"]).json()
+    listed = request(
+        FakeEngine(),
+        "GET",
+        "/v1/models",
+        served_names=(
+            "gpt-4o",
+            "me/mine",
+        ),
+    ).json()
     assert listed["object"] == "list"
     assert [model["id"] for model in listed["data"]] == ["fake-model", "gpt-4o", "me/mine"]
     for model in listed["data"]:
@@ -24,7 +40,7 @@ def test_models_are_the_engines_own_and_the_served_names() -> None:
 
 @pytest.mark.parametrize("path", ["me/mine", "me%2Fmine"])
 def test_a_model_id_may_have_slashes(path: str) -> None:
-    response = request(FakeEngine(), "GET", f"/v1/models/{path}", served_names=["me/mine"])
+    response = request(FakeEngine(), "GET", f"/v1/models/{path}", served_names=("me/mine",))
     assert response.json()["id"] == "me/mine"
 
 
@@ -37,7 +53,15 @@ def test_an_unknown_model_id_is_404() -> None:
 def test_health_tells_how_many_requests_are_in_flight() -> None:
     response = request(FakeEngine(), "GET", "/health")
     assert response.status_code == 200
-    assert response.json() == {"status": "ok", "model": "fake-model", "in_flight": 0}
+    health = response.json()
+    assert health["status"] == "ok"
+    assert (health["in_flight"], health["running"], health["waiting"]) == (0, 0, 0)
+
+
+def test_health_is_503_when_an_engine_with_work_takes_no_step() -> None:
+    response = request(StuckEngine(), "GET", "/health")
+    assert response.status_code == 503
+    assert "no step for 500 seconds" in error_of(response)["message"]
 
 
 def test_health_is_503_when_the_engine_is_stopped() -> None:
@@ -46,7 +70,7 @@ def test_health_is_503_when_the_engine_is_stopped() -> None:
     assert error_of(response)["type"] == "server_error"
 
 
-@pytest.mark.parametrize("path", ["/", "/v1/nothing", f"{CHAT}/"])
+@pytest.mark.parametrize("path", ["/nothing", "/v1/nothing", f"{CHAT}/"])
 def test_an_unknown_route_is_404_in_the_envelope(path: str) -> None:
     response = request(FakeEngine(), "POST", path)
     assert response.status_code == 404

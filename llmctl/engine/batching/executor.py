@@ -13,11 +13,11 @@ from llmctl.engine.batching.fused import FusedForward
 from llmctl.engine.batching.kv import KVPool, KVShape
 from llmctl.engine.batching.logprobs import TokenTexts
 from llmctl.engine.batching.scheduler import Scheduler
-from llmctl.engine.batching.scoring import Pair
+from llmctl.engine.batching.scoring import Describe, Pair
 from llmctl.engine.batching.sequence import Sequence as RowSequence
 from llmctl.engine.batching.serial import SerialExecutor
 from llmctl.engine.batching.threads import ThreadedForward, measure_decode_threads
-from llmctl.types import KVQuant, MemoryPlan, Quant, Score
+from llmctl.types import EngineState, KVQuant, MemoryPlan, Quant, Score
 
 FUSED_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """`model_type`s whose layers have the shape that `FusedForward` writes out."""
@@ -34,13 +34,19 @@ class Executor(Protocol):
     @property
     def busy(self) -> bool: ...
 
+    def state(self) -> EngineState: ...
+
     def add(self, sequence: RowSequence) -> None: ...
 
     def step(self) -> None: ...
 
     def score(
-        self, pairs: Sequence[Pair], adapter: str | None
+        self, pairs: Sequence[Pair], adapter: str | None, describe: Describe = ...
     ) -> Generator[None, None, tuple[Score, ...]]: ...
+
+    def embed(
+        self, ids: Sequence[int], adapter: str | None
+    ) -> Generator[None, None, tuple[float, ...]]: ...
 
     def put_adapter(self, key: str, adapter: Adapter) -> None: ...
 

@@ -39,6 +39,13 @@ class Forward(Protocol):
             Logits (sum of the wanted, vocab), in the order of `work`, in the model's type.
         """
 
+    def states(self, work: Sequence[Work]) -> Tensor:
+        """Compute the new tokens like `run`.
+
+        Returns:
+            What the head would see of each of them, (tokens, hidden).
+        """
+
     def put_adapter(self, key: str, adapter: Adapter) -> None:
         """Hold an adapter from the next step on, for rows whose cache names its key.
 
@@ -62,22 +69,34 @@ class PackedForward:
     @torch.inference_mode()
     def run(self, work: Sequence[Work]) -> Tensor:
         """Compute one step; see `Forward.run`."""
+        inputs, wanted = self._inputs(work)
+        kept = torch.tensor(wanted, dtype=torch.long, device=self.model.device)
+        logits: Tensor = self.model(**inputs, logits_to_keep=kept).logits[0]
+        remember(work)
+        return logits
+
+    @torch.inference_mode()
+    def states(self, work: Sequence[Work]) -> Tensor:
+        """Compute one step up to the head; see `Forward.states`."""
+        inputs, _ = self._inputs(work)
+        states: Tensor = self.model.base_model(**inputs).last_hidden_state[0]
+        remember(work)
+        return states[: sum(len(item.token_ids) for item in work)]
+
+    def _inputs(self, work: Sequence[Work]) -> tuple[dict[str, Any], list[int]]:
         step, token_ids, positions, wanted = pack(work)
         note_rows(self._rows, work)
         device = self.model.device
         if device.type == "cpu":
             filler = [0] * (rounded(len(token_ids)) - len(token_ids))
             token_ids, positions = token_ids + filler, positions + filler
-        output = self.model(
-            input_ids=torch.tensor([token_ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            use_cache=False,
-            logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
-            packed=step,
-        )
-        remember(work)
-        logits: Tensor = output.logits[0]
-        return logits
+        inputs = {
+            "input_ids": torch.tensor([token_ids], device=device),
+            "position_ids": torch.tensor([positions], device=device),
+            "use_cache": False,
+            "packed": step,
+        }
+        return inputs, wanted
 
     def put_adapter(self, key: str, adapter: Adapter) -> None:
         """Hold an adapter; see `Forward.put_adapter`."""

@@ -82,6 +82,18 @@ class FusedForward:
     @torch.inference_mode()
     def run(self, work: Sequence[Work]) -> Tensor:
         """Compute one step; see `Forward.run`."""
+        states, wanted = self._body(work)
+        if len(wanted) < len(states):
+            states = states[wanted]
+        return self._logits(self._norm.wide(states))
+
+    @torch.inference_mode()
+    def states(self, work: Sequence[Work]) -> Tensor:
+        """Compute one step up to the head; see `Forward.states`."""
+        return self._norm.wide(self._body(work)[0])
+
+    def _body(self, work: Sequence[Work]) -> tuple[Tensor, list[int]]:
+        """Run the layers; return (tokens, hidden) in float32, and for which logits are wanted."""
         step, token_ids, positions, wanted = pack(work)
         note_rows(self._rows, work)
         ids = torch.tensor(token_ids, device=self._device)
@@ -109,9 +121,7 @@ class FusedForward:
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
         remember(work)
-        if len(wanted) < len(token_ids):
-            x = x[wanted]
-        return self._logits(self._norm.wide(x))
+        return x, wanted
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Return logits (rows, vocab) of float32 hidden states (rows, hidden).

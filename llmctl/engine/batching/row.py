@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+from llmctl.engine.reply import ReplyReader
 from llmctl.engine.text import Decoder, StopScanner
 from llmctl.types import FinishReason, GenerationChunk, SamplingParams, TokenLogprob
 
@@ -29,6 +30,7 @@ class Row:
         end_ids: Collection[int],
         decoder: Decoder,
         emit: Callable[[GenerationChunk], None],
+        reader: ReplyReader | None = None,
     ) -> None:
         self.index = index
         self.prompt_ids = prompt_ids
@@ -40,6 +42,8 @@ class Row:
         self._decoder = decoder
         self._scanner = StopScanner(params.stop or ())
         self._emit = emit
+        self._reader = reader
+        self._called = False
         self._decoded = 0
         self._shown = 0
         self._pending: deque[_Pending] = deque()
@@ -61,7 +65,7 @@ class Row:
             self._finish("length", text + self._scanner.flush())
         elif text:
             self._shown += len(text)
-            self._emit(GenerationChunk(text, self.index, self._released()))
+            self._say(text, self._released())
 
     def end(self) -> None:
         """End the reply here: there is nothing more to say."""
@@ -75,7 +79,37 @@ class Row:
             entries = tuple(p.entry for p in self._pending)
             self._pending.clear()
         self.finish_reason = reason
-        self._emit(GenerationChunk(text, self.index, entries, reason))
+        self._say(text, entries, reason)
+
+    def _say(
+        self,
+        text: str,
+        entries: tuple[TokenLogprob, ...],
+        reason: FinishReason | None = None,
+    ) -> None:
+        if self._reader is None:
+            self._emit(GenerationChunk(text, self.index, entries, reason))
+            return
+        parts = self._reader.feed(text)
+        if reason is not None:
+            parts += self._reader.end()
+        calls = tuple(part.call for part in parts if part.call is not None)
+        self._called |= bool(calls)
+        if reason == "stop" and self._called:
+            reason = "tool_calls"
+        answer = "".join(part.text for part in parts)
+        reasoning = "".join(part.reasoning for part in parts)
+        if answer or reasoning or calls or entries or reason:
+            self._emit(
+                GenerationChunk(
+                    answer,
+                    self.index,
+                    entries,
+                    reason,
+                    reasoning=reasoning,
+                    tool_calls=calls,
+                )
+            )
 
     def _released(self) -> tuple[TokenLogprob, ...]:
         """Log-probabilities travel with the first text of their token, so a stop cuts both."""

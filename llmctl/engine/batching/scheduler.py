@@ -13,14 +13,15 @@ from collections.abc import Sequence as Sequence_
 from torch import Tensor
 
 from llmctl.engine.batching.adapters import Adapter
+from llmctl.engine.batching.embedding import embed_steps
 from llmctl.engine.batching.forward import IDLE_CHUNK, Forward, Work
 from llmctl.engine.batching.kv import KVPool, common_prefix
 from llmctl.engine.batching.logprobs import TokenTexts, token_logprobs
 from llmctl.engine.batching.sampler import sample
-from llmctl.engine.batching.scoring import Pair, score_steps
+from llmctl.engine.batching.scoring import Describe, Pair, describe_nothing, score_steps
 from llmctl.engine.batching.sequence import Sequence
 from llmctl.engine.failures import as_ours, is_out_of_memory
-from llmctl.types import Score, TokenLogprob
+from llmctl.types import EngineState, Score, TokenLogprob
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +63,18 @@ class Scheduler:
     def waiting_count(self) -> int:
         return len(self._waiting)
 
+    def state(self) -> EngineState:
+        """Count what runs, waits and is held. Any thread may ask."""
+        return EngineState(
+            alive=True,
+            idle_s=0.0,
+            running=len(self._running),
+            waiting=len(self._waiting),
+            max_rows=self._max_rows,
+            kv_used_tokens=self._pool.used_tokens,
+            kv_budget_tokens=self._pool.budget_tokens,
+        )
+
     def add(self, sequence: Sequence) -> None:
         """Put a sequence in line."""
         self._waiting.append(sequence)
@@ -98,10 +111,16 @@ class Scheduler:
                 self._accept([sequence], part)
 
     def score(
-        self, pairs: Sequence_[Pair], adapter: str | None
+        self, pairs: Sequence_[Pair], adapter: str | None, describe: Describe = describe_nothing
     ) -> Generator[None, None, tuple[Score, ...]]:
         """Score the continuations of one context; yields between forward passes."""
-        return score_steps(self._forward, self._pool, pairs, adapter)
+        return score_steps(self._forward, self._pool, pairs, adapter, describe)
+
+    def embed(
+        self, ids: Sequence_[int], adapter: str | None
+    ) -> Generator[None, None, tuple[float, ...]]:
+        """Embed a text; yields between forward passes."""
+        return embed_steps(self._forward, self._pool, ids, adapter)
 
     def put_adapter(self, key: str, adapter: Adapter) -> None:
         """Hold an adapter, for sequences that name its key."""

@@ -1,20 +1,48 @@
 """Log-likelihoods of continuations: what they share is computed once, the rest side by side."""
 
 from collections.abc import Generator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from llmctl.engine.batching.forward import IDLE_CHUNK, Forward, Work
 from llmctl.engine.batching.kv import KVCache, KVPool, common_prefix
-from llmctl.types import Score
+from llmctl.engine.batching.logprobs import TokenTexts, token_logprobs
+from llmctl.types import Score, TokenLogprob
 
 Pair = tuple[list[int], int]
 """Token ids of a context with its continuation, and how many of them are the continuation."""
 
 
+class Describe(Protocol):
+    """Says more of the tokens of a continuation than what they add up to."""
+
+    def __call__(self, logits: Tensor, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:
+        """Describe `targets` under `logits` (targets, vocab)."""
+
+
+def describe_nothing(logits: Tensor, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:  # noqa: ARG001
+    """Be a `Describe` for those who want sums alone."""
+    return ()
+
+
+def describe_tokens(texts: TokenTexts, top: int) -> Describe:
+    """Return what describes each token, with the `top` likeliest in its place."""
+
+    def describe(logits: Tensor, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:
+        described = token_logprobs(logits, targets, [top] * len(targets), texts)
+        return tuple(entry for entry in described if entry is not None)
+
+    return describe
+
+
 def score_steps(
-    forward: Forward, pool: KVPool, pairs: Sequence[Pair], adapter: str | None
+    forward: Forward,
+    pool: KVPool,
+    pairs: Sequence[Pair],
+    adapter: str | None,
+    describe: Describe = describe_nothing,
 ) -> Generator[None, None, tuple[Score, ...]]:
     """Score the continuations of one context; yields between forward passes.
 
@@ -31,27 +59,28 @@ def score_steps(
     if len(pairs) > 1 and sum(map(len, endings)) > IDLE_CHUNK:
         scores: list[Score] = []
         for pair in pairs:
-            scores += yield from score_steps(forward, pool, [pair], adapter)
+            scores += yield from score_steps(forward, pool, [pair], adapter, describe)
         return tuple(scores)
-    cache = yield from _opened(
+    cache = yield from opened(
         pool, pairs[0][0][: trunk + 1], adapter, trunk + sum(map(len, endings))
     )
     try:
         if len(pairs) == 1:
-            return ((yield from _score_one(forward, cache, pairs[0])),)
+            return ((yield from _score_one(forward, cache, pairs[0], describe)),)
         while trunk - cache.length > IDLE_CHUNK:
             ids = pairs[0][0][cache.length : cache.length + IDLE_CHUNK]
             forward.run([Work(cache, ids, ())])
             yield
         shared = pairs[0][0][cache.length : trunk]
-        return _score_branches(forward, cache, shared, pairs, endings)
+        return _score_branches(forward, cache, shared, pairs, endings, describe)
     finally:
         pool.release(cache)
 
 
-def _opened(
+def opened(
     pool: KVPool, ids: list[int], adapter: str | None, room: int
 ) -> Generator[None, None, KVCache]:
+    """Get a cache as `KVPool.open` does, waiting for room as long as anybody may make some."""
     while (cache := pool.open(ids, adapter, room)) is None:
         if not pool.active_count:
             raise MemoryError("the KV cache has no room for this text")
@@ -65,6 +94,7 @@ def _score_branches(
     shared: list[int],
     pairs: Sequence[Pair],
     endings: list[list[int]],
+    describe: Describe,
 ) -> tuple[Score, ...]:
     new = list(shared)
     wanted: list[int] = []
@@ -77,24 +107,29 @@ def _score_branches(
     scores = []
     for (ids, tail), part in zip(pairs, logits.split(tails), strict=True):
         logprob, greedy = picked(part, ids[-tail:])
-        scores.append(Score(logprob, tail, greedy))
+        scores.append(Score(logprob, tail, greedy, describe(part, ids[-tail:])))
     return tuple(scores)
 
 
-def _score_one(forward: Forward, cache: KVCache, pair: Pair) -> Generator[None, None, Score]:
+def _score_one(
+    forward: Forward, cache: KVCache, pair: Pair, describe: Describe
+) -> Generator[None, None, Score]:
     """Score a single continuation of any length, a chunk at a time."""
     ids, tail = pair
     first = len(ids) - 1 - tail  # the position whose logits predict the continuation's first token
-    parts = []
+    parts: list[tuple[float, bool]] = []
+    tokens: tuple[TokenLogprob, ...] = ()
     while cache.length < len(ids) - 1:
         start = cache.length
         new = ids[start : min(start + IDLE_CHUNK, len(ids) - 1)]
         wanted = tuple(i for i in range(len(new)) if start + i >= first)
         logits = forward.run([Work(cache, new, wanted)])
         if wanted:
-            parts.append(picked(logits, ids[start + wanted[0] + 1 : start + len(new) + 1]))
+            targets = ids[start + wanted[0] + 1 : start + len(new) + 1]
+            parts.append(picked(logits, targets))
+            tokens += describe(logits, targets)
         yield
-    return Score(sum(p for p, _ in parts), tail, all(greedy for _, greedy in parts))
+    return Score(sum(p for p, _ in parts), tail, all(greedy for _, greedy in parts), tokens)
 
 
 def picked(logits: Tensor, targets: Sequence[int]) -> tuple[float, bool]:

@@ -1,6 +1,6 @@
 """One choice on its way through the step loop: what is known, and what is still to compute."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmctl.engine.batching.kv import KVCache
 from llmctl.engine.batching.row import Row
@@ -26,9 +26,7 @@ class Job:
             return
         written = sum(len(row.output_ids) for row in self.rows)
         usage = Usage(len(self.prompt_ids), written, self.cached_tokens)
-        self.stream.put(
-            GenerationChunk(chunk.text, chunk.index, chunk.logprobs, chunk.finish_reason, usage)
-        )
+        self.stream.put(replace(chunk, usage=usage))
         self.stream.finish()
 
     @property

@@ -6,6 +6,7 @@ not depend on the way it was computed. Our hook takes the logits of each step, s
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 
 from llmctl.engine.batching.adapters import Adapter, HookedAdapters, StepRows
+from llmctl.engine.batching.embedding import unit
 from llmctl.engine.batching.logprobs import TokenTexts, token_logprobs
 from llmctl.engine.batching.sampler import sample
-from llmctl.engine.batching.scoring import Pair, picked
+from llmctl.engine.batching.scoring import Describe, Pair, describe_nothing, picked
 from llmctl.engine.batching.sequence import Sequence as RowSequence
 from llmctl.engine.failures import as_ours
-from llmctl.types import Score
+from llmctl.types import EngineState, Score
 
 _log = logging.getLogger(__name__)
 
@@ -36,12 +38,20 @@ class SerialExecutor:
         # would act on top of ours.
         model.generation_config = GenerationConfig()
         self._waiting: deque[RowSequence] = deque()
+        self._writing: _Hook | None = None
         self._rows = StepRows()
         self._adapters = HookedAdapters(model, self._rows)
 
     @property
     def busy(self) -> bool:
         return bool(self._waiting)
+
+    def state(self) -> EngineState:
+        """Count what runs and waits. Any thread may ask."""
+        writing, waiting = self._writing, len(self._waiting)
+        if writing is None:
+            return EngineState(True, 0.0, 0, waiting, max_rows=1)
+        return EngineState(True, time.monotonic() - writing.last_token, 1, waiting, max_rows=1)
 
     def add(self, sequence: RowSequence) -> None:
         """Put a sequence in line."""
@@ -58,13 +68,15 @@ class SerialExecutor:
             _log.exception("request %s failed", stream.request_id)
             stream.fail(as_ours(error))
             stream.cancel()
+        finally:
+            self._writing = None
         if stream.cancelled:
             stream.finish()
 
     def _write(self, sequence: RowSequence) -> None:
         row = sequence.row
         self._rows.all_under(sequence.adapter)
-        hook = _Hook(sequence, self._texts)
+        self._writing = hook = _Hook(sequence, self._texts)
         prompt = torch.tensor([row.prompt_ids], device=self._model.device)
         with torch.inference_mode():
             self._model.generate(
@@ -79,7 +91,7 @@ class SerialExecutor:
             )
 
     def score(
-        self, pairs: Sequence[Pair], adapter: str | None
+        self, pairs: Sequence[Pair], adapter: str | None, describe: Describe = describe_nothing
     ) -> Generator[None, None, tuple[Score, ...]]:
         """Score the continuations of one context, a forward pass each."""
         scores = []
@@ -88,10 +100,24 @@ class SerialExecutor:
             with torch.inference_mode():
                 inputs = torch.tensor([ids[:-1]], device=self._model.device)
                 output = self._model(input_ids=inputs, logits_to_keep=tail, use_cache=False)
-                logprob, greedy = picked(output.logits[0, -tail:], ids[-tail:])
-            scores.append(Score(logprob, tail, greedy))
+                logits = output.logits[0, -tail:]
+                logprob, greedy = picked(logits, ids[-tail:])
+                tokens = describe(logits, ids[-tail:])
+            scores.append(Score(logprob, tail, greedy, tokens))
             yield
         return tuple(scores)
+
+    def embed(
+        self, ids: Sequence[int], adapter: str | None
+    ) -> Generator[None, None, tuple[float, ...]]:
+        """Embed a text in one forward pass."""
+        self._rows.all_under(adapter)
+        with torch.inference_mode():
+            inputs = torch.tensor([list(ids)], device=self._model.device)
+            output = self._model.base_model(input_ids=inputs, use_cache=False)
+            total = output.last_hidden_state[0].float().sum(0).cpu()
+        yield
+        return unit(total)
 
     def put_adapter(self, key: str, adapter: Adapter) -> None:
         """Hold an adapter, for sequences that name its key."""
@@ -116,9 +142,11 @@ class _Hook:
     def __init__(self, sequence: RowSequence, texts: TokenTexts) -> None:
         self._sequence = sequence
         self._texts = texts
+        self.last_token = time.monotonic()
 
     def choose(self, _ids: Tensor, scores: Tensor) -> Tensor:
         """Sample from `scores` (1, vocab); return scores that admit the sampled token alone."""
+        self.last_token = time.monotonic()
         sampler = self._sequence.sampler
         chosen = sample(scores, [sampler])
         entry = token_logprobs(scores, chosen, [sampler.logprobs], self._texts)[0]

@@ -32,9 +32,17 @@ class ThreadedForward:
 
     def run(self, work: Sequence[Work]) -> Tensor:
         """Compute one step; see `Forward.run`."""
+        self._suit(work)
+        return self._forward.run(work)
+
+    def states(self, work: Sequence[Work]) -> Tensor:
+        """Compute one step up to the head; see `Forward.states`."""
+        self._suit(work)
+        return self._forward.states(work)
+
+    def _suit(self, work: Sequence[Work]) -> None:
         small = sum(len(item.token_ids) for item in work) <= _SMALL_STEP
         torch.set_num_threads(self._decode_threads if small else self._all_threads)
-        return self._forward.run(work)
 
     def put_adapter(self, key: str, adapter: Adapter) -> None:
         """Hold an adapter; see `Forward.put_adapter`."""

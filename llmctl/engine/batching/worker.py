@@ -2,28 +2,31 @@
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from llmctl.engine.batching.adapters import Adapter
 from llmctl.engine.batching.executor import Executor
-from llmctl.engine.batching.scoring import Pair
+from llmctl.engine.batching.scoring import Describe, Pair, describe_nothing
 from llmctl.engine.batching.sequence import Sequence as RowSequence
 from llmctl.engine.failures import as_ours
-from llmctl.errors import EngineStoppedError
-from llmctl.types import Score
+from llmctl.errors import EngineFailedError, EngineStoppedError, LlmctlError
+from llmctl.types import EngineState, Score
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-class _Scoring(NamedTuple):
-    """A score request, advanced a forward pass at a time."""
+class _Reading(NamedTuple):
+    """Text that is read without a reply, to score or embed it, a forward pass at a time."""
 
-    steps: Generator[None, None, tuple[Score, ...]]
-    result: Future[tuple[Score, ...]]
+    steps: Generator[None, None, Any]
+    result: Future[Any]
     adapter: str | None
 
 
@@ -40,29 +43,48 @@ class Worker:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self._inbox: SimpleQueue[list[RowSequence] | _Scoring | _AdapterChange | None] = (
+        self._inbox: SimpleQueue[list[RowSequence] | _Reading | _AdapterChange | None] = (
             SimpleQueue()
         )
-        self._scorings: deque[_Scoring] = deque()
+        self._readings: deque[_Reading] = deque()
         self._changes: list[_AdapterChange] = []
-        self._thread = threading.Thread(target=self._run, name="llmctl-engine", daemon=True)
+        self._last_step = time.monotonic()
+        self._thread = threading.Thread(target=self._live, name="llmctl-engine", daemon=True)
         self._thread.start()
 
     def add(self, sequences: list[RowSequence]) -> None:
         """Put the choices of a request in line."""
         self._inbox.put(sequences)
 
-    def score(self, pairs: Sequence[Pair], adapter: str | None) -> Future[tuple[Score, ...]]:
+    def score(
+        self, pairs: Sequence[Pair], adapter: str | None, describe: Describe = describe_nothing
+    ) -> Future[tuple[Score, ...]]:
         """Score continuations between the steps of replies."""
-        scoring = _Scoring(self._executor.score(pairs, adapter), Future(), adapter)
-        self._inbox.put(scoring)
-        return scoring.result
+        return self._read(self._executor.score(pairs, adapter, describe), adapter)
+
+    def embed(self, ids: Sequence[int], adapter: str | None) -> Future[tuple[float, ...]]:
+        """Embed a text between the steps of replies."""
+        return self._read(self._executor.embed(ids, adapter), adapter)
+
+    def _read(self, steps: Generator[None, None, T], adapter: str | None) -> Future[T]:
+        reading = _Reading(steps, Future(), adapter)
+        self._inbox.put(reading)
+        return reading.result
 
     def change_adapter(self, key: str, adapter: Adapter | None) -> Future[None]:
         """Hold an adapter under a new key, or with `None` let it go once nobody needs it."""
         change = _AdapterChange(key, adapter, Future())
         self._inbox.put(change)
         return change.done
+
+    def state(self) -> EngineState:
+        """Say how the engine is doing. Any thread may ask."""
+        state = self._executor.state()
+        busy = state.running or state.waiting or self._readings
+        idle_s = time.monotonic() - self._last_step if busy else 0.0
+        # An executor whose step is a whole reply knows better.
+        idle_s = min(idle_s, state.idle_s or idle_s)
+        return replace(state, alive=self._thread.is_alive(), idle_s=idle_s)
 
     def stop(self) -> None:
         """End everything that is still in line with `EngineStoppedError`, and the thread.
@@ -72,13 +94,24 @@ class Worker:
         self._inbox.put(None)
         self._thread.join()
 
+    def _live(self) -> None:
+        """Run until `stop`, whatever happens: nobody may wait for an answer that never comes."""
+        while True:
+            try:
+                self._run()
+                return
+            except BaseException as error:
+                _log.critical("the engine thread broke down and begins anew", exc_info=error)
+                self._end_all(EngineFailedError(f"the engine broke down: {error}"))
+
     def _run(self) -> None:
         executor = self._executor
         while self._take_in():
+            self._last_step = time.monotonic()
             try:
                 if executor.busy:
                     executor.step()
-                if self._scorings:
+                if self._readings:
                     self._advance()
                 if self._changes:
                     self._make_changes()
@@ -86,12 +119,16 @@ class Worker:
                 # A bug of ours. Whoever was running learns of it; the thread lives for the next.
                 _log.exception("a step failed")
                 executor.fail_all(error)
-        stopped = EngineStoppedError("the engine was closed before the reply ended")
-        executor.fail_all(stopped)
-        for scoring in self._scorings:
-            scoring.result.set_exception(stopped)
+        self._end_all(EngineStoppedError("the engine was closed before the reply ended"))
+
+    def _end_all(self, error: LlmctlError) -> None:
+        self._executor.fail_all(error)
+        for reading in self._readings:
+            reading.result.set_exception(error)
         for change in self._changes:
-            change.done.set_exception(stopped)
+            change.done.set_exception(error)
+        self._readings.clear()
+        self._changes.clear()
 
     def _take_in(self) -> bool:
         """Take what has been asked since the last step, waiting if there is nothing else to do.
@@ -100,15 +137,15 @@ class Worker:
             Whether to go on.
         """
         while True:
-            idle = not (self._executor.busy or self._scorings or self._changes)
+            idle = not (self._executor.busy or self._readings or self._changes)
             try:
                 item = self._inbox.get(block=idle)
             except Empty:
                 return True
             if item is None:
                 return False
-            if isinstance(item, _Scoring):
-                self._scorings.append(item)
+            if isinstance(item, _Reading):
+                self._readings.append(item)
             elif isinstance(item, _AdapterChange):
                 self._changes.append(item)
             else:
@@ -116,7 +153,7 @@ class Worker:
                     self._executor.add(sequence)
 
     def _advance(self) -> None:
-        steps, result, _ = self._scorings[0]
+        steps, result, _ = self._readings[0]
         try:
             next(steps)
             return
@@ -124,11 +161,11 @@ class Worker:
             result.set_result(end.value)
         except Exception as error:
             result.set_exception(as_ours(error))
-        self._scorings.popleft()
+        self._readings.popleft()
 
     def _make_changes(self) -> None:
-        scored = {scoring.adapter for scoring in self._scorings}
-        self._changes = [c for c in self._changes if c.key in scored or not self._made(c)]
+        read = {reading.adapter for reading in self._readings}
+        self._changes = [c for c in self._changes if c.key in read or not self._made(c)]
 
     def _made(self, change: _AdapterChange) -> bool:
         """Make a change, if it can be made now; return whether it was answered."""

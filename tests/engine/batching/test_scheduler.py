@@ -77,6 +77,9 @@ class FakeForward:
             raise MemoryError("too many rows")
         return torch.cat(parts)
 
+    def states(self, work: Sequence[Work]) -> Tensor:
+        raise NotImplementedError
+
     def put_adapter(self, *_: Any) -> None: ...
 
     def drop_adapter(self, *_: Any) -> None: ...

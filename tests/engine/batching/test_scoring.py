@@ -35,10 +35,17 @@ class Counted:
     largest_step: int = 0
 
     def run(self, work: Sequence[Work]) -> Tensor:
+        self._count(work)
+        return self.inner.run(work)
+
+    def states(self, work: Sequence[Work]) -> Tensor:
+        self._count(work)
+        return self.inner.states(work)
+
+    def _count(self, work: Sequence[Work]) -> None:
         count = sum(len(item.token_ids) for item in work)
         self.computed += count
         self.largest_step = max(self.largest_step, count)
-        return self.inner.run(work)
 
     def put_adapter(self, *_: Any) -> None: ...
 

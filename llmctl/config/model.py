@@ -1,0 +1,3 @@
+"""Which model is meant where nobody names one."""
+
+DEFAULT_MODEL = "smollm2-135m"

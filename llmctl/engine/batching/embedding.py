@@ -1,0 +1,40 @@
+"""A text as one vector: the mean of what the model's head would see of its tokens."""
+
+from collections.abc import Generator, Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812  its name everywhere
+
+from llmctl.engine.batching.forward import IDLE_CHUNK, Forward, Work
+from llmctl.engine.batching.kv import KVPool
+from llmctl.engine.batching.scoring import opened
+
+
+def embed_steps(
+    forward: Forward, pool: KVPool, ids: Sequence[int], adapter: str | None
+) -> Generator[None, None, tuple[float, ...]]:
+    """Embed one text; yields between forward passes.
+
+    Returns:
+        The mean over its tokens, of unit length.
+
+    Raises:
+        MemoryError: the cache has no room even when nothing else runs.
+    """
+    cache = yield from opened(pool, list(ids), adapter, len(ids))
+    try:
+        # States of tokens are not kept, only their keys and values: what is held is no help.
+        cache.truncate(0)
+        total = torch.zeros(())
+        while cache.length < len(ids):
+            new = ids[cache.length : cache.length + IDLE_CHUNK]
+            total = total + forward.states([Work(cache, new, ())]).float().sum(0).cpu()
+            yield
+        return unit(total)
+    finally:
+        pool.release(cache)
+
+
+def unit(total: torch.Tensor) -> tuple[float, ...]:
+    """Return the direction of a vector (hidden,)."""
+    return tuple(F.normalize(total, dim=0).tolist())

@@ -1,0 +1,107 @@
+"""What do requests and replies of `/v1/completions` and the tokenizer routes look like?"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from llmctl.server.schemas import (
+    CompletionUsage,
+    SamplingFields,
+    StreamOptions,
+    Unsupported,
+    needs,
+)
+from llmctl.types import FinishReason
+
+MOST_PROMPTS = 64
+
+
+def _prompt_shape(value: object) -> str | None:
+    if isinstance(value, str):
+        return "text"
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else ""
+    return "texts" if isinstance(first, str) else "lists" if isinstance(first, list) else "tokens"
+
+
+_TokenId = Annotated[int, Field(ge=0)]
+_Tokens = Annotated[list[_TokenId], Field(min_length=1)]
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS), Tag("texts")]
+    | Annotated[_Tokens, Tag("tokens")]
+    | Annotated[list[_Tokens], Field(min_length=1, max_length=MOST_PROMPTS), Tag("lists")],
+    Discriminator(
+        _prompt_shape,
+        custom_error_type="string_or_array",
+        custom_error_message="neither string nor array",
+    ),
+]
+
+
+class CompletionRequest(SamplingFields):
+    model: str
+    prompt: Prompt
+    stream: bool | None = None
+    stream_options: Annotated[StreamOptions | None, needs("stream")] = None
+    max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    """16 where nothing is said, as OpenAI has it; 0 is for those who want only the echo."""
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: Unsupported = None
+    user: str | None = None
+
+
+class CompletionLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    """`null` for the first token of a prompt, which nothing predicts."""
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+    """Where each token begins, in characters of the choice's text."""
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class Completion(BaseModel):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    """Unix time in seconds."""
+    model: str
+    choices: list[CompletionChoice]
+    usage: CompletionUsage | None = None
+    system_fingerprint: None = None
+
+
+class TokenizeRequest(BaseModel):
+    model_config = {"strict": True, "extra": "forbid"}
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+    """The tokens that the tokenizer puts around raw text, such as a BOS."""
+
+
+class Tokens(BaseModel):
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class DetokenizeRequest(BaseModel):
+    model_config = {"strict": True, "extra": "forbid"}
+
+    model: str | None = None
+    tokens: list[_TokenId]
+
+
+class Text(BaseModel):
+    prompt: str

@@ -1,0 +1,261 @@
+"""How are raw prompts completed, echoed and scored? `/v1/completions`, on the engine's terms."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from llmctl.errors import RequestError
+from llmctl.server.completion_schemas import (
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+)
+from llmctl.server.convert import LEAST_LOGPROB, ReplyHead, sampling_params, usage
+from llmctl.server.record import RequestRecord
+from llmctl.server.serving import Serving
+from llmctl.server.sse import DONE, event_of
+from llmctl.types import (
+    Choice,
+    GenerationChunk,
+    GenerationRequest,
+    GenerationResult,
+    ScoreRequest,
+    TokenLogprob,
+    Usage,
+)
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's, which clients rely on; a raw prompt has no natural end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt as it stands before its completion."""
+
+    text: str
+    tokens: tuple[TokenLogprob | str, ...] = ()
+    """The first has nothing to be predicted from, so it is text alone."""
+
+
+def completion_requests(body: CompletionRequest, adapter: str | None) -> list[GenerationRequest]:
+    """Make a request of each prompt.
+
+    Raises:
+        RequestError: fields that do not go together.
+    """
+    if body.best_of not in (None, 1, body.n):
+        raise RequestError(
+            f"best_of is {body.best_of}; this server returns all it generates", param="best_of"
+        )
+    if body.max_tokens == 0 and not body.echo:
+        raise RequestError("max_tokens is 0, so nothing is asked for", param="max_tokens")
+    if body.stream and body.echo and body.logprobs is not None:
+        raise RequestError("'echo' with 'logprobs' cannot be streamed", param="echo")
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else max(body.max_tokens, 1)
+    sampling = sampling_params(body, max_new_tokens=max_tokens, logprobs=body.logprobs)
+    return [
+        GenerationRequest(prompt=prompt, sampling=sampling, adapter=adapter)
+        for prompt in _prompts(body)
+    ]
+
+
+def _prompts(body: CompletionRequest) -> list[str | tuple[int, ...]]:
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    first = prompt[0]
+    if isinstance(first, int):
+        return [tuple(i for i in prompt if isinstance(i, int))]
+    return [p if isinstance(p, str) else tuple(p) for p in prompt if not isinstance(p, int)]
+
+
+async def complete(
+    serving: Serving,
+    body: CompletionRequest,
+    requests: Sequence[GenerationRequest],
+    record: RequestRecord,
+    head: ReplyHead,
+) -> Completion:
+    """Answer all prompts in one piece, side by side."""
+    tasks = [asyncio.create_task(_one(serving, body, request, record)) for request in requests]
+    try:
+        replies = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    choices: list[CompletionChoice] = []
+    counted = Usage(0, 0)
+    for echo, result in replies:
+        counted = _sum(counted, result.usage)
+        for choice in result.choices:
+            choices.append(_choice(len(choices), choice, echo, body.logprobs))
+    record.usage = counted
+    return Completion(
+        id=head.id, created=head.created, model=head.model, choices=choices, usage=usage(counted)
+    )
+
+
+async def _one(
+    serving: Serving, body: CompletionRequest, request: GenerationRequest, record: RequestRecord
+) -> tuple[Echo, GenerationResult]:
+    echo = await _echo(serving, body, request) if body.echo else Echo("")
+    if body.max_tokens == 0:
+        ids = await asyncio.to_thread(serving.engine.tokenize, _given(request))
+        none = tuple(Choice("", "length") for _ in range(body.n or 1))
+        return echo, GenerationResult(none, Usage(len(ids), 0))
+    return echo, await serving.reply(request, record)
+
+
+def _given(request: GenerationRequest) -> str | tuple[int, ...]:
+    assert request.prompt is not None
+    return request.prompt
+
+
+async def _echo(serving: Serving, body: CompletionRequest, request: GenerationRequest) -> Echo:
+    """Write the prompt out; with logprobs, as the model would have expected it."""
+    engine, prompt = serving.engine, _given(request)
+    ids = tuple(await asyncio.to_thread(engine.tokenize, prompt))
+    text = prompt if isinstance(prompt, str) else await asyncio.to_thread(engine.detokenize, ids)
+    if body.logprobs is None:
+        return Echo(text)
+    first = await asyncio.to_thread(engine.detokenize, ids[:1])
+    if len(ids) < 2:
+        return Echo(text, (first,))
+    asked = ScoreRequest(ids[:1], (ids[1:],), adapter=request.adapter, logprobs=body.logprobs)
+    ((score,),) = await asyncio.to_thread(engine.score, [asked])
+    return Echo(text, (first, *score.tokens))
+
+
+def _sum(a: Usage, b: Usage) -> Usage:
+    return Usage(
+        a.prompt_tokens + b.prompt_tokens,
+        a.completion_tokens + b.completion_tokens,
+        a.cached_tokens + b.cached_tokens,
+    )
+
+
+def _choice(index: int, choice: Choice, echo: Echo, logprobs: int | None) -> CompletionChoice:
+    described = None
+    if logprobs is not None:
+        described = _logprobs((*echo.tokens, *choice.logprobs), 0, logprobs)
+    return CompletionChoice(
+        index=index,
+        text=echo.text + choice.text,
+        logprobs=described,
+        finish_reason=choice.finish_reason,
+    )
+
+
+def _logprobs(tokens: Sequence[TokenLogprob | str], offset: int, most: int) -> CompletionLogprobs:
+    """Describe tokens whose first begins at character `offset` of the text."""
+    described = CompletionLogprobs(
+        tokens=[], token_logprobs=[], top_logprobs=[] if most else None, text_offset=[]
+    )
+    for token in tokens:
+        text = token if isinstance(token, str) else token.chosen.token
+        described.tokens.append(text)
+        described.text_offset.append(offset)
+        offset += len(text)
+        described.token_logprobs.append(
+            None if isinstance(token, str) else max(token.chosen.logprob, LEAST_LOGPROB)
+        )
+        if described.top_logprobs is not None:
+            described.top_logprobs.append(
+                None
+                if isinstance(token, str)
+                else {top.token: max(top.logprob, LEAST_LOGPROB) for top in token.top}
+            )
+    return described
+
+
+async def completion_events(
+    serving: Serving,
+    body: CompletionRequest,
+    requests: Sequence[GenerationRequest],
+    record: RequestRecord,
+    head: ReplyHead,
+) -> AsyncGenerator[bytes, None]:
+    """Write the replies to all prompts as one stream of `text_completion` events."""
+    include_usage = body.stream_options is not None and body.stream_options.include_usage is True
+    exclude = None if include_usage else {"usage"}
+
+    def event(*choices: CompletionChoice, counted: Usage | None = None) -> bytes:
+        completion = Completion(
+            id=head.id,
+            created=head.created,
+            model=head.model,
+            choices=list(choices),
+            usage=None if counted is None else usage(counted),
+        )
+        return event_of(completion.model_dump_json(exclude=exclude))
+
+    if body.echo:
+        echoes = [await _echo(serving, body, request) for request in requests]
+        for number, echo in enumerate(echoes):
+            for index in range(body.n or 1):
+                yield event(CompletionChoice(index=number * (body.n or 1) + index, text=echo.text))
+        offsets = [len(echo.text) for echo in echoes]
+    else:
+        offsets = [0] * len(requests)
+    counted = Usage(0, 0)
+    written = dict[int, int]()
+    async with aclosing(_merged(serving, requests, record, body.n or 1)) as chunks:
+        async for chunk in chunks:
+            offset = written.get(chunk.index, offsets[chunk.index // (body.n or 1)])
+            written[chunk.index] = offset + len(chunk.text)
+            described = None
+            if body.logprobs is not None and chunk.logprobs:
+                described = _logprobs(chunk.logprobs, offset, body.logprobs)
+            if chunk.usage is not None:
+                counted = _sum(counted, chunk.usage)
+            yield event(
+                CompletionChoice(
+                    index=chunk.index,
+                    text=chunk.text,
+                    logprobs=described,
+                    finish_reason=chunk.finish_reason,
+                )
+            )
+    record.usage = counted
+    if include_usage:
+        yield event(counted=counted)
+    yield DONE
+
+
+async def _merged(
+    serving: Serving, requests: Sequence[GenerationRequest], record: RequestRecord, choices: int
+) -> AsyncGenerator[GenerationChunk, None]:
+    """Yield the chunks of several requests as they come, their choices numbered through."""
+    if len(requests) == 1:
+        async with aclosing(serving.chunks(requests[0], record)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+        return
+    arrived: asyncio.Queue[GenerationChunk | Exception | None] = asyncio.Queue()
+
+    async def read(number: int, request: GenerationRequest) -> None:
+        try:
+            async with aclosing(serving.chunks(request, record)) as chunks:
+                async for chunk in chunks:
+                    arrived.put_nowait(replace(chunk, index=number * choices + chunk.index))
+            arrived.put_nowait(None)
+        except Exception as error:
+            arrived.put_nowait(error)
+
+    tasks = [asyncio.create_task(read(i, request)) for i, request in enumerate(requests)]
+    try:
+        left = len(tasks)
+        while left:
+            item = await arrived.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,96 @@
+"""What is served here, under which names, and how much of it at once?"""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from llmctl.config import ServeOptions
+from llmctl.engine.base import BaseEngine
+from llmctl.engine.stream import Fold
+from llmctl.errors import EngineBusyError, ModelNotFoundError
+from llmctl.server.handoff import chunks_of
+from llmctl.server.record import RequestRecord
+from llmctl.server.schemas import Model
+from llmctl.types import GenerationChunk, GenerationRequest, GenerationResult
+
+
+class Serving:
+    """One engine behind a server. Used in the event loop alone."""
+
+    def __init__(self, engine: BaseEngine, options: ServeOptions) -> None:
+        self.engine = engine
+        self.options = options
+        self._started = int(time.time())
+        self._in_flight = 0
+
+    def models(self) -> dict[str, str | None]:
+        """Return every name a request may use, and the adapter it stands for."""
+        bases = (self.engine.info().model_id, *self.options.served_names)
+        names: dict[str, str | None] = dict.fromkeys(bases)
+        for adapter in self.engine.adapters:
+            names |= {f"{base}:{adapter}": adapter for base in bases}
+        return names
+
+    def adapter_of(self, name: str) -> str | None:
+        """Return the adapter that a model's name stands for, `None` for the model itself.
+
+        Raises:
+            ModelNotFoundError: nothing of that name is served here.
+        """
+        served = self.models()
+        if name not in served:
+            raise ModelNotFoundError(
+                f"The model `{name}` does not exist or you do not have access to it.",
+                hint=f"served here: {', '.join(served)}",
+            )
+        return served[name]
+
+    def describe(self, name: str) -> Model:
+        """Describe a served model, as `adapter_of` finds it."""
+        self.adapter_of(name)
+        return Model(id=name, created=self._started)
+
+    async def chunks(
+        self, request: GenerationRequest, record: RequestRecord
+    ) -> AsyncGenerator[GenerationChunk, None]:
+        """Answer a request, noting in its record how that went; see `chunks_of`.
+
+        Raises:
+            EngineBusyError: as many wait as may.
+        """
+        limit = self.engine.state().max_rows + self.options.max_queue
+        if self._in_flight >= limit:
+            raise EngineBusyError(
+                f"{self._in_flight} requests are being answered or wait already; try again soon"
+            )
+        self._in_flight += 1
+        pieces: list[str] | None = None
+        if self.options.log_content:
+            record.prompt, pieces = _content(request), []
+        chunks = chunks_of(self.engine, request, self.options.request_timeout_s)
+        try:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    record.piece()
+                    record.usage = chunk.usage
+                    if pieces is not None:
+                        pieces.append(chunk.text)
+                    yield chunk
+        finally:
+            self._in_flight -= 1
+            if pieces is not None:
+                record.answer = "".join(pieces)
+
+    async def reply(self, request: GenerationRequest, record: RequestRecord) -> GenerationResult:
+        """Answer a request in one piece; see `chunks`."""
+        folded = Fold()
+        async with aclosing(self.chunks(request, record)) as chunks:
+            async for chunk in chunks:
+                folded.add(chunk)
+        return folded.result()
+
+
+def _content(request: GenerationRequest) -> object:
+    if request.prompt is not None:
+        return request.prompt
+    return [{"role": m.role, "content": m.content} for m in request.messages]

@@ -1,0 +1,166 @@
+"""Answer, reasoning and calls are told apart, however the text comes in pieces."""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmctl.engine.hf_runner import HFRunner
+from llmctl.engine.reply import ForcedCalls, MarkedReply, forced_schema, response_template
+from llmctl.errors import UnsupportedError
+from llmctl.types import (
+    GenerationChunk,
+    GenerationRequest,
+    Message,
+    ModelSpec,
+    SamplingParams,
+    Tool,
+)
+from tests.tiny import CHATML, save_tiny_model
+
+QWEN_LIKE = response_template(None, "... <think> ... <tool_call> ...")
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "ü"}}\n</tool_call>'
+ADD = Tool("add", "adds", {"type": "object", "properties": {"a": {"type": "integer"}}})
+
+
+def pieces(text: str, cuts: Sequence[int]) -> list[str]:
+    at = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    return [text[a:b] for a, b in pairwise(at)]
+
+
+def read(text: str, cuts: Sequence[int] = (), begun: str = "") -> tuple[str, str, list[Any]]:
+    """Return answer, reasoning and calls of a reply that comes in pieces."""
+    reader = MarkedReply(QWEN_LIKE, [], begun)
+    parts = [part for piece in pieces(text, cuts) for part in reader.feed(piece)]
+    parts += reader.end()
+    calls = [(p.call.name, json.loads(p.call.arguments)) for p in parts if p.call is not None]
+    return "".join(p.text for p in parts), "".join(p.reasoning for p in parts), calls
+
+
+cuts = st.lists(st.integers(0, 160), max_size=12)
+
+
+@given(cuts)
+def test_the_parts_are_the_same_however_the_reply_is_cut(cuts: list[int]) -> None:
+    text = f"<think>\nHm, a sum.\n\nYes.\n</think>\n\nI add.\n\n{CALL}\n{CALL}"
+    call = ("add", {"a": 1, "b": "ü"})
+    assert read(text, cuts) == ("I add.", "Hm, a sum.\n\nYes.", [call, call])
+
+
+@given(st.text(alphabet="ab <>/\n{}", max_size=40), cuts)
+def test_text_without_marks_is_all_answer(text: str, cuts: list[int]) -> None:
+    assert read(text, cuts) == (text, "", [])
+
+
+def test_reasoning_that_the_prompt_has_opened_is_reasoning() -> None:
+    assert read("So so.\n</think>\n\nYes.", begun="<think>\n") == ("Yes.", "So so.", [])
+
+
+def test_reasoning_that_never_ends_is_no_answer() -> None:
+    assert read("<think>\nendless") == ("", "endless", [])
+
+
+@pytest.mark.parametrize("broken", ['{"name": "add", "argum', "[1, 2]", "add(1, 2)", '{"x": 1}'])
+def test_a_call_that_is_none_is_shown_and_ends_nothing(broken: str) -> None:
+    answer, _, calls = read(f"<tool_call>{broken}</tool_call> and so on")
+    assert calls == []
+    assert broken.rstrip() in answer or '"x": 1' in answer
+    assert answer.endswith("and so on")
+
+
+def test_a_model_without_marks_needs_no_reader() -> None:
+    assert response_template(None, CHATML) is None
+    assert response_template(None, None) is None
+
+
+def forced(text: str, cuts: list[int]) -> list[tuple[str, str]]:
+    reader = ForcedCalls()
+    parts = [part for piece in pieces(text, cuts) for part in reader.feed(piece)]
+    calls = [p.call for p in [*parts, *reader.end()]]
+    return [(call.name, call.arguments) for call in calls if call is not None]
+
+
+@given(cuts)
+def test_forced_calls_are_read_however_they_are_cut(cuts: list[int]) -> None:
+    text = '[{"name": "a", "arguments": {"x": "}]\\""}}, {"name":"b","arguments":{}}]'
+    assert forced(text, cuts) == [("a", '{"x": "}]\\""}'), ("b", "{}")]
+
+
+def test_a_forced_call_that_was_cut_off_shows_how_far_it_came() -> None:
+    assert forced('{"name": "a", "arguments": {"x": "lon', [3]) == [("a", '{"x": "lon')]
+    assert forced('{"name": "a", "argu', []) == []
+
+
+def test_definitions_of_each_tool_stay_its_own() -> None:
+    def tool(name: str, kind: str) -> Tool:
+        inner = {"$defs": {"In": {"type": kind}}, "properties": {"v": {"$ref": "#/$defs/In"}}}
+        return Tool(name, "", {"type": "object", "required": ["v"], **inner})
+
+    schema = forced_schema([tool("a", "integer"), tool("b", "string")], parallel=True)
+    good = [{"name": "a", "arguments": {"v": 1}}, {"name": "b", "arguments": {"v": "x"}}]
+    jsonschema.validate(good, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate([{"name": "a", "arguments": {"v": "x"}}], schema)
+
+
+TOOLS_TEMPLATE = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML
+
+
+@pytest.mark.parametrize("template", [CHATML, TOOLS_TEMPLATE])
+@pytest.mark.parametrize("parallel", [True, False])
+def test_any_model_calls_a_tool_that_it_must_call(
+    template: str, parallel: bool, tmp_path: Path
+) -> None:
+    folder = save_tiny_model(
+        tmp_path / "model", chat_template=template, max_position_embeddings=1024
+    )
+    enum = {"type": "string", "enum": ["red", "blue"]}
+    paint = Tool("paint", "", {"type": "object", "properties": {"c": enum}, "required": ["c"]})
+    request = GenerationRequest(
+        (Message("user", "?"),),
+        tools=(ADD, paint),
+        forced_tools=("paint",),
+        parallel_tool_calls=parallel,
+        sampling=SamplingParams(seed=1, temperature=1.0),
+    )
+    with HFRunner(ModelSpec(str(folder), device="cpu")) as engine:
+        engine.load()
+        (choice,) = engine.generate(request).choices
+        assert choice.finish_reason == "tool_calls"
+        assert choice.text == ""
+        assert {call.name for call in choice.tool_calls} == {"paint"}
+        assert all(json.loads(c.arguments)["c"] in ("red", "blue") for c in choice.tool_calls)
+        assert len({call.id for call in choice.tool_calls}) == len(choice.tool_calls)
+        if not parallel:
+            assert len(choice.tool_calls) == 1
+
+
+def test_a_model_that_knows_no_tools_is_not_left_to_choose_one(tiny: HFRunner) -> None:
+    request = GenerationRequest((Message("user", "?"),), tools=(ADD,))
+    with pytest.raises(UnsupportedError, match="has no tools") as caught:
+        tiny.submit(request)
+    assert caught.value.param == "tools"
+    assert "required" in caught.value.hint
+
+
+def test_chunks_of_a_reply_join_to_its_parts(tmp_path: Path) -> None:
+    """A random model says anything but marks; what it says must come through them unchanged."""
+    source = CHATML + "{# <think> <tool_call> #}"
+    folder = save_tiny_model(tmp_path / "model", chat_template=source)
+    sampling = SamplingParams(temperature=0, max_new_tokens=40, ignore_eos=True, logprobs=0)
+    request = GenerationRequest((Message("user", "hi"),), sampling=sampling)
+    with HFRunner(ModelSpec(str(folder), device="cpu", dtype="float32")) as engine:
+        engine.load()
+        with engine.submit(request) as stream:
+            chunks: list[GenerationChunk] = list(stream)
+        ids = engine._ready.template.encode(request.messages)
+        raw = engine.generate(GenerationRequest(prompt=tuple(ids), sampling=sampling))
+    assert "".join(chunk.text for chunk in chunks) == raw.choices[0].text
+    tokens = [entry.chosen.token_id for chunk in chunks for entry in chunk.logprobs]
+    assert tokens == [entry.chosen.token_id for entry in raw.choices[0].logprobs]

@@ -1,0 +1,168 @@
+"""Raw prompts: completed, echoed and scored as OpenAI's completions are, on a real tiny model."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from llmctl.engine.hf_runner import HFRunner
+from llmctl.types import ScoreRequest
+from tests.fakes import FakeEngine
+from tests.server.servers import error_of, request, running
+
+URL = "/v1/completions"
+
+
+@pytest.fixture(scope="module")
+def url(tiny: HFRunner) -> Iterator[str]:
+    sock_engine = _Lent(tiny)
+    with running(sock_engine) as url:
+        yield url
+
+
+class _Lent(HFRunner):
+    """The shared engine, which the server must not close."""
+
+    def __init__(self, engine: HFRunner) -> None:
+        self.__dict__ = engine.__dict__
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def model(tiny: HFRunner) -> str:
+    return tiny.info().model_id
+
+
+def test_a_prompt_is_completed_with_sixteen_tokens_by_default(
+    client: openai.OpenAI, model: str
+) -> None:
+    reply = client.completions.create(
+        model=model, prompt="ab", temperature=0, extra_body={"ignore_eos": True}
+    )
+    assert reply.object == "text_completion"
+    assert reply.usage is not None
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (2, 16)
+    assert reply.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("prompt", ["ab", ["ab"], [65, 66], [[65, 66]]])
+def test_every_form_of_a_prompt_is_understood(
+    prompt: Any, client: openai.OpenAI, model: str
+) -> None:
+    reply = client.completions.create(model=model, prompt=prompt, max_tokens=2, temperature=0)
+    assert reply.usage is not None
+    assert reply.usage.prompt_tokens == 2
+
+
+def test_choices_of_several_prompts_are_numbered_through(client: openai.OpenAI, model: str) -> None:
+    options: dict[str, Any] = {"max_tokens": 5, "temperature": 0, "echo": True, "n": 2}
+    prompts = ["one", "two words", "three"]
+    whole = client.completions.create(model=model, prompt=prompts, **options)
+    assert [c.index for c in whole.choices] == list(range(6))
+    for number, prompt in enumerate(prompts):
+        for choice in whole.choices[2 * number : 2 * number + 2]:
+            assert choice.text.startswith(prompt)
+    texts = dict.fromkeys(range(6), "")
+    stream = client.completions.create(
+        model=model, prompt=prompts, stream=True, stream_options={"include_usage": True}, **options
+    )
+    usage = None
+    for event in stream:
+        usage = event.usage or usage
+        for choice in event.choices:
+            texts[choice.index] += choice.text
+    assert list(texts.values()) == [c.text for c in whole.choices]
+    assert usage is not None
+    assert whole.usage is not None
+    assert usage.total_tokens == whole.usage.total_tokens
+
+
+def test_an_echo_alone_tells_how_likely_each_token_of_the_prompt_was(
+    client: openai.OpenAI, model: str, tiny: HFRunner
+) -> None:
+    """What exams by log-likelihood over HTTP rest on."""
+    text = "hello ü"
+    reply = client.completions.create(model=model, prompt=text, max_tokens=0, echo=True, logprobs=2)
+    (choice,) = reply.choices
+    assert choice.text == text
+    logprobs = choice.logprobs
+    assert logprobs is not None
+    assert logprobs.tokens is not None
+    assert logprobs.token_logprobs is not None
+    assert logprobs.top_logprobs is not None
+    assert logprobs.token_logprobs[0] is None
+    ids = tuple(tiny.tokenize(text))
+    ((score,),) = tiny.score([ScoreRequest(ids[:1], (ids[1:],))])
+    assert sum(logprobs.token_logprobs[1:]) == pytest.approx(score.logprob, abs=1e-4)
+    assert len(logprobs.tokens) == len(ids)
+    assert len(logprobs.top_logprobs[1]) == 2
+    assert max(logprobs.top_logprobs[1].values()) >= logprobs.token_logprobs[1]
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens == 0
+
+
+def test_logprobs_of_a_stream_are_those_of_the_whole(client: openai.OpenAI, model: str) -> None:
+    options: dict[str, Any] = {"prompt": "ab", "max_tokens": 6, "temperature": 0, "logprobs": 1}
+    whole = client.completions.create(model=model, **options).choices[0].logprobs
+    assert whole is not None
+    parts = [
+        event.choices[0].logprobs
+        for event in client.completions.create(model=model, stream=True, **options)
+    ]
+    joined = [token for part in parts if part is not None for token in part.tokens or ()]
+    offsets = [offset for part in parts if part is not None for offset in part.text_offset or ()]
+    assert joined == whole.tokens
+    assert offsets == whole.text_offset
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"prompt": 5}, "invalid_type", "prompt"),
+        ({"prompt": []}, "empty_array", "prompt"),
+        ({"prompt": [-1]}, "integer_below_min_value", "prompt[0]"),
+        ({"prompt": "x", "suffix": "y"}, "unsupported_parameter", "suffix"),
+        ({"prompt": "x", "best_of": 3}, "invalid_value", "best_of"),
+        ({"prompt": "x", "max_tokens": 0}, "invalid_value", "max_tokens"),
+        ({"prompt": "x", "logprobs": 6}, "integer_above_max_value", "logprobs"),
+        ({"prompt": "x", "messages": []}, None, None),
+        ({}, "missing_required_parameter", "prompt"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(
+    fields: dict[str, Any], code: str | None, param: str | None
+) -> None:
+    reply = request(FakeEngine(), "POST", URL, json={"model": "fake-model"} | fields)
+    assert reply.status_code == 400
+    assert (error_of(reply)["code"], error_of(reply)["param"]) == (code, param)
+
+
+def test_a_prompt_that_is_refused_ends_all_of_its_request(url: str, model: str) -> None:
+    body = {"model": model, "prompt": ["ok", "x" * 5000], "max_tokens": 2}
+    for stream in (False, True):
+        reply = httpx.post(url + URL, json=body | {"stream": stream})
+        assert reply.status_code == 400
+        assert error_of(reply)["code"] == "context_length_exceeded"
+
+
+def test_text_is_cut_into_tokens_and_joined_again(url: str, model: str) -> None:
+    text = "naïve 你好 <|im_end|>"
+    cut = httpx.post(url + "/tokenize", json={"model": model, "prompt": text}).json()
+    assert cut["count"] == len(cut["tokens"])
+    assert cut["max_model_len"] == 256
+    joined = httpx.post(url + "/detokenize", json={"tokens": cut["tokens"]}).json()
+    assert json.loads(json.dumps(joined)) == {"prompt": text}
+    unknown = httpx.post(url + "/detokenize", json={"tokens": [10**6]})
+    assert unknown.status_code == 400
+    assert error_of(unknown)["param"] == "tokens"

@@ -1,0 +1,82 @@
+"""What the server tells of its requests, to Prometheus and in its log, and what it keeps quiet."""
+
+import json
+from typing import Any
+
+import pytest
+
+from llmctl.errors import EngineFailedError
+from tests.fakes import FakeEngine
+from tests.server.servers import CHAT, chat_body, request
+
+
+def logged(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_is_a_line_without_what_was_said(
+    stream: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = chat_body(stream=stream, messages=[{"role": "user", "content": "a secret"}])
+    reply = request(FakeEngine(), "POST", CHAT, json=body, log_requests=True)
+    (line,) = logged(capsys)
+    assert line["request_id"] == reply.headers["x-request-id"]
+    assert (line["method"], line["path"], line["status"]) == ("POST", CHAT, 200)
+    assert (line["model"], line["stream"]) == ("fake-model", stream)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (7, 2)
+    assert line["first_token_ms"] <= line["ms"]
+    assert "secret" not in json.dumps(line)
+    assert not {"prompt", "answer"} & line.keys()
+
+
+def test_content_is_logged_where_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    request(FakeEngine(), "POST", CHAT, json=chat_body(), log_requests=True, log_content=True)
+    (line,) = logged(capsys)
+    assert line["prompt"] == [{"role": "user", "content": "hi"}]
+    assert line["answer"] == "Hello"
+
+
+def test_failures_are_logged_with_their_code(capsys: pytest.CaptureFixture[str]) -> None:
+    body = chat_body(model="nobody")
+    request(FakeEngine(), "POST", CHAT, json=body, log_requests=True)
+    failing = FakeEngine(fail=EngineFailedError("broken"))
+    request(failing, "POST", CHAT, json=chat_body(stream=True), log_requests=True)
+    unknown, broken = logged(capsys)
+    assert (unknown["status"], unknown["error"]) == (404, "model_not_found")
+    assert (broken["status"], broken["error"]) == (200, "server_error")
+
+
+def test_a_watching_machine_leaves_no_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    for path in ("/health", "/ready", "/metrics"):
+        assert request(FakeEngine(), "GET", path, log_requests=True).status_code == 200
+    assert logged(capsys) == []
+
+
+def test_prometheus_sees_requests_tokens_and_the_engine() -> None:
+    import asyncio
+
+    import httpx
+
+    from llmctl.server.app import create_app
+
+    async def ask() -> str:
+        transport = httpx.ASGITransport(create_app(FakeEngine()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await client.post(CHAT, json=chat_body())
+            await client.post(CHAT, json=chat_body(stream=True))
+            await client.post(CHAT, json=chat_body(model="nobody"))
+            await client.get("/a/path/that/only/this/client/knows")
+            return (await client.get("/metrics")).text
+
+    lines = asyncio.run(ask()).splitlines()
+    assert f'llmctl_requests_total{{route="{CHAT}",status="200"}} 2.0' in lines
+    assert f'llmctl_requests_total{{route="{CHAT}",status="404"}} 1.0' in lines
+    assert 'llmctl_requests_total{route="",status="404"} 1.0' in lines
+    assert 'llmctl_errors_total{code="model_not_found"} 1.0' in lines
+    assert "llmctl_prompt_tokens_total 14.0" in lines
+    assert "llmctl_completion_tokens_total 4.0" in lines
+    assert "llmctl_time_to_first_token_seconds_count 2.0" in lines
+    assert "llmctl_inter_token_seconds_count 4.0" in lines
+    assert "llmctl_engine_up 1.0" in lines
+    assert "llmctl_batch_rows 0.0" in lines

@@ -1,0 +1,91 @@
+"""Nobody without a key, nobody with a wrong one, and no web page that was not invited."""
+
+import pytest
+
+from llmctl.config import ServeOptions
+from llmctl.errors import ConfigError
+from tests.fakes import FakeEngine
+from tests.server.servers import CHAT, chat_body, error_of, request
+
+KEYS = ("first-key", "second-key")
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/ready", "/openapi.json", "/nothing"])
+def test_every_route_but_health_asks_for_a_key(path: str) -> None:
+    refused = request(FakeEngine(), "GET", path, api_keys=KEYS)
+    assert refused.status_code == 401
+    assert error_of(refused)["code"] == "invalid_api_key"
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert refused.headers["x-request-id"]
+    assert request(FakeEngine(), "GET", "/health", api_keys=KEYS).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["Bearer first-key", "bearer second-key", "Bearer  first-key "])
+def test_any_of_the_keys_is_good(header: str) -> None:
+    headers = {"Authorization": header}
+    reply = request(FakeEngine(), "POST", CHAT, json=chat_body(), api_keys=KEYS, headers=headers)
+    assert reply.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", "Bearer", "Bearer ", "Basic first-key", "first-key", "Bearer first-ke", "Bearer é"],
+)
+def test_anything_else_is_not(header: str) -> None:
+    engine = FakeEngine()
+    headers = {"Authorization": header.encode()}
+    reply = request(engine, "POST", CHAT, json=chat_body(), api_keys=KEYS, headers=headers)
+    assert reply.status_code == 401
+    assert engine.requests == []
+    assert "first-key" not in reply.text
+
+
+def test_web_pages_of_other_origins_are_not_invited_by_default() -> None:
+    headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    for options in ({}, {"cors_origins": ("https://chat.example",)}):
+        reply = request(FakeEngine(), "OPTIONS", CHAT, headers=headers, **options)
+        assert "access-control-allow-origin" not in reply.headers
+
+
+def test_an_invited_origin_may_ask_before_it_has_shown_its_key() -> None:
+    origin = "https://chat.example"
+    headers = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    options = {"cors_origins": (origin,), "api_keys": KEYS}
+    preflight = request(FakeEngine(), "OPTIONS", CHAT, headers=headers, **options)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == origin
+    assert "access-control-allow-credentials" not in preflight.headers
+    refused = request(FakeEngine(), "GET", "/v1/models", headers={"Origin": origin}, **options)
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == origin
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "my-host"])
+def test_other_machines_are_not_served_without_a_key(host: str) -> None:
+    with pytest.raises(ConfigError, match="no API key"):
+        ServeOptions(host=host)
+    assert ServeOptions(host=host, insecure=True).host == host
+    assert ServeOptions(host=host, api_keys=("k",)).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_this_machine_is_served_without_a_key(host: str) -> None:
+    assert ServeOptions(host=host).api_keys == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"api_keys": ("",)},
+        {"api_keys": ("schlüssel",)},
+        {"cors_origins": ("*",)},
+        {"ssl_certfile": "cert.pem"},
+    ],
+)
+def test_options_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        ServeOptions(**wrong)  # type: ignore[arg-type]
