@@ -169,6 +169,15 @@ def serve(
             "model itself; may be repeated.",
         ),
     ] = None,
+    adapter_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter-dir",
+            exists=True,
+            file_okay=False,
+            help="Folder of adapters that clients may load by name while the server runs.",
+        ),
+    ] = None,
     chat_template: options.TemplateOpt = None,
     trust_remote_code: options.TrustOpt = False,
     allow_pickle: options.PickleOpt = False,
@@ -238,6 +247,7 @@ def serve(
         port=port,
         served_names=tuple(served_name or ()),
         adapters=named,
+        adapter_dir=None if adapter_dir is None else str(adapter_dir),
         drain_s=drain,
         api_keys=(*(api_key or ()), *_keys_in(api_key_file)),
         insecure=insecure,

@@ -20,6 +20,8 @@ class ServeOptions:
     """Model names besides the model's own id."""
     adapters: tuple[tuple[str, str], ...] = ()
     """Name and folder of LoRA adapters, each served as `model:name`."""
+    adapter_dir: str | None = None
+    """Folder of adapters that clients may load by name while the server runs."""
     drain_s: float = 30.0
     """Seconds that running replies may go on after the server is asked to end."""
 

@@ -40,6 +40,15 @@ Prompt = Annotated[
 ]
 
 
+def prompts_of(prompt: Prompt) -> list[str | tuple[int, ...]]:
+    """Return the prompts that any of its forms holds."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt[0], int):
+        return [tuple(i for i in prompt if isinstance(i, int))]
+    return [p if isinstance(p, str) else tuple(p) for p in prompt if not isinstance(p, int)]
+
+
 class CompletionRequest(SamplingFields):
     model: str
     prompt: Prompt

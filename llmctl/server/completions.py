@@ -11,6 +11,7 @@ from llmctl.server.completion_schemas import (
     CompletionChoice,
     CompletionLogprobs,
     CompletionRequest,
+    prompts_of,
 )
 from llmctl.server.convert import LEAST_LOGPROB, ReplyHead, sampling_params, usage
 from llmctl.server.record import RequestRecord
@@ -57,18 +58,8 @@ def completion_requests(body: CompletionRequest, adapter: str | None) -> list[Ge
     sampling = sampling_params(body, max_new_tokens=max_tokens, logprobs=body.logprobs)
     return [
         GenerationRequest(prompt=prompt, sampling=sampling, adapter=adapter)
-        for prompt in _prompts(body)
+        for prompt in prompts_of(body.prompt)
     ]
-
-
-def _prompts(body: CompletionRequest) -> list[str | tuple[int, ...]]:
-    prompt = body.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    first = prompt[0]
-    if isinstance(first, int):
-        return [tuple(i for i in prompt if isinstance(i, int))]
-    return [p if isinstance(p, str) else tuple(p) for p in prompt if not isinstance(p, int)]
 
 
 async def complete(

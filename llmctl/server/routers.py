@@ -5,10 +5,13 @@ import time
 from fastapi import APIRouter, Request, Response
 
 from llmctl.errors import EngineStoppedError
+from llmctl.server.adapter_routes import add_adapter_routes
 from llmctl.server.completion_routes import add_completion_routes
 from llmctl.server.convert import ReplyHead, chat_completion, generation_request
+from llmctl.server.embedding_routes import add_embedding_routes
 from llmctl.server.hangup import unless_gone
 from llmctl.server.metrics import CONTENT_TYPE_LATEST, Metrics
+from llmctl.server.overflow import DROPPED_HEADER, fitted
 from llmctl.server.record import RequestRecord
 from llmctl.server.schemas import (
     ChatCompletion,
@@ -41,11 +44,13 @@ def make_router(serving: Serving, metrics: Metrics) -> APIRouter:
         responses={200: {"content": {EventStream.media_type: {"schema": {"type": "string"}}}}},
     )
     async def create_chat_completion(
-        body: ChatCompletionRequest, request: Request
+        body: ChatCompletionRequest, request: Request, response: Response
     ) -> ChatCompletion | Response:
         record: RequestRecord = request.state.record
         record.model, record.stream = body.model, body.stream is True
         generation = generation_request(body, serving.adapter_of(body.model))
+        generation, dropped = await fitted(generation, serving)
+        told = {DROPPED_HEADER: str(dropped)} if dropped else {}
         head = ReplyHead(f"chatcmpl-{generation.request_id}", body.model, int(time.time()))
         if body.stream:
             options = body.stream_options
@@ -54,11 +59,14 @@ def make_router(serving: Serving, metrics: Metrics) -> APIRouter:
                 head,
                 include_usage=options is not None and options.include_usage is True,
             )
-            return EventStream(events, record, ping_s=ping_s)
+            return EventStream(events, record, ping_s=ping_s, headers=told)
+        response.headers.update(told)
         result = await unless_gone(serving.reply(generation, record), request.receive)
         return chat_completion(head, result, logprobs=body.logprobs is True)
 
     add_completion_routes(router, serving)
+    add_embedding_routes(router, serving)
+    add_adapter_routes(router, serving)
 
     @router.get("/v1/models")
     async def list_models() -> ModelList:

@@ -1,0 +1,90 @@
+"""Adapters are models of their own: named at start, or loaded from one folder while serving."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from llmctl.engine.hf_runner import HFRunner
+from llmctl.types import ModelSpec
+from tests.engine.batching.test_adapters import save_adapter
+from tests.server.servers import CHAT, error_of, running
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    home = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(("one", "two"), start=1):
+        save_adapter(home / name, tiny_folder, seed=seed)
+    save_adapter(home.parent / "outside", tiny_folder, seed=5)
+    (home / "empty").mkdir()
+    return home
+
+
+@pytest.fixture(scope="module")
+def url(home: Path, tiny_folder: Path) -> Iterator[str]:
+    with HFRunner(ModelSpec(str(tiny_folder), device="cpu", dtype="float32")) as engine:
+        engine.load()
+        engine.load_adapter("first", str(home / "one"))
+        with running(engine, adapter_dir=str(home), served_names=("alias",)) as url:
+            yield url
+
+
+def ask(url: str, model: str) -> httpx.Response:
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": "hello"}],
+        "temperature": 0,
+        "max_tokens": 12,
+        "ignore_eos": True,
+    }
+    return httpx.post(url + CHAT, json=body)
+
+
+def names(url: str) -> list[str]:
+    return [model["id"] for model in httpx.get(url + "/v1/models").json()["data"]]
+
+
+def test_an_adapter_is_a_model_under_every_name_of_its_base(url: str) -> None:
+    base = names(url)[0]
+    assert names(url) == [base, "alias", f"{base}:first", "alias:first"]
+    replies = [
+        ask(url, name).json()["choices"][0]["message"]["content"]
+        for name in (base, f"{base}:first", "alias:first")
+    ]
+    assert replies[0] != replies[1] == replies[2]
+    assert ask(url, f"{base}:nobody").status_code == 404
+    assert httpx.get(f"{url}/v1/models/alias:first").json()["id"] == "alias:first"
+
+
+def test_adapters_come_and_go_while_the_server_runs(url: str) -> None:
+    listed = httpx.get(url + "/v1/adapters").json()
+    assert [a["name"] for a in listed["data"]] == ["first"]
+    assert listed["available"] == ["one", "two"]
+    loaded = httpx.post(url + "/v1/adapters", json={"name": "two"}).json()
+    assert "alias:two" in loaded["models"]
+    assert ask(url, "alias:two").status_code == 200
+    again = httpx.post(url + "/v1/adapters", json={"name": "two"})
+    assert again.status_code == 400
+    assert "loaded already" in error_of(again)["message"]
+    assert httpx.delete(url + "/v1/adapters/two").json()["deleted"] is True
+    assert ask(url, "alias:two").status_code == 404
+    assert httpx.delete(url + "/v1/adapters/two").status_code == 404
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc", "empty", "one/../one", "", ".."])
+def test_no_path_of_a_request_reaches_the_disk(name: str, url: str) -> None:
+    reply = httpx.post(url + "/v1/adapters", json={"name": name})
+    assert reply.status_code == 404
+    assert error_of(reply)["code"] == "model_not_found"
+    assert "adapter_config" not in reply.text
+
+
+def test_a_server_without_such_a_folder_loads_nothing(tiny: HFRunner) -> None:
+    from tests.server.servers import request
+
+    reply = request(tiny, "POST", "/v1/adapters", json={"name": "one"})
+    assert reply.status_code == 400
+    assert error_of(reply)["code"] == "unsupported_parameter"

@@ -1,0 +1,58 @@
+"""A conversation longer than the context is refused, or loses its oldest turns and says so."""
+
+from typing import Any
+
+import pytest
+
+from tests.fakes import FakeEngine
+from tests.server.servers import CHAT, chat_body, request
+
+SYSTEM = {"role": "system", "content": "s" * 10}
+
+
+def conversation(turns: int, size: int = 10) -> list[dict[str, Any]]:
+    """The fake engine counts a token for each character, and its context has 128."""
+    said = []
+    for i in range(turns):
+        said += [
+            {"role": "user", "content": f"{i}".rjust(size, "q")},
+            {"role": "assistant", "content": f"{i}".rjust(size, "a")},
+        ]
+    return [SYSTEM, *said, {"role": "user", "content": "last".rjust(size)}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_as_few_of_the_oldest_turns_as_will_do_are_dropped(stream: bool) -> None:
+    engine = FakeEngine()
+    body = chat_body(messages=conversation(8), max_tokens=20, stream=stream)
+    reply = request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
+    assert reply.status_code == 200
+    (asked,) = engine.requests
+    assert engine.count_tokens(asked.messages) <= 128 - 20
+    assert asked.messages[0].role == "system"
+    assert asked.messages[1].role == "user"
+    assert asked.messages[-1].content.endswith("last")
+    # The next older turn would not have fitted.
+    assert engine.count_tokens(asked.messages) + 20 > 128 - 20
+    assert reply.headers["x-llmctl-dropped-messages"] == str(18 - len(asked.messages))
+
+
+def test_what_fits_is_left_alone() -> None:
+    engine = FakeEngine()
+    body = chat_body(messages=conversation(2), max_tokens=20)
+    reply = request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
+    assert len(engine.requests[0].messages) == 6
+    assert "x-llmctl-dropped-messages" not in reply.headers
+
+
+def test_nothing_is_dropped_unless_that_was_asked_for() -> None:
+    engine = FakeEngine()
+    request(engine, "POST", CHAT, json=chat_body(messages=conversation(8)))
+    assert len(engine.requests[0].messages) == 18
+
+
+def test_the_last_question_is_never_dropped() -> None:
+    engine = FakeEngine()
+    body = chat_body(messages=conversation(2, size=200))
+    request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
+    assert [m.role for m in engine.requests[0].messages] == ["system", "user"]
