@@ -13,6 +13,7 @@ from llmctl.server.hangup import unless_gone
 from llmctl.server.metrics import CONTENT_TYPE_LATEST, Metrics
 from llmctl.server.overflow import DROPPED_HEADER, fitted
 from llmctl.server.record import RequestRecord
+from llmctl.server.response_routes import add_response_routes
 from llmctl.server.schemas import (
     ChatCompletion,
     ChatCompletionRequest,
@@ -65,6 +66,7 @@ def make_router(serving: Serving, metrics: Metrics) -> APIRouter:
         return chat_completion(head, result, logprobs=body.logprobs is True)
 
     add_completion_routes(router, serving)
+    add_response_routes(router, serving)
     add_embedding_routes(router, serving)
     add_adapter_routes(router, serving)
 

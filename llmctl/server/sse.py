@@ -167,6 +167,11 @@ def _text_choice(chunk: GenerationChunk) -> ChunkChoice:
     )
 
 
+def named_event(name: str, data: str) -> bytes:
+    """Write one event with its type, as the Responses API has them; `data` is JSON."""
+    return f"event: {name}\n".encode() + event_of(data)
+
+
 def event_of(data: str) -> bytes:
     """Write one event; `data` is JSON."""
     return f"data: {data.translate(_LINE_BREAKS)}\n\n".encode()

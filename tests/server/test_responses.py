@@ -1,0 +1,162 @@
+"""The Responses API as the official client reads it: items, events, tools and schemas."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pydantic
+import pytest
+from openai.types.responses import Response, ResponseFunctionToolCall
+
+from llmctl.engine.reply import Part
+from llmctl.types import Grammar, Message, ToolCall
+from tests.fakes import FakeEngine
+from tests.server.servers import error_of, request, running
+
+URL = "/v1/responses"
+CALLS = (ToolCall("add", '{"a": 1}', "call_1"), ToolCall("look_up", "{}", "call_2"))
+TOOL: openai.types.responses.FunctionToolParam = {
+    "type": "function",
+    "name": "add",
+    "parameters": {"type": "object"},
+    "strict": True,
+}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[openai.OpenAI]:
+    with (
+        running(FakeEngine()) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield client
+
+
+def respond(engine: FakeEngine | None = None, **fields: Any) -> Any:
+    body = {"model": "fake-model", "input": "hi"} | fields
+    return request(engine or FakeEngine(), "POST", URL, json=body)
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    found = []
+    for block in text.strip().split("\n\n"):
+        name, data = block.split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        found.append(event)
+    return found
+
+
+def test_the_client_gets_a_response(client: openai.OpenAI) -> None:
+    response = client.responses.create(model="fake-model", input="hi", instructions="Be kind.")
+    assert response.output_text == "Hello"
+    assert response.status == "completed"
+    assert response.instructions == "Be kind."
+    assert response.usage is not None
+    assert (response.usage.input_tokens, response.usage.output_tokens) == (7, 2)
+
+
+def test_the_client_gets_a_stream_and_joins_it(client: openai.OpenAI) -> None:
+    with client.responses.stream(model="fake-model", input="hi") as stream:
+        deltas = [e.delta for e in stream if e.type == "response.output_text.delta"]
+        final = stream.get_final_response()
+    assert "".join(deltas) == final.output_text == "Hello"
+
+
+class Answer(pydantic.BaseModel):
+    city: str
+
+
+def test_the_client_parses_into_a_model() -> None:
+    engine = FakeEngine(('{"city": ', '"Paris"}'))
+    with (
+        running(engine) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        parsed = client.responses.parse(model="fake-model", input="?", text_format=Answer)
+    assert parsed.output_parsed == Answer(city="Paris")
+    grammar = engine.requests[0].sampling.grammar
+    assert grammar is not None
+    assert grammar.kind == "json_schema"
+    assert json.loads(grammar.source)["properties"]["city"]["type"] == "string"
+
+
+def test_events_are_numbered_and_lead_to_the_same_response() -> None:
+    pieces: tuple[str | Part, ...] = ("I ", "add.", *(Part(call=call) for call in CALLS))
+    streamed = events(respond(FakeEngine(pieces), stream=True, tools=[TOOL]).text)
+    whole = respond(FakeEngine(pieces), tools=[TOOL]).json()
+    assert [e["sequence_number"] for e in streamed] == list(range(len(streamed)))
+    assert [e["type"] for e in streamed][:2] == ["response.created", "response.in_progress"]
+    final = streamed[-1]["response"]
+    assert streamed[-1]["type"] == "response.completed"
+    opened = [e["item"]["id"] for e in streamed if e["type"] == "response.output_item.added"]
+    closed = [e["item"] for e in streamed if e["type"] == "response.output_item.done"]
+    assert opened == [item["id"] for item in closed]
+    assert closed == final["output"]
+    for response in (whole, final):
+        read = Response.model_validate(response)
+        assert read.output_text == "I add."
+        calls = [item for item in read.output if isinstance(item, ResponseFunctionToolCall)]
+        assert [(c.call_id, c.name, c.arguments) for c in calls] == [
+            (c.id, c.name, c.arguments) for c in CALLS
+        ]
+
+
+def test_calls_without_words_are_the_only_items() -> None:
+    output = respond(FakeEngine((Part(call=CALLS[0]),)), tools=[TOOL]).json()["output"]
+    assert [item["type"] for item in output] == ["function_call"]
+
+
+def test_a_conversation_of_items_becomes_messages() -> None:
+    engine = FakeEngine()
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": "1+1?"}]},
+        {"type": "reasoning", "id": "rs_1", "summary": []},
+        {"type": "message", "role": "assistant", "content": "I look."},
+        {"type": "function_call", "call_id": "c", "name": "add", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "2"},
+    ]
+    assert respond(engine, input=items, instructions="Be brief.").status_code == 200
+    assert engine.requests[0].messages == (
+        Message("system", "Be brief."),
+        Message("user", "1+1?"),
+        Message("assistant", "I look.", tool_calls=(ToolCall("add", "{}", "c"),)),
+        Message("tool", "2", tool_call_id="c"),
+    )
+
+
+def test_choices_of_tools_and_forms_reach_the_engine() -> None:
+    engine = FakeEngine()
+    named = {"type": "function", "name": "add"}
+    respond(engine, tools=[TOOL], tool_choice=named)
+    respond(engine, tools=[TOOL], tool_choice="none")
+    respond(engine, text={"format": {"type": "json_object"}})
+    first, second, third = engine.requests
+    assert first.forced_tools == ("add",)
+    assert second.tools == ()
+    assert third.sampling.grammar == Grammar("json_object")
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"previous_response_id": "resp_1"}, "unsupported_parameter", "previous_response_id"),
+        ({"background": True}, "unsupported_parameter", "background"),
+        ({"reasoning": {"effort": "high"}}, "unsupported_parameter", "reasoning"),
+        ({"input": []}, "empty_array", "input"),
+        ({"input": 5}, "invalid_type", "input"),
+        ({"input": [{"type": "image", "url": "x"}]}, "invalid_value", "input[0]"),
+        ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
+        ({"temperature": 3}, "integer_above_max_value", "temperature"),
+        ({"foo": 1}, None, None),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(
+    fields: dict[str, Any], code: str | None, param: str | None
+) -> None:
+    reply = respond(**fields)
+    assert reply.status_code == 400
+    error = error_of(reply)
+    assert error["param"] is None or error["param"].startswith(param)
+    assert error["code"] == code or (code or "").endswith("max_value")
