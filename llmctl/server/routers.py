@@ -1,8 +1,11 @@
 """Which URLs are there, and what does each do?"""
 
 import time
+from functools import cache
+from importlib.resources import files
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
 
 from llmctl.errors import EngineStoppedError
 from llmctl.server.adapter_routes import add_adapter_routes
@@ -29,6 +32,17 @@ from llmctl.server.strict_json import StrictJSONRoute
 
 STALLED_S = 120.0
 """An engine that has work and takes no step for so long will not take one any more."""
+
+
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+@cache
+def _page() -> str:
+    return files("llmctl.server").joinpath("page.html").read_text(encoding="utf-8")
 
 
 def make_router(serving: Serving, metrics: Metrics) -> APIRouter:
@@ -77,6 +91,11 @@ def make_router(serving: Serving, metrics: Metrics) -> APIRouter:
     @router.get("/v1/models/{name:path}")
     async def retrieve_model(name: str) -> Model:
         return serving.describe(name)
+
+    @router.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> HTMLResponse:
+        """Show a page to chat with the model."""
+        return HTMLResponse(_page(), headers={"Content-Security-Policy": _PAGE_POLICY})
 
     @router.get("/health")
     async def health() -> Health:

@@ -1,0 +1,141 @@
+"""The page in a real browser: a person chats, stops, sees markdown, and no text becomes HTML."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from llmctl.engine.reply import Part
+from tests.fakes import FakeEngine
+from tests.server.servers import eventually, running
+
+webdriver = pytest.importorskip("selenium.webdriver")
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(
+    BROWSER is None or shutil.which("chromedriver") is None, reason="there is no Chromium"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=900,700"):
+        options.add_argument(argument)
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    browser = webdriver.Chrome(options=options, service=service)
+    yield browser
+    browser.quit()
+
+
+def find(browser: Any, selector: str) -> Any:
+    return browser.find_element("css selector", selector)
+
+
+def opened(browser: Any, url: str) -> None:
+    browser.get(url)
+    assert eventually(lambda: find(browser, "#model").get_property("value") == "fake-model")
+
+
+def ask(browser: Any, text: str) -> None:
+    find(browser, "#text").send_keys(text + "\n")
+
+
+def last_reply(browser: Any) -> Any:
+    return browser.find_elements("css selector", ".assistant")[-1]
+
+
+def idle(browser: Any) -> bool:
+    return bool(find(browser, "#send").text == "Send")
+
+
+def test_a_person_chats_and_the_next_turn_brings_the_first_along(browser: Any) -> None:
+    engine = FakeEngine(("**Hel", "lo** `x`", "\n\n```py\nif a < b: pass\n```\n- one\n- two"))
+    with running(engine) as url:
+        opened(browser, url)
+        ask(browser, "Hi")
+        assert eventually(lambda: "tokens" in find(browser, "main").text)
+        reply = last_reply(browser)
+        assert reply.find_element("css selector", "strong").text == "Hello"
+        assert reply.find_element("css selector", "pre").text == "if a < b: pass"
+        assert len(reply.find_elements("css selector", "li")) == 2
+        ask(browser, "And?")
+        assert eventually(lambda: len(engine.requests) == 2)
+        assert eventually(lambda: idle(browser))
+    assert [m.role for m in engine.requests[1].messages] == ["user", "assistant", "user"]
+    errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert errors == []
+
+
+def test_settings_reach_the_engine(browser: Any) -> None:
+    engine = FakeEngine()
+    with running(engine) as url:
+        opened(browser, url)
+        find(browser, "#toggle").click()
+        find(browser, "#system").send_keys("Be brief.")
+        find(browser, "#temperature").send_keys("0.3")
+        find(browser, "#max_tokens").send_keys("9")
+        ask(browser, "Hi")
+        assert eventually(lambda: len(engine.requests) == 1)
+    request = engine.requests[0]
+    assert (request.messages[0].role, request.messages[0].content) == ("system", "Be brief.")
+    assert (request.sampling.temperature, request.sampling.max_new_tokens) == (0.3, 9)
+    assert request.sampling.top_p is None
+
+
+def test_stop_keeps_what_came_and_frees_the_row(browser: Any) -> None:
+    engine = FakeEngine(("Begun", " never"), hold=threading.Event())
+    with running(engine) as url:
+        opened(browser, url)
+        ask(browser, "Hi")
+        assert eventually(lambda: "Begun" in find(browser, "main").text)
+        find(browser, "#send").click()
+        assert eventually(lambda: "stopped" in find(browser, "main").text)
+        assert last_reply(browser).text == "Begun"
+        assert eventually(lambda: engine.in_flight == 0)
+
+
+def test_what_a_model_writes_is_never_html(browser: Any) -> None:
+    attack = '<img src=x onerror="document.title=1"> <script>document.title=2</script>'
+    link = "[x](javascript:alert(1)) [y](https://a.example/?q=<b>)"
+    with running(FakeEngine((attack, link))) as url:
+        opened(browser, url)
+        title = browser.title
+        ask(browser, attack)
+        assert eventually(lambda: "javascript" in find(browser, "main").text)
+        assert browser.find_elements("css selector", ".turn img, .turn script") == []
+        links = browser.find_elements("css selector", ".turn a")
+        assert all(a.get_attribute("href").startswith("https://") for a in links)
+        assert browser.title == title
+
+
+def test_reasoning_is_folded_away(browser: Any) -> None:
+    with running(FakeEngine((Part(reasoning="Hm."), "Yes."))) as url:
+        opened(browser, url)
+        ask(browser, "Hi")
+        assert eventually(lambda: "tokens" in find(browser, "main").text)
+        assert find(browser, "details summary").text == "Reasoning"
+        assert find(browser, "details").get_attribute("open") is None
+
+
+def test_a_person_is_asked_for_the_key(browser: Any) -> None:
+    with running(FakeEngine(), api_keys=("secret",)) as url:
+        browser.get(url)
+        assert eventually(lambda: "API key" in find(browser, "main .error").text)
+        key = find(browser, "#key")
+        key.send_keys("secret\t")
+        assert eventually(lambda: find(browser, "#model").get_property("value") == "fake-model")
+        key.clear()
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    with running(FakeEngine()) as url:
+        page = httpx.get(url)
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert 'src="' not in page.text
+    assert "@import" not in page.text
