@@ -1,0 +1,112 @@
+"""The bot against a stand-in of Telegram and a real server, as several people use it."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from llmctl.server.app import create_app
+from llmctl.server.run import Server, bind
+from tests.examples.bot_api import BotAPI, bot_api
+from tests.fakes import FakeEngine
+from tests.server.servers import eventually, running
+
+pytest.importorskip("telegram")
+
+BOT = Path(__file__).parent.parent.parent / "examples" / "telegram_bot.py"
+
+
+@contextmanager
+def bot(api: BotAPI, url: str) -> Iterator[None]:
+    variables = {
+        "TELEGRAM_TOKEN": "1:token",
+        "TELEGRAM_API": api.url,
+        "LLMCTL_URL": f"{url}/v1",
+        "SYSTEM_PROMPT": "Be kind.",
+    }
+    process = subprocess.Popen([sys.executable, str(BOT)], env=os.environ | variables)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def soon(api: BotAPI, chat: int, *texts: str) -> None:
+    """Wait until the bot's messages in a chat are these."""
+    assert eventually(lambda: api.texts(chat) == list(texts), within_s=20), api.texts(chat)
+
+
+def test_people_are_answered_each_in_their_own_conversation() -> None:
+    engine = FakeEngine(("Hel", "lo"))
+    with running(engine) as url, bot_api() as api, bot(api, url):
+        api.say(7, "Hi")
+        api.say(8, "Good day")
+        soon(api, 7, "Hello")
+        soon(api, 8, "Hello")
+        api.say(7, "And now?")
+        soon(api, 7, "Hello", "Hello")
+        api.say(7, "/reset")
+        soon(api, 7, "Hello", "Hello", "Forgotten.")
+        api.say(7, "Who am I?")
+        soon(api, 7, "Hello", "Hello", "Forgotten.", "Hello")
+    said = [[(m.role, m.content) for m in request.messages] for request in engine.requests]
+    kind = ("system", "Be kind.")
+    assert sorted(said[:2]) == [[kind, ("user", "Good day")], [kind, ("user", "Hi")]]
+    assert said[2] == [kind, ("user", "Hi"), ("assistant", "Hello"), ("user", "And now?")]
+    assert said[3] == [kind, ("user", "Who am I?")]
+
+
+def test_an_answer_is_shown_as_it_grows_and_stops_when_told() -> None:
+    engine = FakeEngine(("Begun", " and ended"), hold=threading.Event())
+    with running(engine) as url, bot_api() as api, bot(api, url):
+        api.say(7, "Hi")
+        soon(api, 7, "Begun")
+        api.say(7, "/stop")
+        soon(api, 7, "Begun ⏹")
+        assert eventually(lambda: engine.in_flight == 0)
+        assert engine.hold is not None
+        engine.hold.set()
+        api.say(7, "Go on")
+        soon(api, 7, "Begun ⏹", "Begun and ended")
+    assert [m.content for m in engine.requests[1].messages][1:] == ["Hi", "Begun", "Go on"]
+
+
+def test_edits_keep_to_telegrams_limits() -> None:
+    engine = FakeEngine(tuple(f"word{i} " * 40 for i in range(60)))
+    with running(engine) as url, bot_api() as api, bot(api, url):
+        api.limit_next_edits = 1
+        api.say(7, "Much, please")
+        whole = "".join(engine.pieces)  # type: ignore[arg-type]
+        assert eventually(lambda: "".join(api.texts(7)).strip() == whole.strip(), within_s=30)
+    assert all(len(text) <= 4096 for text in api.texts(7))
+    assert len(api.texts(7)) > 1
+
+
+def test_a_server_that_restarts_is_waited_for() -> None:
+    first = FakeEngine(("One",))
+    sock = bind("127.0.0.1", 0)
+    port = sock.getsockname()[1]
+    with bot_api() as api, bot(api, f"http://127.0.0.1:{port}"):
+        server = Server(create_app(first), on_deadline=first.close, drain_s=1)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        api.say(7, "Hi")
+        soon(api, 7, "One")
+        server.should_exit = True
+        thread.join()
+        api.say(7, "Still there?")
+        assert eventually(lambda: api.texts(7) == ["One", "…"], within_s=10)
+        second = FakeEngine(("Two",))
+        sock = bind("127.0.0.1", port)
+        server = Server(create_app(second), on_deadline=second.close, drain_s=1)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        soon(api, 7, "One", "Two")
+        server.should_exit = True
+        thread.join()
