@@ -197,8 +197,8 @@ def test_lineage_leads_from_the_raw_data_to_the_server_and_back(
     def outline(node: Node) -> object:
         return {node.id if node.kind != "model" else "model": [*map(outline, node.branches)]}
 
-    taught = {ids["slow"]: [{"model": []}]}
-    used = {"model": [{ids["eval"]: []}, {ids["serve"]: []}]}
+    taught: object = {ids["slow"]: [{"model": []}]}
+    used: object = {"model": [{ids["eval"]: []}, {ids["serve"]: []}]}
     assert outline(lineage.results(find(runs, ids["clean"]))) == {
         ids["clean"]: [{"b" * 36: [taught, {ids["fast"]: [used]}]}]
     }
