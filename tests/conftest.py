@@ -14,6 +14,7 @@ from llmctl.types import ModelSpec
 
 if TYPE_CHECKING:  # torch is imported by the tests that need it
     from llmctl.engine.hf_runner import HFRunner
+    from tests.monitor.remembered import Remembered
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +42,11 @@ def smollm() -> Iterator["HFRunner"]:
     with HFRunner(ModelSpec("smollm2-135m", dtype="float32", device="cpu")) as engine:
         engine.load()
         yield engine
+
+
+@pytest.fixture(scope="session")
+def remembered(tmp_path_factory: pytest.TempPathFactory) -> "Remembered":
+    """A tracking store with the history of an adapter in it; to be read, never written."""
+    from tests.monitor.remembered import remember
+
+    return remember(tmp_path_factory.mktemp("remembered"))

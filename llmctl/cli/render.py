@@ -70,7 +70,9 @@ def confirm(question: str, *, unless: str) -> None:
         ConfigError: nobody is there to ask; `unless` is the option that makes asking needless.
     """
     if not sys.stdin.isatty():
-        raise ConfigError(f"this needs a yes, and nobody is there to ask: {question}", hint=unless)
+        raise ConfigError(
+            f"this needs a yes, and nobody is there to ask: {question}", hint=f"add {unless}"
+        )
     typer.confirm(question, abort=True, err=True)
 
 

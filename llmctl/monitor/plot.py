@@ -22,6 +22,7 @@ _COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f
 _DASHES: Final = ("-", "--", ":")
 _CHINESE_FONTS: Final = (
     "Noto Sans CJK SC",
+    "Noto Sans CJK JP",  # the one face of that file which older Matplotlibs see
     "Noto Sans SC",
     "Source Han Sans SC",
     "Source Han Sans CN",

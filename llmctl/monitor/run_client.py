@@ -118,9 +118,9 @@ def _record(run: "Run") -> RunRecord:
         run.info.start_time,
         run.info.end_time,
         artifact_uri=run.info.artifact_uri,
-        params=run.data.params,
+        params=dict(sorted(run.data.params.items())),
         metrics={name: as_logged(value) for name, value in sorted(run.data.metrics.items())},
-        tags=run.data.tags,
-        datasets=tuple(datasets),
+        tags=dict(sorted(run.data.tags.items())),
+        datasets=datasets,
         deleted=run.info.lifecycle_stage == "deleted",
     )

@@ -78,6 +78,7 @@ def copy_files(run: RunRecord, target: Path, tracking_uri: str | None) -> None:
     if not list_files(run, tracking_uri):
         return
     uri = store_uri(tracking_uri)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     from llmctl.monitor.run_client import told_plainly

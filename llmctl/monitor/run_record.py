@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -47,7 +47,7 @@ def record(
     params: Mapping[str, str],
     metrics: Mapping[str, float],
     tags: Mapping[str, str],
-    datasets: tuple[DatasetUse, ...],
+    datasets: Iterable[DatasetUse],
     deleted: bool,
 ) -> RunRecord:
     """Put together what a store says of a run, which may be another program's.
@@ -75,7 +75,7 @@ def record(
         model_id=tags.get(TAG_MODEL_ID),
         used_model_id=tags.get(TAG_USED_MODEL_ID),
         artifact_uri=artifact_uri,
-        datasets=datasets,
+        datasets=tuple(sorted(datasets, key=lambda use: (use.name, use.digest))),
         deleted=deleted,
     )
     return _as_found(read)

@@ -109,7 +109,7 @@ class SqliteRuns:
                 params=params[run_id],
                 metrics=metrics[run_id],
                 tags=tags[run_id],
-                datasets=tuple(datasets[run_id]),
+                datasets=datasets[run_id],
                 deleted=deleted,
             )
             for run_id, name, status, started_ms, ended_ms, artifact_uri in self._read(
@@ -157,8 +157,7 @@ class SqliteRuns:
             "JOIN datasets ON datasets.dataset_uuid = inputs.source_id "
             "LEFT JOIN input_tags ON input_tags.input_uuid = inputs.input_uuid "
             "AND input_tags.name = 'mlflow.data.context' "
-            "WHERE inputs.source_type = 'DATASET' AND inputs.destination_type = 'RUN' "
-            "ORDER BY datasets.name",
+            "WHERE inputs.source_type = 'DATASET' AND inputs.destination_type = 'RUN'"
         ):
             use = dataset_use(name, digest, context or "", source or "", profile or "")
             found[run_id].append(use)

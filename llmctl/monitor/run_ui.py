@@ -33,14 +33,12 @@ def serve_page(uri: str, experiment_id: str, port: int, ready: Callable[[str], N
     the server's processes have ended.
 
     Args:
-        port: 0 takes a free one.
+        port: as `free_port` gave it.
         ready: called once, with the page's address, when it answers.
 
     Raises:
-        ConfigError: the port is taken.
         LlmctlError: the server did not start, or ended by itself.
     """
-    port = _free_port(port)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             _command(uri, port),
@@ -69,7 +67,8 @@ def _command(uri: str, port: int) -> list[str]:
     ]
 
 
-def _free_port(port: int) -> int:
+def free_port(port: int) -> int:
+    """Return the port if it is free, and any free one for 0. Raises `ConfigError`: it is taken."""
     with socket.socket() as probe:
         if os.name == "posix":  # else a page that was closed a moment ago would block its port
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,0 +1,305 @@
+"""`llmctl runs`: look back at every run that was tracked."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmctl.cli import options, render, run_page
+from llmctl.cli import run_options as which
+from llmctl.errors import ConfigError
+from llmctl.types import TAG_ADAPTER, RunKind, RunRecord, RunStatus
+
+if TYPE_CHECKING:
+    from llmctl.services.runs import Better, RunFilter
+
+app = typer.Typer(no_args_is_help=False, rich_markup_mode=None)
+
+SHOWN = 50
+"""Runs that a list names if nothing is said."""
+
+
+@app.callback(invoke_without_command=True)
+def runs(context: typer.Context) -> None:
+    """Look back at every run: list, show, compare, plot, best, note, tag, export, rm, ui."""
+    if context.invoked_subcommand is None:
+        list_()
+
+
+@app.command("list")
+def list_(
+    kind: which.KindOpt = None,
+    model: which.ModelOpt = None,
+    status: which.StatusOpt = None,
+    since: which.SinceOpt = None,
+    sort: Annotated[
+        str,
+        typer.Option(
+            "--sort",
+            help="A metric, or started, duration, name, kind, model, status; "
+            "a leading - puts the highest first.",
+        ),
+    ] = "-started",
+    reverse: Annotated[bool, typer.Option("--reverse", "-r", help="Turn the order round.")] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=0, help="So many at most; 0 is all.")
+    ] = SHOWN,
+    trash: Annotated[bool, typer.Option("--trash", help="Those that `rm` took away.")] = False,
+    as_json: options.JsonOpt = False,
+    tracking_uri: options.TrackingUriOpt = None,
+) -> None:
+    """List the runs, newest first."""
+    from llmctl.services import runs as service
+
+    order = sort if not reverse else sort[1:] if sort.startswith("-") else f"-{sort}"
+    found = service.list_runs(
+        _filter(kind, model, status, since), sort=order, deleted=trash, tracking_uri=tracking_uri
+    )
+    shown = found[:limit] if limit else found
+    if as_json:
+        render.as_json([service.plain(run) for run in shown])
+    elif not found:
+        given = any(option is not None for option in (kind, model, status, since))
+        render.note("no such runs" if given else "the trash is empty" if trash else "no runs yet")
+    else:
+        run_page.show_list(shown, sort.removeprefix("-"))
+    if len(shown) < len(found):
+        render.note(f"{len(shown):,} of {len(found):,} runs; --limit 0 shows all")
+
+
+@app.command()
+def show(
+    run: which.RunArg,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Draw this curve; may be repeated.  [default: the key one]"),
+    ] = None,
+    as_json: options.JsonOpt = False,
+    tracking_uri: options.TrackingUriOpt = None,
+) -> None:
+    """Show one run: settings, figures, curve, what it came from and what came of it, files."""
+    from llmctl.services import runs as service
+
+    details = service.show(run, tracking_uri)
+    if missing := [name for name in metric or () if name not in details.curves]:
+        known = ", ".join(details.curves) or "none"
+        raise ConfigError(f"the run has no metric {missing[0]!r}", hint=f"its metrics: {known}")
+    if as_json:
+        render.as_json(run_page.plain(details))
+    else:
+        run_page.show(details, metric)
+
+
+@app.command()
+def compare(
+    runs: which.RunsArg,
+    output: which.PictureOpt = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="With -o: draw only this curve; may be repeated."),
+    ] = None,
+    as_json: options.JsonOpt = False,
+    tracking_uri: options.TrackingUriOpt = None,
+) -> None:
+    """Show in what runs differ: their settings, and the latest value of each figure."""
+    from llmctl.services import runs as service
+
+    if metric and output is None:
+        raise ConfigError("--metric is for the picture", hint="add -o FILE.png")
+    if output is not None:
+        service.check_picture(output)
+    comparison = service.compare(runs, tracking_uri)
+    if as_json:
+        render.as_json(run_page.plain_comparison(comparison))
+    else:
+        run_page.show_comparison(comparison)
+    if output is not None:
+        service.plot([run.run_id for run in comparison.runs], metric or [], output, tracking_uri)
+        render.note(f"drawn: {output}")
+
+
+@app.command()
+def plot(
+    run: which.RunArg,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE.png", help="Where to draw.")
+    ],
+    metrics: Annotated[
+        list[str] | None, typer.Argument(metavar="METRIC...", help="None draws every curve.")
+    ] = None,
+    tracking_uri: options.TrackingUriOpt = None,
+) -> None:
+    """Draw curves of a run into a PNG file."""
+    from llmctl.services import runs as service
+
+    drawn = service.plot([run], metrics or [], output, tracking_uri)
+    render.note(f"drawn: {output} ({', '.join(drawn)})")
+
+
+@app.command()
+def best(
+    metric: Annotated[str, typer.Option("--metric", help="What counts, such as eval/ceval.")],
+    lowest: Annotated[
+        bool | None,
+        typer.Option("--min/--max", help="The lowest or the highest.  [default: by the name]"),
+    ] = None,
+    kind: which.KindOpt = None,
+    model: which.ModelOpt = None,
+    status: which.StatusOpt = None,
+    since: which.SinceOpt = None,
+    as_json: options.JsonOpt = False,
+    tracking_uri: options.TrackingUriOpt = None,
+) -> None:
+    """Name the run with the best latest value of a metric."""
+    from llmctl.services import runs as service
+
+    wanted: Better | None = None if lowest is None else "lower" if lowest else "higher"
+    where = _filter(kind, model, status, since)
+    run, side = service.best(metric, wanted, where, tracking_uri)
+    if as_json:
+        render.as_json(service.plain(run))
+        return
+    run_page.show_list([run], metric)
+    value = render.number(run.metrics[metric])
+    render.note(f"{'lowest' if side == 'lower' else 'highest'} {metric}: {value}")
+
+
+@app.command()
+def rm(
+    runs: which.RunsArg,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Delete for good, with figures, files and traces.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    tracking_uri: options.TrackingUriOpt = None,
+) -> None:
+    """Put runs into the trash; `restore` brings them back."""
+    from llmctl.services import runs as service
+
+    found = service.resolve(runs, deleted=None if purge else False, tracking_uri=tracking_uri)
+    if purge and not yes:
+        names = ", ".join(f"{run.name} [{run.run_id[: service.SHORT_ID]}]" for run in found)
+        render.confirm(f"Delete for good, with figures, files and traces: {names}?", unless="--yes")
+
+    def done(run: RunRecord) -> None:
+        render.note(f"{run.name} is {'gone' if purge else 'in the trash'}")
+
+    service.remove(found, done, purge=purge, tracking_uri=tracking_uri)
+    if not purge:
+        ids = " ".join(run.run_id[: service.SHORT_ID] for run in found)
+        render.note(
+            f"`llmctl runs restore {ids}` brings {'it' if len(found) == 1 else 'them'} back"
+        )
+    for run in found:
+        if purge and run.model_id and (folder := run.tags.get(TAG_ADAPTER)):
+            render.note(f"its adapter stays: {folder}")
+
+
+@app.command()
+def restore(runs: which.RunsArg, tracking_uri: options.TrackingUriOpt = None) -> None:
+    """Take runs out of the trash."""
+    from llmctl.services import runs as service
+
+    for run in service.restore(runs, tracking_uri):
+        render.note(f"{run.name} is back")
+
+
+@app.command()
+def export(
+    run: which.RunArg,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="A folder that is new or empty.")
+    ],
+    tracking_uri: options.TrackingUriOpt = None,
+) -> None:
+    """Write everything that is known of a run into a folder: JSON, CSV, and its files."""
+    from llmctl.services import runs as service
+
+    found = service.export(run, output, tracking_uri)
+    render.note(f"{found.name} is in {output}")
+
+
+@app.command()
+def note(
+    run: which.RunArg,
+    text: Annotated[
+        str | None, typer.Argument(help="Replaces the note; '' removes it; none shows it.")
+    ] = None,
+    tracking_uri: options.TrackingUriOpt = None,
+) -> None:
+    """Show or write a run's note. MLflow's page shows it too."""
+    from llmctl.services import runs as service
+
+    if text is not None:
+        found = service.write_note(run, text, tracking_uri)
+        render.note(f"{found.name}: the note is {'written' if text else 'removed'}")
+        return
+    (found,) = service.resolve([run], deleted=None, tracking_uri=tracking_uri)
+    if found.note:
+        render.line(found.note)
+    else:
+        render.note(f"{found.name} has no note")
+
+
+@app.command()
+def tag(
+    run: which.RunArg,
+    tags: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE...", help="`KEY=` removes it; none shows them."),
+    ] = None,
+    tracking_uri: options.TrackingUriOpt = None,
+) -> None:
+    """Show or set tags of a run."""
+    from llmctl.services import runs as service
+
+    pairs = {}
+    for text in tags or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"{text!r} is no tag", hint="write KEY=VALUE")
+        pairs[key.strip()] = value
+    if pairs:
+        found = service.write_tags(run, pairs, tracking_uri)
+        render.note(f"{found.name}: {', '.join(tags or ())}")
+        return
+    (found,) = service.resolve([run], deleted=None, tracking_uri=tracking_uri)
+    if found.tags:
+        render.table(("TAG", "VALUE"), list(found.tags.items()))
+
+
+@app.command()
+def ui(
+    port: Annotated[
+        int, typer.Option("--port", "-p", min=0, max=65535, help="0 takes a free one.")
+    ] = 0,
+    tracking_uri: options.TrackingUriOpt = None,
+) -> None:
+    """Open MLflow's own web page of the runs, on this machine only, until Ctrl-C."""
+    from llmctl.services import runs as service
+
+    page = service.page_of_server(tracking_uri)
+    if page is not None:
+        render.note("the store is a server, which shows the runs itself:")
+        render.line(page)
+        return
+    if not service.is_there(tracking_uri):
+        render.note("no runs yet")
+        return
+
+    def ready(url: str) -> None:
+        render.line(url)
+        render.note("Ctrl-C ends it")
+
+    render.note("starting MLflow's web page, which takes some seconds")
+    service.ui(port, ready, tracking_uri)
+
+
+def _filter(
+    kind: RunKind | None, model: str | None, status: RunStatus | None, since: str | None
+) -> "RunFilter":
+    from llmctl.services import runs as service
+
+    begin = None if since is None else service.moment(since, datetime.now())
+    return service.RunFilter(kind, model, status, begin)

@@ -1,0 +1,330 @@
+"""`llmctl runs`: look back at what was run, compare it, take it along, throw it away."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from llmctl.errors import ConfigError, LlmctlError
+from llmctl.monitor import NullTracker, run_query, tracked
+from llmctl.monitor.run_figures import Comparison, MetricSummary, summaries, x_values
+from llmctl.monitor.run_figures import compare as side_by_side
+from llmctl.monitor.run_files import RunFile, list_files, write_export
+from llmctl.monitor.run_lineage import Lineage, Node
+from llmctl.monitor.run_query import Better, RunFilter, moment
+from llmctl.monitor.run_record import finite, plain
+from llmctl.monitor.run_store import SHORT_ID, RunNotFoundError, RunReader, find, open_runs
+from llmctl.monitor.store import sqlite_file, store_uri
+from llmctl.types import MetricPoint, RunRecord
+
+__all__ = [
+    "SHORT_ID",
+    "Better",
+    "Comparison",
+    "Details",
+    "MetricSummary",
+    "Node",
+    "RunFilter",
+    "finite",
+    "moment",
+    "plain",
+    "x_values",
+]
+
+_RESERVED = ("llmctl.", "mlflow.")
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """Everything about one run."""
+
+    run: RunRecord
+    summaries: list[MetricSummary]
+    curves: Mapping[str, Sequence[MetricPoint]]
+    sources: Node
+    """The run with what it was made from as branches."""
+    results: Node
+    """The run with what was made from it as branches."""
+    files: list[RunFile]
+    traces: int
+    """Requests of a server that are kept."""
+
+
+def list_runs(
+    where: RunFilter,
+    *,
+    sort: str = "-started",
+    deleted: bool = False,
+    tracking_uri: str | None = None,
+) -> list[RunRecord]:
+    """Return the runs that the filter admits, or those of them in the trash, in order.
+
+    Raises:
+        ConfigError: there is nothing of the name to sort by; the store's address cannot be used.
+        LlmctlError: the store cannot be read.
+    """
+    with open_runs(tracking_uri) as store:
+        runs = [run for run in store.runs(deleted=deleted) if where.admits(run)]
+    return run_query.ordered(runs, sort)
+
+
+def show(reference: str, tracking_uri: str | None = None) -> Details:
+    """Gather everything about one run, in the trash or not.
+
+    Raises:
+        LlmctlError: there is no such run, or the store cannot be read.
+        ConfigError: the reference may be several.
+    """
+    with open_runs(tracking_uri) as store:
+        runs = store.runs()
+        run = _find_anywhere(store, runs, reference)
+        curves = store.curves(run.run_id)
+        traces = store.count_traces(run.run_id)
+    lineage = Lineage.of([run, *runs] if run.deleted else runs)
+    return Details(
+        run=run,
+        summaries=summaries(curves),
+        curves=curves,
+        sources=lineage.sources(run),
+        results=lineage.results(run),
+        files=list_files(run, tracking_uri),
+        traces=traces,
+    )
+
+
+def compare(references: Sequence[str], tracking_uri: str | None = None) -> Comparison:
+    """Lay runs side by side. Raises as `show`, and `ConfigError` for fewer than two runs."""
+    with open_runs(tracking_uri) as store:
+        runs = _resolve(store.runs(), references)
+    if len(runs) < 2:
+        raise ConfigError("there is nothing to compare one run with", hint="name a second run")
+    return side_by_side(runs)
+
+
+def plot(
+    references: Sequence[str],
+    metrics: Sequence[str],
+    path: Path,
+    tracking_uri: str | None = None,
+) -> list[str]:
+    """Draw curves of runs over each other, a panel per metric; return the metrics drawn.
+
+    Args:
+        metrics: empty draws every metric that has a curve in any of the runs.
+
+    Raises:
+        ConfigError: `path` is no PNG file in a folder that exists, or no run has such a metric.
+        LlmctlError: as `show`; or no run has a curve; or the file cannot be written.
+    """
+    check_picture(path)
+    with open_runs(tracking_uri) as store:
+        runs = _resolve(store.runs(), references)
+        curves = [store.curves(run.run_id) for run in runs]
+    known = sorted({name for of_run in curves for name in of_run})
+    if missing := [name for name in metrics if name not in known]:
+        raise ConfigError(
+            f"no run given has the metric {missing[0]!r}",
+            hint=f"known: {', '.join(known)}" if known else "they have no metrics at all",
+        )
+    lines = {name for of_run in curves for name, points in of_run.items() if len(points) > 1}
+    drawn = list(dict.fromkeys(metrics)) or sorted(lines)
+    if not drawn:
+        raise LlmctlError("no run given has a curve: a metric with more than one point")
+    from llmctl.monitor.plot import draw
+
+    draw(
+        [
+            (run.name, run.run_id[:SHORT_ID], of_run)
+            for run, of_run in zip(runs, curves, strict=True)
+        ],
+        drawn,
+        path,
+    )
+    return drawn
+
+
+def check_picture(path: Path) -> None:
+    """Raise `ConfigError` for a path where no PNG can be written, before any work."""
+    if path.suffix.lower() != ".png" or not path.absolute().parent.is_dir():
+        raise ConfigError(f"-o {path} is no .png file in a folder that exists")
+
+
+def best(
+    metric: str,
+    better: Better | None,
+    where: RunFilter,
+    tracking_uri: str | None = None,
+) -> tuple[RunRecord, Better]:
+    """Return the run with the best latest value of a metric, and which side counted as better.
+
+    Args:
+        better: None goes by the metric's name; what says nothing is better when higher.
+
+    Raises:
+        LlmctlError: no run has a value, or the store cannot be read.
+    """
+    runs = list_runs(where, tracking_uri=tracking_uri)
+    better = better or run_query.better(metric) or "higher"
+    return run_query.best(runs, metric, better), better
+
+
+def resolve(
+    references: Sequence[str],
+    *,
+    deleted: bool | None = False,
+    tracking_uri: str | None = None,
+) -> list[RunRecord]:
+    """Return the runs that a person means, each once; `deleted=None` looks in the trash too.
+
+    Raises:
+        LlmctlError, ConfigError: as `show`.
+    """
+    with open_runs(tracking_uri) as store:
+        if deleted is None:
+            return _resolve([*store.runs(), *store.runs(deleted=True)], references)
+        try:
+            return _resolve(store.runs(deleted=deleted), references)
+        except RunNotFoundError as error:
+            elsewhere = store.runs(deleted=not deleted)
+            with suppress(LlmctlError):
+                run = find(elsewhere, error.reference)
+                error.hint = (
+                    f"{run.name} is not in the trash"
+                    if deleted
+                    else f"it is in the trash; `llmctl runs restore {run.run_id[:SHORT_ID]}` first"
+                )
+            raise
+
+
+def remove(
+    runs: Sequence[RunRecord],
+    done: Callable[[RunRecord], None],
+    *,
+    purge: bool = False,
+    tracking_uri: str | None = None,
+) -> None:
+    """Put runs into the trash, or delete them for good with their files.
+
+    Args:
+        done: told of each run when it is gone.
+
+    Raises:
+        ConfigError: one of them still runs.
+        LlmctlError: the store refuses, or is a server and `purge` is asked.
+    """
+    if alive := next((run for run in runs if run.status == "running"), None):
+        raise ConfigError(f"{alive.name} still runs", hint="end its command first")
+    from llmctl.monitor import run_changes
+
+    with run_changes.changing(tracking_uri) as store:
+        if purge:
+            run_changes.purge(store, runs, done)
+            return
+        for run in runs:
+            run_changes.trash(store, run)
+            done(run)
+
+
+def restore(references: Sequence[str], tracking_uri: str | None = None) -> list[RunRecord]:
+    """Take runs out of the trash and return them. Raises as `show`."""
+    runs = resolve(references, deleted=True, tracking_uri=tracking_uri)
+    from llmctl.monitor import run_changes
+
+    with run_changes.changing(tracking_uri) as store:
+        for run in runs:
+            run_changes.restore(store, run)
+    return runs
+
+
+def export(reference: str, target: Path, tracking_uri: str | None = None) -> RunRecord:
+    """Write everything that is known of a run into a new folder, which appears whole.
+
+    Raises:
+        ConfigError: something is there already.
+        LlmctlError: as `show`; or the disk refuses.
+    """
+    with open_runs(tracking_uri) as store:
+        run = _find_anywhere(store, store.runs(), reference)
+        curves = store.curves(run.run_id)
+    write_export(run, plain(run), curves, target, tracking_uri)
+    return run
+
+
+def write_note(reference: str, text: str, tracking_uri: str | None = None) -> RunRecord:
+    """Replace a run's note; an empty text removes it. Raises as `show`."""
+    (run,) = resolve([reference], tracking_uri=tracking_uri)
+    from llmctl.monitor import run_changes
+
+    with run_changes.changing(tracking_uri) as store:
+        run_changes.set_note(store, run.run_id, text)
+    return run
+
+
+def write_tags(
+    reference: str, tags: Mapping[str, str], tracking_uri: str | None = None
+) -> RunRecord:
+    """Set tags of a run; an empty value removes one.
+
+    Raises:
+        ConfigError: a tag is one that llmctl or MLflow keeps for itself.
+        LlmctlError: as `show`.
+    """
+    for name in tags:
+        if name.startswith(_RESERVED):
+            raise ConfigError(
+                f"the tag {name!r} is kept by the program itself",
+                hint="choose another name; for a note there is `llmctl runs note`",
+            )
+    (run,) = resolve([reference], tracking_uri=tracking_uri)
+    from llmctl.monitor import run_changes
+
+    with run_changes.changing(tracking_uri) as store:
+        for name, value in tags.items():
+            run_changes.set_tag(store, run.run_id, name, value)
+    return run
+
+
+def page_of_server(tracking_uri: str | None = None) -> str | None:
+    """Return the address of the store if it is a server, which shows its runs itself."""
+    uri = store_uri(tracking_uri)
+    return uri if uri.startswith(("http://", "https://")) else None
+
+
+def is_there(tracking_uri: str | None = None) -> bool:
+    """Whether there is a store to look into; one that is no file is taken to be."""
+    file = sqlite_file(store_uri(tracking_uri))
+    return file is None or file.exists()
+
+
+def ui(port: int, ready: Callable[[str], None], tracking_uri: str | None = None) -> NoReturn:
+    """Show MLflow's own web page of the store until Ctrl-C or SIGTERM, and end all of it then.
+
+    Args:
+        port: 0 takes a free one.
+        ready: called once, with the page's address, when it answers.
+
+    Raises:
+        ConfigError: the port is taken.
+        LlmctlError: the page does not start, or ended by itself.
+    """
+    from llmctl.monitor import run_changes
+    from llmctl.monitor.run_ui import free_port, serve_page
+
+    port = free_port(port)
+    with tracked(NullTracker()):  # SIGTERM becomes an exception, as Ctrl-C is one
+        with run_changes.changing(tracking_uri) as store:
+            uri, experiment_id = store.uri, store.experiment_id
+        serve_page(uri, experiment_id, port, ready)
+
+
+def _resolve(runs: Sequence[RunRecord], references: Sequence[str]) -> list[RunRecord]:
+    found = [find(runs, reference) for reference in references]
+    return list({run.run_id: run for run in found}.values())
+
+
+def _find_anywhere(store: RunReader, runs: Sequence[RunRecord], reference: str) -> RunRecord:
+    try:
+        return find(runs, reference)
+    except RunNotFoundError:
+        return find(store.runs(deleted=True), reference)

@@ -1,0 +1,348 @@
+"""`llmctl runs` as it is typed: what is printed, for a person and for a program."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pexpect
+import psutil
+import pytest
+from rich.cells import cell_len
+
+from llmctl.cli import curve, render
+from llmctl.cli.app import main
+from tests.cli.process import COMMAND, error_lines
+from tests.monitor.remembered import Remembered, begin, empty_home, end
+from tests.server.servers import eventually
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def cells(self) -> list[list[str]]:
+        return [line.split("\t") for line in self.out.splitlines()]
+
+
+Runs = Callable[..., Ended]
+
+
+@pytest.fixture
+def runs(
+    remembered: Remembered, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Runs:
+    """Run the command in this process, on the store with a history."""
+    remembered.enter(monkeypatch)
+
+    def run_here(*words: str) -> Ended:
+        with pytest.raises(SystemExit) as end:
+            main(["runs", *words])
+        assert isinstance(end.value.code, int)
+        return Ended(end.value.code, *capsys.readouterr())
+
+    return run_here
+
+
+@pytest.fixture
+def own(
+    remembered: Remembered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
+) -> Runs:
+    """The same on an empty store, to be changed."""
+    empty_home(remembered, tmp_path / "home", monkeypatch)
+    return runs
+
+
+def on_terminal(*words: str) -> list[str]:
+    """Return the lines that a person sees on a terminal of 80 columns."""
+    command, *rest = [*COMMAND, *words]
+    child = pexpect.spawn(command, rest, dimensions=(50, 80), encoding="utf-8", timeout=60)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0, child.before
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", str(child.before))
+    return plain.replace("\r", "").splitlines()
+
+
+def test_runs_alone_lists_the_newest_first(runs: Runs, remembered: Remembered) -> None:
+    done = runs()
+    assert [cells[0] for cells in done.cells] == [
+        remembered.ids[name][:8] for name in ("broken", "serve", "eval", "fast", "slow", "clean")
+    ]
+    fast = done.cells[3]
+    assert fast[1:5] == ["微调-fast", "finetune", "smollm2-135m", "finished"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", fast[5])
+    assert fast[7] == "loss 1.400"
+    assert done.cells[0][3] == "我的模型"
+    assert done == runs("list")
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("--kind", "eval"), ["eval"]),
+        (("--status", "failed"), ["broken"]),
+        (("--model", "我的"), ["broken"]),
+        (("--kind", "finetune", "--sort", "eval/loss"), ["fast", "slow", "broken"]),
+        (("--kind", "finetune", "--sort", "-eval/loss"), ["slow", "fast", "broken"]),
+        (("--kind", "finetune", "--sort", "eval/loss", "--reverse"), ["slow", "fast", "broken"]),
+        (("--reverse", "--limit", "2"), ["clean", "slow"]),
+        (("--since", "1h", "--limit", "1"), ["broken"]),
+        (("--since", "2100-01-01"), []),
+    ],
+)
+def test_a_list_is_narrowed_and_ordered(
+    runs: Runs, remembered: Remembered, words: tuple[str, ...], names: list[str]
+) -> None:
+    done = runs("list", *words)
+    assert done.code == 0
+    assert [cells[0] for cells in done.cells] == [remembered.ids[name][:8] for name in names]
+    if not names:
+        assert done.err == "no such runs\n"
+
+
+def test_a_list_that_leaves_runs_out_says_so(runs: Runs) -> None:
+    assert runs("list", "--limit", "2").err == "2 of 6 runs; --limit 0 shows all\n"
+    assert runs("list", "--limit", "0").err == ""
+
+
+def test_without_a_store_there_are_no_runs_and_none_is_made(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "nowhere"))
+    for words in ((), ("list",), ("ui",)):
+        assert runs(*words) == Ended(0, "", "no runs yet\n")
+    assert runs("list", "--json").out == "[]\n"
+    for command in ("show @", "best --metric x", "rm a"):
+        done = runs(*command.split())
+        assert done.code == 1
+        assert "yet" in error_lines(done.err)[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_show_says_everything_in_order(runs: Runs, remembered: Remembered) -> None:
+    done = runs("show", "微调-fast")
+    assert done.code == 0
+    parts = ["parameters", "metrics", "train/loss", "made from", "led to", "files"]
+    assert [line for line in done.out.splitlines() if line in parts] == parts
+    tree = done.out[done.out.index("made from") :]
+    assert "└─ training: 客服.clean.jsonl (bbbbbbbb, 1,100 rows)" in tree
+    assert "      └─ source: 客服.jsonl (aaaaaaaa, 1,200 rows)" in tree
+    assert f"   ├─ {next(c[1] for c in runs().cells if c[2] == 'eval')} [" in tree
+    assert f"adapter {remembered.adapter}" in tree
+    assert "config.yaml\t11 B" in tree
+
+
+def test_show_of_a_failed_run_says_why_and_draws_what_is_a_number(runs: Runs) -> None:
+    done = runs("show", "broken")
+    assert "error    the loss is no number" in done.out.splitlines()
+    assert "train/loss\t2\tinf\t2\tinf\t3" in done.out.splitlines()
+
+
+def test_show_as_json_holds_lineage_and_files(runs: Runs, remembered: Remembered) -> None:
+    shown: dict[str, Any] = json.loads(runs("show", "@", "--json").out)
+    assert shown["id"] == remembered.ids["broken"]
+    assert [one["highest"] for one in shown["curves"]] == [None]
+    shown = json.loads(runs("show", remembered.ids["clean"][:6], "--json").out)
+    (source,) = shown["made_from"]
+    assert (source["type"], source["role"], source["rows"]) == ("dataset", "source", 1200)
+    assert [branch["type"] for branch in shown["led_to"][0]["branches"]] == ["run", "run"]
+    assert [file["path"] for file in shown["files"]] == ["reports/report.md"]
+
+
+def test_compare_marks_the_better_value(runs: Runs, tmp_path: Path) -> None:
+    picture = tmp_path / "both.png"
+    done = runs("compare", "微调-slow", "微调-fast", "-o", str(picture))
+    rows = {cells[0]: cells[1:] for cells in done.cells}
+    assert rows["lr"] == ["1e-05", "0.0001"]
+    assert rows["eval/loss"] == ["1.490 ▼", "1.400 ▲"]
+    assert rows["train/learning_rate"] == ["1.000e-05", "1.000e-04"]
+    assert "2 parameters are equal" in done.err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    plain = json.loads(runs("compare", "微调-slow", "微调-fast", "--json").out)
+    assert plain["metrics"]["eval/loss"]["best"] == [1]
+    assert plain["equal"] == {"batch": "8", "lora.rank": "16"}
+
+
+def test_best_names_one_run(runs: Runs, remembered: Remembered) -> None:
+    done = runs("best", "--metric", "eval/loss")
+    assert [cells[0] for cells in done.cells] == [remembered.ids["fast"][:8]]
+    assert done.err == "lowest eval/loss: 1.400\n"
+    done = runs("best", "--metric", "eval/loss", "--max", "--json")
+    assert json.loads(done.out)["id"] == remembered.ids["slow"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        (["show", "nothing"], 1, "nothing"),
+        (["show", "微调"], 2, "2 runs"),
+        (["show", "微调-fast", "--metric", "x"], 2, "'x'"),
+        (["list", "--since", "soon"], 2, "soon"),
+        (["list", "--sort", "x"], 2, "'x'"),
+        (["list", "--kind", "x"], 2, "x"),
+        (["list", "--tracking-uri", "nowhere"], 2, "nowhere"),
+        (["compare", "微调-fast"], 2, "nothing to compare"),
+        (["compare", "微调-fast", "微调-slow", "--metric", "x"], 2, "--metric"),
+        (["plot", "微调-fast"], 2, "--output"),
+        (["tag", "微调-fast", "novalue"], 2, "novalue"),
+        (["rm", "微调-fast", "--purge"], 2, "needs a yes"),
+    ],
+)
+def test_what_makes_no_sense_is_one_error(
+    runs: Runs, words: list[str], code: int, named: str
+) -> None:
+    done = runs(*words)
+    assert done.code == code
+    assert named in error_lines(done.err)[0]
+
+
+def test_a_run_is_annotated_thrown_away_brought_back_and_deleted(own: Runs) -> None:
+    end(begin("bench", name="一次"))
+    assert own("note", "一次", "the good one").code == 0
+    assert own("note", "@").out == "the good one\n"
+    own("tag", "@", "team=a")
+    assert ["team", "a"] in own("tag", "@").cells
+    assert "brings it back" in own("rm", "一次").err
+    assert own().err == "no runs yet\n"
+    assert [cells[1] for cells in own("list", "--trash").cells] == ["一次"]
+    assert own("restore", "一次").err == "一次 is back\n"
+    assert own("rm", "一次", "--purge", "--yes").err == "一次 is gone\n"
+    assert own("list", "--trash").err == "the trash is empty\n"
+
+
+def test_every_line_fits_eighty_columns_and_brackets_are_text(
+    remembered: Remembered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered.enter(monkeypatch)
+    lines = on_terminal("runs")
+    assert lines[0].split()[:3] == ["ID", "NAME", "KIND"]
+    assert len(lines) == 1 + 6
+    assert max(map(cell_len, lines)) <= 80
+    assert "[/x]" in lines[1]
+    lines = on_terminal("runs", "show", "微调-fast")
+    assert max(map(cell_len, lines)) <= 80
+
+
+def test_the_web_page_answers_and_ends_with_all_its_processes(
+    remembered: Remembered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered.enter(monkeypatch)
+    process = subprocess.Popen(
+        [*COMMAND, "runs", "ui"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        found = re.fullmatch(r"(http://127\.0\.0\.1:\d+)/#/experiments/(\d+)/runs", url)
+        assert found is not None, process.communicate(timeout=10)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert family
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        assert b"<html" in opener.open(found[1], timeout=30).read()
+        body = json.dumps({"experiment_ids": [found[2]]}).encode()
+        request = urllib.request.Request(
+            f"{found[1]}/ajax-api/2.0/mlflow/runs/search",
+            body,
+            {"Content-Type": "application/json"},
+        )
+        answer = json.load(opener.open(request, timeout=30))
+        names = {run["info"]["run_name"] for run in answer["runs"]}
+        assert {"微调-fast", "微调-slow", "清洗-客服"} <= names
+        fast = remembered.ids["fast"]
+        file = opener.open(f"{found[1]}/get-artifact?path=config.yaml&run_uuid={fast}", timeout=30)
+        assert file.read() == b"lr: 0.0001\n"
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert eventually(lambda: not any(member.is_running() for member in family), within_s=5)
+
+
+def test_a_taken_port_is_refused_before_the_page_is_started(runs: Runs) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = runs("ui", "--port", port)
+    assert done.code == 2
+    assert port in error_lines(done.err)[-2]
+
+
+def test_listing_imports_neither_mlflow_nor_numpy(
+    remembered: Remembered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered.enter(monkeypatch)
+    code = (
+        "import sys\n"
+        "from llmctl.cli.app import main\n"
+        "for words in (['list'], ['show', '@'], ['best', '--metric', 'eval/loss']):\n"
+        "    try: main(['runs', *words])\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'mlflow', 'sqlalchemy', 'numpy', 'pandas', 'matplotlib', 'torch'}\n"
+        "print(sorted(heavy & {*sys.modules}), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_a_falling_curve_falls_and_a_gap_stays_a_gap() -> None:
+    lines = curve.draw([0, 1, 2, 3], [3.0, 2.0, 1.0, 0.0], width=4, height=4)
+    assert [len(line) for line in lines] == [4] * 4
+    # The first character's dots are at the top, the last one's at the bottom.
+    assert [line.strip() != "" for line in lines] == [True] * 4
+    assert lines[0][0] != " "
+    assert lines[0][-1] == " "
+    assert lines[-1][-1] != " "
+    gap = curve.draw([0, 1, 2], [1.0, float("nan"), 1.0], width=9, height=1)
+    assert gap[0].strip(" ")[1:-1].strip() == ""
+    assert curve.draw([0], [float("inf")], width=3, height=2) == ["   ", "   "]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.25, "0.2500"),
+        (1.2345678, "1.235"),
+        (12345.678, "12,346"),
+        (1e-5, "1.000e-05"),
+        (1_000_000.0, "1,000,000"),
+        (float("nan"), "nan"),
+        (-0.5, "-0.5000"),
+    ],
+)
+def test_a_number_keeps_four_digits(value: float, text: str) -> None:
+    assert render.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0s"),
+        (59.7, "1m00s"),
+        (61, "1m01s"),
+        (3661, "1h01m"),
+        (90000, "25h00m"),
+        (9e5, "10d10h"),
+    ],
+)
+def test_a_time_span_is_short(seconds: float, text: str) -> None:
+    assert render.duration(seconds) == text
+
+
+def test_a_text_is_shortened_in_its_middle_by_columns() -> None:
+    assert render.shortened("微调-客服助手-abcdef", 12) == "微调-…bcdef"
+    assert render.shortened("short", 12) == "short"

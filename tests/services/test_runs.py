@@ -1,0 +1,221 @@
+"""`llmctl runs`, from the service down to the store: what changes it, what leaves it."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from llmctl.errors import ConfigError, LlmctlError
+from llmctl.monitor.store import Store, open_store, store_uri
+from llmctl.services import runs as service
+from llmctl.services.runs import RunFilter
+from llmctl.types import RequestTrace, RunRecord
+from tests.monitor.remembered import Remembered, begin, empty_home, end
+
+ANY = RunFilter()
+
+
+@pytest.fixture
+def history(remembered: Remembered, monkeypatch: pytest.MonkeyPatch) -> Remembered:
+    remembered.enter(monkeypatch)
+    return remembered
+
+
+@pytest.fixture
+def home(remembered: Remembered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty store of the test's own."""
+    return empty_home(remembered, tmp_path / "home", monkeypatch)
+
+
+def names(**options: bool) -> set[str]:
+    return {run.name for run in service.list_runs(ANY, **options)}  # type: ignore[arg-type]
+
+
+def forget(_: RunRecord) -> None:
+    pass
+
+
+def test_show_gathers_figures_lineage_and_files(history: Remembered) -> None:
+    details = service.show("微调-fast")
+    (loss,) = [one for one in details.summaries if one.name == "train/loss"]
+    assert (loss.first, loss.points) == (2.0, 10)
+    assert loss.lowest == loss.last == pytest.approx(1 + math.exp(-4.5))
+    assert loss.highest == 2.0
+    assert [(file.path, file.bytes) for file in details.files] == [("config.yaml", 11)]
+    assert [node.kind for node in details.results.branches] == ["model"]
+    assert service.show(history.ids["serve"][:10]).traces == 3
+
+
+def test_a_curve_of_no_numbers_alone_has_no_lowest(history: Remembered) -> None:
+    (loss,) = service.show(history.ids["broken"]).summaries
+    assert (loss.first, loss.last, loss.lowest, loss.highest) == (2.0, math.inf, 2.0, math.inf)
+
+
+def test_compare_keeps_what_is_equal_apart_and_says_who_is_ahead(history: Remembered) -> None:
+    ids = history.ids
+    comparison = service.compare([ids["slow"], ids["fast"], ids["eval"]])
+    assert comparison.differing["lr"] == ("1e-05", "0.0001", None)
+    assert comparison.differing["suite"] == (None, None, "ceval")
+    pair = service.compare([ids["slow"], "微调-fast"])
+    assert pair.equal == {"batch": "8", "lora.rank": "16"}
+    rows = {row.name: row for row in pair.metrics}
+    assert (rows["eval/loss"].best, rows["eval/loss"].worst) == (
+        frozenset({1}),
+        frozenset({0}),
+    )
+    assert rows["train/learning_rate"].better is None
+    assert not rows["train/learning_rate"].best
+
+
+@pytest.mark.parametrize("references", [["微调-fast"], ["微调-fast", "微调-fas"]])
+def test_one_run_is_not_compared_with_itself(history: Remembered, references: list[str]) -> None:
+    assert history.ids
+    with pytest.raises(ConfigError, match="nothing to compare"):
+        service.compare(references)
+
+
+def test_plot_draws_the_curves_of_several_runs(history: Remembered, tmp_path: Path) -> None:
+    picture = tmp_path / "curves.png"
+    drawn = service.plot([history.ids["slow"], "微调-fast"], [], picture)
+    assert drawn == ["train/learning_rate", "train/loss"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+    # What is no number leaves a gap.
+    assert service.plot([history.ids["broken"]], ["train/loss"], picture) == ["train/loss"]
+
+
+@pytest.mark.parametrize(
+    ("run", "metrics", "file", "reason"),
+    [
+        ("微调-fast", ["train/los"], "x.png", "train/los"),
+        ("微调-fast", [], "x.jpg", "x.jpg"),
+        ("微调-fast", [], "nowhere/x.png", "nowhere"),
+        ("eval-", [], "x.png", "no run given has a curve"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(
+    history: Remembered, tmp_path: Path, run: str, metrics: list[str], file: str, reason: str
+) -> None:
+    assert history.ids
+    with pytest.raises(LlmctlError, match=reason):
+        service.plot([run], metrics, tmp_path / file)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_best_goes_by_the_metric_s_name_unless_told(history: Remembered) -> None:
+    assert service.best("eval/loss", None, ANY)[0].run_id == history.ids["fast"]
+    assert service.best("eval/loss", "higher", ANY)[0].run_id == history.ids["slow"]
+    assert service.best("eval/ceval", None, ANY) == (service.resolve(["eval-"])[0], "higher")
+    with pytest.raises(LlmctlError, match="eval/ceval"):
+        service.best("eval/ceval", None, RunFilter(kind="finetune"))
+
+
+def test_an_export_holds_every_point_and_every_file(history: Remembered, tmp_path: Path) -> None:
+    target = tmp_path / "出口"
+    service.export("微调-fast", target)
+    assert (target / "artifacts/config.yaml").read_text() == "lr: 0.0001\n"
+    whole = json.loads((target / "run.json").read_text(encoding="utf-8"))
+    assert (whole["id"], whole["name"]) == (history.ids["fast"], "微调-fast")
+    assert json.loads((target / "params.json").read_text()) == whole["params"]
+    with (target / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10 + 10 + 1
+    assert rows[0].keys() == {"metric", "step", "time", "value"}
+    assert [path.name for path in tmp_path.iterdir()] == ["出口"]
+
+
+def test_an_export_overwrites_nothing(history: Remembered, tmp_path: Path) -> None:
+    assert history.ids
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").write_text("x")
+    with pytest.raises(ConfigError, match="is there already"):
+        service.export("微调-fast", tmp_path / "mine")
+    with pytest.raises(ConfigError, match="is no folder"):
+        service.export("微调-fast", tmp_path / "no/where")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "file"]
+
+
+def test_json_has_null_for_what_is_no_number(history: Remembered) -> None:
+    (broken,) = service.resolve([history.ids["broken"]])
+    plain = service.plain(broken)
+    assert plain["metrics"] == {"train/loss": None}
+    json.dumps(plain, allow_nan=False)
+
+
+def test_notes_and_tags_are_written_replaced_and_removed(home: Path) -> None:
+    assert home.is_dir()
+    run_id = end(begin("bench", name="fast"))
+    service.write_note("fast", "第一")
+    service.write_note("fast", "keep this one")
+    service.write_tags("fast", {"team": "客服", "用途": "demo"})
+    (run,) = service.resolve([run_id])
+    assert run.note == "keep this one"
+    assert (run.tags["team"], run.tags["用途"]) == ("客服", "demo")
+    service.write_note("fast", "")
+    service.write_tags("fast", {"team": "", "never there": ""})
+    (run,) = service.resolve([run_id])
+    assert run.note == ""
+    assert "team" not in run.tags
+    with pytest.raises(ConfigError, match=r"llmctl\.kind"):
+        service.write_tags("fast", {"llmctl.kind": "eval"})
+
+
+def test_the_trash_gives_back_what_was_put_there(home: Path) -> None:
+    assert home.is_dir()
+    run_id = end(begin("bench", name="one"))
+    end(begin("bench", name="two"))
+    service.remove(service.resolve(["one"]), forget)
+    assert (names(), names(deleted=True)) == ({"two"}, {"one"})
+    assert service.show("one").run.deleted
+    with pytest.raises(LlmctlError, match="no run 'one'") as caught:
+        service.resolve(["one"])
+    assert f"llmctl runs restore {run_id[:8]}" in caught.value.hint
+    service.restore(["one"])
+    assert (names(), names(deleted=True)) == ({"one", "two"}, set())
+
+
+def test_a_run_that_goes_on_is_not_removed(home: Path) -> None:
+    assert home.is_dir()
+    going = begin("serve", name="going")
+    with pytest.raises(ConfigError, match="still runs"):
+        service.remove(service.resolve(["going"]), forget, purge=True)
+    end(going)
+
+
+def test_purge_leaves_nothing_of_a_run_but_its_adapter(home: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    doomed, other = begin("finetune", name="doomed"), begin("finetune", name="other")
+    for tracker in (doomed, other):
+        tracker.log_metrics({"train/loss": 1.0})
+        tracker.log_text("x", "notes/file.txt")
+        assert tracker.log_model("adapter", adapter) is not None
+        tracker.log_trace(RequestTrace(f"c-{tracker.run_id}", 1_800_000_000.0, 1.0))
+        end(tracker)
+    trashed = end(begin("finetune", name="trashed before"))
+    service.remove(service.resolve(["trashed"]), forget)
+
+    gone: list[str] = []
+    service.remove(
+        service.resolve(["doomed", trashed], deleted=None),
+        lambda run: gone.append(run.name),
+        purge=True,
+    )
+    assert gone == ["doomed", "trashed before"]
+    assert (names(), names(deleted=True)) == ({"other"}, set())
+    assert [path.name for path in (home / "artifacts").iterdir()] == [other.run_id]
+    assert (adapter / "adapter_config.json").is_file()
+    store = open_store(store_uri())
+    assert _models_and_traces(store) == ([other.run_id], [other.run_id])
+
+
+def _models_and_traces(store: Store) -> tuple[list[object], list[object]]:
+    models = store.client.search_logged_models([store.experiment_id])
+    traces = store.client.search_traces(locations=[store.experiment_id], include_spans=False)
+    return (
+        [model.source_run_id for model in models],
+        [trace.info.trace_metadata["mlflow.sourceRun"] for trace in traces],
+    )
