@@ -16,6 +16,8 @@ def run(
     *,
     environment: Mapping[str, str],
     tick: Callable[[], None] = lambda: None,
+    python: str = sys.executable,
+    folder: Path | None = None,
 ) -> None:
     """Run Python with `arguments` to its end. Whatever ends this call ends the child.
 
@@ -24,6 +26,8 @@ def run(
         log: file that receives everything it prints.
         environment: variables on top of our own.
         tick: called a few times a second meanwhile.
+        python: the interpreter; ours by default.
+        folder: where it runs; here by default.
 
     Raises:
         CalledProcessError: it failed; `output` is all that it printed.
@@ -32,11 +36,12 @@ def run(
         log.open("wb") as printed,
         # -P: what lies in the current folder must not stand in for a library.
         subprocess.Popen(
-            [sys.executable, "-P", *arguments],
+            [python, "-P", *arguments],
             stdin=subprocess.PIPE,  # closes when we die, see `end_with_parent`
             stdout=printed,
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
+            cwd=folder,
         ) as process,
     ):
         try:

@@ -52,13 +52,15 @@ def read_entries(files: Iterable[Path]) -> dict[str, TensorEntry]:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a model folder, in the order of their names."""
-    whole = folder / "model.safetensors"
-    return [whole] if whole.exists() else sorted(folder.glob("model*.safetensors"))
+    """Return the safetensors files of a model, or of an adapter, in the order of their names."""
+    for name in ("model.safetensors", "model*.safetensors", "adapter_model.safetensors"):
+        if files := sorted(folder.glob(name)):
+            return files
+    return []
 
 
 def model_entries(folder: Path) -> dict[str, TensorEntry]:
-    """Return the tensors of a model folder. Raises as `read_entries`."""
+    """Return the tensors of a model or an adapter. Raises as `read_entries`."""
     return read_entries(model_files(folder))
 
 
@@ -70,7 +72,7 @@ def fingerprint(path: Path) -> str:
     in another format at sizes and blocks.
 
     Args:
-        path: a model folder, or a `.gguf` file.
+        path: folder of a model or an adapter, or a `.gguf` file.
 
     Raises:
         OSError, ValueError, KeyError, TypeError: as `read_entries`.

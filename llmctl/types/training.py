@@ -30,8 +30,8 @@ class TrainPlan:
     eval_rows: int
     tokens: int
     """In one epoch."""
-    supervised_tokens: int
-    """Those that the loss falls on, in one epoch."""
+    supervised_share: float
+    """Of the tokens, held-out ones among them: those that the loss falls on."""
     steps: int
     steps_per_epoch: int
     micro_batch_size: int

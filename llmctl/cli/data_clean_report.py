@@ -1,0 +1,159 @@
+"""Prints what cleaning found, changed and removed."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from llmctl.cli import render
+
+if TYPE_CHECKING:
+    from llmctl.data.cleaning.outputs import Outputs
+    from llmctl.data.cleaning.report import CleanReport, Explanation, Spread, Statistics
+
+_KINDS = 6
+_LANGUAGES = 5
+
+
+def list_rules() -> None:
+    """Print every rule with its thresholds."""
+    from llmctl.data.cleaning.settings import CleanSettings, hyphenated
+
+    rows = []
+    for name, rule in CleanSettings().rules().items():
+        thresholds = []
+        for field, info in type(rule).model_fields.items():
+            if field != "action":
+                value = getattr(rule, field)
+                shown = ",".join(value) if isinstance(value, tuple) else value
+                given = "not set" if shown in (None, "") else shown
+                thresholds.append(f"{hyphenated(field)} ({given}): {info.description}")
+        does = f"off: needs {rule.missing}" if rule.missing else rule.action
+        can = "/".join(action for action in rule.actions if action != "off")
+        about = type(rule).__doc__ or ""
+        rows.append((name, does, can, "; ".join((about, *thresholds))))
+    render.table(("RULE", "DOES", "CAN", "WHAT IT LOOKS FOR"), rows)
+
+
+def show_report(report: "CleanReport", outputs: "Outputs | None", *, as_json: bool) -> None:
+    """Print the table of rules, figures before and after, and where everything lies."""
+    if as_json:
+        render.as_json(report.plain())
+    else:
+        _print_rules(report)
+        _print_figures(report)
+        _print_clusters(report)
+    kept = f"{report.after.rows:,} of {report.before.rows + report.unreadable:,} rows"
+    if outputs is None:
+        render.note(f"would keep {kept}; nothing was written")
+        return
+    render.note(f"{kept} written to {outputs.rows}")
+    gone = report.removed + report.unreadable
+    render.note(f"{gone:,} rows that went: {outputs.rejected}; report: {outputs.report}")
+
+
+def _print_rules(report: "CleanReport") -> None:
+    total = report.before.rows + report.unreadable
+    rows = [
+        (
+            rule.name,
+            rule.action,
+            f"{rule.hits:,}",
+            f"{rule.changed:,}",
+            f"{rule.removed:,}",
+            _percent(rule.hits, total),
+            ", ".join(rule.examples),
+        )
+        for rule in report.rules
+        if rule.hits
+    ]
+    if report.unreadable:
+        count = f"{report.unreadable:,}"
+        rows.insert(
+            0, ("unreadable", "remove", count, "0", count, _percent(report.unreadable, total), "")
+        )
+    if rows:
+        columns = ("RULE", "DOES", "HITS", "CHANGED", "REMOVED", "%", "LINES")
+        render.table(columns, rows, cut=("LINES",))
+    silent = [rule.name for rule in report.rules if not rule.hits]
+    if silent:
+        render.line(f"nothing to say: {', '.join(silent)}")
+    for problem in report.problems:
+        render.line(f"unreadable: {problem}")
+    for rule in report.rules:
+        if rule.kinds:
+            render.line(f"{rule.name}: {_counts(rule.kinds, _KINDS)}")
+
+
+def _print_figures(report: "CleanReport") -> None:
+    before, after = _figures(report.before), _figures(report.after)
+    render.heading("before and after")
+    rows = [(name, before.get(name, ""), after.get(name, "")) for name in {**before, **after}]
+    render.table(("", "BEFORE", "AFTER"), rows)
+
+
+def _figures(of: "Statistics") -> dict[str, str]:
+    figures = {
+        "rows": f"{of.rows:,}",
+        "characters": f"{of.characters:,}",
+        "characters in a row": _spread(of.characters_per_row),
+        "messages in a row": _spread(of.turns_per_row),
+        "languages": _counts(of.languages, _LANGUAGES),
+    }
+    if of.tokens_per_row is not None:
+        sample = "" if of.token_sample == of.rows else f" (of {of.token_sample:,} rows)"
+        figures["tokens in a row"] = _spread(of.tokens_per_row) + sample
+    return figures
+
+
+def _print_clusters(report: "CleanReport") -> None:
+    if not report.clusters:
+        return
+    render.heading("largest groups of rows that say the same")
+    for cluster in report.clusters:
+        others = ", ".join(cluster.others)
+        more = (
+            f" and {missing:,} more" if (missing := cluster.rows - 1 - len(cluster.others)) else ""
+        )
+        render.line(f"{cluster.rows:,} rows: {cluster.kept} is kept, like it {others}{more}")
+
+
+def show_explanation(explanation: "Explanation", *, as_json: bool) -> None:
+    """Print what every rule says of a row, and its texts before and after."""
+    if as_json:
+        render.as_json(asdict(explanation))
+        return
+    render.table(
+        ("RULE", "DOES", "SAYS"),
+        [(said.rule, said.action, said.says or "-") for said in explanation.said],
+    )
+    for before, after in explanation.changes:
+        render.heading("before (-) and after (+)")
+        # What nobody sees, such as a zero-width character, must be seen here.
+        old, new = ([*map(_visible, text.split("\n"))] for text in (before, after))
+        for line in list(difflib.unified_diff(old, new, lineterm="", n=1))[2:]:
+            render.line(line)
+    verdict = "changed" if explanation.changes else "kept as it is"
+    if explanation.removed_by is not None:
+        verdict = f"removed by {explanation.removed_by}"
+    render.note(f"the row at {explanation.where}: {verdict}")
+
+
+def _visible(line: str) -> str:
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    return shown.rstrip(" ") + "·" * (len(shown) - len(shown.rstrip(" ")))
+
+
+def _spread(spread: "Spread") -> str:
+    return f"p50 {spread.p50:,}, p95 {spread.p95:,}, max {spread.max:,}"
+
+
+def _counts(counts: Mapping[str, int], most: int) -> str:
+    shown = [f"{name} {count:,}" for name, count in list(counts.items())[:most]]
+    rest = sum(list(counts.values())[most:])
+    return ", ".join([*shown, *([f"others {rest:,}"] if rest else [])])
+
+
+def _percent(count: int, whole: int) -> str:
+    share = 100 * count / whole if whole else 0
+    return f"{share:.1f}" if share >= 0.05 or not count else "<0.1"

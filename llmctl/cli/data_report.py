@@ -1,0 +1,159 @@
+"""Prints what was found in files of examples."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmctl.cli import render
+
+if TYPE_CHECKING:
+    from llmctl.data.check import CheckReport, Spread
+    from llmctl.data.problems import Problem, ProblemLog
+    from llmctl.data.repeats import Repeats
+    from llmctl.types import Origin
+
+_MOST = 20
+"""Problems that are printed where nobody asks for all."""
+_MOST_ALIKE = 3
+_MOST_LANGUAGES = 4
+
+
+def plain(report: "CheckReport") -> dict[str, Any]:
+    """Return what JSON can say."""
+    values = asdict(report)
+    values["sound"] = report.sound
+    values["problems"] = [
+        asdict(problem) | {"message": str(problem)} for problem in report.problems
+    ]
+    return values
+
+
+def show_report(report: "CheckReport", *, everything: bool) -> None:
+    """Print a report as lines of names and values, its problems below."""
+    where = _Places(report.files)
+    bad = report.rows - report.whole_rows
+    lines = {
+        "files": ", ".join(report.files),
+        "rows": f"{report.rows:,}" + (f", {bad:,} with problems" if bad else ""),
+        "format": ", ".join(f"{name} {count:,}" for name, count in report.formats.items()),
+        "not used": "; ".join(
+            f"{', '.join(columns)} ({name})" for name, columns in report.unused.items()
+        ),
+        "turns": _spread(report.turns, "questions in a conversation"),
+        "system": _share(report.with_system, report.whole_rows),
+        "tools": _share(report.with_tools, report.whole_rows),
+        "languages": _languages(report),
+        **_tokens(report, where),
+        "duplicates": _repeats(report.duplicates, "say what an earlier one says", where),
+        "conflicts": _repeats(report.contradictions, "answer the same question otherwise", where),
+    }
+    if report.leaks is not None:
+        share = _share(report.leaks.rows, report.eval_rows or 0)
+        pairs = "; ".join(where.all(pair, " = ") for pair in report.leaks.largest)
+        lines["eval rows"] = f"{report.eval_rows:,}"
+        lines["leaks"] = f"{share} ask what train asks: {pairs}" if share else "none"
+    lines["not read"] = ", ".join(report.not_read)
+    render.fields({name: text for name, text in lines.items() if text})
+    for line in _problem_lines(report.problems, report.problem_kinds, everything):
+        render.line(line)
+
+
+def show_problems(log: "ProblemLog", *, everything: bool) -> None:
+    """Tell a person of the problems that came up while something else was done."""
+    for line in _problem_lines(log.first, dict(log.kinds), everything):
+        render.note(line)
+
+
+def _problem_lines(
+    problems: "Sequence[Problem]", kinds: dict[str, int], everything: bool
+) -> list[str]:
+    """Return the first problems, few of a kind, and how many more there are."""
+    if everything:
+        return [str(problem) for problem in problems]
+    lines: list[str] = []
+    left, alike = Counter(kinds), Counter[tuple[str, str]]()
+    for problem in problems:
+        alike[problem.kind, problem.what] += 1
+        if alike[problem.kind, problem.what] <= _MOST_ALIKE and len(lines) < _MOST:
+            lines.append(str(problem))
+            left[problem.kind] -= 1
+    if more := +left:
+        counts = ", ".join(f"{kind} {count:,}" for kind, count in more.most_common())
+        lines.append(f"and {more.total():,} more ({counts}); --all prints them")
+    return lines
+
+
+class _Places:
+    """Writes where rows are: by line alone where there is only one file."""
+
+    def __init__(self, files: "Sequence[str]") -> None:
+        self._many = len(files) > 1 or Path(files[0]).is_dir()
+
+    def __call__(self, origin: "Origin") -> str:
+        return f"{origin.file}:{origin.line}" if self._many else f"line {origin.line}"
+
+    def all(self, origins: "Sequence[Origin]", between: str = ", ") -> str:
+        return between.join(map(self, origins))
+
+
+def _tokens(report: "CheckReport", where: _Places) -> dict[str, str]:
+    tokens = report.tokens
+    if tokens is None:
+        return {"tokens": "not counted; --model NAME says by whose tokenizer"}
+    share = f"{tokens.learnt / tokens.total:.0%}" if tokens.total else "none"
+    lines = {
+        "tokens": f"{_spread(tokens.per_row, 'in a row')}; {tokens.total:,} in all, {share} of "
+        f"them learnt ({tokens.model})"
+    }
+    overlong = tokens.overlong
+    if overlong is not None:
+        rows = _share(overlong.rows, report.whole_rows)
+        text = f"{rows or 'no row'} over {overlong.limit:,} tokens"
+        if overlong.rows:
+            text += f", such as {where.all(overlong.first)}"
+        if overlong.lose_end:
+            text += f"; cut there, {_rows(overlong.lose_end)} would lose the end-of-turn token"
+        if overlong.lose_all:
+            text += f", and {_rows(overlong.lose_all)} every whole reply"
+        lines["too long"] = text
+    for number, (note, count) in enumerate(tokens.notes, 1):
+        lines[f"note {number}"] = f"{note} ({_rows(count)})"
+    return lines
+
+
+def _spread(spread: "Spread | None", what: str) -> str:
+    if spread is None:
+        return ""
+    return f"{what}: p50 {spread.p50:,}, p95 {spread.p95:,}, max {spread.max:,}"
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def _share(count: int, whole: int) -> str:
+    return f"{_rows(count)} ({count / whole:.1%})" if count else ""
+
+
+def _languages(report: "CheckReport") -> str:
+    codes = Counter(report.languages)
+    unknown = codes.pop("?", 0)
+    named = codes.most_common(_MOST_LANGUAGES)
+    known = [f"{code} {count:,}" for code, count in named]
+    if others := codes.total() - sum(count for _, count in named):
+        known.append(f"others {others:,}")
+    if unknown:
+        known.append(f"not told {unknown:,}")
+    chinese = f"; {report.cjk_share:.0%} of the characters are Chinese" if known else ""
+    return ", ".join(known) + chinese
+
+
+def _repeats(repeats: "Repeats", what: str, where: _Places) -> str:
+    if not repeats.rows:
+        return ""
+    shown = "; ".join(where.all(cluster, " = ") for cluster in repeats.largest)
+    if repeats.clusters > len(repeats.largest):
+        shown += f"; {repeats.clusters:,} groups in all"
+    return f"{_rows(repeats.rows)} {what}: {shown}"

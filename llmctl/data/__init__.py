@@ -1,0 +1,1 @@
+"""Data to learn from: read, checked, cleaned, split, converted, and made into masked tokens."""

@@ -1,0 +1,142 @@
+"""The story of `llmctl data`: find the model that rows are for, and hand both to the data room."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from llmctl.config import DEFAULT_MODEL
+from llmctl.data import check as checking
+from llmctl.data.check import CheckReport, Measure
+from llmctl.data.columns import check_names
+from llmctl.data.convert import convert
+from llmctl.data.formats import to_example
+from llmctl.data.intake import ReadOptions
+from llmctl.data.masking import MaskedExample, mask_example
+from llmctl.data.merge import merge
+from llmctl.data.problems import DataError
+from llmctl.data.reading import Row, read_rows
+from llmctl.data.split import split
+from llmctl.engine import catalog, model_folder
+from llmctl.engine.catalog import ResolvedModel
+from llmctl.engine.template import ChatTemplate
+from llmctl.errors import ConfigError, ModelNotFoundError
+from llmctl.types import Example, ModelSpec, ProgressCallback, ignore_progress
+
+__all__ = ["Shown", "check", "convert", "merge", "show", "split"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One row as a model would learn it."""
+
+    example: Example
+    number: int
+    """Of the row in its source, from 1."""
+    sequences: tuple[MaskedExample, ...]
+
+
+def check(
+    files: Sequence[str],
+    eval_files: Sequence[str] = (),
+    *,
+    spec: ModelSpec | None = None,
+    max_length: int | None = None,
+    options: ReadOptions,
+    progress: ProgressCallback = ignore_progress,
+) -> CheckReport:
+    """Report on every row of some files.
+
+    Args:
+        spec: the model whose tokenizer counts; where not given the default model does if it is
+            here, and otherwise nobody.
+        max_length: tokens that a sequence may have; the model's context where not given.
+
+    Raises:
+        ConfigError, DataError: the files cannot be read at all.
+        ModelNotFoundError: no source has the model that was asked for, or there is a `max_length`
+            and nothing to measure it with.
+    """
+    return checking.check(
+        files,
+        eval_source=eval_files or None,
+        options=options,
+        measure=_measure(spec, max_length, progress),
+        progress=progress,
+    )
+
+
+def show(
+    file: str,
+    number: int | None,
+    *,
+    line: int | None = None,
+    count: int = 1,
+    spec: ModelSpec,
+    options: ReadOptions,
+    progress: ProgressCallback = ignore_progress,
+) -> Iterator[Shown]:
+    """Yield rows with their tokens and which of these are learnt.
+
+    Args:
+        number: the first row to show, from 1.
+        line: the line at which that row begins, in place of its number.
+        count: so many rows from there on.
+
+    Raises:
+        ConfigError: there is no such row.
+        DataError: a row to show has problems.
+        TemplateError: the chat template refuses it, or there is none.
+    """
+    check_names(options.columns, options.format)
+    wanted = _find(file, number, line)
+    template = _template(spec, _resolve(spec, progress))
+    for at, row in islice(wanted, count):
+        example = to_example(row, columns=options.columns, format=options.format)
+        if not isinstance(example, Example):
+            raise DataError(
+                "\n".join(map(str, example)), hint="mend the row, or look at another one"
+            )
+        yield Shown(example, at, mask_example(template, example))
+
+
+def _find(file: str, number: int | None, line: int | None) -> Iterator[tuple[int, Row]]:
+    """Yield the rows from the wanted one on, numbered from 1."""
+    rows = ((at, row) for at, row in enumerate(read_rows(file), 1) if row.raw or row.problems)
+    at = 0
+    for at, row in rows:
+        if at == number or (line is not None and row.origin.line >= line):
+            yield at, row
+            yield from rows
+            return
+    wanted = f"line {line}" if number is None else f"row {number}"
+    raise ConfigError(f"{file} has no {wanted}", hint=f"it has {at:,} rows")
+
+
+def _measure(
+    spec: ModelSpec | None, max_length: int | None, progress: ProgressCallback
+) -> Measure | None:
+    if spec is None:
+        spec = ModelSpec(DEFAULT_MODEL)
+        try:
+            found = catalog.locate(spec.model)
+        except ModelNotFoundError:
+            if max_length is None:
+                return None
+            raise
+    else:
+        found = _resolve(spec, progress)
+    if max_length is None and found.gguf_file is None:
+        max_length = model_folder.read_facts(found.whole.path).context_length
+    return Measure(spec.model, _template(spec, found), max_length)
+
+
+def _resolve(spec: ModelSpec, progress: ProgressCallback) -> ResolvedModel:
+    return catalog.resolve(
+        spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle, progress=progress
+    )
+
+
+def _template(spec: ModelSpec, found: ResolvedModel) -> ChatTemplate:
+    from llmctl.engine import loading  # torch, for which converting files should not wait
+
+    return ChatTemplate.of(loading.read_tokenizer(spec, found), spec.chat_template)

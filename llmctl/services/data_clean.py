@@ -1,0 +1,178 @@
+"""The story of `llmctl data clean`: choose the rules, judge every row, write what stays."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from llmctl.config import DEFAULT_MODEL
+from llmctl.config.settings import read_layer
+from llmctl.data.cleaning.choices import Choices, settings_of
+from llmctl.data.cleaning.chunk import CleanJob
+from llmctl.data.cleaning.language import check_codes
+from llmctl.data.cleaning.lengths import TemplateCounter, TokenCounter
+from llmctl.data.cleaning.outputs import Outputs, write
+from llmctl.data.cleaning.pipeline import Cleaned, cleaned
+from llmctl.data.cleaning.report import CleanReport, Explanation
+from llmctl.data.cleaning.reporting import explain as explain_row
+from llmctl.data.cleaning.reporting import report as report_on
+from llmctl.data.cleaning.settings import CleanSettings
+from llmctl.data.intake import ReadOptions
+from llmctl.data.sources import parts_of
+from llmctl.monitor import Tracker, open_tracker, tracked
+from llmctl.types import DatasetRef, ModelSpec, ProgressCallback, RunStart, ignore_progress
+
+
+@dataclass(frozen=True, slots=True)
+class CleanRequest:
+    """What a person asks to be cleaned, and how."""
+
+    files: Sequence[str]
+    settings: CleanSettings
+    options: ReadOptions
+    spec: ModelSpec | None = None
+    """Whose tokens are counted; the default model's where a rule needs it."""
+    workers: int | None = None
+    """Processes; `None` takes one per core, and one alone for what is small."""
+
+
+def choose(choices: Choices, file: Path | None) -> CleanSettings:
+    """Make settings of a file and of the options.
+
+    Raises:
+        ConfigError: one message with everything that is wrong.
+    """
+    settings = settings_of(choices, read_layer(file) if file else None)
+    if settings.language.is_on:
+        check_codes(settings.language.keep)
+    return settings
+
+
+def clean(
+    request: CleanRequest,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    track: bool = False,
+    warn: Callable[[str], None],
+    progress: ProgressCallback = ignore_progress,
+) -> tuple[CleanReport, Outputs]:
+    """Clean files into one; write the report and the rows that go beside it.
+
+    Args:
+        track: remember the run; that takes some seconds, most of them to load the tracker.
+
+    Raises:
+        ConfigError: an option, a file or a column cannot be used; nothing was read then.
+        BadRowsError: rows cannot be read and are not to be left out.
+        ModelNotFoundError: no source has the model that counts tokens.
+    """
+    outputs = Outputs.beside(output.expanduser())
+    outputs.check(overwrite=overwrite)
+    settings = request.settings.model_dump(mode="json", by_alias=True)
+    start = RunStart("clean", model=request.spec.model if request.spec else "", params=settings)
+    with (
+        tracked(open_tracker(start, enabled=track, warn=warn, progress=progress)) as tracker,
+        _cleaned(request, outputs.rows.parent, progress) as (found, counter),
+    ):
+        report = report_on(found, _name(request), str(output), counter)
+        write(found, report, outputs, overwrite=overwrite, progress=progress)
+        if track:
+            _tell(tracker, request, report, outputs)
+    return report, outputs
+
+
+def look(request: CleanRequest, progress: ProgressCallback = ignore_progress) -> CleanReport:
+    """Report what `clean` would do; nothing is written.
+
+    Raises:
+        ConfigError, BadRowsError, ModelNotFoundError: as `clean`.
+    """
+    with _cleaned(request, None, progress) as (found, counter):
+        return report_on(found, _name(request), None, counter)
+
+
+def explain(
+    request: CleanRequest, line: int, progress: ProgressCallback = ignore_progress
+) -> Explanation:
+    """Say what every rule says of one row; nothing is written.
+
+    Raises:
+        ConfigError, BadRowsError, ModelNotFoundError: as `clean`; or no row is at that line.
+    """
+    with _cleaned(request, None, progress) as (found, counter):
+        return explain_row(found, line, counter)
+
+
+def load_counter(spec: ModelSpec) -> TokenCounter:
+    """Load what counts tokens. Every process that counts calls this once.
+
+    Raises:
+        ModelNotFoundError: no source has the model.
+    """
+    from llmctl.engine import catalog, loading
+    from llmctl.engine.template import ChatTemplate
+
+    found = catalog.resolve(spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle)
+    return TemplateCounter(ChatTemplate.of(loading.read_tokenizer(spec, found), spec.chat_template))
+
+
+@contextmanager
+def _cleaned(
+    request: CleanRequest, folder: Path | None, progress: ProgressCallback
+) -> Iterator[tuple[Cleaned, TokenCounter | None]]:
+    spec = request.spec
+    if spec is None and request.settings.length.is_on:
+        spec = ModelSpec(DEFAULT_MODEL)
+    # First here: an error in another process is told less well.
+    counter = None if spec is None else load_counter(spec)
+    job = CleanJob(
+        request.settings,
+        request.options.columns,
+        request.options.format,
+        None if spec is None else partial(load_counter, spec),
+    )
+    with cleaned(
+        request.files,
+        job,
+        on_error=request.options.on_error,
+        keep_problems=request.options.keep_problems,
+        folder=folder,
+        workers=request.workers,
+        progress=progress,
+    ) as found:
+        yield found, counter
+
+
+def _name(request: CleanRequest) -> str:
+    return ", ".join(request.files)
+
+
+def _tell(tracker: Tracker, request: CleanRequest, report: CleanReport, outputs: Outputs) -> None:
+    format = "+".join(report.formats)
+    parts = parts_of(request.files)
+    source = DatasetRef(
+        name="+".join(dict.fromkeys(part.stem for part in parts)),
+        source=", ".join(part.location for part in parts),
+        digest=report.digest_before,
+        rows=report.before.rows,
+        format=format,
+    )
+    (written,) = parts_of(str(outputs.rows))
+    output = DatasetRef(
+        written.stem, written.location, report.digest_after, report.after.rows, format
+    )
+    tracker.log_dataset(source, "source")
+    tracker.log_dataset(output, "output")
+    tracker.log_metrics(
+        {
+            "rows/before": report.before.rows,
+            "rows/after": report.after.rows,
+            "rows/changed": report.changed,
+            "rows/removed": report.removed,
+            "rows/unreadable": report.unreadable,
+            **{f"hits/{rule.name}": rule.hits for rule in report.rules},
+        }
+    )
+    tracker.log_artifact(outputs.report)

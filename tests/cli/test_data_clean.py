@@ -1,0 +1,115 @@
+"""`llmctl data clean` as a person types it."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.process import COMMAND, error_lines, run
+
+ROWS = [
+    {"instruction": "怎么写信？", "input": "", "output": "写信到 li.ming@qq.com \n"},
+    {"instruction": "怎么写信？", "input": "", "output": "写信到  li.ming@qq.com"},
+    {"instruction": "Say hello", "input": "", "output": "As an AI language model, I can\u200bnot."},
+    {"instruction": "Nothing", "input": "", "output": ""},
+]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "raw.json"
+    path.write_text(json.dumps(ROWS, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def test_it_says_what_it_did_and_where_everything_lies(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "clean.jsonl"
+    done = run("data", "clean", str(source), "-o", str(out), "--redact")
+    assert done.returncode == 0, done.stderr
+    table = {line.split("\t")[0]: line.split("\t") for line in done.stdout.splitlines()}
+    assert table["personal-data"][1:6] == ["change", "2", "2", "0", "50.0"]
+    assert table["duplicates"][1:6] == ["remove", "1", "0", "1", "25.0"]
+    assert table["unreadable"][1:6] == ["remove", "1", "0", "1", "25.0"]
+    assert table["refusal"][1:6] == ["report", "1", "0", "0", "25.0"]
+    assert table["rows"] == ["rows", "3", "2"]
+    assert f"2 of 4 rows written to {out}" in done.stderr
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert rows[0]["output"] == "写信到 <EMAIL>"
+    assert rows[1]["output"] == "As an AI language model, I cannot."
+    assert (tmp_path / "clean.rejected.jsonl").is_file()
+    assert json.loads((tmp_path / "clean.report.json").read_text())["changed"] == 3
+
+    again = run("data", "clean", str(out), "-o", str(out))
+    assert again.returncode == 2
+    assert error_lines(again.stderr) == [
+        f"error: {out} is there already",
+        "hint: --overwrite, or choose another name",
+    ]
+
+
+def test_a_dry_run_and_an_explanation_write_nothing(source: Path, tmp_path: Path) -> None:
+    dry = run("data", "clean", str(source), "--dry-run", "--json", "--strict")
+    assert dry.returncode == 1
+    report = json.loads(dry.stdout)
+    assert report["output"] is None
+    assert [rule["removed"] for rule in report["rules"] if rule["name"] == "duplicates"] == [1]
+    told = run("data", "clean", str(source), "--explain", "1", "--only", "whitespace")
+    assert told.returncode == 0, told.stderr
+    assert "whitespace\tchange\t' \\n' -> ''" in told.stdout
+    assert "refusal\toff\t-" in told.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["raw.json"]
+
+
+def test_wrong_rules_are_told_before_anything_is_read() -> None:
+    done = run("data", "clean", "missing.jsonl", "--dry-run", "--rule", "refusl")
+    assert done.returncode == 2
+    assert "did you mean refusal?" in done.stderr
+    assert error_lines(done.stderr)[-1].startswith("hint: ")
+    done = run("data", "clean", "missing.jsonl")
+    assert error_lines(done.stderr)[0] == "error: where to? there is no --output"
+
+
+def test_all_rules_are_listed_with_their_thresholds() -> None:
+    done = run("data", "clean", "--list-rules")
+    assert done.returncode == 0
+    lines = {line.split("\t")[0]: line for line in done.stdout.splitlines()}
+    assert "threshold (0.8)" in lines["near-duplicates"]
+    assert "off: needs keep, such as keep=zh,en" in lines["language"]
+    assert len(lines) >= 19
+
+
+@pytest.mark.real_model
+def test_lengths_are_counted_as_the_model_counts(source: Path) -> None:
+    done = run(
+        "data", "clean", str(source), "--dry-run", "--json", "--only", "length",
+        "--set", "min-answer-tokens=100", "--model", "smollm2-135m",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    (rule,) = report["rules"]
+    assert rule["kinds"] == {"the answer too short": 3}
+    assert report["before"]["tokens_per_row"]["max"] > 20
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    line = json.dumps({"text": " ".join(f"word{n}" for n in range(300))}) + "\n"
+    source.write_text(line * 30_000)
+    words = ["data", "clean", str(source), "-o", str(tmp_path / "out.jsonl"), "--workers", "2"]
+    # A group of its own, as a shell gives it: Ctrl-C goes to the workers too.
+    with subprocess.Popen(
+        [*COMMAND, *words], stderr=subprocess.PIPE, start_new_session=True, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".llmctl-clean-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]

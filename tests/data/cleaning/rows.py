@@ -1,0 +1,34 @@
+"""Rows to clean, as a reader would hand them over."""
+
+from typing import Any
+
+from llmctl.data.cleaning.row import CleanedRow, RowCleaner
+from llmctl.data.cleaning.settings import CleanSettings
+from llmctl.data.reading import Row
+from llmctl.types import Origin
+
+
+def row(line: int = 1, **value: Any) -> Row:
+    return Row(Origin("rows.jsonl", line), b"{}", value)
+
+
+def chat(question: str, answer: str, line: int = 1, **more: Any) -> Row:
+    """A question and its answer in OpenAI's form."""
+    messages = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]
+    return row(line, messages=messages, **more)
+
+
+def settings(**rules: Any) -> CleanSettings:
+    """The default settings, but for these rules; an action may stand for a rule's settings."""
+    values = {name: {"action": v} if isinstance(v, str) else v for name, v in rules.items()}
+    return CleanSettings.model_validate(values)
+
+
+def clean(of: Row, **rules: Any) -> CleanedRow:
+    """Clean a row that can be read."""
+    cleaned = RowCleaner(settings(**rules)).clean(of)
+    assert isinstance(cleaned, CleanedRow), cleaned
+    return cleaned

@@ -1,0 +1,123 @@
+"""What is personal data, and what only looks like it."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmctl.data.cleaning.personal_data import find, is_chinese_id, passes_luhn
+from tests.data.cleaning.rows import chat, clean, row
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "found"),
+    [
+        ("写信到 li.ming@qq.com，谢谢", "e-mail", "li.ming@qq.com"),
+        ("电话13912345670。", "phone", "13912345670"),
+        ("手机：+86 139-1234-5670", "phone", "+86 139-1234-5670"),
+        ("座机 010-62784321 转", "phone", "010-62784321"),
+        ("call (415) 867-5309 now", "phone", "(415) 867-5309"),
+        ("+44 20 7946 0958", "phone", "+44 20 7946 0958"),
+        ("身份证号11010519491231002X，", "chinese id", "11010519491231002X"),
+        ("card 4539 1488 0343 6467", "bank card", "4539 1488 0343 6467"),
+        ("from 47.95.164.112:8080", "ip address", "47.95.164.112"),
+        ("at 2a00:1450:4001:81b::200e", "ip address", "2a00:1450:4001:81b::200e"),
+        ("key sk-proj-ab12CD34ef56GH78ij90KLmn.", "api key", "sk-proj-ab12CD34ef56GH78ij90KLmn"),
+        ("AWS AKIAQ2JD83KSLQ0WEUA9", "api key", "AKIAQ2JD83KSLQ0WEUA9"),
+        (
+            "bot 110201543:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsawQ",
+            "api key",
+            "110201543:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsawQ",
+        ),
+    ],
+)
+def test_personal_data_is_found_with_its_kind(text: str, kind: str, found: str) -> None:
+    assert [(each.kind, text[each.start : each.end]) for each in find(text)] == [(kind, found)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "user@example.com, you@yourcompany.com",
+        "git clone git@github.com:owner/name.git",
+        "logo@2x.png",
+        "13800138000.5 = 1,3800138000",
+        "price: $13912345670, total=13912345670",
+        "pi is 3.14159265358979323846",
+        "in 2023-10-12 10:12:13, ISBN 9787111213826",
+        "order 110105194912310021",  # the check digit is wrong
+        "card 4539 1488 0343 6468",
+        "test card 4242 4242 4242 4242",
+        "call 415-555-0123 or 1-800-273-8255",
+        "10.0.0.1, 192.168.1.1, 127.0.0.1, 8.8.8.8",
+        "version 47.95.164.112, section 1.2.3.4",
+        "12:34:56:78 and fe80::1",
+        "AKIAIOSFODNN7EXAMPLE sk-something-long-words-here-again",
+        "sk-xxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+        "9.11 > 9.9 and 123456789012345678901234567890",
+    ],
+)
+def test_what_only_looks_like_personal_data_is_not_found(text: str) -> None:
+    assert find(text) == []
+
+
+def test_checksums_are_those_of_the_standards() -> None:
+    assert is_chinese_id("11010519491231002X")
+    assert not is_chinese_id("110105194912310020")
+    assert not is_chinese_id("11010519491331002X")  # no thirteenth month
+    assert passes_luhn("4539148803436467")
+    assert not passes_luhn("4539148803436476")
+
+
+def test_personal_data_is_reported_and_stays_by_default() -> None:
+    of = chat("Who?", "Write to li.ming@qq.com or wang@163.com, 电话13912345670")
+    cleaned = clean(of)
+    assert cleaned.value is of.value
+    assert cleaned.findings["personal-data"].detail == "2 e-mail, 1 phone"
+
+
+def test_redacting_puts_the_kind_in_its_place() -> None:
+    of = chat("我的电话是13912345670", "好的，li.ming@qq.com", source="li.ming@qq.com")
+    cleaned = clean(of, **{"personal-data": "change"})
+    assert [m.content for m in cleaned.after.messages] == ["我的电话是<PHONE>", "好的，<EMAIL>"]
+    assert cleaned.value["source"] == "li.ming@qq.com"  # a column that nobody learns
+
+
+def test_redacting_the_arguments_of_a_call_leaves_json() -> None:
+    call = {"name": "dial", "arguments": {"phone": 13912345670, "to": ["li.ming@qq.com"], "n": 3}}
+    result = json.dumps({"owner": {"phone": 13912345670}})
+    of = row(
+        messages=[
+            {"role": "user", "content": "Call Li"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {
+                        "id": "1",
+                        "type": "function",
+                        "function": {**call, "arguments": json.dumps(call["arguments"])},
+                    }
+                ],
+            },
+            {"role": "tool", "tool_call_id": "1", "content": result},
+            {"role": "assistant", "content": "Done."},
+        ]
+    )
+    cleaned = clean(of, **{"personal-data": "change"})
+    said = cleaned.after.messages[1].tool_calls[0].parsed()
+    assert said == {"phone": "<PHONE>", "to": ["<EMAIL>"], "n": 3}
+    assert json.loads(cleaned.after.messages[2].content) == {"owner": {"phone": "<PHONE>"}}
+
+
+@given(st.text(alphabet="0123456789 -.@+()ab中:Xx", max_size=60))
+def test_nothing_is_left_to_redact(text: str) -> None:
+    of = chat("Say it", f"x{text}")
+    once = clean(of, **{"personal-data": "change"})
+    assert (
+        "personal-data"
+        not in clean(
+            chat("Say it", once.after.messages[-1].content), **{"personal-data": "report"}
+        ).findings
+    )

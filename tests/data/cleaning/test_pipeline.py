@@ -1,0 +1,280 @@
+"""Whole files cleaned: what is kept, what goes, and that doing it again changes nothing."""
+
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from llmctl.data.cleaning.chunk import CleanJob
+from llmctl.data.cleaning.outputs import Outputs, write
+from llmctl.data.cleaning.pipeline import Cleaned, cleaned
+from llmctl.data.cleaning.report import CleanReport
+from llmctl.data.cleaning.reporting import explain, report
+from llmctl.data.cleaning.settings import CleanSettings
+from llmctl.data.cleaning.workers import CHUNK
+from llmctl.data.identity import dataset_ref
+from llmctl.data.intake import BadRowsError
+from llmctl.data.problems import ProblemLog
+from llmctl.errors import ConfigError
+from llmctl.types import ignore_progress
+from tests.data.cleaning.rows import settings
+
+
+def save(path: Path, rows: list[dict[str, Any]]) -> Path:
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@contextmanager
+def opened(source: Path, rules: CleanSettings | None = None, **options: Any) -> Iterator[Cleaned]:
+    job = CleanJob(rules or CleanSettings())
+    defaults: dict[str, Any] = {"on_error": "skip", "workers": 1, "folder": source.parent}
+    with cleaned(str(source), job, **defaults | options) as found:
+        yield found
+
+
+def run(source: Path, out: Path, rules: CleanSettings | None = None, **options: Any) -> CleanReport:
+    with opened(source, rules, **options) as found:
+        done = report(found, "in", "out", None)
+        write(found, done, Outputs.beside(out), overwrite=True, progress=ignore_progress)
+    return done
+
+
+def essay(random_: random.Random, words: int = 80) -> str:
+    return " ".join(f"w{random_.randrange(4000)}x" for _ in range(words))
+
+
+FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+MIXED: list[dict[str, Any]] = [
+    {"instruction": "Say hi", "input": "", "output": "Hi! \r\n", "id": 7, "tags": ["a"]},
+    {
+        "conversations": [
+            {"from": "human", "value": "你好\u200b"},
+            {"from": "gpt", "value": "你好！"},
+        ]
+    },
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "schÃ¶n?"}]},
+            {"role": "assistant", "content": "ja"},
+        ]
+    },
+    {"prompt": "2+2=", "completion": " 4"},
+    {"text": "plain \ntext"},
+    {"prompt": "Which?", "chosen": "A is better.\n", "rejected": "B is \u200bbetter."},
+    {
+        "tools": [{"type": "function", "function": FUNCTION}],
+        "messages": [
+            {"role": "user", "content": "Call f "},
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "c", "content": "raw \u200b output \n"},
+            {"role": "assistant", "content": "Done. "},
+        ],
+    },
+]
+
+
+def test_every_format_is_repaired_where_it_stands(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    done = run(save(tmp_path / "in.jsonl", MIXED), out)
+    assert (done.after.rows, done.removed, done.unreadable) == (7, 0, 0)
+    rows = load(out)
+    assert rows[0] == MIXED[0] | {"output": "Hi!"}
+    assert rows[1]["conversations"][0]["value"] == "你好"
+    assert rows[2]["messages"][0]["content"] == [{"type": "text", "text": "schön?"}]
+    assert rows[3] == MIXED[3]
+    assert rows[4] == {"text": "plain\ntext"}
+    assert rows[5] == {"prompt": "Which?", "chosen": "A is better.", "rejected": "B is better."}
+    assert rows[6]["tools"] == MIXED[6]["tools"]
+    assert rows[6]["messages"][1:3] == MIXED[6]["messages"][1:3]
+    assert rows[6]["messages"][3]["content"] == "Done."
+
+
+@pytest.mark.parametrize(
+    "name", ["out.jsonl", "out.json", "out.csv", "out.parquet", "out.jsonl.gz"]
+)
+def test_every_kind_of_file_can_be_written_and_cleaned_again(tmp_path: Path, name: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"instruction": f"Say {n}", "input": "", "output": f"{n}! \n"} for n in range(5)
+    ]
+    first = run(save(tmp_path / "in.jsonl", rows), tmp_path / name)
+    again = run(tmp_path / name, tmp_path / f"again-{name}")
+    assert first.changed == 5
+    assert again.is_clean
+    assert first.digest_after == again.digest_before == again.digest_after
+
+
+def test_what_goes_is_written_with_its_line_its_rule_and_the_row_as_it_was(tmp_path: Path) -> None:
+    long = essay(random.Random(1))
+    source = tmp_path / "in.jsonl"
+    rows: list[dict[str, Any]] = [
+        {"prompt": "Tell", "completion": long, "n": 1},
+        {"prompt": "Tell ", "completion": long + " ", "n": 2},
+        {"prompt": "Tell", "completion": long + " more", "n": 3},
+        {"prompt": "Do", "completion": "TODO"},
+    ]
+    save(source, rows)
+    with source.open("a") as file:
+        file.write('{"prompt": "half\n')
+    done = run(source, tmp_path / "out.jsonl")
+    assert [row["n"] for row in load(tmp_path / "out.jsonl")] == [1]
+    gone = load(tmp_path / "out.rejected.jsonl")
+    assert [(row["line"], row["rule"]) for row in gone] == [
+        (2, "duplicates"), (3, "near-duplicates"), (4, "placeholder"), (5, "unreadable")
+    ]  # fmt: skip
+    assert gone[0]["original"] == rows[1]
+    assert gone[0]["detail"] == "the same as 1"
+    assert gone[1]["detail"].endswith("like 1")
+    assert gone[3]["original"] == '{"prompt": "half'
+    saved = json.loads((tmp_path / "out.report.json").read_text())
+    assert saved["unreadable"] == 1
+    assert saved["after"]["rows"] == 1
+    assert done.clusters[0].others == ("2", "3")
+
+
+def test_cleaning_again_changes_nothing_and_any_number_of_processes_writes_the_same(
+    tmp_path: Path,
+) -> None:
+    random_ = random.Random(3)
+    rows: list[dict[str, Any]] = []
+    for n in range(2 * CHUNK + 50):
+        text = essay(random_) if n % 4 or n == 0 else rows[random_.randrange(n)]["completion"]
+        if n % 8 == 0:
+            text = text.replace("w1", "v1", 1) + random_.choice([" ", "\u200b", ""])
+        rows.append({"prompt": "Go on", "completion": text})
+    source = save(tmp_path / "in.jsonl", rows)
+    one = run(source, tmp_path / "one.jsonl")
+    two = run(source, tmp_path / "two.jsonl", workers=2)
+    assert one.removed > 100
+    assert one.plain() == two.plain()
+    for ending in (".jsonl", ".rejected.jsonl", ".report.json"):
+        files = [(tmp_path / f"{name}{ending}").read_bytes() for name in ("one", "two")]
+        assert files[0] == files[1]
+    again = run(tmp_path / "one.jsonl", tmp_path / "again.jsonl")
+    assert (again.changed, again.removed) == (0, 0)
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def test_a_chain_of_small_changes_does_not_swallow_rows_that_have_little_in_common(
+    tmp_path: Path,
+) -> None:
+    words = [f"w{n}" for n in range(100)]
+    rows = []
+    for step in range(20):
+        words[step * 5 : step * 5 + 5] = [f"v{step}-{n}" for n in "abcde"]
+        rows.append({"text": " ".join(words)})
+    with opened(
+        save(tmp_path / "in.jsonl", rows), settings(**{"near-duplicates": {"ignore-numbers": True}})
+    ) as found:
+        kept = found.ledger.is_kept
+        of = found.relations["near-duplicates"].of
+    assert kept[0]
+    assert 1 < kept.sum() < 20
+    assert all(kept[of[row]] for row in range(20) if not kept[row])
+
+
+def test_a_row_that_is_explained_names_the_row_it_is_like(tmp_path: Path) -> None:
+    source = save(tmp_path / "in.jsonl", [{"text": "one text"}, {"text": "one  text\u200b"}])
+    with opened(source) as found:
+        told = explain(found, 2, None)
+        with pytest.raises(ConfigError, match="no row is at line 0"):
+            explain(found, 0, None)
+    assert told.removed_by == "duplicates"
+    assert {said.rule: said.says for said in told.said if said.says} == {
+        "control-characters": "'\\u200b' -> ''",
+        "duplicates": "the same as 1",
+    }
+    assert told.changes == (("one  text\u200b", "one  text"),)
+
+
+def test_unreadable_rows_are_an_error_where_they_should_be(tmp_path: Path) -> None:
+    source = save(tmp_path / "in.jsonl", [{"text": "fine"}, {"txet": "not"}])
+    with pytest.raises(BadRowsError) as failed, opened(source, on_error="fail"):
+        pass
+    assert [str(problem).split(":")[1] for problem in failed.value.log.first] == ["2"]
+    only_bad = save(tmp_path / "bad.jsonl", [{"txet": "not"}])
+    with pytest.raises(BadRowsError) as failed, opened(only_bad):
+        pass
+    assert "--column" in failed.value.hint
+
+
+def test_a_failure_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = save(tmp_path / "in.jsonl", [{"text": "fine"}])
+    out = tmp_path / "out.jsonl"
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), opened(source) as found:
+        write(found, report(found, "in", "out", None), Outputs.beside(out), progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_file_that_is_there_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    outputs = Outputs.beside(tmp_path / "out.v2.jsonl.gz")
+    assert outputs.report.name == "out.v2.report.json"
+    outputs.check(overwrite=False)
+    outputs.report.touch()
+    with pytest.raises(ConfigError, match="there already"):
+        outputs.check(overwrite=False)
+    outputs.check(overwrite=True)
+
+
+def test_digests_are_those_that_training_gives_the_same_rows(tmp_path: Path) -> None:
+    source = save(tmp_path / "in.jsonl", MIXED)
+    done = run(source, tmp_path / "out.jsonl")
+    for path, digest in ((source, done.digest_before), (tmp_path / "out.jsonl", done.digest_after)):
+        assert dataset_ref(str(path), on_problem=ProblemLog()).digest == digest
+
+
+def test_a_column_that_no_row_has_is_an_error(tmp_path: Path) -> None:
+    source = save(tmp_path / "in.jsonl", [{"text": "fine"}])
+    job = CleanJob(CleanSettings(), columns={"output": "reply"})
+    with pytest.raises(ConfigError, match="'reply'"), cleaned(str(source), job):
+        pass
+
+
+TEXT = st.text(alphabet="ab 好\u200b\ufeff\n\r\t`~Ã©1@.<>|\u00a0", max_size=30).map(
+    lambda t: f"q{t}"
+)
+
+
+@st.composite
+def a_row(draw: st.DrawFn) -> dict[str, Any]:
+    ask, say, other = draw(TEXT), draw(TEXT), draw(TEXT)
+    return draw(
+        st.sampled_from(
+            [
+                {"instruction": ask, "input": other, "output": say},
+                {"prompt": ask, "chosen": say, "rejected": other + "!"},
+                {"text": say},
+                {"conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": say}]},
+            ]
+        )
+    )
+
+
+@given(st.lists(a_row(), min_size=1, max_size=6))
+@hypothesis_settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_cleaning_is_idempotent_over_any_rows(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    rules = settings(**{"personal-data": "change"})
+    source = save(tmp_path / "in.jsonl", [*rows, {"text": "one that is sound"}])
+    run(source, tmp_path / "once.jsonl", rules)
+    again = run(tmp_path / "once.jsonl", tmp_path / "twice.jsonl", rules)
+    assert (again.changed, again.removed, again.unreadable) == (0, 0, 0)
+    assert (tmp_path / "once.jsonl").read_bytes() == (tmp_path / "twice.jsonl").read_bytes()

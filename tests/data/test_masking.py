@@ -1,0 +1,289 @@
+import json
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, ByT5Tokenizer
+
+from llmctl.data.masking import MaskedExample, mask_example, mask_examples, reply_end
+from llmctl.engine import catalog
+from llmctl.engine.template import ChatTemplate
+from llmctl.errors import TemplateError
+from llmctl.types import Example, Message, Origin, Tool, ToolCall
+from tests.data.families import (
+    CHATML,
+    DEEPSEEK_R1,
+    FIVE,
+    GEMMA,
+    GENERATION,
+    LLAMA3,
+    MISTRAL,
+    PHI3,
+    QWEN3,
+    Family,
+)
+
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+CALL = ToolCall("add", '{"a": 1, "b": 1}', id="1")
+
+
+def chat(*turns: str, system: str | None = None) -> tuple[Message, ...]:
+    head = () if system is None else (Message("system", system),)
+    said = (Message("assistant" if i % 2 else "user", turn) for i, turn in enumerate(turns))
+    return (*head, *said)
+
+
+def row(messages: Sequence[Message], **also: object) -> Example:
+    return Example(Origin("file.jsonl", 7), "messages", tuple(messages), **also)  # type: ignore[arg-type]
+
+
+def learnt(tokenizer: object, masked: MaskedExample) -> list[str]:
+    """The text of each run of learnt tokens."""
+    assert len(masked.ids) == len(masked.learn) == len(masked.offsets)
+    runs: list[list[int]] = []
+    before = False
+    for token, learn in zip(masked.ids, masked.learn, strict=True):
+        if learn:
+            runs += [] if before else [[]]
+            runs[-1].append(token)
+        before = learn
+    return [tokenizer.decode(run, clean_up_tokenization_spaces=False) for run in runs]  # type: ignore[attr-defined]
+
+
+def all_learnt(family: Family, example: Example) -> list[str]:
+    sequences = mask_example(family.template(), example)
+    return [text for masked in sequences for text in learnt(family.tokenizer(), masked)]
+
+
+def as_written(family: Family, content: str) -> str:
+    """What the family's assistant has to write for this content, read off its template by hand."""
+    match family.name:
+        case "llama3" | "gemma":
+            return content.strip() + family.end
+        case "mistral":
+            return " " + content.strip() + family.end
+        case "qwen3":
+            return EMPTY_THOUGHT + content.lstrip("\n") + family.end
+    return content + family.end
+
+
+@pytest.mark.parametrize("family", FIVE, ids=lambda family: family.name)
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_of_many_turns_exactly_the_assistants_and_their_end_of_turn_tokens_are_learnt(
+    family: Family, system: str | None
+) -> None:
+    turns = ("Hi!", "Hello.", "2 + 2?", "Four: 四 🙂", "Sure?", "Quite\nsure.", "Bye", "So long")
+    expected = [as_written(family, reply) for reply in turns[1::2]]
+    assert all_learnt(family, row(chat(*turns, system=system))) == expected
+
+
+SPELLINGS = [token for family in FIVE for token in family.control]
+CONTENT = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [*SPELLINGS, " ", "\n", "\n\n", "  ", " H", "]", "你好，世界", "🙂", "é", ""]
+        ),
+        st.text(max_size=6),
+    ),
+    max_size=5,
+).map("".join)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    family=st.sampled_from(FIVE),
+    turns=st.lists(st.tuples(CONTENT, CONTENT), min_size=1, max_size=3),
+    system=st.none() | CONTENT,
+)
+def test_whatever_people_write_the_prompt_is_the_servers_and_the_rest_is_learnt(
+    family: Family, turns: list[tuple[str, str]], system: str | None
+) -> None:
+    assume(not any("\ud800" <= c <= "\udfff" for pair in turns for text in pair for c in text))
+    messages = chat(*(text for pair in turns for text in pair), system=system)
+    template = family.template()
+    sequences = mask_example(template, row(messages))
+    runs = [text for masked in sequences for text in learnt(family.tokenizer(), masked)]
+    assert runs == [as_written(family, reply) for _, reply in turns]
+    for masked in sequences:
+        prompt = masked.ids[: masked.learn.index(True)]
+        asked = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        assert prompt in [template.encode(messages[:i]) for i in asked]
+
+
+def test_a_token_that_would_join_prompt_and_reply_is_split_where_the_server_splits() -> None:
+    (masked,) = mask_example(CHATML.template(), row(chat("Hi", "\nHello")))
+    prompt = CHATML.template().encode(chat("Hi"))
+    assert masked.ids[: len(prompt)] == prompt
+    assert masked.learn.index(True) == len(prompt)
+
+
+def test_control_tokens_that_an_answer_spells_stay_text_and_are_learnt_as_text() -> None:
+    (masked,) = mask_example(CHATML.template(), row(chat("Which?", "It is <|im_end|>.")))
+    (end,) = CHATML.stop_ids
+    taught = [i for i, learn in zip(masked.ids, masked.learn, strict=True) if learn]
+    assert taught.count(end) == 1
+    assert taught[-1] == end
+
+
+def test_generation_blocks_are_believed_and_the_end_of_turn_token_after_them_is_added() -> None:
+    example = row(chat("Hi", "Hello", "2+2?", "4"))
+    assert all_learnt(GENERATION, example) == ["Hello<|im_end|>", "4<|im_end|>"]
+    assert len(mask_example(GENERATION.template(), example)) == 1
+
+
+def test_a_template_that_closes_every_conversation_still_makes_one_sequence() -> None:
+    (masked,) = mask_example(PHI3.template(), row(chat("Hi", "  Hello", "2+2?", "4")))
+    first, last = learnt(PHI3.tokenizer(), masked)
+    assert first == "  Hello<|end|>"
+    assert last.startswith("4<|end|>")
+
+
+def test_a_template_that_rewrites_old_turns_makes_one_sequence_of_each_as_it_is_served() -> None:
+    messages = (
+        Message("user", "1+1?"),
+        Message("assistant", "2", reasoning="One and one."),
+        Message("user", "2+2?"),
+        Message("assistant", "4", reasoning="Two and two."),
+    )
+    first, second = mask_example(QWEN3.template(), row(messages))
+    assert learnt(QWEN3.tokenizer(), first) == ["<think>\nOne and one.\n</think>\n\n2<|im_end|>"]
+    assert learnt(QWEN3.tokenizer(), second) == ["<think>\nTwo and two.\n</think>\n\n4<|im_end|>"]
+    assert (first.part, second.part) == ("reply 1 of 2", "reply 2 of 2")
+    assert "One and one." not in second.text
+
+
+def test_thinking_turned_off_is_part_of_the_prompt_and_not_learnt() -> None:
+    (masked,) = mask_example(
+        QWEN3.template(), row(chat("Hi", "Hello")), template_kwargs={"enable_thinking": False}
+    )
+    assert learnt(QWEN3.tokenizer(), masked) == ["Hello<|im_end|>"]
+    assert masked.text.endswith(EMPTY_THOUGHT + "Hello<|im_end|>\n")
+
+
+@pytest.mark.parametrize("family", [QWEN3, LLAMA3], ids=lambda family: family.name)
+def test_tool_calls_are_learnt_and_what_tools_answer_is_not(family: Family) -> None:
+    thought = "Add." if family is QWEN3 else None
+    messages = (
+        Message("user", "1+1?"),
+        Message("assistant", "", tool_calls=(CALL,), reasoning=thought),
+        Message("tool", "the sum is 2", tool_call_id="1"),
+        Message("assistant", "It is 2.", reasoning=thought),
+    )
+    (masked,) = mask_example(family.template(), row(messages, tools=(Tool("add"),)))
+    call, answer = learnt(family.tokenizer(), masked)
+    assert json.dumps(CALL.parsed()) in call
+    assert call.endswith(family.end)
+    assert answer.endswith("It is 2." + family.end)
+    assert "the sum is 2" in masked.text
+    if family is QWEN3:  # Llama 3's shows tools only on request
+        assert '"name": "add"' in masked.text
+        assert masked.note is None
+
+
+def test_a_reply_whose_tool_call_the_template_leaves_out_is_not_taught_as_silence() -> None:
+    messages = (*chat("1+1?"), Message("assistant", "", tool_calls=(CALL,)))
+    (masked,) = mask_example(CHATML.template(), row(messages))
+    assert not any(masked.learn)
+    assert masked.note is not None
+    assert "leaves out tool calls" in masked.note
+
+
+def test_system_words_that_move_with_the_last_question_are_where_the_server_has_them() -> None:
+    messages = chat("Hi", "Hello", "2+2?", "4", system="Be kind")
+    first, second = mask_example(MISTRAL.template(), row(messages))
+    assert first.text == "<s>[INST] Be kind\n\nHi[/INST] Hello</s>"
+    assert second.text == "<s>[INST] Hi[/INST] Hello</s>[INST] Be kind\n\n2+2?[/INST] 4</s>"
+
+
+def test_a_prompt_that_opens_the_reply_otherwise_than_the_template_writes_it_is_told() -> None:
+    (masked,) = mask_example(DEEPSEEK_R1.template(), row(chat("Hi", "Hello")))
+    assert learnt(DEEPSEEK_R1.tokenizer(), masked) == ["Hello<|end_of_sentence|>"]
+    assert masked.note is not None
+    assert r"'<think>\n'" in masked.note
+
+
+def test_turns_without_weight_and_an_opening_greeting_are_context() -> None:
+    masked_turn = row(chat("Hi", "Hello", "2+2?", "4"), masked=(1,))
+    assert all_learnt(CHATML, masked_turn) == ["4<|im_end|>"]
+    greeting = row((Message("assistant", "Welcome!"), *chat("Hi", "Hello")))
+    assert all_learnt(CHATML, greeting) == ["Hello<|im_end|>"]
+
+
+def test_the_last_turn_alone_can_be_learnt() -> None:
+    example = row(chat("Hi", "Hello", "2+2?", "4"))
+    for family in FIVE:
+        (masked,) = mask_example(family.template(), example, turns="last")
+        assert learnt(family.tokenizer(), masked) == [as_written(family, "4")]
+
+
+def test_a_preference_pair_gives_two_sequences_of_the_same_prompt() -> None:
+    example = row(chat("Hi", "Hello", "2+2?", "4"), rejected=(Message("assistant", "5"),))
+    for family in FIVE:
+        chosen, rejected = mask_example(family.template(), example)
+        assert (chosen.part, rejected.part) == ("chosen", "rejected")
+        assert learnt(family.tokenizer(), chosen) == [as_written(family, "4")]
+        assert learnt(family.tokenizer(), rejected) == [as_written(family, "5")]
+        prompt = chosen.ids[: chosen.learn.index(True)]
+        assert rejected.ids[: rejected.learn.index(True)] == prompt
+
+
+def test_plain_text_is_learnt_whole_with_one_bos_and_one_end_of_text_token() -> None:
+    tokenizer = LLAMA3.tokenizer.__wrapped__(LLAMA3)  # one of our own
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", bos)]
+    )
+    template = ChatTemplate.of(tokenizer)
+    for text in ("One.", "<|begin_of_text|>One.", "One.<|eot_id|>"):
+        (masked,) = mask_example(template, Example(Origin("f", 1), "text", text=text))
+        assert tokenizer.decode(masked.ids) == "<|begin_of_text|>One.<|eot_id|>"
+        assert masked.ids.count(bos) == masked.ids.count(eos) == 1
+        assert all(masked.learn)
+
+
+def test_a_tokenizer_that_cannot_tell_characters_gives_the_same_mask() -> None:
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>\n{% endfor %}"
+    tokenizer = ByT5Tokenizer()
+    assert not tokenizer.is_fast
+    template = ChatTemplate(
+        tokenizer, source + "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    (masked,) = mask_example(template, row(chat("Hi", "Hello", "2+2?", "4")))
+    assert learnt(tokenizer, masked) == ["Hello</s>", "4</s>"]
+
+
+def test_many_rows_are_masked_as_each_alone_and_a_refused_one_does_not_stop_them() -> None:
+    refused = row((Message("user", "Hi"), Message("user", "Hello?"), Message("assistant", "Yes")))
+    examples = [row(chat("Hi", f"Hello {i}")) for i in range(300)]
+    examples[5:5] = [refused, Example(Origin("f", 2), "text", text="plain")]
+    results = list(mask_examples(GEMMA.template(), examples))
+    assert [example for example, _ in results] == examples
+    assert isinstance(results[5][1], TemplateError)
+    for example, masked in (results[0], results[6], results[301]):
+        assert masked == mask_example(GEMMA.template(), example)
+
+
+def test_a_refused_conversation_says_why() -> None:
+    twice = (Message("user", "Hi"), Message("user", "Hello?"), Message("assistant", "Yes"))
+    with pytest.raises(TemplateError, match="roles must alternate"):
+        mask_example(MISTRAL.template(), row(twice))
+
+
+def test_the_token_that_ends_a_reply_is_found_by_the_template_itself() -> None:
+    for family in (*FIVE, GENERATION, PHI3, DEEPSEEK_R1):
+        end = family.tokenizer().convert_tokens_to_ids(family.end)
+        assert reply_end(family.template()) == end, family.name
+    bare = ChatTemplate(CHATML.tokenizer(), "{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    assert reply_end(bare) is None
+
+
+@pytest.mark.real_model
+def test_on_the_real_tokenizer_the_prompt_is_the_servers_to_the_token() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(catalog.resolve("smollm2-135m").path)
+    template = ChatTemplate.of(tokenizer)
+    messages = chat("What's new?", "\n  Nothing: 没有🙂 <|im_end|>", "Really?", " Yes.\n\n")
+    (masked,) = mask_example(template, row(messages))
+    assert learnt(tokenizer, masked) == [m.content + "<|im_end|>" for m in messages[1::2]]
+    assert masked.ids[: masked.learn.index(True)] == template.encode(messages[:1])
