@@ -42,7 +42,7 @@ def cleaned(
 ) -> Iterator[Cleaned]:
     """Read a dataset once and apply every rule; what is found lives as long as the block.
 
-    The rows wait on the disk, so memory grows by about 100 bytes per row.
+    The rows wait on the disk; memory grows by some 350 bytes per row.
 
     Args:
         folder: where the rows wait, with room for twice the source; the system's folder of
