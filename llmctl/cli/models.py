@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmctl.cli import options, render
+from llmctl.cli import models_merge, options, render
 
 if TYPE_CHECKING:
+    from llmctl.engine.adapter_facts import AdapterFacts
     from llmctl.engine.inventory import ModelCard
 
 app = typer.Typer(no_args_is_help=False, rich_markup_mode=None)
@@ -20,17 +21,22 @@ NameArg = Annotated[
 
 @app.callback(invoke_without_command=True)
 def models(context: typer.Context) -> None:
-    """Manage models: list, show, pull, rm."""
+    """Manage models: list, show, pull, rm, merge."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
 @app.command("list")
-def list_(as_json: options.JsonOpt = False) -> None:
+def list_(
+    folder: Annotated[
+        Path | None, typer.Argument(help="List the models and adapters in this folder instead.")
+    ] = None,
+    as_json: options.JsonOpt = False,
+) -> None:
     """List the catalogue and every other model on this machine."""
     from llmctl.services import models as service
 
-    cards = service.list_models()
+    cards = service.list_models(folder)
     if as_json:
         render.as_json([_plain(card) for card in cards])
         return
@@ -51,7 +57,7 @@ def list_(as_json: options.JsonOpt = False) -> None:
 
 @app.command()
 def show(name: NameArg, as_json: options.JsonOpt = False) -> None:
-    """Describe a model, and the memory its weights need at each --quant."""
+    """Describe a model or an adapter, and the memory its weights need at each --quant."""
     from llmctl.services import models as service
 
     card = service.show(name)
@@ -61,6 +67,7 @@ def show(name: NameArg, as_json: options.JsonOpt = False) -> None:
     known = {
         "name": card.model_id,
         "state": card.state,
+        **_adapter(card.adapter),
         "hub id": card.repo,
         "from": card.source,
         "revision": card.revision,
@@ -101,6 +108,25 @@ def rm(name: NameArg) -> None:
     for path in removed.paths:
         render.note(f"deleted {path}")
     render.note(f"{removed.model_id} is gone; {render.file_size(removed.freed_bytes)} are free")
+
+
+app.command()(models_merge.merge)
+
+
+def _adapter(facts: "AdapterFacts | None") -> dict[str, str | None]:
+    if facts is None:
+        return {}
+    return {
+        "adapter": f"{facts.kind}, rank {facts.rank}, alpha {facts.alpha}",
+        "on": facts.base,
+        "layers": ", ".join(facts.targets),
+        "trained": _parameters(facts.parameters),
+        "method": facts.method,
+        "data": facts.data,
+        "taught": facts.created,
+        "run": facts.run_id,
+        "template": facts.template,
+    }
 
 
 def _plain(card: "ModelCard") -> dict[str, Any]:

@@ -120,10 +120,16 @@ def put_on_for_good(path: str, model: Any, *, quantised: bool) -> Any:
     round what was learnt away.
 
     Raises:
-        ConfigError: it was trained on another model.
+        ConfigError: it was trained on another model, or does not go with the quantisation.
     """
     from peft import PeftModel
 
+    if read_config(path).use_dora and getattr(model, "is_loaded_in_8bit", False):
+        # PEFT 0.21 loses the scales of the 8-bit weights on the way.
+        raise ConfigError(
+            f"{path} uses DoRA, which does not go with --quant 8bit",
+            hint=f"--quant 4bit or none, or `llmctl models merge {path} -o FOLDER`",
+        )
     rows = embedding_rows(Path(path).expanduser())
     try:
         if rows not in (None, model.get_input_embeddings().weight.shape[0]):

@@ -1,24 +1,33 @@
 """`llmctl models`: what is here, what could be, fetch it, delete it. Holds no tensors."""
 
+from pathlib import Path
+
 from llmctl.engine import catalog, inventory, store
 from llmctl.engine.inventory import ModelCard, Removal
 from llmctl.types import ProgressCallback, ignore_progress
 
 
-def list_models() -> list[ModelCard]:
+def list_models(folder: Path | None = None) -> list[ModelCard]:
     """Return the catalogue, smallest model first, then every other model on this machine.
 
     Reads small files only; never asks the network.
+
+    Args:
+        folder: list the models and adapters in it, and nothing else.
+
+    Raises:
+        ModelNotFoundError: there is no such folder.
     """
-    return inventory.list_models()
+    return inventory.list_models() if folder is None else inventory.list_folder(folder)
 
 
 def show(name: str) -> ModelCard:
     """Describe one model, with the memory its weights need at each `--quant`.
 
     Args:
-        name: catalogue name, hub id with or without `@revision`, folder or `.gguf` file. Nothing
-            is fetched: a catalogue model that is not here is described from the catalogue.
+        name: catalogue name, hub id with or without `@revision`, folder of a model or an adapter,
+            or `.gguf` file. Nothing is fetched: a catalogue model that is not here is described
+            from the catalogue.
 
     Raises:
         ModelNotFoundError: it is neither here nor in the catalogue.

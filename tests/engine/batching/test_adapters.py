@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import ConfigError, EngineStoppedError, RequestError
 from llmctl.types import GenerationRequest, ModelSpec, SamplingParams, ScoreRequest
+from tests.adapters import save_adapter
 from tests.tiny import save_tiny_model
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
@@ -39,20 +40,6 @@ LORAS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
-
-
-def save_adapter(folder: Path, base: Path, seed: int = 1, **config: Any) -> Path:
-    """Write a random adapter, strong enough to change every text."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    options: dict[str, Any] = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}
-    adapted = get_peft_model(model, LoraConfig(**(options | config)))
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(std=0.5)
-    adapted.save_pretrained(str(folder), save_embedding_layers=False)
-    return folder
 
 
 @pytest.fixture(scope="module", params=MODELS)

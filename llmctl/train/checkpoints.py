@@ -1,0 +1,154 @@
+"""Which states of a training lie on the disk, whole, so that it can go on from there?
+
+`checkpoint-<step>` in the output folder is always whole: it is written beside and gets its name by
+one rename. The newest ones are kept, and the best one.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmctl.errors import ConfigError
+
+LOCK_FILE = "run.lock.json"
+STATE_FILE = "trainer_state.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_ASIDE = ".writing"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One state on the disk."""
+
+    step: int
+    path: Path
+
+
+class Checkpoints:
+    """The checkpoints of one output folder."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder = folder
+        self._keep = keep
+
+    def all(self) -> list[Checkpoint]:
+        """Return them, the oldest first."""
+        found = []
+        for path in self._folder.glob("checkpoint-*"):
+            name = _NAME.fullmatch(path.name)
+            if name and (path / STATE_FILE).is_file():
+                found.append(Checkpoint(int(name[1]), path))
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+    def newest(self) -> Checkpoint | None:
+        return next(reversed(self.all()), None)
+
+    def at(self, step: int) -> Checkpoint | None:
+        return next((c for c in self.all() if c.step == step), None)
+
+    @contextmanager
+    def staging(self, *, owner: bool) -> Iterator[Path]:
+        """Lend a folder to write in. `owner` empties it first, and clears it away on failure."""
+        aside = self._folder / _ASIDE
+        if owner:
+            shutil.rmtree(aside, ignore_errors=True)
+        try:
+            aside.mkdir(parents=True, exist_ok=True)
+            yield aside
+        except BaseException:
+            if owner:
+                shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+    def commit(self, step: int, best: int | None) -> Path:
+        """Give what was written aside its name; let go of those that are not kept."""
+        aside = self._folder / _ASIDE
+        final = self._folder / f"checkpoint-{step}"
+        _to_disk(aside / final.name)
+        shutil.rmtree(final, ignore_errors=True)
+        (aside / final.name).rename(final)
+        shutil.rmtree(aside, ignore_errors=True)
+        self._tidy(best)
+        return final
+
+    def _tidy(self, best: int | None) -> None:
+        for checkpoint in self.all()[: -self._keep]:
+            if checkpoint.step != best:
+                # Under another name first: half a checkpoint must not look like one.
+                gone = self._folder / f".old-{checkpoint.step}"
+                checkpoint.path.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
+
+
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Say early whether a new run may have a folder; touches nothing.
+
+    Raises:
+        ConfigError: there is something in it already.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file", hint="--output names a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    ours = (folder / LOCK_FILE).is_file()
+    if not overwrite:
+        goes_on = ", --resume goes on with the run in it" if ours else ""
+        raise ConfigError(
+            f"{folder} is not empty, and nothing in it is overwritten unasked",
+            hint=f"--overwrite deletes what is there{goes_on}; or choose another --output",
+        )
+    if not ours:
+        raise ConfigError(
+            f"{folder} holds no run of llmctl, so --overwrite leaves it alone",
+            hint="delete it yourself, or choose another --output",
+        )
+
+
+def claim_output(folder: Path, *, overwrite: bool) -> None:
+    """Empty a folder for a new run. Raises as `check_output`, and where it cannot be written."""
+    check_output(folder, overwrite=overwrite)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write in {folder}: {error.strerror}") from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the disk is full. Torch and safetensors say so only in their text."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error)
+    return any(
+        sign in text
+        for sign in ("No space left", "unexpected pos", "PytorchStreamWriter failed", "os error 28")
+    )
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a file whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+        aside.write_text(text + "\n", encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _to_disk(folder: Path) -> None:
+    """Wait until the files are on the disk: the rename must not be there before them."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,101 @@
+"""LoRA beside a frozen layer, as one operation with a gradient of its own.
+
+PEFT computes adapters in float32 with an operator for each cast, product and sum, and autograd
+keeps what each of them needs. Written as one, the adapter is computed in the model's own type, a
+third of the operators is left, and only the input is kept, which other layers share. The adapter
+itself stays in float32.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  its name everywhere
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _LoraLinear(torch.autograd.Function):
+    """`x @ weight.T + bias + scale * (x @ down.T) @ up.T`, gradients for x, down and up.
+
+    Shapes: x (..., in), weight (out, in), bias (out,) or None, down (rank, in), up (out, rank).
+    Without a weight it is the adapter's part alone.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        narrow, wide = down.to(x.dtype), (up * scale).to(x.dtype)
+        inner = rows @ narrow.T
+        if weight is None:
+            out = inner @ wide.T
+        else:
+            out = F.linear(rows, weight, bias).addmm_(inner, wide.T)
+        ctx.save_for_backward(rows, inner, weight, narrow, wide)
+        ctx.shape, ctx.scale, ctx.type = x.shape, scale, down.dtype
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, inner, weight, narrow, wide = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        grad_inner = grad @ wide
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            if weight is None:
+                grad_x = grad_inner @ narrow
+            else:
+                grad_x = (grad @ weight).addmm_(grad_inner, narrow)
+            grad_x = grad_x.view(ctx.shape)
+        grad_down = (grad_inner.T @ rows).to(ctx.type)
+        grad_up = (grad.T @ inner).to(ctx.type).mul_(ctx.scale)
+        return grad_x, None, None, grad_down, grad_up, None
+
+
+def fuse_adapters(model: nn.Module) -> bool:
+    """Let the plain LoRA layers of a PEFT model compute so; return whether all of them do.
+
+    A layer with DoRA, dropout, a bias of the adapter's or several adapters stays PEFT's own.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    plain = [layer for layer in layers if _is_plain(layer)]
+    for layer in plain:
+        layer.forward = partial(_forward, layer)
+    return len(plain) == len(layers)
+
+
+def _is_plain(layer: Any) -> bool:
+    names = list(layer.lora_A)
+    if len(names) != 1 or layer.lora_variant or getattr(layer, "fan_in_fan_out", False):
+        return False
+    (name,) = names
+    linear = isinstance(layer.lora_A[name], nn.Linear)
+    dropout = not isinstance(layer.lora_dropout[name], nn.Identity)
+    return linear and not dropout and layer.lora_B[name].bias is None
+
+
+def _forward(layer: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    base = layer.base_layer
+    if layer.disable_adapters or layer.merged:
+        plain: Tensor = base(x)
+        return plain
+    (name,) = layer.lora_A
+    adapter = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    apply: Any = _LoraLinear.apply
+    whole: Tensor
+    if type(base) is nn.Linear:
+        whole = apply(x, base.weight, base.bias, *adapter)
+    else:  # quantised: it has its own way, and its own gradient
+        whole = base(x) + apply(x, None, None, *adapter)
+    return whole

@@ -1,0 +1,175 @@
+"""What makes a run repeatable? `run.lock.json`: everything that decides its numbers."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from llmctl.config import TrainConfig
+from llmctl.config.finetune import SPELLINGS
+from llmctl.config.settings import Layer, Setting
+from llmctl.engine.provenance import BaseModel
+from llmctl.errors import ConfigError
+from llmctl.train.checkpoints import LOCK_FILE, write_json
+from llmctl.types import DatasetRef
+
+SCHEMA = 1
+_LIBRARIES = (
+    "llmctl",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "tokenizers",
+    "numpy",
+)
+_FREE_ON_RESUME = {
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "eval_every",
+    "save_every",
+    "keep_checkpoints",
+    "patience",
+    "samples",
+    "sample_tokens",
+    "device",
+    "output",
+}
+"""What a resumed run may have otherwise: it changes no loss beyond rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Everything that decides the numbers of a run."""
+
+    config: Mapping[str, Any]
+    """`TrainConfig` as the run used it."""
+    base: BaseModel
+    adapter: str | None
+    """Print of the adapter that was taught further."""
+    template: str | None
+    data: DatasetRef
+    eval_data: DatasetRef | None
+    rows: str
+    """`Rows.key`: the token sequences and their split."""
+    world: int
+    run_id: str | None = None
+    finished: bool = False
+    versions: Mapping[str, str] = field(default_factory=lambda: _versions())
+    hardware: Mapping[str, Any] = field(default_factory=lambda: _hardware())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a receipt, or the one in a folder.
+
+        Raises:
+            ConfigError: there is none, or it cannot be understood.
+        """
+        file = path / LOCK_FILE if path.is_dir() else path
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"there is no run in {path}: it has no {LOCK_FILE}") from error
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file} cannot be read: {error}") from error
+        try:
+            if values.pop("schema") > SCHEMA:
+                raise ConfigError(f"{file} is of a newer llmctl", hint="pip install -U llmctl")
+            known = {f.name for f in fields(cls)}
+            values = {name: value for name, value in values.items() if name in known}
+            values["base"] = BaseModel(**values["base"])
+            for name in ("data", "eval_data"):
+                values[name] = values[name] and DatasetRef(**values[name])
+            return cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{file} is no receipt of a run: {error!r}") from error
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / LOCK_FILE, {"schema": SCHEMA, **asdict(self)})
+
+    def layer(self, origin: str) -> Layer:
+        """Return the settings as a layer that others may go over."""
+        return {name: Setting(value, origin) for name, value in self.config.items()}
+
+    def check_same(self, config: TrainConfig, chosen: Mapping[str, str]) -> None:
+        """Refuse to resume with other settings than the run began with.
+
+        Args:
+            chosen: where each setting was chosen, by field.
+
+        Raises:
+            ConfigError: with everything that differs.
+        """
+        now = plain(config)
+        differing = [
+            f"{chosen[name]}: {name} is {now[name]!r}, and the run has {value!r}"
+            for name, value in self.config.items()
+            if name in chosen and name not in _FREE_ON_RESUME and now.get(name, value) != value
+        ]
+        if differing:
+            raise ConfigError(
+                "\n".join(differing),
+                hint="leave it out to go on with the run; another --output begins a new one",
+            )
+
+    def differences(self, other: "Receipt") -> tuple[list[str], list[str]]:
+        """Compare with what a run would use now.
+
+        Returns:
+            What makes it another run, and what may change the last digits.
+        """
+        hard = {
+            "the model's weights": (self.base.weights, other.base.weights),
+            "the adapter that is taught further": (self.adapter, other.adapter),
+            "the chat template": (self.template, other.template),
+            "the data": (self.data.digest, other.data.digest),
+            "the data to measure on": (
+                self.eval_data and self.eval_data.digest,
+                other.eval_data and other.eval_data.digest,
+            ),
+        }
+        soft: dict[str, tuple[object, object]] = {
+            name: (old, other.versions.get(name)) for name, old in self.versions.items()
+        }
+        soft |= {name: (old, other.hardware.get(name)) for name, old in self.hardware.items()}
+        soft["processes"] = (self.world, other.world)
+        return _changes(hard), _changes(soft)
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """Return settings as JSON holds them."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return values
+
+
+def settings_named(layer: Layer) -> set[str]:
+    """Return the fields that a layer sets."""
+    return {SPELLINGS.get(name, name) for name in layer}
+
+
+def _changes(pairs: Mapping[str, tuple[object, object]]) -> list[str]:
+    return [f"{name} was {old}, and is {new}" for name, (old, new) in pairs.items() if old != new]
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _LIBRARIES} | {"python": platform.python_version()}
+
+
+def _hardware() -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        # Sums over threads are added up in another order with another number of them.
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
+    if torch.cuda.is_available():
+        found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    return found

@@ -1,0 +1,102 @@
+"""What does a finished run leave in its folder? The weights that are kept, ready to use."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmctl.config import TrainConfig
+from llmctl.engine.provenance import FILE as PROVENANCE_FILE
+from llmctl.engine.provenance import BaseModel, Provenance
+from llmctl.engine.trainable import ModelOutline
+from llmctl.train.card import Card
+from llmctl.train.checkpoints import Checkpoint
+from llmctl.types import DatasetRef, TrainReport
+
+_STATE = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "training_args")
+_TOLD = (
+    "rank",
+    "alpha",
+    "dropout",
+    "learning_rate",
+    "scheduler",
+    "epochs",
+    "batch_size",
+    "max_length",
+    "packing",
+    "seed",
+    "dtype",
+    "quant",
+)
+"""Settings that a card and a provenance name."""
+
+
+def provenance(
+    config: TrainConfig,
+    outline: ModelOutline,
+    base: BaseModel,
+    data: DatasetRef,
+    run_id: str | None,
+    model_id: str | None = None,
+) -> Provenance:
+    """Say how the weights of a run come to be."""
+    told = _TOLD if config.method != "full" else [n for n in _TOLD if n not in ("rank", "alpha")]
+    return Provenance(
+        base=base,
+        template=outline.template.fingerprint,
+        method=config.method,
+        hyperparameters={name: getattr(config, name) for name in told},
+        data=data,
+        run_id=run_id,
+        model_id=model_id,
+    )
+
+
+def write_beside(folder: Path, tokenizer: Any, origin: Provenance) -> None:
+    """Make a folder of weights whole: the tokenizer with its chat template, and where they come
+    from."""
+    tokenizer.save_pretrained(folder)
+    origin.write(folder)
+
+
+def publish(kept: Checkpoint, folder: Path) -> None:
+    """Copy a checkpoint's weights and what goes with them to the top of the output folder.
+
+    Each file appears whole; the provenance comes last, so that a folder which has one is whole.
+    """
+    files = [
+        path
+        for path in kept.path.iterdir()
+        if path.is_file() and not path.name.startswith(_STATE) and path.name != "README.md"
+    ]
+    for path in sorted(files, key=lambda file: file.name == PROVENANCE_FILE):
+        aside = folder / f".{path.name}.new"
+        try:
+            shutil.copyfile(path, aside)
+            aside.replace(folder / path.name)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def write_card(
+    folder: Path, origin: Provenance, report: TrainReport, counts: Mapping[str, int]
+) -> None:
+    """Write the model card."""
+    metrics = {"training loss, last step": report.losses[-1][1]} if report.losses else {}
+    held = dict(report.eval_losses)
+    if 0 in held:
+        metrics["held-out loss before"] = held[0]
+    if report.best_step in held:
+        metrics["held-out loss of these weights"] = held[report.best_step]
+    Card(
+        name=folder.name,
+        kind="model" if origin.method == "full" else "adapter",
+        origin=origin,
+        metrics=metrics,
+        counts=counts,
+        samples=[
+            (before.prompt, before.reply, after.reply)
+            for before, after in zip(report.before, report.after, strict=False)
+        ],
+        remarks=report.notes,
+    ).write(folder)

@@ -1,0 +1,347 @@
+"""One training from the loaded model to its result: what is built, and what happens on the way."""
+
+import gc
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PrinterCallback, TrainingArguments
+
+from llmctl.config import TrainConfig
+from llmctl.config.finetune import largest_divisor
+from llmctl.data.batches import Collator
+from llmctl.data.dataset import TokenDataset
+from llmctl.data.packing import PackedDataset
+from llmctl.engine.failures import is_out_of_memory
+from llmctl.engine.trainable import ModelOutline, load_for_training
+from llmctl.errors import LlmctlError, OutOfMemoryError
+from llmctl.train.checkpoints import Checkpoint, Checkpoints
+from llmctl.train.feed import Feed, Share
+from llmctl.train.head import SupervisedHead, agrees
+from llmctl.train.method import make_lean, make_trainable
+from llmctl.train.samples import Question, SampleLog, Sampler
+from llmctl.train.stop import Interrupted, StopRequest
+from llmctl.train.trainer import SftTrainer
+from llmctl.train.watch import Rhythm, Watch, peak_memory
+from llmctl.types import (
+    ProgressCallback,
+    SampleReply,
+    TrainListener,
+    TrainNote,
+    ignore_progress,
+)
+
+_ATTENTION = {"flash": "flash_attention_2"}
+_OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+
+_SHOWN_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A training that is ready to begin: nothing is open any more."""
+
+    config: TrainConfig
+    """Resolved."""
+    outline: ModelOutline
+    learnt: TokenDataset | PackedDataset
+    held: TokenDataset | None
+    """What is measured on."""
+    questions: Sequence[Question]
+    steps: int
+    folder: Path
+    share: Share
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a training came to."""
+
+    kept: Checkpoint
+    """The state whose weights are the result."""
+    best_step: int | None
+    """Of the best measurement, where something was measured."""
+    steps: int
+    seconds: float
+    losses: tuple[tuple[int, float], ...]
+    eval_losses: tuple[tuple[int, float], ...]
+    tokens_per_s: float
+    peak_bytes: int
+    samples: dict[int, tuple[SampleReply, ...]]
+    stopped_early: bool
+
+
+class TrainRun:
+    """Builds a trainer for a job, and begins again with less when memory runs out.
+
+    Args:
+        save_with: writes what goes beside weights into a folder: tokenizer, provenance.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        listen: TrainListener,
+        stop: StopRequest,
+        save_with: Callable[[Path], None],
+    ) -> None:
+        self._job = job
+        self._save_with = save_with
+        self._listen = listen
+        self._stop = stop
+        self._checkpoints = Checkpoints(job.folder, job.config.keep_checkpoints)
+        self._log = SampleLog(job.folder)
+        self._micro = job.config.micro_batch_size or 1
+        self._lean: bool | None = None
+        """Whether the lean head is the model's own loss; `None` before it was tried."""
+
+    def load(self, progress: ProgressCallback = ignore_progress) -> None:
+        """Read the weights and make what learns. Raises as `load_for_training`."""
+        job, config = self._job, self._job.config
+        model = load_for_training(
+            job.outline,
+            dtype=weights_dtype(config),
+            attention=_ATTENTION.get(config.attention, config.attention),
+            progress=progress,
+        )
+        self._model = make_trainable(model, config, job.outline.adapter)
+        self._autocast = make_lean(self._model, config, job.outline.device.type)
+
+    def train(self, resume: Checkpoint | None = None) -> Outcome:
+        """Teach until the last step, or until somebody asks to stop.
+
+        Raises:
+            Interrupted: somebody asked. The state is saved.
+            TrainingDivergedError: the loss is no number.
+            OutOfMemoryError: not even one row fits.
+        """
+        began = time.perf_counter()
+        while True:
+            trainer, watch = self._build()
+            failed = None
+            try:
+                with _quiet():
+                    trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+            except Interrupted:
+                watch.restore_random()
+                trainer.save_state()
+                raise
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                failed = str(error).splitlines()[0]
+            # Past the handler, where the exception no longer holds what was in memory.
+            if failed is None:
+                return self._outcome(trainer, watch, time.perf_counter() - began)
+            resume = self._shrink(trainer, watch, failed) or resume
+            del trainer, watch
+            _free()
+
+    def _shrink(self, trainer: SftTrainer, watch: Watch, reason: str) -> Checkpoint | None:
+        """Halve what a device holds at once; return the last whole step, saved, if there is one."""
+        job, step = self._job, trainer.state.global_step
+        smaller = largest_divisor(self._micro, self._micro // 2) if self._micro > 1 else 0
+        where = f"memory ran out in step {step + 1}, with {self._micro} rows at once"
+        if job.share.world > 1 or watch.in_optimizer or not smaller:
+            raise OutOfMemoryError(f"{where}: {reason}", hint=_less(job.config, smaller, watch))
+        self._model.zero_grad(set_to_none=True)
+        _free()
+        if step:
+            trainer.save_state()
+        accumulation = trainer.feed.batches.accumulation * self._micro // smaller
+        self._micro = smaller
+        self._listen(
+            TrainNote(
+                f"{where}: it goes on from there with {smaller}, {accumulation} times per step, "
+                f"so that a step is still {job.config.batch_size} rows"
+            )
+        )
+        return self._checkpoints.newest() if step else None
+
+    def _build(self) -> tuple[SftTrainer, Watch]:
+        job, config = self._job, self._job.config
+        feed = Feed(
+            job.learnt,
+            job.held,
+            Collator(
+                pad_id=job.outline.eos_ids[0],
+                multiple_of=8 if job.outline.device.type == "cuda" else 1,
+                flash=config.attention == "flash",
+            ),
+            batch_size=config.batch_size,
+            micro_batch_size=self._micro,
+            seed=config.seed,
+            share=job.share,
+        )
+        sampler = Sampler(
+            job.questions,
+            job.outline.tokenizer,
+            job.outline.eos_ids,
+            config.sample_tokens,
+            self._stop.check if job.share.world == 1 else lambda: None,
+        )
+
+        def answer(step: int) -> tuple[SampleReply, ...]:
+            replies = sampler.ask(self._model)
+            self._log.add(step, replies)
+            return replies
+
+        watch = Watch(
+            Rhythm(
+                eval_every=config.eval_every or 0 if feed.measures else 0,
+                save_every=config.save_every or job.steps,
+                patience=config.patience,
+            ),
+            self._listen,
+            answer,
+        )
+        trainer = SftTrainer(
+            self._model,
+            _arguments(job, self._micro, feed, autocast=self._autocast),
+            feed=feed,
+            head=self._head(feed),
+            checkpoints=self._checkpoints,
+            stop=self._stop,
+            save_with=self._save_with,
+            name_rows=lambda rows: _name_rows(feed, rows),
+            warn=lambda text: self._listen(TrainNote(text)),
+            callbacks=[watch],
+        )
+        trainer.remove_callback(PrinterCallback)
+        watch.trainer = trainer
+        return trainer, watch
+
+    def _head(self, feed: Feed) -> SupervisedHead | None:
+        """Choose how the loss is computed: by the lean head, where it is the model's own loss."""
+        if self._job.config.fsdp or self._job.config.deepspeed:
+            return None
+        model = self._model
+        head = SupervisedHead.of(model)
+        if head is None or self._lean is False:
+            return None
+        if self._lean is None:
+            batch = feed.collate_rows([int(feed.lengths.argmin())])
+            inputs = {name: value.to(model.device) for name, value in batch.items()}
+            self._lean = agrees(model, head, inputs)
+        return head if self._lean else None
+
+    def _outcome(self, trainer: SftTrainer, watch: Watch, seconds: float) -> Outcome:
+        history, last = trainer.state.log_history, trainer.state.global_step
+        best = trainer.best_eval()
+        wanted = best[0] if best and self._job.config.final == "best" else last
+        kept = self._checkpoints.at(wanted)
+        if kept is None:
+            newest = self._checkpoints.newest()
+            raise LlmctlError(
+                f"the weights of step {wanted} could not be saved; the last whole checkpoint is "
+                f"{newest.path if newest else 'none'}",
+                hint="free some space, then --resume goes on from there",
+            )
+        return Outcome(
+            kept=kept,
+            best_step=best and best[0],
+            steps=last,
+            seconds=seconds,
+            losses=tuple((int(e["step"]), e["loss"]) for e in history if "loss" in e),
+            eval_losses=tuple(
+                (int(e["step"]), e["eval_loss"]) for e in history if "eval_loss" in e
+            ),
+            tokens_per_s=trainer.tokens_per_s,
+            peak_bytes=peak_memory(trainer.args.device),
+            samples=self._log.read(),
+            stopped_early=watch.stopped_early,
+        )
+
+
+def weights_dtype(config: TrainConfig) -> torch.dtype:
+    """Return the type of the weights: what learns whole keeps float32, for its steps are small."""
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return torch.float32 if config.method == "full" else dtype
+
+
+def _arguments(job: Job, micro: int, feed: Feed, *, autocast: bool) -> TrainingArguments:
+    config, device = job.config, job.outline.device
+    return TrainingArguments(
+        output_dir=str(job.folder),
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=feed.batches.accumulation,
+        num_train_epochs=math.ceil(job.steps / feed.steps_per_epoch),
+        max_steps=job.steps,
+        learning_rate=config.learning_rate or 0.0,
+        lr_scheduler_type=config.scheduler
+        if config.scheduler != "constant"
+        else "constant_with_warmup",
+        warmup_steps=int(job.steps * config.warmup_ratio),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm or math.inf,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        optim=_OPTIMIZERS[config.optimizer],
+        neftune_noise_alpha=config.neftune_alpha,
+        seed=config.seed,
+        bf16=autocast and config.dtype == "bfloat16",
+        fp16=config.dtype == "float16",
+        use_cpu=device.type == "cpu",
+        ddp_backend="gloo" if device.type == "cpu" and job.share.world > 1 else None,
+        ddp_find_unused_parameters=False if job.share.world > 1 else None,
+        fsdp=config.fsdp or "",
+        fsdp_config=config.fsdp_config,
+        deepspeed=config.deepspeed,
+        # When to tell, measure and save is the watch's to say.
+        logging_strategy="no",
+        eval_strategy="no",
+        save_strategy="no",
+        logging_nan_inf_filter=False,
+        prediction_loss_only=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        report_to="none",
+        log_level="error",
+        log_level_replica="error",
+    )
+
+
+def _less(config: TrainConfig, smaller: int, watch: Watch) -> str:
+    """Name the setting that takes less memory."""
+    if watch.in_optimizer:
+        return "try --optimizer adamw_8bit, or a smaller --rank"
+    if smaller:
+        return f"try --micro-batch-size {smaller}"
+    if not config.gradient_checkpointing:
+        return "try --gradient-checkpointing"
+    if config.weights_quant != "4bit" and config.method != "full":
+        return "try --method qlora"
+    return f"try --max-length {max(128, (config.max_length or 0) // 2)}, or a smaller model"
+
+
+def _name_rows(feed: Feed, rows: list[int]) -> str:
+    """Say where rows stand, for a person: `data.jsonl:12, data.jsonl:40`."""
+    origins = [f"{o.file}:{o.line}" for row in rows for o in feed.origins(row)]
+    shown = ", ".join(dict.fromkeys(origins[:_SHOWN_ROWS]))
+    more = len(origins) - _SHOWN_ROWS
+    return shown + (f" and {more} more" if more > 0 else "")
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' warnings off the terminal: what matters is told by us."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

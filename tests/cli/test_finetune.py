@@ -1,0 +1,162 @@
+"""`llmctl finetune` as a person types it."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llmctl.cli.app import main
+from tests.cli.process import COMMAND, error_lines, run
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    file = tmp_path / "rows.jsonl"
+    lines = [{"instruction": f"Say {n}.", "output": f"{n}, gladly."} for n in range(40)]
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def settings(tiny_folder: Path, rows: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "finetune.yaml"
+    file.write_text(
+        f"model_path: {tiny_folder}\n"
+        f"data_path: {rows}\n"
+        f"output_dir: {tmp_path / 'out'}\n"
+        "dtype: float32\n"
+        "device: cpu\n"
+        "batch_size: 8\n"
+        "learning_rate: 1e-3\n"
+        "eval_fraction: 0.2\n"
+        "samples: 1\n"
+        "sample_tokens: 4\n"
+    )
+    return file
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "store"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def fails(*words: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["finetune", *words])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_a_file_and_options_teach_a_model_and_leave_a_record(
+    settings: Path, tmp_path: Path
+) -> None:
+    done = run("finetune", "-c", str(settings), "--rank", "2", "--max-steps", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["steps"] == 3
+    assert report["run_id"]
+    told = done.stderr
+    assert "rank" in told
+    assert "option" in told
+    assert "finetune.yaml:7" in told  # where the learning rate was chosen
+    assert "step 3/3  loss" in told
+    assert "held-out loss" in told
+    assert "\x1b" not in told
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 1000
+    shown = run("runs", "show", report["run_id"][:8])
+    assert "finished" in shown.stdout
+    assert "train/loss" in shown.stdout
+
+
+def test_everything_wrong_with_the_settings_is_said_at_once_with_its_place(
+    settings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.write_text(settings.read_text() + "rnak: 8\nepochs: 0\nmethod: lola\n")
+    assert fails("-c", str(settings), "--seed", "-1") == 2
+    told = capsys.readouterr().err
+    assert "finetune.yaml:11: there is no setting rnak; did you mean rank?" in told
+    assert "finetune.yaml:12: epochs is 0" in told
+    assert "finetune.yaml:13: method is 'lola'" in told
+    assert "option: seed is -1" in told
+
+
+def test_a_missing_file_of_rows_is_said_before_anything_starts(
+    settings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fails("-c", str(settings), "--data", "nowhere.jsonl") == 2
+    assert "there is no file nowhere.jsonl" in capsys.readouterr().err
+
+
+def test_bad_rows_are_named_all_at_once_or_left_out(
+    settings: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows.write_text(rows.read_text() + '\n{"instruction": "Hm?"}\n{broken\n')
+    assert fails("-c", str(settings), "--dry-run") == 1
+    told = capsys.readouterr().err
+    assert "rows.jsonl:41" in told
+    assert "rows.jsonl:42" in told
+    assert "--on-error skip" in told
+    with pytest.raises(SystemExit) as ended:
+        main(["finetune", "-c", str(settings), "--dry-run", "--on-error", "skip"])
+    assert ended.value.code == 0
+    assert "left out" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["finetune", "--config", str(settings), "--dry-run"])
+    assert ended.value.code == 0
+    told = capsys.readouterr()
+    for words in ("steps", "tokens an epoch", "learn", "memory"):
+        assert words in told.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_saves_and_the_command_it_names_goes_on(settings: Path, tmp_path: Path) -> None:
+    words = ["finetune", "-c", str(settings), "--epochs", "40", "--eval-every", "200", "--no-track"]
+    process = subprocess.Popen(
+        [*COMMAND, *words], stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"}
+    )
+    assert process.stderr is not None
+    told = []
+    for line in process.stderr:
+        told.append(line)
+        if line.startswith("step 1/"):
+            process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "which is saved" in told[-1]
+    assert f"--resume --output {tmp_path / 'out'}" in told[-1]
+    step = int(told[-1].split("step ")[1].split(",")[0])
+    done = run("finetune", "--resume", "-o", str(tmp_path / "out"), "--json", "--no-track")
+    assert done.returncode == 0, error_lines(done.stderr)
+    report = json.loads(done.stdout)
+    assert step < report["steps"]
+    assert [number for number, _ in report["losses"]] == list(range(1, report["steps"] + 1))
+
+
+def test_two_processes_have_the_losses_of_one(settings: Path, tmp_path: Path) -> None:
+    words = ["finetune", "-c", str(settings), "--max-steps", "3", "--micro-batch-size", "2"]
+    reports = []
+    for number in ("1", "2"):
+        output = str(tmp_path / number)
+        done = run(*words, "--nproc", number, "-o", output, "--json", OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(done.stdout))
+        assert done.stderr.count("steps, ") == 1  # one of them speaks
+    for (_, alone), (_, shared) in zip(*(r["losses"] for r in reports), strict=True):
+        assert shared == pytest.approx(alone, abs=1e-5)
+    for (_, alone), (_, shared) in zip(*(r["eval_losses"] for r in reports), strict=True):
+        assert shared == pytest.approx(alone, abs=1e-5)
+
+
+def test_processes_that_fail_say_so_once(settings: Path) -> None:
+    done = run("finetune", "-c", str(settings), "--nproc", "2", "--batch-size", "3")
+    assert done.returncode == 2
+    assert sum("error:" in line for line in error_lines(done.stderr)) == 1
+    assert "2 devices cannot share a batch of 3 rows" in done.stderr

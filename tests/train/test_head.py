@@ -1,0 +1,88 @@
+"""The loss at the learnt positions alone is the model's own loss, and so are its gradients."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmctl.train import head as head_module
+from llmctl.train.head import SupervisedHead, agrees, stock_loss
+from tests.tiny import save_tiny_model
+
+
+def load(folder: Path, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).train()
+
+
+def batch() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 256, (3, 40))
+    labels = ids.clone()
+    labels[:, :13] = -100
+    labels[1, 25:] = -100
+    labels[2, 20:30] = -100
+    return {"input_ids": ids, "labels": labels}
+
+
+def gradients(model: Any, loss: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [("llama", {}), ("llama", {"tie_word_embeddings": True}), ("qwen2", {}), ("phi", {})],
+)
+@pytest.mark.parametrize("chunk", [2**24, 259 * 5])
+def test_loss_and_gradients_are_the_models_own(
+    tmp_path: Path,
+    model_type: str,
+    options: dict[str, Any],
+    chunk: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(head_module, "CHUNK_LOGITS", chunk)
+    model = load(save_tiny_model(tmp_path, model_type=model_type, **options))
+    head = SupervisedHead.of(model)
+    assert head is not None
+    own, stock = head.loss(model, batch()), stock_loss(model, batch())
+    torch.testing.assert_close(own, stock, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(gradients(model, own), gradients(model, stock), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_model_answers_with_logits_again_afterwards(tmp_path: Path) -> None:
+    model = load(save_tiny_model(tmp_path))
+    before = model(**batch()).logits
+    head = SupervisedHead.of(model)
+    assert head is not None
+    head.loss(model, batch())
+    assert torch.equal(model(**batch()).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [("gemma2", {"final_logit_softcapping": 1.0}), ("granite", {"logits_scaling": 3.0})],
+)
+def test_a_model_that_does_more_to_its_logits_is_found_out(
+    tmp_path: Path, model_type: str, options: dict[str, Any]
+) -> None:
+    model = load(save_tiny_model(tmp_path, model_type=model_type, **options))
+    head = SupervisedHead.of(model)
+    assert head is None or not agrees(model, head, batch())
+
+
+def test_a_batch_without_anything_to_learn_has_no_loss(tmp_path: Path) -> None:
+    model = load(save_tiny_model(tmp_path))
+    head = SupervisedHead.of(model)
+    assert head is not None
+    inputs = batch()
+    inputs["labels"][:] = -100
+    loss = head.loss(model, inputs)
+    loss.backward()
+    assert loss.item() == 0

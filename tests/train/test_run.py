@@ -1,0 +1,273 @@
+"""A training that breaks off, runs out of memory or goes wrong ends as a person can rely on."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmctl.errors import ConfigError, OutOfMemoryError
+from llmctl.train.samples import SampleLog
+from llmctl.train.stop import TrainingDivergedError
+from llmctl.train.trainer import SftTrainer
+from llmctl.types import TrainEvent, TrainStep
+from tests.train.conftest import Teach, Watched
+
+
+def test_a_run_leaves_an_adapter_that_the_engine_serves(teach: Teach, tmp_path: Path) -> None:
+    from llmctl.engine.hf_runner import HFRunner
+    from llmctl.engine.stream import fold
+    from llmctl.types import GenerationRequest, Message, ModelSpec, SamplingParams
+
+    watched = Watched()
+    report = teach(watched)
+    assert report.steps == watched.plan.steps == 10
+    assert report.eval_losses[-1][1] < report.eval_losses[0][1]
+    out = tmp_path / "out"
+    for name in ("adapter_model.safetensors", "llmctl.json", "README.md", "run.lock.json"):
+        assert (out / name).is_file()
+    assert json.loads((out / "llmctl.json").read_text())["template"]
+    with HFRunner(ModelSpec(str(out), dtype="float32", device="cpu")) as engine:
+        engine.load()
+        question = (Message("user", "Count to 3."),)
+        greedy = SamplingParams(temperature=0, max_new_tokens=4)
+        fold(engine.submit(GenerationRequest(messages=question, sampling=greedy)))
+
+
+def test_the_same_run_has_the_same_losses_to_the_bit(teach: Teach, tmp_path: Path) -> None:
+    first, second = Watched(), Watched()
+    teach(first, dropout=0.1)
+    teach(second, dropout=0.1, output=tmp_path / "again")
+    assert first.losses == second.losses
+    assert first.evals == second.evals
+
+
+def test_a_run_is_repeated_from_its_receipt(teach: Teach, tmp_path: Path) -> None:
+    first, again = Watched(), Watched()
+    teach(first, dropout=0.1, packing=True)
+    teach(again, output=tmp_path / "again", request={"from_run": str(tmp_path / "out")})
+    assert again.losses == first.losses
+    assert "not the same run" not in again.notes
+
+
+class Broken(BaseException):
+    """The power goes."""
+
+
+@pytest.mark.parametrize("how", ["asked", "torn"])
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
+    teach: Teach, tmp_path: Path, step: int, how: str
+) -> None:
+    whole, first, second = Watched(), Watched(), Watched()
+    teach(whole, dropout=0.1, micro_batch_size=2, output=tmp_path / "whole")
+
+    def stop(event: TrainEvent) -> None:
+        if isinstance(event, TrainStep) and event.step == step:
+            if how == "torn":
+                raise Broken
+            signal.raise_signal(signal.SIGINT)
+
+    first.on_event = stop
+    with pytest.raises(KeyboardInterrupt if how == "asked" else Broken):
+        teach(first, dropout=0.1, micro_batch_size=2)
+    if how == "asked":
+        assert f"stopped after step {step}, which is saved" in first.notes
+        assert "--resume" in first.notes
+    report = teach(second, request={"resume": True})
+    assert min(second.losses) == (step + 1 if how == "asked" else 4 * (step // 4) + 1)
+    for number, loss in second.losses.items():
+        assert loss == pytest.approx(whole.losses[number], abs=1e-5)
+    assert second.evals[10] == pytest.approx(whole.evals[10], abs=1e-5)
+    assert [number for number, _ in report.losses] == list(range(1, 11))
+    assert dict(report.eval_losses).keys() == whole.evals.keys()
+    assert SampleLog(tmp_path / "out").read().keys() == whole.evals.keys()
+
+
+def test_sigterm_saves_and_ends_with_its_own_exit_code(teach: Teach) -> None:
+    watched = Watched()
+
+    def stop(event: TrainEvent) -> None:
+        if isinstance(event, TrainStep) and event.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    watched.on_event = stop
+    with pytest.raises(SystemExit) as ended:
+        teach(watched)
+    assert ended.value.code == 143
+    assert "step 2, which is saved" in watched.notes
+
+
+def test_a_run_goes_on_only_with_its_own_settings_and_data(
+    teach: Teach, rows: Path, tmp_path: Path
+) -> None:
+    watched = Watched()
+    watched.on_event = lambda event: (
+        signal.raise_signal(signal.SIGINT) if isinstance(event, TrainStep) else None
+    )
+    with pytest.raises(KeyboardInterrupt):
+        teach(watched)
+    with pytest.raises(ConfigError, match="rank is 8, and the run has 4"):
+        teach(request={"resume": True}, rank=8)
+    rows.write_text("\n".join(rows.read_text().splitlines()[:-1]))
+    with pytest.raises(ConfigError, match="the data was"):
+        teach(request={"resume": True})
+    with pytest.raises(ConfigError, match="there is no run in"):
+        teach(request={"resume": True}, output=tmp_path / "elsewhere")
+
+
+def test_a_finished_run_does_not_go_on(teach: Teach) -> None:
+    teach(max_steps=1)
+    with pytest.raises(ConfigError, match="is finished"):
+        teach(request={"resume": True})
+
+
+def test_an_output_folder_is_never_overwritten_unasked(teach: Teach, tmp_path: Path) -> None:
+    teach(max_steps=1)
+    kept = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="not empty") as refused:
+        teach(max_steps=1)
+    assert "--overwrite" in refused.value.hint
+    assert "--resume" in refused.value.hint
+    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == kept
+    teach(max_steps=2, request={"overwrite": True})
+    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() != kept
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="holds no run"):
+        teach(request={"overwrite": True}, output=tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").is_file()
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(
+    teach: Teach, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, tight = Watched(), Watched()
+    teach(whole, output=tmp_path / "whole")
+    real = SftTrainer.compute_loss
+
+    def limited(self: SftTrainer, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+        if len(inputs["input_ids"]) > 1 and self.state.global_step + 1 >= step:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(self, model, inputs, *rest, **named)
+
+    monkeypatch.setattr(SftTrainer, "compute_loss", limited)
+    report = teach(tight)
+    assert f"memory ran out in step {step}, with 4 rows at once" in tight.notes
+    assert "with 2 rows" in tight.notes
+    assert "a step is still 8 rows" in tight.notes
+    assert [number for number, _ in report.losses] == list(range(1, 11))
+    for number, loss in tight.losses.items():
+        assert loss == pytest.approx(whole.losses[number], abs=1e-4)
+
+
+def test_memory_that_does_not_hold_one_row_is_an_error_with_a_way_out(
+    teach: Teach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(SftTrainer, "compute_loss", never)
+    with pytest.raises(OutOfMemoryError, match="with 1 rows at once") as failed:
+        teach()
+    assert "--gradient-checkpointing" in failed.value.hint
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_the_rows(
+    teach: Teach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = SftTrainer.compute_loss
+
+    def poisoned(self: SftTrainer, *rest: Any, **named: Any) -> Any:
+        loss = real(self, *rest, **named)
+        return loss * torch.nan if self.state.global_step == 5 else loss
+
+    monkeypatch.setattr(SftTrainer, "compute_loss", poisoned)
+    with pytest.raises(TrainingDivergedError, match="loss of step 6 is no number") as failed:
+        teach()
+    assert "rows.jsonl:" in str(failed.value)
+    assert "checkpoint-4" in str(failed.value)
+
+
+def test_a_gradient_that_is_no_number_never_reaches_the_weights(
+    teach: Teach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: list[torch.Tensor] = []
+
+    def clip(self: SftTrainer, model: Any) -> Any:
+        learning = [p for p in model.parameters() if p.requires_grad]
+        if self.state.global_step == 2:
+            learning[0].grad.fill_(torch.inf)
+            weights.extend(learning)
+        return real(self, model)
+
+    real = SftTrainer._clip_grad_norm
+    monkeypatch.setattr(SftTrainer, "_clip_grad_norm", clip)
+    with pytest.raises(TrainingDivergedError, match="gradient of step 3"):
+        teach()
+    assert all(weight.isfinite().all() for weight in weights)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    teach: Teach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    watched = Watched()
+    real = torch.save
+
+    def save(what: Any, where: Any, *rest: Any, **named: Any) -> None:
+        if "checkpoint-8" in str(where):
+            Path(where).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(what, where, *rest, **named)
+
+    monkeypatch.setattr(torch, "save", save)
+    report = teach(watched, keep_checkpoints=5)
+    assert "the disk is full: step 8 is not saved" in watched.notes
+    assert "checkpoint-4" in watched.notes
+    out = tmp_path / "out"
+    assert sorted(p.name for p in out.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-4"]
+    assert not (out / ".writing").exists()
+    assert report.best_step == 10
+
+
+def test_early_stopping_keeps_the_best_weights(teach: Teach, tmp_path: Path) -> None:
+    watched = Watched()
+    report = teach(watched, learning_rate=0.3, max_grad_norm=0, eval_every=1, patience=2, epochs=9)
+    assert report.stopped_early
+    assert report.best_step == min(watched.evals.keys() - {0}, key=watched.evals.__getitem__)
+    assert report.steps == report.best_step + 2
+    out = tmp_path / "out"
+    best = out / f"checkpoint-{report.best_step}" / "adapter_model.safetensors"
+    assert (out / "adapter_model.safetensors").read_bytes() == best.read_bytes()
+
+
+def test_checkpoints_are_let_go_but_for_the_newest_and_the_best(
+    teach: Teach, tmp_path: Path
+) -> None:
+    teach(save_every=1, keep_checkpoints=2)
+    names = {path.name for path in (tmp_path / "out").glob("checkpoint-*")}
+    assert names == {"checkpoint-9", "checkpoint-10"}
+
+
+@pytest.mark.parametrize("micro", [1, 2, 8])
+def test_how_many_rows_are_held_at_once_changes_no_loss(
+    teach: Teach, tmp_path: Path, micro: int
+) -> None:
+    one, other = Watched(), Watched()
+    teach(one, output=tmp_path / "one")
+    teach(other, micro_batch_size=micro)
+    for step, loss in other.losses.items():
+        assert loss == pytest.approx(one.losses[step], rel=1e-4)
+
+
+def test_recomputed_activations_change_no_loss(teach: Teach, tmp_path: Path) -> None:
+    one, other = Watched(), Watched()
+    teach(one, output=tmp_path / "one", max_steps=4)
+    teach(other, gradient_checkpointing=True, max_steps=4)
+    for step, loss in other.losses.items():
+        assert loss == pytest.approx(one.losses[step], abs=1e-5)
