@@ -3,12 +3,14 @@
 import os
 from pathlib import Path
 
+from llmctl.config.evaluation import EvalConfig
 from llmctl.config.finetune import TrainConfig
 from llmctl.config.model import DEFAULT_MODEL
 from llmctl.config.serve import Overflow, ServeOptions, is_loopback
 
 __all__ = [
     "DEFAULT_MODEL",
+    "EvalConfig",
     "Overflow",
     "ServeOptions",
     "TrainConfig",

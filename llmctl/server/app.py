@@ -15,6 +15,7 @@ from llmctl.server.metrics import Metrics
 from llmctl.server.record import Observer
 from llmctl.server.request_log import RequestLog
 from llmctl.server.routers import make_router
+from llmctl.server.score_routes import score_router
 from llmctl.server.security import KeyGuard
 from llmctl.server.serving import Serving
 
@@ -22,12 +23,17 @@ DEFAULTS = ServeOptions(log_requests=False)
 
 
 def create_app(
-    engine: BaseEngine, options: ServeOptions = DEFAULTS, observers: Sequence[Observer] = ()
+    engine: BaseEngine,
+    options: ServeOptions = DEFAULTS,
+    observers: Sequence[Observer] = (),
+    *,
+    scoring: bool = False,
 ) -> FastAPI:
     """Build the application around an engine, which stays the caller's to load and close.
 
     Args:
         observers: hear of every request besides the metrics and the log.
+        scoring: answer `/v1/score` too, for exams.
     """
     app = FastAPI(
         title="llmctl",
@@ -55,5 +61,8 @@ def create_app(
         )
     app.add_middleware(Boundary, observers=watching)
     errors.install(app)
-    app.include_router(make_router(Serving(engine, options), metrics))
+    serving = Serving(engine, options)
+    app.include_router(make_router(serving, metrics))
+    if scoring:
+        app.include_router(score_router(serving))
     return app

@@ -45,11 +45,13 @@ class Question:
     head: str = ""
     """What stands before the examples."""
     examples: tuple[str, ...] = ()
+    gap: str = ""
+    """What stands between the examples and the body, where there are examples."""
     body: str = ""
     """The question, up to where the labels' texts part."""
     continuations: tuple[str, ...] = ()
     """One for each label: the text as it stands behind the body."""
-    extraction: Extraction = "letter"
+    extraction: Extraction = "first_option"
     """How the answer is read out of a reply."""
     options: tuple[str, ...] = ()
     """The texts behind the labels."""
@@ -67,7 +69,8 @@ class Question:
     @property
     def context(self) -> str:
         """The text before the continuations."""
-        return self.head + "".join(self.examples) + self.body
+        gap = self.gap if self.examples else ""
+        return self.head + "".join(self.examples) + gap + self.body
 
     @property
     def prompt(self) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.types import ModelSpec
-from tests.engine.batching.test_adapters import save_adapter
+from tests.adapters import save_adapter
 from tests.server.servers import CHAT, error_of, running
 
 

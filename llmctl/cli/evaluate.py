@@ -1,0 +1,217 @@
+"""`llmctl eval`: sit a model through exams, look at the answers, compare two runs."""
+
+import inspect
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmctl.cli import options, render, setting_options
+from llmctl.config import EvalConfig
+from llmctl.config.evaluation import SPELLINGS
+
+app = typer.Typer(no_args_is_help=False, rich_markup_mode=None)
+
+_SHORT = {"model": "-m", "dataset": "-d", "output": "-o"}
+_VARIABLES = {"model": "LLMCTL_MODEL", "quant": "LLMCTL_QUANT", "device": "LLMCTL_DEVICE"}
+_RunArgument = Annotated[str, typer.Argument(help="Folder of a run, or its name in the store.")]
+
+
+def evaluate(
+    context: typer.Context,
+    *,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", help="YAML file with any of the settings below; options go over it."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output.")
+    ] = False,
+    list_suites: Annotated[
+        bool, typer.Option("--list", help="Name the exams and where their data is, and leave.")
+    ] = False,
+    no_track: Annotated[
+        bool, typer.Option("--no-track", help="Leave no record in the tracking store.")
+    ] = False,
+    tracking_uri: options.TrackingUriOpt = None,
+    as_json: options.JsonOpt = False,
+    **values: Any,
+) -> None:
+    """Sit a model through exams: C-Eval, MMLU, CMMLU, GSM8K, ARC, or one of your own.
+
+    Every setting below is also a key of the --config file. Answers are on the disk as they come:
+    after Ctrl-C or a crash --resume --output FOLDER goes on. Ends with 1 if a question failed.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    data_dir = values.get("data_dir")
+    if list_suites:
+        list_(data_dir=None if data_dir is None else Path(data_dir), as_json=as_json)
+        return
+    chosen = setting_options.chosen(EvalConfig, context, values)
+    if not chosen and config is None:
+        typer.echo(context.get_help())
+        return
+    from llmctl.cli import eval_view
+    from llmctl.services import evaluate as service  # torch and transformers begin here
+
+    request = service.EvalRequest(
+        options=chosen,
+        file=config,
+        resume=resume,
+        track=not no_track,
+        tracking_uri=tracking_uri,
+    )
+    with eval_view.EvalView() as view:
+        report = service.evaluate(request, view, view.progress)
+    if as_json:
+        render.as_json(asdict(report))
+    else:
+        eval_view.show_report(report)
+    if report.failed:
+        render.show_error(
+            f"{report.failed} questions have no answer",
+            f"--resume --output {report.folder} asks them again",
+        )
+        raise typer.Exit(1)
+
+
+_own = inspect.signature(evaluate).parameters
+evaluate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        *(p for p in _own.values() if p.kind is not inspect.Parameter.VAR_KEYWORD),
+        *setting_options.options_of(
+            EvalConfig, spellings=SPELLINGS, short=_SHORT, variables=_VARIABLES
+        ),
+    ]
+)
+app.callback(invoke_without_command=True)(evaluate)
+
+
+_DataDirOpt = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder to look for exams in, before the store.")
+]
+
+
+@app.command("list")
+def list_(data_dir: _DataDirOpt = None, as_json: options.JsonOpt = False) -> None:
+    """Name the exams, their size and modes, and where their data is."""
+    from llmctl.services import eval_runs as service
+
+    known = service.list_suites(data_dir)
+    if as_json:
+        render.as_json([asdict(suite) for suite in known])
+        return
+    render.table(
+        ("EXAM", "TITLE", "LANGUAGE", "QUESTIONS", "SUBJECTS", "MODES", "DATA"),
+        [
+            (
+                suite.name,
+                suite.title,
+                suite.language,
+                f"{suite.questions:,}",
+                str(suite.subjects),
+                ", ".join(suite.modes),
+                suite.folder or "not here",
+            )
+            for suite in known
+        ],
+        cut=("DATA", "TITLE"),
+    )
+
+
+@app.command()
+def show(
+    run: _RunArgument,
+    wrong: Annotated[bool, typer.Option("--wrong", help="Only what was not right.")] = False,
+    subject: Annotated[
+        str | None, typer.Option("--subject", help="Only questions of this subject.")
+    ] = None,
+    index: Annotated[
+        int | None, typer.Option("--index", help="Only the question with this number.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="So many at most.")] = 20,
+    as_json: options.JsonOpt = False,
+) -> None:
+    """Look at the questions of a run: prompt, likelihoods or reply, answer, gold."""
+    from llmctl.cli import eval_view
+    from llmctl.services import eval_runs as service
+
+    found = service.answers(run, wrong=wrong, subject=subject, index=index)
+    shown = found[:limit]
+    if as_json:
+        render.as_json(
+            [
+                {"question": None if q is None else asdict(q), "result": asdict(result)}
+                for q, result in shown
+            ]
+        )
+        return
+    for question, result in shown:
+        eval_view.show_question(question, result)
+    if len(found) > len(shown):
+        render.note(f"{len(found) - len(shown)} more; --limit {len(found)} shows all")
+
+
+@app.command()
+def compare(
+    first: _RunArgument,
+    second: _RunArgument,
+    flipped: Annotated[
+        int, typer.Option("--flipped", min=0, help="So many flipped questions at most.")
+    ] = 20,
+    as_json: options.JsonOpt = False,
+) -> None:
+    """Compare two runs over the same questions: is the difference more than chance?"""
+    from llmctl.cli import eval_view
+    from llmctl.services import eval_runs as service
+
+    found = service.compare(first, second)
+    if as_json:
+        render.as_json(asdict(found))
+        return
+    for mark in found.notes:
+        render.note(f"warning: {mark}")
+    rows = [
+        (
+            f"{a.suite}/{a.subject}/{a.index}",
+            a.gold[:24],
+            (a.prediction or "-")[:24],
+            (b.prediction or "-")[:24],
+            "right" if b.correct else "wrong",
+        )
+        for a, b in found.flipped
+    ]
+    eval_view.show_comparison(found.comparisons, rows[:flipped])
+    if len(rows) > flipped:
+        render.note(f"{len(rows) - flipped} more flipped; --flipped {len(rows)} shows all")
+
+
+@app.command()
+def pull(
+    exam: Annotated[str, typer.Argument(help="Name of an exam, as `list` has it.")],
+) -> None:
+    """Fetch the data of an exam into the store."""
+    from llmctl.services import eval_runs as service
+
+    with render.progress() as progress:
+        folder = service.pull_suite(exam, progress)
+    render.line(str(folder))
+
+
+@app.command()
+def setup(
+    wheelhouse: Annotated[
+        Path | None,
+        typer.Option("--wheelhouse", help="Folder of packages, for machines without an index."),
+    ] = None,
+) -> None:
+    """Build the environment in which OpenCompass runs (--backend opencompass)."""
+    from llmctl.services import eval_runs as service
+
+    with render.progress() as progress:
+        folder = service.set_up_opencompass(wheelhouse, progress)
+    render.line(str(folder))

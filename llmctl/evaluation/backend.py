@@ -1,0 +1,46 @@
+"""Who asks the questions? The interface that the native and the OpenCompass backend both obey."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from llmctl.engine.base import BaseEngine
+from llmctl.types import ProgressCallback, QuestionResult, ResultCallback, SuitePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server with OpenAI's API."""
+
+    base_url: str
+    """With its `/v1`, without a slash at the end."""
+    model: str
+    api_key: str = ""
+
+
+Candidate = BaseEngine | Endpoint
+"""Who sits the exam: an engine that is loaded, or a server. Neither is closed by a backend."""
+
+
+class Backend(Protocol):
+    """Asks the questions of several suites."""
+
+    def run(
+        self,
+        plans: Sequence[SuitePlan],
+        candidate: Candidate,
+        on_result: ResultCallback,
+        progress: ProgressCallback,
+    ) -> list[QuestionResult]:
+        """Ask every question of the plans and return a result for each of them, in order.
+
+        Every result goes to `on_result` as soon as it is there (a batch at a time at the latest);
+        that is where it is saved. A question that fails has a result with an `error`, and the rest
+        goes on. What the plans hold is what is asked: questions that an earlier, interrupted run
+        answered are not in them.
+
+        Raises:
+            ConfigError: the candidate cannot do what a plan asks (such as `ppl` on an endpoint
+                without log-likelihoods); nothing has been asked then.
+            EngineStoppedError: the engine or server is gone; what was answered has been told.
+        """

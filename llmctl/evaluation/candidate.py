@@ -1,0 +1,68 @@
+"""What must a candidate be able to do? Say how likely texts are, and answer questions."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from llmctl.errors import LlmctlError
+from llmctl.types import Question
+
+
+@dataclass(frozen=True, slots=True)
+class TextScore:
+    """How likely one label's text is."""
+
+    logprob: float
+    """Natural log-likelihood of the tokens that count, summed."""
+    tokens: int
+    """By which OpenCompass divides: all of the text, its first one included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The labels of one question."""
+
+    scores: tuple[TextScore, ...]
+    computed: int
+    """Tokens that the model computed for them."""
+    naive: int
+    """Tokens of all the texts, were each computed whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a candidate wrote."""
+
+    text: str
+    cut: bool
+    """It ended by its limit, not by itself."""
+    computed: int
+    """Tokens that the model computed for it."""
+    whole: int
+    """Tokens of prompt and reply."""
+
+
+class Sitter(Protocol):
+    """A candidate, as the native backend asks it.
+
+    Each method yields one outcome for each question, in order; an error in place of an outcome
+    concerns that question alone.
+
+    Raises:
+        EngineStoppedError: nobody is there to answer any more.
+    """
+
+    def score(
+        self, questions: Sequence[Question], *, whole: bool
+    ) -> Iterator[Scored | LlmctlError]:
+        """Score the text of every label.
+
+        Args:
+            questions: of one subject, so that they may share their examples.
+            whole: count every token of the text; else those of the continuation alone.
+        """
+
+    def write(
+        self, questions: Sequence[Question], max_new_tokens: int
+    ) -> Iterator[Reply | LlmctlError]:
+        """Answer in writing, by greedy decoding."""

@@ -1,0 +1,200 @@
+"""How does a server sit an exam? Replies always; likelihoods if a probe shows that it has them."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+from llmctl.errors import (
+    ConfigError,
+    ContextLengthError,
+    EngineStoppedError,
+    LlmctlError,
+    RequestError,
+)
+from llmctl.evaluation.backend import Endpoint
+from llmctl.evaluation.candidate import Reply, Scored, TextScore
+from llmctl.types import Question
+
+T = TypeVar("T")
+
+_AT_ONCE: Final = 16
+"""Requests in flight."""
+_TIMEOUT_S: Final = 600.0
+_PROBES: Final = ("The capital of France is Paris.", "Purple of is the nine Paris capital whale.")
+
+
+def endpoint(base_url: str, model: str | None, api_key: str) -> Endpoint:
+    """Name a server, and its model if it has only one.
+
+    Raises:
+        ConfigError: it does not answer, or has several models and none was named.
+    """
+    url = base_url.rstrip("/")
+    if not url.endswith("/v1"):
+        url += "/v1"
+    place = Endpoint(url, model or "", api_key)
+    if model is not None:
+        return place
+    try:
+        names = [found.id for found in _client(place).models.list().data]
+    except Exception as error:
+        raise ConfigError(
+            f"{url} does not answer: {error}", hint="is the server up, and is the key right?"
+        ) from error
+    if not names:
+        raise ConfigError(f"{url} serves no model")
+    # Adapters that our own server has beside the model are `model:name`.
+    own = [name for name in names if ":" not in name] or names
+    if len(own) > 1:
+        raise ConfigError(f"{url} serves {len(own)} models", hint=f"--model {' or '.join(own[:5])}")
+    return Endpoint(url, own[0], api_key)
+
+
+def _client(place: Endpoint) -> Any:
+    from openai import OpenAI
+
+    return OpenAI(
+        base_url=place.base_url,
+        api_key=place.api_key or "none",
+        timeout=_TIMEOUT_S,
+        max_retries=2,
+    )
+
+
+class EndpointSitter:
+    """Puts a server behind the `Sitter` interface."""
+
+    def __init__(self, place: Endpoint) -> None:
+        self._place = place
+        self._client = _client(place)
+
+    def check_likelihoods(self) -> None:
+        """Find out whether the server tells the log-likelihoods of a prompt.
+
+        Raises:
+            ConfigError: it does not, or what it tells cannot be.
+        """
+        advice = f"--mode gen; {self._place.base_url} cannot be asked for likelihoods"
+        try:
+            told = [self._echo([text])[0] for text in _PROBES]
+        except LlmctlError as error:
+            raise ConfigError(
+                f"the server does not echo a prompt's log-likelihoods: {error}", hint=advice
+            ) from error
+        known = [[v for v in values[1:] if v is not None] for values, _ in told]
+        sensible, nonsense = known
+        gaps = any(len(k) + 1 < len(values) for k, (values, _) in zip(known, told, strict=True))
+        if gaps or not all(math.isfinite(v) and v <= 0 for v in (*sensible, *nonsense)):
+            raise ConfigError(
+                "the server's log-likelihoods of a prompt are no such numbers", hint=advice
+            )
+        if not any(sensible) or sum(sensible) <= sum(nonsense):
+            raise ConfigError(
+                "the server's log-likelihoods of a prompt are not real: sense is no likelier than "
+                "nonsense, or all are 0",
+                hint=advice,
+            )
+
+    def score(
+        self, questions: Sequence[Question], *, whole: bool
+    ) -> Iterator[Scored | LlmctlError]:
+        return self._each(questions, lambda question: self._score(question, whole=whole))
+
+    def _score(self, question: Question, *, whole: bool) -> Scored:
+        context = question.context
+        echoed = self._echo([context + end for end in question.continuations])
+        scores, tokens = [], 0
+        for values, offsets in echoed:
+            first = 1
+            if not whole:
+                # A token over the border counts to the continuation.
+                ends = (*offsets[1:], math.inf)
+                first = max(1, next(i for i, end in enumerate(ends) if end > len(context)))
+            counted = [value for value in values[first:] if value is not None]
+            scores.append(TextScore(sum(counted), len(values) if whole else len(counted)))
+            tokens += len(values)
+        return Scored(tuple(scores), tokens, tokens)
+
+    def _echo(self, prompts: list[str]) -> list[tuple[list[float | None], list[int]]]:
+        """Return the log-likelihood and the place of every token of each prompt."""
+        answer = self._asked(
+            lambda: self._client.completions.create(
+                model=self._place.model,
+                prompt=prompts,
+                max_tokens=0,
+                echo=True,
+                logprobs=0,
+                temperature=0,
+            )
+        )
+        told = []
+        for choice in sorted(answer.choices, key=lambda one: one.index):
+            found = choice.logprobs
+            if found is None or not found.token_logprobs or len(found.token_logprobs) < 2:
+                raise RequestError("it answers without logprobs")
+            told.append((list(found.token_logprobs), list(found.text_offset or ())))
+        if len(told) != len(prompts):
+            raise RequestError(f"{len(told)} answers to {len(prompts)} prompts")
+        return told
+
+    def write(
+        self, questions: Sequence[Question], max_new_tokens: int
+    ) -> Iterator[Reply | LlmctlError]:
+        return self._each(questions, lambda question: self._reply(question, max_new_tokens))
+
+    def _reply(self, question: Question, max_new_tokens: int) -> Reply:
+        turns = [{"role": m.role, "content": m.content} for m in question.messages]
+        answer = self._asked(
+            lambda: self._client.chat.completions.create(
+                model=self._place.model,
+                messages=turns,
+                max_tokens=max_new_tokens,
+                temperature=0,
+            )
+        )
+        choice, usage = answer.choices[0], answer.usage
+        details = getattr(usage, "prompt_tokens_details", None)
+        cached = getattr(details, "cached_tokens", None) or 0
+        whole = 0 if usage is None else usage.total_tokens
+        return Reply(
+            choice.message.content or "", choice.finish_reason == "length", whole - cached, whole
+        )
+
+    def _asked(self, call: Callable[[], T]) -> T:
+        """Ask, and say what went wrong in our own words.
+
+        Raises:
+            EngineStoppedError: nobody answers.
+            ContextLengthError, RequestError: the server refuses this question.
+        """
+        from openai import APIConnectionError, APIStatusError, OpenAIError
+
+        try:
+            return call()
+        except APIConnectionError as error:
+            raise EngineStoppedError(f"{self._place.base_url} does not answer: {error}") from error
+        except APIStatusError as error:
+            if error.code == "context_length_exceeded":
+                raise ContextLengthError(error.message) from error
+            raise RequestError(f"{error.status_code}: {error.message}") from error
+        except OpenAIError as error:
+            raise RequestError(str(error)) from error
+
+    def _each(
+        self, questions: Sequence[Question], ask: Callable[[Question], T]
+    ) -> Iterator[T | LlmctlError]:
+        """Ask several at a time; yield in order."""
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            waiting: list[Future[T]] = [pool.submit(ask, question) for question in questions]
+            try:
+                for future in waiting:
+                    try:
+                        yield future.result()
+                    except EngineStoppedError:
+                        raise
+                    except LlmctlError as error:
+                        yield error
+            finally:
+                for future in waiting:
+                    future.cancel()

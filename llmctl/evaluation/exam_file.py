@@ -1,0 +1,177 @@
+"""How does a person's own exam become a suite? Reads a CSV or JSON-lines file of questions.
+
+Multiple choice has `question`, `A`, `B`, ... (or `options`, a list) and `answer`, a letter. Without
+options the reply itself is judged: `answer`, and `match`: `exact` (but for case and white space),
+`numeric`, `contains` or `regex`. `subject` parts the file; rows with `split` `example` are shown as
+solved examples, and not asked.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from llmctl.evaluation.forms import LABELS, ChatForm, Form, Row, TextForm
+from llmctl.evaluation.layouts import ExamError, Layout, Line, csv_lines, jsonl_lines
+from llmctl.evaluation.subjects import Subject
+from llmctl.evaluation.suites import Suite
+from llmctl.types import EvalMode, Extraction
+
+MATCHES: Final[tuple[Extraction, ...]] = ("exact", "numeric", "contains", "regex")
+_EXPECTED = "question, then A, B, ... (or options) and answer; or answer and match"
+_MOST_PROBLEMS: Final = 20
+
+_CHOICE: Final[Mapping[EvalMode, Form]] = {
+    "ppl": TextForm(
+        example="{question}\n{options}\nAnswer: {answer}\n\n",
+        body="{question}\n{options}\nAnswer: ",
+        ending="{label}",
+    ),
+    "gen": ChatForm(
+        "{question}\n{options}\nAnswer with the letter alone.",
+        "{answer}",
+        "first_option",
+        256,
+    ),
+    **{
+        mode: TextForm(
+            example="Question: {question}\nAnswer: {answer_text}\n\n",
+            body="Question: {question}\nAnswer:",
+            ending=" {text}",
+        )
+        for mode in ("logprob", "logprob_norm")
+    },
+}
+_FREE: Final[Mapping[EvalMode, Form]] = {"gen": ChatForm("{question}", "{answer}", "exact", 256)}
+
+
+def is_exam_file(name: str) -> bool:
+    """Whether a dataset is a file of a person's own, by its ending."""
+    return Path(name).suffix.lower() in (".csv", ".jsonl", ".json")
+
+
+def exam_suite(file: Path) -> Suite:
+    """Read a file far enough to know what kind of exam it is.
+
+    Raises:
+        ExamError: it is not there, or rows in it are wrong; the message has file and line of each.
+    """
+    layout = Layout(
+        file.name,
+        partial(_read, examples=False),
+        _EXPECTED,
+        file.name,
+        partial(_read, examples=True),
+    )
+    rows = layout.rows(file)
+    kinds = {bool(row.options) for row in rows}
+    if len(kinds) > 1:
+        raise ExamError(
+            f"{file} has questions with options and questions without",
+            hint="put them in two files: they are asked in different ways",
+        )
+    names = list(dict.fromkeys(row.subject or file.stem for row in rows))
+    return Suite(
+        file.stem,
+        file.name,
+        "en",
+        len(rows),
+        tuple(Subject(name, name) for name in names),
+        layout,
+        (".",),
+        _CHOICE if kinds == {True} else _FREE,
+    )
+
+
+def _read(file: Path, *, examples: bool) -> list[Row]:
+    rows: list[Row] = []
+    problems: list[str] = []
+    for line in _lines(file):
+        try:
+            row, is_example = _row(line.value)
+        except ValueError as error:
+            problems.append(f"{file}:{line.number}: {error}")
+            continue
+        if is_example == examples:
+            rows.append(replace(row, index=len(rows)))
+    if problems:
+        more = len(problems) - _MOST_PROBLEMS
+        end = [f"and {more} more"] if more > 0 else []
+        raise ExamError("\n".join(problems[:_MOST_PROBLEMS] + end))
+    return rows
+
+
+def _lines(file: Path) -> Iterator[Line]:
+    if file.suffix.lower() == ".csv":
+        lines = csv_lines(file)
+        header = next(lines, Line(0, [])).value
+        for number, values in lines:
+            extra = values[len(header) :]
+            cells = dict(zip(header, values, strict=False)) | ({"": extra} if extra else {})
+            yield Line(number, cells)
+        return
+    yield from jsonl_lines(file)
+
+
+def _row(value: Mapping[str, Any]) -> tuple[Row, bool]:
+    """Return a row, and whether it is an example; raise `ValueError` saying what is wrong."""
+    if "" in value:
+        raise ValueError("more cells than the header has columns: quote text with commas")
+    question = _text(value, "question")
+    gold = _text(value, "answer")
+    options = _options(value)
+    subject = str(value.get("subject") or "")
+    split = str(value.get("split") or "")
+    match = value.get("match") or None
+    if options:
+        if match is not None:
+            raise ValueError("match is for questions without options")
+        labels = LABELS[: len(options)]
+        if gold.upper() not in labels or len(gold) != 1:
+            where = [label for label, text in zip(labels, options, strict=True) if text == gold]
+            if len(where) != 1:
+                raise ValueError(f"the answer {gold!r} is none of {', '.join(labels)}")
+            gold = where[0]
+        return Row(question, gold.upper(), options, subject=subject), split == "example"
+    if match is not None and match not in MATCHES:
+        raise ValueError(f"match is {match!r}; it must be one of {', '.join(MATCHES)}")
+    if match == "regex":
+        try:
+            re.compile(gold)
+        except re.error as error:
+            raise ValueError(f"the answer is no regular expression: {error}") from error
+    if match == "numeric":
+        try:
+            float(gold.replace(",", ""))
+        except ValueError:
+            raise ValueError(f"the answer {gold!r} is no number, and match is numeric") from None
+    return Row(question, gold, extraction=match, subject=subject), split == "example"
+
+
+def _text(value: Mapping[str, Any], name: str) -> str:
+    found = value.get(name)
+    if found is None or str(found).strip() == "":
+        raise ValueError(f"no {name}")
+    if isinstance(found, bool | list | dict):
+        raise ValueError(f"{name} is {json.dumps(found)[:40]}; it must be text")
+    return str(found).strip()
+
+
+def _options(value: Mapping[str, Any]) -> tuple[str, ...]:
+    listed = value.get("options")
+    if isinstance(listed, list):
+        options = tuple(str(text) for text in listed)
+    else:
+        options = tuple(
+            str(value[label])
+            for label in LABELS
+            if value.get(label) is not None and str(value[label]).strip()
+        )
+        if any(value.get(label) in (None, "") for label in LABELS[: len(options)]):
+            raise ValueError(f"the options leave out {LABELS[len(options) - 1]} or one before it")
+    if len(options) == 1:
+        raise ValueError("only one option")
+    return options

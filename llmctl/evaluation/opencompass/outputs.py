@@ -1,0 +1,115 @@
+"""What did OpenCompass find? Its prediction and result files, read by ourselves."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmctl.evaluation.extraction import read_answer
+from llmctl.types import EvalMode, Question, QuestionResult, SubjectPlan
+
+Details = Mapping[str, Any]
+NOTES = "llmctl"
+"""Under which our inferencers add to a prediction."""
+_PREDICTED = ("pred", "predictions", "prediction")
+_CORRECT = ("correct", "is_correct")
+_GOLD = ("references", "refr", "answer")
+
+
+def read_subject(
+    subject: SubjectPlan, mode: EvalMode, predictions: Path, results: Path
+) -> list[QuestionResult]:
+    """Make a result of each question of a subject; one that the files lack has an error."""
+    predicted = _load(predictions)
+    details = _details(_load(results).get("details"))
+    found = []
+    for place, question in enumerate(subject.questions):
+        entry = predicted.get(str(place))
+        if entry is None:
+            found.append(failed(question, "OpenCompass wrote no prediction for it"))
+        elif error := entry.get(NOTES, {}).get("error"):
+            found.append(failed(question, error))
+        elif mode == "ppl":
+            found.append(_chosen(question, entry))
+        else:
+            found.append(_written(question, entry, details.get(str(place), {})))
+    return found
+
+
+def failed(question: Question, error: str) -> QuestionResult:
+    """Return the result of a question that has no answer."""
+    return QuestionResult(
+        question.suite,
+        question.subject,
+        question.index,
+        question.fingerprint,
+        question.gold,
+        error=error,
+    )
+
+
+def _chosen(question: Question, entry: Details) -> QuestionResult:
+    told = [key for key in entry if key.startswith("label: ")]
+    # OpenCompass' own labels may be numbers; the order is that of the question.
+    names = question.labels or tuple(key.removeprefix("label: ") for key in told)
+    losses = {name: float(entry[key]["PPL"]) for name, key in zip(names, told, strict=True)}
+    prediction = names[told.index(f"label: {entry['prediction']}")]
+    notes = entry.get(NOTES, {})
+    return QuestionResult(
+        question.suite,
+        question.subject,
+        question.index,
+        question.fingerprint,
+        question.gold,
+        prediction=prediction,
+        correct=prediction == question.gold,
+        likelihoods=losses,
+        truncated=notes.get("dropped", 0) > 0,
+        shots=question.shots - notes.get("dropped", 0),
+        tokens=notes.get("tokens", 0),
+        naive_tokens=notes.get("naive_tokens", 0),
+    )
+
+
+def _written(question: Question, entry: Details, detail: Details) -> QuestionResult:
+    reply = str(entry["prediction"])
+    notes = entry.get(NOTES, {})
+    read = read_answer(question, reply)
+    strict = str(_told(detail, _PREDICTED, read.strict))
+    correct = bool(_told(detail, _CORRECT, strict == _told(detail, _GOLD, question.gold)))
+    naive = notes.get("tokens", 0)
+    return QuestionResult(
+        question.suite,
+        question.subject,
+        question.index,
+        question.fingerprint,
+        question.gold,
+        prediction=strict,
+        correct=correct,
+        reply=reply,
+        robust=read.robust,
+        robust_correct=read.robust_correct,
+        rule=read.rule,
+        truncated=notes.get("finish_reason") == "length" or notes.get("dropped", 0) > 0,
+        shots=question.shots - notes.get("dropped", 0),
+        tokens=naive - notes.get("cached_tokens", 0),
+        naive_tokens=naive,
+    )
+
+
+def _told(detail: Details, names: Sequence[str], otherwise: object) -> object:
+    """Return what a detail says by whichever of its names; some evaluators put it in a list."""
+    found = next((detail[name] for name in names if name in detail), otherwise)
+    return found[0] if isinstance(found, list) and found else found
+
+
+def _load(file: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return loaded
+
+
+def _details(details: Any) -> Details:
+    """OpenCompass writes a mapping by question for some evaluators, a list for others."""
+    if isinstance(details, list):
+        return {str(place): detail for place, detail in enumerate(details)}
+    return details or {}

@@ -1,0 +1,226 @@
+"""Where does OpenCompass live? In an environment of its own that also sees our packages.
+
+OpenCompass 0.5.4 pins numpy, datasets and httpx to versions that cannot be installed beside ours,
+but runs on ours. So it is installed without its dependencies into a virtual environment of its own,
+which finds torch, transformers and datasets in our environment through a `.pth` file; what it needs
+besides is installed next to it. Our own environment stays as it is.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llmctl.config import store_home
+from llmctl.engine import child
+from llmctl.engine.model_folder import disk_bytes
+from llmctl.errors import ConfigError, LlmctlError
+from llmctl.types import Progress, ProgressCallback, ignore_progress
+
+VERSION = "0.5.4"
+NEWEST_PYTHON = (3, 12)
+"""tree_sitter_languages, which OpenCompass imports, has no wheel for a later one."""
+INSTALLED_BYTES = 430_000_000
+"""About what the environment takes on disk."""
+MARKER = "llmctl-overlay.json"
+WAY_OUT = "`--backend native` needs no OpenCompass"
+
+REQUIREMENTS = (
+    "absl-py",
+    "cpm_kernels",
+    "einops",
+    "evaluate",
+    "func_timeout",
+    "fuzzywuzzy",
+    "gradio-client",
+    "h5py",
+    "immutabledict",
+    "importlib-metadata",
+    "jieba",
+    "json5",
+    "jsonlines",
+    "mmengine-lite==0.11.0rc3",
+    "nltk",
+    "opencv-python-headless",
+    "prettytable",
+    "protobuf",
+    "python-Levenshtein",
+    "rank_bm25==0.2.2",
+    "rapidfuzz",
+    "retrying",
+    "rouge",
+    "rouge_chinese",
+    "rouge_score",
+    "sacrebleu",
+    "scikit-learn",
+    "seaborn",
+    "sentence_transformers",
+    "tabulate",
+    "tiktoken",
+    "timeout_decorator",
+    "tree-sitter==0.21.3",
+    "tree_sitter_languages>=1.10.2",
+)
+"""What `import opencompass.datasets` needs besides our own packages: it imports every data set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What an overlay was made for; made for anything else it is stale."""
+
+    version: str
+    python: str
+    packages: list[str]
+    """Our own site-packages, which it looks into."""
+    requirements: list[str]
+
+    @classmethod
+    def now(cls) -> "Made":
+        python = f"{sys.base_prefix} {sys.version_info.major}.{sys.version_info.minor}"
+        return cls(VERSION, python, _own_packages(), list(REQUIREMENTS))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Made | None":
+        try:
+            return cls(**json.loads((folder / MARKER).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+def home() -> Path:
+    """Return the folder of the overlay, which may not exist yet."""
+    return store_home() / "opencompass" / VERSION
+
+
+def find() -> Path | None:
+    """Return the Python of the overlay, or None where there is none or it is stale."""
+    python = _python(home())
+    return python if python.exists() and Made.read(home()) == Made.now() else None
+
+
+def setup(wheelhouse: Path | None = None, progress: ProgressCallback = ignore_progress) -> Path:
+    """Return the Python of the overlay, which is built if need be: about a minute, once.
+
+    Of several processes that want it at once one builds, and the others wait.
+
+    Args:
+        wheelhouse: a folder of wheels to install from, in place of the package index.
+
+    Raises:
+        ConfigError: this Python is too new, or the folder does not exist.
+        LlmctlError: a package cannot be had, or OpenCompass does not start.
+    """
+    if (found := find()) is not None:
+        return found
+    if sys.version_info[:2] > NEWEST_PYTHON:
+        running = f"{sys.version_info.major}.{sys.version_info.minor}"
+        newest = ".".join(map(str, NEWEST_PYTHON))
+        raise ConfigError(
+            f"OpenCompass {VERSION} runs on Python {newest} at most; this is {running}",
+            hint=WAY_OUT,
+        )
+    if wheelhouse is not None and not wheelhouse.is_dir():
+        raise ConfigError(f"--wheelhouse {wheelhouse} is no folder")
+    from filelock import FileLock, Timeout
+
+    try:
+        home().parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(home().parent / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress(Progress("waiting for another llmctl that is installing OpenCompass"))
+            lock.acquire()
+        try:
+            return find() or _build(wheelhouse, progress)
+        finally:
+            lock.release()
+    except OSError as error:
+        raise LlmctlError(
+            f"OpenCompass cannot be installed in {home()}: {error}", hint=WAY_OUT
+        ) from error
+
+
+def _build(wheelhouse: Path | None, progress: ProgressCallback) -> Path:
+    """Build aside, then move into place; a run that is using the old one keeps its open files."""
+    for leftover in home().parent.glob(".aside-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=home().parent))
+    try:
+        folder = aside / "overlay"
+        venv.create(folder, with_pip=False, symlinks=os.name != "nt")
+        own = "".join(f"{path}\n" for path in _own_packages())
+        (_packages(folder) / "_llmctl_parent.pth").write_text(own, encoding="utf-8")
+        source = [] if wheelhouse is None else ["--no-index", f"--find-links={wheelhouse}"]
+        stage = f"installing OpenCompass {VERSION} beside llmctl (about a minute, once)"
+
+        def report() -> None:
+            progress(
+                Progress(stage, min(disk_bytes(folder), INSTALLED_BYTES), INSTALLED_BYTES, "B")
+            )
+
+        report()
+        for packages in (["--no-deps", f"opencompass=={VERSION}"], [*REQUIREMENTS]):
+            _pip(folder, aside / "pip.log", [*source, *packages], report)
+        progress(Progress("starting OpenCompass for the first time"))
+        _try_out(folder, aside / "import.log")
+        made = json.dumps(asdict(Made.now()), indent=2) + "\n"
+        (folder / MARKER).write_text(made, encoding="utf-8")
+        if home().exists():
+            home().rename(aside / "stale")
+        folder.rename(home())
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return _python(home())
+
+
+def _pip(folder: Path, log: Path, arguments: list[str], tick: Callable[[], None]) -> None:
+    # Our own pip installs into the overlay, which so needs none.
+    options = ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--retries=2"]
+    command = ["-m", "pip", f"--python={_python(folder)}", "install", *options, *arguments]
+    try:
+        child.run(command, log, environment={}, tick=tick)
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in error.output.splitlines() if line.startswith("ERROR: ")]
+        reason = lines[-1].removeprefix("ERROR: ") if lines else _last_line(error.output)
+        hint = f"pip reads a mirror of the package index from PIP_INDEX_URL; {WAY_OUT}"
+        if "No module named pip" in reason:
+            hint = f"give this Python a pip: {sys.executable} -m ensurepip; {WAY_OUT}"
+        raise LlmctlError(f"OpenCompass cannot be installed: {reason}", hint=hint) from error
+
+
+def _try_out(folder: Path, log: Path) -> None:
+    command = ["-c", "import opencompass.datasets, opencompass.openicl, opencompass.tasks"]
+    environment = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    try:
+        child.run(command, log, environment=environment, python=str(_python(folder)))
+    except subprocess.CalledProcessError as error:
+        raise LlmctlError(
+            f"OpenCompass {VERSION} was installed and does not start: {_last_line(error.output)}",
+            hint=WAY_OUT,
+        ) from error
+
+
+def _own_packages() -> list[str]:
+    return [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+
+
+def _packages(folder: Path) -> Path:
+    if os.name == "nt":
+        return folder / "Lib" / "site-packages"
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return folder / "lib" / version / "site-packages"
+
+
+def _python(folder: Path) -> Path:
+    return folder / "Scripts" / "python.exe" if os.name == "nt" else folder / "bin" / "python"
+
+
+def _last_line(output: str) -> str:
+    return next((line for line in reversed(output.splitlines()) if line.strip()), "no reason given")

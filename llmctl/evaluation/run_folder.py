@@ -1,0 +1,168 @@
+"""What does a run leave on the disk? A line for each answer as it comes, and what made them.
+
+run.json       what was asked of whom; the folder belongs to that
+results.jsonl  a line for each question, written a batch at a time
+prompts.jsonl  every question as it was put
+report.json    the scores, once the run has ended
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Final
+
+from llmctl.errors import ConfigError
+from llmctl.types import Message, Question, QuestionResult, SubjectPlan, SuitePlan
+
+RUN: Final = "run.json"
+RESULTS: Final = "results.jsonl"
+PROMPTS: Final = "prompts.jsonl"
+REPORT: Final = "report.json"
+
+
+class RunFolder:
+    """The folder of one run. One process writes it at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+
+    def begin(self, identity: Mapping[str, Any], *, resume: bool) -> dict[str, QuestionResult]:
+        """Claim the folder; return what an earlier run answered, by the question's fingerprint.
+
+        Args:
+            identity: what the answers depend on besides the questions.
+
+        Raises:
+            ConfigError: results of another run lie there, or of one that was made otherwise.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write to {self.path}: {error}") from error
+        before = read_json(self.path / RUN)
+        if before is None:
+            self.write(RUN, identity)
+            return {}
+        if not resume:
+            raise ConfigError(
+                f"{self.path} holds the results of a run",
+                hint="--resume goes on with it; --output FOLDER begins another",
+            )
+        was = before.get("identity", {})
+        changed = [k for k, v in identity["identity"].items() if was.get(k) != v]
+        if changed:
+            name = changed[0]
+            raise ConfigError(
+                f"{self.path} was made with {name} {was.get(name)!r}, and this is "
+                f"{identity['identity'][name]!r}",
+                hint="--output FOLDER begins another run",
+            )
+        self.write(RUN, identity)
+        return {result_key(r): r for r in self.results() if not r.error}
+
+    def results(self) -> list[QuestionResult]:
+        """Read the results; what a dying process left half written is left out."""
+        return [_result(value) for value in read_lines(self.path / RESULTS)]
+
+    def append(self, results: Sequence[QuestionResult]) -> None:
+        """Add results; they survive whatever happens to this process afterwards."""
+        text = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results)
+        file = self.path / RESULTS
+        if file.exists() and not _ends_a_line(file):
+            text = "\n" + text  # the end of a line was lost with its process
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file, whole or not at all."""
+        self.write_text(name, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file, whole or not at all."""
+        aside = self.path / f".{name}.{os.getpid()}"
+        try:
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(self.path / name)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def write_prompts(self, plans: Iterable[SuitePlan]) -> None:
+        """Keep every question as it is put."""
+        lines = (
+            json.dumps(_question_json(question, subject), ensure_ascii=False)
+            for plan in plans
+            for subject in plan.subjects
+            for question in subject.questions
+        )
+        self.write_text(PROMPTS, "".join(f"{line}\n" for line in lines))
+
+    def questions(self) -> dict[tuple[str, str, int], Question]:
+        """Read the questions as they were put."""
+        return {q.key: q for value in read_lines(self.path / PROMPTS) for q in [_question(value)]}
+
+
+def result_key(result: QuestionResult) -> str:
+    """Return what a result and its question have in common."""
+    return f"{result.suite}/{result.subject}/{result.index}/{result.fingerprint}"
+
+
+def question_key(question: Question) -> str:
+    return f"{question.suite}/{question.subject}/{question.index}/{question.fingerprint}"
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """Read a JSON file; `None` where there is none.
+
+    Raises:
+        ConfigError: it is there and cannot be read.
+    """
+    try:
+        value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    return value
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Read JSON lines; one that is not whole is left out."""
+    values = []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+            try:
+                values.append(json.loads(line))
+            except ValueError:
+                continue
+    return [value for value in values if isinstance(value, dict)]
+
+
+def _ends_a_line(file: Path) -> bool:
+    with file.open("rb") as stream:
+        if stream.seek(0, os.SEEK_END) == 0:
+            return True
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) == b"\n"
+
+
+def _result(value: Mapping[str, Any]) -> QuestionResult:
+    names = {field.name for field in fields(QuestionResult)}
+    return QuestionResult(**{name: v for name, v in value.items() if name in names})
+
+
+def _question_json(question: Question, subject: SubjectPlan) -> dict[str, Any]:
+    value = {f.name: getattr(question, f.name) for f in fields(question)}
+    value["messages"] = [{"role": m.role, "content": m.content} for m in question.messages]
+    return value | {"title": subject.title, "categories": subject.categories}
+
+
+def _question(value: dict[str, Any]) -> Question:
+    names = {field.name for field in fields(Question)}
+    known: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in value.items()
+    }
+    known["messages"] = tuple(Message(**message) for message in value["messages"])
+    return Question(**{name: v for name, v in known.items() if name in names})

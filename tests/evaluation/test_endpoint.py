@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from llmctl.engine.hf_runner import HFRunner
+from llmctl.errors import ConfigError, EngineStoppedError
+from llmctl.evaluation.backend import Endpoint
+from llmctl.evaluation.endpoint_sitter import endpoint
+from llmctl.evaluation.exam_file import exam_suite
+from llmctl.evaluation.native import NativeBackend
+from llmctl.evaluation.planning import Wanted, plan_suite
+from llmctl.evaluation.report import score_suite
+from llmctl.types import EvalMode, QuestionResult, SuitePlan, ignore_progress
+from tests.evaluation.exams import choice_exam
+from tests.evaluation.flaky_server import answering
+from tests.server.servers import running
+
+
+def plan(folder: Path, mode: EvalMode) -> SuitePlan:
+    return plan_suite(exam_suite(choice_exam(folder)), folder, Wanted(mode=mode))
+
+
+def sit(plan: SuitePlan, url: str) -> list[QuestionResult]:
+    told: list[QuestionResult] = []
+    place = Endpoint(url, "m")
+    assert NativeBackend().run([plan], place, told.append, ignore_progress) == told
+    return told
+
+
+@pytest.mark.parametrize("mode", ["ppl", "logprob"])
+def test_a_server_of_ours_and_its_engine_score_alike(
+    tiny: HFRunner, tmp_path: Path, mode: EvalMode
+) -> None:
+    asked = plan(tmp_path, mode)
+    with running(tiny) as url:
+        place = endpoint(url, None, "")
+        served = NativeBackend().run([asked], place, lambda _: None, ignore_progress)
+    direct = NativeBackend().run([asked], tiny, lambda _: None, ignore_progress)
+    for one, other in zip(served, direct, strict=True):
+        assert one.likelihoods == pytest.approx(other.likelihoods, rel=1e-5)
+        assert one.prediction == other.prediction
+
+
+def test_one_failing_question_costs_that_question(tmp_path: Path) -> None:
+    asked = plan(tmp_path, "gen")
+    with answering(lambda _, body: 400 if "4?" in str(body["messages"]) else 200) as url:
+        score = score_suite(asked, sit(asked, url))
+    assert (score.overall.total, score.overall.answered, score.overall.failed) == (12, 11, 1)
+    assert {part.name: part.failed for part in score.subjects} == {"cold": 1, "warm": 0}
+    assert score.overall.accuracy == pytest.approx(4 / 11)
+    assert any("1 of 12 questions have no answer" in warning for warning in score.warnings)
+
+
+def test_a_server_that_goes_away_leaves_what_it_answered(tmp_path: Path) -> None:
+    asked = plan(tmp_path, "gen")
+    told: list[QuestionResult] = []
+    # The first subject has six questions.
+    with (
+        answering(lambda number, _: 200 if number <= 6 else 0) as url,
+        pytest.raises(EngineStoppedError, match="does not answer"),
+    ):
+        NativeBackend().run([asked], Endpoint(url, "m"), told.append, ignore_progress)
+    assert len(told) == 6
+    assert score_suite(asked, told).overall.failed == 6
+
+
+@pytest.mark.parametrize("logprobs", [None, [0.0] * 8, [float(n) for n in range(8)], [-1.0] * 8])
+def test_likelihoods_that_are_not_real_are_refused(
+    tmp_path: Path, logprobs: list[float] | None
+) -> None:
+    asked = plan(tmp_path, "ppl")
+    with (
+        answering(lambda *_: 200, logprobs=logprobs) as url,
+        pytest.raises(ConfigError, match="log-likelihoods") as refused,
+    ):
+        sit(asked, url)
+    assert "--mode gen" in refused.value.hint
+
+
+def test_an_address_where_nobody_is_says_so() -> None:
+    with pytest.raises(ConfigError, match="does not answer"):
+        endpoint("http://127.0.0.1:9", None, "")

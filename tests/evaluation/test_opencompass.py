@@ -1,0 +1,233 @@
+"""OpenCompass' parts of ours that need no OpenCompass: the overlay, the wire, the files it writes.
+
+What needs it is in `test_opencompass_run.py`.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmctl.engine.hf_runner import HFRunner
+from llmctl.errors import ConfigError, LlmctlError
+from llmctl.evaluation.backend import Endpoint
+from llmctl.evaluation.opencompass import overlay
+from llmctl.evaluation.opencompass.inside.journal import Journal, key_of
+from llmctl.evaluation.opencompass.inside.wire import AskError, Server, score_echoed, score_shared
+from llmctl.evaluation.opencompass.launch import LOG, OpenCompassError, launch
+from llmctl.evaluation.opencompass.outputs import read_subject
+from llmctl.evaluation.opencompass.probe import likelihood_path
+from llmctl.services.private_server import private_endpoint
+from llmctl.types import Question, SubjectPlan
+from tests.evaluation.answering import answering, chat_reply
+from tests.server.servers import running
+
+TEXTS = [["One and one make two", "One and one make three"], ["Yes is yes", "Yes is no"]]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_a_package_that_cannot_be_had_names_the_way_out_and_leaves_nothing(
+    home: Path, tmp_path: Path
+) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    if sys.version_info[:2] > overlay.NEWEST_PYTHON:
+        with pytest.raises(ConfigError, match=r"on Python 3\.12 at most"):
+            overlay.setup(wheels)
+        return
+    with pytest.raises(LlmctlError, match=r"opencompass==0\.5\.4") as caught:
+        overlay.setup(wheels)
+    assert "--backend native" in caught.value.hint
+    assert [entry.name for entry in (home / "opencompass").iterdir()] == [".lock"]
+
+
+def test_a_wheelhouse_that_is_not_there_is_said_at_once(home: Path) -> None:
+    with pytest.raises(ConfigError, match="is no folder"):
+        overlay.setup(home / "nothing")
+
+
+@pytest.mark.usefixtures("home")
+def test_an_overlay_made_for_other_packages_is_stale() -> None:
+    python = overlay.home() / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    made = overlay.home() / overlay.MARKER
+    now = asdict(overlay.Made.now())
+    made.write_text(json.dumps(now))
+    assert overlay.find() == python
+    for name, other in (("packages", ["/moved"]), ("version", "0.1"), ("requirements", [])):
+        made.write_text(json.dumps({**now, name: other}))
+        assert overlay.find() is None
+    made.write_text("{")
+    assert overlay.find() is None
+
+
+def test_what_stops_opencompass_reaches_the_user_with_its_log(tmp_path: Path) -> None:
+    # Our own Python has no OpenCompass, so its first import fails.
+    request: dict[str, object] = {"exams": []}
+    with pytest.raises(OpenCompassError, match="No module named 'opencompass'") as caught:
+        launch(Path(sys.executable), tmp_path, request, lambda _: None, api_key="k", data=tmp_path)
+    assert str(tmp_path / LOG) in caught.value.hint
+    assert "Traceback" in (tmp_path / LOG).read_text()
+
+
+def test_a_busy_server_is_asked_again_and_a_refusal_is_not() -> None:
+    asked: list[str] = []
+
+    def answer(_: str, body: dict[str, Any]) -> dict[str, Any] | int:
+        asked.append(body["case"])
+        if body["case"] == "busy":
+            return 503 if asked.count("busy") < 3 else chat_reply("A")
+        return 400
+
+    with answering(answer) as url:
+        server = Server(url, "m", "")
+        assert server.ask("/chat/completions", {"case": "busy"})["choices"]
+        with pytest.raises(AskError, match="400: told to fail with 400"):
+            server.ask("/chat/completions", {"case": "wrong"})
+    assert asked == ["busy"] * 3 + ["wrong"]
+
+
+def test_scores_over_http_are_the_same_by_either_way(tiny: HFRunner) -> None:
+    with private_endpoint(tiny) as private:
+        one = Server(private.base_url, private.model, private.api_key)
+        shared = [(index, scores) for index, scores, _ in score_shared(one, TEXTS)]
+        echoed = [(index, scores) for index, scores, _ in score_echoed(one, TEXTS, 2)]
+    for (index, first), (same, second) in zip(shared, echoed, strict=True):
+        assert index == same
+        assert not isinstance(first, AskError)
+        assert not isinstance(second, AskError)
+        for (logprob, count), (again, same_count) in zip(first, second, strict=True):
+            assert count == same_count
+            assert logprob == pytest.approx(again, abs=1e-4)
+
+
+def test_a_server_that_dies_in_the_middle_leaves_an_error_for_each_question_left() -> None:
+    with answering(lambda *_: 0) as url:
+        answers = list(score_shared(Server(url, "m", ""), TEXTS))
+    assert [index for index, _, _ in answers] == [0, 1]
+    assert all("does not answer" in str(scores) for _, scores, _ in answers)
+
+
+def test_the_private_server_needs_its_key(tiny: HFRunner) -> None:
+    with (
+        private_endpoint(tiny) as private,
+        pytest.raises(AskError, match="401"),
+    ):
+        Server(private.base_url, private.model, "guess").ask("/completions", {})
+
+
+def echo(token_logprobs: list[float | None], count: int) -> dict[str, Any]:
+    choice = {"text": "", "logprobs": {"token_logprobs": token_logprobs}}
+    return {"choices": [choice], "usage": {"prompt_tokens": count}}
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (404, "404"),
+        (chat_reply("no"), "echoes no log-likelihoods"),
+        (echo([None, 0.0, 0.0, -1.0], 3), "echoed 2 log-likelihoods for 3 tokens"),
+        (echo([None, -1.0], 5), "echoed 1 log-likelihoods for 5 tokens"),
+        (echo([None, -1.0, -2.0, -9.0], 3), "counts 3 and 3 tokens"),
+    ],
+)
+def test_a_server_whose_likelihoods_are_not_real_is_refused(
+    reply: dict[str, Any] | int, why: str
+) -> None:
+    def answer(path: str, _: dict[str, Any]) -> dict[str, Any] | int:
+        return reply if path == "/completions" else 404
+
+    with answering(answer) as url, pytest.raises(ConfigError, match=why) as caught:
+        likelihood_path(Endpoint(url, "m"))
+    assert "--mode gen" in caught.value.hint
+
+
+def test_the_probe_finds_both_ways(tiny: HFRunner) -> None:
+    with private_endpoint(tiny) as private:
+        assert likelihood_path(private) == "score"
+    with running(tiny) as url:
+        assert likelihood_path(Endpoint(f"{url}/v1", tiny.info().model_id)) == "echo"
+
+
+def test_a_journal_cut_off_in_a_line_keeps_the_lines_before(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    Journal(file).put(key_of("a"), {"reply": "ja, 是"})
+    with file.open("a") as stream:
+        stream.write('{"key": "b", "ans')
+    again = Journal(file)
+    again.put(key_of("c"), [1, 2])
+    last = Journal(file)
+    assert last.get(key_of("a")) == {"reply": "ja, 是"}
+    assert last.get(key_of("c")) == [1, 2]
+    assert last.get("b") is None
+
+
+def question(index: int, gold: str) -> Question:
+    return Question("ceval", "law", index, gold, labels=tuple("AB"), extraction="first_capital")
+
+
+def written(folder: Path, name: str, content: object) -> Path:
+    file = folder / name
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return file
+
+
+def test_replies_have_opencompass_own_reading_and_the_careful_one(tmp_path: Path) -> None:
+    subject = SubjectPlan("ceval", "law", "法学", (), (question(4, "B"), question(7, "A")))
+    predictions = {
+        "0": {"prediction": "The answer is B", "llmctl": {"finish_reason": "stop", "tokens": 9}},
+    }
+    results = {"accuracy": 0.0, "details": {"type": "GEN", "0": {"pred": "T", "correct": False}}}
+    read, lost = read_subject(
+        subject,
+        "gen",
+        written(tmp_path, "predictions.json", predictions),
+        written(tmp_path, "results.json", results),
+    )
+    assert (read.index, read.prediction, read.correct) == (4, "T", False)
+    assert (read.robust, read.robust_correct) == ("B", True)
+    assert read.reply == "The answer is B"
+    assert (lost.index, lost.error) == (7, "OpenCompass wrote no prediction for it")
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [
+        {"pred": ["NULL"], "answer": ["B"], "correct": [False]},
+        {"predictions": "NULL", "references": "B"},
+        {"pred": "NULL", "refr": "B", "is_correct": False},
+    ],
+)
+def test_every_evaluator_s_details_are_understood(tmp_path: Path, detail: object) -> None:
+    subject = SubjectPlan("ceval", "law", "法学", (), (question(0, "B"),))
+    (read,) = read_subject(
+        subject,
+        "gen",
+        written(tmp_path, "predictions.json", {"0": {"prediction": "no idea"}}),
+        written(tmp_path, "results.json", {"accuracy": 0.0, "details": [detail]}),
+    )
+    assert (read.prediction, read.correct) == ("NULL", False)
+
+
+def test_an_error_noted_beside_a_prediction_is_the_question_s(tmp_path: Path) -> None:
+    subject = SubjectPlan("ceval", "law", "法学", (), (question(0, "B"), question(1, "A")))
+    entry = {"label: A": {"PPL": 1.5}, "label: B": {"PPL": 1.25}, "prediction": "B", "gold": "B"}
+    predictions = {"0": entry, "1": {"prediction": "", "llmctl": {"error": "500: no"}}}
+    found, lost = read_subject(
+        subject,
+        "ppl",
+        written(tmp_path, "predictions.json", predictions),
+        written(tmp_path, "results.json", {"accuracy": 50.0, "details": []}),
+    )
+    assert found.correct
+    assert found.likelihoods == {"A": 1.5, "B": 1.25}
+    assert lost.error == "500: no"
