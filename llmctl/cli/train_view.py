@@ -126,8 +126,9 @@ def _eval_line(event: TrainEval) -> str:
 def _plan_lines(plan: TrainPlan) -> Iterator[str]:
     """Say what a training is about to do, and where each setting comes from."""
     yield (
-        f"{plan.model_id}: {plan.parameters / 1e6:,.0f} M parameters, {plan.trainable / 1e6:,.2f} M "
-        f"learn ({plan.trainable / plan.parameters:.1%}), {plan.dtype} on {plan.device}"
+        f"{plan.model_id}: {plan.parameters / 1e6:,.0f} M parameters, "
+        f"{plan.trainable / 1e6:,.2f} M learn ({plan.trainable / plan.parameters:.1%}), "
+        f"{plan.dtype} on {plan.device}"
     )
     yield (
         f"{plan.rows:,} rows to learn, {plan.eval_rows:,} held out; "

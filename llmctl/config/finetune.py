@@ -32,9 +32,9 @@ class TrainConfig:
     """The settings of one training.
 
     The values come from the QLoRA paper's own scripts (Dettmers et al. 2023: all linear layers,
-    NF4 with double quantisation, learning rate 2e-4, batch 16, warm-up 3 %, gradient norm 0.3, beta2
-    0.999) and from "LoRA Without Regret" (Schulman et al. 2025: the layers of the feed-forward
-    part matter most, the learning rate hardly depends on the rank).
+    NF4 with double quantisation, learning rate 2e-4, batch 16, warm-up 3 %, gradient norm 0.3,
+    beta2 0.999) and from "LoRA Without Regret" (Schulman et al. 2025: the layers of the
+    feed-forward part matter most, the learning rate hardly depends on the rank).
     """
 
     model: str = DEFAULT_MODEL
@@ -57,7 +57,7 @@ class TrainConfig:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Columns that are named otherwise, as ours=theirs; may be repeated."""
     on_error: Literal["fail", "skip"] = "fail"
-    """What happens to rows that cannot be used: fail names them all, skip counts and leaves them."""
+    """What happens to rows that cannot be used: fail names all, skip counts and leaves them."""
     max_length: Annotated[int, Ge(8)] | None = None
     """Tokens that a row has at most. [default: 2048, or the model's context if that is shorter]"""
     overlong: Literal["truncate", "drop"] = "truncate"
@@ -65,16 +65,16 @@ class TrainConfig:
     turns: Literal["all", "last"] = "all"
     """Which of the assistant's turns are learnt."""
     packing: bool = False
-    """Put several short rows into one, which cannot see each other. Without it rows of similar length
-    go together."""
+    """Put several short rows into one, which cannot see each other. Without it rows of similar
+    length go together."""
     template_kwargs: Mapping[str, object] = field(default_factory=dict)
     """Variables of the chat template, as name=value; may be repeated."""
 
     rank: _Count = 16
     """Rank of the adapter's matrices; 64 and more for over 50,000 rows."""
     alpha: Annotated[float, Gt(0)] | None = None
-    """Scale of the adapter: it counts alpha/rank times (rslora: alpha/sqrt(rank)). [default: twice the
-    rank]"""
+    """Scale of the adapter: it counts alpha/rank times (rslora: alpha/sqrt(rank)).
+    [default: twice the rank]"""
     dropout: _Share = 0.0
     """Share of the adapter's inputs that is left out at random."""
     target_modules: tuple[str, ...] = ()
@@ -116,8 +116,8 @@ class TrainConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     dtype: DType = "auto"
-    """Number type to compute in. auto is what the machine multiplies fastest: bfloat16, else float16
-    on a GPU, float32 on a CPU."""
+    """Number type to compute in. auto is what the machine multiplies fastest: bfloat16, else
+    float16 on a GPU, float32 on a CPU."""
     quant: Quant | None = None
     """Bits of the frozen weights, through bitsandbytes: 4bit (NF4, double quantisation) or 8bit.
     [default: 4bit for qlora, else none]"""
@@ -140,7 +140,8 @@ class TrainConfig:
     """DeepSpeed's JSON configuration file."""
 
     eval_every: _Count | None = None
-    """Steps between two measurements on what is held out. [default: once an epoch, at least 4 times]"""
+    """Steps between two measurements on what is held out.
+    [default: once an epoch, at least 4 times]"""
     patience: _Count | None = None
     """Stop after so many measurements without a better one. [default: never]"""
     save_every: _Count | None = None
@@ -169,7 +170,8 @@ class TrainConfig:
             raise ConfigError(
                 f"a batch of {self.batch_size} rows cannot be shared out in micro-batches of "
                 f"{self.micro_batch_size}",
-                hint=f"--micro-batch-size {largest_divisor(self.batch_size, self.micro_batch_size)}",
+                hint="--micro-batch-size "
+                f"{largest_divisor(self.batch_size, self.micro_batch_size)}",
             )
         if self.fsdp and self.deepspeed:
             raise ConfigError("fsdp and deepspeed do the same work", hint="give one of them")

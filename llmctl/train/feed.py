@@ -129,7 +129,7 @@ class Feed:
     ) -> "DataLoader[_Row]":
         return DataLoader(
             _Numbered(rows),
-            batch_sampler=batches,  # type: ignore[arg-type]
+            batch_sampler=batches,
             collate_fn=self._with_rows,
             # The loader's own: it would draw from the one that dropout draws from.
             generator=torch.Generator(),

@@ -4,19 +4,16 @@ From the model's config alone. Weights, gradients and the optimizer's state foll
 what a step holds besides is replayed on tensors without memory (`replay`).
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import psutil
-import torch
 
 from llmctl.config import TrainConfig
 from llmctl.config.finetune import Optimizer
 from llmctl.engine.case import Machine
-from llmctl.engine.memory import gib
 from llmctl.engine.trainable import ModelOutline
-from llmctl.errors import OutOfMemoryError
 from llmctl.train.head import CHUNK_LOGITS
 from llmctl.train.method import count_trainable
 from llmctl.train.replay import Replay, replay
@@ -166,9 +163,7 @@ class TrainMemory:
             self._trainable[key] = count_trainable(config, self._outline)
         return self._trainable[key]
 
-    def _replay(
-        self, config: TrainConfig, rows: int, length: int, accumulates: bool
-    ) -> Replay:
+    def _replay(self, config: TrainConfig, rows: int, length: int, accumulates: bool) -> Replay:
         key = (
             *(config.method, config.rank, config.target_modules, config.dropout, config.dtype),
             *(config.weights_quant, config.gradient_checkpointing, config.attention),

@@ -50,7 +50,7 @@ def run_llmctl(args: argparse.Namespace) -> None:
         last[0] = time.perf_counter()
         return begin(self, *rest, **named)
 
-    SftTrainer.train = train  # type: ignore[method-assign]
+    SftTrainer.train = train  # type: ignore[assignment, method-assign]
 
     def listen(event: TrainEvent) -> None:
         if isinstance(event, TrainStep):
@@ -87,7 +87,7 @@ def run_trl(args: argparse.Namespace) -> None:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
     from llmctl.data.problems import ProblemLog
     from llmctl.data.reading import read_examples

@@ -55,15 +55,15 @@ def ids_of(engine: HFRunner, adapter: str | None = None) -> list[int]:
 
 def peft_ids(base: Path, adapter: Path) -> list[int]:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
+    adapted: Any = PeftModel.from_pretrained(model, str(adapter)).eval()
     adapted.generation_config.eos_token_id = None
-    inputs = AutoTokenizer.from_pretrained(base).apply_chat_template(
+    inputs: Any = AutoTokenizer.from_pretrained(base).apply_chat_template(
         [{"role": "user", "content": "hello"}],
         add_generation_prompt=True,
         return_tensors="pt",
         return_dict=True,
     )
-    output = adapted.generate(**inputs, do_sample=False, max_new_tokens=12)
+    output: Any = adapted.generate(**inputs, do_sample=False, max_new_tokens=12)
     ids: list[int] = output[0, inputs.input_ids.shape[1] :].tolist()
     return ids
 

@@ -17,7 +17,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.events: list[TrainEvent] = []
-        self.on_event: Callable[[TrainEvent], None] = lambda event: None
+        self.on_event: Callable[[TrainEvent], None] = lambda _: None
 
     def __call__(self, event: TrainEvent) -> None:
         self.events.append(event)

@@ -8,8 +8,8 @@ import torch
 from llmctl.engine.trainable import load_for_training, outline_model
 from llmctl.errors import ConfigError
 from llmctl.types import ModelSpec
-from tests.train.conftest import Teach, Watched
 from tests.tiny import save_tiny_model
+from tests.train.conftest import Teach, Watched
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "dora", "rslora", "full"])
