@@ -66,7 +66,7 @@ def finetune(
     as_json: options.JsonOpt = False,
     **values: Any,
 ) -> None:
-    """Teach a model from examples, with LoRA, QLoRA, DoRA, rsLoRA, all weights, or DPO.
+    """Teach a model from examples, with LoRA, QLoRA, DoRA, rsLoRA or all weights.
 
     Every setting below is also a key of the --config file. Ctrl-C and SIGTERM save the state, and
     --resume goes on from there.

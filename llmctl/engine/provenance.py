@@ -71,7 +71,7 @@ class Provenance:
     template: str | None
     """`ChatTemplate.fingerprint` of the form in which it learnt; `None`: plain text."""
     method: str
-    """`lora`, `qlora`, `dora`, `full`, `dpo`, ..., as `llmctl finetune --method` has it."""
+    """`lora`, `qlora`, `dora`, `full`, ..., as `llmctl finetune --method` has it."""
     hyperparameters: Mapping[str, object] = field(default_factory=lambda: _NOTHING)
     """What JSON can hold."""
     data: DatasetRef | None = None

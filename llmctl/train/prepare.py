@@ -85,7 +85,7 @@ def _questions(config: TrainConfig, rows: Rows, outline: ModelOutline) -> list[Q
     if config.sample_prompts:
         return chosen_questions(config.sample_prompts, outline.template)
     held = rows.prepared.eval
-    if held is None or not config.samples or config.method == "dpo":
+    if held is None or not config.samples:
         return []
     return held_out_questions(held, config.samples, outline.tokenizer)
 

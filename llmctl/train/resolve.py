@@ -22,7 +22,7 @@ _BUSY_TOKENS = 2048
 """Tokens of a micro-batch past which a CPU gets no faster."""
 _LARGE = 30e9
 """Parameters from which on the learning rate is halved (Dettmers et al. 2023, table 9)."""
-_RATES: Mapping[Method, float] = {"full": 2e-5, "dpo": 5e-6}
+_RATES: Mapping[Method, float] = {"full": 2e-5}
 _ADAPTER_RATE = 2e-4
 _LEAST_MEASUREMENTS = 4
 _TYPES: Mapping[torch.dtype, DType] = {
