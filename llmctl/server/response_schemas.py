@@ -8,8 +8,10 @@ from llmctl.server.schemas import (
     FunctionDefinition,
     JSONObjectFormat,
     TextFormat,
+    ToolMode,
     Unsupported,
     WireRequest,
+    by_choice,
     by_shape,
     only,
     within,
@@ -99,10 +101,6 @@ class ResponseText(WireRequest):
     verbosity: Unsupported = None
 
 
-def _choice_shape(value: object) -> str | None:
-    return "string" if isinstance(value, str) else "object" if isinstance(value, dict) else None
-
-
 class ResponseRequest(WireRequest):
     model: str
     input: Annotated[
@@ -117,16 +115,7 @@ class ResponseRequest(WireRequest):
     text: ResponseText | None = None
     tools: Annotated[list[ResponseTool], Field(max_length=128)] | None = None
     tool_choice: (
-        Annotated[
-            Annotated[Literal["none", "auto", "required"], Tag("string")]
-            | Annotated[ResponseNamedTool, Tag("object")],
-            Discriminator(
-                _choice_shape,
-                custom_error_type="string_or_object",
-                custom_error_message="neither string nor object",
-            ),
-        ]
-        | None
+        Annotated[ToolMode | Annotated[ResponseNamedTool, Tag("object")], by_choice] | None
     ) = None
     parallel_tool_calls: bool | None = None
 

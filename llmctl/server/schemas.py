@@ -171,15 +171,13 @@ def _choice_shape(value: object) -> str | None:
     return "string" if isinstance(value, str) else "object" if isinstance(value, dict) else None
 
 
-ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("string")]
-    | Annotated[NamedTool, Tag("object")],
-    Discriminator(
-        _choice_shape,
-        custom_error_type="string_or_object",
-        custom_error_message="neither string nor object",
-    ),
-]
+by_choice = Discriminator(
+    _choice_shape,
+    custom_error_type="string_or_object",
+    custom_error_message="neither string nor object",
+)
+ToolMode = Annotated[Literal["none", "auto", "required"], Tag("string")]
+ToolChoice = Annotated[ToolMode | Annotated[NamedTool, Tag("object")], by_choice]
 
 ResponseFormat = Annotated[TextFormat | JSONObjectFormat | JSONSchemaFormat, Discriminator("type")]
 
