@@ -113,7 +113,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
         main(["finetune", "--config", str(settings), "--dry-run"])
     assert ended.value.code == 0
     told = capsys.readouterr()
-    for words in ("steps", "tokens an epoch", "learn", "memory"):
+    for words in ("steps", "tokens an epoch", "learn"):
         assert words in told.out
     assert not (tmp_path / "out").exists()
 
