@@ -9,6 +9,7 @@ Tokens are those of the rows, without padding; the first step of each process is
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import subprocess
@@ -87,7 +88,8 @@ def run_trl(args: argparse.Namespace) -> None:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, TrainerCallback
-    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
+
+    trl: Any = importlib.import_module("trl")
 
     from llmctl.data.problems import ProblemLog
     from llmctl.data.reading import read_examples
@@ -101,7 +103,7 @@ def run_trl(args: argparse.Namespace) -> None:
         }
         for example in found
     ]
-    config = SFTConfig(
+    config = trl.SFTConfig(
         output_dir=str(Path(args.folder) / "trl"),
         per_device_train_batch_size=args.batch,
         gradient_accumulation_steps=1,
@@ -122,7 +124,7 @@ def run_trl(args: argparse.Namespace) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         resolve(args.model).path, dtype=getattr(torch, args.dtype)
     )
-    trainer: Any = SFTTrainer(
+    trainer: Any = trl.SFTTrainer(
         model,
         args=config,
         train_dataset=Dataset.from_list(rows),
