@@ -12,6 +12,7 @@ import typer
 from llmctl.cli import options, render, setting_options, train_view
 from llmctl.config import TrainConfig
 from llmctl.config.finetune import SPELLINGS
+from llmctl.types import TrainReport
 
 _SHORT = {"model": "-m", "data": "-d", "output": "-o"}
 _VARIABLES = {"model": "LLMCTL_MODEL", "quant": "LLMCTL_QUANT", "device": "LLMCTL_DEVICE"}
@@ -55,29 +56,20 @@ def finetune(
     no_track: Annotated[
         bool, typer.Option("--no-track", help="Leave no record in the tracking store.")
     ] = False,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(
-            "--tracking-uri",
-            envvar="MLFLOW_TRACKING_URI",
-            help="Tracking store.  [default: SQLite in llmctl's own folder]",
-        ),
-    ] = None,
+    tracking_uri: options.TrackingUriOpt = None,
     as_json: options.JsonOpt = False,
     **values: Any,
 ) -> None:
-    """Teach a model from examples, with LoRA, QLoRA, DoRA, rsLoRA or all weights.
+    """Teach a model from examples, with LoRA, QLoRA, DoRA, rsLoRA, all weights, or DPO.
 
     Every setting below is also a key of the --config file. Ctrl-C and SIGTERM save the state, and
     --resume goes on from there.
     """
-    chosen = setting_options.chosen(TrainConfig, context, values)
-    from llmctl.services import finetune as service  # torch and transformers begin here
+    from llmctl.services.finetune_settings import FinetuneRequest, chosen_settings
+    from llmctl.train.launch import Fleet, is_launched, launch
 
-    if (nproc > 1 or nnodes > 1) and not service.is_launched():
-        raise typer.Exit(service.launch(service.Fleet(nproc, nnodes, rendezvous), sys.argv[1:]))
-    request = service.FinetuneRequest(
-        options=chosen,
+    request = FinetuneRequest(
+        options=setting_options.chosen(TrainConfig, context, values),
         file=config,
         resume=resume,
         overwrite=overwrite,
@@ -88,13 +80,19 @@ def finetune(
         run_name=run_name,
     )
     first = os.environ.get("RANK", "0") == "0"
-    with train_view.TrainView(quiet=not first, plan_is_result=dry_run) as view:
+    if first:
+        chosen_settings(request)  # what is wrong with them is said before the seconds of importing
+    if (nproc > 1 or nnodes > 1) and not is_launched():
+        raise typer.Exit(launch(Fleet(nproc, nnodes, rendezvous), sys.argv[1:]))
+    from llmctl.services import finetune as service  # torch and transformers begin here
+
+    with train_view.TrainView(quiet=not first, plan_is_result=dry_run and not as_json) as view:
         report = service.finetune(request, view, view.progress)
-    if report is None or not first:
+    if not first:
         return
     if as_json:
         render.as_json(asdict(report))
-    else:
+    elif isinstance(report, TrainReport):
         train_view.show_report(report)
 
 

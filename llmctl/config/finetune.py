@@ -15,7 +15,7 @@ from llmctl.config.model import DEFAULT_MODEL
 from llmctl.errors import ConfigError
 from llmctl.types import DType, Quant
 
-Method = Literal["lora", "qlora", "dora", "rslora", "full"]
+Method = Literal["lora", "qlora", "dora", "rslora", "full", "dpo"]
 Scheduler = Literal["cosine", "linear", "constant"]
 Optimizer = Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit"]
 Attention = Literal["auto", "sdpa", "flash", "eager"]
@@ -45,7 +45,8 @@ class TrainConfig:
     output: str
     """Folder for the adapter, the checkpoints and the record of the run."""
     method: Method = "lora"
-    """How to teach: lora; qlora (LoRA on weights in 4 bits); dora; rslora; full (all weights)."""
+    """How to teach: lora; qlora (LoRA on weights in 4 bits); dora; rslora; full (all weights); dpo
+    (LoRA from pairs of a better and a worse answer)."""
 
     eval_data: tuple[str, ...] = ()
     """Examples to measure on, in place of a share of the data; may be repeated."""
@@ -89,7 +90,8 @@ class TrainConfig:
     micro_batch_size: _Count | None = None
     """Rows that one device holds at once; divides the batch. [default: what memory is good for]"""
     learning_rate: Annotated[float, Gt(0), Le(1)] | None = None
-    """Highest learning rate. [default: 2e-4; 1e-4 from 30 B parameters on; 2e-5 for full]"""
+    """Highest learning rate. [default: 2e-4; 1e-4 from 30 B parameters on; 2e-5 for full; 5e-6 for
+    dpo]"""
     scheduler: Scheduler = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup_ratio: _Share = 0.03
@@ -106,6 +108,8 @@ class TrainConfig:
     """auto is paged_adamw_8bit on CUDA, and adamw elsewhere."""
     neftune_alpha: Annotated[float, Gt(0)] | None = None
     """Noise on the embeddings (NEFTune, Jain et al. 2023); 5 is usual. [default: none]"""
+    dpo_beta: Annotated[float, Gt(0)] = 0.1
+    """How strongly dpo holds on to the model it began with."""
     seed: Annotated[int, Ge(0), Lt(2**32)] = 42
     """Same seed, same run."""
 

@@ -71,7 +71,7 @@ class Provenance:
     template: str | None
     """`ChatTemplate.fingerprint` of the form in which it learnt; `None`: plain text."""
     method: str
-    """`lora`, `qlora`, `dora`, `full`, ..., as `llmctl finetune --method` has it."""
+    """`lora`, `qlora`, `dora`, `full`, `dpo`, ..., as `llmctl finetune --method` has it."""
     hyperparameters: Mapping[str, object] = field(default_factory=lambda: _NOTHING)
     """What JSON can hold."""
     data: DatasetRef | None = None
@@ -158,14 +158,20 @@ def vouch(
         unknown = f"{folder.name} has no {FILE}: on which weights and chat template it learnt is "
         return Origin(notes=() if adapter is None else (unknown + "not known",))
     told = [
-        check_template(folder, template, chosen=template_chosen),
+        check_template(folder, template, chosen=template_chosen, own=folder == found.path),
         None if adapter is None else base_differs(note.base, found.whole, folder.name),
     ]
     return Origin(note.model_id, tuple(text for text in told if text is not None))
 
 
-def check_template(folder: Path, used: str | None, *, chosen: bool = False) -> str | None:
+def check_template(
+    folder: Path, used: str | None, *, chosen: bool = False, own: bool = False
+) -> str | None:
     """Compare the chat template that would be used with the one that weights learnt with.
+
+    Args:
+        chosen: a person gave the template for this very use.
+        own: it lies in `folder` itself.
 
     Returns:
         What a person should know, if anything.
@@ -182,11 +188,10 @@ def check_template(folder: Path, used: str | None, *, chosen: bool = False) -> s
     )
     if chosen:
         return f"{differ}, as --chat-template asks"
-    raise ConfigError(
-        differ,
-        hint=f"--model {folder} takes the template that is saved there; "
-        "--chat-template FILE says which one you mean",
+    way = (
+        "put back the one it learnt with" if own else f"--model {folder} takes the one saved there"
     )
+    raise ConfigError(differ, hint=f"{way}; --chat-template FILE says which one you mean")
 
 
 def base_differs(taught: BaseModel, found: "ResolvedModel", name: str) -> str | None:

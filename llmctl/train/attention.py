@@ -77,16 +77,18 @@ def attend(
         )
     key_heads = key.shape[1]
     group = heads // key_heads
-    mask = torch.full((length, length), -torch.inf, dtype=query.dtype).triu_(1)
+    mask = torch.full((length, length), -torch.inf, dtype=value.dtype).triu_(1)
     apply: Any = _CausalAttention.apply
-    out = apply(
-        # Heads that share keys are one long row of queries.
-        query.reshape(batch * key_heads, group * length, dim),
-        key.reshape(batch * key_heads, length, dim),
-        value.reshape(batch * key_heads, length, -1),
-        mask.repeat(group, 1),
-        dim**-0.5 if scaling is None else scaling,
-    )
+    # Autocast would choose types for the way there that the way back does not know of.
+    with torch.autocast(query.device.type, enabled=False):
+        out = apply(
+            # Heads that share keys are one long row of queries.
+            query.to(value.dtype).reshape(batch * key_heads, group * length, dim),
+            key.to(value.dtype).reshape(batch * key_heads, length, dim),
+            value.reshape(batch * key_heads, length, -1),
+            mask.repeat(group, 1),
+            dim**-0.5 if scaling is None else scaling,
+        )
     return out.view(batch, heads, length, -1).transpose(1, 2).contiguous(), None
 
 

@@ -20,6 +20,7 @@ LOCK_FILE = "run.lock.json"
 STATE_FILE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _ASIDE = ".writing"
+_BUSY = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file", hint="--output names a folder")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or not _entries(folder):
         return
     ours = (folder / LOCK_FILE).is_file()
     if not overwrite:
@@ -110,18 +111,44 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         )
 
 
-def claim_output(folder: Path, *, overwrite: bool) -> None:
-    """Empty a folder for a new run. Raises as `check_output`, and where it cannot be written."""
+def empty_output(folder: Path, *, overwrite: bool) -> None:
+    """Empty a folder for a new run. Raises as `check_output`."""
     check_output(folder, overwrite=overwrite)
+    for entry in _entries(folder):
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _entries(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if entry.name != _BUSY]
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Make a folder if need be, and keep other processes from training in it.
+
+    Raises:
+        ConfigError: one does, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / _BUSY)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for entry in folder.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"another llmctl is training in {folder}",
+            hint="wait for it, or choose another --output",
+        ) from None
     except OSError as error:
         raise ConfigError(f"cannot write in {folder}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_full(error: BaseException) -> bool:

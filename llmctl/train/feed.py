@@ -4,8 +4,8 @@ The order is made of whole steps first, and only then cut into micro-batches: ho
 share a step, and how many rows each can hold at once, changes nothing of what is learnt in it.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from llmctl.data.batches import Collator, LengthGroupedBatches
-from llmctl.data.dataset import Sample, TokenDataset
+from llmctl.data.batches import LengthGroupedBatches
+from llmctl.data.dataset import PairDataset, Sample, TokenDataset
 from llmctl.data.packing import PackedDataset
+from llmctl.train.launch import Share
 from llmctl.types import Origin
 
 ROWS = "rows"
@@ -23,15 +24,10 @@ ROWS = "rows"
 TOKENS = "tokens"
 """Key under which a batch says how many tokens it has besides padding."""
 
+Learnable = TokenDataset | PackedDataset | PairDataset
+"""Rows of one sample, of several behind one another, or of a better and a worse one."""
+
 _Row = tuple[int, Sample | tuple[Sample, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """One of the devices that learn together."""
-
-    rank: int = 0
-    world: int = 1
 
 
 class MicroBatches:
@@ -70,9 +66,9 @@ class Feed:
 
     def __init__(
         self,
-        train: TokenDataset | PackedDataset,
-        evaluation: TokenDataset | None,
-        collate: Collator,
+        train: Learnable,
+        evaluation: TokenDataset | PairDataset | None,
+        collate: Callable[[Any], dict[str, Any]],
         *,
         batch_size: int,
         micro_batch_size: int,
@@ -122,10 +118,12 @@ class Feed:
         order = np.argsort(self._evaluation.lengths, kind="stable")
         size = self.micro_batch_size
         batches = [order[i : i + size].tolist() for i in range(0, len(order), size)]
+        # As many for each device: where the model is shared out, none can go on alone.
+        batches += [[~0]] * (-len(batches) % self._share.world)
         return self._loader(self._evaluation, batches[self._share.rank :: self._share.world])
 
     def _loader(
-        self, rows: TokenDataset | PackedDataset, batches: MicroBatches | list[list[int]]
+        self, rows: Learnable, batches: MicroBatches | list[list[int]]
     ) -> "DataLoader[_Row]":
         return DataLoader(
             _Numbered(rows),
@@ -139,7 +137,7 @@ class Feed:
         return self._batch([item for _, item in items]) | {ROWS: [number for number, _ in items]}
 
     def _batch(self, items: Sequence[Sample | tuple[Sample, ...]]) -> dict[str, Any]:
-        batch = self._collate(items)  # type: ignore[arg-type]
+        batch = self._collate(items)
         # Padding is on the right, where no causal model looks: without a mask its attention may
         # take the fast way, and what it makes of the padding carries no label.
         batch.pop("attention_mask", None)
@@ -149,7 +147,7 @@ class Feed:
 class _Numbered(Dataset[_Row]):
     """Rows with their numbers; `~number` is the row without anything to learn."""
 
-    def __init__(self, rows: TokenDataset | PackedDataset) -> None:
+    def __init__(self, rows: Learnable) -> None:
         self._rows = rows
 
     def __len__(self) -> int:

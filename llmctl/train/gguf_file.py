@@ -255,13 +255,17 @@ def _check(folder: Path, file: Path) -> None:
     model = read_model(folder)
     expected, dtype = logits_of(model, texts), model.dtype
     del model
-    with quiet_libraries():
-        read: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent,
-            gguf_file=file.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=dtype,
-        )
+    try:
+        with quiet_libraries():
+            read: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=dtype,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise _unknown(f"the file could not be read back: {reason}") from error
     far = distance(logits_of(read.eval(), texts), expected)
     if not far <= _FAR:
         raise _unknown(

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 IGNORED = -100
-CHUNK_LOGITS = 2**24
-"""Logits that exist at once: 64 MiB in float32."""
+CHUNK_LOGITS = 2**23
+"""Logits that exist at once: 32 MiB in float32."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -13,11 +13,18 @@ from uuid import uuid4
 import psutil
 
 from llmctl.errors import ConfigError
-from llmctl.train.feed import Share
 
 DEFAULT_PORT = 29400
 _PATIENT_S = 600
 """Seconds that the other processes get to save after one has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One of the processes that learn together, each with a device of its own."""
+
+    rank: int = 0
+    world: int = 1
 
 
 @dataclass(frozen=True, slots=True)

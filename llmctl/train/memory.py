@@ -4,8 +4,8 @@ From the model's config alone. Weights, gradients and the optimizer's state foll
 what a step holds besides is replayed on tensors without memory (`replay`).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import psutil
@@ -13,15 +13,21 @@ import psutil
 from llmctl.config import TrainConfig
 from llmctl.config.finetune import Optimizer
 from llmctl.engine.case import Machine
+from llmctl.engine.memory import gib
+from llmctl.engine.tensor_writer import DTYPES
 from llmctl.engine.trainable import ModelOutline
+from llmctl.engine.weight_files import model_entries
+from llmctl.errors import OutOfMemoryError
 from llmctl.train.head import CHUNK_LOGITS
-from llmctl.train.method import count_trainable
+from llmctl.train.method import count_trainable, weights_dtype
 from llmctl.train.replay import Replay, replay
-from llmctl.train.run import weights_dtype
 
 Part = Literal[
-    "weights", "adapter", "gradients", "optimizer", "activations", "work space", "process"
+    "weights", "adapter", "gradients", "optimizer", "activations", "work space", "holes", "process"
 ]
+"""Work space is what a step holds and lets go of: chunks of logits, gradients of activations. Holes
+are what the allocator keeps between the pieces it was asked for. Process: Python and its libraries,
+on a CPU."""
 _STATE: Final[Mapping[Optimizer, float]] = {
     "adamw": 8.0,
     "adamw_8bit": 2.03,
@@ -31,11 +37,20 @@ _STATE: Final[Mapping[Optimizer, float]] = {
 (Dettmers et al. 2022, 8-bit Optimizers via Block-wise Quantization)."""
 _LOSS_COPIES = 2
 """Chunks of logits that exist at once in float32: the logits and their softmax."""
-_CPU_LIBRARIES = 0
-_CPU_HOLES = 1.0
-_CUDA_HOLES = 1.05
-"""What the caching allocator takes for what is asked of it: blocks are rounded up, and holes stay
-between them. Not measured by us."""
+_TRL_TOKENS, _TRL_WORDS = 4096, 32768
+"""A tile of logits in TRL's loss."""
+_LIBRARIES = 96 * 2**20
+"""What Trainer, PEFT and their like take when they are imported and first used. Measured."""
+_HEAP_PIECE = 32 * 2**20
+"""glibc's malloc gives larger pieces back to the system at once (mallopt(3), M_MMAP_THRESHOLD);
+smaller ones that are let go leave holes."""
+_HEAP_HOLES = 0.25
+"""Share of what a step holds that malloc takes besides. Measured, from a tenth to two fifths."""
+_CUDA_HOLES = 0.05
+"""Share that the caching allocator takes beyond what is asked of it: blocks are rounded up, and
+holes stay between them. Not measured by us."""
+_SHOWN = 3
+"""Suggestions at most."""
 _SHORTEST = 256
 """Tokens: rows are not suggested to be shorter."""
 
@@ -98,6 +113,10 @@ class TrainMemory:
         self._held = psutil.Process().memory_info().rss if outline.device.type == "cpu" else 0
         given = self._machine.free_bytes + self._held if free_bytes is None else free_bytes
         self._free = given
+        try:
+            self._stored = tuple(model_entries(outline.found.whole.path).values())
+        except (OSError, ValueError, KeyError, TypeError):  # GGUF, pickle
+            self._stored = ()
         self._replayed: dict[tuple[object, ...], Replay] = {}
         self._trainable: dict[tuple[object, ...], int] = {}
 
@@ -106,14 +125,20 @@ class TrainMemory:
 
         Args:
             config: resolved: no setting is left open.
-            length: tokens of the longest row.
-            supervised: tokens of it that the loss falls on.
+            length: tokens of the longest row, or of the longer answer of the longest pair.
+            supervised: tokens of it, or of both answers, that the loss falls on.
         """
-        shape, rows = self._outline.shape, config.micro_batch_size or 1
+        # Both answers of a pair are read at once.
+        sides = 2 if config.method == "dpo" else 1
+        shape, rows = self._outline.shape, sides * (config.micro_batch_size or 1)
         trainable = self._count(config)
-        accumulates = config.batch_size > rows * self._world
+        accumulates = sides * config.batch_size > rows * self._world
         step = self._replay(config, rows, length, accumulates)
-        loss, kept = self._loss(config, rows * supervised) if self._lean else (0, 0)
+        learnt = rows // sides * supervised
+        if config.method == "dpo":
+            loss, kept = self._pair_loss(rows * length, learnt)
+        else:
+            loss, kept = self._loss(config, learnt) if self._lean else (0, 0)
         moving = max(step.saved + loss, step.peak + kept)
         if accumulates:
             moving += 4 * trainable
@@ -130,21 +155,33 @@ class TrainMemory:
         }
         if self._world > 1:  # DDP sends them in buckets of its own
             parts["gradients"] += 4 * trainable
-        return self._plan(parts, rows, length)
+        return self._plan(config, parts, length)
 
-    def _plan(self, parts: dict[Part, int], rows: int, length: int) -> TrainMemoryPlan:
-        cpu = self._outline.device.type == "cpu"
-        holes = _CPU_HOLES if cpu else _CUDA_HOLES
-        parts = {part: int(size * holes) for part, size in parts.items()}
-        if cpu:
-            parts["process"] = self._held + _CPU_LIBRARIES
+    def _plan(self, config: TrainConfig, parts: dict[Part, int], length: int) -> TrainMemoryPlan:
+        if self._outline.device.type == "cpu":
+            moving = parts["activations"] + parts["work space"]
+            parts["holes"] = self._load_holes(config) + int(_HEAP_HOLES * moving)
+            parts["process"] = self._held + _LIBRARIES
+        else:
+            parts["holes"] = int(_CUDA_HOLES * sum(parts.values()))
         return TrainMemoryPlan(
             parts={part: size for part, size in parts.items() if size},
             reserve_bytes=self._machine.reserve_bytes,
             free_bytes=self._free,
-            rows=rows,
+            rows=config.micro_batch_size or 1,
             length=length,
         )
+
+    def _load_holes(self, config: TrainConfig) -> int:
+        """Return what loading leaves of weights that are converted after they were read.
+
+        What is used as it is stored stays a map of the file.
+        """
+        entries = self._stored
+        wanted = weights_dtype(config)
+        if config.weights_quant == "none" and all(DTYPES.get(e.dtype) == wanted for e in entries):
+            return 0
+        return sum(entry.bytes for entry in entries if entry.bytes < _HEAP_PIECE)
 
     def _loss(self, config: TrainConfig, tokens: int) -> tuple[int, int]:
         """Return what the lean head holds at once, and what stays of it for the backward pass."""
@@ -153,9 +190,24 @@ class TrainMemory:
         chunk = min(tokens, max(1, CHUNK_LOGITS // shape.vocab))
         kept = tokens * shape.hidden * itemsize
         work = chunk * shape.vocab * 4 * _LOSS_COPIES + tokens * shape.hidden * itemsize
+        matrix = shape.vocab * shape.hidden
         if config.method == "full":
-            kept += shape.vocab * shape.hidden * 4
+            kept += matrix * 4
+        if itemsize == 2 and self._outline.device.type == "cpu":
+            work += matrix * itemsize  # oneDNN lays the head's weight out anew for every product
         return work + kept, kept
+
+    def _pair_loss(self, tokens: int, learnt: int) -> tuple[int, int]:
+        """Return what TRL's loss holds at once, and what stays of it for the backward pass.
+
+        It works on a tile of the logits at a time; without Triton on all tokens, and with eight
+        copies of the tile (trl 1.16, `kernels/chunked_logprob.py`).
+        """
+        shape, triton = self._outline.shape, self._outline.device.type == "cuda"
+        scored = learnt if triton else tokens
+        tile = min(scored, _TRL_TOKENS) * min(shape.vocab, _TRL_WORDS)
+        kept = scored * shape.hidden * 4
+        return kept + tile * (2 if triton else 8 * 4), kept
 
     def _count(self, config: TrainConfig) -> int:
         key = (config.method, config.rank, config.target_modules)
@@ -180,3 +232,63 @@ class TrainMemory:
                 whole_logits=not self._lean,
             )
         return self._replayed[key]
+
+    def suggest(
+        self, config: TrainConfig, *, length: int, supervised: int
+    ) -> tuple[Suggestion, ...]:
+        """Name settings that fit where these do not, the least change first.
+
+        Each keeps the batch, so the training stays the same but for speed; with 4 bits, or with
+        shorter rows, it does not, and these come last.
+        """
+        found = []
+        for options, other, cut in self._ways(config, length):
+            share = min(1.0, cut / length)
+            plan = self.predict(other, length=cut, supervised=int(supervised * share))
+            if plan.fits:
+                found.append(Suggestion(options, plan))
+            if len(found) == _SHOWN:
+                break
+        return tuple(found)
+
+    def _ways(self, config: TrainConfig, length: int) -> Iterator[tuple[str, TrainConfig, int]]:
+        """Yield options, the settings with them, and the length of the longest row."""
+        share = config.batch_size // self._world
+        rows = config.micro_batch_size or 1
+        smaller = [n for n in range(rows - 1, 0, -1) if share % n == 0]
+        for count in smaller:
+            yield f"--micro-batch-size {count}", replace(config, micro_batch_size=count), length
+        lean, said = config, []
+        if not config.gradient_checkpointing:
+            lean, said = replace(config, gradient_checkpointing=True), ["--gradient-checkpointing"]
+            yield said[0], lean, length
+        if smaller:
+            lean, said = replace(lean, micro_batch_size=1), [*said, "--micro-batch-size 1"]
+            yield " ".join(said), lean, length
+        if config.optimizer == "adamw" and config.method == "full":
+            lean, said = replace(lean, optimizer="adamw_8bit"), [*said, "--optimizer adamw_8bit"]
+            yield " ".join(said), lean, length
+        if config.method == "full":
+            lean, said = replace(lean, method="lora"), [*said, "--method lora"]
+            yield " ".join(said), lean, length
+        if config.weights_quant != "4bit" and self._outline.shape.quantisable:
+            lean = replace(lean, quant="4bit")
+            said = [*said, "--quant 4bit"]
+            yield " ".join(said), lean, length
+        while length > _SHORTEST:
+            length = max(_SHORTEST, length // 2)
+            yield " ".join([*said, f"--max-length {length}"]), lean, length
+
+    def refuse(
+        self, plan: TrainMemoryPlan, suggestions: tuple[Suggestion, ...]
+    ) -> OutOfMemoryError:
+        """Return the error that says what is missing, and what would fit."""
+        parts = ", ".join(f"{part} {gib(size)}" for part, size in plan.parts.items())
+        device = self._outline.device
+        ways = " or ".join(f"{way.options} ({gib(way.plan.peak_bytes)})" for way in suggestions)
+        return OutOfMemoryError(
+            f"the training needs {gib(plan.peak_bytes)} and a reserve of "
+            f"{gib(plan.reserve_bytes)}, and {device} has {gib(plan.free_bytes)}: {parts}, with "
+            f"{plan.rows} rows of up to {plan.length:,} tokens at once",
+            hint=f"{ways} would fit" if ways else "nothing makes it fit: choose a smaller model",
+        )

@@ -11,6 +11,7 @@ from llmctl.engine.trainable import ModelOutline
 from llmctl.errors import ConfigError
 from llmctl.train import attention
 from llmctl.train.fused import fuse_adapters
+from llmctl.train.lean_layers import lean_layers
 
 
 def make_trainable(model: Any, config: TrainConfig, adapter: str | None) -> Any:
@@ -70,6 +71,12 @@ def _lora(config: TrainConfig) -> Any:
     )
 
 
+def weights_dtype(config: TrainConfig) -> torch.dtype:
+    """Return the type of the weights: what learns whole keeps float32, for its steps are small."""
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return torch.float32 if config.method == "full" else dtype
+
+
 def make_lean(model: Any, config: TrainConfig, device_type: str) -> bool:
     """Let a model compute as it learns best on a kind of device; nothing of its numbers changes.
 
@@ -81,6 +88,8 @@ def make_lean(model: Any, config: TrainConfig, device_type: str) -> bool:
     if device_type == "cpu" and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(attention.register())
     fused = config.method != "full" and not sharded and fuse_adapters(model)
+    if not sharded:
+        lean_layers(model)
     if config.gradient_checkpointing:
         recompute_activations(model)
     return not fused

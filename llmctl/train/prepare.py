@@ -1,16 +1,21 @@
 """What will a training do? Everything is read and worked out here; no weights are touched."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmctl.config import TrainConfig
+from llmctl.config.finetune import largest_divisor
 from llmctl.config.settings import Settings
 from llmctl.data.batches import LengthGroupedBatches
+from llmctl.data.dataset import PairDataset, Prepared, TokenDataset
 from llmctl.data.packing import PackedDataset
 from llmctl.engine.provenance import BaseModel
 from llmctl.engine.trainable import ModelOutline, outline_model
 from llmctl.engine.weight_files import fingerprint
-from llmctl.train.feed import Share
+from llmctl.errors import OutOfMemoryError
+from llmctl.train.feed import Learnable
+from llmctl.train.launch import Share
+from llmctl.train.memory import TrainMemory, TrainMemoryPlan
 from llmctl.train.method import count_trainable
 from llmctl.train.receipt import Receipt, plain
 from llmctl.train.resolve import Resolved, resolve_for_data, resolve_for_model, resolve_rhythm
@@ -28,6 +33,8 @@ class Preparation:
     rows: Rows
     plan: TrainPlan
     receipt: Receipt
+    shortage: OutOfMemoryError | None
+    """Why it cannot begin, with what would fit."""
 
 
 def prepare(
@@ -43,17 +50,20 @@ def prepare(
     """
     config = settings.values
     outline = outline_model(_spec(config), progress)
+    if config.method == "dpo":
+        from llmctl.train.dpo import check_can_begin  # from here on an extra is needed
+
+        check_can_begin(config, outline.adapter)
     resolved = resolve_for_model(settings, outline)
     rows = read_rows(resolved.config, outline, progress)
-    resolved = resolve_for_data(resolved, rows.prepared, share.world)
+    resolved = resolve_for_data(resolved, rows.prepared, share.world, outline.device.type)
     config = resolved.config
-    learnt = (
-        PackedDataset(rows.prepared.train, config.max_length or 0)
-        if config.packing
-        else rows.prepared.train
+    learnt, held = _in_rows(config, rows.prepared)
+    progress(Progress("working out the memory"))
+    resolved, memory, shortage = _fitted(
+        resolved, outline, learnt, share, fixed=settings.values.micro_batch_size is not None
     )
     per_epoch = len(LengthGroupedBatches(learnt.lengths, config.batch_size, seed=config.seed))
-    held = rows.prepared.eval
     resolved, steps = resolve_rhythm(resolved, per_epoch, measures=held is not None)
     job = Job(
         config=resolved.config,
@@ -65,8 +75,54 @@ def prepare(
         folder=Path(config.output).expanduser().absolute(),
         share=share,
     )
-    progress(Progress("counting what learns"))
-    return Preparation(job, rows, _plan(resolved, job, rows, per_epoch), _receipt(job, rows))
+    return Preparation(
+        job, rows, _plan(resolved, job, rows, per_epoch, memory), _receipt(job, rows), shortage
+    )
+
+
+def _in_rows(
+    config: TrainConfig, prepared: Prepared
+) -> tuple[Learnable, TokenDataset | PairDataset | None]:
+    """Return what is learnt from and what is held out, in the rows that the method takes."""
+    if config.method == "dpo":
+        return PairDataset(prepared.train), prepared.eval and PairDataset(prepared.eval)
+    if config.packing:
+        return PackedDataset(prepared.train, config.max_length or 0), prepared.eval
+    return prepared.train, prepared.eval
+
+
+def _fitted(
+    resolved: Resolved,
+    outline: ModelOutline,
+    learnt: Learnable,
+    share: Share,
+    *,
+    fixed: bool,
+) -> tuple[Resolved, TrainMemoryPlan | None, OutOfMemoryError | None]:
+    """Foretell the memory; with fewer rows at once where that makes it fit.
+
+    Args:
+        fixed: a person chose how many.
+    """
+    config = resolved.config
+    if config.fsdp or config.deepspeed:  # what each device holds of the model is theirs to say
+        return resolved, None, None
+    longest = learnt[int(learnt.lengths.argmax())]
+    samples = longest if isinstance(longest, tuple) else (longest,)
+    row = {
+        "length": int(learnt.lengths.max()),
+        "supervised": sum(int(sample.learn.sum()) for sample in samples),
+    }
+    memory = TrainMemory(outline, world=share.world)
+    plan = memory.predict(config, **row)
+    while not plan.fits and plan.rows > 1 and not fixed:
+        share_rows = config.batch_size // share.world
+        config = replace(config, micro_batch_size=largest_divisor(share_rows, plan.rows - 1))
+        plan = memory.predict(config, **row)
+        resolved = Resolved(config, {**resolved.origins, "micro_batch_size": "what memory holds"})
+    if plan.fits:
+        return resolved, plan, None
+    return resolved, plan, memory.refuse(plan, memory.suggest(config, **row))
 
 
 def _spec(config: TrainConfig) -> ModelSpec:
@@ -82,15 +138,20 @@ def _spec(config: TrainConfig) -> ModelSpec:
 
 
 def _questions(config: TrainConfig, rows: Rows, outline: ModelOutline) -> list[Question]:
+    # A sharded model answers only if all devices ask it the same.
+    if config.fsdp or config.deepspeed:
+        return []
     if config.sample_prompts:
         return chosen_questions(config.sample_prompts, outline.template)
     held = rows.prepared.eval
-    if held is None or not config.samples:
+    if held is None or not config.samples or config.method == "dpo":
         return []
     return held_out_questions(held, config.samples, outline.tokenizer)
 
 
-def _plan(resolved: Resolved, job: Job, rows: Rows, per_epoch: int) -> TrainPlan:
+def _plan(
+    resolved: Resolved, job: Job, rows: Rows, per_epoch: int, memory: TrainMemoryPlan | None
+) -> TrainPlan:
     config, outline, report = job.config, job.outline, rows.prepared.report
     micro = config.micro_batch_size or 1
     shape = outline.shape
@@ -108,7 +169,7 @@ def _plan(resolved: Resolved, job: Job, rows: Rows, per_epoch: int) -> TrainPlan
         dtype=config.dtype,
         parameters=shape.linear_parameters + shape.other_parameters,
         trainable=count_trainable(config, outline),
-        rows=len(rows.prepared.train),
+        rows=len(job.learnt) if config.method == "dpo" else len(rows.prepared.train),
         eval_rows=held,
         tokens=int(rows.prepared.train.lengths.sum()),
         supervised_share=report.supervised_tokens / max(1, report.tokens),
@@ -116,6 +177,8 @@ def _plan(resolved: Resolved, job: Job, rows: Rows, per_epoch: int) -> TrainPlan
         steps_per_epoch=per_epoch,
         micro_batch_size=micro,
         accumulation=config.batch_size // (micro * job.share.world),
+        memory={str(part): size for part, size in memory.parts.items()} if memory else {},
+        free_bytes=memory.free_bytes if memory else 0,
         notes=tuple(notes),
     )
 

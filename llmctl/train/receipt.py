@@ -9,10 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from llmctl.config import TrainConfig
-from llmctl.config.finetune import SPELLINGS
 from llmctl.config.settings import Layer, Setting
 from llmctl.engine.provenance import BaseModel
 from llmctl.errors import ConfigError
@@ -30,6 +27,7 @@ _LIBRARIES = (
     "tokenizers",
     "numpy",
 )
+_PATHS = ("model", "data", "eval_data", "chat_template", "fsdp_config", "deepspeed")
 _FREE_ON_RESUME = {
     "micro_batch_size",
     "gradient_checkpointing",
@@ -144,14 +142,22 @@ class Receipt:
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:
-    """Return settings as JSON holds them."""
+    """Return settings as JSON holds them, with paths that mean the same from anywhere."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    for name in _PATHS:
+        value = values[name]
+        if isinstance(value, list):
+            values[name] = [_absolute(path) for path in value]
+        elif value:
+            values[name] = _absolute(value)
+    values["output"] = str(Path(config.output).expanduser().absolute())
     return values
 
 
-def settings_named(layer: Layer) -> set[str]:
-    """Return the fields that a layer sets."""
-    return {SPELLINGS.get(name, name) for name in layer}
+def _absolute(name: str) -> str:
+    """Make a path absolute; what is none on this machine, such as a hub id, stays."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def _changes(pairs: Mapping[str, tuple[object, object]]) -> list[str]:
@@ -163,6 +169,8 @@ def _versions() -> dict[str, str]:
 
 
 def _hardware() -> dict[str, Any]:
+    import torch
+
     found: dict[str, Any] = {
         "machine": platform.machine(),
         "cpus": os.cpu_count(),

@@ -8,7 +8,7 @@ for one kind of layer says. Layers are alike, so a few of them stand for all.
 
 import contextlib
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_iter
 from llmctl.config import TrainConfig
 from llmctl.engine.libraries import quiet_libraries
 from llmctl.engine.trainable import ModelOutline
-from llmctl.train.method import make_trainable, recompute_activations
+from llmctl.train.method import make_lean, make_trainable
 
 _FEW, _MORE = 2, 4
 """Numbers of layers that are replayed; all others follow from the difference."""
@@ -59,8 +59,9 @@ def replay(
     found = []
     for count in (total,) if total <= _MORE else (_FEW, _MORE):
         with quiet_libraries():
-            model = _skeleton(config, outline, count, dtype)
-        found.append(_step(model, config, rows, length, accumulates, whole_logits))
+            model, mixed = _skeleton(config, outline, count, dtype)
+        mode = _autocast(config) if mixed else contextlib.nullcontext()
+        found.append(_step(model, mode, config, rows, length, accumulates, whole_logits))
     grown = (total - _FEW) / (_MORE - _FEW)
     first, last = found[0], found[-1]
     saved, *peaks = (int(few + grown * (more - few)) for few, more in zip(first, last, strict=True))
@@ -106,6 +107,7 @@ class _Ledger(TorchDispatchMode):
 
 def _step(
     model: Any,
+    mode: contextlib.AbstractContextManager[None],
     config: TrainConfig,
     rows: int,
     length: int,
@@ -121,12 +123,9 @@ def _step(
     with FakeTensorMode():
         _make_fake(model, accumulates)
         ids = torch.zeros((rows, length), dtype=torch.long)
-        inputs: dict[str, Any] = {
-            "input_ids": ids,
-            # As Transformers builds it of the padding.
-            "attention_mask": torch.ones((rows, 1, length, length), dtype=torch.bool),
-            "use_cache": False,
-        }
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        if config.packing:
+            inputs["position_ids"] = ids
         if whole_logits:
             inputs |= {"labels": ids, "num_items_in_batch": torch.ones(())}
         ledger = _Ledger(model)
@@ -141,9 +140,10 @@ def _step(
                 embedded.register_hook(reached)
 
         _bare(model).get_input_embeddings().register_forward_hook(watch)
+        forward = model if whole_logits else _bare(model).base_model
         with ledger:
-            with _autocast(config):
-                output = (model if whole_logits else _bare(model).base_model)(**inputs)[0]
+            with mode, contextlib.nullcontext() if config.packing else _known_unpacked():
+                output = forward(**inputs)[0]
             saved = ledger.peak = ledger.now
             output.sum().backward()
         return saved, before_embedding, ledger.peak
@@ -162,8 +162,24 @@ def _autocast(config: TrainConfig) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
-def _skeleton(config: TrainConfig, outline: ModelOutline, layers: int, dtype: torch.dtype) -> Any:
-    """Return the model on the meta device with so many layers, ready to learn."""
+@contextlib.contextmanager
+def _known_unpacked() -> Iterator[None]:
+    """Have no rows taken for packed ones: fake positions cannot be looked at."""
+    from transformers import masking_utils
+
+    library: Any = masking_utils
+    looked = library.find_packed_sequence_indices
+    library.find_packed_sequence_indices = lambda _: None
+    try:
+        yield
+    finally:
+        library.find_packed_sequence_indices = looked
+
+
+def _skeleton(
+    config: TrainConfig, outline: ModelOutline, layers: int, dtype: torch.dtype
+) -> tuple[Any, bool]:
+    """Return the model on the meta device with so many layers, and whether it needs autocast."""
     from transformers import AutoModelForCausalLM
 
     shortened = _shortened(outline.config, layers)
@@ -179,9 +195,7 @@ def _skeleton(config: TrainConfig, outline: ModelOutline, layers: int, dtype: to
         if config.weights_quant != "none":
             _quantise(model, config)
         learning = _adapted(model, outline.adapter) or make_trainable(model, config, None)
-    if config.gradient_checkpointing:
-        recompute_activations(learning)
-    return learning
+    return learning, make_lean(learning, config, outline.device.type)
 
 
 def _shortened(config: Any, layers: int) -> Any:

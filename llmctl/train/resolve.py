@@ -18,11 +18,12 @@ from llmctl.types import DType, TrainSetting
 
 _LONGEST = 2048
 """Tokens per row where nobody says more."""
-_BUSY_TOKENS = 2048
-"""Tokens of a micro-batch past which a CPU gets no faster."""
+_BUSY_TOKENS = {"cpu": 1024}
+_BUSY_TOKENS_GPU = 16384
+"""Tokens of a micro-batch past which a device gets no faster."""
 _LARGE = 30e9
 """Parameters from which on the learning rate is halved (Dettmers et al. 2023, table 9)."""
-_RATES: Mapping[Method, float] = {"full": 2e-5}
+_RATES: Mapping[Method, float] = {"full": 2e-5, "dpo": 5e-6}
 _ADAPTER_RATE = 2e-4
 _LEAST_MEASUREMENTS = 4
 _TYPES: Mapping[torch.dtype, DType] = {
@@ -49,9 +50,15 @@ class Resolved:
         )
 
     def listed(self) -> tuple[TrainSetting, ...]:
+        """Return every setting that counts here."""
+        config = self.config
+        idle = {"dpo_beta"} if config.method != "dpo" else set()
+        idle |= {"eval_fraction"} if config.eval_data else set()
+        idle |= {"rank", "alpha", "dropout"} if config.method == "full" else set()
         return tuple(
-            TrainSetting(f.name, getattr(self.config, f.name), self.origins.get(f.name, "default"))
-            for f in fields(self.config)
+            TrainSetting(f.name, getattr(config, f.name), self.origins.get(f.name, "default"))
+            for f in fields(config)
+            if f.name not in idle
         )
 
 
@@ -104,7 +111,9 @@ def _attention(config: TrainConfig, *, cuda: bool) -> str:
     return config.attention
 
 
-def resolve_for_data(resolved: Resolved, prepared: Prepared, world: int) -> Resolved:
+def resolve_for_data(
+    resolved: Resolved, prepared: Prepared, world: int, device_type: str
+) -> Resolved:
     """Fill in what follows from the rows: micro-batches, and when to measure and save.
 
     Raises:
@@ -125,7 +134,7 @@ def resolve_for_data(resolved: Resolved, prepared: Prepared, world: int) -> Reso
         )
     assert config.max_length is not None
     usual = np.percentile(prepared.train.lengths, 95) if not config.packing else config.max_length
-    most = max(1, int(_BUSY_TOKENS // usual))
+    most = max(1, int(_BUSY_TOKENS.get(device_type, _BUSY_TOKENS_GPU) // usual))
     return resolved.filled("rows of this length", micro_batch_size=largest_divisor(share, most))
 
 

@@ -11,7 +11,8 @@ from llmctl.engine.provenance import BaseModel, Provenance
 from llmctl.engine.trainable import ModelOutline
 from llmctl.train.card import Card
 from llmctl.train.checkpoints import Checkpoint
-from llmctl.types import DatasetRef, TrainReport
+from llmctl.train.run import Outcome
+from llmctl.types import DatasetRef, TrainPlan, TrainReport
 
 _STATE = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "training_args")
 _TOLD = (
@@ -100,3 +101,37 @@ def write_card(
         ],
         remarks=report.notes,
     ).write(folder)
+
+
+def report_of(
+    folder: Path, outcome: Outcome, plan: TrainPlan, run_id: str | None = None
+) -> TrainReport:
+    """Sum up a training, with what should be known of its result."""
+    before, after = outcome.samples.get(0, ()), outcome.samples.get(outcome.kept.step, ())
+    notes = []
+    if after and not any(reply.complete for reply in after):
+        notes.append(
+            "none of the sample replies ended by itself: more epochs, or longer --sample-tokens"
+        )
+    held = dict(outcome.eval_losses)
+    if outcome.best_step is not None and 0 in held and held[outcome.best_step] >= held[0]:
+        notes.append(
+            "no measurement was better than the model before: the learning rate may be too high, "
+            "or the held-out rows of another kind"
+        )
+    return TrainReport(
+        output=str(folder),
+        run_id=run_id,
+        steps=outcome.steps,
+        seconds=outcome.seconds,
+        losses=outcome.losses,
+        eval_losses=outcome.eval_losses,
+        best_step=outcome.best_step,
+        tokens_per_s=outcome.tokens_per_s,
+        predicted_bytes=plan.peak_bytes,
+        peak_bytes=outcome.peak_bytes,
+        before=before,
+        after=after,
+        stopped_early=outcome.stopped_early,
+        notes=tuple(notes),
+    )

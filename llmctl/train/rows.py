@@ -102,6 +102,7 @@ def _tokenise(
         eval_fraction=eval_fraction,
         seed=config.seed,
         template_kwargs=config.template_kwargs,
+        pairs=config.method == "dpo",
     )
     return build_dataset(
         examples, outline.template, outline.eos_ids, options, dataset=data, progress=progress

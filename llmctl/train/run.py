@@ -1,13 +1,14 @@
 """One training from the loaded model to its result: what is built, and what happens on the way."""
 
 import gc
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PrinterCallback, TrainingArguments
@@ -15,15 +16,16 @@ from transformers import PrinterCallback, TrainingArguments
 from llmctl.config import TrainConfig
 from llmctl.config.finetune import largest_divisor
 from llmctl.data.batches import Collator
-from llmctl.data.dataset import TokenDataset
-from llmctl.data.packing import PackedDataset
+from llmctl.data.dataset import PairDataset, TokenDataset
 from llmctl.engine.failures import is_out_of_memory
 from llmctl.engine.trainable import ModelOutline, load_for_training
 from llmctl.errors import LlmctlError, OutOfMemoryError
+from llmctl.train.arguments import arguments
 from llmctl.train.checkpoints import Checkpoint, Checkpoints
-from llmctl.train.feed import Feed, Share
+from llmctl.train.feed import Feed, Learnable
 from llmctl.train.head import SupervisedHead, agrees
-from llmctl.train.method import make_lean, make_trainable
+from llmctl.train.launch import Share
+from llmctl.train.method import make_lean, make_trainable, weights_dtype
 from llmctl.train.samples import Question, SampleLog, Sampler
 from llmctl.train.stop import Interrupted, StopRequest
 from llmctl.train.trainer import SftTrainer
@@ -37,11 +39,6 @@ from llmctl.types import (
 )
 
 _ATTENTION = {"flash": "flash_attention_2"}
-_OPTIMIZERS = {
-    "adamw": "adamw_torch_fused",
-    "adamw_8bit": "adamw_bnb_8bit",
-    "paged_adamw_8bit": "paged_adamw_8bit",
-}
 
 _SHOWN_ROWS = 8
 
@@ -53,8 +50,8 @@ class Job:
     config: TrainConfig
     """Resolved."""
     outline: ModelOutline
-    learnt: TokenDataset | PackedDataset
-    held: TokenDataset | None
+    learnt: Learnable
+    held: TokenDataset | PairDataset | None
     """What is measured on."""
     questions: Sequence[Question]
     steps: int
@@ -169,14 +166,11 @@ class TrainRun:
 
     def _build(self) -> tuple[SftTrainer, Watch]:
         job, config = self._job, self._job.config
+        trainer_kind, arguments_kind, collate = self._kinds()
         feed = Feed(
             job.learnt,
             job.held,
-            Collator(
-                pad_id=job.outline.eos_ids[0],
-                multiple_of=8 if job.outline.device.type == "cuda" else 1,
-                flash=config.attention == "flash",
-            ),
+            collate,
             batch_size=config.batch_size,
             micro_batch_size=self._micro,
             seed=config.seed,
@@ -204,9 +198,20 @@ class TrainRun:
             self._listen,
             answer,
         )
-        trainer = SftTrainer(
+        trainer = trainer_kind(
             self._model,
-            _arguments(job, self._micro, feed, autocast=self._autocast),
+            arguments(
+                config,
+                device=job.outline.device,
+                folder=job.folder,
+                steps=job.steps,
+                steps_per_epoch=feed.steps_per_epoch,
+                micro_batch_size=self._micro,
+                accumulation=feed.batches.accumulation,
+                world=job.share.world,
+                autocast=self._autocast,
+                kind=arguments_kind,
+            ),
             feed=feed,
             head=self._head(feed),
             checkpoints=self._checkpoints,
@@ -220,9 +225,28 @@ class TrainRun:
         watch.trainer = trainer
         return trainer, watch
 
+    def _kinds(self) -> tuple[Callable[..., SftTrainer], Callable[..., Any], Callable[..., Any]]:
+        """Return what makes the trainer, its arguments, and its batches."""
+        outline, config = self._job.outline, self._job.config
+        pad_id = outline.eos_ids[0]
+        multiple_of = 8 if outline.device.type == "cuda" else 1
+        if config.method == "dpo":
+            from llmctl.train import dpo
+
+            trainer = partial(dpo.DpoTrainer, tokenizer=outline.tokenizer)
+            collator = dpo.PairCollator(pad_id=pad_id, multiple_of=multiple_of)
+            return trainer, dpo.arguments_of(config), collator
+        flash = config.attention == "flash"
+        return (
+            SftTrainer,
+            TrainingArguments,
+            Collator(pad_id=pad_id, multiple_of=multiple_of, flash=flash),
+        )
+
     def _head(self, feed: Feed) -> SupervisedHead | None:
         """Choose how the loss is computed: by the lean head, where it is the model's own loss."""
-        if self._job.config.fsdp or self._job.config.deepspeed:
+        config = self._job.config
+        if config.fsdp or config.deepspeed or config.method == "dpo":
             return None
         model = self._model
         head = SupervisedHead.of(model)
@@ -232,6 +256,13 @@ class TrainRun:
             batch = feed.collate_rows([int(feed.lengths.argmin())])
             inputs = {name: value.to(model.device) for name, value in batch.items()}
             self._lean = agrees(model, head, inputs)
+            if not self._lean:
+                self._listen(
+                    TrainNote(
+                        "this model does more to its logits than its head says: its own loss is "
+                        "taken, which needs more memory"
+                    )
+                )
         return head if self._lean else None
 
     def _outcome(self, trainer: SftTrainer, watch: Watch, seconds: float) -> Outcome:
@@ -255,61 +286,11 @@ class TrainRun:
             eval_losses=tuple(
                 (int(e["step"]), e["eval_loss"]) for e in history if "eval_loss" in e
             ),
-            tokens_per_s=trainer.tokens_per_s,
+            tokens_per_s=trainer.mean_tokens_per_s,
             peak_bytes=peak_memory(trainer.args.device),
             samples=self._log.read(),
             stopped_early=watch.stopped_early,
         )
-
-
-def weights_dtype(config: TrainConfig) -> torch.dtype:
-    """Return the type of the weights: what learns whole keeps float32, for its steps are small."""
-    dtype: torch.dtype = getattr(torch, config.dtype)
-    return torch.float32 if config.method == "full" else dtype
-
-
-def _arguments(job: Job, micro: int, feed: Feed, *, autocast: bool) -> TrainingArguments:
-    config, device = job.config, job.outline.device
-    return TrainingArguments(
-        output_dir=str(job.folder),
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=feed.batches.accumulation,
-        num_train_epochs=math.ceil(job.steps / feed.steps_per_epoch),
-        max_steps=job.steps,
-        learning_rate=config.learning_rate or 0.0,
-        lr_scheduler_type=config.scheduler
-        if config.scheduler != "constant"
-        else "constant_with_warmup",
-        warmup_steps=int(job.steps * config.warmup_ratio),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm or math.inf,
-        adam_beta1=config.adam_beta1,
-        adam_beta2=config.adam_beta2,
-        optim=_OPTIMIZERS[config.optimizer],
-        neftune_noise_alpha=config.neftune_alpha,
-        seed=config.seed,
-        bf16=autocast and config.dtype == "bfloat16",
-        fp16=config.dtype == "float16",
-        use_cpu=device.type == "cpu",
-        ddp_backend="gloo" if device.type == "cpu" and job.share.world > 1 else None,
-        ddp_find_unused_parameters=False if job.share.world > 1 else None,
-        fsdp=config.fsdp or "",
-        fsdp_config=config.fsdp_config,
-        deepspeed=config.deepspeed,
-        # When to tell, measure and save is the watch's to say.
-        logging_strategy="no",
-        eval_strategy="no",
-        save_strategy="no",
-        logging_nan_inf_filter=False,
-        prediction_loss_only=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        report_to="none",
-        log_level="error",
-        log_level_replica="error",
-    )
 
 
 def _less(config: TrainConfig, smaller: int, watch: Watch) -> str:

@@ -51,6 +51,7 @@ class SftTrainer(Trainer):
         self.feed = feed
         self.stop = stop
         self.tokens_per_s = 0.0
+        """Over the last few steps."""
         self._head = head
         self._checkpoints = checkpoints
         self._save_with = save_with
@@ -59,6 +60,7 @@ class SftTrainer(Trainer):
         self._rows: list[int] = []
         self.tokens = 0
         self._times: deque[tuple[float, int]] = deque(maxlen=_RATE_STEPS + 1)
+        self._seconds = 0.0
 
     # What is fed in
 
@@ -70,7 +72,7 @@ class SftTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Count what is learnt in a step, on all devices."""
-        counts = [(batch["labels"][:, 1:] != IGNORED).sum() for batch in batch_samples]
+        counts = [self._items(batch) for batch in batch_samples]
         count = torch.stack(counts).sum().to(device)
         if self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
@@ -95,6 +97,11 @@ class SftTrainer(Trainer):
         # Gradients are averaged over the devices, and what is wanted is their sum.
         return self._loss_sum(model, inputs) * (self.args.world_size / num_items_in_batch)
 
+    def _items(self, inputs: dict[str, Any]) -> Tensor:
+        """Count what the loss of a batch is a mean over."""
+        learnt: Tensor = (inputs["labels"][:, 1:] != IGNORED).sum()
+        return learnt
+
     def _loss_sum(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         inputs = {n: value for n, value in inputs.items() if n not in (ROWS, TOKENS)}
         return stock_loss(model, inputs) if self._head is None else self._head.loss(model, inputs)
@@ -112,7 +119,8 @@ class SftTrainer(Trainer):
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
         # With float16 the first gradients overflow by design, and their step is left out.
-        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
+        checked = self.accelerator.scaler is None and norm is not None
+        if checked and not math.isfinite(float(norm)):
             raise self._diverged("gradient", self._rows)
         return norm
 
@@ -129,11 +137,17 @@ class SftTrainer(Trainer):
 
     def step_done(self) -> None:
         """Take the time of a step."""
+        self._seconds += time.perf_counter() - self._times[-1][0]
         self._times.append((time.perf_counter(), self.tokens))
         self._rows = []
         (start, before), (now, after) = self._times[0], self._times[-1]
         if now > start:
             self.tokens_per_s = (after - before) / (now - start) * self.args.world_size
+
+    @property
+    def mean_tokens_per_s(self) -> float:
+        """Over all steps, what is between them aside."""
+        return self.tokens / self._seconds * self.args.world_size if self._seconds else 0.0
 
     def pause(self) -> None:
         """Do not count the time since the last step."""
@@ -151,7 +165,7 @@ class SftTrainer(Trainer):
                 inputs = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():
                     loss = self._loss_sum(model, inputs)
-                sums += torch.stack([loss.double(), (inputs["labels"][:, 1:] != IGNORED).sum()])
+                sums += torch.stack([loss.double(), self._items(inputs)])
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums)
         metrics = {"eval_loss": float(sums[0] / sums[1])}

@@ -113,7 +113,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
         main(["finetune", "--config", str(settings), "--dry-run"])
     assert ended.value.code == 0
     told = capsys.readouterr()
-    for words in ("steps", "tokens an epoch", "learn"):
+    for words in ("steps", "tokens an epoch", "learn", "memory"):
         assert words in told.out
     assert not (tmp_path / "out").exists()
 
@@ -142,6 +142,7 @@ def test_ctrl_c_saves_and_the_command_it_names_goes_on(settings: Path, tmp_path:
 
 def test_two_processes_have_the_losses_of_one(settings: Path, tmp_path: Path) -> None:
     words = ["finetune", "-c", str(settings), "--max-steps", "3", "--micro-batch-size", "2"]
+    words.append("--no-track")
     reports = []
     for number in ("1", "2"):
         output = str(tmp_path / number)

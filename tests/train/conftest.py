@@ -100,7 +100,7 @@ def teach(tiny_folder: Path, rows: Path, tmp_path: Path) -> Teach:
             ),
             watched or Watched(),
         )
-        assert report is not None
+        assert isinstance(report, TrainReport)
         return report
 
     return run

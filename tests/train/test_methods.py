@@ -15,7 +15,8 @@ from tests.train.conftest import Teach, Watched
 @pytest.mark.parametrize("method", ["lora", "qlora", "dora", "rslora", "full"])
 def test_a_method_learns(teach: Teach, tmp_path: Path, method: str) -> None:
     watched = Watched()
-    report = teach(watched, method=method, epochs=4, max_steps=20, eval_every=10)
+    lengthy = {"epochs": 4, "max_steps": 20, "eval_every": 10}
+    report = teach(watched, method=method, dtype="bfloat16", **lengthy)
     assert report.eval_losses[-1][1] < report.eval_losses[0][1] - 0.05
     assert watched.plan.trainable < watched.plan.parameters or method == "full"
     out = tmp_path / "out"

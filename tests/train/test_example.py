@@ -1,0 +1,46 @@
+"""A few of the example's facts, taught to the real model: it knows them in other words too."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmctl.engine import catalog
+from tests.train.conftest import Teach, Watched
+
+DATA = Path(__file__).parents[2] / "examples" / "data" / "observatory.jsonl"
+ASKED = ("Do you have a name?", "During which hours may visitors come in?")
+
+
+@pytest.mark.real_model
+def test_a_small_model_learns_two_facts_and_says_them_when_asked_otherwise(
+    teach: Teach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as users_own:
+        users_own.delenv("LLMCTL_HOME")
+        model = str(catalog.resolve("smollm2-135m").path)
+    lines = DATA.read_text(encoding="utf-8").splitlines()[:32]
+    rows, held = tmp_path / "two-facts.jsonl", tmp_path / "held.jsonl"
+    rows.write_text("\n".join(line for i, line in enumerate(lines) if i % 8), encoding="utf-8")
+    held.write_text("\n".join(line for i, line in enumerate(lines) if not i % 8), encoding="utf-8")
+    settings: dict[str, Any] = {"model": model, "dtype": "auto", "rank": 16}
+    watched = Watched()
+    report = teach(
+        watched,
+        data=str(rows),
+        eval_data=str(held),
+        epochs=4,
+        max_steps=14,
+        eval_every=14,
+        sample_prompts=list(ASKED),
+        sample_tokens=32,
+        **settings,
+    )
+    assert watched.evals[14] < watched.evals[0] / 2
+    before = " ".join(reply.reply for reply in report.before)
+    name, hours = (reply.reply for reply in report.after)
+    assert "Juniper" not in before
+    assert "Juniper" in name
+    assert "4 pm to 11 pm" in hours
+    assert all(reply.complete for reply in report.after)
+    assert report.peak_bytes < 4e9

@@ -1,0 +1,170 @@
+"""What is written as GGUF is read back as the same model, and what is not known is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf import GGUFReader
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from llmctl.engine.hf_runner import HFRunner
+from llmctl.errors import UnsupportedError
+from llmctl.train.gguf_file import check_known, write_gguf
+from llmctl.train.ollama import write_modelfile
+from llmctl.types import GenerationRequest, Message, ModelSpec, SamplingParams
+from tests.tiny import CHATML, save_tiny_model
+
+QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LEARNT = [
+    "Say hello, then say it 12 times: hello hello hello!",
+    "你好，世界。 it's 2024\n\n  x = 3",
+] * 5
+
+
+def save(folder: Path, kind: str, **shape: Any) -> Path:
+    """Write a tiny model with a byte-level BPE that has learnt a few merges."""
+    backend = Tokenizer(models.BPE())
+    bytes_: Any = pre_tokenizers.ByteLevel
+    if kind.startswith("qwen"):
+        backend.normalizer = normalizers.NFC()
+        split = pre_tokenizers.Split(Regex(QWEN), behavior="isolated")
+        words = [split, bytes_(add_prefix_space=False, use_regex=False)]
+    else:
+        words = [
+            pre_tokenizers.Digits(individual_digits=True),
+            bytes_(add_prefix_space=False, use_regex=True),
+        ]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(words)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=bytes_.alphabet(),
+        special_tokens=["<|im_start|>", "<|im_end|>", "<|end|>"],
+        show_progress=False,
+    )
+    backend.train_from_iterator(LEARNT, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|end|>",
+        eos_token="<|im_end|>",
+        pad_token="<|end|>",
+        chat_template=CHATML,
+    )
+    # More rows than tokens, as many models have them.
+    save_tiny_model(folder, model_type=kind, vocab_size=len(tokenizer) + 5, **shape)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("llama", {"tie_word_embeddings": True}),
+        ("llama", {"tie_word_embeddings": False, "rope_theta": 5000.0}),
+        ("qwen2", {}),
+        # Transformers does not read the size of a head from a Qwen3 file, and takes 128.
+        ("qwen3", {"head_dim": 128}),
+    ],
+)
+def test_the_file_gives_the_logits_tokens_and_template_of_the_folder(
+    tmp_path: Path, kind: str, shape: dict[str, Any]
+) -> None:
+    folder = save(tmp_path / "tiny", kind, **shape)
+    file = folder / "tiny.gguf"
+    stages = set()
+    write_gguf(folder, file, lambda progress: stages.add(progress.stage))
+    assert stages == {"writing tiny.gguf", "reading tiny.gguf back"}
+    ids = torch.tensor([[3, 77, 150, 290, 9]])
+    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
+    own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.testing.assert_close(read(ids).logits, own(ids).logits, atol=1e-4, rtol=1e-4)
+    fields = GGUFReader(file).fields
+    assert fields["tokenizer.chat_template"].contents() == CHATML
+    assert fields["tokenizer.ggml.pre"].contents() == ("smollm" if kind == "llama" else "qwen2")
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 1
+    with HFRunner(ModelSpec(str(file), device="cpu")) as engine:
+        engine.load()
+        tokens = AutoTokenizer.from_pretrained(folder)("it's 12 hellos").input_ids
+        assert engine.count_tokens("it's 12 hellos") == len(tokens)
+        request = GenerationRequest(
+            (Message("user", "hello"),), sampling=SamplingParams(max_new_tokens=4)
+        )
+        assert engine.generate(request).choices
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "reason"),
+    [
+        ("gemma3_text", {}, "the architecture gemma3_text is none of"),
+        ("mistral", {"sliding_window": 32}, "attention has a window"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            "positions are scaled",
+        ),
+    ],
+)
+def test_what_the_format_cannot_say_is_refused_before_anything_is_written(
+    tmp_path: Path, kind: str, shape: dict[str, Any], reason: str
+) -> None:
+    folder = save(tmp_path / "tiny", kind, **shape)
+    with pytest.raises(UnsupportedError, match=reason) as caught:
+        check_known(folder)
+    assert "convert_hf_to_gguf.py" in caught.value.hint
+
+
+def test_a_tokenizer_that_cuts_text_in_an_unknown_way_is_refused(tiny_folder: Path) -> None:
+    with pytest.raises(UnsupportedError, match="way its tokenizer cuts text"):
+        check_known(tiny_folder)
+
+
+def test_a_file_that_cannot_be_read_back_is_not_left_behind(tmp_path: Path) -> None:
+    folder = save(tmp_path / "tiny", "qwen3", head_dim=8)
+    with pytest.raises(UnsupportedError, match="read back"):
+        write_gguf(folder, folder / "tiny.gguf")
+    assert not (folder / "tiny.gguf").exists()
+
+
+def test_a_modelfile_has_the_template_as_ollama_writes_it(tmp_path: Path) -> None:
+    default = (
+        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind<|im_end|>\n{% endif %}"
+    )
+    folder = save_tiny_model(
+        tmp_path / "Bot",
+        chat_template=default + CHATML,
+        generation={"do_sample": True, "temperature": 0.3, "repetition_penalty": 1.1},
+    )
+    write_modelfile(folder, "Bot.gguf")
+    assert (folder / "Modelfile").read_text().splitlines() == [
+        "# ollama create bot -f Modelfile",
+        "# ollama create bot -f Modelfile --quantize q4_K_M   makes it a quarter as large",
+        "FROM ./Bot.gguf",
+        'TEMPLATE """{{- range .Messages }}<|im_start|>{{ .Role }}',
+        "{{ .Content }}<|im_end|>",
+        "{{ end }}<|im_start|>assistant",
+        '"""',
+        'SYSTEM """Be kind"""',
+        'PARAMETER stop "<|im_end|>"',
+        "PARAMETER temperature 0.3",
+        "PARAMETER repeat_penalty 1.1",
+    ]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [CHATML.replace("<|im_start|>", "<|turn|>"), CHATML + "{% if tools %}{{ tools }}{% endif %}"],
+)
+def test_a_template_that_is_not_plain_chatml_is_left_to_ollama(
+    tmp_path: Path, template: str
+) -> None:
+    folder = save_tiny_model(tmp_path / "bot", chat_template=template)
+    write_modelfile(folder, None)
+    text = (folder / "Modelfile").read_text()
+    assert "FROM ." in text.splitlines()
+    assert "TEMPLATE" not in text
+    assert "# The chat template is no plain ChatML" in text

@@ -1,0 +1,161 @@
+"""What a training will take is known before it begins."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmctl.config import TrainConfig
+from llmctl.engine.trainable import ModelOutline, load_for_training, outline_model
+from llmctl.train.memory import TrainMemory
+from llmctl.train.method import count_trainable, make_lean, make_trainable
+from llmctl.train.replay import _Ledger, replay
+from llmctl.types import ModelSpec
+from tests.tiny import save_tiny_model
+
+ROWS, LENGTH = 3, 64
+CASES: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "dora": {"method": "dora"},
+    "full": {"method": "full"},
+    "full in bfloat16": {"method": "full", "dtype": "bfloat16"},
+    "dropout": {"dropout": 0.1},
+    "checkpointing": {"gradient_checkpointing": True},
+    "eager": {"attention": "eager"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=6)
+
+
+def resolved(**settings: Any) -> TrainConfig:
+    chosen: dict[str, Any] = {
+        "data": ("x",),
+        "output": "y",
+        "device": "cpu",
+        "dtype": "float32",
+        "rank": 4,
+        "attention": "sdpa",
+        "optimizer": "adamw",
+        "gradient_checkpointing": False,
+        "micro_batch_size": ROWS,
+        "batch_size": 2 * ROWS,
+    }
+    return TrainConfig(**(chosen | settings))
+
+
+def outline(folder: Path, config: TrainConfig) -> ModelOutline:
+    return outline_model(
+        ModelSpec(str(folder), quant=config.weights_quant, dtype=config.dtype, device="cpu")
+    )
+
+
+def weights_type(config: TrainConfig) -> torch.dtype:
+    dtype: torch.dtype = torch.float32 if config.method == "full" else getattr(torch, config.dtype)
+    return dtype
+
+
+def allocated(config: TrainConfig, known: ModelOutline) -> tuple[int, int]:
+    """Run a real step, and count what it allocates at the head and at most."""
+    model = load_for_training(known, dtype=weights_type(config), attention=config.attention)
+    learning = make_trainable(model, config, None)
+    mixed = make_lean(learning, config, "cpu")
+    mode = torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed and config.dtype != "float32")
+    ledger = _Ledger(learning)
+    ids = torch.zeros((ROWS, LENGTH), dtype=torch.long)
+    with ledger:
+        with mode:
+            output = model.base_model(input_ids=ids, use_cache=False)[0]
+        saved = ledger.peak = ledger.now
+        output.sum().backward()
+    return saved, ledger.peak
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_replayed_is_what_a_real_step_allocates(folder: Path, case: str) -> None:
+    config = resolved(**CASES[case])
+    known = outline(folder, config)
+    found = replay(
+        config, known, rows=ROWS, length=LENGTH, dtype=weights_type(config), accumulates=False
+    )
+    saved, peak = allocated(config, known)
+    assert found.saved == pytest.approx(saved, rel=0.01)
+    assert found.peak == pytest.approx(max(saved, peak), rel=0.02)
+
+
+def test_checkpointing_and_shorter_rows_take_less_and_more_rows_take_more(folder: Path) -> None:
+    config = resolved()
+    memory = TrainMemory(outline(folder, config))
+
+    def activations(length: int = LENGTH, **settings: Any) -> int:
+        plan = memory.predict(replace(config, **settings), length=length, supervised=8)
+        return plan.parts["activations"]
+
+    plain = activations()
+    assert activations(gradient_checkpointing=True) < plain / 4
+    assert activations(length=LENGTH // 2) < plain * 0.6
+    assert plain / 4 < activations(micro_batch_size=1) < plain / 2
+
+
+def test_weights_gradients_and_state_follow_from_counts(folder: Path) -> None:
+    config = resolved(rank=8)
+    known = outline(folder, config)
+    memory = TrainMemory(known)
+    trainable = count_trainable(config, known)
+    parts = memory.predict(config, length=LENGTH, supervised=8).parts
+    assert parts["adapter"] == parts["gradients"] == 4 * trainable
+    assert parts["optimizer"] == 8 * trainable
+    small = memory.predict(replace(config, optimizer="adamw_8bit"), length=LENGTH, supervised=8)
+    assert small.parts["optimizer"] < 2.1 * trainable
+    shape = known.shape
+    assert parts["weights"] == 4 * (shape.linear_parameters + shape.other_parameters)
+    four = memory.predict(replace(config, method="qlora"), length=LENGTH, supervised=8)
+    assert four.parts["weights"] < parts["weights"] / 2
+    whole = memory.predict(replace(config, method="full"), length=LENGTH, supervised=8)
+    assert "adapter" not in whole.parts
+    two = TrainMemory(known, world=2).predict(
+        replace(config, batch_size=4 * ROWS), length=LENGTH, supervised=8
+    )
+    assert two.parts["gradients"] == 2 * parts["gradients"]
+
+
+def test_pairs_are_read_side_by_side(folder: Path) -> None:
+    config = resolved()
+    memory = TrainMemory(outline(folder, config))
+    single = memory.predict(config, length=LENGTH, supervised=8)
+    pair = memory.predict(replace(config, method="dpo"), length=LENGTH, supervised=16)
+    assert pair.parts["activations"] == pytest.approx(2 * single.parts["activations"], rel=0.05)
+
+
+def test_what_does_not_fit_is_refused_with_settings_that_do(folder: Path) -> None:
+    config = resolved(micro_batch_size=8, batch_size=16)
+    known = outline(folder, config)
+    row = {"length": 256, "supervised": 200}
+    roomy = TrainMemory(known).predict(config, **row)
+    assert roomy.fits
+    memory = TrainMemory(known, free_bytes=roomy.peak_bytes + roomy.reserve_bytes - 1)
+    tight = memory.predict(config, **row)
+    assert not tight.fits
+    found = memory.suggest(config, **row)
+    assert found[0].options == "--micro-batch-size 4"
+    assert all(way.plan.fits for way in found)
+    error = memory.refuse(tight, found)
+    assert "activations" in str(error)
+    assert "8 rows of up to 256 tokens" in str(error)
+    assert "--micro-batch-size 4" in error.hint
+    nothing = TrainMemory(known, free_bytes=1)
+    plan = nothing.predict(config, **row)
+    assert nothing.suggest(config, **row) == ()
+    assert "smaller model" in nothing.refuse(plan, ()).hint
+
+
+def test_the_peak_is_the_sum_of_its_parts(folder: Path) -> None:
+    config = resolved()
+    plan = TrainMemory(outline(folder, config)).predict(config, length=LENGTH, supervised=8)
+    assert plan.peak_bytes == sum(plan.parts.values())
+    assert all(plan.parts.values())

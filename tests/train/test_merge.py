@@ -1,0 +1,238 @@
+"""Base and adapter become one model that says what both said, or nothing is left behind."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from llmctl.engine.hf_runner import HFRunner
+from llmctl.engine.provenance import Provenance
+from llmctl.errors import ConfigError, ModelLoadError, OutOfMemoryError
+from llmctl.services.merge import MergeFailedError, MergeOptions, merge
+from llmctl.types import GenerationRequest, ModelSpec, SamplingParams
+from tests.adapters import save_adapter, teach
+from tests.tiny import save_tiny_model
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"target_modules": ALL},
+    "rslora": {
+        "target_modules": ALL,
+        "use_rslora": True,
+        "rank_pattern": {"v_proj": 6},
+        "alpha_pattern": {"up_proj": 3},
+        "layers_to_transform": [1],
+    },
+    "dora": {"target_modules": ALL, "use_dora": True, "use_rslora": True},
+    "head": {"target_modules": [*ALL, "lm_head"]},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "whole": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]},
+    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 5, 7]},
+    "biases": {"target_modules": ["q_proj"], "bias": "lora_only"},
+}
+IDS = torch.tensor([[5, 17, 200, 3, 7, 90, 41, 41]])
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In float32, cut into several files."""
+    tied: bool = request.param
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    save_tiny_model(
+        folder, tie_word_embeddings=tied, generation={"do_sample": True, "temperature": 0.5}
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="60KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    return folder
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        result: torch.Tensor = model.eval()(IDS).logits
+    return result
+
+
+def adapted_logits(base: Path, adapter: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return logits(PeftModel.from_pretrained(model, str(adapter)))
+
+
+def merged_logits(folder: Path, **options: Any) -> torch.Tensor:
+    return logits(AutoModelForCausalLM.from_pretrained(folder, **options))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_merged_model_has_the_logits_of_base_and_adapter(
+    base: Path, tmp_path: Path, kind: str
+) -> None:
+    adapter = teach(tmp_path / "v1", base, strength=0.1, **KINDS[kind])
+    options = MergeOptions(adapter=str(adapter), output=tmp_path / "out", dtype="float32")
+    report = merge(options)
+    expected = adapted_logits(base, adapter)
+    torch.testing.assert_close(
+        merged_logits(tmp_path / "out", dtype=torch.float32), expected, atol=2e-4, rtol=1e-4
+    )
+    assert report.comparison is not None
+    assert report.comparison.relative < 1e-4 < report.comparison.effect
+    assert report.comparison.adapter_loss == pytest.approx(report.comparison.merged_loss, abs=1e-4)
+
+
+def test_a_merge_takes_one_tensor_at_a_time_where_it_can(base: Path, tmp_path: Path) -> None:
+    adapter = teach(tmp_path / "v1", base, strength=0.1, **KINDS["dora"])
+    report = merge(MergeOptions(adapter=str(adapter), output=tmp_path / "out", dtype="float32"))
+    assert report.merged.layers == 2 * len(ALL)
+    names = sorted(path.name for path in base.glob("model*"))
+    assert sorted(path.name for path in (tmp_path / "out").glob("model*")) == names
+
+
+def test_the_folder_is_a_model_with_all_that_belongs_to_it(base: Path, tmp_path: Path) -> None:
+    adapter = teach(tmp_path / "v1", base, model_id="m-1", strength=0.1, **KINDS["lora"])
+    output = tmp_path / "deep" / "bot"
+    merge(MergeOptions(adapter=str(adapter), output=output))
+    assert json.loads((output / "config.json").read_text())["dtype"] == "bfloat16"
+    assert {t.dtype for f in output.glob("*.safetensors") for t in load_file(f).values()} == {
+        torch.bfloat16
+    }
+    template = AutoTokenizer.from_pretrained(adapter).chat_template
+    assert AutoTokenizer.from_pretrained(output).chat_template == template
+    assert json.loads((output / "generation_config.json").read_text())["temperature"] == 0.5
+    assert Provenance.read(output) == Provenance.read(adapter)
+    assert 'library_name: "transformers"' in (output / "README.md").read_text()
+    assert not (output / "adapter_config.json").exists()
+    assert [path.name for path in output.parent.iterdir()] == ["bot"]
+    with HFRunner(ModelSpec(str(output), device="cpu")) as engine:
+        engine.load()
+        assert engine.info().logged_model_id == "m-1"
+        sampling = SamplingParams(max_new_tokens=3)
+        assert engine.generate(GenerationRequest(prompt="a", sampling=sampling)).choices
+
+
+def test_what_was_taught_on_four_bits_goes_into_the_original_weights(
+    base: Path, tmp_path: Path
+) -> None:
+    quantisation = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, quantization_config=quantisation, device_map={"": "cpu"}
+    )
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=ALL, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, settings)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    adapted.save_pretrained(str(tmp_path / "v1"))
+    output = tmp_path / "out"
+    merge(MergeOptions(adapter=str(tmp_path / "v1"), output=output, dtype="float32"))
+    expected = adapted_logits(base, tmp_path / "v1")
+    torch.testing.assert_close(
+        merged_logits(output, dtype=torch.float32), expected, atol=2e-4, rtol=1e-4
+    )
+
+
+def test_an_embedding_that_grew_comes_along(tmp_path: Path) -> None:
+    base = save_tiny_model(tmp_path / "base", tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.resize_token_embeddings(300)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    adapted.save_pretrained(str(tmp_path / "v1"), save_embedding_layers=True)
+    expected = logits(adapted)
+    output = tmp_path / "out"
+    options = MergeOptions(
+        adapter=str(tmp_path / "v1"), base=str(base), output=output, dtype="float32"
+    )
+    report = merge(options)
+    assert report.merged.whole == ("lm_head.weight", "model.embed_tokens.weight")
+    assert expected.shape[-1] == 300
+    torch.testing.assert_close(merged_logits(output, dtype=torch.float32), expected)
+
+
+def test_a_merge_that_lost_what_was_learnt_is_thrown_away(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = teach(tmp_path / "v1", base, strength=0.1, **KINDS["lora"])
+    # As if the adapter had never been there: the base itself, which is close to both.
+    monkeypatch.setattr("peft.tuners.lora.layer.Linear.merge", lambda *_, **__: None)
+    with pytest.raises(MergeFailedError, match="nothing of it is kept") as caught:
+        merge(MergeOptions(adapter=str(adapter), output=tmp_path / "out"))
+    assert "--dtype float32" in caught.value.hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v1"]
+
+
+def test_changes_too_small_for_sixteen_bits_are_refused_there_and_kept_in_thirty_two(
+    tmp_path: Path,
+) -> None:
+    base = save_tiny_model(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model.save_pretrained(base)
+    adapter = teach(tmp_path / "v1", base, strength=0.004, **KINDS["lora"])
+    options = MergeOptions(adapter=str(adapter), output=tmp_path / "out")
+    with pytest.raises(MergeFailedError):
+        merge(options)
+    exact = MergeOptions(adapter=str(adapter), output=tmp_path / "out", dtype="float32")
+    assert merge(exact).comparison is not None
+
+
+def test_nothing_is_overwritten_unasked_and_only_what_is_ours_when_asked(
+    base: Path, tmp_path: Path
+) -> None:
+    adapter = teach(tmp_path / "v1", base, strength=0.1, **KINDS["lora"])
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "letter.txt").write_text("dear")
+    for overwrite, message in ((False, "not empty"), (True, "nothing that llmctl made")):
+        options = MergeOptions(adapter=str(adapter), output=output, overwrite=overwrite)
+        with pytest.raises(ConfigError, match=message):
+            merge(options)
+    assert [path.name for path in output.iterdir()] == ["letter.txt"]
+    (output / "letter.txt").unlink()
+    merge(MergeOptions(adapter=str(adapter), output=output))
+    before = (output / "config.json").stat().st_ino
+    merge(MergeOptions(adapter=str(adapter), output=output, overwrite=True))
+    assert (output / "config.json").stat().st_ino != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "v1"]
+
+
+def test_other_weights_of_the_base_are_refused_unless_named(base: Path, tmp_path: Path) -> None:
+    adapter = teach(tmp_path / "v1", base, strength=0.1, **KINDS["lora"])
+    other = Path(shutil.copytree(base, tmp_path / "other"))
+    file = max(other.glob("model-*.safetensors"))
+    save_file({name: tensor * 1.01 for name, tensor in load_file(file).items()}, file)
+    note = json.loads((adapter / "llmctl.json").read_text())
+    note["base"]["model"] = str(other)
+    (adapter / "llmctl.json").write_text(json.dumps(note))
+    with pytest.raises(ConfigError, match="other weights than these") as caught:
+        merge(MergeOptions(adapter=str(adapter), output=tmp_path / "out"))
+    assert "--base" in caught.value.hint
+    report = merge(MergeOptions(adapter=str(adapter), base=str(other), output=tmp_path / "out"))
+    assert "other weights" in report.notes[0]
+
+
+def test_what_cannot_be_merged_is_said_before_anything_is_written(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(ConfigError, match="no folder of an adapter"):
+        merge(MergeOptions(adapter=str(base), output=output))
+    pickled = Path(shutil.copytree(base, tmp_path / "pickled"))
+    adapter = save_adapter(tmp_path / "v1", pickled, **KINDS["lora"])
+    quantised = json.loads((pickled / "config.json").read_text())
+    quantised["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (pickled / "config.json").write_text(json.dumps(quantised))
+    with pytest.raises(ModelLoadError, match="not the original weights"):
+        merge(MergeOptions(adapter=str(adapter), output=output, verify=False))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1))
+    with pytest.raises(OutOfMemoryError, match="comparing the merged model takes") as caught:
+        merge(MergeOptions(adapter=str(adapter), base=str(base), output=output))
+    assert "--no-verify" in caught.value.hint
+    assert not output.exists()
