@@ -19,24 +19,24 @@ def test_a_small_model_learns_two_facts_and_says_them_when_asked_otherwise(
     with monkeypatch.context() as users_own:
         users_own.delenv("LLMCTL_HOME")
         model = str(catalog.resolve("smollm2-135m").path)
-    lines = DATA.read_text(encoding="utf-8").splitlines()[:32]
+    lines = DATA.read_text(encoding="utf-8").splitlines()[:27]
     rows, held = tmp_path / "two-facts.jsonl", tmp_path / "held.jsonl"
     rows.write_text("\n".join(line for i, line in enumerate(lines) if i % 8), encoding="utf-8")
     held.write_text("\n".join(line for i, line in enumerate(lines) if not i % 8), encoding="utf-8")
-    settings: dict[str, Any] = {"model": model, "dtype": "auto", "rank": 16}
+    settings: dict[str, Any] = {"model": model, "dtype": "auto", "rank": 16, "learning_rate": 2e-3}
     watched = Watched()
     report = teach(
         watched,
         data=str(rows),
         eval_data=str(held),
-        epochs=4,
-        max_steps=14,
-        eval_every=14,
+        epochs=8,
+        max_steps=20,
+        eval_every=20,
         sample_prompts=list(ASKED),
         sample_tokens=32,
         **settings,
     )
-    assert watched.evals[14] < watched.evals[0] / 2
+    assert watched.evals[20] < watched.evals[0] / 2
     before = " ".join(reply.reply for reply in report.before)
     name, hours = (reply.reply for reply in report.after)
     assert "Juniper" not in before
