@@ -85,7 +85,10 @@ def _lean(layer: Any) -> tuple[Any, tuple[type[nn.Module], float]] | None:
         weight = getattr(layer, "weight", None)
         if epsilon is not None and isinstance(weight, Tensor) and not weight.requires_grad:
             return partial(_norm, layer, epsilon), (kind, epsilon)
-    elif all(hasattr(layer, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+    elif all(  # the experts of a mixture keep theirs in one tensor
+        isinstance(getattr(layer, name, None), nn.Module)
+        for name in ("gate_proj", "up_proj", "down_proj", "act_fn")
+    ):
         return partial(_gated, layer), (kind, 0.0)
     return None
 

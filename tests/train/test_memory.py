@@ -133,21 +133,23 @@ def test_pairs_are_read_side_by_side(folder: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused_with_settings_that_do(folder: Path) -> None:
-    config = resolved(micro_batch_size=8, batch_size=16)
+    config = resolved(micro_batch_size=64, batch_size=128)
     known = outline(folder, config)
     row = {"length": 256, "supervised": 200}
     roomy = TrainMemory(known).predict(config, **row)
     assert roomy.fits
-    memory = TrainMemory(known, free_bytes=roomy.peak_bytes + roomy.reserve_bytes - 1)
+    # What the process itself holds changes a little from one plan to the next.
+    short = 2**26
+    memory = TrainMemory(known, free_bytes=roomy.peak_bytes + roomy.reserve_bytes - short)
     tight = memory.predict(config, **row)
     assert not tight.fits
     found = memory.suggest(config, **row)
-    assert found[0].options == "--micro-batch-size 4"
+    assert found[0].options == "--micro-batch-size 32"
     assert all(way.plan.fits for way in found)
     error = memory.refuse(tight, found)
     assert "activations" in str(error)
-    assert "8 rows of up to 256 tokens" in str(error)
-    assert "--micro-batch-size 4" in error.hint
+    assert "64 rows of up to 256 tokens" in str(error)
+    assert "--micro-batch-size 32" in error.hint
     nothing = TrainMemory(known, free_bytes=1)
     plan = nothing.predict(config, **row)
     assert nothing.suggest(config, **row) == ()
