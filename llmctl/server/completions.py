@@ -1,9 +1,10 @@
 """How are raw prompts completed, echoed and scored? `/v1/completions`, on the engine's terms."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from llmctl.errors import RequestError
 from llmctl.server.completion_schemas import (
@@ -182,20 +183,19 @@ async def completion_events(
         )
         return event_of(completion.model_dump_json(exclude=exclude))
 
-    if body.echo:
-        echoes = [await _echo(serving, body, request) for request in requests]
-        for number, echo in enumerate(echoes):
-            for index in range(body.n or 1):
-                yield event(CompletionChoice(index=number * (body.n or 1) + index, text=echo.text))
-        offsets = [len(echo.text) for echo in echoes]
-    else:
-        offsets = [0] * len(requests)
     counted = Usage(0, 0)
-    written = dict[int, int]()
-    async with aclosing(_merged(serving, requests, record, body.n or 1)) as chunks:
+    choices = body.n or 1
+    written = dict.fromkeys(range(len(requests) * choices), 0)
+    async with _accepted(serving, requests, record, choices) as chunks:
+        if body.echo:
+            for number, request in enumerate(requests):
+                echo = await _echo(serving, body, request)
+                for index in range(number * choices, (number + 1) * choices):
+                    written[index] = len(echo.text)
+                    yield event(CompletionChoice(index=index, text=echo.text))
         async for chunk in chunks:
-            offset = written.get(chunk.index, offsets[chunk.index // (body.n or 1)])
-            written[chunk.index] = offset + len(chunk.text)
+            offset = written[chunk.index]
+            written[chunk.index] += len(chunk.text)
             described = None
             if body.logprobs is not None and chunk.logprobs:
                 described = _logprobs(chunk.logprobs, offset, body.logprobs)
@@ -215,29 +215,32 @@ async def completion_events(
     yield DONE
 
 
-async def _merged(
+@asynccontextmanager
+async def _accepted(
     serving: Serving, requests: Sequence[GenerationRequest], record: RequestRecord, choices: int
-) -> AsyncGenerator[GenerationChunk, None]:
-    """Yield the chunks of several requests as they come, their choices numbered through."""
-    if len(requests) == 1:
-        async with aclosing(serving.chunks(requests[0], record)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-        return
+) -> AsyncGenerator[AsyncIterator[GenerationChunk], None]:
+    """Submit several requests; give their chunks as they come, the choices numbered through.
+
+    It begins when the engine has accepted all of them: one that is refused ends the whole before
+    anything is said.
+    """
     arrived: asyncio.Queue[GenerationChunk | Exception | None] = asyncio.Queue()
 
-    async def read(number: int, request: GenerationRequest) -> None:
+    async def read(number: int, request: GenerationRequest, accepted: asyncio.Future[None]) -> None:
+        accept = partial(accepted.set_result, None)
         try:
-            async with aclosing(serving.chunks(request, record)) as chunks:
+            async with aclosing(serving.chunks(request, record, accept)) as chunks:
                 async for chunk in chunks:
                     arrived.put_nowait(replace(chunk, index=number * choices + chunk.index))
             arrived.put_nowait(None)
         except Exception as error:
-            arrived.put_nowait(error)
+            if accepted.done():
+                arrived.put_nowait(error)
+            else:
+                accepted.set_exception(error)
 
-    tasks = [asyncio.create_task(read(i, request)) for i, request in enumerate(requests)]
-    try:
-        left = len(tasks)
+    async def merged() -> AsyncIterator[GenerationChunk]:
+        left = len(requests)
         while left:
             item = await arrived.get()
             if isinstance(item, Exception):
@@ -246,6 +249,17 @@ async def _merged(
                 left -= 1
             else:
                 yield item
+
+    acceptances: list[asyncio.Future[None]] = [
+        asyncio.get_running_loop().create_future() for _ in requests
+    ]
+    tasks = [
+        asyncio.create_task(read(number, request, accepted))
+        for number, (request, accepted) in enumerate(zip(requests, acceptances, strict=True))
+    ]
+    try:
+        await asyncio.gather(*acceptances)
+        yield merged()
     finally:
         for task in tasks:
             task.cancel()

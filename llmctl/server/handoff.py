@@ -1,7 +1,7 @@
 """How do chunks get from the engine's threads into the event loop, and cancels back?"""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from llmctl.engine.base import BaseEngine
@@ -10,10 +10,20 @@ from llmctl.errors import EngineStoppedError, LlmctlError, RequestTimeoutError
 from llmctl.types import GenerationChunk, GenerationRequest
 
 
+def ignore_acceptance() -> None:
+    """Do without being told that a request is in line."""
+
+
 async def chunks_of(
-    engine: BaseEngine, request: GenerationRequest, timeout_s: float | None = None
+    engine: BaseEngine,
+    request: GenerationRequest,
+    timeout_s: float | None = None,
+    accepted: Callable[[], None] = ignore_acceptance,
 ) -> AsyncGenerator[GenerationChunk, None]:
     """Submit the request and yield its chunks to the last. Closing the generator cancels it.
+
+    Args:
+        accepted: called once the engine has found nothing wrong with the request.
 
     Raises:
         LlmctlError: the engine refused or failed it.
@@ -29,6 +39,7 @@ async def chunks_of(
             loop.call_soon_threadsafe(items.put_nowait, item)
 
     with _deadline(loop, items, timeout_s), await _submit(engine, request) as stream:
+        accepted()
         stream.listen(post)
         complete = False
         while (item := await items.get()) is not None:

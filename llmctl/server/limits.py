@@ -43,7 +43,9 @@ class BodyLimit:
                     message = await receive()
             except TimeoutError as error:
                 raise HTTPException(
-                    408, f"The body did not arrive within {BODY_TIMEOUT_S:g} seconds."
+                    408,
+                    f"The body did not arrive within {BODY_TIMEOUT_S:g} seconds.",
+                    headers={"connection": "close"},
                 ) from error
             if message["type"] == "http.request":
                 size += len(message.get("body", b""))

@@ -1,14 +1,14 @@
 """What is served here, under which names, and how much of it at once?"""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from llmctl.config import ServeOptions
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.stream import Fold
 from llmctl.errors import EngineBusyError, ModelNotFoundError
-from llmctl.server.handoff import chunks_of
+from llmctl.server.handoff import chunks_of, ignore_acceptance
 from llmctl.server.record import RequestRecord
 from llmctl.server.schemas import Model
 from llmctl.types import GenerationChunk, GenerationRequest, GenerationResult
@@ -51,7 +51,10 @@ class Serving:
         return Model(id=name, created=self._started)
 
     async def chunks(
-        self, request: GenerationRequest, record: RequestRecord
+        self,
+        request: GenerationRequest,
+        record: RequestRecord,
+        accepted: Callable[[], None] = ignore_acceptance,
     ) -> AsyncGenerator[GenerationChunk, None]:
         """Answer a request, noting in its record how that went; see `chunks_of`.
 
@@ -67,7 +70,7 @@ class Serving:
         pieces: list[str] | None = None
         if self.options.log_content:
             record.prompt, pieces = _content(request), []
-        chunks = chunks_of(self.engine, request, self.options.request_timeout_s)
+        chunks = chunks_of(self.engine, request, self.options.request_timeout_s, accepted)
         try:
             async with aclosing(chunks):
                 async for chunk in chunks:

@@ -150,8 +150,8 @@ def test_what_makes_no_sense_is_refused_by_name(
 
 def test_a_prompt_that_is_refused_ends_all_of_its_request(url: str, model: str) -> None:
     body = {"model": model, "prompt": ["ok", "x" * 5000], "max_tokens": 2}
-    for stream in (False, True):
-        reply = httpx.post(url + URL, json=body | {"stream": stream})
+    for fields in ({}, {"stream": True}, {"stream": True, "echo": True}):
+        reply = httpx.post(url + URL, json=body | fields)
         assert reply.status_code == 400
         assert error_of(reply)["code"] == "context_length_exceeded"
 
