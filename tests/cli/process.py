@@ -1,9 +1,17 @@
-"""Runs `llmctl` as a person's shell does: another process, real streams, real signals."""
+"""Runs `llmctl` as a person's shell does: another process, real streams, real signals.
 
+`here` runs it in this process, which has imported already what another would import for seconds.
+"""
+
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from unittest.mock import patch
+
+from llmctl.cli.app import main
 
 COMMAND = [sys.executable, "-m", "llmctl"]
 
@@ -20,6 +28,23 @@ def run(*words: str, stdin: str | None = None, **env: str) -> subprocess.Complet
         env=os.environ | env,
         check=False,
     )
+
+
+def here(*words: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end without another process. No stream is a terminal."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        redirect_stdout(out),
+        redirect_stderr(err),
+        patch.object(sys, "stdin", io.StringIO(stdin)),
+        patch.dict(os.environ, env),
+    ):
+        try:
+            main(list(words))
+        except SystemExit as end:
+            code = end.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def error_lines(stderr: str) -> Sequence[str]:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.process import error_lines, run
+from tests.cli.process import error_lines, here
 from tests.tiny import save_tiny_model
 
 
@@ -16,7 +16,7 @@ def unreadable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_plan_is_printed_without_reading_the_weights(unreadable: Path) -> None:
-    done = run(
+    done = here(
         "serve", "--estimate", "-m", str(unreadable), "--device", "cpu", "--dtype", "float32"
     )
     assert done.returncode == 0, done.stderr
@@ -38,7 +38,7 @@ def test_a_plan_is_printed_without_reading_the_weights(unreadable: Path) -> None
 
 def test_json_has_every_figure_in_bytes(unreadable: Path) -> None:
     options = ["--context-length", "128", "--max-rows", "2", "--kv-quant", "8bit"]
-    done = run("serve", "--estimate", "--json", "-m", str(unreadable), "--free", "8GiB", *options)
+    done = here("serve", "--estimate", "--json", "-m", str(unreadable), "--free", "8GiB", *options)
     told = json.loads(done.stdout)
     plan = told.pop("plan")
     assert told == {
@@ -62,7 +62,7 @@ def test_json_has_every_figure_in_bytes(unreadable: Path) -> None:
 
 
 def test_what_does_not_fit_is_shown_and_ends_with_1_and_a_hint(unreadable: Path) -> None:
-    done = run(
+    done = here(
         "serve", "--estimate", "-m", str(unreadable), "--device", "cpu", "--kv-memory", "1kB"
     )
     assert done.returncode == 1
@@ -76,14 +76,16 @@ def test_what_does_not_fit_is_shown_and_ends_with_1_and_a_hint(unreadable: Path)
 
 def test_a_catalogue_model_that_is_not_here_is_planned_as_far_as_known(tmp_path: Path) -> None:
     home = {"LLMCTL_HOME": str(tmp_path), "HF_HOME": str(tmp_path)}
-    done = run("serve", "--estimate", "-m", "qwen3-8b", "--quant", "4bit", "--free", "8GiB", **home)
+    done = here(
+        "serve", "--estimate", "-m", "qwen3-8b", "--quant", "4bit", "--free", "8GiB", **home
+    )
     assert done.returncode == 0, done.stderr
     assert "weights, 4bit\t5.7 GiB" in done.stdout
     assert "activations" not in done.stdout
     assert "--quant 8bit  weights 8.8 GiB, does not fit" in done.stdout
     assert "--quant 4bit  weights 5.7 GiB, fits, context unknown" in done.stdout
     assert "unknown" in done.stderr
-    by_hub_id = run("serve", "--estimate", "-m", "Qwen/Qwen3-8B", "--free", "8GiB", **home)
+    by_hub_id = here("serve", "--estimate", "-m", "Qwen/Qwen3-8B", "--free", "8GiB", **home)
     assert by_hub_id.returncode == 1
     assert by_hub_id.stdout.startswith("weights, none\t15.3 GiB")
     assert error_lines(by_hub_id.stderr)[-1] == "hint: try --quant 4bit"
@@ -91,7 +93,7 @@ def test_a_catalogue_model_that_is_not_here_is_planned_as_far_as_known(tmp_path:
 
 def test_a_model_that_nobody_knows_is_an_error(tmp_path: Path) -> None:
     home = {"LLMCTL_HOME": str(tmp_path), "HF_HOME": str(tmp_path)}
-    done = run("serve", "--estimate", "-m", "owner/name", **home)
+    done = here("serve", "--estimate", "-m", "owner/name", **home)
     assert done.returncode == 1
     error, hint = error_lines(done.stderr)
     assert "owner/name is not on this machine" in error
@@ -110,14 +112,14 @@ def test_a_model_that_nobody_knows_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_options_that_make_no_sense_are_usage_errors(words: list[str], told: str) -> None:
-    done = run("serve", *words)
+    done = here("serve", *words)
     assert done.returncode == 2
     assert told in "\n".join(error_lines(done.stderr))
 
 
 @pytest.mark.real_model
 def test_the_default_model_fits_a_small_card_with_its_whole_context() -> None:
-    done = run("serve", "--estimate", "--json", "--free", "2GiB")
+    done = here("serve", "--estimate", "--json", "--free", "2GiB")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)["plan"]
     assert plan["weights_bytes"] == 2 * 134_515_008
