@@ -45,8 +45,20 @@ def smollm() -> Iterator["HFRunner"]:
 
 
 @pytest.fixture(scope="session")
-def remembered(tmp_path_factory: pytest.TempPathFactory) -> "Remembered":
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tracking store without runs, to be copied: making one takes seconds."""
+    from llmctl.monitor.store import create_file, load_mlflow
+    from llmctl.types import ignore_progress
+
+    load_mlflow()
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    create_file(file, ignore_progress)
+    return file
+
+
+@pytest.fixture(scope="session")
+def remembered(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> "Remembered":
     """A tracking store with the history of an adapter in it; to be read, never written."""
     from tests.monitor.remembered import remember
 
-    return remember(tmp_path_factory.mktemp("remembered"))
+    return remember(tmp_path_factory.mktemp("remembered"), empty_store)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.cli.app import main
-from tests.cli.process import COMMAND, error_lines, run
+from tests.cli.process import COMMAND, error_lines, here, run
 
 
 @pytest.fixture
@@ -39,7 +40,9 @@ def settings(tiny_folder: Path, rows: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "store").mkdir()
+    shutil.copy(empty_store, tmp_path / "store")
     monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "store"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
@@ -54,7 +57,7 @@ def fails(*words: str) -> int:
 def test_a_file_and_options_teach_a_model_and_leave_a_record(
     settings: Path, tmp_path: Path
 ) -> None:
-    done = run("finetune", "-c", str(settings), "--rank", "2", "--max-steps", "3", "--json")
+    done = here("finetune", "-c", str(settings), "--rank", "2", "--max-steps", "3", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["steps"] == 3
@@ -67,7 +70,7 @@ def test_a_file_and_options_teach_a_model_and_leave_a_record(
     assert "held-out loss" in told
     assert "\x1b" not in told
     assert (tmp_path / "out" / "curves.png").stat().st_size > 1000
-    shown = run("runs", "show", report["run_id"][:8])
+    shown = here("runs", "show", report["run_id"][:8])
     assert "finished" in shown.stdout
     assert "train/loss" in shown.stdout
 
@@ -133,7 +136,7 @@ def test_ctrl_c_saves_and_the_command_it_names_goes_on(settings: Path, tmp_path:
     assert "which is saved" in told[-1]
     assert f"--resume --output {tmp_path / 'out'}" in told[-1]
     step = int(told[-1].split("step ")[1].split(",")[0])
-    done = run("finetune", "--resume", "-o", str(tmp_path / "out"), "--json", "--no-track")
+    done = here("finetune", "--resume", "-o", str(tmp_path / "out"), "--json", "--no-track")
     assert done.returncode == 0, error_lines(done.stderr)
     report = json.loads(done.stdout)
     assert step < report["steps"]

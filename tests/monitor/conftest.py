@@ -7,18 +7,10 @@ from pathlib import Path
 import pytest
 
 from llmctl.monitor import Tracker, open_tracker
-from llmctl.monitor.store import Store, create_file, load_mlflow, open_store, store_uri
-from llmctl.types import RunKind, RunStart, ignore_progress
+from llmctl.monitor.store import Store, open_store, store_uri
+from llmctl.types import RunKind, RunStart
 
 Opener = Callable[..., Tracker]
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    load_mlflow()
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    create_file(file, ignore_progress)
-    return file
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from llmctl.monitor import Tracker, open_tracker
-from llmctl.monitor.store import create_file, load_mlflow
 from llmctl.types import (
     TAG_KEY_METRIC,
     DatasetRef,
@@ -16,7 +15,6 @@ from llmctl.types import (
     RunKind,
     RunStart,
     RunStatus,
-    ignore_progress,
 )
 
 RAW = DatasetRef("客服.jsonl", "/data/客服.jsonl", "aa" * 32, 1200, "sharegpt")
@@ -62,14 +60,12 @@ def end(tracker: Tracker, status: RunStatus = "finished", error: str = "") -> st
     return run_id
 
 
-def remember(folder: Path) -> Remembered:
+def remember(folder: Path, empty: Path) -> Remembered:
     """Write the history into a new folder, as the commands would."""
-    home, empty = folder / "home", folder / "empty.db"
+    home = folder / "home"
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("LLMCTL_HOME", str(home))
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        load_mlflow()
-        create_file(empty, ignore_progress)
         home.mkdir()
         shutil.copy(empty, home / "mlflow.db")
         ids, adapter = _history(folder)

@@ -1,6 +1,7 @@
 """What a training leaves in the tracking store, and that it is one run from beginning to end."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -9,6 +10,12 @@ import pytest
 from llmctl.monitor.run_store import open_runs
 from llmctl.types import TrainEvent, TrainStep
 from tests.train.conftest import Teach, Watched
+
+
+@pytest.fixture(autouse=True)
+def made_before(own_store: None, empty_store: Path, tmp_path: Path) -> None:  # noqa: ARG001
+    (tmp_path / "store").mkdir()
+    shutil.copy(empty_store, tmp_path / "store")
 
 
 def test_a_run_that_was_stopped_and_resumed_is_one_run(teach: Teach, tmp_path: Path) -> None:
