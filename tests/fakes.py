@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.reply import Part
+from llmctl.engine.parts import Part
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.types import (
@@ -22,9 +22,14 @@ from llmctl.types import (
     RunStatus,
     Score,
     ScoreRequest,
+    ToolCall,
     Usage,
     ignore_progress,
 )
+
+CALLS = (ToolCall("add", '{"a": 1}', "call_1"), ToolCall("look_up", "{}", "call_2"))
+WRITTEN = (ToolCall("add", '{"a"', "call_1"), ToolCall("add", ": 1}", "call_1"), CALLS[1])
+"""The same while they are written."""
 
 
 class FakeEngine(BaseEngine):

@@ -8,34 +8,15 @@ which many models share and few declare, one is made from the chat template.
 import copy
 import json
 import re
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
+from llmctl.engine.forced_calls import ForcedCalls, forced_schema, tools_in_words
+from llmctl.engine.parts import Part, ReplyReader, new_call_id
 from llmctl.engine.template import ChatTemplate, function_of
 from llmctl.errors import UnsupportedError
-from llmctl.types import GenerationRequest, Grammar, Message, Tool, ToolCall
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of a reply; one of the three is there."""
-
-    text: str = ""
-    reasoning: str = ""
-    call: ToolCall | None = None
-
-
-class ReplyReader(Protocol):
-    """Tells the parts of one reply apart, while it is written."""
-
-    def feed(self, text: str) -> list[Part]:
-        """Take the next piece of what the model writes; return what is certain by now."""
-
-    def end(self) -> list[Part]:
-        """Return the rest, once no more can come."""
-
+from llmctl.types import GenerationRequest, Grammar, Message, ToolCall
 
 _REASONING = {"open": "<think>", "close": "</think>", "content": "text"}
 _HERMES_CALL = {
@@ -220,107 +201,3 @@ def _call(value: Any) -> Part:
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     return Part(call=ToolCall(name, arguments, new_call_id()))
-
-
-class ForcedCalls:
-    """Reads a reply that a grammar has confined to calls, `forced_schema`'s JSON."""
-
-    _HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*')
-
-    def __init__(self) -> None:
-        self._text = ""
-        self._decoder = json.JSONDecoder()
-
-    def feed(self, text: str) -> list[Part]:
-        """See `ReplyReader.feed`."""
-        self._text += text
-        parts = []
-        while (head := self._HEAD.search(self._text)) is not None:
-            try:
-                _, end = self._decoder.raw_decode(self._text, head.end())
-            except ValueError:
-                break
-            if not self._text[end:].strip():
-                break  # a number may go on
-            parts.append(self._part(head, self._text[head.end() : end]))
-            self._text = self._text[end:]
-        return parts
-
-    def end(self) -> list[Part]:
-        """Return a call that the limit of tokens cut off, with the arguments as far as they go."""
-        head = self._HEAD.search(self._text)
-        return [] if head is None else [self._part(head, self._text[head.end() :])]
-
-    @staticmethod
-    def _part(head: re.Match[str], arguments: str) -> Part:
-        return Part(call=ToolCall(json.loads(head.group(1)), arguments, new_call_id()))
-
-
-def new_call_id() -> str:
-    """Return an id for a call, in OpenAI's style."""
-    return f"call_{uuid.uuid4().hex[:24]}"
-
-
-MOST_CALLS = 8
-"""In one forced reply: a small model would not come to an end by itself."""
-
-
-def forced_schema(tools: Sequence[Tool], *, parallel: bool) -> dict[str, object]:
-    """Return the JSON schema of a reply that is nothing but calls of these tools."""
-    definitions: dict[str, object] = {}
-    calls = []
-    for number, tool in enumerate(tools):
-        arguments = _hoisted(dict(tool.parameters or {}), f"tool{number}_", definitions)
-        calls.append(
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": tool.name},
-                    "arguments": _closed(arguments),
-                },
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-        )
-    call: dict[str, object] = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    if parallel:
-        call = {"type": "array", "items": call, "minItems": 1, "maxItems": MOST_CALLS}
-    return call | ({"$defs": definitions} if definitions else {})
-
-
-def _closed(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Leave no room for arguments the tool does not know, unless its schema speaks of them."""
-    if arguments.keys() & {"$ref", "anyOf", "oneOf", "allOf", "patternProperties"}:
-        return arguments
-    return {"type": "object", "properties": {}, "additionalProperties": False} | arguments
-
-
-def _hoisted(schema: dict[str, Any], prefix: str, into: dict[str, object]) -> dict[str, Any]:
-    """Move a schema's definitions to where the whole has its own; references are to the root."""
-    own = {key: schema.pop(key) for key in ("$defs", "definitions") if key in schema}
-
-    def moved(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {
-                key: re.sub(r"^#/(\$defs|definitions)/", f"#/$defs/{prefix}", item)
-                if key == "$ref" and isinstance(item, str)
-                else moved(item)
-                for key, item in value.items()
-            }
-        return [moved(item) for item in value] if isinstance(value, list) else value
-
-    for named in own.values():
-        into |= {prefix + name: moved(definition) for name, definition in named.items()}
-    result: dict[str, Any] = moved(schema)
-    return result
-
-
-def tools_in_words(tools: Sequence[Tool]) -> str:
-    """Describe tools to a model whose chat template has no place for them."""
-    lines = [
-        "You can call these functions; answer with the name of one and its arguments, as JSON."
-    ]
-    for tool in tools:
-        schema = json.dumps(tool.parameters or {}, ensure_ascii=False)
-        lines.append(f"- {tool.name}: {tool.description} Arguments: {schema}")
-    return "\n".join(lines)

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -157,7 +158,12 @@ class Fold:
         self._texts.setdefault(chunk.index, []).append(chunk.text)
         self._logprobs.setdefault(chunk.index, []).extend(chunk.logprobs)
         self._reasoning.setdefault(chunk.index, []).append(chunk.reasoning)
-        self._calls.setdefault(chunk.index, []).extend(chunk.tool_calls)
+        calls = self._calls.setdefault(chunk.index, [])
+        for call in chunk.tool_calls:
+            if calls and calls[-1].id == call.id:
+                calls[-1] = replace(call, arguments=calls[-1].arguments + call.arguments)
+            else:
+                calls.append(call)
         if chunk.finish_reason is not None:
             self._reasons[chunk.index] = chunk.finish_reason
         if chunk.usage is not None:

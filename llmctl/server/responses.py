@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from llmctl.errors import RequestError
@@ -112,6 +113,27 @@ def _messages(body: ResponseRequest) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What has been written of one item: a message, or a call of a tool."""
+
+    text: str
+    call: ToolCall | None = None
+
+    def goes_on(self, piece: "_Said") -> bool:
+        """Whether the next piece belongs to the same item."""
+        mine, other = self.call, piece.call
+        return (mine and mine.id) == (other and other.id)
+
+    def and_then(self, piece: "_Said") -> "_Said":
+        return replace(self, text=self.text + piece.text)
+
+
+def _said(chunk: GenerationChunk) -> list[_Said]:
+    text = [_Said(chunk.text)] if chunk.text else []
+    return [*text, *(_Said(call.arguments, call) for call in chunk.tool_calls)]
+
+
 class ResponseWriter:
     """Writes the response object as it stands, and the events that lead to it."""
 
@@ -131,8 +153,8 @@ class ResponseWriter:
         self, chunks: AsyncGenerator[GenerationChunk, None]
     ) -> AsyncGenerator[bytes, None]:
         """Write the events of a reply; an error before its first chunk is raised."""
-        text, usage, reason = "", None, "stop"
-        message: dict[str, Any] | None = None
+        usage, reason = None, "stop"
+        said: _Said | None = None
         begun = False
         async with aclosing(chunks):
             async for chunk in chunks:
@@ -140,28 +162,21 @@ class ResponseWriter:
                     begun = True
                     for name in ("response.created", "response.in_progress"):
                         yield self._event(name, response=self._dump("in_progress", None))
-                if chunk.text:
-                    if message is None:
-                        message = _message(self._head.id, len(self._output), "", "in_progress")
-                        for event in self._open_message(message):
+                for piece in _said(chunk):
+                    if said is None or not said.goes_on(piece):
+                        for event in (*self._close(said), *self._open(piece)):
                             yield event
-                    text += chunk.text
-                    yield self._delta(message, chunk.text)
-                if chunk.tool_calls and message is not None:
-                    for event in self._close_message(message, text):
-                        yield event
-                    message, text = None, ""
-                for call in chunk.tool_calls:
-                    for event in self._call_events(call):
-                        yield event
+                        said = piece
+                    else:
+                        said = said.and_then(piece)
+                    yield self._delta(piece)
                 usage, reason = chunk.usage or usage, chunk.finish_reason or reason
-        if message is None and not self._output:
-            message = _message(self._head.id, 0, "", "in_progress")
-            for event in self._open_message(message):
+        if said is None:
+            said = _Said("")
+            for event in self._open(said):
                 yield event
-        if message is not None:
-            for event in self._close_message(message, text):
-                yield event
+        for event in self._close(said):
+            yield event
         status = _status(reason)
         yield self._event(f"response.{status}", response=self._dump(status, usage))
 
@@ -170,59 +185,50 @@ class ResponseWriter:
         self._events += 1
         return named_event(kind, json.dumps(data, ensure_ascii=False))
 
-    def _open_message(self, message: dict[str, Any]) -> list[bytes]:
+    def _item(self, said: "_Said", status: str) -> dict[str, Any]:
+        if said.call is not None:
+            return _call(replace(said.call, arguments=said.text)) | {"status": status}
+        return _message(self._head.id, len(self._output), said.text, status)
+
+    def _where(self, said: "_Said") -> dict[str, Any]:
+        """Name the item that is written now, and the place in it."""
+        where = {"item_id": self._item(said, "")["id"], "output_index": len(self._output)}
+        return where if said.call is not None else where | {"content_index": 0}
+
+    def _open(self, said: "_Said") -> list[bytes]:
+        empty = self._item(replace(said, text=""), "in_progress")
         at = len(self._output)
-        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        opened = message | {"content": []}
+        if said.call is not None:
+            return [self._event("response.output_item.added", output_index=at, item=empty)]
+        (part,) = empty["content"]
+        opened = empty | {"content": []}
         return [
             self._event("response.output_item.added", output_index=at, item=opened),
-            self._event(
-                "response.content_part.added",
-                item_id=message["id"],
-                output_index=at,
-                content_index=0,
-                part=part,
-            ),
+            self._event("response.content_part.added", **self._where(said), part=part),
         ]
 
-    def _delta(self, message: dict[str, Any], text: str) -> bytes:
-        return self._event(
-            "response.output_text.delta",
-            item_id=message["id"],
-            output_index=len(self._output),
-            content_index=0,
-            delta=text,
-            logprobs=[],
-        )
+    def _delta(self, said: "_Said") -> bytes:
+        where = self._where(said)
+        if said.call is not None:
+            kind = "response.function_call_arguments.delta"
+            return self._event(kind, **where, delta=said.text)
+        return self._event("response.output_text.delta", **where, delta=said.text, logprobs=[])
 
-    def _close_message(self, message: dict[str, Any], text: str) -> list[bytes]:
+    def _close(self, said: "_Said | None") -> list[bytes]:
+        if said is None:
+            return []
+        done, where = self._item(said, "completed"), self._where(said)
+        if said.call is not None:
+            kind = "response.function_call_arguments.done"
+            events = [self._event(kind, **where, name=said.call.name, arguments=said.text)]
+        else:
+            events = [
+                self._event("response.output_text.done", **where, text=said.text, logprobs=[]),
+                self._event("response.content_part.done", **where, part=done["content"][0]),
+            ]
         at = len(self._output)
-        done = _message(self._head.id, at, text, "completed")
         self._output.append(done)
-        where = {"item_id": message["id"], "output_index": at, "content_index": 0}
-        return [
-            self._event("response.output_text.done", **where, text=text, logprobs=[]),
-            self._event("response.content_part.done", **where, part=done["content"][0]),
-            self._event("response.output_item.done", output_index=at, item=done),
-        ]
-
-    def _call_events(self, call: ToolCall) -> list[bytes]:
-        at = len(self._output)
-        done = _call(call)
-        self._output.append(done)
-        where = {"item_id": done["id"], "output_index": at}
-        opened = done | {"arguments": "", "status": "in_progress"}
-        return [
-            self._event("response.output_item.added", output_index=at, item=opened),
-            self._event("response.function_call_arguments.delta", **where, delta=call.arguments),
-            self._event(
-                "response.function_call_arguments.done",
-                **where,
-                name=call.name,
-                arguments=call.arguments,
-            ),
-            self._event("response.output_item.done", output_index=at, item=done),
-        ]
+        return [*events, self._event("response.output_item.done", output_index=at, item=done)]
 
     def _dump(self, status: "_Status", usage: Usage | None) -> dict[str, Any]:
         return self._object(status, usage).model_dump(mode="json")

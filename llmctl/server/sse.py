@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 
@@ -120,7 +119,7 @@ async def chat_events(
         return event_of(chunk.model_dump_json(exclude=None if include_usage else {"usage"}))
 
     begun: set[int] = set()
-    called: Counter[int] = Counter()
+    called: dict[int, list[str]] = {}
     counted = None
     async with aclosing(chunks):
         async for chunk in chunks:
@@ -142,21 +141,26 @@ async def chat_events(
     yield DONE
 
 
-def _deltas(chunk: GenerationChunk, called: Counter[int]) -> Iterator[Delta]:
-    """Yield what is no answer: reasoning, and calls of tools, numbered from 0 in each choice."""
+def _deltas(chunk: GenerationChunk, called: dict[int, list[str]]) -> Iterator[Delta]:
+    """Yield what is no answer: reasoning, and calls of tools, numbered from 0 in each choice.
+
+    Args:
+        called: the ids of the calls that each choice has begun.
+    """
     if chunk.reasoning:
         yield {"reasoning_content": chunk.reasoning}
+    ids = called.setdefault(chunk.index, [])
     for call in chunk.tool_calls:
-        number = called[chunk.index]
-        called[chunk.index] += 1
-        head: ToolCallDelta = {
-            "index": number,
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": ""},
-        }
-        yield {"tool_calls": [head]}
-        yield {"tool_calls": [{"index": number, "function": {"arguments": call.arguments}}]}
+        if call.id not in ids[-1:]:
+            ids.append(call.id)
+            head: ToolCallDelta = {
+                "index": len(ids) - 1,
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": ""},
+            }
+            yield {"tool_calls": [head]}
+        yield {"tool_calls": [{"index": len(ids) - 1, "function": {"arguments": call.arguments}}]}
 
 
 def _text_choice(chunk: GenerationChunk) -> ChunkChoice:

@@ -109,7 +109,7 @@ class GenerationChunk:
     usage: Usage | None = None
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
-    """Each is whole."""
+    """One with the id of the choice's call before it has more of that call's arguments."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmctl.engine.forced_calls import ForcedCalls, forced_schema
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.reply import ForcedCalls, MarkedReply, forced_schema, response_template
+from llmctl.engine.reply import MarkedReply, response_template
+from llmctl.engine.stream import Fold
 from llmctl.errors import UnsupportedError
 from llmctl.types import (
     GenerationChunk,
@@ -21,6 +23,7 @@ from llmctl.types import (
     ModelSpec,
     SamplingParams,
     Tool,
+    Usage,
 )
 from tests.tiny import CHATML, save_tiny_model
 
@@ -81,15 +84,42 @@ def test_a_model_without_marks_needs_no_reader() -> None:
 
 def forced(text: str, cuts: list[int]) -> list[tuple[str, str]]:
     reader = ForcedCalls()
-    parts = [part for piece in pieces(text, cuts) for part in reader.feed(piece)]
-    calls = [p.call for p in [*parts, *reader.end()]]
-    return [(call.name, call.arguments) for call in calls if call is not None]
+    folded = Fold()
+    for piece in pieces(text, cuts):
+        calls = tuple(part.call for part in reader.feed(piece) if part.call is not None)
+        folded.add(GenerationChunk("", tool_calls=calls))
+    assert reader.end() == []
+    folded.add(GenerationChunk("", finish_reason="stop", usage=Usage(0, 0)))
+    (choice,) = folded.result().choices
+    return [(call.name, call.arguments) for call in choice.tool_calls]
 
 
 @given(cuts)
 def test_forced_calls_are_read_however_they_are_cut(cuts: list[int]) -> None:
     text = '[{"name": "a", "arguments": {"x": "}]\\""}}, {"name":"b","arguments":{}}]'
     assert forced(text, cuts) == [("a", '{"x": "}]\\""}'), ("b", "{}")]
+
+
+@given(cuts)
+def test_arguments_that_are_no_object_end_where_they_end(cuts: list[int]) -> None:
+    text = '[{"name": "a", "arguments": 12.5e3 }, {"name":"b","arguments":null},'
+    text += '{"name":"c","arguments":"\\\\\\""}, {"name":"d","arguments":[[],{}]}]'
+    assert forced(text, cuts) == [
+        ("a", "12.5e3"),
+        ("b", "null"),
+        ("c", '"\\\\\\""'),
+        ("d", "[[],{}]"),
+    ]
+
+
+def test_arguments_are_told_while_they_are_written() -> None:
+    reader = ForcedCalls()
+    told = [
+        reader.feed(piece) for piece in ('{"name": "a", "arguments": {"x', '": "lon', 'g"}', "}")
+    ]
+    calls = [part.call for parts in told for part in parts if part.call is not None]
+    assert [call.arguments for call in calls] == ['{"x', '": "lon', 'g"}']
+    assert len({call.id for call in calls}) == 1
 
 
 def test_a_forced_call_that_was_cut_off_shows_how_far_it_came() -> None:

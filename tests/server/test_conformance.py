@@ -6,7 +6,7 @@ import jsonschema
 import pytest
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.reply import Part
+from llmctl.engine.parts import Part
 from llmctl.errors import EngineFailedError
 from llmctl.types import ToolCall
 from tests.fakes import FakeEngine

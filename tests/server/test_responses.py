@@ -9,13 +9,12 @@ import pydantic
 import pytest
 from openai.types.responses import Response, ResponseFunctionToolCall
 
-from llmctl.engine.reply import Part
+from llmctl.engine.parts import Part
 from llmctl.types import Grammar, Message, ToolCall
-from tests.fakes import FakeEngine
+from tests.fakes import CALLS, WRITTEN, FakeEngine
 from tests.server.servers import error_of, request, running
 
 URL = "/v1/responses"
-CALLS = (ToolCall("add", '{"a": 1}', "call_1"), ToolCall("look_up", "{}", "call_2"))
 TOOL: openai.types.responses.FunctionToolParam = {
     "type": "function",
     "name": "add",
@@ -83,7 +82,7 @@ def test_the_client_parses_into_a_model() -> None:
 
 
 def test_events_are_numbered_and_lead_to_the_same_response() -> None:
-    pieces: tuple[str | Part, ...] = ("I ", "add.", *(Part(call=call) for call in CALLS))
+    pieces: tuple[str | Part, ...] = ("I ", "add.", *(Part(call=call) for call in WRITTEN))
     streamed = events(respond(FakeEngine(pieces), stream=True, tools=[TOOL]).text)
     whole = respond(FakeEngine(pieces), tools=[TOOL]).json()
     assert [e["sequence_number"] for e in streamed] == list(range(len(streamed)))

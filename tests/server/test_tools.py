@@ -1,19 +1,17 @@
 """Tools and reasoning on the wire, as the official client and its helpers read them."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
-from llmctl.engine.reply import Part
+from llmctl.engine.parts import Part
 from llmctl.types import Tool, ToolCall
-from tests.fakes import FakeEngine
+from tests.fakes import CALLS, WRITTEN, FakeEngine
 from tests.server.servers import CHAT, chat, chat_body, events_of, request, running
 
-CALLS = (ToolCall("add", '{"a": 1}', "call_1"), ToolCall("look_up", "{}", "call_2"))
-PIECES = (Part(reasoning="Hm."), Part(reasoning=" So."), *(Part(call=call) for call in CALLS))
+PIECES = (Part(reasoning="Hm."), Part(reasoning=" So."), *(Part(call=call) for call in WRITTEN))
 ADD: openai.types.chat.ChatCompletionFunctionToolParam = {
     "type": "function",
     "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}},
@@ -68,12 +66,13 @@ def test_id_type_and_name_of_a_call_are_streamed_once() -> None:
             if choice["index"] == index
             for call in choice["delta"].get("tool_calls", ())
         ]
-        assert [call["index"] for call in deltas] == [0, 0, 1, 1]
-        assert [call.get("id") for call in deltas] == ["call_1", None, "call_2", None]
-        assert [call.get("type") for call in deltas] == ["function", None, "function", None]
-        assert [call["function"].get("name") for call in deltas] == ["add", None, "look_up", None]
-        arguments = "".join(call["function"]["arguments"] for call in deltas[:2])
-        assert json.loads(arguments) == {"a": 1}
+        assert [call["index"] for call in deltas] == [0, 0, 0, 1, 1]
+        assert [call.get("id") for call in deltas] == ["call_1", None, None, "call_2", None]
+        assert [call.get("type") for call in deltas] == ["function", None, None, "function", None]
+        names = [call["function"].get("name") for call in deltas]
+        assert names == ["add", None, None, "look_up", None]
+        arguments = [call["function"]["arguments"] for call in deltas]
+        assert arguments == ["", '{"a"', ": 1}", "", "{}"]
     reasoning = [e["choices"][0]["delta"].get("reasoning_content") for e in events]
     assert reasoning.count("Hm.") == 2
 

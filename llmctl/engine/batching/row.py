@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from llmctl.engine.reply import ReplyReader
+from llmctl.engine.parts import ReplyReader
 from llmctl.engine.text import Decoder, StopScanner
 from llmctl.types import FinishReason, GenerationChunk, SamplingParams, TokenLogprob
 

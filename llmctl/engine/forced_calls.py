@@ -1,0 +1,141 @@
+"""How does a model that must call a tool do so, whatever it was taught?
+
+A grammar leaves it nothing to write but calls; they are read while they are written.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from llmctl.engine.parts import Part, new_call_id
+from llmctl.types import Tool, ToolCall
+
+
+class ForcedCalls:
+    """Reads a reply that a grammar has confined to calls, `forced_schema`'s JSON."""
+
+    _HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\S)')
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._value: _Value | None = None
+        """The arguments that are being written."""
+        self._name = self._id = ""
+
+    def feed(self, text: str) -> list[Part]:
+        """See `ReplyReader.feed`. The arguments of a call come in pieces."""
+        self._text += text
+        parts = []
+        while self._text:
+            if self._value is None:
+                head = self._HEAD.search(self._text)
+                if head is None:
+                    break
+                self._name, self._id = json.loads(head.group(1)), new_call_id()
+                self._value = _Value()
+                self._text = self._text[head.end() :]
+            length = self._value.reach(self._text)
+            if length:
+                parts.append(Part(call=ToolCall(self._name, self._text[:length], self._id)))
+                self._text = self._text[length:]
+            if self._value.ended:
+                self._value = None
+        return parts
+
+    def end(self) -> list[Part]:
+        """See `ReplyReader.end`. A call that the limit of tokens cut off stays as it is."""
+        return []
+
+
+class _Value:
+    """Finds where a JSON value ends, while it is written (RFC 8259)."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._depth = 0
+        self._in_string = self._escaped = False
+
+    def reach(self, text: str) -> int:
+        """Return how much of the next piece of text belongs to the value."""
+        for at, char in enumerate(text):
+            if self._in_string:
+                self._in_string = self._escaped or char != '"'
+                self._escaped = char == "\\" and not self._escaped
+                closes = not self._in_string
+            elif not self._depth and (char in ",}]" or char.isspace()):
+                self.ended = True  # after a number or a word, which have no end of their own
+                return at
+            else:
+                self._in_string = char == '"'
+                closes = char in "}]"
+                self._depth += (char in "{[") - closes
+            if closes and not self._depth:
+                self.ended = True
+                return at + 1
+        return len(text)
+
+
+MOST_CALLS = 8
+"""In one forced reply: a small model would not come to an end by itself."""
+
+
+def forced_schema(tools: Sequence[Tool], *, parallel: bool) -> dict[str, object]:
+    """Return the JSON schema of a reply that is nothing but calls of these tools."""
+    definitions: dict[str, object] = {}
+    calls = []
+    for number, tool in enumerate(tools):
+        arguments = _hoisted(dict(tool.parameters or {}), f"tool{number}_", definitions)
+        calls.append(
+            {
+                "type": "object",
+                "properties": {
+                    "name": {"const": tool.name},
+                    "arguments": _closed(arguments),
+                },
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+        )
+    call: dict[str, object] = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    if parallel:
+        call = {"type": "array", "items": call, "minItems": 1, "maxItems": MOST_CALLS}
+    return call | ({"$defs": definitions} if definitions else {})
+
+
+def _closed(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Leave no room for arguments the tool does not know, unless its schema speaks of them."""
+    if arguments.keys() & {"$ref", "anyOf", "oneOf", "allOf", "patternProperties"}:
+        return arguments
+    return {"type": "object", "properties": {}, "additionalProperties": False} | arguments
+
+
+def _hoisted(schema: dict[str, Any], prefix: str, into: dict[str, object]) -> dict[str, Any]:
+    """Move a schema's definitions to where the whole has its own; references are to the root."""
+    own = {key: schema.pop(key) for key in ("$defs", "definitions") if key in schema}
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                key: re.sub(r"^#/(\$defs|definitions)/", f"#/$defs/{prefix}", item)
+                if key == "$ref" and isinstance(item, str)
+                else moved(item)
+                for key, item in value.items()
+            }
+        return [moved(item) for item in value] if isinstance(value, list) else value
+
+    for named in own.values():
+        into |= {prefix + name: moved(definition) for name, definition in named.items()}
+    result: dict[str, Any] = moved(schema)
+    return result
+
+
+def tools_in_words(tools: Sequence[Tool]) -> str:
+    """Describe tools to a model whose chat template has no place for them."""
+    lines = [
+        "You can call these functions; answer with the name of one and its arguments, as JSON."
+    ]
+    for tool in tools:
+        schema = json.dumps(tool.parameters or {}, ensure_ascii=False)
+        lines.append(f"- {tool.name}: {tool.description} Arguments: {schema}")
+    return "\n".join(lines)

@@ -1,0 +1,32 @@
+"""What does a reply consist of?"""
+
+import uuid
+from dataclasses import dataclass
+from typing import Protocol
+
+from llmctl.types import ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a reply; one of the three is there."""
+
+    text: str = ""
+    reasoning: str = ""
+    call: ToolCall | None = None
+    """With the id of the call before it: more of that call's arguments."""
+
+
+class ReplyReader(Protocol):
+    """Tells the parts of one reply apart, while it is written."""
+
+    def feed(self, text: str) -> list[Part]:
+        """Take the next piece of what the model writes; return what is certain by now."""
+
+    def end(self) -> list[Part]:
+        """Return the rest, once no more can come."""
+
+
+def new_call_id() -> str:
+    """Return an id for a call, in OpenAI's style."""
+    return f"call_{uuid.uuid4().hex[:24]}"
