@@ -17,9 +17,9 @@ from llmctl.engine.batching.kv import KVCache, Reader, Writer
 from llmctl.engine.batching.shapes import rounded, rounded_queries
 
 NAME = "llmctl_packed"
-_QUERY_BLOCK = 256
+_QUERY_BLOCK, _CPU_QUERY_BLOCK = 256, 128
 """Queries of a prompt that are scored at once: more computes more of what is masked away, and
-scores that do not fit the processor's caches."""
+scores that do not fit the processor's caches (docs/performance.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,17 +217,24 @@ def _prefill(
     heads, count, dim = query.shape
     kv_heads = keys.shape[0]
     group = heads // kv_heads
+    fork = segment.past + count - sum(segment.branches)
     outputs = []
-    for begin in range(0, count, _QUERY_BLOCK):
-        size = min(_QUERY_BLOCK, count - begin)
+    most = _CPU_QUERY_BLOCK if query.device.type == "cpu" else _QUERY_BLOCK
+    for begin in range(0, count, most):
+        size = min(most, count - begin)
         mask = step.mask(query, segment, begin, size, window)
         rows, total = mask.shape
         block = query.narrow(1, begin, size)
         seen_keys, seen_values = keys.narrow(1, 0, total), values.narrow(1, 0, total)
         if query.device.type == "cpu":
-            asked = F.pad(block, (0, 0, 0, rows - size)).reshape(kv_heads, group * rows, dim)
+            # The scale on the queries, and the mask on what it can hide: two passes over the scores
+            # less.
+            asked = F.pad(block * scale, (0, 0, 0, rows - size))
+            asked = asked.reshape(kv_heads, group * rows, dim)
             scores = torch.matmul(asked, seen_keys.transpose(1, 2))
-            scores = scores.view(kv_heads, group, rows, total).mul_(scale).add_(mask)
+            scores = scores.view(kv_heads, group, rows, total)
+            open_to_all = 0 if window is not None else min(segment.past + begin, fork)
+            scores[..., open_to_all:].add_(mask[:, open_to_all:])
             weights = scores.softmax(-1).view(kv_heads, group * rows, total)
             out = torch.matmul(weights, seen_values).view(heads, rows, dim)[:, :size]
             del scores, weights  # or the next block's stand beside them
