@@ -191,6 +191,26 @@ def compare(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(help="Folders of runs, or their names in the store.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="File: .html is a page to look through, .md the table alone."
+        ),
+    ] = None,
+) -> None:
+    """Write a page about a run, or about several side by side; print their table in Markdown."""
+    from llmctl.services import eval_runs as service
+
+    render.line(service.report(runs, output).rstrip())
+    if output is not None:
+        render.note(f"written to {output}")
+
+
+@app.command()
 def pull(
     exam: Annotated[str, typer.Argument(help="Name of an exam, as `list` has it.")],
 ) -> None:

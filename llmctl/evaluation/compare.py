@@ -1,10 +1,11 @@
 """Do two runs differ by more than chance? Paired: only questions that both answered count."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 from llmctl.evaluation.stats import holm, mcnemar, paired_bootstrap
-from llmctl.types import Comparison, QuestionResult
+from llmctl.types import Comparison, QuestionResult, SuiteScore
 
 Pair = tuple[QuestionResult, QuestionResult]
 
@@ -19,6 +20,32 @@ class Compared:
     """Questions that one of the runs got right and the other wrong."""
     notes: tuple[str, ...]
     """What stands against comparing them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """How a suite's numbers were made, besides the model."""
+
+    mode: str
+    shots: int
+    prompt_hash: str
+    data_hash: str
+
+    @classmethod
+    def of(cls, suite: SuiteScore) -> Self:
+        return cls(suite.mode, suite.shots, suite.prompt_hash, suite.data_hash)
+
+
+def marks(first: Mapping[str, Made], second: Mapping[str, Made]) -> list[str]:
+    """Say what stands against comparing two runs: each way in which a suite was made otherwise."""
+    return [
+        f"{name} was made with {field.name} {str(getattr(first[name], field.name))[:16]} and "
+        f"{str(getattr(second[name], field.name))[:16]}: the difference is not the model's alone"
+        for name in first
+        if name in second
+        for field in fields(Made)
+        if getattr(first[name], field.name) != getattr(second[name], field.name)
+    ]
 
 
 def pairs_of(first: Sequence[QuestionResult], second: Sequence[QuestionResult]) -> list[Pair]:
@@ -72,7 +99,5 @@ def _compared(suite: str, scope: str, pairs: Sequence[Pair]) -> Comparison:
 
 
 def _corrected(parts: Sequence[Comparison]) -> list[Comparison]:
-    from dataclasses import replace
-
     values = holm([part.p_value for part in parts])
     return [replace(part, p_value=value) for part, value in zip(parts, values, strict=True)]

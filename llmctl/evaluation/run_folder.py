@@ -4,12 +4,13 @@ run.json       what was asked of whom; the folder belongs to that
 results.jsonl  a line for each question, written a batch at a time
 prompts.jsonl  every question as it was put
 report.json    the scores, once the run has ended
+report.md      the same as a table, and report.html as a page for people
 """
 
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ RUN: Final = "run.json"
 RESULTS: Final = "results.jsonl"
 PROMPTS: Final = "prompts.jsonl"
 REPORT: Final = "report.json"
+TABLE: Final = "report.md"
+PAGE: Final = "report.html"
 
 
 class RunFolder:
@@ -102,6 +105,25 @@ class RunFolder:
     def questions(self) -> dict[tuple[str, str, int], Question]:
         """Read the questions as they were put."""
         return {q.key: q for value in read_lines(self.path / PROMPTS) for q in [_question(value)]}
+
+
+def left_of(
+    plans: Sequence[SuitePlan], known: Mapping[str, QuestionResult]
+) -> tuple[list[SuitePlan], list[QuestionResult]]:
+    """Part the plans into what is still to be asked and what is answered."""
+    answered = []
+    left = []
+    for plan in plans:
+        subjects = []
+        for subject in plan.subjects:
+            keys = {q.key: question_key(q) for q in subject.questions}
+            answered += [known[key] for key in keys.values() if key in known]
+            open_ = tuple(q for q in subject.questions if keys[q.key] not in known)
+            if open_:
+                subjects.append(replace(subject, questions=open_))
+        if subjects:
+            left.append(replace(plan, subjects=tuple(subjects)))
+    return left, answered
 
 
 def result_key(result: QuestionResult) -> str:

@@ -1,16 +1,18 @@
-"""The story of `llmctl eval list, show, compare, pull, setup`: look at exams and past runs."""
+"""The story of `llmctl eval list, show, compare, report, pull, setup`."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from llmctl.errors import ConfigError
-from llmctl.evaluation.compare import Compared, compare_runs, pairs_of
+from llmctl.evaluation.compare import Compared, Made, compare_runs, marks, pairs_of
 from llmctl.evaluation.locate import find
+from llmctl.evaluation.past_run import PastRun
 from llmctl.evaluation.pull import pull
 from llmctl.evaluation.run_folder import PROMPTS, RUN, RunFolder, read_json, read_lines
 from llmctl.evaluation.suites import SUITES, find_suite
-from llmctl.services.evaluate import evals_folder
+from llmctl.evaluation.table import markdown
+from llmctl.services.eval_plans import evals_folder
 from llmctl.types import ProgressCallback, Question, QuestionResult
 
 
@@ -105,25 +107,38 @@ def compare(first: str, second: str) -> Compared:
         for value in read_lines(one.path / PROMPTS)
     }
     found, flipped = compare_runs(pairs, categories)
-    return Compared(tuple(found), tuple(flipped), tuple(_against(one, two)))
+    return Compared(tuple(found), tuple(flipped), tuple(marks(_made(one), _made(two))))
 
 
-def _against(one: RunFolder, two: RunFolder) -> list[str]:
-    """Say what differs in how two runs were made, besides the model."""
-    a, b = (_suites(folder) for folder in (one, two))
-    notes = []
-    for name in a.keys() & b.keys():
-        for key in ("mode", "shots", "prompt_hash", "data_hash"):
-            if a[name][key] != b[name][key]:
-                notes.append(
-                    f"{name} was made with {key} {str(a[name][key])[:16]} and "
-                    f"{str(b[name][key])[:16]}: the difference is not the model's alone"
-                )
-    return notes
+def _made(folder: RunFolder) -> dict[str, Made]:
+    suites = (read_json(folder.path / RUN) or {}).get("suites", ())
+    names = [field.name for field in fields(Made)]
+    return {suite["suite"]: Made(*(suite[name] for name in names)) for suite in suites}
 
 
-def _suites(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    return {suite["suite"]: suite for suite in (read_json(folder.path / RUN) or {})["suites"]}
+def report(runs: Sequence[str], output: Path | None) -> str:
+    """Write a page of one run, or of several side by side; return the Markdown table.
+
+    Args:
+        output: file to write: .html for the page, .md for the table; None writes none.
+
+    Raises:
+        ConfigError: a run is not there or has not ended, or the file cannot be written.
+    """
+    if output is not None and output.suffix not in (".html", ".md"):
+        raise ConfigError(f"{output} is neither .html nor .md")
+    found = [PastRun.read(run_folder(run)) for run in runs]
+    table = markdown([run.report for run in found])
+    if output is not None:
+        from llmctl.evaluation.page import page
+
+        try:
+            RunFolder(output.absolute().parent).write_text(
+                output.name, table if output.suffix == ".md" else page(found)
+            )
+        except OSError as error:
+            raise ConfigError(f"{output} cannot be written: {error}") from error
+    return table
 
 
 def pull_suite(name: str, progress: ProgressCallback) -> Path:

@@ -1,0 +1,59 @@
+"""Which questions will an evaluation ask, and where does it keep the answers?"""
+
+from datetime import datetime
+from pathlib import Path
+
+from llmctl.config import EvalConfig, store_home
+from llmctl.evaluation.exam_file import exam_suite, is_exam_file
+from llmctl.evaluation.locate import locate
+from llmctl.evaluation.planning import Wanted, plan_suite
+from llmctl.evaluation.suites import Suite, find_suite
+from llmctl.types import ProgressCallback, SuitePlan
+
+
+def plans_of(config: EvalConfig, progress: ProgressCallback) -> list[SuitePlan]:
+    """Plan every exam; data that is not here is fetched.
+
+    Raises:
+        ConfigError: there is no such exam, or its data cannot be had or used.
+    """
+    return [_plan(name, config, progress) for name in config.dataset]
+
+
+def plan_of(name: str, data_dir: Path | None, wanted: Wanted) -> SuitePlan:
+    """Plan one exam, by its name or its file."""
+    if is_exam_file(name):
+        file = Path(name).expanduser().resolve()
+        return plan_suite(exam_suite(file), file.parent, wanted)
+    suite = find_suite(name)
+    return plan_suite(suite, locate(suite, data_dir), wanted)
+
+
+def _plan(name: str, config: EvalConfig, progress: ProgressCallback) -> SuitePlan:
+    suite: Suite | None = None if is_exam_file(name) else find_suite(name)
+    mode = config.mode
+    if mode is None and config.base_url is not None and suite is not None and "gen" in suite.forms:
+        mode = "gen"  # what every server can do
+    data_dir = None if config.data_dir is None else Path(config.data_dir)
+    if suite is not None:
+        from llmctl.evaluation.pull import fetch_if_missing
+
+        fetch_if_missing(suite, data_dir, progress)
+    wanted = Wanted(
+        mode, config.shots, config.limit, config.subjects, config.seed, config.max_new_tokens
+    )
+    return plan_of(name, data_dir, wanted)
+
+
+def output_of(config: EvalConfig) -> Path:
+    """Return the folder for the results; it may not exist yet."""
+    if config.output is not None:
+        return Path(config.output).expanduser().absolute()
+    names = "-".join(Path(name).stem for name in config.dataset)[:60]
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+    return evals_folder() / f"{stamp}-{names}"
+
+
+def evals_folder() -> Path:
+    """Return the folder of runs that were given none of their own. It may not exist yet."""
+    return store_home() / "evals"

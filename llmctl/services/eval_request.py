@@ -1,0 +1,40 @@
+"""What is asked of `llmctl eval`, and who looks on while it is done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from llmctl.config.settings import Layer
+from llmctl.types import EngineInfo, QuestionResult, SuitePlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalRequest:
+    """What a person asks of `llmctl eval`."""
+
+    options: Layer
+    """Settings by option or variable."""
+    file: Path | None = None
+    """YAML file with settings."""
+    resume: bool = False
+    track: bool = True
+    tracking_uri: str | None = None
+    parent_run_id: str | None = None
+    """Run that this one belongs to; None: the run that taught the model, if we did."""
+
+
+class EvalListener(Protocol):
+    """Who looks on while an exam is sat."""
+
+    def begin(self, plans: Sequence[SuitePlan], known: Sequence[QuestionResult]) -> None:
+        """Learn what will be asked, and what an earlier run has answered of it."""
+
+    def loaded(self, info: EngineInfo) -> None:
+        """Learn what sits the exam, where it is a model of ours."""
+
+    def result(self, result: QuestionResult) -> None:
+        """Learn of an answer."""
+
+    def note(self, text: str) -> None:
+        """Learn what a person should know besides."""
