@@ -150,7 +150,10 @@ def kv_shape(model: Any) -> KVShape | None:
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     probe = torch.zeros((1, 2), dtype=torch.long, device=model.device)
-    layers = getattr(model(input_ids=probe, use_cache=True).get("past_key_values"), "layers", ())
+    output = model(input_ids=probe, use_cache=True)
+    # Transformers 5.24 has given it another name.
+    cache = output["cache"] if "cache" in output else output.get("past_key_values")
+    layers = getattr(cache, "layers", ())
     if not layers or any(type(x) not in (DynamicLayer, DynamicSlidingWindowLayer) for x in layers):
         return None
     shapes = {tuple(part.shape) for layer in layers for part in (layer.keys, layer.values)}
