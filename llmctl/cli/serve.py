@@ -3,24 +3,17 @@
 import re
 import signal
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llmctl.cli import options, render
+from llmctl.cli.estimate_view import show_estimate
 from llmctl.config import Overflow, ServeOptions
-from llmctl.errors import ConfigError, OutOfMemoryError
-from llmctl.types import (
-    DEFAULT_ROWS,
-    EngineInfo,
-    Estimate,
-    KVQuant,
-    MemoryLimits,
-    MemoryPlan,
-    QuantFit,
-)
+from llmctl.errors import ConfigError
+from llmctl.types import DEFAULT_ROWS, EngineInfo, KVQuant, MemoryLimits
 
 DEFAULT = ServeOptions()
 LIMITS = MemoryLimits()
@@ -238,7 +231,7 @@ def serve(
     if estimate:
         from llmctl.services.estimate import estimate as estimated
 
-        _show_estimate(estimated(spec, free), as_json=as_json)
+        show_estimate(estimated(spec, free), as_json=as_json)
         return
     if free is not None or as_json:
         raise ConfigError("--free and --json are only for --estimate", hint="add --estimate")
@@ -278,44 +271,3 @@ def serve(
         ended_by = service.serve(spec, where, ready, progress, render.note)
     if ended_by == signal.SIGINT:
         raise typer.Exit(130)
-
-
-def _show_estimate(estimate: Estimate, *, as_json: bool) -> None:
-    """Print what would fit; raise `OutOfMemoryError` after it if the model does not."""
-    if as_json:
-        render.as_json(asdict(estimate))
-    else:
-        _print_estimate(estimate)
-    if estimate.shortage is not None:
-        raise OutOfMemoryError(estimate.shortage, hint=estimate.hint)
-
-
-def _print_estimate(estimate: Estimate) -> None:
-    from llmctl.engine.memory import gib
-
-    plan = estimate.plan
-    parts = {f"weights, {estimate.quant}": plan.weights_bytes}
-    if isinstance(plan, MemoryPlan):
-        parts |= {"KV cache": plan.kv_budget_bytes, "activations": plan.activation_bytes}
-    parts |= {"reserve": plan.reserve_bytes, f"free, {estimate.device}": plan.free_bytes}
-    render.table(("PART", "BYTES"), [(part, gib(size)) for part, size in parts.items()])
-    lines = {}
-    if isinstance(plan, MemoryPlan) and plan.context_length:
-        rows = "1 row" if plan.max_rows == 1 else f"{plan.max_rows} rows"
-        lines["fits"] = (
-            f"context {plan.context_length:,} tokens, {rows}, "
-            f"KV for {plan.kv_budget_tokens:,} tokens of {gib(plan.kv_bytes_per_token)}"
-        )
-    for other in plan.alternatives:
-        lines[f"--quant {other.quant}"] = f"weights {gib(other.weights_bytes)}, {_reach(other)}"
-    render.fields(lines)
-    for line in plan.notes:
-        render.note(f"note: {line}")
-
-
-def _reach(other: QuantFit) -> str:
-    if not other.fits:
-        return "does not fit"
-    if other.context_length is None:
-        return "fits, context unknown"
-    return f"fits, context {other.context_length:,} tokens"
