@@ -52,13 +52,19 @@ class EvalView:
         else:
             self._bars.console.print(text, markup=False, highlight=False)
 
-    def loaded(self, info: EngineInfo) -> None:
+    def _settle(self) -> None:
+        """Leave the terminal to others, until the next exam."""
         self._open.close()
+        self._loading = self._bars = None
+        self._started = 0.0
+
+    def loaded(self, info: EngineInfo) -> None:
+        self._settle()
         render.engine_summary(info)
 
     def begin(self, plans: Sequence[SuitePlan], known: Sequence[QuestionResult]) -> None:
         """Show what will be asked, and begin the bar."""
-        self._open.close()
+        self._settle()
         for plan in plans:
             render.note(
                 f"{plan.suite}: {plan.question_count:,} questions in {len(plan.subjects)} "
@@ -68,7 +74,7 @@ class EvalView:
             render.note(f"{len(known):,} of them were answered before")
         self._total = sum(plan.question_count for plan in plans)
         self._done = self._before = len(known)
-        self._right = sum(result.correct for result in known)
+        self._right, self._failed = sum(result.correct for result in known), 0
         self._started = self._last_line = time.monotonic()
         if not sys.stderr.isatty():
             return
@@ -109,6 +115,8 @@ class EvalView:
                 f"{self._done:,} of {self._total:,}: {self._score()}, "
                 f"about {render.duration(left)} left"
             )
+        if self._done >= self._total:
+            self._settle()
 
     def _score(self) -> str:
         answered = self._done - self._failed

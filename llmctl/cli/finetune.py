@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmctl.cli import options, render, setting_options, train_view
+from llmctl.cli import eval_view, options, render, setting_options, train_view
 from llmctl.config import TrainConfig
 from llmctl.config.finetune import SPELLINGS
 from llmctl.types import TrainReport
@@ -86,14 +86,20 @@ def finetune(
         raise typer.Exit(launch(Fleet(nproc, nnodes, rendezvous), sys.argv[1:]))
     from llmctl.services import finetune as service  # torch and transformers begin here
 
-    with train_view.TrainView(quiet=not first, plan_is_result=dry_run and not as_json) as view:
-        report = service.finetune(request, view, view.progress)
+    with (
+        train_view.TrainView(quiet=not first, plan_is_result=dry_run and not as_json) as view,
+        eval_view.EvalView() as exams,
+    ):
+        report = service.finetune(request, view, view.progress, exams)
     if not first:
         return
     if as_json:
         render.as_json(asdict(report))
     elif isinstance(report, TrainReport):
         train_view.show_report(report)
+        if report.exams:
+            render.heading("exams, before and after")
+            eval_view.show_comparison(report.exams, ())
 
 
 # Typer reads the options off the signature: ours, and one for each field of the settings.

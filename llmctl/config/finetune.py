@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from llmctl.config.model import DEFAULT_MODEL
 from llmctl.errors import ConfigError
-from llmctl.types import DType, Quant
+from llmctl.types import DType, EvalMode, Quant
 
 Method = Literal["lora", "qlora", "dora", "rslora", "full", "dpo"]
 Scheduler = Literal["cosine", "linear", "constant"]
@@ -52,6 +52,15 @@ class TrainConfig:
     """Examples to measure on, in place of a share of the data; may be repeated."""
     eval_fraction: _Share = 0.05
     """Share of the data that is held out to measure on, chosen by the hash of each row."""
+    eval: tuple[str, ...] = ()
+    """Exam to sit before and after the training, such as ceval or a file of your own (see `llmctl
+    eval list`); may be repeated. The difference is shown and recorded."""
+    eval_limit: _Count | None = None
+    """Questions of each subject at most, in those exams."""
+    eval_mode: EvalMode | None = None
+    """How those exams are asked: ppl, logprob, logprob_norm or gen. [default: each exam's own]"""
+    eval_dir: str | None = None
+    """Folder to look for those exams in, before the store."""
     format: str | None = None
     """Format that every row has, such as alpaca or messages; recognised row by row if not given."""
     columns: Mapping[str, str] = field(default_factory=dict)

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from llmctl.config.settings import Layer
-from llmctl.types import EngineInfo, QuestionResult, SuitePlan
+from llmctl.types import EngineInfo, Progress, QuestionResult, SuitePlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,3 +38,28 @@ class EvalListener(Protocol):
 
     def note(self, text: str) -> None:
         """Learn what a person should know besides."""
+
+    def progress(self, report: Progress) -> None:
+        """Learn what goes on before the first question."""
+
+
+class _Quiet:
+    """Looks on and says nothing."""
+
+    def begin(self, plans: Sequence[SuitePlan], known: Sequence[QuestionResult]) -> None:
+        pass
+
+    def loaded(self, info: EngineInfo) -> None:
+        pass
+
+    def result(self, result: QuestionResult) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def progress(self, report: Progress) -> None:
+        pass
+
+
+QUIET: Final[EvalListener] = _Quiet()

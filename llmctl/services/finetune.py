@@ -10,6 +10,8 @@ from llmctl.engine.provenance import Provenance
 from llmctl.errors import LlmctlError
 from llmctl.monitor import open_tracker, tracked
 from llmctl.monitor.base import Terminated
+from llmctl.services.eval_request import QUIET, EvalListener
+from llmctl.services.finetune_exams import Exams
 from llmctl.services.finetune_settings import FinetuneRequest, chosen_settings, compare
 from llmctl.train.checkpoints import (
     LOCK_FILE,
@@ -48,11 +50,13 @@ def finetune(
     request: FinetuneRequest,
     listen: TrainListener,
     progress: ProgressCallback = ignore_progress,
+    exam_listener: EvalListener = QUIET,
 ) -> TrainReport | TrainPlan:
     """Teach a model; return the plan alone after a dry run.
 
     Args:
         listen: told the plan before anything is loaded, then every step and measurement.
+        exam_listener: told of the exams that are sat before and after.
 
     Raises:
         ConfigError, DataError, TemplateError: settings or rows cannot be used.
@@ -72,6 +76,8 @@ def finetune(
         if share.rank:  # the first process says it for all
             raise SystemExit(error.exit_code) from error
         raise
+    uri, world = request.tracking_uri, share.world
+    exams = Exams(settings.values, folder, listen, exam_listener, uri, processes=world)
     if before is not None:
         compare(before, ready.receipt, request, listen)
     listen(ready.plan)
@@ -85,7 +91,7 @@ def finetune(
             alone.enter_context(working_in(folder))
             if not request.resume:
                 empty_output(folder, overwrite=request.overwrite)
-        return _Training(request, ready, before, listen, progress).run(newest)
+        return _Training(request, ready, before, listen, progress, exams).run(newest)
 
 
 class _Training:
@@ -98,7 +104,9 @@ class _Training:
         before: Receipt | None,
         listen: TrainListener,
         progress: ProgressCallback,
+        exams: Exams,
     ) -> None:
+        self._exams = exams
         self._request = request
         self._ready = ready
         self._before = before
@@ -131,14 +139,21 @@ class _Training:
             )
             if first:
                 self._begin_record()
-            training = TrainRun(job, self._told, self._stop, self._save_with)
-            training.load(self._progress)
-            try:
-                with self._stop.listening():
-                    outcome = training.train(resume)
-            except Interrupted:
-                self._leave()
-            return self._finish(outcome) if first else report_of(job.folder, outcome, ready.plan)
+            self._exams.before(tracker)
+            outcome = self._taught(resume)
+            if not first:
+                return report_of(job.folder, outcome, ready.plan)
+            return self._exams.after(tracker, self._finish(outcome))
+
+    def _taught(self, resume: Checkpoint | None) -> Outcome:
+        """Train; the weights are let go of at the end."""
+        training = TrainRun(self._ready.job, self._told, self._stop, self._save_with)
+        training.load(self._progress)
+        try:
+            with self._stop.listening():
+                return training.train(resume)
+        except Interrupted:
+            self._leave()
 
     def _begin_record(self) -> None:
         ready, tracker = self._ready, self._tracker

@@ -27,7 +27,16 @@ _LIBRARIES = (
     "tokenizers",
     "numpy",
 )
-_PATHS = ("model", "data", "eval_data", "chat_template", "fsdp_config", "deepspeed")
+_PATHS = (
+    "model",
+    "data",
+    "eval_data",
+    "eval",
+    "eval_dir",
+    "chat_template",
+    "fsdp_config",
+    "deepspeed",
+)
 _FREE_ON_RESUME = {
     "micro_batch_size",
     "gradient_checkpointing",

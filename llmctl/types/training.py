@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from llmctl.types.evaluation import Comparison
+
 
 @dataclass(frozen=True, slots=True)
 class TrainSetting:
@@ -121,3 +123,5 @@ class TrainReport:
     after: tuple[SampleReply, ...] = ()
     stopped_early: bool = False
     notes: tuple[str, ...] = ()
+    exams: tuple[Comparison, ...] = ()
+    """Each exam of `--eval`, before against after."""

@@ -25,7 +25,7 @@ def page(runs: Sequence[PastRun]) -> str:
     """
     names = run_names(runs)
     suites = list(dict.fromkeys(s.suite for run in runs for s in run.report.suites))
-    title = f"{' against '.join(names)}: {', '.join(map(title_of, suites))}"
+    title = f"{' and '.join(names)}: {', '.join(map(title_of, suites))}"
     parts = [f"<h1>{escape(title)}</h1>", legend(names)]
     for suite in suites:
         found = [next((s for s in run.report.suites if s.suite == suite), None) for run in runs]

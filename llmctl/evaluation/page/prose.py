@@ -44,8 +44,8 @@ def lead(name: str, suite: SuiteScore) -> str:
         )
     if score.robust_accuracy is not None:
         said.append(
-            f"Read with more care the same replies have {percent(score.robust_accuracy)} %; in "
-            f"{score.unparsed} no answer was found."
+            f"Read with more care the same replies have {percent(score.robust_accuracy)} %"
+            + (f"; in {score.unparsed} no answer was found." if score.unparsed else ".")
         )
     if suite.chance is not None:
         said.append(f"Guessing gets {suite.chance:.0%}.")
