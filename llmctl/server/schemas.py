@@ -365,6 +365,8 @@ class Model(BaseModel):
     created: int
     """Unix time in seconds since which this server serves it."""
     owned_by: str = "llmctl"
+    max_model_len: int
+    """Tokens of prompt and reply together; the name is vLLM's, OpenAI has none."""
 
 
 class ModelList(BaseModel):

@@ -48,7 +48,8 @@ class Serving:
     def describe(self, name: str) -> Model:
         """Describe a served model, as `adapter_of` finds it."""
         self.adapter_of(name)
-        return Model(id=name, created=self._started)
+        context = self.engine.info().context_length
+        return Model(id=name, created=self._started, max_model_len=context)
 
     async def chunks(
         self,

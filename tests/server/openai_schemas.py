@@ -162,7 +162,8 @@ MODELS = obj(
                     "object": {"const": "model"},
                     "created": SECONDS,
                     "owned_by": STRING,
-                }
+                },
+                {"max_model_len": COUNT},
             )
         ),
     }

@@ -34,8 +34,9 @@ def test_models_are_the_engines_own_and_the_served_names() -> None:
     assert listed["object"] == "list"
     assert [model["id"] for model in listed["data"]] == ["fake-model", "gpt-4o", "me/mine"]
     for model in listed["data"]:
-        assert model.keys() == {"id", "object", "created", "owned_by"}
+        assert model.keys() == {"id", "object", "created", "owned_by", "max_model_len"}
         assert model["object"] == "model"
+        assert model["max_model_len"] == 128
 
 
 @pytest.mark.parametrize("path", ["me/mine", "me%2Fmine"])
