@@ -19,10 +19,6 @@ DEFAULT = BenchPlan()
 ROUNDS_OF_TWO = 3
 """Rounds when two servers are compared: the median of three is not the one that was disturbed."""
 
-MODEL_OPTIONS = frozenset(
-    {"quant", "device", "dtype", "adapter", "chat_template", "trust_remote_code", "allow_pickle"}
-)
-
 
 def bench(
     context: typer.Context,
@@ -84,9 +80,7 @@ def bench(
             "[default: a new one]",
         ),
     ] = None,
-    api_key: Annotated[
-        str | None, typer.Option("--api-key", envvar="LLMCTL_API_KEY", help="For every server.")
-    ] = None,
+    api_key: options.ApiKeyOpt = None,
     pid: Annotated[
         list[int] | None,
         typer.Option("--pid", help="Process of the server, to watch its memory; then of --vs."),
@@ -126,7 +120,7 @@ def bench(
         ignore_eos=ignore_eos,
         seed=seed if seed is not None else SystemRandom().randrange(10**6),
     )
-    given = frozenset(name for name in context.params if _on_command_line(context, name))
+    given = options.given(context)
     urls = [base_url] if vs is None else [base_url, vs]
     _check(urls, given, pids=pid or [], labels=label or [], plot=plot)
     labels = [*(label or []), *map(_host, urls[len(label or []) :])]
@@ -197,9 +191,8 @@ def _check(
             "--vs is the same server as --base-url, which would remember the first side's prompts",
             hint="start a second one on another port",
         )
-    if urls[0] is not None and (ours := sorted(given & MODEL_OPTIONS)):
-        names = ", ".join("--" + name.replace("_", "-") for name in ours)
-        raise ConfigError(f"{names}: only the server at --base-url can choose that")
+    if urls[0] is not None:
+        options.refuse_local(given)
     if "api_key" in given and not servers:
         raise ConfigError("--api-key without a server", hint="add --base-url or --vs")
     if "vs_model" in given and len(urls) < 2:
@@ -219,11 +212,6 @@ def _levels(text: str) -> tuple[int, ...]:
         raise ConfigError(f"--concurrency is {text!r}", hint="such as --concurrency 1,2,4") from (
             None
         )
-
-
-def _on_command_line(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _host(url: str | None) -> str:

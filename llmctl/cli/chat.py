@@ -1,29 +1,64 @@
 """`llmctl chat`: talk to a model, turn by turn or once."""
 
 import sys
-from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
 from llmctl.cli import options, render
-from llmctl.errors import ConfigError, LlmctlError
-
-if TYPE_CHECKING:
-    from llmctl.services.chat import ChatSession
-
-HELP = """/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops a reply."""
+from llmctl.errors import ConfigError
+from llmctl.types import ApiEndpoint
 
 
 def chat(
+    context: typer.Context,
     question: Annotated[
         str | None, typer.Argument(help="Answered once; without it, a conversation begins.")
     ] = None,
     model: options.ModelOpt = options.MODEL,
+    base_url: options.BaseUrlOpt = None,
+    api_key: options.ApiKeyOpt = None,
     quant: options.QuantOpt = "none",
     system: Annotated[
         str | None, typer.Option("--system", "-s", help="Instruction the model is given first.")
     ] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option("--file", "-f", help="Text file to go with the question; may be repeated."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the last conversation.")
+    ] = False,
+    id: Annotated[
+        str | None,
+        typer.Option("--id", help="Go on with this conversation; the beginning of its id will do."),
+    ] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="List the conversations.")] = False,
+    schema: Annotated[
+        str | None,
+        typer.Option(
+            "--json",
+            metavar="SCHEMA.json",
+            help="Reply with JSON that follows this schema, and print nothing else; - is any JSON "
+            "object. With --list: `--json -` prints JSON.",
+        ),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Write replies as they come, without Markdown.")
+    ] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="Show a reply while it is written.")
+    ] = True,
+    think: Annotated[
+        bool, typer.Option("--think/--no-think", help="Show reasoning, or fold it into a line.")
+    ] = True,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Show speed, tokens and context after each reply.")
+    ] = False,
+    save: Annotated[
+        bool, typer.Option("--save/--no-save", help="Keep the conversation in llmctl's folder.")
+    ] = True,
     max_tokens: options.MaxTokensOpt = None,
     temperature: options.TemperatureOpt = None,
     top_p: options.TopPOpt = None,
@@ -40,71 +75,81 @@ def chat(
     """Talk to a model in the terminal.
 
     `llmctl chat "question"` and `echo question | llmctl chat` answer once: the reply on stdout,
-    everything else on stderr.
+    everything else on stderr. A conversation is kept as it goes; one answer alone is not, unless
+    it goes on with a conversation.
     """
+    if list_all:
+        _show_list(as_json=schema is not None)
+        return
     spec = options.model_spec(
         model, quant, device, dtype, adapter, chat_template, trust_remote_code, allow_pickle
     )
     params = options.sampling(max_tokens, temperature, top_p, top_k, seed, stop)
-    if question is not None or not sys.stdin.isatty():
-        question = _question(question)
+    given = options.given(context)
+    endpoint = None
+    if base_url is not None:
+        options.refuse_local(given)
+        # What the environment names is a model of this machine.
+        endpoint = ApiEndpoint(base_url, model if "model" in given else None, api_key)
+    elif "api_key" in given:
+        raise ConfigError("--api-key without a server", hint="add --base-url URL")
+    going_on = resume or id is not None
+    if not save and going_on:
+        raise ConfigError("--no-save with a conversation that is kept", hint="leave one out")
+    once = question is not None or not sys.stdin.isatty()
+    if once:
+        question = _question(question, attached=bool(file))
 
-    from llmctl.services import chat as service  # torch and transformers begin here
+    from llmctl.cli.talk.look import Look
+    from llmctl.services import chat as service  # torch and transformers begin with the engine
 
+    look = Look(plain=plain, think=think, stats=stats, stream=stream)
+    grammar = None if schema is None else service.settings.grammar(schema)
+    attached = [service.files.attach(name) for name in file or ()]
+    store = service.ConversationStore() if save and (going_on or not once) else None
+    conversation = service.Conversation(system=system)
+    if store is not None and going_on:
+        conversation = service.begun(store, id, system)
     with render.progress() as progress:
-        session = service.open_session(spec, params, system, progress)
+        session = service.open_session(
+            spec,
+            params,
+            conversation,
+            endpoint=endpoint,
+            store=store,
+            warn=lambda text: look.say(text, "yellow"),
+            progress=progress,
+        )
+    session.grammar = grammar
     with session:
-        if question is None:
-            _converse(session)
+        if question is not None:
+            from llmctl.cli.talk.once import answer_once
+
+            answer_once(session, look, service.files.with_attachments(question, attached))
         else:
-            _reply(session, question)
+            from llmctl.cli.talk.talk import converse
+
+            converse(session, service.Switch(session, spec, endpoint), look, attached)
 
 
-def _converse(session: "ChatSession") -> None:
-    with suppress(ImportError):  # not on Windows
-        import readline  # noqa: F401  line editing and history for input()
-    render.engine_summary(session.info())
-    render.note(HELP)
-    while True:
-        try:
-            text = input(">>> ").strip()
-        except EOFError:
-            render.note("")
-            return
-        except KeyboardInterrupt:
-            render.note("\nCtrl-D or /exit leaves")
-            continue
-        if text == "/exit":
-            return
-        if text == "/clear":
-            session.clear()
-            render.note("the conversation is forgotten")
-        elif text == "/help":
-            render.note(HELP)
-        elif text.startswith("/"):
-            render.show_error(f"unknown command {text.split()[0]}", HELP)
-        elif text:
-            try:
-                _reply(session, text)
-            except KeyboardInterrupt:
-                render.note("[stopped]")
-            except LlmctlError as error:
-                render.show_error(str(error), error.hint)
-
-
-def _reply(session: "ChatSession", text: str) -> None:
-    with closing(session.say(text)) as pieces:
-        try:
-            for piece in pieces:
-                render.reply_text(piece)
-        finally:
-            render.reply_text("\n")
-
-
-def _question(given: str | None) -> str:
+def _question(given: str | None, *, attached: bool) -> str:
     """Take the question from the argument, or from what was piped in, or both below each other."""
     piped = "" if sys.stdin.isatty() else sys.stdin.read().strip()
     question = "\n\n".join(part for part in (given, piped) if part)
-    if not question:
+    if not question and not attached:
         raise ConfigError("there is no question", hint='llmctl chat "your question"')
     return question
+
+
+def _show_list(*, as_json: bool) -> None:
+    from llmctl.services.chat import ConversationStore
+
+    listed = ConversationStore().list()
+    if as_json:
+        render.as_json([asdict(each) for each in listed])
+        return
+    if not listed:
+        render.note("there is no conversation yet; `llmctl chat` begins one")
+        return
+    rows = [[c.id, render.day(c.updated), str(c.turns), c.model, c.title] for c in listed]
+    render.table(["id", "last", "turns", "model", "began with"], rows, cut=["model", "began with"])

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from llmctl.config import DEFAULT_MODEL
+from llmctl.errors import ConfigError
 from llmctl.types import (
     DEFAULT_SAMPLING,
     SAMPLING_RANGES,
@@ -91,9 +92,39 @@ TrackingUriOpt = Annotated[
         "[default: $MLFLOW_TRACKING_URI, else SQLite in llmctl's folder]",
     ),
 ]
+BaseUrlOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url",
+        envvar="LLMCTL_BASE_URL",
+        help="Ask this OpenAI-compatible server. --model is then its own name of the model.",
+    ),
+]
+ApiKeyOpt = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="LLMCTL_API_KEY", help="Key of the server that is asked."),
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 MODEL = DEFAULT_MODEL
+
+LOCAL = frozenset(
+    {"quant", "device", "dtype", "adapter", "chat_template", "trust_remote_code", "allow_pickle"}
+)
+"""Options of a model in this process, which a server has chosen for itself."""
+
+
+def given(context: typer.Context) -> frozenset[str]:
+    """Return the parameters that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return frozenset(n for n, source in sources.items() if source and source.name == "COMMANDLINE")
+
+
+def refuse_local(names: frozenset[str]) -> None:
+    """Refuse what only the server could choose, which would be ignored. Raises `ConfigError`."""
+    if ours := sorted(names & LOCAL):
+        listed = ", ".join("--" + name.replace("_", "-") for name in ours)
+        raise ConfigError(f"{listed}: only the server at --base-url can choose that")
 
 
 def model_spec(

@@ -32,6 +32,10 @@ def note(text: str) -> None:
 
 def engine_summary(info: EngineInfo) -> None:
     """Say in a line what is loaded, and what should be known of it."""
+    if not info.parameter_count:  # other people's
+        context = f", context {info.context_length:,} tokens" if info.context_length else ""
+        note(f"{info.model_id} at {info.device}{context}")
+        return
     quant = "" if info.quant == "none" else f", {info.quant}"
     note(
         f"{info.model_id}: {info.parameter_count / 1e6:,.0f} M parameters, {info.dtype}{quant} "

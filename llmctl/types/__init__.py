@@ -33,6 +33,7 @@ from llmctl.types.generation import (
 from llmctl.types.memory import Estimate, MemoryPlan, QuantFit, WeightsPlan
 from llmctl.types.model import (
     DEFAULT_ROWS,
+    ApiEndpoint,
     DType,
     EngineInfo,
     EngineState,
@@ -94,6 +95,7 @@ __all__ = [
     "TAG_PROCESS",
     "TAG_SEEN",
     "TAG_USED_MODEL_ID",
+    "ApiEndpoint",
     "Choice",
     "Comparison",
     "DType",

@@ -1,7 +1,7 @@
 """Which model, how it is loaded, and what was loaded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from llmctl.errors import ConfigError
@@ -67,6 +67,16 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ApiEndpoint:
+    """A model behind an OpenAI-compatible server."""
+
+    base_url: str
+    model: str | None = None
+    """The server's name of it; `None` is the only one it has."""
+    api_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What is loaded and where."""
 
@@ -76,8 +86,9 @@ class EngineInfo:
     dtype: str
     quant: Quant
     context_length: int
-    """Tokens of prompt and reply together."""
+    """Tokens of prompt and reply together; 0 where a server does not say."""
     parameter_count: int
+    """0 of a model that others run."""
     weight_bytes: int
     has_chat_template: bool
     template_fingerprint: str | None

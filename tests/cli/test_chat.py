@@ -1,12 +1,16 @@
-import sys
+import json
 from pathlib import Path
 
-import pexpect
 import pytest
+from typer.testing import CliRunner
 
+from llmctl.cli.app import app
 from llmctl.engine.hf_runner import HFRunner
+from llmctl.errors import ConfigError
+from llmctl.services.chat.conversation import Conversation
+from llmctl.services.chat.store import ConversationStore
 from llmctl.types import GenerationRequest, Message, SamplingParams
-from tests.cli.process import COMMAND, error_lines, run
+from tests.cli.process import error_lines, run
 
 TINY_REPLY = SamplingParams(temperature=0, max_new_tokens=8)
 REPLY_OPTIONS = ("-t", "0", "--max-tokens", "8", "--dtype", "float32", "--device", "cpu")
@@ -77,27 +81,56 @@ def test_a_traceback_is_shown_where_it_is_asked_for() -> None:
     assert "Traceback" in done.stderr
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a pseudo-terminal")
-def test_ctrl_c_stops_the_reply_and_ctrl_d_leaves(tiny_folder: Path) -> None:
-    terminal = pexpect.spawn(
-        COMMAND[0],
-        [*COMMAND[1:], "chat", "-m", str(tiny_folder), "-t", "0", "--device", "cpu"],
-        encoding="utf-8",
-        timeout=60,
-        dimensions=(24, 80),
+def test_a_script_gets_json_alone_and_an_exit_code_that_says_whether_it_is_whole(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(
+        '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],'
+        ' "additionalProperties": false}'
     )
-    terminal.expect(">>> ")
-    # Enough tokens that the reply cannot have ended before the interrupt.
-    terminal.sendline("tell me everything")
-    terminal.expect("\r\n")
-    terminal.sendintr()
-    terminal.expect(r"\[stopped\]|>>> ")
-    terminal.sendline("/nonsense")
-    terminal.expect("unknown command /nonsense")
-    terminal.sendline("/clear")
-    terminal.expect("forgotten")
-    terminal.expect(">>> ")
-    terminal.sendeof()
-    terminal.expect(pexpect.EOF)
-    terminal.close()
-    assert terminal.exitstatus == 0
+    notes = tmp_path / "notes.txt"
+    notes.write_text("a note")
+    words = ("chat", "hi", "-m", str(tiny_folder), "-t", "0", "--device", "cpu", "-f", str(notes))
+    done = run(*words, "--json", str(schema), LLMCTL_HOME=str(tmp_path))
+    assert done.returncode == 0
+    assert set(json.loads(done.stdout)) == {"ok"}
+    short = run(*words, "--json", str(schema), "--max-tokens", "3", LLMCTL_HOME=str(tmp_path))
+    assert (short.returncode, short.stdout) == (1, "")
+    assert "cut off before its JSON was whole" in short.stderr
+    assert not (tmp_path / "conversations.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--json", "nothere.json"), "cannot read the schema nothere.json"),
+        (("-f", "nothere.txt"), "cannot read nothere.txt"),
+        (("--id", "abc"), "no conversation is 'abc'"),
+        (("--resume",), "there is no conversation yet"),
+        (("--resume", "--no-save"), "--no-save"),
+        (("--api-key", "x"), "--api-key without a server"),
+        (("--base-url", "nowhere"), "'nowhere' is no URL"),
+        (("--base-url", "http://127.0.0.1:9", "--quant", "4bit"), "--quant: only the server"),
+    ],
+)
+def test_what_cannot_be_used_is_said_before_a_model_is_loaded(
+    words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMCTL_HOME", str(tmp_path))
+    ended = CliRunner().invoke(app, ["chat", "hi", *words])
+    assert isinstance(ended.exception, ConfigError)
+    assert said in str(ended.exception)
+
+
+def test_conversations_are_listed_the_last_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMCTL_HOME", str(tmp_path))
+    store = ConversationStore()
+    older = store.save(Conversation().asked("what\nis it?"), now=1.0)
+    newer = store.save(Conversation().asked("and now?"), now=2.0)
+    shown = CliRunner().invoke(app, ["chat", "--list"])
+    assert [line.split("\t")[0] for line in shown.stdout.splitlines()] == [newer.id, older.id]
+    listed = json.loads(CliRunner().invoke(app, ["chat", "--list", "--json", "-"]).stdout)
+    assert [each["title"] for each in listed] == ["and now?", "what is it?"]

@@ -1,0 +1,163 @@
+"""How is a reply shown while it is written?"""
+
+import sys
+import threading
+from time import monotonic
+from typing import Final, Protocol
+
+from llmctl.cli.talk.look import Look
+from llmctl.cli.talk.markdown import blocks, rendered
+from llmctl.cli.talk.screen import Screen
+from llmctl.cli.talk.thought import Thought
+from llmctl.types import GenerationChunk
+
+_FRAME_S: Final = 1 / 15
+_PATIENCE_S: Final = 0.7
+"""Silence after which a person is shown that something goes on."""
+# Escape sequences of a model would move the cursor, or worse: they are shown as pictures.
+_VISIBLE = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {
+    0x0D: None,
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}
+
+
+class AnswerView(Protocol):
+    """Shows one reply, from when it is asked for."""
+
+    def feed(self, chunk: GenerationChunk) -> None:
+        """Show the next piece."""
+
+    def end(self) -> None:
+        """Show the rest; nothing more comes. Harmless to call again."""
+
+
+def view_of(look: Look) -> AnswerView:
+    """Return what shows a reply as the terminal can and the person likes."""
+    shown: AnswerView = _Drawn(look) if look.drawn else _Plain(look)
+    return shown if look.stream else _Whole(shown)
+
+
+def visible(text: str) -> str:
+    """Return a text without anything that a terminal would obey."""
+    return text.translate(_VISIBLE)
+
+
+class _Plain:
+    """Writes pieces as they come; reasoning goes beside, to a terminal only."""
+
+    def __init__(self, look: Look) -> None:
+        self._look = look
+        self._last = ""
+        self._thinking = False
+        self._beside = look.err.is_terminal and look.think
+
+    def feed(self, chunk: GenerationChunk) -> None:
+        if chunk.reasoning and self._beside:
+            self._look.err.print(
+                visible(chunk.reasoning), style="dim", end="", markup=False, soft_wrap=True
+            )
+            self._thinking = True
+        if chunk.text:
+            self._end_thinking()
+            self._write(visible(chunk.text) if sys.stdout.isatty() else chunk.text)
+
+    def _end_thinking(self) -> None:
+        if self._thinking:
+            self._look.err.print("\n")
+            self._thinking = False
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        self._last = text
+
+    def end(self) -> None:
+        self._end_thinking()
+        if self._last and not self._last.endswith("\n"):
+            self._write("\n")
+
+
+class _Drawn:
+    """Draws Markdown: finished blocks for good, the last one again and again.
+
+    A thread of its own paints, so that what came last is seen though nothing follows it.
+    """
+
+    def __init__(self, look: Look) -> None:
+        self._look = look
+        self._screen = Screen(sys.stdout)
+        self._thought = Thought(look)
+        self._begun_s = monotonic()
+        self._source = ""
+        """What is not written for good yet."""
+        self._stayed = 0
+        """Rows of it that are, because the screen is full."""
+        self._any = False
+        """Whether a block stands above."""
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._painter = threading.Thread(target=self._run, name="llmctl-painter", daemon=True)
+        self._painter.start()
+
+    def feed(self, chunk: GenerationChunk) -> None:
+        with self._lock:
+            self._thought.text += visible(chunk.reasoning)
+            self._source += visible(chunk.text)
+
+    def _run(self) -> None:
+        while not self._over.wait(_FRAME_S):
+            with self._lock:
+                self._paint()
+
+    def _paint(self) -> None:
+        if self._source or self._any:
+            self._thought.end()
+            self._paint_answer()
+        elif self._thought.text:
+            self._thought.paint()
+        elif self._look.err.is_terminal and monotonic() - self._begun_s > _PATIENCE_S:
+            self._thought.wait(monotonic() - self._begun_s)
+
+    def _paint_answer(self) -> None:
+        *finished, last = blocks(self._source)
+        for block in finished:
+            self._screen.stay(self._rows(block)[self._stayed :])
+            self._stayed, self._any = 0, True
+        self._source = last
+        rows = self._rows(last)[self._stayed :]
+        full = max(0, len(rows) - self._screen.size[1] + 2)
+        self._screen.stay(rows[:full], rows[full:])
+        self._stayed += full
+
+    def _rows(self, block: str) -> list[str]:
+        rows = rendered(block, self._look.out)
+        return ["", *rows] if rows and self._any else rows
+
+    def end(self) -> None:
+        if self._over.is_set():
+            return
+        self._over.set()
+        self._painter.join()
+        if self._source or self._any:
+            self._paint()
+            self._screen.keep()
+        self._thought.end()
+
+
+class _Whole:
+    """Shows a reply when all of it is there."""
+
+    def __init__(self, inner: AnswerView) -> None:
+        self._inner = inner
+        self._chunks: list[GenerationChunk] = []
+
+    def feed(self, chunk: GenerationChunk) -> None:
+        self._chunks.append(chunk)
+
+    def end(self) -> None:
+        reasoning = "".join(chunk.reasoning for chunk in self._chunks)
+        text = "".join(chunk.text for chunk in self._chunks)
+        self._chunks.clear()
+        self._inner.feed(GenerationChunk(text, reasoning=reasoning))
+        self._inner.end()

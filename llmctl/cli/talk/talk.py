@@ -1,0 +1,219 @@
+"""How does a conversation go: a line is read, a command done or a question answered, and again?"""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+
+from llmctl.cli import render
+from llmctl.cli.talk.answer import view_of
+from llmctl.cli.talk.figures import told
+from llmctl.cli.talk.interrupt import one_interrupt, silent_keys
+from llmctl.cli.talk.look import Look
+from llmctl.cli.talk.prompt import Reader, reader
+from llmctl.cli.talk.typed import Command, understood
+from llmctl.errors import ContextLengthError, LlmctlError
+from llmctl.services.chat import room
+from llmctl.services.chat.conversation import Turn
+from llmctl.services.chat.files import Attachment, with_attachments
+from llmctl.services.chat.reply import Reply
+from llmctl.services.chat.session import ChatSession
+from llmctl.services.chat.switching import Switch
+
+Action = Callable[["Talk", str], None]
+
+
+class LeaveError(Exception):
+    """The person wants to go."""
+
+
+class Talk:
+    """A conversation with somebody at a terminal.
+
+    Args:
+        actions: what commands do, by their names.
+    """
+
+    def __init__(
+        self,
+        session: ChatSession,
+        switch: Switch,
+        look: Look,
+        reader: Reader,
+        actions: Mapping[str, Action],
+    ) -> None:
+        self.session = session
+        self.switch = switch
+        self.look = look
+        self.reader = reader
+        self.attached: list[Attachment] = []
+        """Files that go with the next question."""
+        self._actions = actions
+
+    def run(self) -> None:
+        """Talk until the person leaves."""
+        draft = ""
+        while True:
+            try:
+                text = self.reader.read(draft)
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                self.look.say("Ctrl-D or /exit leaves; Ctrl-C stops a reply")
+                continue
+            draft = ""
+            meant = understood(text, pasted=self.reader.pasted, known=self._actions)
+            try:
+                if isinstance(meant, Command):
+                    self._do(meant)
+                elif meant:
+                    draft = "" if self.ask(meant) else meant
+            except LeaveError:
+                return
+            except LlmctlError as error:
+                self.look.error(str(error), error.hint)
+            except KeyboardInterrupt:
+                self.look.say("[stopped]")
+
+    def _do(self, command: Command) -> None:
+        action = self._actions.get(command.name)
+        if action is not None:
+            action(self, command.argument)
+            return
+        near = difflib.get_close_matches(command.name, self._actions, n=1)
+        self.look.error(
+            f"unknown command /{command.name}" + (f"; did you mean /{near[0]}?" if near else ""),
+            "/help lists the commands; a question that begins with a slash is written //",
+        )
+
+    def ask(self, text: str) -> bool:
+        """Ask, and show the reply. False: the person would rather write something else.
+
+        Raises:
+            LlmctlError: the question cannot be asked at all.
+        """
+        whole = with_attachments(text, self.attached)
+        if not self._made_room(whole):
+            return False
+        self.attached.clear()
+        self.answer(lambda: self.session.ask(whole))
+        return True
+
+    def answer(self, begin: Callable[[], Reply]) -> Turn | None:
+        """Show a reply from its beginning to its end and keep it, however it ends."""
+        reply, failure = self.watch(begin)
+        turn = None if reply is None else self.session.keep(reply)
+        self.mark(turn, failure)
+        if self.look.drawn:
+            self.look.say("")
+        return turn
+
+    def watch(self, begin: Callable[[], Reply]) -> tuple[Reply | None, LlmctlError | None]:
+        """Show a reply while it is written; return it, and what broke it off."""
+        view, reply, failure = view_of(self.look), None, None
+        try:
+            with silent_keys(), one_interrupt():
+                reply = begin()
+                for chunk in reply:
+                    view.feed(chunk)
+        except KeyboardInterrupt:
+            if reply is not None:
+                reply.stop()
+        except LlmctlError as error:
+            failure = error
+        finally:
+            view.end()
+        return reply, failure
+
+    def mark(self, turn: Turn | None, failure: LlmctlError | None) -> None:
+        """Say how a reply ended, if not as it should, and how it went."""
+        if isinstance(failure, ContextLengthError):
+            self.look.error(str(failure), "/drop or /summarise makes room")
+        elif failure is not None:
+            self.look.error(str(failure), failure.hint)
+        if turn is None:
+            waits = self.session.conversation.unanswered is not None
+            self.look.say("[no reply; /retry asks again]" if waits else "[the old reply stays]")
+            return
+        figures = turn.figures
+        if turn.state == "stopped":
+            self.look.say("[stopped; the part above is kept]")
+        elif turn.state == "failed":
+            self.look.say("[broken off; the part above is kept, /retry asks again]")
+        elif turn.state == "cut" and figures is not None:
+            limit = self.session.sampling.max_new_tokens
+            if limit is not None and figures.completion_tokens >= limit:
+                why = f"after {limit:,} tokens; /set max_tokens {2 * limit} allows more"
+            else:
+                why = "the context is full; /drop or /summarise makes room"
+            self.look.say(f"[cut off: {why}]")
+        elif not turn.message.content.strip():
+            self.look.say("[the model thought, and said nothing; /retry asks again]")
+        if figures is None:
+            return
+        if self.look.stats:
+            self.look.say(told(figures, self.look.err.width))
+        self._warn_of_context(figures.used_tokens, figures.context_length)
+
+    def _warn_of_context(self, used: int | None, context: int) -> None:
+        if used is not None and context and used >= room.NEARLY_FULL * context:
+            self.look.say(
+                f"the context is {used / context:.0%} full ({used:,} of {context:,} tokens): "
+                "/summarise or /drop makes room",
+                "yellow",
+            )
+
+    def _made_room(self, text: str) -> bool:
+        """Make room for a question, as the person chooses; False if they choose not to ask it."""
+        lack = room.shortage(self.session, text)
+        if lack is None:
+            return True
+        self.look.say(
+            f"the context is full: with this question {lack.prompt_tokens:,} tokens, and it holds "
+            f"{lack.context_length:,} with the reply. The oldest {lack.dropped} turns must go.",
+            "yellow",
+        )
+        choice = self.reader.choose(
+            "[d]rop them, [s]ummarise them, or [c]ancel? ", ("drop", "summarise", "cancel")
+        )
+        if choice == "cancel":
+            return False
+        if choice == "summarise":
+            self.summarise(lack.begin)
+            return self._made_room(text)
+        room.drop(self.session, lack.begin)
+        self.look.say(f"the model no longer sees the oldest {lack.begin} turns; /history does")
+        return True
+
+    def summarise(self, begin: int) -> None:
+        """Let the model sum up the turns before `begin`. Raises `LlmctlError`."""
+        view = view_of(self.look)
+        try:
+            with silent_keys(), one_interrupt():
+                summary = room.summarise(self.session, begin)
+        finally:
+            view.end()
+        self.look.say(f"the model sees this in place of the oldest {begin} turns: {summary}")
+
+
+def converse(
+    session: ChatSession, switch: Switch, look: Look, attached: Sequence[Attachment] = ()
+) -> None:
+    """Talk with somebody at a terminal until they leave.
+
+    Args:
+        attached: files that go with the first question.
+    """
+    from llmctl.cli.talk.acts_conversation import show_last
+    from llmctl.cli.talk.commands import CommandCompleter, actions
+
+    lines = reader(CommandCompleter(session, switch), history=session.store is not None)
+    talk = Talk(session, switch, look, lines, actions())
+    talk.attached += attached
+    render.engine_summary(session.info())
+    look.say("/help lists the commands; Ctrl-C stops a reply, Ctrl-D leaves")
+    if session.conversation.turns:
+        show_last(talk)
+    for file in attached:
+        look.say(f"{file.name} goes with the first question")
+    talk.run()
+    if session.conversation.version:
+        look.say(f"llmctl chat --id {session.conversation.id} goes on with this conversation")

@@ -1,0 +1,196 @@
+"""Where conversations are kept: one SQLite file in llmctl's folder, written after every turn.
+
+Each write is one transaction in WAL mode, so a process that dies leaves the file as it was after
+its last whole turn, and readers never wait for a writer.
+"""
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from llmctl.config import store_home
+from llmctl.errors import ConfigError, LlmctlError
+from llmctl.services.chat.conversation import Conversation, from_plain, to_plain
+
+LAYOUT: Final = 1
+_BUSY_S = 10.0
+_TABLES = """
+CREATE TABLE conversations (
+    id TEXT PRIMARY KEY,
+    version INTEGER NOT NULL,
+    updated REAL NOT NULL,
+    title TEXT NOT NULL,
+    model TEXT NOT NULL,
+    turns INTEGER NOT NULL,
+    head TEXT NOT NULL
+);
+CREATE TABLE turns (
+    conversation TEXT NOT NULL REFERENCES conversations(id) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (conversation, position)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A conversation in a list."""
+
+    id: str
+    updated: float
+    """Unix time in seconds."""
+    title: str
+    model: str
+    turns: int
+
+
+class ForkedError(LlmctlError):
+    """The conversation went on somewhere else since it was read."""
+
+
+def conversations_file() -> Path:
+    """Return the file of all conversations. It may not exist yet."""
+    return store_home() / "conversations.db"
+
+
+class ConversationStore:
+    """Keeps conversations. Every method raises `LlmctlError` where the file cannot be used."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = conversations_file() if file is None else file
+        self._written: dict[str, list[str]] = {}
+
+    def save(self, conversation: Conversation, now: float) -> Conversation:
+        """Write what has changed; return the conversation as it is stored.
+
+        Raises:
+            ForkedError: another process has written to it in between.
+        """
+        plain = to_plain(conversation)
+        bodies = [_text(turn) for turn in plain.pop("turns")]
+        before = self._written.get(conversation.id, [])
+        same = next(
+            (i for i, pair in enumerate(zip(before, bodies, strict=False)) if pair[0] != pair[1]),
+            min(len(before), len(bodies)),
+        )
+        with self._open() as database, database:
+            row = (now, conversation.title, conversation.model, len(bodies), _text(plain))
+            if conversation.version == 0:
+                same = 0
+                database.execute(
+                    "INSERT INTO conversations (id, version, updated, title, model, turns, head) "
+                    "VALUES (?, 1, ?, ?, ?, ?, ?)",
+                    (conversation.id, *row),
+                )
+            else:
+                changed = database.execute(
+                    "UPDATE conversations SET version = version + 1, updated = ?, title = ?, "
+                    "model = ?, turns = ?, head = ? WHERE id = ? AND version = ?",
+                    (*row, conversation.id, conversation.version),
+                )
+                if changed.rowcount == 0:
+                    raise ForkedError(f"conversation {conversation.id} went on somewhere else")
+            database.execute(
+                "DELETE FROM turns WHERE conversation = ? AND position >= ?",
+                (conversation.id, same),
+            )
+            database.executemany(
+                "INSERT INTO turns (conversation, position, body) VALUES (?, ?, ?)",
+                [(conversation.id, at, bodies[at]) for at in range(same, len(bodies))],
+            )
+        self._written[conversation.id] = bodies
+        return replace(conversation, version=conversation.version + 1)
+
+    def read(self, id: str | None = None) -> Conversation:
+        """Return a conversation, by its id or how that begins; without one, the last.
+
+        Raises:
+            ConfigError: there is none, or the beginning fits several.
+        """
+        with self._open() as database:
+            rows = database.execute(
+                "SELECT id, version, head FROM conversations "
+                "WHERE ?1 IS NULL OR substr(id, 1, length(?1)) = ?1 ORDER BY updated DESC LIMIT 2",
+                (id,),
+            ).fetchall()
+            if not rows:
+                raise ConfigError(
+                    "there is no conversation yet" if id is None else f"no conversation is {id!r}",
+                    hint="" if id is None else "`llmctl chat --list` shows them",
+                )
+            if len(rows) > 1 and id is not None:
+                raise ConfigError(
+                    f"several conversations begin with {id!r}", hint="write more of it"
+                )
+            known, version, head = rows[0]
+            bodies = [
+                body
+                for (body,) in database.execute(
+                    "SELECT body FROM turns WHERE conversation = ? ORDER BY position", (known,)
+                )
+            ]
+        try:
+            plain = json.loads(head) | {"turns": [json.loads(body) for body in bodies]}
+            conversation = from_plain(plain)
+        except (ValueError, LlmctlError) as error:
+            raise LlmctlError(f"conversation {known} in {self.file} is damaged: {error}") from error
+        self._written[known] = bodies
+        return replace(conversation, version=version)
+
+    def list(self, limit: int | None = None) -> list[Listed]:
+        """Return conversations, the last first."""
+        if not self.file.exists():
+            return []
+        with self._open() as database:
+            rows = database.execute(
+                "SELECT id, updated, title, model, turns FROM conversations "
+                "ORDER BY updated DESC LIMIT ?",
+                (-1 if limit is None else limit,),
+            ).fetchall()
+        return [Listed(*row) for row in rows]
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """Open the file for one piece of work, so that no lock outlives it."""
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            if not self.file.exists():
+                # What people say to a model is nobody else's.
+                os.close(os.open(self.file, os.O_CREAT | os.O_WRONLY, 0o600))
+            with closing(sqlite3.connect(self.file, timeout=_BUSY_S)) as database:
+                database.execute("PRAGMA foreign_keys = ON")
+                self._lay_out(database)
+                yield database
+        except (sqlite3.Error, OSError) as error:
+            raise LlmctlError(
+                f"the conversations in {self.file} cannot be used: {error}",
+                hint="free disk space or mend its rights; or set it aside, and a new one begins",
+            ) from error
+
+    def _lay_out(self, database: sqlite3.Connection) -> None:
+        (layout,) = database.execute("PRAGMA user_version").fetchone()
+        if layout == LAYOUT:
+            return
+        if layout > LAYOUT:
+            raise LlmctlError(
+                f"{self.file} was written by a newer llmctl (layout {layout}, known is {LAYOUT})",
+                hint="pip install -U llmctl",
+            )
+        database.execute("PRAGMA journal_mode = WAL")
+        with database:
+            database.execute("BEGIN IMMEDIATE")
+            # Another process may have been quicker.
+            if database.execute("PRAGMA user_version").fetchone() == (0,):
+                for statement in _TABLES.split(";"):
+                    database.execute(statement)
+                database.execute(f"PRAGMA user_version = {LAYOUT}")
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
