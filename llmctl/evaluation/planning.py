@@ -6,12 +6,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from llmctl.errors import ConfigError
 from llmctl.evaluation.forms import ChatForm, Form, Row, TextForm
 from llmctl.evaluation.subjects import Subject
 from llmctl.evaluation.suites import Suite
 from llmctl.types import EvalMode, Question, SubjectPlan, SuitePlan
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ def _chosen(suite: Suite, names: Sequence[str]) -> list[Subject]:
     return [s for s in suite.subjects if s.name in names or {*known[s.name]} & {*names}]
 
 
-def sample(rows: Sequence[Row], limit: int | None, seed: int | None, subject: str) -> list[Row]:
+def sample(rows: Sequence[T], limit: int | None, seed: int | None, subject: str) -> list[T]:
     """Take so many rows: the first, or with a seed any, in the order of the file."""
     if limit is None or limit >= len(rows):
         return list(rows)

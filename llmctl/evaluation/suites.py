@@ -289,16 +289,26 @@ SUITES: Final[Mapping[str, Suite]] = {
 }
 
 
+def is_suite(name: str) -> bool:
+    """Whether there is a suite of that name."""
+    return _key(name) in SUITES
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
 def find_suite(name: str) -> Suite:
     """Return a suite by its name.
 
     Raises:
         ConfigError: there is none of that name.
     """
-    suite = SUITES.get(name.lower().replace("_", "-"))
+    suite = SUITES.get(_key(name))
     if suite is None:
         raise ConfigError(
             f"there is no exam {name!r}",
-            hint=f"one of: {', '.join(SUITES)}; or a .csv or .jsonl file of your own",
+            hint=f"one of: {', '.join(SUITES)}; or a .csv or .jsonl file of your own; "
+            "--backend opencompass takes any of its configurations by name",
         )
     return suite

@@ -1,5 +1,6 @@
 """Which questions will an evaluation ask, and where does it keep the answers?"""
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from llmctl.config import EvalConfig, store_home
 from llmctl.evaluation.exam_file import exam_suite, is_exam_file
 from llmctl.evaluation.locate import locate
 from llmctl.evaluation.planning import Wanted, plan_suite
-from llmctl.evaluation.suites import Suite, find_suite
+from llmctl.evaluation.suites import Suite, find_suite, is_suite
 from llmctl.types import ProgressCallback, SuitePlan
 
 
@@ -30,18 +31,23 @@ def plan_of(name: str, data_dir: Path | None, wanted: Wanted) -> SuitePlan:
 
 
 def _plan(name: str, config: EvalConfig, progress: ProgressCallback) -> SuitePlan:
-    suite: Suite | None = None if is_exam_file(name) else find_suite(name)
     mode = config.mode
+    data_dir = None if config.data_dir is None else Path(config.data_dir)
+    wanted = Wanted(
+        mode, config.shots, config.limit, config.subjects, config.seed, config.max_new_tokens
+    )
+    if config.backend == "opencompass" and not is_exam_file(name) and not is_suite(name):
+        from llmctl.evaluation.opencompass.configs import plan_config
+
+        return plan_config(name, data_dir, wanted, progress)
+    suite: Suite | None = None if is_exam_file(name) else find_suite(name)
     if mode is None and config.base_url is not None and suite is not None and "gen" in suite.forms:
         mode = "gen"  # what every server can do
-    data_dir = None if config.data_dir is None else Path(config.data_dir)
     if suite is not None:
         from llmctl.evaluation.pull import fetch_if_missing
 
         fetch_if_missing(suite, data_dir, progress)
-    wanted = Wanted(
-        mode, config.shots, config.limit, config.subjects, config.seed, config.max_new_tokens
-    )
+    wanted = replace(wanted, mode=mode)
     return plan_of(name, data_dir, wanted)
 
 

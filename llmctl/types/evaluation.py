@@ -19,9 +19,17 @@ EvalMode = Literal["ppl", "logprob", "logprob_norm", "gen"]
 """
 EvalBackend = Literal["native", "opencompass"]
 Extraction = Literal[
-    "first_capital", "first_option", "last_number", "exact", "numeric", "contains", "regex"
+    "first_capital",
+    "first_option",
+    "last_number",
+    "exact",
+    "numeric",
+    "contains",
+    "regex",
+    "judged",
 ]
-"""How an answer is read out of a reply: see `llmctl.evaluation.extraction`."""
+"""How an answer is read out of a reply: see `llmctl.evaluation.extraction`; `judged` replies are
+read by OpenCompass alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from llmctl.engine.hf_runner import HFRunner
+from llmctl.errors import ConfigError
 from llmctl.evaluation.backend import Endpoint
 from llmctl.evaluation.native import NativeBackend
 from llmctl.evaluation.opencompass import OpenCompassBackend, overlay
+from llmctl.evaluation.opencompass.configs import plan_config
+from llmctl.evaluation.planning import Wanted
 from llmctl.services.private_server import private_endpoint
 from llmctl.types import QuestionResult, SuitePlan, ignore_progress
 from tests.evaluation.answering import answering, chat_reply
@@ -139,3 +142,35 @@ def test_both_backends_agree_question_by_question(
         assert ours.likelihoods == pytest.approx(theirs.likelihoods, abs=1e-5)
         assert (ours.prediction, ours.correct) == (theirs.prediction, theirs.correct)
         assert (ours.fingerprint, ours.shots) == (theirs.fingerprint, theirs.shots)
+
+
+def test_any_configuration_is_planned_as_opencompass_words_it_and_sat(
+    roomy: HFRunner, tmp_path: Path
+) -> None:
+    data = tmp_path / "exams"
+    ours = plan("mmlu", write_mmlu(data / "mmlu", questions=3), "ppl", shots=2)
+    wanted = Wanted(subjects=("lukaemon_mmlu_anatomy",), shots=2, limit=2)
+    theirs = plan_config("mmlu_ppl_ac766d", data, wanted, ignore_progress)
+    assert (theirs.mode, theirs.shots, theirs.prompt_hash[:6]) == ("ppl", 2, "ac766d")
+    (subject,) = theirs.subjects
+    anatomy = next(one for one in ours.subjects if one.subject == "anatomy")
+    native = anatomy.questions[:2]
+    for one, other in zip(subject.questions, native, strict=True):
+        for end, same in zip(one.continuations, other.continuations, strict=True):
+            assert one.context + end == other.context + same
+        assert (one.labels, one.gold) == (other.labels, other.gold)
+    with private_endpoint(roomy) as endpoint:
+        judged = run(tmp_path / "run", [theirs], endpoint)
+    ours = replace(ours, subjects=(replace(anatomy, questions=native),))
+    expected = NativeBackend().run([ours], roomy, lambda _: None, ignore_progress)
+    for one, other in zip(judged, expected, strict=True):
+        assert one.likelihoods == pytest.approx(other.likelihoods, abs=1e-5)
+        assert (one.prediction, one.correct) == (other.prediction, other.correct)
+
+
+def test_a_configuration_or_data_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such configuration") as refused:
+        plan_config("helaswag_ppl", tmp_path, Wanted(), ignore_progress)
+    assert "hellaswag_ppl" in refused.value.hint
+    with pytest.raises(ConfigError, match=r"hellaswag/hellaswag\.jsonl is missing"):
+        plan_config("hellaswag_ppl_47bff9", tmp_path, Wanted(), ignore_progress)

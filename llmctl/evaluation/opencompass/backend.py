@@ -8,6 +8,7 @@ from typing import Any
 
 from llmctl.errors import ConfigError
 from llmctl.evaluation.backend import Candidate, Endpoint
+from llmctl.evaluation.opencompass.configs import data_cache, is_config
 from llmctl.evaluation.opencompass.launch import launch
 from llmctl.evaluation.opencompass.outputs import failed, read_subject
 from llmctl.evaluation.opencompass.overlay import VERSION, WAY_OUT, setup
@@ -84,9 +85,17 @@ class OpenCompassBackend:
             request,
             listener,
             api_key=candidate.api_key,
-            data=self._folder.parent,
+            data=self._data(plans),
         )
         return listener.close()
+
+    def _data(self, plans: Sequence[SuitePlan]) -> Path:
+        """Return where OpenCompass looks for what no path is given for."""
+        for plan in plans:
+            if is_config(plan):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                return data_cache(Path(plan.data_source), self._folder)
+        return self._folder.parent
 
     def _identity(self, candidate: Endpoint) -> str:
         """Name what the journal's answers are answers of. The port of a private server changes."""
@@ -95,6 +104,8 @@ class OpenCompassBackend:
 
 def _config_of(plan: SuitePlan) -> str:
     """Return OpenCompass' own name of what a plan asks."""
+    if is_config(plan):
+        return plan.suite
     suite = SUITES.get(plan.suite)
     config = None if suite is None else suite.opencompass.get(plan.mode)
     if config is None:
@@ -107,21 +118,24 @@ def _config_of(plan: SuitePlan) -> str:
 
 
 def _exam(plan: SuitePlan, config: str) -> dict[str, object]:
-    suite, folder = SUITES[plan.suite], Path(plan.data_source)
-    path = suite.layout.files(folder, suite.subjects[0])[0] if plan.suite in _FILES else folder
     return {
         "suite": plan.suite,
         "config": config,
         "mode": plan.mode,
         "shots": plan.shots,
         "max_new_tokens": plan.max_new_tokens,
-        "path": str(path.resolve()),
+        "path": "" if is_config(plan) else str(_data_of(plan).resolve()),
         "subjects": {
             subject.subject: [question.index for question in subject.questions]
             for subject in plan.subjects
             if subject.questions
         },
     }
+
+
+def _data_of(plan: SuitePlan) -> Path:
+    suite, folder = SUITES[plan.suite], Path(plan.data_source)
+    return suite.layout.files(folder, suite.subjects[0])[0] if plan.suite in _FILES else folder
 
 
 class _Listener:

@@ -11,6 +11,9 @@ from llmctl.types import EvalMode, Question, QuestionResult, SubjectPlan
 Details = Mapping[str, Any]
 NOTES = "llmctl"
 """Under which our inferencers add to a prediction."""
+_SHARES = ("accuracy", "score", "acc")
+"""Names that evaluators have for the share of right answers, in per cent."""
+_ROUNDING = 0.02
 _PREDICTED = ("pred", "predictions", "prediction")
 _CORRECT = ("correct", "is_correct")
 _GOLD = ("references", "refr", "answer")
@@ -20,8 +23,8 @@ def read_subject(
     subject: SubjectPlan, mode: EvalMode, predictions: Path, results: Path
 ) -> list[QuestionResult]:
     """Make a result of each question of a subject; one that the files lack has an error."""
-    predicted = _load(predictions)
-    details = _details(_load(results).get("details"))
+    predicted, told = _load(predictions), _load(results)
+    details = _details(told.get("details"))
     found = []
     for place, question in enumerate(subject.questions):
         entry = predicted.get(str(place))
@@ -33,7 +36,21 @@ def read_subject(
             found.append(_chosen(question, entry))
         else:
             found.append(_written(question, entry, details.get(str(place), {})))
-    return found
+    why = _no_share(told, found) if any(q.extraction == "judged" for q in subject.questions) else ""
+    return [failed(q, why) for q in subject.questions] if why else found
+
+
+def _no_share(told: Details, found: Sequence[QuestionResult]) -> str:
+    """Say why OpenCompass' number is not the share of right answers that the details give."""
+    numbers = {k: v for k, v in told.items() if isinstance(v, int | float)}
+    share = 100 * sum(result.correct for result in found) / len(found)
+    score = next((numbers[name] for name in _SHARES if name in numbers), None)
+    if score is None:
+        known = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        return f"OpenCompass scores it by {known or 'nothing'}, which is no right or wrong"
+    if abs(score - share) > _ROUNDING:
+        return f"OpenCompass says {score:.2f} %, and its details {share:.2f} %"
+    return ""
 
 
 def failed(question: Question, error: str) -> QuestionResult:
@@ -74,6 +91,7 @@ def _chosen(question: Question, entry: Details) -> QuestionResult:
 def _written(question: Question, entry: Details, detail: Details) -> QuestionResult:
     reply = str(entry["prediction"])
     notes = entry.get(NOTES, {})
+    judged = question.extraction == "judged"
     read = read_answer(question, reply)
     strict = str(_told(detail, _PREDICTED, read.strict))
     correct = bool(_told(detail, _CORRECT, strict == _told(detail, _GOLD, question.gold)))
@@ -87,9 +105,9 @@ def _written(question: Question, entry: Details, detail: Details) -> QuestionRes
         prediction=strict,
         correct=correct,
         reply=reply,
-        robust=read.robust,
-        robust_correct=read.robust_correct,
-        rule=read.rule,
+        robust=None if judged else read.robust,
+        robust_correct=None if judged else read.robust_correct,
+        rule="" if judged else read.rule,
         truncated=notes.get("finish_reason") == "length" or notes.get("dropped", 0) > 0,
         shots=question.shots - notes.get("dropped", 0),
         tokens=naive - notes.get("cached_tokens", 0),

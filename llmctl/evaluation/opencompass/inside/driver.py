@@ -5,6 +5,7 @@ and ends with 0 all the same. The tasks themselves are used here as they are; th
 that it would have run with is written to `opencompass_config.py`.
 """
 
+import copy
 import importlib.util
 import json
 import os
@@ -17,6 +18,8 @@ from typing import Any
 from .journal import events
 
 GEN, PPL = "GenInferencer", "PPLInferencer"
+LONGEST_REPLY = 512
+"""Tokens, where a configuration leaves it to the model."""
 NO_SHOTS = "opencompass.openicl.icl_retriever.ZeroRetriever"
 
 
@@ -40,6 +43,10 @@ def main() -> None:
     import opencompass.datasets
     import opencompass.openicl  # noqa: F401
 
+    if "describe" in request:
+        _describe(request)
+        events.tell("end")
+        return
     work = Path(request["work"])
     exams = [(exam, _datasets(exam)) for exam in request["exams"]]
     _write_config(request, exams, work)
@@ -55,6 +62,44 @@ def main() -> None:
                 traceback.print_exc()
                 events.tell("failed", **named, error=f"{type(error).__name__}: {error}")
     events.tell("end")
+
+
+def _describe(request: dict[str, Any]) -> None:
+    """Tell what a configuration asks, and how."""
+    from opencompass.utils import get_prompt_hash
+
+    from .describe import describe
+
+    asked = request["describe"]
+    defined = _defined(asked["config"])
+    kinds = {_kind(dataset) for dataset in defined}
+    if len(kinds) > 1:
+        raise LookupError(f"{asked['config']} mixes {' and '.join(sorted(kinds))}")
+    (kind,) = kinds
+    mode = "ppl" if kind == PPL else "gen"
+    inferencer = defined[0]["infer_cfg"]["inferencer"]
+    shown = defined[0]["infer_cfg"]["retriever"].get("fix_id_list", ())
+    shots = len(shown) if asked["shots"] is None else min(asked["shots"], len(shown))
+    longest = asked["max_new_tokens"] or inferencer.get("max_out_len") or LONGEST_REPLY
+    from mmengine.config import ConfigDict
+
+    events.tell(
+        "named",
+        subjects=[str(dataset["abbr"]) for dataset in defined],
+        mode=mode,
+        shots=shots,
+        max_new_tokens=0 if mode == "ppl" else longest,
+        prompt_hash=get_prompt_hash([ConfigDict(d) for d in copy.deepcopy(defined)])[:12],
+    )
+    exam = {**asked, "mode": mode, "shots": shots, "max_new_tokens": longest, "path": ""}
+    asked_as = [_as_asked(dataset, exam, None) for dataset in defined]
+    describe(asked_as, _model(request, exam), asked["subjects"], mode)
+
+
+def _kind(dataset: dict[str, Any]) -> str:
+    kind = dataset["infer_cfg"]["inferencer"]["type"]
+    name: str = kind if isinstance(kind, str) else kind.__name__
+    return name.rpartition(".")[2]
 
 
 def _datasets(exam: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -96,14 +141,15 @@ def _names(dataset: dict[str, Any], suite: str) -> list[str]:
     return [str(dataset.get("name", "")), abbr, abbr.removeprefix(f"{suite}-"), suite]
 
 
-def _as_asked(dataset: dict[str, Any], exam: dict[str, Any], rows: list[int]) -> dict[str, Any]:
-    inference = dataset["infer_cfg"]
-    kind = inference["inferencer"]["type"]
-    kind = kind if isinstance(kind, str) else kind.__name__
+def _as_asked(
+    dataset: dict[str, Any], exam: dict[str, Any], rows: list[int] | None
+) -> dict[str, Any]:
+    """Put our inferencer in, and what was chosen; `rows` None asks all of them."""
+    inference, kind = dataset["infer_cfg"], _kind(dataset)
     ours = {
         PPL: "llmctl_oc.inferencers.SharedPrefixPPLInferencer",
         GEN: "llmctl_oc.inferencers.NotedGenInferencer",
-    }.get(kind.rpartition(".")[2])
+    }.get(kind)
     if ours is None:
         raise LookupError(f"{exam['config']} needs a {kind}, which only a local model can feed")
     inference["inferencer"]["type"] = ours
@@ -116,7 +162,8 @@ def _as_asked(dataset: dict[str, Any], exam: dict[str, Any], rows: list[int]) ->
     if exam["path"]:
         dataset["path"] = exam["path"]
     # It stands behind the name of a list, in an expression that OpenCompass evaluates.
-    dataset["reader_cfg"]["test_range"] = f" and {rows}"
+    if rows is not None:
+        dataset["reader_cfg"]["test_range"] = f" and {rows}"
     return dataset
 
 

@@ -34,27 +34,14 @@ class SharedPrefixPPLInferencer(PPLInferencer):  # type: ignore[misc]
         if normalizing_str is not None:
             raise NotImplementedError("normalizing_str is not supported")
         output = PPLInferencerOutputHandler()
+        templates = {"ice_template": ice_template, "prompt_template": prompt_template}
         chosen = retriever.retrieve()
-        labels = self.labels
-        if labels is None:
-            labels = retriever.get_labels(
-                ice_template=ice_template, prompt_template=prompt_template
-            )
+        labels = self._labels(retriever, templates)
         examples = [retriever.generate_ice(ids, ice_template=ice_template) for ids in chosen]
         output.save_ice(self.model.parse_template(examples, mode="ppl"))
 
         def texts(index: int) -> list[str]:
-            prompts = [
-                retriever.generate_label_prompt(
-                    idx=index,
-                    ice=examples[index],
-                    label=label,
-                    ice_template=ice_template,
-                    prompt_template=prompt_template,
-                )
-                for label in labels
-            ]
-            return [self.model.parse_template(prompt, mode="ppl") for prompt in prompts]
+            return self._texts(retriever, labels, index, examples[index], templates)
 
         predictions: list[Any] = [""] * len(chosen)
         notes: list[dict[str, Any]] = [{} for _ in chosen]
@@ -100,6 +87,37 @@ class SharedPrefixPPLInferencer(PPLInferencer):  # type: ignore[misc]
         Path(output_json_filepath).mkdir(parents=True, exist_ok=True)
         output.write_to_json(output_json_filepath, output_json_filename)
         return predictions
+
+    def all_texts(
+        self, retriever: Any, ice_template: Any = None, prompt_template: Any = None
+    ) -> tuple[list[Any], list[list[str]]]:
+        """Return the labels, and their texts for each question, without asking."""
+        templates = {"ice_template": ice_template, "prompt_template": prompt_template}
+        labels = self._labels(retriever, templates)
+        chosen = retriever.retrieve()
+        return labels, [
+            self._texts(
+                retriever,
+                labels,
+                index,
+                retriever.generate_ice(ids, ice_template=ice_template),
+                templates,
+            )
+            for index, ids in enumerate(chosen)
+        ]
+
+    def _labels(self, retriever: Any, templates: dict[str, Any]) -> list[Any]:
+        known: list[Any] | None = self.labels
+        return list(retriever.get_labels(**templates)) if known is None else known
+
+    def _texts(
+        self, retriever: Any, labels: list[Any], index: int, example: Any, templates: dict[str, Any]
+    ) -> list[str]:
+        prompts = [
+            retriever.generate_label_prompt(idx=index, ice=example, label=label, **templates)
+            for label in labels
+        ]
+        return [self.model.parse_template(prompt, mode="ppl") for prompt in prompts]
 
     def _scores(
         self, groups: dict[int, list[str]]
