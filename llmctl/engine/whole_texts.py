@@ -1,29 +1,33 @@
-"""How likely are whole texts that begin alike? What they share is computed once.
+"""How likely are texts that begin alike? What they share is computed once, to the same numbers.
 
 An exam asks for the likelihood of a few texts for each question: its few-shot head, the question
 and one of the answers. The head is the same for all questions and the question for all answers, so
-of 5-shot questions with four answers about one token in twenty has to be computed.
+of 5-shot questions with four answers about one token in twenty has to be computed. Every text is
+tokenised as a whole; the sum over its pieces is its log-likelihood, whatever the pieces.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from llmctl.engine.base import BaseEngine
-from llmctl.errors import LlmctlError, RequestError
-from llmctl.types import ScoreRequest
+from llmctl.errors import ContextLengthError, EngineStoppedError, LlmctlError, RequestError
+from llmctl.types import Score, ScoreRequest
 
 Ids = tuple[int, ...]
+
+BATCH = 8
+"""Groups that are handed to the engine at once; the scores do not depend on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextScore:
-    """How likely a text is."""
+    """How likely a text, or the end of one, is."""
 
     logprob: float
-    """Summed natural log-likelihood of all its tokens but the first, which nothing predicts."""
+    """Summed natural log-likelihood of the tokens that count; nothing predicts a text's first."""
     token_count: int
-    """Of the whole text, the first token and special tokens included."""
+    """Of a whole text: all its tokens, the first and special ones included. Of an end: its own."""
 
     @property
     def mean_loss(self) -> float:
@@ -38,65 +42,169 @@ class GroupScore:
     texts: tuple[TextScore, ...]
     computed: int
     """Tokens that were computed for them; of the first group also those that all groups share."""
+    naive: int
+    """Tokens of all the texts, were each computed whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The texts of one group, cut where they part."""
+
+    texts: tuple[Ids, ...]
+    trunk: int
+    """Tokens that they all begin with."""
+    counted_from: int
+    """Index of the first token that counts: `trunk`, or somewhere before it."""
+    adapter: str | None
+
+    @property
+    def requests(self) -> list[ScoreRequest]:
+        first, cut = self.texts[0], self.counted_from
+        ends = tuple(text[self.trunk :] for text in self.texts)
+        requests = [ScoreRequest(first[: self.trunk], ends, adapter=self.adapter)]
+        if cut < self.trunk:
+            between = (first[cut : self.trunk],)
+            requests.insert(0, ScoreRequest(first[:cut], between, adapter=self.adapter))
+        return requests
+
+    def scored(self, parts: Sequence[tuple[Score, ...]], before: float = 0.0) -> GroupScore:
+        """Add the pieces up.
+
+        Args:
+            parts: the answers to `requests`.
+            before: log-likelihood of what all groups begin with.
+        """
+        if len(parts) > 1:
+            before += parts[0][0].logprob
+        return GroupScore(
+            tuple(TextScore(before + score.logprob, score.token_count) for score in parts[-1]),
+            self.trunk - self.counted_from + sum(len(ids) - self.trunk for ids in self.texts),
+            sum(map(len, self.texts)),
+        )
 
 
 def score_texts(
-    engine: BaseEngine, groups: Sequence[Sequence[str]], adapter: str | None = None
+    engine: BaseEngine,
+    groups: Sequence[Sequence[str]],
+    adapter: str | None = None,
+    batch: int = BATCH,
 ) -> Iterator[GroupScore | LlmctlError]:
     """Yield for each group, in order, a score for each of its texts, or why it has none.
 
-    Every text is tokenised as a whole, so the scores are those of computing it by itself.
+    The scores are those of computing every text by itself.
+
+    Raises:
+        EngineStoppedError: the engine is gone.
     """
     encoded = [_encoded(engine, group) for group in groups]
-    whole = [group for group in encoded if not isinstance(group, LlmctlError)]
-    head = min((_shared(whole[0] + group) for group in whole), default=1)
-    before: float | None = None
-    for group in encoded:
-        if isinstance(group, LlmctlError):
-            yield group
-            continue
-        stem = _shared(group)
-        computed = stem - head + sum(len(ids) - stem for ids in group)
-        try:
-            if before is None:
-                before = _logprob(engine, group[0], 1, head, adapter)
-                computed += head
-            yield GroupScore(_scored(engine, group, head, stem, before, adapter), computed)
-        except LlmctlError as error:
-            yield error
-
-
-def _encoded(engine: BaseEngine, group: Sequence[str]) -> list[Ids] | LlmctlError:
+    fitting = [texts for texts in encoded if not isinstance(texts, LlmctlError)]
+    trunks = {texts: _trunk(texts) for texts in fitting}
+    # Every text keeps a token of its own, and the first token of all is context.
+    head = min((_common([t[0] for t in fitting]), *trunks.values())) if fitting else 1
     try:
-        texts = [tuple(engine.tokenize(text)) for text in group]
+        before = _logprob(engine, fitting[0][0][:head], adapter) if fitting else 0.0
+    except EngineStoppedError:
+        raise
+    except LlmctlError as error:
+        yield from (error for _ in encoded)
+        return
+    answers = _run(engine, [_Job(t, trunks[t], head, adapter) for t in fitting], batch)
+    extra = head  # on the bill of the first group
+    for texts in encoded:
+        if isinstance(texts, LlmctlError):
+            yield texts
+            continue
+        job, parts = next(answers)
+        if isinstance(parts, LlmctlError):
+            yield parts
+            continue
+        scored = job.scored(parts, before)
+        lengths = tuple(
+            replace(score, token_count=len(ids))
+            for score, ids in zip(scored.texts, texts, strict=True)
+        )
+        yield replace(scored, texts=lengths, computed=scored.computed + extra)
+        extra = 0
+
+
+def score_ends(
+    engine: BaseEngine,
+    groups: Sequence[tuple[str, Sequence[str]]],
+    adapter: str | None = None,
+    batch: int = BATCH,
+) -> Iterator[GroupScore | LlmctlError]:
+    """Yield for each group, a context and its continuations, how likely each continuation is.
+
+    A token over the border between the two counts to the continuation.
+
+    Raises:
+        EngineStoppedError: the engine is gone.
+    """
+    jobs = []
+    for context, ends in groups:
+        begin = tuple(engine.tokenize(context))
+        texts = tuple(tuple(engine.tokenize(context + end)) for end in ends)
+        start = max(1, _common([begin, *texts]))
+        jobs.append(_Job(texts, start, start, adapter))
+    for job, parts in _run(engine, jobs, batch):
+        yield parts if isinstance(parts, LlmctlError) else job.scored(parts)
+
+
+def _encoded(engine: BaseEngine, group: Sequence[str]) -> tuple[Ids, ...] | LlmctlError:
+    try:
+        texts = tuple(tuple(engine.tokenize(text)) for text in group)
+    except EngineStoppedError:
+        raise
     except LlmctlError as error:
         return error
     if not texts or min(map(len, texts)) < 2:
         return RequestError("a text of fewer than two tokens has nothing to be predicted from")
+    longest, limit = max(map(len, texts)), engine.info().context_length
+    if longest > limit:
+        return ContextLengthError(f"{longest} tokens, and the model's context holds {limit}")
     return texts
 
 
-def _shared(texts: Sequence[Ids]) -> int:
-    """Count the tokens that all begin with, leaving at least one of each."""
-    columns = zip(*(text[:-1] for text in texts), strict=False)
-    return max(1, sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns)))
+def _common(several: Sequence[Ids]) -> int:
+    """Count the tokens that all of them begin with."""
+    # Whatever lies between the first and the last in order begins as these two do.
+    first, last = min(several), max(several)
+    pairs = enumerate(zip(first, last, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))
 
 
-def _scored(
-    engine: BaseEngine, group: list[Ids], head: int, stem: int, before: float, adapter: str | None
-) -> tuple[TextScore, ...]:
-    before += _logprob(engine, group[0], head, stem, adapter)
-    asked = ScoreRequest(group[0][:stem], tuple(ids[stem:] for ids in group), adapter=adapter)
-    (endings,) = engine.score([asked])
-    return tuple(
-        TextScore(before + ending.logprob, len(ids))
-        for ids, ending in zip(group, endings, strict=True)
-    )
+def _trunk(texts: Sequence[Ids]) -> int:
+    return max(1, min(_common(texts), min(map(len, texts)) - 1))
 
 
-def _logprob(engine: BaseEngine, ids: Ids, start: int, end: int, adapter: str | None) -> float:
-    """Score a stretch of a text by itself; what comes before it is held from the last time."""
-    if start >= end:
+def _logprob(engine: BaseEngine, ids: Ids, adapter: str | None) -> float:
+    if len(ids) < 2:
         return 0.0
-    ((score,),) = engine.score([ScoreRequest(ids[:start], (ids[start:end],), adapter=adapter)])
-    return score.logprob
+    return engine.score([ScoreRequest(ids[:1], (ids[1:],), adapter=adapter)])[0][0].logprob
+
+
+def _run(
+    engine: BaseEngine, jobs: Sequence[_Job], batch: int
+) -> Iterator[tuple[_Job, list[tuple[Score, ...]] | LlmctlError]]:
+    left = iter(jobs)
+    while some := list(islice(left, batch)):
+        requests = [job.requests for job in some]
+        try:
+            answers = iter(engine.score([one for several in requests for one in several]))
+            done = [[next(answers) for _ in several] for several in requests]
+        except EngineStoppedError:
+            raise
+        except LlmctlError:
+            # One of them cannot be scored: find out which, and keep the rest.
+            yield from ((job, _alone(engine, job)) for job in some)
+        else:
+            yield from zip(some, done, strict=True)
+
+
+def _alone(engine: BaseEngine, job: _Job) -> list[tuple[Score, ...]] | LlmctlError:
+    try:
+        return engine.score(job.requests)
+    except EngineStoppedError:
+        raise
+    except LlmctlError as error:
+        return error

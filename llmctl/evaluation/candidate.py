@@ -4,29 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from llmctl.engine.whole_texts import GroupScore
 from llmctl.errors import LlmctlError
 from llmctl.types import Question
-
-
-@dataclass(frozen=True, slots=True)
-class TextScore:
-    """How likely one label's text is."""
-
-    logprob: float
-    """Natural log-likelihood of the tokens that count, summed."""
-    tokens: int
-    """By which OpenCompass divides: all of the text, its first one included."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """The labels of one question."""
-
-    scores: tuple[TextScore, ...]
-    computed: int
-    """Tokens that the model computed for them."""
-    naive: int
-    """Tokens of all the texts, were each computed whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +34,7 @@ class Sitter(Protocol):
 
     def score(
         self, questions: Sequence[Question], *, whole: bool
-    ) -> Iterator[Scored | LlmctlError]:
+    ) -> Iterator[GroupScore | LlmctlError]:
         """Score the text of every label.
 
         Args:

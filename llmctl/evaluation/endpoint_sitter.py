@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
+from llmctl.engine.whole_texts import GroupScore, TextScore
 from llmctl.errors import (
     ConfigError,
     ContextLengthError,
@@ -13,7 +14,8 @@ from llmctl.errors import (
     RequestError,
 )
 from llmctl.evaluation.backend import Endpoint
-from llmctl.evaluation.candidate import Reply, Scored, TextScore
+from llmctl.evaluation.candidate import Reply
+from llmctl.evaluation.probe import check_likelihoods
 from llmctl.types import Question
 
 T = TypeVar("T")
@@ -21,7 +23,6 @@ T = TypeVar("T")
 _AT_ONCE: Final = 16
 """Requests in flight."""
 _TIMEOUT_S: Final = 600.0
-_PROBES: Final = ("The capital of France is Paris.", "Purple of is the nine Paris capital whale.")
 
 
 def endpoint(base_url: str, model: str | None, api_key: str) -> Endpoint:
@@ -75,33 +76,14 @@ class EndpointSitter:
         Raises:
             ConfigError: it does not, or what it tells cannot be.
         """
-        advice = f"--mode gen; {self._place.base_url} cannot be asked for likelihoods"
-        try:
-            told = [self._echo([text])[0] for text in _PROBES]
-        except LlmctlError as error:
-            raise ConfigError(
-                f"the server does not echo a prompt's log-likelihoods: {error}", hint=advice
-            ) from error
-        known = [[v for v in values[1:] if v is not None] for values, _ in told]
-        sensible, nonsense = known
-        gaps = any(len(k) + 1 < len(values) for k, (values, _) in zip(known, told, strict=True))
-        if gaps or not all(math.isfinite(v) and v <= 0 for v in (*sensible, *nonsense)):
-            raise ConfigError(
-                "the server's log-likelihoods of a prompt are no such numbers", hint=advice
-            )
-        if not any(sensible) or sum(sensible) <= sum(nonsense):
-            raise ConfigError(
-                "the server's log-likelihoods of a prompt are not real: sense is no likelier than "
-                "nonsense, or all are 0",
-                hint=advice,
-            )
+        check_likelihoods(lambda text: self._echo([text])[0][0][1:], self._place.base_url)
 
     def score(
         self, questions: Sequence[Question], *, whole: bool
-    ) -> Iterator[Scored | LlmctlError]:
+    ) -> Iterator[GroupScore | LlmctlError]:
         return self._each(questions, lambda question: self._score(question, whole=whole))
 
-    def _score(self, question: Question, *, whole: bool) -> Scored:
+    def _score(self, question: Question, *, whole: bool) -> GroupScore:
         context = question.context
         echoed = self._echo([context + end for end in question.continuations])
         scores, tokens = [], 0
@@ -114,7 +96,7 @@ class EndpointSitter:
             counted = [value for value in values[first:] if value is not None]
             scores.append(TextScore(sum(counted), len(values) if whole else len(counted)))
             tokens += len(values)
-        return Scored(tuple(scores), tokens, tokens)
+        return GroupScore(tuple(scores), tokens, tokens)
 
     def _echo(self, prompts: list[str]) -> list[tuple[list[float | None], list[int]]]:
         """Return the log-likelihood and the place of every token of each prompt."""

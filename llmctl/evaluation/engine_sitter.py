@@ -5,9 +5,9 @@ from itertools import islice
 
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.stream import GenerationStream, fold
+from llmctl.engine.whole_texts import BATCH, GroupScore, score_ends, score_texts
 from llmctl.errors import EngineStoppedError, LlmctlError
-from llmctl.evaluation.candidate import Reply, Scored
-from llmctl.evaluation.likelihood import BATCH, score_endings, score_whole
+from llmctl.evaluation.candidate import Reply
 from llmctl.types import GenerationRequest, Question, SamplingParams
 
 _IN_FLIGHT = 64
@@ -23,11 +23,12 @@ class EngineSitter:
 
     def score(
         self, questions: Sequence[Question], *, whole: bool
-    ) -> Iterator[Scored | LlmctlError]:
+    ) -> Iterator[GroupScore | LlmctlError]:
         if whole:
             texts = [tuple(q.context + end for end in q.continuations) for q in questions]
-            return score_whole(self._engine, texts, self._batch_size)
-        return score_endings(self._engine, questions, self._batch_size)
+            return score_texts(self._engine, texts, batch=self._batch_size)
+        asked = [(q.context, q.continuations) for q in questions]
+        return score_ends(self._engine, asked, batch=self._batch_size)
 
     def write(
         self, questions: Sequence[Question], max_new_tokens: int

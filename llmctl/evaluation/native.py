@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from llmctl.engine.base import BaseEngine
+from llmctl.engine.whole_texts import BATCH, GroupScore
 from llmctl.errors import ContextLengthError, LlmctlError
 from llmctl.evaluation.backend import Candidate
-from llmctl.evaluation.candidate import Reply, Scored, Sitter
+from llmctl.evaluation.candidate import Reply, Sitter
 from llmctl.evaluation.engine_sitter import EngineSitter
 from llmctl.evaluation.extraction import read_answer
-from llmctl.evaluation.likelihood import BATCH
 from llmctl.types import (
     EvalMode,
     ProgressCallback,
@@ -88,14 +88,14 @@ def ask(sitter: Sitter, plan: SuitePlan, subject: SubjectPlan) -> Iterator[Quest
 
 def _outcomes(
     sitter: Sitter, plan: SuitePlan, questions: Sequence[Question]
-) -> Iterator[Scored | Reply | LlmctlError]:
+) -> Iterator[GroupScore | Reply | LlmctlError]:
     if plan.mode == "gen":
         return sitter.write(questions, plan.max_new_tokens)
     return sitter.score(questions, whole=plan.mode == "ppl")
 
 
 def _result(
-    question: Question, mode: EvalMode, outcome: Scored | Reply | LlmctlError
+    question: Question, mode: EvalMode, outcome: GroupScore | Reply | LlmctlError
 ) -> QuestionResult:
     suite, subject, index = question.key
     result = QuestionResult(
@@ -129,14 +129,14 @@ def _result(
     )
 
 
-def likelihoods(question: Question, mode: EvalMode, scored: Scored) -> dict[str, float]:
+def likelihoods(question: Question, mode: EvalMode, scored: GroupScore) -> dict[str, float]:
     """Return by label the number that decides, as `QuestionResult.likelihoods` has it."""
     values = {}
     for label, end, score in zip(
-        question.labels, question.continuations, scored.scores, strict=True
+        question.labels, question.continuations, scored.texts, strict=True
     ):
         if mode == "ppl":
-            values[label] = -score.logprob / score.tokens
+            values[label] = score.mean_loss
         elif mode == "logprob_norm":
             values[label] = score.logprob / max(1, len(end.strip().encode()))
         else:

@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from llmctl.engine.whole_texts import GroupScore, score_texts
-from llmctl.errors import LlmctlError
+from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.server.errors import error_body
 from llmctl.server.record import RequestRecord
 from llmctl.server.schemas import WireRequest
@@ -60,11 +60,18 @@ def score_router(serving: Serving) -> APIRouter:
     return router
 
 
+def _next(scored: Iterator[GroupScore | LlmctlError]) -> GroupScore | LlmctlError | None:
+    try:
+        return next(scored, None)
+    except EngineStoppedError:
+        return None  # the answer ends, and whoever waits sees what is missing
+
+
 async def _lines(
     scored: Iterator[GroupScore | LlmctlError],
 ) -> AsyncGenerator[bytes, None]:
     index = 0
-    while (group := await asyncio.to_thread(next, scored, None)) is not None:
+    while (group := await asyncio.to_thread(_next, scored)) is not None:
         line: dict[str, object] = {"index": index}
         if isinstance(group, LlmctlError):
             line["error"] = error_body(group).model_dump()

@@ -71,7 +71,7 @@ def test_likelihoods_that_are_not_real_are_refused(
     asked = plan(tmp_path, "ppl")
     with (
         answering(lambda *_: 200, logprobs=logprobs) as url,
-        pytest.raises(ConfigError, match="log-likelihoods") as refused,
+        pytest.raises(ConfigError, match="does not say how likely a text is") as refused,
     ):
         sit(asked, url)
     assert "--mode gen" in refused.value.hint

@@ -7,11 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmctl.engine.hf_runner import HFRunner
+from llmctl.engine.whole_texts import GroupScore, score_texts
 from llmctl.errors import ContextLengthError
-from llmctl.evaluation.candidate import Scored
 from llmctl.evaluation.engine_sitter import EngineSitter
 from llmctl.evaluation.forms import Row, TextForm
-from llmctl.evaluation.likelihood import score_whole
 from llmctl.evaluation.native import likelihoods
 from llmctl.types import EvalMode, ModelSpec, Question
 
@@ -59,7 +58,7 @@ def ours(engine: HFRunner, asked: list[Question], mode: EvalMode, batch: int) ->
     outcomes = list(EngineSitter(engine, batch).score(asked, whole=mode == "ppl"))
     found = []
     for question, outcome in zip(asked, outcomes, strict=True):
-        assert isinstance(outcome, Scored)
+        assert isinstance(outcome, GroupScore)
         found.append(list(likelihoods(question, mode, outcome).values()))
     return found
 
@@ -86,7 +85,7 @@ def test_the_size_of_a_batch_changes_no_score(tiny: HFRunner, form: TextForm) ->
 
 def test_what_questions_share_is_billed_once(tiny: HFRunner) -> None:
     outcomes = list(EngineSitter(tiny).score(questions(LETTERS, 8), whole=True))
-    scored = [outcome for outcome in outcomes if isinstance(outcome, Scored)]
+    scored = [outcome for outcome in outcomes if isinstance(outcome, GroupScore)]
     assert scored[0].computed > 2 * scored[1].computed
     assert sum(s.naive for s in scored) > 4 * sum(s.computed for s in scored)
 
@@ -97,7 +96,7 @@ def test_a_question_longer_than_the_context_fails_alone(tiny: HFRunner) -> None:
     for whole in (True, False):
         outcomes = list(EngineSitter(tiny).score([asked[0], long, asked[1]], whole=whole))
         kinds = [type(outcome) for outcome in outcomes]
-        assert kinds == [Scored, ContextLengthError, Scored]
+        assert kinds == [GroupScore, ContextLengthError, GroupScore]
 
 
 def test_one_option_that_begins_another_is_scored_too(tiny: HFRunner, tiny_folder: Path) -> None:
@@ -140,9 +139,9 @@ def test_the_values_are_opencompass_own_at_batch_size_1(
     labels = [f"label: {letter}" for letter in "ABCD"]
     groups = [[one[label]["prompt"] for label in labels] for one in expected.values()]
     close = []
-    for one, outcome in zip(expected.values(), score_whole(smollm, groups), strict=True):
-        assert isinstance(outcome, Scored)
-        ours = [-score.logprob / score.tokens for score in outcome.scores]
+    for one, outcome in zip(expected.values(), score_texts(smollm, groups), strict=True):
+        assert isinstance(outcome, GroupScore)
+        ours = [score.mean_loss for score in outcome.texts]
         close.append(ours == pytest.approx([one[label]["PPL"] for label in labels], rel=1e-5))
         if equal:
             assert "ABCD"[ours.index(min(ours))] == one["prediction"]

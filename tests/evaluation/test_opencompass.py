@@ -18,8 +18,8 @@ from llmctl.evaluation.opencompass import overlay
 from llmctl.evaluation.opencompass.inside.journal import Journal, key_of
 from llmctl.evaluation.opencompass.inside.wire import AskError, Server, score_echoed, score_shared
 from llmctl.evaluation.opencompass.launch import LOG, OpenCompassError, launch
+from llmctl.evaluation.opencompass.likelihood_path import likelihood_path
 from llmctl.evaluation.opencompass.outputs import read_subject
-from llmctl.evaluation.opencompass.probe import likelihood_path
 from llmctl.services.private_server import private_endpoint
 from llmctl.types import Question, SubjectPlan
 from tests.evaluation.answering import answering, chat_reply

@@ -19,7 +19,7 @@ from llmctl.evaluation.opencompass import OpenCompassBackend, overlay
 from llmctl.evaluation.opencompass.configs import plan_config
 from llmctl.evaluation.planning import Wanted
 from llmctl.services.private_server import private_endpoint
-from llmctl.types import QuestionResult, SuitePlan, ignore_progress
+from llmctl.types import Question, QuestionResult, SuitePlan, ignore_progress
 from tests.evaluation.answering import answering, chat_reply
 from tests.evaluation.small_exam import plan, write_ceval, write_mmlu
 
@@ -155,10 +155,9 @@ def test_any_configuration_is_planned_as_opencompass_words_it_and_sat(
     (subject,) = theirs.subjects
     anatomy = next(one for one in ours.subjects if one.subject == "anatomy")
     native = anatomy.questions[:2]
-    for one, other in zip(subject.questions, native, strict=True):
-        for end, same in zip(one.continuations, other.continuations, strict=True):
-            assert one.context + end == other.context + same
-        assert (one.labels, one.gold) == (other.labels, other.gold)
+    for question, same in zip(subject.questions, native, strict=True):
+        assert _texts(question) == _texts(same)
+        assert (question.labels, question.gold) == (same.labels, same.gold)
     with private_endpoint(roomy) as endpoint:
         judged = run(tmp_path / "run", [theirs], endpoint)
     ours = replace(ours, subjects=(replace(anatomy, questions=native),))
@@ -166,6 +165,10 @@ def test_any_configuration_is_planned_as_opencompass_words_it_and_sat(
     for one, other in zip(judged, expected, strict=True):
         assert one.likelihoods == pytest.approx(other.likelihoods, abs=1e-5)
         assert (one.prediction, one.correct) == (other.prediction, other.correct)
+
+
+def _texts(question: Question) -> list[str]:
+    return [question.context + end for end in question.continuations]
 
 
 def test_a_configuration_or_data_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:

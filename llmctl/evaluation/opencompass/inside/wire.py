@@ -145,7 +145,8 @@ def score_echoed(
 
     def score(group: list[str]) -> list[Score] | AskError:
         try:
-            return [echoed(server, text) for text in group]
+            told = [echoed(server, text) for text in group]
+            return [(sum(logprobs), len(logprobs) + 1) for logprobs in told]
         except AskError as error:
             return error
 
@@ -155,8 +156,11 @@ def score_echoed(
             yield index, scores, computed
 
 
-def echoed(server: Server, text: str) -> Score:
-    """Score a text by its echo. Raises `AskError`, also where the echo says nothing."""
+def echoed(server: Server, text: str) -> list[float]:
+    """Return the log-likelihoods of a text's tokens but the first, by its echo.
+
+    Raises `AskError`, also where the echo says nothing.
+    """
     body = {"prompt": text, "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
     answer = server.ask("/completions", {"model": server.model, **body})
     try:
@@ -167,4 +171,4 @@ def echoed(server: Server, text: str) -> Score:
         raise AskError("the server echoes no log-likelihoods") from error
     if len(told) != count - 1 or not any(told):
         raise AskError(f"the server echoed {len(told)} log-likelihoods for {count} tokens")
-    return sum(told), count
+    return told
