@@ -138,7 +138,10 @@ class EndpointSitter:
         choice, usage = answer.choices[0], answer.usage
         details = getattr(usage, "prompt_tokens_details", None)
         cached = getattr(details, "cached_tokens", None) or 0
-        whole = 0 if usage is None else usage.total_tokens
+        # What a server leaves out is not known to be anything.
+        whole = sum(
+            getattr(usage, f"{part}_tokens", None) or 0 for part in ("prompt", "completion")
+        )
         return Reply(
             choice.message.content or "", choice.finish_reason == "length", whole - cached, whole
         )

@@ -106,6 +106,24 @@ def test_a_failed_question_ends_with_1_and_resume_asks_it_again(
     assert "4/12" in capsys.readouterr().out
 
 
+def test_a_server_that_dies_half_way_costs_what_it_had_not_answered_and_ends_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exam, out = choice_exam(tmp_path), tmp_path / "run"
+    # The first subject has six questions.
+    with answering(lambda number, _: 200 if number <= 6 else 0) as url:
+        words = ["--dataset", str(exam), "--base-url", url, "--model", "m", "--output", str(out)]
+        assert ends(*words, "--mode", "gen", "--no-track", "--json") == 1
+    told = capsys.readouterr()
+    (suite,) = json.loads(told.out)["suites"]
+    assert [(s["name"], s["answered"], s["failed"]) for s in suite["subjects"]] == [
+        ("cold", 6, 0),
+        ("warm", 0, 6),
+    ]
+    assert "6 questions have no answer" in told.err
+    assert f"--resume --output {out}" in told.err
+
+
 def test_a_run_that_was_killed_goes_on_to_the_same_result(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
