@@ -32,17 +32,21 @@ def note(text: str) -> None:
 
 def engine_summary(info: EngineInfo) -> None:
     """Say in a line what is loaded, and what should be known of it."""
+    for told in engine_lines(info):
+        note(told)
+
+
+def engine_lines(info: EngineInfo) -> list[str]:
+    """Return what `engine_summary` says."""
     if not info.parameter_count:  # other people's
         context = f", context {info.context_length:,} tokens" if info.context_length else ""
-        note(f"{info.model_id} at {info.device}{context}")
-        return
+        return [f"{info.model_id} at {info.device}{context}"]
     quant = "" if info.quant == "none" else f", {info.quant}"
-    note(
+    return [
         f"{info.model_id}: {info.parameter_count / 1e6:,.0f} M parameters, {info.dtype}{quant} "
-        f"on {info.device}, {file_size(info.weight_bytes)}, context {info.context_length:,} tokens"
-    )
-    for line in info.notes:
-        note(f"note: {line}")
+        f"on {info.device}, {file_size(info.weight_bytes)}, context {info.context_length:,} tokens",
+        *(f"note: {line}" for line in info.notes),
+    ]
 
 
 def reply_text(text: str) -> None:

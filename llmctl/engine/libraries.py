@@ -15,6 +15,7 @@ from llmctl.types import ModelSpec
 @contextmanager
 def library_errors(path: Path, spec: ModelSpec) -> Iterator[None]:
     """Turn what the libraries raise while they read a model into errors that say what to do."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
@@ -29,6 +30,7 @@ def library_errors(path: Path, spec: ModelSpec) -> Iterator[None]:
         MemoryError,
         ImportError,
         SafetensorError,
+        StrictDataclassError,  # a config with values that no model can have
     ) as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(

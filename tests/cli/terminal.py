@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -19,11 +19,18 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 class Terminal:
     """Runs a command as if somebody sat there. Leaving the context ends it."""
 
-    def __init__(self, *words: str, columns: int = 80, rows: int = 24, **env: str) -> None:
+    def __init__(
+        self,
+        *words: str,
+        command: Sequence[str] = COMMAND,
+        columns: int = 80,
+        rows: int = 24,
+        **env: str,
+    ) -> None:
         settled = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
         self._process = pexpect.spawn(
-            COMMAND[0],
-            [*COMMAND[1:], *words],
+            command[0],
+            [*command[1:], *words],
             encoding="utf-8",
             codec_errors="replace",
             timeout=PATIENCE_S,

@@ -217,7 +217,7 @@ def test_a_server_that_fails_or_goes_away_loses_nothing(place: Place) -> None:
         chat.ask("hello", "/retry asks again]")
         assert "went away before the reply was complete" in chat.said.replace("\n", " ")
         chat.ask("/history", "half a rep")
-        chat.ask("/retry", "[the old reply stays]")
+        chat.ask("/retry", "[no reply; the old one stays]")
         chat.ask("/history", "half a rep")
 
 
@@ -381,6 +381,45 @@ def test_a_conversation_goes_to_files_and_the_clipboard(place: Place, tmp_path: 
     assert problems == []
     assert examples[0].messages[-1] == Message("assistant", "Once upon a time ")
     assert examples[0].masked == (4,)
+
+
+def test_what_was_written_before_is_found_again_and_words_are_completed(
+    place: Place, tmp_path: Path
+) -> None:
+    (tmp_path / "a-long-name.txt").write_text("inside")
+    with place.chat() as chat:
+        chat.wait("/help lists", prompt=True)
+        chat.ask("the first question", "first")
+    with place.chat() as chat:
+        chat.wait("/help lists", prompt=True)
+        chat.send("\x12first")  # Ctrl-R
+        chat.see(">>> the first question", "I-search backward: first")
+        chat.send("\r")
+        chat.ask("", "question")
+        assert place.asked == [("user", "the first question")]
+        chat.send("/para")
+        chat.see("         /params  show how replies are sampled")
+        chat.send("\t")
+        chat.see(">>> /params")
+        chat.ask("", "frequency_penalty")
+        chat.send(f"/read {tmp_path}/a-l")
+        chat.wait("a-long-name.txt")
+        chat.send("\t")
+        chat.wait("ong-name.txt")
+        chat.ask("", "goes with the next question")
+    assert (place.home / "chat-history").stat().st_mode & 0o077 == 0
+
+
+def test_answers_alone_go_to_a_file(place: Place, tmp_path: Path) -> None:
+    words = f"{sys.executable} -m llmctl chat --base-url {place.url} > {tmp_path}/out.txt"
+    with Terminal(command=["sh", "-c", words], LLMCTL_HOME=str(place.home)) as chat:
+        chat.wait("/help lists", prompt=True)
+        chat.ask("poem", ">>> poem")
+        chat.ask("think", "Two and two, hm.")
+        chat.send("\x04")
+        assert chat.end() == 0
+    poem, thought = "".join(map(str, SCRIPT["poem"])), "It is **four**."
+    assert (tmp_path / "out.txt").read_text() == f"{poem}\n{thought}\n"
 
 
 @pytest.mark.parametrize("variable", ["TERM=dumb", "NO_COLOR=1"])

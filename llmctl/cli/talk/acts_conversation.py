@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 from llmctl.cli import render
 from llmctl.cli.talk.answer import view_of
 from llmctl.cli.talk.outside import copied, edited
-from llmctl.cli.talk.wrap import lines
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.services.chat import files, room
 from llmctl.services.chat.conversation import Conversation, Turn
@@ -51,7 +50,7 @@ def regen(talk: "Talk", argument: str) -> None:
         reply, failure = talk.watch(lambda n=number: session.ask_again(variant=n))  # type: ignore[misc]
         if failure is not None:
             talk.look.error(str(failure), failure.hint)
-        if reply is None or reply.turn is None or reply.turn.state in ("stopped", "failed"):
+        if reply is None or reply.turn is None or reply.state in ("stopped", "failed"):
             talk.look.say("[stopped]")
             break
         replies.append(reply)
@@ -69,7 +68,7 @@ def regen(talk: "Talk", argument: str) -> None:
 def undo(talk: "Talk", _: str) -> None:
     """Take back the last question and its reply."""
     gone = talk.session.undo()
-    talk.look.say(f"taken back: {render.shortened(_line(gone))}")
+    talk.look.say_line(f"taken back: {gone.message.content}")
 
 
 def edit(talk: "Talk", _: str) -> None:
@@ -156,8 +155,7 @@ def resume(talk: "Talk", argument: str) -> None:
         raise ConfigError("conversations are not kept here", hint="start without --no-save")
     if not argument:
         for listed in store.list(_LISTED):
-            text = f"{listed.id}  {render.day(listed.updated):>11}  {listed.title}"
-            talk.look.say(render.shortened(text), "")
+            talk.look.say_line(f"{listed.id}  {render.day(listed.updated):>11}  {listed.title}")
         talk.look.say("/resume ID goes on with one")
         return
     talk.session.begin(store.read(argument))
@@ -190,7 +188,3 @@ def copy(talk: "Talk", argument: str) -> None:
     terminal = sys.stdout if sys.stdout.isatty() else sys.stderr
     way = copied(text, terminal)
     talk.look.say(f"{len(text):,} characters are on the clipboard, by {way}")
-
-
-def _line(turn: Turn) -> str:
-    return lines(" ".join(turn.message.content.split()), 10_000)[0]

@@ -78,7 +78,7 @@ def model(talk: "Talk", argument: str) -> None:
     finally:
         # Where the new one could not be had, the old one has come back, loaded anew.
         if talk.session.engine is not before:
-            render.engine_summary(talk.session.info())
+            talk.introduce()
 
 
 def adapter(talk: "Talk", argument: str) -> None:
@@ -131,7 +131,7 @@ def tokens(talk: "Talk", _: str) -> None:
     for turn in conversation.turns[conversation.begin :]:
         count = session.count(turn.message.content)
         head = f"{turn.message.role:<13}  {about}{count:,}  "
-        talk.look.say(render.shortened(head + " ".join(turn.message.content.split())), "")
+        talk.look.say_line(head + turn.message.content)
 
 
 def read(talk: "Talk", argument: str) -> None:

@@ -9,17 +9,12 @@ from llmctl.cli.talk.look import Look
 from llmctl.cli.talk.markdown import blocks, rendered
 from llmctl.cli.talk.screen import Screen
 from llmctl.cli.talk.thought import Thought
+from llmctl.cli.talk.wrap import visible
 from llmctl.types import GenerationChunk
 
 _FRAME_S: Final = 1 / 15
 _PATIENCE_S: Final = 0.7
 """Silence after which a person is shown that something goes on."""
-# Escape sequences of a model would move the cursor, or worse: they are shown as pictures.
-_VISIBLE = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {
-    0x0D: None,
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-}
 
 
 class AnswerView(Protocol):
@@ -36,11 +31,6 @@ def view_of(look: Look) -> AnswerView:
     """Return what shows a reply as the terminal can and the person likes."""
     shown: AnswerView = _Drawn(look) if look.drawn else _Plain(look)
     return shown if look.stream else _Whole(shown)
-
-
-def visible(text: str) -> str:
-    """Return a text without anything that a terminal would obey."""
-    return text.translate(_VISIBLE)
 
 
 class _Plain:

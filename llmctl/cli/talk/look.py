@@ -4,11 +4,12 @@ import os
 import sys
 from dataclasses import dataclass, field
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
 from llmctl.cli.talk.markdown import THEME
-from llmctl.cli.talk.wrap import lines
+from llmctl.cli.talk.wrap import lines, visible
 
 PLAIN_TERMS = ("dumb", "unknown")
 
@@ -34,9 +35,17 @@ class Look:
 
     def say(self, text: str, style: str = "dim") -> None:
         """Say something beside the answer."""
+        text = visible(text)
         if self.err.is_terminal:
             text = "\n".join(lines(text, self.err.width))
         self.err.print(Text(text, style=style), soft_wrap=True)
+
+    def say_line(self, text: str) -> None:
+        """Say as much of a text as goes on one line."""
+        text = visible(text).replace("\n", " ").replace("\t", " ")
+        if self.err.is_terminal and cell_len(text) > self.err.width:
+            text = set_cell_size(text, self.err.width - 1).rstrip() + "…"
+        self.say(text, "")
 
     def error(self, message: str, hint: str = "") -> None:
         """Say what failed and what to do about it."""

@@ -5,26 +5,31 @@ from itertools import pairwise
 from typing import ClassVar
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from pygments.token import Error
 from rich import markdown as parts
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.style import Style
-from rich.syntax import Syntax
+from rich.syntax import ANSI_DARK, ANSISyntaxTheme, Syntax
 from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
 
 from llmctl.cli.talk.wrap import breaks
 
-# HTML and definitions of links stay text: what a model wrote must not vanish.
+# HTML, images and definitions of links stay text: what a model wrote must not vanish.
 _PARSER = (
     MarkdownIt("commonmark", {"html": False})
     .enable(["strikethrough", "table"])
-    .disable(["reference"])
+    .disable(["reference", "image"])
 )
-_CODE_THEME = "ansi_dark"
-"""The terminal's own sixteen colours, which its owner can read on its background."""
+_CODE_THEME = ANSISyntaxTheme(ANSI_DARK | {Error: Style()})
+"""The terminal's own sixteen colours, which its owner can read on its background.
+
+Code that is not finished yet is no error.
+"""
 THEME = Theme(
     {
         "markdown.code": Style(color="cyan"),
@@ -42,6 +47,7 @@ THEME = Theme(
         "markdown.link_url": Style(color="blue"),
     }
 )
+_TAB = 4
 _TRAILING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$")
 
 
@@ -56,6 +62,7 @@ class _Heading(parts.Heading):
 
 
 def _broken(text: Text, width: int) -> RenderResult:
+    text.expand_tabs(_TAB)
     for line in text.divide(breaks(text.plain, max(width, 2))):
         line.rstrip()
         line.no_wrap, line.overflow = True, "ignore"
@@ -65,18 +72,22 @@ def _broken(text: Text, width: int) -> RenderResult:
 class _CodeBlock(parts.CodeBlock):
     """Code between its fences, at the edge: it can be copied from the screen as it is."""
 
+    info = ""
+
+    @classmethod
+    def create(cls, markdown: parts.Markdown, token: Token) -> "_CodeBlock":
+        """Take all that stands behind the fence; the first word of it is the language."""
+        block = cls((token.info.split() or ["text"])[0], markdown.code_theme)
+        block.info = token.info.strip()
+        return block
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         fence = Style(dim=True)
-        language = "" if self.lexer_name == "text" else self.lexer_name
-        yield Segment(f"```{language}", fence)
-        yield Segment.line()
-        yield Syntax(
-            str(self.text).rstrip("\n"),
-            self.lexer_name,
-            theme=_CODE_THEME,
-            background_color="default",
-            word_wrap=True,
-        )
+        yield from _broken(Text(f"```{self.info}", fence), options.max_width)
+        code = str(self.text).expandtabs(_TAB).rstrip("\n")
+        coloured = Syntax(code, self.lexer_name, theme=_CODE_THEME).highlight(code)
+        coloured.rstrip()
+        yield from _broken(coloured, options.max_width)
         yield Segment("```", fence)
         yield Segment.line()
 
@@ -93,7 +104,8 @@ class _Table(parts.TableElement):
             border_style="dim",
         )
         for cell in self.header.row.cells if self.header and self.header.row else ():
-            table.add_column(Text.assemble(cell.content, style="bold"), justify=cell.justify)
+            heading = Text.assemble(cell.content, style="bold")
+            table.add_column(heading, justify=cell.justify, overflow="fold")
         for row in self.body.rows if self.body else ():
             table.add_row(*(cell.content for cell in row.cells))
         yield table
@@ -129,7 +141,7 @@ class _Markdown(parts.Markdown):
 def rendered(source: str, console: Console) -> list[str]:
     """Return the rows of a Markdown text, with colours as the console has them."""
     with console.capture() as capture:
-        console.print(_Markdown(source), end="")
+        console.print(_Markdown(source), end="", crop=False)
     rows = [_TRAILING.sub(r"\1", row) for row in capture.get().split("\n")]
     while rows and not Text.from_ansi(rows[-1]).plain.strip():
         rows.pop()

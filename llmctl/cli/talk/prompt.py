@@ -118,10 +118,7 @@ class LineEditor:
         def _enter(event: KeyPressEvent) -> None:
             buffer = event.current_buffer
             document = buffer.document
-            completing = buffer.complete_state
-            if completing is not None and completing.current_completion is not None:
-                buffer.complete_state = None
-            elif document.is_cursor_at_the_end and document.text.endswith("\\"):
+            if document.is_cursor_at_the_end and document.text.endswith("\\"):
                 buffer.delete_before_cursor()
                 buffer.newline(copy_margin=False)
             elif is_open(document.text):

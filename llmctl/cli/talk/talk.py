@@ -10,9 +10,10 @@ from llmctl.cli.talk.interrupt import one_interrupt, silent_keys
 from llmctl.cli.talk.look import Look
 from llmctl.cli.talk.prompt import Reader, reader
 from llmctl.cli.talk.typed import Command, understood
+from llmctl.config import wants_traceback
 from llmctl.errors import ContextLengthError, LlmctlError
 from llmctl.services.chat import room
-from llmctl.services.chat.conversation import Turn
+from llmctl.services.chat.conversation import Figures, Turn
 from llmctl.services.chat.files import Attachment, with_attachments
 from llmctl.services.chat.reply import Reply
 from llmctl.services.chat.session import ChatSession
@@ -48,6 +49,11 @@ class Talk:
         """Files that go with the next question."""
         self._actions = actions
 
+    def introduce(self) -> None:
+        """Say who answers."""
+        for line in render.engine_lines(self.session.info()):
+            self.look.say(line, "")
+
     def run(self) -> None:
         """Talk until the person leaves."""
         draft = ""
@@ -72,6 +78,14 @@ class Talk:
                 self.look.error(str(error), error.hint)
             except KeyboardInterrupt:
                 self.look.say("[stopped]")
+            except Exception as error:
+                if wants_traceback() or isinstance(error, BrokenPipeError):
+                    raise
+                # A mistake of ours in one command must not end the conversation.
+                self.look.error(
+                    f"unexpected {type(error).__name__}: {error}",
+                    "the conversation goes on; LLMCTL_TRACEBACK=1 shows where it came from",
+                )
 
     def _do(self, command: Command) -> None:
         action = self._actions.get(command.name)
@@ -97,14 +111,22 @@ class Talk:
         self.answer(lambda: self.session.ask(whole))
         return True
 
-    def answer(self, begin: Callable[[], Reply]) -> Turn | None:
+    def answer(self, begin: Callable[[], Reply]) -> None:
         """Show a reply from its beginning to its end and keep it, however it ends."""
         reply, failure = self.watch(begin)
         turn = None if reply is None else self.session.keep(reply)
-        self.mark(turn, failure)
+        if failure is not None:
+            full = isinstance(failure, ContextLengthError)
+            hint = "/drop or /summarise makes room" if full else failure.hint
+            self.look.error(str(failure), hint)
+        if reply is not None and (mark := self._mark(reply, turn)):
+            self.look.say(f"[{mark}]")
+        if turn is not None and turn.figures is not None:
+            if self.look.stats:
+                self.look.say(told(turn.figures, self.look.err.width))
+            self._warn_of_context(turn.figures)
         if self.look.drawn:
             self.look.say("")
-        return turn
 
     def watch(self, begin: Callable[[], Reply]) -> tuple[Reply | None, LlmctlError | None]:
         """Show a reply while it is written; return it, and what broke it off."""
@@ -119,41 +141,34 @@ class Talk:
                 reply.stop()
         except LlmctlError as error:
             failure = error
+        except BaseException:
+            if reply is not None:
+                self.session.keep(reply)
+            raise
         finally:
             view.end()
         return reply, failure
 
-    def mark(self, turn: Turn | None, failure: LlmctlError | None) -> None:
-        """Say how a reply ended, if not as it should, and how it went."""
-        if isinstance(failure, ContextLengthError):
-            self.look.error(str(failure), "/drop or /summarise makes room")
-        elif failure is not None:
-            self.look.error(str(failure), failure.hint)
-        if turn is None:
-            waits = self.session.conversation.unanswered is not None
-            self.look.say("[no reply; /retry asks again]" if waits else "[the old reply stays]")
-            return
-        figures = turn.figures
-        if turn.state == "stopped":
-            self.look.say("[stopped; the part above is kept]")
-        elif turn.state == "failed":
-            self.look.say("[broken off; the part above is kept, /retry asks again]")
-        elif turn.state == "cut" and figures is not None:
+    def _mark(self, reply: Reply, turn: Turn | None) -> str:
+        """Return what is to be said of how a reply ended; nothing if it ended well."""
+        if reply.state == "cut":
             limit = self.session.sampling.max_new_tokens
-            if limit is not None and figures.completion_tokens >= limit:
-                why = f"after {limit:,} tokens; /set max_tokens {2 * limit} allows more"
-            else:
-                why = "the context is full; /drop or /summarise makes room"
-            self.look.say(f"[cut off: {why}]")
-        elif not turn.message.content.strip():
-            self.look.say("[the model thought, and said nothing; /retry asks again]")
-        if figures is None:
-            return
-        if self.look.stats:
-            self.look.say(told(figures, self.look.err.width))
-        self._warn_of_context(figures.used_tokens, figures.context_length)
+            if limit is not None and reply.tokens >= limit:
+                return f"cut off: after {limit:,} tokens; /set max_tokens {2 * limit} allows more"
+            return "cut off: the context is full; /drop or /summarise makes room"
+        again = "/retry asks again"
+        if turn is None:
+            # A reply that was to take the place of an older one leaves that as it is.
+            waits = self.session.conversation.unanswered is not None
+            return f"no reply; {again}" if waits else "no reply; the old one stays"
+        if reply.state == "stopped":
+            return "stopped; the part above is kept"
+        if reply.state == "failed":
+            return f"broken off; the part above is kept, {again}"
+        return "" if turn.message.content.strip() else f"it thought, and said nothing; {again}"
 
-    def _warn_of_context(self, used: int | None, context: int) -> None:
+    def _warn_of_context(self, figures: Figures) -> None:
+        used, context = figures.used_tokens, figures.context_length
         if used is not None and context and used >= room.NEARLY_FULL * context:
             self.look.say(
                 f"the context is {used / context:.0%} full ({used:,} of {context:,} tokens): "
@@ -208,7 +223,7 @@ def converse(
     lines = reader(CommandCompleter(session, switch), history=session.store is not None)
     talk = Talk(session, switch, look, lines, actions())
     talk.attached += attached
-    render.engine_summary(session.info())
+    talk.introduce()
     look.say("/help lists the commands; Ctrl-C stops a reply, Ctrl-D leaves")
     if session.conversation.turns:
         show_last(talk)

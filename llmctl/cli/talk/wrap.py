@@ -1,4 +1,4 @@
-"""Where may a line of text be broken, Chinese or not, for a terminal of so many columns?"""
+"""How does text, Chinese or not, become lines of a terminal that has so many columns?"""
 
 from itertools import pairwise
 
@@ -7,6 +7,13 @@ from rich.cells import get_character_cell_size
 _NO_START = frozenset("，。、；：？！）】》〉」』”’…—～·,.;:?!)]}%％‰℃")
 """What may not begin a line (W3C, Requirements for Chinese Text Layout, section 3.1.6)."""
 _NO_END = frozenset("（【《〈「『“‘([{")
+
+# Escape sequences of a model would move the cursor, or worse: they are shown as pictures.
+_VISIBLE = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {
+    0x0D: None,
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}
 
 
 def breaks(text: str, width: int) -> list[int]:
@@ -48,5 +55,11 @@ def _may_break(before: str, after: str) -> bool:
 
 def lines(text: str, width: int) -> list[str]:
     """Return a text as lines of at most `width` columns."""
+    text = text.expandtabs(4)
     cuts = [0, *breaks(text, max(width, 2)), len(text)]
     return [text[a:b].rstrip() for a, b in pairwise(cuts)]
+
+
+def visible(text: str) -> str:
+    """Return a text without anything that a terminal would obey."""
+    return text.translate(_VISIBLE)

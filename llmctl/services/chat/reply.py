@@ -27,9 +27,10 @@ class Reply:
         self._ended_s = asked_s
         self._texts: list[str] = []
         self._reasoning: list[str] = []
-        self._tokens = 0
+        self._pieces_seen = 0
         self._usage: Usage | None = None
-        self._state: TurnState = "stopped"
+        self.state: TurnState = "stopped"
+        """How it ended; `stopped` until it does."""
         self._note = ""
         self._pieces = self._arriving()
 
@@ -44,7 +45,7 @@ class Reply:
                 for chunk in self._stream:
                     yield self._noted(splitter.feed(chunk))
         except LlmctlError as error:
-            self._state, self._note = "failed", str(error)
+            self.state, self._note = "failed", str(error)
             raise
         finally:
             self._ended_s = perf_counter()
@@ -54,18 +55,23 @@ class Reply:
     def _noted(self, chunk: GenerationChunk) -> GenerationChunk:
         if self._first_s is None and (chunk.text or chunk.reasoning):
             self._first_s = perf_counter()
-        self._tokens += bool(chunk.text or chunk.reasoning)
+        self._pieces_seen += bool(chunk.text or chunk.reasoning)
         self._texts.append(chunk.text)
         self._reasoning.append(chunk.reasoning)
         self._usage = chunk.usage or self._usage
         if chunk.finish_reason is not None:
-            self._state = "cut" if chunk.finish_reason == "length" else "whole"
+            self.state = "cut" if chunk.finish_reason == "length" else "whole"
         return chunk
 
     def stop(self) -> None:
         """Break it off; what has come stays. Harmless after the end."""
         self._stream.cancel()
         self._pieces.close()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that came, as the engine counts them, or else pieces."""
+        return self._pieces_seen if self._usage is None else self._usage.completion_tokens
 
     @property
     def turn(self) -> Turn | None:
@@ -75,7 +81,7 @@ class Reply:
             return None
         return Turn(
             Message("assistant", text, reasoning=reasoning or None),
-            self._state,
+            self.state,
             self._note,
             self._info.model_id,
             figures=self._figures(),
@@ -86,14 +92,13 @@ class Reply:
         figures = Figures(
             duration_s=end - self._asked_s,
             ttft_s=None if self._first_s is None else self._first_s - self._asked_s,
-            completion_tokens=self._tokens,
+            completion_tokens=self.tokens,
             context_length=self._info.context_length,
         )
         if self._usage is None:
             return figures
         return replace(
             figures,
-            completion_tokens=self._usage.completion_tokens,
             prompt_tokens=self._usage.prompt_tokens or None,
             cached_tokens=self._usage.cached_tokens,
         )

@@ -1,0 +1,106 @@
+"""How replies are drawn, wrapped and understood, without a terminal."""
+
+import io
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from llmctl.cli.talk.markdown import THEME, blocks, rendered
+from llmctl.cli.talk.typed import Command, is_open, understood
+from llmctl.cli.talk.wrap import lines, visible
+
+BLOCKS = [
+    "# 题\n",
+    "- a\n",
+    "  - 乙\n",
+    "1. x\n",
+    "> 引\n",
+    "```python\n",
+    "```\n",
+    "    code\n",
+    "---\n",
+]
+TABLES = ["| 甲 | b |\n", "| --- | :-: |\n", "| 1 | 丙 |\n"]
+WORDS = [
+    "word ",
+    "中文字，。",
+    "http://an.address/of/more/than/forty/columns/in/one/word",
+    "e\u0301",
+]
+MARKS = ["***", "**", "`", "_", "[l](http://x)", "![i](u)", "<b>", "\\", "[1]: http://e\n", "\t"]
+PIECES = st.sampled_from([*BLOCKS, *TABLES, *WORDS, *MARKS, "\n", "\n\n", "👩\u200d👩\u200d👧"])
+
+
+def drawn(source: str, width: int) -> list[str]:
+    console = Console(
+        file=io.StringIO(), force_terminal=True, width=width, theme=THEME, color_system="256"
+    )
+    return [Text.from_ansi(row).plain for row in rendered(source, console)]
+
+
+def chinese(text: str) -> list[str]:
+    return sorted(character for character in text if "\u4e00" <= character <= "\u9fff")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(PIECES, max_size=30).map("".join), st.sampled_from([20, 40, 80]))
+def test_no_markdown_is_lost_or_wider_than_the_terminal(source: str, width: int) -> None:
+    assert "\n".join(blocks(source)) == source
+    rows = drawn(source, width)
+    assert chinese("".join(rows)) == chinese(source)
+    assert max(map(cell_len, rows), default=0) <= width
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(PIECES, max_size=20).map("".join), st.lists(PIECES, max_size=10).map("".join))
+def test_a_finished_block_looks_the_same_whatever_follows(source: str, more: str) -> None:
+    finished = blocks(source)[:-1]
+    # A line that is not ended may still become part of what is above.
+    if source.endswith("\n"):
+        assert blocks(source + more)[: len(finished)] == finished
+
+
+def test_a_line_breaks_between_chinese_signs_but_not_before_their_punctuation() -> None:
+    assert lines("今天天气很好，我们去公园。", 12) == ["今天天气很", "好，我们去公", "园。"]
+    assert lines("看这（括号）里", 6) == ["看这", "（括", "号）里"]
+    assert lines("a long English sentence", 10) == ["a long", "English", "sentence"]
+    assert lines("x" * 25, 10) == ["x" * 10, "x" * 10, "x" * 5]
+
+
+def test_what_a_terminal_would_obey_is_shown_instead() -> None:
+    assert visible("a\x1b[2Jb\x07\r\n\tc\x9b1m") == "a␛[2Jb␇\n\tc\ufffd1m"
+
+
+@pytest.mark.parametrize(
+    ("text", "pasted", "meant"),
+    [
+        ("/help", False, Command("help")),
+        ("/help", True, Command("help")),
+        ("/set  top_p 0.5 ", False, Command("set", "top_p 0.5")),
+        ('/system """one\ntwo"""', False, Command("system", "one\ntwo")),
+        ("/nothing here", False, Command("nothing", "here")),
+        ("/nothing here", True, "/nothing here"),
+        ("/help\nme", True, "/help\nme"),
+        ("/etc/hosts", False, "/etc/hosts"),
+        ("//help", False, "/help"),
+        (" /help", False, "/help"),
+        ('"""\na\n\nb\n"""', False, "a\n\nb"),
+        ('say """', False, 'say """'),
+        ("  ", False, ""),
+    ],
+)
+def test_what_is_typed_is_a_command_or_a_question(
+    text: str, pasted: bool, meant: Command | str
+) -> None:
+    assert understood(text, pasted=pasted, known={"help", "set", "system"}) == meant
+
+
+def test_a_block_is_open_until_its_quotes_come_again() -> None:
+    assert is_open('"""one')
+    assert is_open('/system """one\n')
+    assert not is_open('"""one\ntwo"""')
+    assert not is_open('what does """ mean')

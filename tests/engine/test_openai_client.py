@@ -1,0 +1,139 @@
+"""Another server's model through `BaseEngine`: ours, and one that behaves badly."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from llmctl.engine.openai_client import OpenAIClient
+from llmctl.engine.parts import Part
+from llmctl.engine.registry import create_engine
+from llmctl.errors import (
+    AuthenticationError,
+    ConfigError,
+    ContextLengthError,
+    EngineFailedError,
+    EngineStoppedError,
+    LlmctlError,
+    ModelNotFoundError,
+    RequestError,
+    UnsupportedError,
+)
+from llmctl.types import (
+    ApiEndpoint,
+    GenerationRequest,
+    Grammar,
+    Message,
+    ModelSpec,
+    SamplingParams,
+    Tool,
+    ToolCall,
+)
+from tests.fakes import FakeEngine
+from tests.server.servers import eventually, running
+
+ASKED = (Message("system", "s"), Message("user", "q"))
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine(("Hel", Part(reasoning="hm"), "lo"))
+
+
+@pytest.fixture
+def client(engine: FakeEngine) -> Iterator[OpenAIClient]:
+    with running(engine) as url, connected(url) as client:
+        yield client
+
+
+def connected(url: str, model: str | None = None, key: str | None = None) -> OpenAIClient:
+    client = create_engine(ModelSpec("-"), endpoint=ApiEndpoint(url, model, key))
+    assert isinstance(client, OpenAIClient)
+    client.load()
+    return client
+
+
+def test_a_reply_comes_as_from_an_engine_of_our_own(
+    client: OpenAIClient, engine: FakeEngine
+) -> None:
+    sampling = SamplingParams(
+        max_new_tokens=5, temperature=0.0, top_k=0, min_p=0.1, seed=0, stop=("x",), n=2
+    )
+    result = client.generate(GenerationRequest(ASKED, sampling=sampling))
+    assert [choice.text for choice in result.choices] == ["Hello", "Hello"]
+    assert result.choices[0].reasoning == "hm"
+    assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (7, 6)
+    (request,) = engine.requests
+    assert request.messages == ASKED
+    assert request.sampling == sampling
+    assert client.info().model_id == "fake-model"
+    assert client.info().context_length == 128
+    assert client.in_flight == 0
+
+
+def test_grammars_and_tools_reach_the_server(client: OpenAIClient, engine: FakeEngine) -> None:
+    for held in (Grammar("json_schema", '{"type": "object"}'), Grammar("choice", choices=("a",))):
+        client.generate(GenerationRequest(ASKED, sampling=SamplingParams(grammar=held)))
+        assert engine.requests[-1].sampling.grammar is not None
+        assert engine.requests[-1].sampling.grammar.kind == held.kind
+    engine.pieces = (Part(call=ToolCall("look", '{"at": 1}', "call_1")),)
+    tools = (Tool("look", "Looks.", {"type": "object", "properties": {}}),)
+    result = client.generate(GenerationRequest(ASKED, tools=tools, forced_tools=("look",)))
+    assert result.choices[0].tool_calls == (ToolCall("look", '{"at": 1}', "call_1"),)
+    assert result.choices[0].finish_reason == "tool_calls"
+    assert engine.requests[-1].forced_tools == ("look",)
+
+
+def test_leaving_a_reply_frees_the_server(client: OpenAIClient, engine: FakeEngine) -> None:
+    engine.hold = threading.Event()
+    with client.submit(GenerationRequest(ASKED)) as stream:
+        assert next(iter(stream)).text == "Hel"
+    assert eventually(lambda: engine.in_flight == 0)
+    assert eventually(lambda: client.in_flight == 0)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind"),
+    [
+        (ContextLengthError("too long"), ContextLengthError),
+        (RequestError("nonsense"), RequestError),
+        (EngineStoppedError("closing"), EngineStoppedError),
+        (EngineFailedError("broken"), LlmctlError),
+    ],
+)
+def test_an_error_of_the_server_is_one_of_ours(
+    client: OpenAIClient, engine: FakeEngine, refusal: LlmctlError, kind: type[LlmctlError]
+) -> None:
+    engine.reject = refusal
+    with pytest.raises(kind, match=str(refusal)):
+        client.generate(GenerationRequest(ASKED))
+    engine.reject, engine.fail = None, refusal
+    pieces = []
+    with pytest.raises(LlmctlError, match=str(refusal)):  # noqa: PT012
+        for chunk in client.submit(GenerationRequest(ASKED)):
+            pieces.append(chunk.text)
+    assert "".join(pieces) == "Hello"
+
+
+def test_who_may_not_come_in_is_told_why(engine: FakeEngine) -> None:
+    with running(engine, api_keys=("right",)) as url:
+        with pytest.raises(AuthenticationError):
+            connected(url, key="wrong")
+        with pytest.raises(ModelNotFoundError, match="no model 'other'"):
+            connected(url, "other", "right")
+        connected(url, "fake-model", "right").close()
+    with pytest.raises(EngineStoppedError, match="no server answers"):
+        connected(url)
+    with pytest.raises(ConfigError):
+        create_engine(ModelSpec("-"), "openai")
+
+
+def test_what_only_an_engine_of_our_own_can_do_is_refused(client: OpenAIClient) -> None:
+    with pytest.raises(UnsupportedError):
+        client.count_tokens("text")
+    with pytest.raises(UnsupportedError):
+        client.submit(GenerationRequest(prompt="raw"))
+    client.close()
+    client.close()
+    with pytest.raises(EngineStoppedError):
+        client.submit(GenerationRequest(ASKED))
