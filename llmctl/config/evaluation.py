@@ -34,6 +34,13 @@ class EvalConfig:
     http://127.0.0.1:8000/v1."""
     api_key: str | None = None
     """Key for that server."""
+    judge_base_url: str | None = None
+    """OpenAI-compatible server whose model says whether replies are right, where rows of an exam of
+    your own have match judge."""
+    judge_model: str | None = None
+    """The judge's name on its server. [default: its only model]"""
+    judge_api_key: str | None = None
+    """Key for the judge's server."""
     backend: EvalBackend = "native"
     """Who builds the prompts and judges: native (this program) or opencompass."""
     mode: EvalMode | None = None
@@ -77,5 +84,7 @@ class EvalConfig:
                 "--adapter puts a folder on a model of ours, and --base-url names a server",
                 hint="serve the adapter there, and name it with --model",
             )
+        if self.judge_base_url is None and (self.judge_model or self.judge_api_key):
+            raise ConfigError("the judge has no server", hint="--judge-base-url URL")
         if len({*self.dataset}) < len(self.dataset):
             raise ConfigError("a dataset is named twice", hint="name each once")

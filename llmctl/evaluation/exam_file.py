@@ -2,8 +2,8 @@
 
 Multiple choice has `question`, `A`, `B`, ... (or `options`, a list) and `answer`, a letter. Without
 options the reply itself is judged: `answer`, and `match`: `exact` (but for case and white space),
-`numeric`, `contains` or `regex`. `subject` parts the file; rows with `split` `example` are shown as
-solved examples, and not asked.
+`numeric`, `contains`, `regex`, or `judge` (another model compares). `subject` parts the file; rows
+with `split` `example` are shown as solved examples, and not asked.
 """
 
 import json
@@ -20,7 +20,7 @@ from llmctl.evaluation.subjects import Subject
 from llmctl.evaluation.suites import Suite
 from llmctl.types import EvalMode, Extraction
 
-MATCHES: Final[tuple[Extraction, ...]] = ("exact", "numeric", "contains", "regex")
+MATCHES: Final[tuple[Extraction, ...]] = ("exact", "numeric", "contains", "regex", "judge")
 _EXPECTED = "question, then A, B, ... (or options) and answer; or answer and match"
 _MOST_PROBLEMS: Final = 20
 

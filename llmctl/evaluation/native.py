@@ -10,6 +10,7 @@ from llmctl.evaluation.backend import Candidate
 from llmctl.evaluation.candidate import Reply, Sitter
 from llmctl.evaluation.engine_sitter import EngineSitter
 from llmctl.evaluation.extraction import read_answer
+from llmctl.evaluation.judge import Judge, check_judge, judged
 from llmctl.types import (
     EvalMode,
     ProgressCallback,
@@ -24,8 +25,9 @@ from llmctl.types import (
 class NativeBackend:
     """Asks through the engine, or an endpoint, without any other program."""
 
-    def __init__(self, batch_size: int = BATCH) -> None:
+    def __init__(self, batch_size: int = BATCH, judge: Judge | None = None) -> None:
         self._batch_size = batch_size
+        self._judge = judge
 
     def run(
         self,
@@ -35,11 +37,12 @@ class NativeBackend:
         progress: ProgressCallback,  # noqa: ARG002  the results are the progress
     ) -> list[QuestionResult]:
         """Ask every question, as `Backend.run` says."""
+        check_judge(self._judge, plans)
         sitter = sitter_for(candidate, {plan.mode for plan in plans}, self._batch_size)
         results = []
         for plan in plans:
             for subject in plan.subjects:
-                for result in ask(sitter, plan, subject):
+                for result in judged(self._judge, subject, ask(sitter, plan, subject)):
                     on_result(result)
                     results.append(result)
         return results

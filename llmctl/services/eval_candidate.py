@@ -9,6 +9,7 @@ from llmctl.engine import catalog
 from llmctl.engine.provenance import BaseModel, Provenance
 from llmctl.engine.registry import create_engine
 from llmctl.evaluation.backend import Candidate, Endpoint
+from llmctl.evaluation.judge import Judge
 from llmctl.services.eval_request import EvalListener
 from llmctl.types import ModelSpec, ProgressCallback
 
@@ -77,3 +78,17 @@ def origin_of(config: EvalConfig, candidate: Candidate) -> Provenance | None:
             if known is not None:
                 return known
     return None
+
+
+def judge_of(config: EvalConfig) -> Judge | None:
+    """Return who judges replies, if anybody was named.
+
+    Raises:
+        ConfigError: that server does not answer, or has several models and none was named.
+    """
+    if config.judge_base_url is None:
+        return None
+    from llmctl.evaluation.endpoint_sitter import endpoint
+
+    key = config.judge_api_key or ""
+    return Judge(endpoint(config.judge_base_url, config.judge_model, key))

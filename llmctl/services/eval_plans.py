@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 from llmctl.config import EvalConfig, store_home
+from llmctl.errors import ConfigError
 from llmctl.evaluation.exam_file import exam_suite, is_exam_file
 from llmctl.evaluation.locate import locate
 from llmctl.evaluation.planning import Wanted, plan_suite
@@ -36,7 +37,11 @@ def _plan(name: str, config: EvalConfig, progress: ProgressCallback) -> SuitePla
     wanted = Wanted(
         mode, config.shots, config.limit, config.subjects, config.seed, config.max_new_tokens
     )
-    if config.backend == "opencompass" and not is_exam_file(name) and not is_suite(name):
+    if config.backend == "opencompass" and is_exam_file(name):
+        raise ConfigError(
+            f"{name} is an exam of your own, which llmctl asks itself", hint="--backend native"
+        )
+    if config.backend == "opencompass" and not is_suite(name):
         from llmctl.evaluation.opencompass.configs import plan_config
 
         return plan_config(name, data_dir, wanted, progress)

@@ -13,6 +13,7 @@ from llmctl.config.evaluation import SPELLINGS
 from llmctl.config.settings import build, read_layer
 from llmctl.errors import ConfigError, EngineStoppedError
 from llmctl.evaluation.backend import Backend, Candidate, Endpoint
+from llmctl.evaluation.judge import Judge, check_judge
 from llmctl.evaluation.native import NativeBackend
 from llmctl.evaluation.page import page
 from llmctl.evaluation.past_run import PastRun
@@ -20,7 +21,7 @@ from llmctl.evaluation.report import score_suite
 from llmctl.evaluation.run_folder import PAGE, REPORT, TABLE, RunFolder, left_of
 from llmctl.evaluation.table import markdown
 from llmctl.monitor import open_tracker, tracked
-from llmctl.services.eval_candidate import candidate_of, how_made, origin_of
+from llmctl.services.eval_candidate import candidate_of, how_made, judge_of, origin_of
 from llmctl.services.eval_plans import output_of, plans_of
 from llmctl.services.eval_record import record_begin, record_end, start_of
 from llmctl.services.eval_request import EvalListener, EvalRequest
@@ -53,9 +54,13 @@ def evaluate(
         raise ConfigError("--resume needs the folder of the run", hint="--resume --output FOLDER")
     plans = plans_of(config, progress)
     folder = RunFolder(output_of(config))
+    judge = judge_of(config)
+    check_judge(judge, plans)
     with candidate_of(config, listener, progress) as candidate:
         how = how_made(config, candidate)
-        run = _Run(config, plans, folder, how, candidate, listener)
+        if judge is not None:
+            how |= {"judge": f"{judge.place.model} at {judge.place.base_url}"}
+        run = _Run(config, plans, folder, how, candidate, listener, judge)
         known = folder.begin(run.identity(), resume=request.resume)
         return run.tracked(known, request, progress)
 
@@ -70,6 +75,7 @@ class _Run:
     how: Mapping[str, str]
     candidate: Candidate
     listener: EvalListener
+    judge: Judge | None
 
     @property
     def model(self) -> str:
@@ -94,7 +100,7 @@ class _Run:
             },
             "llmctl": __version__,
             "model": self.model,
-            "config": asdict(replace(self.config, api_key=None)),
+            "config": asdict(replace(self.config, api_key=None, judge_api_key=None)),
             "suites": [
                 {
                     "suite": plan.suite,
@@ -148,7 +154,7 @@ class _Run:
         started = time.monotonic()
         complete = True
         try:
-            backend = backend_of(self.config, self.folder.path, self.listener.note)
+            backend = backend_of(self.config, self.folder.path, self.listener.note, self.judge)
             with self._reached() as candidate:
                 backend.run(left, candidate, keep, progress)
         except EngineStoppedError as error:
@@ -181,14 +187,16 @@ class _Run:
         self.folder.write_text(PAGE, page([PastRun.read(self.folder)]))
 
 
-def backend_of(config: EvalConfig, folder: Path, warn: Callable[[str], None]) -> Backend:
+def backend_of(
+    config: EvalConfig, folder: Path, warn: Callable[[str], None], judge: Judge | None = None
+) -> Backend:
     """Return who asks the questions.
 
     Raises:
         ConfigError: that backend is not there.
     """
     if config.backend == "native":
-        return NativeBackend(config.batch_size)
+        return NativeBackend(config.batch_size, judge)
     try:
         from llmctl.evaluation.opencompass import OpenCompassBackend
     except ModuleNotFoundError as error:

@@ -26,10 +26,11 @@ Extraction = Literal[
     "numeric",
     "contains",
     "regex",
+    "judge",
     "judged",
 ]
-"""How an answer is read out of a reply: see `llmctl.evaluation.extraction`; `judged` replies are
-read by OpenCompass alone."""
+"""How an answer is read out of a reply: see `llmctl.evaluation.extraction`; `judge` is
+another model's verdict; `judged` replies are read by OpenCompass alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,6 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -7,10 +9,13 @@ from llmctl.errors import ConfigError, EngineStoppedError
 from llmctl.evaluation.backend import Endpoint
 from llmctl.evaluation.endpoint_sitter import endpoint
 from llmctl.evaluation.exam_file import exam_suite
+from llmctl.evaluation.judge import Judge
 from llmctl.evaluation.native import NativeBackend
 from llmctl.evaluation.planning import Wanted, plan_suite
 from llmctl.evaluation.report import score_suite
 from llmctl.types import EvalMode, QuestionResult, SuitePlan, ignore_progress
+from tests.evaluation.answering import answering as judging
+from tests.evaluation.answering import chat_reply
 from tests.evaluation.exams import choice_exam
 from tests.evaluation.flaky_server import answering
 from tests.server.servers import running
@@ -80,3 +85,35 @@ def test_likelihoods_that_are_not_real_are_refused(
 def test_an_address_where_nobody_is_says_so() -> None:
     with pytest.raises(ConfigError, match="does not answer"):
         endpoint("http://127.0.0.1:9", None, "")
+
+
+def test_another_model_judges_what_no_rule_can_and_a_verdict_that_is_none_is_no_answer(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "own.jsonl"
+    golds = ("the sky is blue", "grass", "unsure", "exactly")
+    rows = [{"question": f"{n}?", "answer": gold, "match": "judge"} for n, gold in enumerate(golds)]
+    rows[3]["match"] = "exact"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = plan_suite(exam_suite(file), tmp_path, Wanted())
+
+    def verdict(_: str, body: dict[str, Any]) -> dict[str, Any]:
+        text = body["messages"][0]["content"]
+        assert "Student's answer: A\n" in text
+        if "Right answer: unsure" in text:
+            return chat_reply("Hard to say.")
+        right = "Right answer: the sky" in text
+        return chat_reply("<think>INCORRECT?</think> CORRECT." if right else "Incorrect")
+
+    with answering(lambda *_: 200) as url, judging(verdict) as judge:
+        backend = NativeBackend(judge=Judge(Endpoint(judge, "wise")))
+        first, second, none, exact = backend.run(
+            [asked], Endpoint(url, "m"), lambda _: None, ignore_progress
+        )
+    assert (first.correct, first.rule, first.reply) == (True, "judge", "A")
+    assert (second.correct, second.error) == (False, "")
+    assert "verdict cannot be read: 'Hard to say.'" in none.error
+    assert (exact.correct, exact.rule) == (False, "exact")
+    with pytest.raises(ConfigError, match="nobody judges") as refused:
+        NativeBackend().run([asked], Endpoint(url, "m"), lambda _: None, ignore_progress)
+    assert "--judge-base-url" in refused.value.hint
