@@ -6,15 +6,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
 from llmctl.bench.plan import BenchPlan, Endpoint
 from llmctl.engine.base import BaseEngine
+from llmctl.engine.openai_wire import api_url, reason
 from llmctl.engine.stream import StreamItem
-from llmctl.errors import ConfigError, EngineStoppedError, LlmctlError
+from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.types import GenerationChunk, GenerationRequest, Message, SamplingParams
 
 TIMEOUT_S = 600.0
@@ -140,7 +140,7 @@ class ServerTarget:
         hint = {401: "give the server's key with --api-key", 404: "name its model with --model"}
         if status in (400, 422) and ignore_eos:
             hint |= {status: "a server that does not know ignore_eos needs --no-ignore-eos"}
-        return LlmctlError(f"{self._url}: {_reason(error)}", hint=hint.get(status or 0, ""))
+        return LlmctlError(f"{self._url}: {reason(error)}", hint=hint.get(status or 0, ""))
 
     async def close(self) -> None:
         """Drop the connections."""
@@ -196,24 +196,6 @@ def _reply_of(sent: float, items: Sequence[tuple[float, StreamItem]]) -> Reply:
     )
 
 
-def api_url(base_url: str) -> str:
-    """Return the URL of the API: `/v1` is added to an address that has no path.
-
-    Raises:
-        ConfigError: it is no http or https URL.
-    """
-    try:
-        parts = urlsplit(base_url)
-        is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        is_url = False
-    if not is_url:
-        raise ConfigError(
-            f"{base_url!r} is no URL of a server", hint="such as http://127.0.0.1:8000/v1"
-        )
-    return base_url.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
-
-
 def _wire(message: Message) -> ChatCompletionMessageParam:
     if message.role == "assistant":
         return {"role": "assistant", "content": message.content}
@@ -224,9 +206,3 @@ def _text(delta: Any) -> str:
     """Return what a chunk says; servers put a model's reasoning in fields of their own."""
     fields = ("content", "reasoning_content", "reasoning")
     return "".join(filter(None, (getattr(delta, name, None) for name in fields)))
-
-
-def _reason(error: Exception) -> str:
-    body = getattr(error, "body", None)
-    told = body.get("message") if isinstance(body, dict) else None
-    return str(told or error or type(error).__name__)

@@ -13,6 +13,8 @@ from llmctl.cli.talk.wrap import visible
 from llmctl.types import GenerationChunk
 
 _FRAME_S: Final = 1 / 15
+_COST: Final = 9
+"""So many times as long as painting took nothing is painted."""
 _PATIENCE_S: Final = 0.7
 """Silence after which a person is shown that something goes on."""
 
@@ -96,9 +98,13 @@ class _Drawn:
             self._source += visible(chunk.text)
 
     def _run(self) -> None:
-        while not self._over.wait(_FRAME_S):
+        pause = _FRAME_S
+        while not self._over.wait(pause):
+            begun_s = monotonic()
             with self._lock:
                 self._paint()
+            # A block that grows without end takes longer and longer; the model needs the time more.
+            pause = max(_FRAME_S, _COST * (monotonic() - begun_s))
 
     def _paint(self) -> None:
         if self._source or self._any:

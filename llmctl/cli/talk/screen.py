@@ -26,12 +26,17 @@ class Screen:
 
     def stay(self, rows: Sequence[str], tail: Sequence[str] = ()) -> None:
         """Write rows for good, and a new tail below them."""
-        if not rows and list(tail) == self._tail:
-            return
-        begin = self._rewound()
-        text = "".join(f"{row}\n" for row in (*rows, *tail))
-        self._stream.write(f"{_FRAME}{begin}{text}{_FRAME_END}")
-        self._stream.flush()
+        new = [*rows, *tail]
+        # Rows that are there already stay untouched: what is not painted cannot flicker.
+        same = next(
+            (i for i, pair in enumerate(zip(self._tail, new, strict=False)) if pair[0] != pair[1]),
+            min(len(self._tail), len(new)),
+        )
+        begin = self._rewound(self._tail[same:])
+        text = "".join(f"{row}\n" for row in new[same:])
+        if begin or text:
+            self._stream.write(f"{_FRAME}{begin}{text}{_FRAME_END}")
+            self._stream.flush()
         self._tail = list(tail)
 
     def show(self, tail: Sequence[str]) -> None:
@@ -42,11 +47,11 @@ class Screen:
         """Let the tail stay as it is."""
         self._tail = []
 
-    def _rewound(self) -> str:
-        """Return what brings the cursor to where the tail begins, and clears from there."""
+    def _rewound(self, painted: Sequence[str]) -> str:
+        """Return what brings the cursor to where these last rows begin, and clears from there."""
         columns, _ = self.size
         # A terminal that has become narrower breaks the rows that it shows.
-        height = sum(max(1, -(-_width(row) // columns)) for row in self._tail)
+        height = sum(max(1, -(-_width(row) // columns)) for row in painted)
         return f"\x1b[{height}A\r\x1b[J" if height else ""
 
 
