@@ -16,6 +16,8 @@ from llmctl.types import Score, ScoreRequest
 
 Ids = tuple[int, ...]
 
+_AT_ONCE = 512
+"""Tokens that are read side by side: a pass of more is no faster, and hides more from itself."""
 BATCH = 8
 """Groups that are handed to the engine at once; the scores do not depend on it."""
 
@@ -58,10 +60,22 @@ class _Job:
     adapter: str | None
 
     @property
+    def by_letter(self) -> bool:
+        """Whether the texts differ in their last token alone, and count from before it."""
+        return self.counted_from < self.trunk == max(map(len, self.texts)) - 1
+
+    def ends_from(self, place: int) -> tuple[Ids, ...]:
+        return tuple(text[place:] for text in self.texts)
+
+    def request_from(self, place: int) -> ScoreRequest:
+        ends = self.ends_from(place)
+        return ScoreRequest(self.texts[0][:place], ends, adapter=self.adapter)
+
+    @property
     def requests(self) -> list[ScoreRequest]:
+        """One for what the texts have in common, if that counts, and one for their ends."""
         first, cut = self.texts[0], self.counted_from
-        ends = tuple(text[self.trunk :] for text in self.texts)
-        requests = [ScoreRequest(first[: self.trunk], ends, adapter=self.adapter)]
+        requests = [self.request_from(self.trunk)]
         if cut < self.trunk:
             between = (first[cut : self.trunk],)
             requests.insert(0, ScoreRequest(first[:cut], between, adapter=self.adapter))
@@ -71,7 +85,7 @@ class _Job:
         """Add the pieces up.
 
         Args:
-            parts: the answers to `requests`.
+            parts: the answers to `requests`, or to `request_from(counted_from)` alone.
             before: log-likelihood of what all groups begin with.
         """
         if len(parts) > 1:
@@ -188,10 +202,8 @@ def _run(
 ) -> Iterator[tuple[_Job, list[tuple[Score, ...]] | LlmctlError]]:
     left = iter(jobs)
     while some := list(islice(left, batch)):
-        requests = [job.requests for job in some]
         try:
-            answers = iter(engine.score([one for several in requests for one in several]))
-            done = [[next(answers) for _ in several] for several in requests]
+            done = _side_by_side(engine, some)
         except EngineStoppedError:
             raise
         except LlmctlError:
@@ -199,6 +211,36 @@ def _run(
             yield from ((job, _alone(engine, job)) for job in some)
         else:
             yield from zip(some, done, strict=True)
+
+
+def _side_by_side(engine: BaseEngine, jobs: Sequence[_Job]) -> list[list[tuple[Score, ...]]]:
+    """Score several groups in as few passes as may be; return the answers to each one's requests.
+
+    Groups whose texts differ in the last token alone, such as letters, are ends of what all of them
+    begin with: the engine reads several at once, and each but once.
+    """
+    asked: list[tuple[ScoreRequest, list[_Job]]] = []
+    room = 0
+    for job in jobs:
+        size = job.trunk - job.counted_from
+        if not job.by_letter:
+            asked += [(request, [job]) for request in job.requests]
+            room = 0
+        elif asked and size <= room:
+            request, several = asked[-1]
+            ends = (*request.continuations, *job.ends_from(job.counted_from))
+            asked[-1] = replace(request, continuations=ends), [*several, job]
+            room -= size
+        else:
+            asked.append((job.request_from(job.counted_from), [job]))
+            room = _AT_ONCE - size
+    found: dict[int, list[tuple[Score, ...]]] = {}
+    for (_, several), scores in zip(asked, engine.score([one for one, _ in asked]), strict=True):
+        at = 0
+        for job in several:
+            found.setdefault(id(job), []).append(scores[at : at + len(job.texts)])
+            at += len(job.texts)
+    return [found[id(job)] for job in jobs]
 
 
 def _alone(engine: BaseEngine, job: _Job) -> list[tuple[Score, ...]] | LlmctlError:

@@ -58,15 +58,15 @@ def score_steps(
     trunk = min(len(ids) - tail - 1 for ids, tail in pairs)
     for ids, _ in pairs[1:]:
         trunk = min(trunk, common_prefix(pairs[0][0], ids))
-    endings = [ids[trunk:-1] for ids, _ in pairs]
-    if len(pairs) > 1 and sum(map(len, endings)) > IDLE_CHUNK:
+    # Continuations that differ in their last token alone, which nobody reads, are one ending.
+    endings = list(dict.fromkeys((tuple(ids[trunk:-1]), tail) for ids, tail in pairs))
+    size = sum(len(ending) for ending, _ in endings)
+    if len(pairs) > 1 and size > IDLE_CHUNK:
         scores: list[Score] = []
         for pair in pairs:
             scores += yield from score_steps(forward, pool, [pair], adapter, describe)
         return tuple(scores)
-    cache = yield from opened(
-        pool, pairs[0][0][: trunk + 1], adapter, trunk + sum(map(len, endings))
-    )
+    cache = yield from opened(pool, pairs[0][0][: trunk + 1], adapter, trunk + size)
     try:
         if len(pairs) == 1:
             return ((yield from _score_one(forward, cache, pairs[0], describe)),)
@@ -96,21 +96,30 @@ def _score_branches(
     cache: KVCache,
     shared: list[int],
     pairs: Sequence[Pair],
-    endings: list[list[int]],
+    endings: Sequence[tuple[tuple[int, ...], int]],
     describe: Describe,
 ) -> tuple[Score, ...]:
     new = list(shared)
     wanted: list[int] = []
-    for (_, tail), ending in zip(pairs, endings, strict=True):
+    for ending, tail in endings:
         new += ending
         wanted += range(len(new) - tail, len(new))
-    lengths = tuple(map(len, endings))
+    lengths = tuple(len(ending) for ending, _ in endings)
     logits = forward.run([Work(cache, new, tuple(wanted), branches=lengths)])
-    tails = [tail for _, tail in pairs]
+    parts = dict(zip(endings, logits.split([tail for _, tail in endings]), strict=True))
+    # What stands before the last token is the same for all that share an ending.
+    begun = {
+        (ending, tail): picked(part[:-1], ending[1 - tail :]) if tail > 1 else (0.0, True)
+        for (ending, tail), part in parts.items()
+    }
+    trunk = cache.length
     scores = []
-    for (ids, tail), part in zip(pairs, logits.split(tails), strict=True):
-        logprob, greedy = picked(part, ids[-tail:])
-        scores.append(Score(logprob, tail, greedy, describe(part, ids[-tail:])))
+    for ids, tail in pairs:
+        key = tuple(ids[trunk:-1]), tail
+        part, (before, begins_greedy) = parts[key], begun[key]
+        last, greedy = picked(part[-1:], ids[-1:])
+        described = describe(part, ids[-tail:])
+        scores.append(Score(before + last, tail, begins_greedy and greedy, described))
     return tuple(scores)
 
 
