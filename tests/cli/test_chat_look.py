@@ -71,6 +71,25 @@ def test_a_line_breaks_between_chinese_signs_but_not_before_their_punctuation() 
     assert lines("x" * 25, 10) == ["x" * 10, "x" * 10, "x" * 5]
 
 
+def test_lists_code_and_tables_look_as_they_are_written() -> None:
+    source = (
+        "9. neun\n10. zehn\n    - unter\n\n```sh title\nls\n```\n\n| a | 名 |\n|--|--|\n| 1 | 二 |"
+    )
+    assert drawn(source, 30) == [
+        "  9. neun",
+        " 10. zehn",
+        "      • unter",
+        "",
+        "```sh title",
+        "ls",
+        "```",
+        "",
+        "a  名",
+        "─────",
+        "1  二",
+    ]
+
+
 def test_what_a_terminal_would_obey_is_shown_instead() -> None:
     assert visible("a\x1b[2Jb\x07\r\n\tc\x9b1m") == "a␛[2Jb␇\n\tc\ufffd1m"
 

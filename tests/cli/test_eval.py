@@ -50,6 +50,7 @@ def test_an_exam_of_ones_own_is_sat_scored_and_remembered(
     assert report["how"]["dtype"] == "float32"
     assert len(results(out)) == 12
     assert "| colours/" not in (out / "report.md").read_text()  # it has no categories
+    assert "answered 12 of 12 questions" in (out / "report.html").read_text()
 
     assert ends("show", str(out), "--wrong", "--subject", "warm", "--json") == 0
     shown = json.loads(capsys.readouterr().out)
@@ -82,6 +83,14 @@ def test_two_runs_are_compared_question_by_question(
     assert len(found["flipped"]) == len(flipped)
     assert found["comparisons"][0]["questions"] == 12
     assert any("mode ppl and logprob_norm" in note for note in found["notes"])
+
+    page = tmp_path / "both.html"
+    assert ends("report", str(tmp_path / "one"), str(tmp_path / "two"), "-o", str(page)) == 0
+    table = capsys.readouterr().out
+    assert table.count("| colours") == 2
+    assert "not to be compared" in table
+    assert "colours was made with mode ppl and logprob_norm" in page.read_text()
+    assert ends("report", str(tmp_path / "one"), "-o", str(tmp_path / "page.pdf")) == 2
 
 
 def test_a_failed_question_ends_with_1_and_resume_asks_it_again(

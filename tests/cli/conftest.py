@@ -1,0 +1,17 @@
+"""What tests of the command line share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.place import SCRIPT, Place
+from tests.cli.scripted import ScriptedEngine
+from tests.server.servers import running
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    engine = ScriptedEngine(SCRIPT)
+    with running(engine) as url:
+        yield Place(engine, url, tmp_path / "home")
