@@ -67,7 +67,7 @@ class OpenAIClient(BaseEngine):
         Raises:
             EngineStoppedError: nobody answers.
             AuthenticationError: the key is missing or wrong.
-            ModelNotFoundError, ConfigError: as `choose_model`.
+            ModelNotFoundError: as `choose_model`.
         """
         progress(Progress(f"asking {self.url} for its models"))
         self._loop = asyncio.new_event_loop()

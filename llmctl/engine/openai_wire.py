@@ -4,6 +4,7 @@ The fields are those of OpenAI's API reference (`/v1/chat/completions`); what it
 the names that vLLM and `llmctl serve` share.
 """
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -276,10 +277,9 @@ def reason(error: Exception) -> str:
 
 
 def choose_model(named: str | None, listed: Sequence[str], url: str) -> str:
-    """Return which of a server's models is meant.
+    """Return which of a server's models is meant: the first that it lists, if none was named.
 
     Raises:
-        ConfigError: it has several, and none was named.
         ModelNotFoundError: it has none, or not that one.
     """
     if named is None:
@@ -287,14 +287,12 @@ def choose_model(named: str | None, listed: Sequence[str], url: str) -> str:
         own = [name for name in listed if ":" not in name] or list(listed)
         if not own:
             raise ModelNotFoundError(f"{url} lists no model", hint="name one with --model")
-        if len(own) > 1:
-            raise ConfigError(
-                f"{url} has {len(own)} models", hint=f"--model {' or '.join(own[:5])}"
-            )
         return own[0]
     # Ollama lists `name:tag`, and answers to `name`.
     if named in listed or any(name.startswith(f"{named}:") for name in listed):
         return named
+    near = difflib.get_close_matches(named, listed, n=1)
     raise ModelNotFoundError(
-        f"{url} has no model {named!r}", hint=f"it has {', '.join(listed[:8]) or 'none at all'}"
+        f"{url} has no model {named!r}" + (f"; did you mean {near[0]}?" if near else ""),
+        hint=f"it has {', '.join(listed[:8]) or 'none at all'}",
     )

@@ -72,7 +72,7 @@ class ApiEndpoint:
 
     base_url: str
     model: str | None = None
-    """The server's name of it; `None` is the only one it has."""
+    """The server's name of it; `None` is the first one that it lists."""
     api_key: str | None = field(default=None, repr=False)
 
 

@@ -13,5 +13,5 @@ from tests.server.servers import running
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     engine = ScriptedEngine(SCRIPT)
-    with running(engine) as url:
+    with running(engine, served_names=("alias",)) as url:
         yield Place(engine, url, tmp_path / "home")

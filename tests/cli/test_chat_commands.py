@@ -36,7 +36,7 @@ def test_a_wrong_command_or_value_says_what_would_be_right(place: Place, tmp_pat
             (f"/load {tmp_path}/nots.txt", "No such file or directory"),
             (f"/read {tmp_path}/picture.txt", "is no text in UTF-8"),
             (f"/read {tmp_path}/note.txt", "did you mean"),
-            ("/model other", "has no model 'other'"),
+            ("/model fake-modl", "did you mean fake-model?"),
             ("/adapter other", "has no adapter 'other'"),
             ("/export x.csv", "is no .jsonl file"),
             ("/resume ffffffffff", "no conversation is 'ffffffffff'"),
@@ -44,6 +44,7 @@ def test_a_wrong_command_or_value_says_what_would_be_right(place: Place, tmp_pat
             assert "error: " in chat.ask(line, said.split()[-1]).replace("\n", " ")
             assert said in chat.said.replace("\n", " ")
         # After all of that everything is as it was.
+        chat.ask("/model alias", "alias at http")
         chat.ask(f"/read {tmp_path}/notes.txt", "goes with the next question")
         chat.ask("what must I remember?", "milk")
         assert place.asked == [

@@ -206,6 +206,15 @@ def test_answers_alone_go_to_a_file(place: Place, tmp_path: Path) -> None:
     assert (tmp_path / "out.txt").read_text() == f"{poem}\n{thought}\n"
 
 
+def test_ctrl_c_ends_a_single_answer_with_130(place: Place) -> None:
+    with place.chat("slow") as chat:
+        chat.see("Once upon a time")
+        chat.interrupt()
+        assert chat.end() == 130
+        assert "Traceback" not in chat.raw
+    assert not (place.home / "conversations.db").exists()
+
+
 @pytest.mark.parametrize("variable", ["TERM=dumb", "NO_COLOR=1"])
 def test_a_terminal_that_can_do_less_is_asked_for_less(place: Place, variable: str) -> None:
     name, _, value = variable.partition("=")

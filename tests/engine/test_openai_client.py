@@ -2,9 +2,12 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.openai_client import OpenAIClient
 from llmctl.engine.parts import Part
 from llmctl.engine.registry import create_engine
@@ -29,6 +32,7 @@ from llmctl.types import (
     Tool,
     ToolCall,
 )
+from tests.adapters import save_adapter
 from tests.fakes import FakeEngine
 from tests.server.servers import eventually, running
 
@@ -137,3 +141,21 @@ def test_what_only_an_engine_of_our_own_can_do_is_refused(client: OpenAIClient) 
     client.close()
     with pytest.raises(EngineStoppedError):
         client.submit(GenerationRequest(ASKED))
+
+
+def test_an_adapter_of_our_server_is_asked_for_by_its_name(
+    tiny: HFRunner, tiny_folder: Path, tmp_path: Path
+) -> None:
+    tiny.load_adapter("manners", str(save_adapter(tmp_path / "manners", tiny_folder)))
+    request = GenerationRequest(
+        ASKED, sampling=SamplingParams(temperature=0.0, max_new_tokens=60), adapter="manners"
+    )
+    try:
+        with running(tiny) as url, connected(url) as client:
+            assert client.adapters == ("manners",)
+            assert client.info().model_id == "tiny-llama"
+            reply = client.generate(request).choices[0].text
+        assert reply == tiny.generate(request).choices[0].text
+        assert reply != tiny.generate(replace(request, adapter=None)).choices[0].text
+    finally:
+        tiny.unload_adapter("manners")

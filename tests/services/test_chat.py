@@ -106,6 +106,9 @@ def test_what_does_not_fit_is_told_and_dropping_or_summing_up_makes_it_fit() -> 
     room.drop(session, lack.begin)
     assert room.shortage(session, "a longer question?") is None
     assert len(session.conversation.turns) == 6
+    room.drop(session, 6)
+    assert [m.content for m in session.conversation.without_reply().messages()] == ["question 2"]
+    room.drop(session, lack.begin)
     with pytest.raises(LlmctlError, match="too long"):
         room.shortage(session, "x" * 200)
     room.summarise(session, 4)

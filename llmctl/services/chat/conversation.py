@@ -125,7 +125,9 @@ class Conversation:
         words = [self.system or "", _SUMMARY + self.summary if self.summary else ""]
         opening = "\n\n".join(filter(None, words))
         head = (Message("system", opening),) if opening else ()
-        return (*head, *(turn.message for turn in self.turns[self.begin :]))
+        # Whatever was dropped, the last question can be answered again.
+        asked = max((i for i, turn in enumerate(self.turns) if turn.is_question), default=0)
+        return (*head, *(turn.message for turn in self.turns[min(self.begin, asked) :]))
 
 
 def to_plain(conversation: Conversation) -> dict[str, Any]:
