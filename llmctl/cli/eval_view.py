@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -24,7 +24,9 @@ _LINE_S = 15.0
 class EvalView:
     """Shows an exam on stderr. As a context manager, which leaves the terminal as it was."""
 
-    def __init__(self) -> None:
+    def __init__(self, clear: Callable[[], None] = lambda: None) -> None:
+        """`clear` is called before anything is drawn, for whoever draws on the terminal besides."""
+        self._clear = clear
         self._open = ExitStack()
         self._loading: Any = None
         self._bars: Any = None
@@ -43,6 +45,7 @@ class EvalView:
         if self._started:
             return
         if self._loading is None:
+            self._clear()
             self._loading = self._open.enter_context(render.progress())
         self._loading(report)
 
@@ -54,6 +57,7 @@ class EvalView:
 
     def _settle(self) -> None:
         """Leave the terminal to others, until the next exam."""
+        self._clear()
         self._open.close()
         self._loading = self._bars = None
         self._started = 0.0

@@ -55,7 +55,7 @@ class TrainView:
             return
         match event:
             case TrainPlan():
-                self._settle()
+                self.settle()
                 for text in _plan_lines(event):
                     self._say_plan(text)
                 for text in event.notes:
@@ -67,7 +67,8 @@ class TrainView:
             case TrainNote():
                 self._say(f"note: {event.text}")
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Leave the terminal to others, until the next event."""
         self._open.close()
         self._loading = None
 
@@ -75,7 +76,7 @@ class TrainView:
         if self._bars is not None:
             self._bars.console.print(text, markup=False, highlight=False)
             return
-        self._settle()
+        self.settle()
         render.note(text)
 
     def _step(self, step: TrainStep) -> None:
@@ -89,7 +90,7 @@ class TrainView:
 
     def _move_bar(self, step: TrainStep) -> None:
         if self._bars is None:
-            self._settle()
+            self.settle()
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as Bars
