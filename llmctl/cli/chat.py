@@ -127,7 +127,7 @@ def chat(
 
             answer_once(session, look, service.files.with_attachments(question, attached))
         else:
-            from llmctl.cli.talk.talk import converse
+            from llmctl.cli.talk.begin import converse
 
             converse(session, service.Switch(session, spec, endpoint), look, attached)
 

@@ -12,7 +12,7 @@ import pyte
 
 from tests.cli.process import COMMAND
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_=>])")
 
 

@@ -1,18 +1,16 @@
 """What do the commands do that change or show what was said?"""
 
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from llmctl.cli import render
 from llmctl.cli.talk.answer import view_of
 from llmctl.cli.talk.outside import copied, edited
+from llmctl.cli.talk.talk import Talk
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.services.chat import files, room
 from llmctl.services.chat.conversation import Conversation, Turn
 from llmctl.types import GenerationChunk
-
-if TYPE_CHECKING:
-    from llmctl.cli.talk.talk import Talk
 
 _MOST_VARIANTS: Final = 9
 _LISTED: Final = 10
@@ -23,12 +21,12 @@ _MARKS: Final = {
 }
 
 
-def retry(talk: "Talk", _: str) -> None:
+def retry(talk: Talk, _: str) -> None:
     """Ask the last question again."""
     talk.answer(talk.session.ask_again)
 
 
-def regen(talk: "Talk", argument: str) -> None:
+def regen(talk: Talk, argument: str) -> None:
     """Write the last reply anew, once or several times to choose from."""
     count = 1
     if argument:
@@ -65,13 +63,13 @@ def regen(talk: "Talk", argument: str) -> None:
     talk.look.say(f"reply {choice} is kept")
 
 
-def undo(talk: "Talk", _: str) -> None:
+def undo(talk: Talk, _: str) -> None:
     """Take back the last question and its reply."""
     gone = talk.session.undo()
     talk.look.say_line(f"taken back: {gone.message.content}")
 
 
-def edit(talk: "Talk", _: str) -> None:
+def edit(talk: Talk, _: str) -> None:
     """Change the last question in an editor and ask it in its old place."""
     conversation = talk.session.conversation
     before = talk.session.last_question().message.content if conversation.turns else ""
@@ -85,7 +83,7 @@ def edit(talk: "Talk", _: str) -> None:
         talk.session.change(conversation)
 
 
-def clear(talk: "Talk", _: str) -> None:
+def clear(talk: Talk, _: str) -> None:
     """Begin a new conversation."""
     old = talk.session.conversation
     talk.session.begin()
@@ -94,7 +92,7 @@ def clear(talk: "Talk", _: str) -> None:
     talk.look.say(f"a new conversation{kept}")
 
 
-def drop(talk: "Talk", argument: str) -> None:
+def drop(talk: Talk, argument: str) -> None:
     """Keep the model from seeing the oldest turns."""
     conversation = talk.session.conversation
     begin = _begin(conversation, argument)
@@ -102,7 +100,7 @@ def drop(talk: "Talk", argument: str) -> None:
     talk.look.say(f"the model no longer sees the oldest {begin} turns; /history does")
 
 
-def summarise(talk: "Talk", argument: str) -> None:
+def summarise(talk: Talk, argument: str) -> None:
     """Let the model sum up the oldest turns and see the summary in their place."""
     talk.summarise(_begin(talk.session.conversation, argument))
 
@@ -120,7 +118,7 @@ def _begin(conversation: Conversation, argument: str) -> int:
     return room.half(conversation)
 
 
-def history(talk: "Talk", _: str) -> None:
+def history(talk: Talk, _: str) -> None:
     """Show all that was said."""
     conversation = talk.session.conversation
     if conversation.system:
@@ -134,7 +132,7 @@ def history(talk: "Talk", _: str) -> None:
         talk.look.say("nothing was said yet")
 
 
-def show_turn(talk: "Talk", turn: Turn) -> None:
+def show_turn(talk: Talk, turn: Turn) -> None:
     """Show a question or a reply as it was shown when it came."""
     text = turn.message.content
     if turn.is_question:
@@ -148,7 +146,7 @@ def show_turn(talk: "Talk", turn: Turn) -> None:
         talk.look.say(f"[{_MARKS[turn.state]}]")
 
 
-def resume(talk: "Talk", argument: str) -> None:
+def resume(talk: Talk, argument: str) -> None:
     """Go on with another conversation, or list the last ones."""
     store = talk.session.store
     if store is None:
@@ -162,7 +160,7 @@ def resume(talk: "Talk", argument: str) -> None:
     show_last(talk)
 
 
-def show_last(talk: "Talk") -> None:
+def show_last(talk: Talk) -> None:
     """Say which conversation goes on, and show its last turns."""
     conversation = talk.session.conversation
     talk.look.say(f"conversation {conversation.id}, {len(conversation.turns)} turns")
@@ -172,7 +170,7 @@ def show_last(talk: "Talk") -> None:
         talk.look.say("[no reply yet; /retry asks again]")
 
 
-def copy(talk: "Talk", argument: str) -> None:
+def copy(talk: Talk, argument: str) -> None:
     """Put the last reply, or the last code in it, on the clipboard."""
     reply = talk.session.conversation.last_reply
     if reply is None:

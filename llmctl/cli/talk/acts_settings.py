@@ -1,18 +1,16 @@
 """What do the commands do that change or show who answers, and how?"""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from llmctl.cli import render
+from llmctl.cli.talk.acts_conversation import show_last
 from llmctl.cli.talk.figures import meter, told
+from llmctl.cli.talk.talk import LeaveError, Talk
 from llmctl.errors import ConfigError
 from llmctl.services.chat import files, settings
 
-if TYPE_CHECKING:
-    from llmctl.cli.talk.talk import Talk
 
-
-def system(talk: "Talk", argument: str) -> None:
+def system(talk: Talk, argument: str) -> None:
     """Give the model another instruction, or show the one it has."""
     conversation = talk.session.conversation
     if not argument:
@@ -23,7 +21,7 @@ def system(talk: "Talk", argument: str) -> None:
     talk.look.say("the system prompt is set" if text else "there is no system prompt any more")
 
 
-def set_value(talk: "Talk", argument: str) -> None:
+def set_value(talk: Talk, argument: str) -> None:
     """Set how replies are sampled."""
     name, _, value = argument.partition(" ")
     if not name:
@@ -41,7 +39,7 @@ def _known(name: str) -> str:
     return "max_tokens" if name == "max_new_tokens" else name
 
 
-def params(talk: "Talk", _: str) -> None:
+def params(talk: Talk, _: str) -> None:
     """Show how replies are sampled."""
     listed = settings.listed(talk.session.sampling)
     width = max(map(len, listed))
@@ -49,7 +47,7 @@ def params(talk: "Talk", _: str) -> None:
         talk.look.say(f"{name:<{width}}  {value}", "")
 
 
-def json(talk: "Talk", argument: str) -> None:
+def json(talk: Talk, argument: str) -> None:
     """Hold replies to a JSON schema."""
     session = talk.session
     if not argument:
@@ -63,7 +61,7 @@ def json(talk: "Talk", argument: str) -> None:
         talk.look.say("replies follow the schema; /json off frees them")
 
 
-def model(talk: "Talk", argument: str) -> None:
+def model(talk: Talk, argument: str) -> None:
     """Let another model answer."""
     if not argument:
         talk.look.say(f"{talk.session.info().model_id} answers; /model NAME changes that", "")
@@ -81,7 +79,7 @@ def model(talk: "Talk", argument: str) -> None:
             talk.introduce()
 
 
-def adapter(talk: "Talk", argument: str) -> None:
+def adapter(talk: Talk, argument: str) -> None:
     """Put an adapter on the model, or take it off."""
     session = talk.session
     if not argument:
@@ -92,7 +90,7 @@ def adapter(talk: "Talk", argument: str) -> None:
     talk.look.say(f"adapter: {session.adapter or talk.switch.adapter or 'none'}")
 
 
-def think(talk: "Talk", argument: str) -> None:
+def think(talk: Talk, argument: str) -> None:
     """Show or fold what the model thinks."""
     if argument not in ("show", "hide"):
         raise ConfigError(f"/think {argument}".rstrip() + ": show or hide")
@@ -104,7 +102,7 @@ def think(talk: "Talk", argument: str) -> None:
         talk.look.say(f"reasoning is {'shown' if talk.look.think else 'folded'}")
 
 
-def stats(talk: "Talk", argument: str) -> None:
+def stats(talk: Talk, argument: str) -> None:
     """Show figures after each reply, or those of the last one."""
     if argument in ("on", "off"):
         talk.look.stats = argument == "on"
@@ -119,7 +117,7 @@ def stats(talk: "Talk", argument: str) -> None:
         talk.look.say(told(reply.figures, talk.look.err.width), "")
 
 
-def tokens(talk: "Talk", _: str) -> None:
+def tokens(talk: Talk, _: str) -> None:
     """Show what takes the context."""
     session, conversation = talk.session, talk.session.conversation
     about = "" if session.counts else "about "
@@ -134,7 +132,7 @@ def tokens(talk: "Talk", _: str) -> None:
         talk.look.say_line(head + turn.message.content)
 
 
-def read(talk: "Talk", argument: str) -> None:
+def read(talk: Talk, argument: str) -> None:
     """Attach a file to the next question."""
     if not argument:
         raise ConfigError("/read needs a file", hint="/read notes.txt")
@@ -151,7 +149,7 @@ def read(talk: "Talk", argument: str) -> None:
     talk.look.say(f"{found.name} ({about}{count:,} tokens) goes with the next question")
 
 
-def save(talk: "Talk", argument: str) -> None:
+def save(talk: Talk, argument: str) -> None:
     """Write the conversation to a file."""
     if not argument:
         raise ConfigError("/save needs a file", hint="/save talk.json")
@@ -159,19 +157,17 @@ def save(talk: "Talk", argument: str) -> None:
     talk.look.say(f"{len(talk.session.conversation.turns)} turns are in {path}")
 
 
-def load(talk: "Talk", argument: str) -> None:
+def load(talk: Talk, argument: str) -> None:
     """Go on with a conversation from a file."""
     if not argument:
         raise ConfigError("/load needs a file", hint="/load talk.json")
-    from llmctl.cli.talk.acts_conversation import show_last
-
     loaded = files.load(argument)
     talk.session.begin(loaded)
     talk.session.change(loaded)
     show_last(talk)
 
 
-def export(talk: "Talk", argument: str) -> None:
+def export(talk: Talk, argument: str) -> None:
     """Add the conversation to a file of training data."""
     if not argument:
         raise ConfigError("/export needs a file", hint="/export good.jsonl")
@@ -179,8 +175,6 @@ def export(talk: "Talk", argument: str) -> None:
     talk.look.say(f"row {row} of {argument}; `llmctl data check {argument}` looks at it")
 
 
-def leave(_talk: "Talk", _: str) -> None:
+def leave(_talk: Talk, _: str) -> None:
     """End."""
-    from llmctl.cli.talk.talk import LeaveError
-
     raise LeaveError

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from prompt_toolkit.completion import (
     CompleteEvent,
@@ -15,12 +15,10 @@ from prompt_toolkit.document import Document
 from llmctl.cli.talk import acts_conversation as said
 from llmctl.cli.talk import acts_settings as how
 from llmctl.cli.talk.figures import packed
+from llmctl.cli.talk.talk import Action, Talk
 from llmctl.services.chat.session import ChatSession
 from llmctl.services.chat.settings import SETTINGS
 from llmctl.services.chat.switching import Switch
-
-if TYPE_CHECKING:
-    from llmctl.cli.talk.talk import Action, Talk
 
 Argument = Literal["", "file", "setting", "model", "id", "folder"]
 
@@ -29,7 +27,7 @@ Argument = Literal["", "file", "setting", "model", "id", "folder"]
 class Known:
     """A command."""
 
-    action: "Action"
+    action: Action
     usage: str
     what: str
     argument: Argument = ""
@@ -37,7 +35,7 @@ class Known:
     words: tuple[str, ...] = ()
 
 
-def show_help(talk: "Talk", _: str) -> None:
+def show_help(talk: Talk, _: str) -> None:
     """List the commands and the keys."""
     width = max(len(f"/{name} {known.usage}") for name, known in COMMANDS.items())
     narrow = talk.look.err.width < width + 30
@@ -96,7 +94,7 @@ ALIASES: Final = {
 }
 
 
-def actions() -> "dict[str, Action]":
+def actions() -> dict[str, Action]:
     """Return what every command does, under all its names."""
     known = {name: command.action for name, command in COMMANDS.items()}
     return known | {name: known[meant] for name, meant in ALIASES.items()}

@@ -92,6 +92,23 @@ class _CodeBlock(parts.CodeBlock):
         yield Segment.line()
 
 
+class _ListItem(parts.ListItem):
+    """An item that keeps the point after its number."""
+
+    def render_number(
+        self, console: Console, options: ConsoleOptions, number: int, last_number: int
+    ) -> RenderResult:
+        width = len(str(last_number)) + 3
+        inner = options.update(width=max(options.max_width - width, 2))
+        style = console.get_style("markdown.item.number")
+        head = Segment(f"{number}. ".rjust(width), style)
+        for line in console.render_lines(self.elements, inner, style=self.style):
+            yield head
+            yield from line
+            yield Segment.line()
+            head = Segment(" " * width)
+
+
 class _Table(parts.TableElement):
     """A table without an edge, so that it begins where text does."""
 
@@ -125,6 +142,7 @@ class _Markdown(parts.Markdown):
         "fence": _CodeBlock,
         "code_block": _CodeBlock,
         "hr": _Rule,
+        "list_item_open": _ListItem,
         "table_open": _Table,
     }
 

@@ -1,14 +1,14 @@
 """How does a conversation go: a line is read, a command done or a question answered, and again?"""
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from llmctl.cli import render
 from llmctl.cli.talk.answer import view_of
 from llmctl.cli.talk.figures import told
 from llmctl.cli.talk.interrupt import one_interrupt, silent_keys
 from llmctl.cli.talk.look import Look
-from llmctl.cli.talk.prompt import Reader, reader
+from llmctl.cli.talk.prompt import Reader
 from llmctl.cli.talk.typed import Command, understood
 from llmctl.config import wants_traceback
 from llmctl.errors import ContextLengthError, LlmctlError
@@ -207,28 +207,3 @@ class Talk:
         finally:
             view.end()
         self.look.say(f"the model sees this in place of the oldest {begin} turns: {summary}")
-
-
-def converse(
-    session: ChatSession, switch: Switch, look: Look, attached: Sequence[Attachment] = ()
-) -> None:
-    """Talk with somebody at a terminal until they leave.
-
-    Args:
-        attached: files that go with the first question.
-    """
-    from llmctl.cli.talk.acts_conversation import show_last
-    from llmctl.cli.talk.commands import CommandCompleter, actions
-
-    lines = reader(CommandCompleter(session, switch), history=session.store is not None)
-    talk = Talk(session, switch, look, lines, actions())
-    talk.attached += attached
-    talk.introduce()
-    look.say("/help lists the commands; Ctrl-C stops a reply, Ctrl-D leaves")
-    if session.conversation.turns:
-        show_last(talk)
-    for file in attached:
-        look.say(f"{file.name} goes with the first question")
-    talk.run()
-    if session.conversation.version:
-        look.say(f"llmctl chat --id {session.conversation.id} goes on with this conversation")
