@@ -283,8 +283,7 @@ def choose_model(named: str | None, listed: Sequence[str], url: str) -> str:
         ModelNotFoundError: it has none, or not that one.
     """
     if named is None:
-        # Adapters that our own server has beside the model are `model:name`.
-        own = [name for name in listed if ":" not in name] or list(listed)
+        own = own_models(listed)
         if not own:
             raise ModelNotFoundError(f"{url} lists no model", hint="name one with --model")
         return own[0]
@@ -296,3 +295,8 @@ def choose_model(named: str | None, listed: Sequence[str], url: str) -> str:
         f"{url} has no model {named!r}" + (f"; did you mean {near[0]}?" if near else ""),
         hint=f"it has {', '.join(listed[:8]) or 'none at all'}",
     )
+
+
+def own_models(listed: Sequence[str]) -> list[str]:
+    """Leave out the adapters that `llmctl serve` lists beside the model, as `model:name`."""
+    return [name for name in listed if ":" not in name] or list(listed)

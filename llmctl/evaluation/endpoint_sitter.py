@@ -31,9 +31,9 @@ def endpoint(base_url: str, model: str | None, api_key: str) -> Endpoint:
     Raises:
         ConfigError: it does not answer, or has several models and none was named.
     """
-    url = base_url.rstrip("/")
-    if not url.endswith("/v1"):
-        url += "/v1"
+    from llmctl.engine.openai_wire import api_url, own_models, reason
+
+    url = api_url(base_url)
     place = Endpoint(url, model or "", api_key)
     if model is not None:
         return place
@@ -41,12 +41,12 @@ def endpoint(base_url: str, model: str | None, api_key: str) -> Endpoint:
         names = [found.id for found in _client(place).models.list().data]
     except Exception as error:
         raise ConfigError(
-            f"{url} does not answer: {error}", hint="is the server up, and is the key right?"
+            f"{url} does not answer: {reason(error)}",
+            hint="is the server up, and is the key right?",
         ) from error
     if not names:
         raise ConfigError(f"{url} serves no model")
-    # Adapters that our own server has beside the model are `model:name`.
-    own = [name for name in names if ":" not in name] or names
+    own = own_models(names)
     if len(own) > 1:
         raise ConfigError(f"{url} serves {len(own)} models", hint=f"--model {' or '.join(own[:5])}")
     return Endpoint(url, own[0], api_key)
