@@ -4,13 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from llmctl.server.schemas import (
-    CompletionUsage,
-    SamplingFields,
-    StreamOptions,
-    Unsupported,
-    needs,
-)
+from llmctl.server.reply_schemas import CompletionUsage
+from llmctl.server.schemas import SamplingFields, StreamOptions, Unsupported, needs
 from llmctl.types import FinishReason
 
 MOST_PROMPTS = 64

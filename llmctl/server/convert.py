@@ -5,25 +5,27 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from llmctl.errors import RequestError
-from llmctl.server.schemas import (
-    AssistantMessage,
+from llmctl.server.reply_schemas import (
     ChatChoice,
     ChatCompletion,
-    ChatCompletionRequest,
     ChoiceLogprobs,
     CompletionUsage,
+    PromptTokensDetails,
+    ReplyMessage,
+    TokenLogprobEntry,
+    TopLogprob,
+)
+from llmctl.server.schemas import (
+    AssistantMessage,
+    ChatCompletionRequest,
     FunctionTool,
     JSONObjectFormat,
     JSONSchemaFormat,
     NamedTool,
     PromptMessage,
-    PromptTokensDetails,
-    ReplyMessage,
     ResponseFormat,
     SamplingFields,
-    TokenLogprobEntry,
     ToolMessage,
-    TopLogprob,
 )
 from llmctl.types import (
     Choice,

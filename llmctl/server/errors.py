@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ExceptionHandler
 
 from llmctl.errors import EngineBusyError, LlmctlError, RequestError
-from llmctl.server.schemas import ErrorBody, ErrorResponse
+from llmctl.server.reply_schemas import ErrorBody, ErrorResponse
 from llmctl.server.validation import first_problem
 
 logger = logging.getLogger(__name__)

@@ -16,16 +16,16 @@ from llmctl.server.hangup import unless_gone
 from llmctl.server.metrics import CONTENT_TYPE_LATEST, Metrics
 from llmctl.server.overflow import DROPPED_HEADER, fitted
 from llmctl.server.record import RequestRecord
-from llmctl.server.response_routes import add_response_routes
-from llmctl.server.schemas import (
+from llmctl.server.reply_schemas import (
     ChatCompletion,
-    ChatCompletionRequest,
     ErrorResponse,
     Health,
     Model,
     ModelList,
     Ready,
 )
+from llmctl.server.response_routes import add_response_routes
+from llmctl.server.schemas import ChatCompletionRequest
 from llmctl.server.serving import Serving
 from llmctl.server.sse import EventStream, chat_events
 from llmctl.server.strict_json import StrictJSONRoute

@@ -10,7 +10,7 @@ from llmctl.engine.stream import Fold
 from llmctl.errors import EngineBusyError, ModelNotFoundError
 from llmctl.server.handoff import chunks_of, ignore_acceptance
 from llmctl.server.record import RequestRecord
-from llmctl.server.schemas import Model
+from llmctl.server.reply_schemas import Model
 from llmctl.types import GenerationChunk, GenerationRequest, GenerationResult
 
 

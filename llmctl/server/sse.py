@@ -13,7 +13,7 @@ from llmctl.server.convert import ReplyHead, choice_logprobs, usage
 from llmctl.server.errors import INTERNAL_ERROR, error_body, log_failure
 from llmctl.server.hangup import unless_gone
 from llmctl.server.record import RequestRecord
-from llmctl.server.schemas import (
+from llmctl.server.reply_schemas import (
     ChatCompletionChunk,
     ChunkChoice,
     CompletionUsage,

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 
 from llmctl.errors import RequestError
-from llmctl.server.schemas import ErrorBody
+from llmctl.server.reply_schemas import ErrorBody
 
 _EXPECTED = {
     "string_type": "a string",
