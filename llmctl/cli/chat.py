@@ -1,6 +1,7 @@
 """`llmctl chat`: talk to a model, turn by turn or once."""
 
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from typing import Annotated
 
@@ -121,7 +122,7 @@ def chat(
             progress=progress,
         )
     session.grammar = grammar
-    with session:
+    with closing(session):
         if question is not None:
             from llmctl.cli.talk.once import answer_once
 

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from time import perf_counter
-from types import TracebackType
-from typing import Self
 
 from llmctl.engine.base import BaseEngine
 from llmctl.errors import ConfigError, EngineStoppedError, LlmctlError, UnsupportedError
@@ -160,14 +158,7 @@ class ChatSession:
             return False
         return True
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the engine that answers. Harmless to call again."""
         if self.engine is not None:
             self.engine.close()
