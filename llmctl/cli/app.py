@@ -1,7 +1,9 @@
 """The `llmctl` command: its subcommands, and the one place where errors meet a person."""
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -61,10 +63,28 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
+    except SystemExit as ended:  # a signal, or the first of several processes has said why
+        code = ended.code
     except (typer.Abort, EOFError):
         code = 1
     except BrokenPipeError:
         # Whoever read our output has left. Python would complain again while it flushes at exit.
         sys.stdout = None
         code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+    _end(code if isinstance(code, int) else 0)
+
+
+def _end(code: int) -> NoReturn:
+    """End the process, at once where it is one of several that have learnt together.
+
+    The threads of their group live as long as the process, even when the group is destroyed. One
+    that lets go of a tensor while Python takes itself apart ends the process by SIGABRT, with its
+    work done (pytorch#38228).
+    """
+    if "WORLD_SIZE" in os.environ and "torch" in sys.modules:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -22,7 +22,7 @@ from llmctl.train.checkpoints import (
     working_in,
 )
 from llmctl.train.curves import CURVE_FILE, draw_curves
-from llmctl.train.launch import this_share
+from llmctl.train.launch import part, this_share, wait_for_first
 from llmctl.train.prepare import Preparation, prepare
 from llmctl.train.receipt import Receipt
 from llmctl.train.result import provenance, publish, report_of, write_beside, write_card
@@ -151,9 +151,12 @@ class _Training:
         training.load(self._progress)
         try:
             with self._stop.listening():
-                return training.train(resume)
+                outcome = training.train(resume)
         except Interrupted:
+            part()
             self._leave()
+        part()
+        return outcome
 
     def _begin_record(self) -> None:
         ready, tracker = self._ready, self._tracker
@@ -209,6 +212,7 @@ class _Training:
                 f"`llmctl finetune --resume --output {folder}` goes on"
             )
         )
+        wait_for_first()
         if self._stop.signal == signal.SIGTERM:
             raise Terminated(signal.SIGTERM)
         raise KeyboardInterrupt

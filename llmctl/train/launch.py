@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -92,6 +93,26 @@ def launch(fleet: Fleet, arguments: Sequence[str]) -> int:
         _, first = error.get_first_failure()
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     return 0
+
+
+def part() -> None:
+    """Leave the group in which this process has learnt, where it is one of several.
+
+    All of them must have come to the end: what one still sends, the others must take.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def wait_for_first() -> None:
+    """Return once the first process of this machine has had the time to put its things away.
+
+    The launcher ends all of them when one ends early, so the others stay until it does.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(_PATIENT_S)
 
 
 @contextmanager

@@ -159,6 +159,27 @@ def test_two_processes_have_the_losses_of_one(settings: Path, tmp_path: Path) ->
         assert shared == pytest.approx(alone, abs=1e-5)
 
 
+def test_two_processes_that_are_stopped_save_and_leave_a_whole_record(
+    settings: Path, tmp_path: Path
+) -> None:
+    words = ["finetune", "-c", str(settings), "--epochs", "400", "--eval-every", "500"]
+    process = subprocess.Popen(
+        [*COMMAND, *words, "--nproc", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    told = []
+    for line in process.stderr:
+        told.append(line)
+        if line.startswith("step 1/"):
+            process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "which is saved" in told[-1]  # and nothing of entries that wait
+    assert not [*(tmp_path / "store/tracking").iterdir()]
+
+
 def test_processes_that_fail_say_so_once(settings: Path) -> None:
     done = run("finetune", "-c", str(settings), "--nproc", "2", "--batch-size", "3")
     assert done.returncode == 2
