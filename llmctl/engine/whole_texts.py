@@ -64,34 +64,24 @@ class _Job:
         """Whether the texts differ in their last token alone, and count from before it."""
         return self.counted_from < self.trunk == max(map(len, self.texts)) - 1
 
-    def ends_from(self, place: int) -> tuple[Ids, ...]:
-        return tuple(text[place:] for text in self.texts)
-
-    def request_from(self, place: int) -> ScoreRequest:
-        ends = self.ends_from(place)
-        return ScoreRequest(self.texts[0][:place], ends, adapter=self.adapter)
+    @property
+    def ends(self) -> tuple[Ids, ...]:
+        return tuple(text[self.counted_from :] for text in self.texts)
 
     @property
-    def requests(self) -> list[ScoreRequest]:
-        """One for what the texts have in common, if that counts, and one for their ends."""
-        first, cut = self.texts[0], self.counted_from
-        requests = [self.request_from(self.trunk)]
-        if cut < self.trunk:
-            between = (first[cut : self.trunk],)
-            requests.insert(0, ScoreRequest(first[:cut], between, adapter=self.adapter))
-        return requests
+    def request(self) -> ScoreRequest:
+        context = self.texts[0][: self.counted_from]
+        return ScoreRequest(context, self.ends, adapter=self.adapter)
 
-    def scored(self, parts: Sequence[tuple[Score, ...]], before: float = 0.0) -> GroupScore:
+    def scored(self, scores: Sequence[Score], before: float = 0.0) -> GroupScore:
         """Add the pieces up.
 
         Args:
-            parts: the answers to `requests`, or to `request_from(counted_from)` alone.
+            scores: of the ends.
             before: log-likelihood of what all groups begin with.
         """
-        if len(parts) > 1:
-            before += parts[0][0].logprob
         return GroupScore(
-            tuple(TextScore(before + score.logprob, score.token_count) for score in parts[-1]),
+            tuple(TextScore(before + score.logprob, score.token_count) for score in scores),
             self.trunk - self.counted_from + sum(len(ids) - self.trunk for ids in self.texts),
             sum(map(len, self.texts)),
         )
@@ -128,11 +118,11 @@ def score_texts(
         if isinstance(texts, LlmctlError):
             yield texts
             continue
-        job, parts = next(answers)
-        if isinstance(parts, LlmctlError):
-            yield parts
+        job, ends = next(answers)
+        if isinstance(ends, LlmctlError):
+            yield ends
             continue
-        scored = job.scored(parts, before)
+        scored = job.scored(ends, before)
         lengths = tuple(
             replace(score, token_count=len(ids))
             for score, ids in zip(scored.texts, texts, strict=True)
@@ -160,8 +150,8 @@ def score_ends(
         texts = tuple(tuple(engine.tokenize(context + end)) for end in ends)
         start = max(1, _common([begin, *texts]))
         jobs.append(_Job(texts, start, start, adapter))
-    for job, parts in _run(engine, jobs, batch):
-        yield parts if isinstance(parts, LlmctlError) else job.scored(parts)
+    for job, scores in _run(engine, jobs, batch):
+        yield scores if isinstance(scores, LlmctlError) else job.scored(scores)
 
 
 def _encoded(engine: BaseEngine, group: Sequence[str]) -> tuple[Ids, ...] | LlmctlError:
@@ -199,7 +189,7 @@ def _logprob(engine: BaseEngine, ids: Ids, adapter: str | None) -> float:
 
 def _run(
     engine: BaseEngine, jobs: Sequence[_Job], batch: int
-) -> Iterator[tuple[_Job, list[tuple[Score, ...]] | LlmctlError]]:
+) -> Iterator[tuple[_Job, tuple[Score, ...] | LlmctlError]]:
     left = iter(jobs)
     while some := list(islice(left, batch)):
         try:
@@ -213,8 +203,8 @@ def _run(
             yield from zip(some, done, strict=True)
 
 
-def _side_by_side(engine: BaseEngine, jobs: Sequence[_Job]) -> list[list[tuple[Score, ...]]]:
-    """Score several groups in as few passes as may be; return the answers to each one's requests.
+def _side_by_side(engine: BaseEngine, jobs: Sequence[_Job]) -> list[tuple[Score, ...]]:
+    """Score several groups in as few passes as may be; return the scores of each one's ends.
 
     Groups whose texts differ in the last token alone, such as letters, are ends of what all of them
     begin with: the engine reads several at once, and each but once.
@@ -223,29 +213,29 @@ def _side_by_side(engine: BaseEngine, jobs: Sequence[_Job]) -> list[list[tuple[S
     room = 0
     for job in jobs:
         size = job.trunk - job.counted_from
-        if not job.by_letter:
-            asked += [(request, [job]) for request in job.requests]
-            room = 0
-        elif asked and size <= room:
+        if job.by_letter and asked and size <= room:
             request, several = asked[-1]
-            ends = (*request.continuations, *job.ends_from(job.counted_from))
-            asked[-1] = replace(request, continuations=ends), [*several, job]
+            asked[-1] = (
+                replace(request, continuations=request.continuations + job.ends),
+                [
+                    *several,
+                    job,
+                ],
+            )
             room -= size
         else:
-            asked.append((job.request_from(job.counted_from), [job]))
-            room = _AT_ONCE - size
-    found: dict[int, list[tuple[Score, ...]]] = {}
+            asked.append((job.request, [job]))
+            room = _AT_ONCE - size if job.by_letter else 0
+    found: list[tuple[Score, ...]] = []
     for (_, several), scores in zip(asked, engine.score([one for one, _ in asked]), strict=True):
-        at = 0
-        for job in several:
-            found.setdefault(id(job), []).append(scores[at : at + len(job.texts)])
-            at += len(job.texts)
-    return [found[id(job)] for job in jobs]
+        left = iter(scores)
+        found += (tuple(islice(left, len(job.texts))) for job in several)
+    return found
 
 
-def _alone(engine: BaseEngine, job: _Job) -> list[tuple[Score, ...]] | LlmctlError:
+def _alone(engine: BaseEngine, job: _Job) -> tuple[Score, ...] | LlmctlError:
     try:
-        return engine.score(job.requests)
+        return engine.score([job.request])[0]
     except EngineStoppedError:
         raise
     except LlmctlError as error:

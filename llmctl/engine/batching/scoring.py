@@ -1,6 +1,6 @@
 """Log-likelihoods of continuations: what they share is computed once, the rest side by side."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -49,35 +49,56 @@ def score_steps(
 ) -> Generator[None, None, tuple[Score, ...]]:
     """Score the continuations of one context; yields between forward passes.
 
-    The cache keeps the context afterwards, so the next question of the same exam finds its
-    few-shot examples computed.
+    What all texts begin with is read once, whether it counts or not. The cache keeps it afterwards,
+    so the next question of the same exam finds its few-shot examples computed.
 
     Raises:
         MemoryError: the cache has no room even when nothing else runs.
     """
-    trunk = min(len(ids) - tail - 1 for ids, tail in pairs)
+    fork = min(len(ids) for ids, _ in pairs) - 1
     for ids, _ in pairs[1:]:
-        trunk = min(trunk, common_prefix(pairs[0][0], ids))
-    # Continuations that differ in their last token alone, which nobody reads, are one ending.
-    endings = list(dict.fromkeys((tuple(ids[trunk:-1]), tail) for ids, tail in pairs))
-    size = sum(len(ending) for ending, _ in endings)
-    if len(pairs) > 1 and size > IDLE_CHUNK:
-        scores: list[Score] = []
-        for pair in pairs:
-            scores += yield from score_steps(forward, pool, [pair], adapter, describe)
-        return tuple(scores)
-    cache = yield from opened(pool, pairs[0][0][: trunk + 1], adapter, trunk + size)
+        fork = min(fork, common_prefix(pairs[0][0], ids))
+    text, first = pairs[0][0], min(len(ids) - tail for ids, tail in pairs)
+    # Nobody reads a text's last token: texts that differ there alone have the same ending.
+    passes = _passes(dict.fromkeys(tuple(ids[fork:-1]) for ids, _ in pairs))
+    room = fork + max(sum(map(len, endings)) for endings in passes)
+    cache = yield from opened(pool, text[: min(first, fork + 1)], adapter, room)
     try:
-        if len(pairs) == 1:
-            return ((yield from _score_one(forward, cache, pairs[0], describe)),)
-        while trunk - cache.length > IDLE_CHUNK:
-            ids = pairs[0][0][cache.length : cache.length + IDLE_CHUNK]
-            forward.run([Work(cache, ids, ())])
+        trunk = _Reading(describe)
+        yield from _read(forward, cache, text, fork - IDLE_CHUNK, first, trunk)
+        scores: dict[int, Score] = {}
+        for endings in passes:
+            if len(endings[0]) > IDLE_CHUNK:
+                readings = {endings[0]: trunk.copy()}
+                whole = [*text[:fork], *endings[0]]
+                yield from _read(forward, cache, whole, len(whole), first, readings[endings[0]])
+                cache.truncate(fork)
+            else:
+                readings = _side_by_side(forward, cache, text[:fork], endings, first, trunk)
+            for at, (ids, tail) in enumerate(pairs):
+                reading = readings.get(tuple(ids[fork:-1]))
+                if reading is not None:
+                    scores[at] = reading.score(len(ids) - tail - first, tail, ids[-1])
+            readings.clear()
             yield
-        shared = pairs[0][0][cache.length : trunk]
-        return _score_branches(forward, cache, shared, pairs, endings, describe)
+        return tuple(scores[at] for at in range(len(pairs)))
     finally:
         pool.release(cache)
+
+
+def _passes(endings: Iterable[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """Divide endings into those that are read side by side; a long one comes last, by itself."""
+    passes: list[list[tuple[int, ...]]] = [[]]
+    room = IDLE_CHUNK
+    for ending in sorted(endings, key=len):
+        if len(ending) > room:
+            passes.append([])
+            room = IDLE_CHUNK
+        passes[-1].append(ending)
+        room -= len(ending)
+    if not passes[0]:
+        passes[0].append(())  # what is common to all is read in any case
+    return passes
 
 
 def opened(
@@ -91,71 +112,107 @@ def opened(
     return cache
 
 
-def _score_branches(
+class _Reading:
+    """How likely each token of a text is after all before it, from the first that counts on."""
+
+    def __init__(self, describe: Describe) -> None:
+        self._describe = describe
+        self._logprobs: list[float] = []
+        self._greedy: list[bool] = []
+        self._tokens: tuple[TokenLogprob, ...] = ()
+        self._next: Tensor | None = None
+        """Logits (1, vocab) for whatever comes next."""
+
+    def copy(self) -> "_Reading":
+        """Return a reading that goes on from here without this one."""
+        twin = _Reading(self._describe)
+        twin._logprobs, twin._greedy = [*self._logprobs], [*self._greedy]
+        twin._tokens, twin._next = self._tokens, self._next
+        return twin
+
+    def take(self, ids: Sequence[int], logits: Tensor) -> None:
+        """Take the next tokens, with logits (n, vocab) of the last n of them: all, once it counts.
+
+        Each row of logits is about the token after.
+        """
+        if not len(logits):
+            return
+        if self._next is not None:
+            self._add(self._next, ids[:1])
+        if len(logits) > 1:
+            self._add(logits[:-1], ids[1 - len(logits) :])
+        self._next = logits[-1:].clone()  # not a view, which would hold all of them
+
+    def _add(self, logits: Tensor, targets: Sequence[int]) -> None:
+        logprobs, greedy = picked(logits, targets)
+        self._logprobs += logprobs
+        self._greedy += greedy
+        self._tokens += self._describe(logits, targets)
+
+    def score(self, skipped: int, count: int, last: int) -> Score:
+        """Score the text that ends with `last`, but for its first `skipped` tokens that count."""
+        assert self._next is not None
+        logprobs, greedy = picked(self._next, [last])
+        return Score(
+            sum(self._logprobs[skipped:]) + logprobs[0],
+            count,
+            all(self._greedy[skipped:]) and greedy[0],
+            self._tokens[skipped:] + self._describe(self._next, [last]),
+        )
+
+
+def _read(
+    forward: Forward, cache: KVCache, ids: Sequence[int], end: int, first: int, reading: _Reading
+) -> Generator[None, None, None]:
+    """Read a text on from what the cache holds to `end`, a chunk at a time."""
+    while (start := cache.length) < end:
+        new = ids[start : start + IDLE_CHUNK]
+        wanted = tuple(range(max(first - 1 - start, 0), len(new)))
+        reading.take(new, forward.run([Work(cache, new, wanted)]))
+        yield
+
+
+def _side_by_side(
     forward: Forward,
     cache: KVCache,
     shared: list[int],
-    pairs: Sequence[Pair],
-    endings: Sequence[tuple[tuple[int, ...], int]],
-    describe: Describe,
-) -> tuple[Score, ...]:
-    new = list(shared)
-    wanted: list[int] = []
-    for ending, tail in endings:
-        new += ending
-        wanted += range(len(new) - tail, len(new))
-    lengths = tuple(len(ending) for ending, _ in endings)
-    logits = forward.run([Work(cache, new, tuple(wanted), branches=lengths)])
-    parts = dict(zip(endings, logits.split([tail for _, tail in endings]), strict=True))
-    # What stands before the last token is the same for all that share an ending.
-    begun = {
-        (ending, tail): picked(part[:-1], ending[1 - tail :]) if tail > 1 else (0.0, True)
-        for (ending, tail), part in parts.items()
-    }
-    trunk = cache.length
-    scores = []
-    for ids, tail in pairs:
-        key = tuple(ids[trunk:-1]), tail
-        part, (before, begins_greedy) = parts[key], begun[key]
-        last, greedy = picked(part[-1:], ids[-1:])
-        described = describe(part, ids[-tail:])
-        scores.append(Score(before + last, tail, begins_greedy and greedy, described))
-    return tuple(scores)
+    endings: Sequence[tuple[int, ...]],
+    first: int,
+    trunk: _Reading,
+) -> dict[tuple[int, ...], _Reading]:
+    """Read what is left of the shared beginning, and endings after it, in one step."""
+    fork, start = len(shared), cache.length
+    new, ends = shared[start:], [ending for ending in endings if ending]
+    wanted = [*range(max(first - 1 - start, 0), len(new))]
+    counts = [len(wanted)]
+    for ending in ends:
+        unread = min(max(first - 1 - fork, 0), len(ending))
+        wanted += range(len(new) + unread, len(new) + len(ending))
+        counts.append(len(ending) - unread)
+        new = [*new, *ending]
+    readings: dict[tuple[int, ...], _Reading] = {(): trunk}
+    if not new:
+        return readings
+    work = Work(cache, new, tuple(wanted), branches=tuple(map(len, ends)))
+    own, *parts = forward.run([work]).split(counts)
+    trunk.take(shared[start:], own)
+    for ending, part in zip(ends, parts, strict=True):
+        readings[ending] = trunk.copy()
+        readings[ending].take(ending, part)
+    return readings
 
 
-def _score_one(
-    forward: Forward, cache: KVCache, pair: Pair, describe: Describe
-) -> Generator[None, None, Score]:
-    """Score a single continuation of any length, a chunk at a time."""
-    ids, tail = pair
-    first = len(ids) - 1 - tail  # the position whose logits predict the continuation's first token
-    parts: list[tuple[float, bool]] = []
-    tokens: tuple[TokenLogprob, ...] = ()
-    while cache.length < len(ids) - 1:
-        start = cache.length
-        new = ids[start : min(start + IDLE_CHUNK, len(ids) - 1)]
-        wanted = tuple(i for i in range(len(new)) if start + i >= first)
-        logits = forward.run([Work(cache, new, wanted)])
-        if wanted:
-            targets = ids[start + wanted[0] + 1 : start + len(new) + 1]
-            parts.append(picked(logits, targets))
-            tokens += describe(logits, targets)
-        yield
-    return Score(sum(p for p, _ in parts), tail, all(greedy for _, greedy in parts), tokens)
+def picked(logits: Tensor, targets: Sequence[int]) -> tuple[list[float], list[bool]]:
+    """Return the log-probability of each target under its row of logits (targets, vocab).
 
-
-def picked(logits: Tensor, targets: Sequence[int]) -> tuple[float, bool]:
-    """Return the summed log-probability of `targets` under `logits` (targets, vocab), in float32.
-
-    And whether each target is as likely as the likeliest of its row.
+    And whether it is as likely as the likeliest. Computed in float32.
     """
     wanted = torch.tensor(targets, device=logits.device).unsqueeze(1)
-    total, greedy = 0.0, True
+    chosen, greedy = [], []
     # A few rows at a time stay in the processor's caches: ten times as fast as all at once.
     rows = _ROWS_AT_ONCE if logits.device.type == "cpu" else len(targets)
     for some, ids in zip(logits.split(rows), wanted.split(rows), strict=True):
         logprobs = some.float().log_softmax(-1)
-        chosen = logprobs.gather(1, ids)
-        total += float(chosen.sum())
-        greedy = greedy and bool((chosen == logprobs.amax(-1, keepdim=True)).all())
-    return total, greedy
+        chosen.append(logprobs.gather(1, ids).squeeze(1))
+        greedy.append(chosen[-1] == logprobs.amax(-1))
+    return torch.cat(chosen).tolist(), torch.cat(greedy).tolist()

@@ -101,9 +101,9 @@ class SerialExecutor:
                 inputs = torch.tensor([ids[:-1]], device=self._model.device)
                 output = self._model(input_ids=inputs, logits_to_keep=tail, use_cache=False)
                 logits = output.logits[0, -tail:]
-                logprob, greedy = picked(logits, ids[-tail:])
+                logprobs, greedy = picked(logits, ids[-tail:])
                 tokens = describe(logits, ids[-tail:])
-            scores.append(Score(logprob, tail, greedy, tokens))
+            scores.append(Score(sum(logprobs), tail, all(greedy), tokens))
             yield
         return tuple(scores)
 

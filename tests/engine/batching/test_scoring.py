@@ -178,6 +178,15 @@ def test_the_examples_of_an_exam_are_computed_once(llama: Setting, length: int) 
     assert pool.active_count == 0
 
 
+def test_a_long_question_is_read_once_for_all_its_answers(llama: Setting) -> None:
+    forward, pool, head, question = Counted(llama.forward), llama.pool(), text(100, 1), text(900, 2)
+    pairs = pairs_of(head, [[*question, letter] for letter in range(4)])
+    scores = finish(score_steps(forward, pool, pairs, None))
+    assert forward.computed == len(head) + len(question)
+    assert_equal(scores, [llama.naive(pair) for pair in pairs])
+    assert pool.active_count == 0
+
+
 def test_a_text_the_whole_budget_cannot_hold_is_an_error_that_leaves_nothing(
     llama: Setting,
 ) -> None:
