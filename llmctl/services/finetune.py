@@ -43,6 +43,9 @@ from llmctl.types import (
     ignore_progress,
 )
 
+_SAME_ERROR_S = 60
+"""Within which processes of one machine that are all wrong find out."""
+
 __all__ = ["FinetuneRequest", "finetune"]
 
 
@@ -72,9 +75,8 @@ def finetune(
         check_output(folder, overwrite=request.overwrite)
     try:
         ready = prepare(settings, share, progress)
-    except LlmctlError as error:
-        if share.rank:  # the first process says it for all
-            raise SystemExit(error.exit_code) from error
+    except LlmctlError:
+        wait_for_first(_SAME_ERROR_S)  # it says it for all, unless it fares better
         raise
     uri, world = request.tracking_uri, share.world
     exams = Exams(settings.values, folder, listen, exam_listener, uri, processes=world)

@@ -106,13 +106,14 @@ def part() -> None:
         distributed.destroy_process_group()
 
 
-def wait_for_first() -> None:
-    """Return once the first process of this machine has had the time to put its things away.
+def wait_for_first(most_s: float = _PATIENT_S) -> None:
+    """Let the first process of this machine end before this one, which the launcher then ends.
 
-    The launcher ends all of them when one ends early, so the others stay until it does.
+    The launcher ends all when one ends early: what the first still has to write or say would be
+    lost. Returns at once in the first, and after `most_s` seconds in those that nobody has ended.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(_PATIENT_S)
+        time.sleep(most_s)
 
 
 @contextmanager
