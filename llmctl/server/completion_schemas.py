@@ -5,7 +5,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from llmctl.server.reply_schemas import CompletionUsage
-from llmctl.server.schemas import SamplingFields, StreamOptions, Unsupported, needs
+from llmctl.server.schemas import (
+    SamplingFields,
+    StreamOptions,
+    Unsupported,
+    WireRequest,
+    items,
+    needs,
+)
 from llmctl.types import FinishReason
 
 MOST_PROMPTS = 64
@@ -21,12 +28,13 @@ def _prompt_shape(value: object) -> str | None:
 
 
 _TokenId = Annotated[int, Field(ge=0)]
-_Tokens = Annotated[list[_TokenId], Field(min_length=1)]
+# The context bounds them; a check of so many numbers takes no time.
+_Tokens = Annotated[list[_TokenId], items(1, None)]
 Prompt = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS), Tag("texts")]
+    | Annotated[list[str], items(1, MOST_PROMPTS), Tag("texts")]
     | Annotated[_Tokens, Tag("tokens")]
-    | Annotated[list[_Tokens], Field(min_length=1, max_length=MOST_PROMPTS), Tag("lists")],
+    | Annotated[list[_Tokens], items(1, MOST_PROMPTS), Tag("lists")],
     Discriminator(
         _prompt_shape,
         custom_error_type="string_or_array",
@@ -85,9 +93,7 @@ class Completion(BaseModel):
     system_fingerprint: None = None
 
 
-class TokenizeRequest(BaseModel):
-    model_config = {"strict": True, "extra": "forbid"}
-
+class TokenizeRequest(WireRequest):
     model: str | None = None
     prompt: str
     add_special_tokens: bool = True
@@ -100,11 +106,9 @@ class Tokens(BaseModel):
     max_model_len: int
 
 
-class DetokenizeRequest(BaseModel):
-    model_config = {"strict": True, "extra": "forbid"}
-
+class DetokenizeRequest(WireRequest):
     model: str | None = None
-    tokens: list[_TokenId]
+    tokens: Annotated[list[_TokenId], items(most=None)]
 
 
 class Text(BaseModel):

@@ -5,14 +5,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from llmctl.server.schemas import (
+    MOST_TOOLS,
     FunctionDefinition,
     JSONObjectFormat,
+    Metadata,
     TextFormat,
     ToolMode,
     Unsupported,
     WireRequest,
     by_choice,
     by_shape,
+    items,
     only,
     within,
 )
@@ -29,7 +32,7 @@ class InputMessage(WireRequest):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Annotated[
-        Annotated[str, Tag("string")] | Annotated[list[InputText], Tag("array")], by_shape
+        Annotated[str, Tag("string")] | Annotated[list[InputText], items(), Tag("array")], by_shape
     ]
     id: str | None = None
     status: str | None = None
@@ -104,7 +107,7 @@ class ResponseText(WireRequest):
 class ResponseRequest(WireRequest):
     model: str
     input: Annotated[
-        Annotated[str, Tag("string")] | Annotated[list[Item], Field(min_length=1), Tag("array")],
+        Annotated[str, Tag("string")] | Annotated[list[Item], items(1), Tag("array")],
         by_shape,
     ]
     instructions: str | None = None
@@ -113,7 +116,7 @@ class ResponseRequest(WireRequest):
     temperature: Annotated[float, within("temperature")] | None = None
     top_p: Annotated[float, within("top_p")] | None = None
     text: ResponseText | None = None
-    tools: Annotated[list[ResponseTool], Field(max_length=128)] | None = None
+    tools: Annotated[list[ResponseTool], items(most=MOST_TOOLS)] | None = None
     tool_choice: (
         Annotated[ToolMode | Annotated[ResponseNamedTool, Tag("object")], by_choice] | None
     ) = None
@@ -129,7 +132,7 @@ class ResponseRequest(WireRequest):
     # Accepted without effect: nothing is kept here, whatever `store` says.
     store: bool | None = None
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     service_tier: str | None = None

@@ -15,12 +15,22 @@ from pydantic import (
     Field,
     Tag,
     ValidationInfo,
+    model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from llmctl.types import SAMPLING_RANGES
 
 MAX_STOPS = 4
+MOST_TOOLS = 128
+MOST_ITEMS = 4096
+"""Of any list: checking more of them would hold up everybody else."""
+
+MANY_FIELDS = 64
+"""More than any object here has."""
+
+MOST_BIASES = 2**16
+"""Enough to forbid a whole script of a large vocabulary."""
 
 
 def within(name: str) -> Any:
@@ -51,6 +61,25 @@ def needs(switch: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def items(least: int = 0, most: int | None = MOST_ITEMS) -> Any:
+    """Bound a list, which is read to the first wrong item only: one is reported."""
+    return Field(min_length=least, max_length=most, fail_fast=True)
+
+
+def at_most(most: int) -> BeforeValidator:
+    """Bound an object before any of it is read."""
+
+    def check(value: object) -> object:
+        if isinstance(value, dict) and len(value) > most:
+            raise PydanticKnownError(
+                "too_long",
+                {"field_type": "Dictionary", "max_length": most, "actual_length": len(value)},
+            )
+        return value
+
+    return BeforeValidator(check)
+
+
 def _shape(value: object) -> str | None:
     return "string" if isinstance(value, str) else "array" if isinstance(value, list) else None
 
@@ -61,10 +90,21 @@ by_shape = Discriminator(
 )
 
 Unsupported = Annotated[None, only()]
+Metadata = Annotated[dict[str, str], at_most(MOST_ITEMS)]
 
 
 class WireRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_stranger(cls, value: object) -> object:
+        """Keep one of many fields that nobody knows: one is reported, and each costs time."""
+        if not isinstance(value, dict) or len(value) <= MANY_FIELDS:
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        strange = next((name for name in value if name not in known), None)
+        return {name: v for name, v in value.items() if name in known or name == strange}
 
 
 class TextPart(WireRequest):
@@ -73,7 +113,7 @@ class TextPart(WireRequest):
 
 
 Content = Annotated[
-    Annotated[str, Tag("string")] | Annotated[list[TextPart], Field(min_length=1), Tag("array")],
+    Annotated[str, Tag("string")] | Annotated[list[TextPart], items(1), Tag("array")],
     by_shape,
 ]
 
@@ -113,7 +153,7 @@ class AssistantMessage(WireRequest):
     refusal: Unsupported = None
     audio: Unsupported = None
     function_call: Unsupported = None
-    tool_calls: list[PastToolCall] | None = None
+    tool_calls: Annotated[list[PastToolCall], items()] | None = None
     reasoning_content: str | None = None
     annotations: Annotated[list[Any] | None, only([])] = None
 
@@ -189,16 +229,19 @@ class SamplingFields(WireRequest):
     presence_penalty: Annotated[float, within("presence_penalty")] | None = None
     frequency_penalty: Annotated[float, within("frequency_penalty")] | None = None
     logit_bias: (
-        dict[
-            Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")],
-            Annotated[float, Field(ge=-100.0, le=100.0)],
+        Annotated[
+            dict[
+                Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")],
+                Annotated[float, Field(ge=-100.0, le=100.0)],
+            ],
+            at_most(MOST_BIASES),
         ]
         | None
     ) = None
     stop: (
         Annotated[
             Annotated[str, Tag("string")]
-            | Annotated[list[str], Field(max_length=MAX_STOPS), Tag("array")],
+            | Annotated[list[str], items(most=MAX_STOPS), Tag("array")],
             by_shape,
         ]
         | None
@@ -210,18 +253,18 @@ class SamplingFields(WireRequest):
     top_k: Annotated[int, within("top_k")] | None = None
     min_p: Annotated[float, within("min_p")] | None = None
     repetition_penalty: Annotated[float, within("repetition_penalty")] | None = None
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], items()] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, within("min_new_tokens")] | None = None
     regex: str | None = None
-    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    choice: Annotated[list[str], items(1)] | None = None
 
 
 class ChatCompletionRequest(SamplingFields):
     model: str
     messages: Annotated[
         list[Annotated[PromptMessage | AssistantMessage | ToolMessage, Discriminator("role")]],
-        Field(min_length=1),
+        items(1),
     ]
     stream: bool | None = None
     stream_options: Annotated[StreamOptions | None, needs("stream")] = None
@@ -231,7 +274,7 @@ class ChatCompletionRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[Annotated[int, within("logprobs")] | None, needs("logprobs")] = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[FunctionTool], Field(min_length=1, max_length=128)] | None = None
+    tools: Annotated[list[FunctionTool], items(1, MOST_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
@@ -242,7 +285,7 @@ class ChatCompletionRequest(SamplingFields):
     # Accepted without effect: they are about OpenAI's own business, not about the reply.
     user: str | None = None
     store: bool | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     service_tier: str | None = None

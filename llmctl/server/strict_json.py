@@ -1,5 +1,6 @@
 """What counts as a JSON body? RFC 8259 to the letter, and nothing Python adds to it."""
 
+import asyncio
 import json
 import math
 from collections.abc import Callable
@@ -8,18 +9,34 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
+MOST_OBJECTS = 2**16
+"""In one body. Making a request of more of them would hold up everybody else."""
+
+LARGE_BODY = 2**18
+"""Bytes from which on a body is parsed beside the event loop, which goes on meanwhile."""
+
 
 def parse(body: bytes) -> Any:
     """Parse JSON without duplicate keys, NaN, infinities or text that is not Unicode.
 
     Raises:
-        json.JSONDecodeError: it is anything else; the one error FastAPI reports as bad JSON.
+        json.JSONDecodeError: it is anything else, or too much; the one error FastAPI reports as
+            bad JSON.
     """
+    objects = 0
+
+    def counted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal objects
+        objects += 1
+        if objects > MOST_OBJECTS:
+            raise ValueError(f"it holds more than {MOST_OBJECTS} objects")
+        return object_of(pairs)
+
     try:
         text = body.decode()
         value = json.loads(
             text,
-            object_pairs_hook=_object,
+            object_pairs_hook=counted,
             parse_constant=_refuse_constant,
             parse_float=_finite,
         )
@@ -33,12 +50,15 @@ def parse(body: bytes) -> Any:
     return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its members; raise `ValueError` if two have one key."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"the key {name!r} is there twice")
+            seen.add(name)
     return result
 
 
@@ -55,7 +75,8 @@ def _finite(digits: str) -> float:
 
 class StrictJSONRequest(Request):
     async def json(self) -> Any:
-        return parse(await self.body())
+        body = await self.body()
+        return parse(body) if len(body) < LARGE_BODY else await asyncio.to_thread(parse, body)
 
 
 class StrictJSONRoute(APIRoute):

@@ -87,11 +87,12 @@ def _field_problem(kind: str, param: str, finding: Mapping[str, Any]) -> ErrorBo
             )
         case "too_long":
             limit, length = context["max_length"], context["actual_length"]
+            what = "object" if isinstance(value, dict) else "array"
             return _problem(
-                f"Invalid '{param}': array too long. Expected an array with maximum length "
-                f"{limit}, but got an array with length {length} instead.",
+                f"Invalid '{param}': {what} too long. Expected an {what} with maximum length "
+                f"{limit}, but got an {what} with length {length} instead.",
                 param,
-                "array_above_max_length",
+                f"{what}_above_max_length",
             )
         case "too_short":
             what = "object" if isinstance(value, dict) else "array"

@@ -1,14 +1,23 @@
 """Does every wrong request get OpenAI's status, code and param?"""
 
+import asyncio
 from typing import Any
 
+import httpx
+import pydantic
 import pytest
 
 from llmctl.errors import RequestError
+from llmctl.server.app import create_app
+from llmctl.server.completion_schemas import CompletionRequest, DetokenizeRequest
+from llmctl.server.response_schemas import ResponseRequest
+from llmctl.server.schemas import ChatCompletionRequest, WireRequest
+from llmctl.server.strict_json import object_of
 from tests.fakes import FakeEngine
 from tests.server.servers import CHAT, chat_body, error_of, request
 
 USER = {"role": "user", "content": "hi"}
+PART = {"type": "text", "text": "hi"}
 GONE = object()
 """Marks a field that is left out."""
 
@@ -31,6 +40,10 @@ def tool(name: str) -> dict[str, Any]:
 
 def missing(param: str) -> tuple[str, str, str]:
     return "missing_required_parameter", param, "Missing required parameter"
+
+
+def too_large(param: str) -> tuple[str, str, str]:
+    return "object_above_max_length", param, "object too long"
 
 
 SCHEMA = {"type": "object"}
@@ -239,6 +252,12 @@ CASES: list[tuple[dict[str, Any], str | None, str | None, str]] = [
         "combined with 'response_format'",
     ),
     ({"metadata": {"a": 1}}, "invalid_type", "metadata.a", ""),
+    (messages(*[USER] * 4097), "array_above_max_length", "messages", "length 4096, but got an"),
+    (content([PART] * 4097), "array_above_max_length", "messages[0].content", ""),
+    ({"stop_token_ids": [1] * 4097}, "array_above_max_length", "stop_token_ids", ""),
+    ({"choice": ["a"] * 4097}, "array_above_max_length", "choice", ""),
+    ({"metadata": dict.fromkeys(map(str, range(4097)), "")}, *too_large("metadata")),
+    ({"logit_bias": dict.fromkeys(map(str, range(70_000)), 1)}, *too_large("logit_bias")),
     ({"foo": 1}, None, None, "Unrecognized request argument supplied: foo"),
     ({"foo.bar": 1}, None, None, "Unrecognized request argument supplied: foo.bar"),
     ({"foo": None}, None, None, "Unrecognized request argument supplied: foo"),
@@ -316,6 +335,7 @@ def test_null_means_not_given_for_every_optional_field() -> None:
         (b'{"temperature": 1e999}', "1e999"),
         (b'{"model": "a", "model": "b"}', "'model' is there twice"),
         (b'{"messages": [{"role": "user", "role": "user"}]}', "'role' is there twice"),
+        (b'{"messages": [' + b"{}," * 70_000 + b"{}]}", "more than 65536 objects"),
         (b'{"model": "\\ud800"}', "surrogates"),
         (b'{"\\udfff": 1}', "surrogates"),
         (b"\xff\xfe{}", "could not parse"),
@@ -339,3 +359,68 @@ def test_a_body_that_is_no_object_is_refused(body: bytes, kind: str) -> None:
 def test_a_body_that_a_web_page_could_send_unasked_is_refused() -> None:
     error = refused(content=b"{}", headers={"content-type": "text/plain"})
     assert "application/json" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        (ChatCompletionRequest, {"messages": [1] * 1000}),
+        (ChatCompletionRequest, messages(USER) | {"stop_token_ids": [-1] * 1000}),
+        (ChatCompletionRequest, messages(USER) | {f"x{i}": 0 for i in range(1000)}),
+        (ChatCompletionRequest, messages(USER | {f"x{i}": 0 for i in range(1000)})),
+        (CompletionRequest, {"prompt": [0, *["x"] * 1000]}),
+        (CompletionRequest, {"prompt": [[-1] * 1000] * 60}),
+        (ResponseRequest, {"input": [{"type": "message"}] * 1000}),
+        (DetokenizeRequest, {"tokens": ["x"] * 1000}),
+    ],
+)
+def test_a_thousand_mistakes_are_no_more_work_than_one(
+    model: type[WireRequest], fields: dict[str, Any]
+) -> None:
+    """Each finding takes memory and time, in which nobody else is answered."""
+    with pytest.raises(pydantic.ValidationError) as caught:
+        model.model_validate({"model": "m"} | fields)
+    assert caught.value.error_count() <= 3
+
+
+class Name(str):
+    """A key that counts how often one is compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Name.compared += 1
+        return super().__eq__(other)
+
+    __hash__ = str.__hash__
+
+
+def test_a_key_that_is_there_twice_is_found_in_one_pass() -> None:
+    pairs: list[tuple[str, Any]] = [(Name(i), 0) for i in range(500)]
+    pairs += [(Name("a"), 0), (Name("a"), 0)]
+    with pytest.raises(ValueError, match="'a' is there twice"):
+        object_of(pairs)
+    assert Name.compared < 2000
+
+
+def test_others_are_answered_while_a_large_body_is_parsed() -> None:
+    large = chat_body(model=5, chat_template_kwargs={"a": [{"b": 1}] * 60_000})
+    app = create_app(FakeEngine())
+
+    async def ask() -> list[str]:
+        ended = []
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+            async def post() -> None:
+                assert (await client.post(CHAT, json=large)).status_code == 400
+                ended.append("large")
+
+            async def look() -> None:
+                assert (await client.get("/health")).status_code == 200
+                ended.append("health")
+
+            await asyncio.gather(post(), look())
+        return ended
+
+    assert asyncio.run(ask()) == ["health", "large"]
