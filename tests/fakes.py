@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 from llmctl.engine.base import BaseEngine
@@ -102,11 +103,16 @@ class FakeEngine(BaseEngine):
             )
         stream.finish()
 
-    def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[Score, ...]]:
-        return [tuple(Score(-1.0, 1, True) for _ in r.continuations) for r in requests]
+    def submit_scores(self, requests: Sequence[ScoreRequest]) -> Future[list[tuple[Score, ...]]]:
+        done: Future[list[tuple[Score, ...]]] = Future()
+        done.set_result([tuple(Score(-1.0, 1, True) for _ in r.continuations) for r in requests])
+        return done
 
     def count_tokens(self, text: str | Sequence[Message]) -> int:
         return len(text) if isinstance(text, str) else sum(len(m.content) for m in text)
+
+    def count_prompt(self, request: GenerationRequest) -> int:
+        return self.count_tokens(request.messages) + sum(len(t.name) for t in request.tools)
 
     def tokenize(self, text: str | Sequence[int], *, add_special_tokens: bool = True) -> list[int]:
         if not isinstance(text, str):

@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from llmctl.engine.stream import GenerationStream, fold
 from llmctl.errors import UnsupportedError
@@ -19,6 +20,8 @@ from llmctl.types import (
     ScoreRequest,
     ignore_progress,
 )
+
+T = TypeVar("T")
 
 
 class BaseEngine(ABC):
@@ -49,19 +52,34 @@ class BaseEngine(ABC):
             EngineStoppedError: the engine is not loaded, closing or closed.
         """
 
-    @abstractmethod
+    def submit_scores(
+        self,
+        requests: Sequence[ScoreRequest],  # noqa: ARG002  for those who can
+    ) -> Future[list[tuple[Score, ...]]]:
+        """Check the requests and put them in line, to find a score for each continuation of each.
+
+        Never waits for the model. Who cancels the `Future` ends the work at its next step.
+
+        Raises:
+            RequestError: a text is too long, or adds nothing to its context.
+            UnsupportedError: this backend scores nothing.
+        """
+        raise UnsupportedError("this backend scores no text")
+
     def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[Score, ...]]:
         """Return, for each request in order, one score per continuation. Blocks."""
+        return _result(self.submit_scores(requests))
 
-    def embed(
+    def submit_texts(
         self,
         texts: Sequence[str | Sequence[int]],  # noqa: ARG002  for those who can
         adapter: str | None = None,  # noqa: ARG002
-    ) -> list[tuple[float, ...]]:
-        """Return a vector (hidden,) of unit length for each text. Blocks.
+    ) -> Future[list[tuple[float, ...]]]:
+        """Put texts in line, to find a vector (hidden,) of unit length for each.
 
-        It is the mean over the tokens of what the model's head would see of each: of use for a
-        model that was trained for it, and a rough likeness of meaning for any other.
+        Never waits for the model; see `submit_scores`. A vector is the mean over the tokens of
+        what the model's head would see of each: of use for a model that was trained for it, and a
+        rough likeness of meaning for any other.
 
         Raises:
             RequestError: a text is empty or too long.
@@ -69,9 +87,24 @@ class BaseEngine(ABC):
         """
         raise UnsupportedError("this backend embeds no text", param="input")
 
+    def embed(
+        self, texts: Sequence[str | Sequence[int]], adapter: str | None = None
+    ) -> list[tuple[float, ...]]:
+        """Return what `submit_texts` finds. Blocks."""
+        return _result(self.submit_texts(texts, adapter))
+
     @abstractmethod
     def count_tokens(self, text: str | Sequence[Message]) -> int:
         """Count the tokens of raw text, or of a conversation as its prompt would be rendered."""
+
+    def count_prompt(self, request: GenerationRequest) -> int:  # noqa: ARG002
+        """Count the tokens of all that `submit` would have read, tools included.
+
+        Raises:
+            RequestError: no prompt can be made of the request.
+            UnsupportedError: this backend counts nothing beforehand.
+        """
+        raise UnsupportedError("this backend does not count tokens beforehand")
 
     @abstractmethod
     def tokenize(self, text: str | Sequence[int], *, add_special_tokens: bool = True) -> list[int]:
@@ -100,7 +133,7 @@ class BaseEngine(ABC):
     @property
     @abstractmethod
     def in_flight(self) -> int:
-        """How many submitted requests have not ended."""
+        """How many submitted requests have not ended, those to score or embed included."""
 
     def generate(self, request: GenerationRequest) -> GenerationResult:
         """Answer in one piece: a fold over the stream."""
@@ -121,16 +154,21 @@ class BaseEngine(ABC):
         """
         raise UnsupportedError(f"this backend cannot load {name!r} from {path}", param="adapter")
 
-    def unload_adapter(self, name: str) -> None:
+    def retire_adapter(self, name: str) -> Future[None]:
         """Take the name away at once, and the adapter when the last request under it has ended.
 
-        Blocks until then.
+        Returns:
+            What is done then. It cannot be cancelled.
 
         Raises:
             RequestError: no such adapter is loaded.
             UnsupportedError: this backend has no adapters by request.
         """
         raise UnsupportedError(f"this backend cannot unload {name!r}", param="adapter")
+
+    def unload_adapter(self, name: str) -> None:
+        """Do as `retire_adapter`, and block until it is done."""
+        self.retire_adapter(name).result()
 
     def __enter__(self) -> Self:
         return self
@@ -142,3 +180,11 @@ class BaseEngine(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _result(pending: Future[T]) -> T:
+    """Wait; whoever is interrupted meanwhile leaves no work behind."""
+    try:
+        return pending.result()
+    finally:
+        pending.cancel()

@@ -5,6 +5,7 @@ import gc
 import itertools
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,15 +204,14 @@ class HFRunner(BaseEngine):
             )
         return limit - prompt_tokens
 
-    def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[Score, ...]]:
+    def submit_scores(self, requests: Sequence[ScoreRequest]) -> Future[list[tuple[Score, ...]]]:
         encoded = [
             [self._encode_pair(request.context, c) for c in request.continuations]
             for request in requests
         ]
         with self._lock:
-            worker = self._running_worker
-            results = [
-                worker.score(
+            asked = [
+                (
                     pairs,
                     self._adapter_key(request.adapter),
                     describe_nothing
@@ -220,20 +220,18 @@ class HFRunner(BaseEngine):
                 )
                 for request, pairs in zip(requests, encoded, strict=True)
             ]
-        return [result.result() for result in results]
+            return self._running_worker.score(asked)
 
-    def embed(
+    def submit_texts(
         self, texts: Sequence[str | Sequence[int]], adapter: str | None = None
-    ) -> list[tuple[float, ...]]:
+    ) -> Future[list[tuple[float, ...]]]:
         encoded = [self._encode(text) for text in texts]
         for ids in encoded:
             if not ids:
                 raise RequestError("a text is empty: give at least one token", param="input")
             self._room(len(ids) - 1, "input")
         with self._lock:
-            worker, key = self._running_worker, self._adapter_key(adapter)
-            results = [worker.embed(ids, key) for ids in encoded]
-        return [result.result() for result in results]
+            return self._running_worker.embed(encoded, self._adapter_key(adapter))
 
     def _encode_pair(
         self, context: str | tuple[int, ...], continuation: str | tuple[int, ...]
@@ -282,13 +280,13 @@ class HFRunner(BaseEngine):
         change.result()
         raise taken
 
-    def unload_adapter(self, name: str) -> None:
+    def retire_adapter(self, name: str) -> Future[None]:
         with self._lock:
             key = self._adapter_key(name)
             assert key is not None
             change = self._running_worker.change_adapter(key, None)
             del self._adapters[name]
-        change.result()
+        return change
 
     def _adapter_key(self, name: str | None) -> str | None:
         """Return what the executor calls an adapter. The caller holds the lock."""
@@ -304,6 +302,9 @@ class HFRunner(BaseEngine):
             return len(self._encode(text))
         return len(self._ready.template.encode(text))
 
+    def count_prompt(self, request: GenerationRequest) -> int:
+        return len(self._prompt_ids(request))
+
     def info(self) -> EngineInfo:
         return self._ready.info
 
@@ -313,7 +314,8 @@ class HFRunner(BaseEngine):
 
     @property
     def in_flight(self) -> int:
-        return len(self._streams)
+        worker = self._worker
+        return len(self._streams) + (0 if worker is None else worker.reading_count)
 
     def close(self) -> None:
         with self._lock:

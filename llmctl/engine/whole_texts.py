@@ -6,7 +6,7 @@ of 5-shot questions with four answers about one token in twenty has to be comput
 tokenised as a whole; the sum over its pieces is its log-likelihood, whatever the pieces.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -15,6 +15,8 @@ from llmctl.errors import ContextLengthError, EngineStoppedError, LlmctlError, R
 from llmctl.types import Score, ScoreRequest
 
 Ids = tuple[int, ...]
+Scorer = Callable[[Sequence[ScoreRequest]], list[tuple[Score, ...]]]
+"""As `BaseEngine.score`."""
 
 _AT_ONCE = 512
 """Tokens that are read side by side: a pass of more is no faster, and hides more from itself."""
@@ -92,27 +94,32 @@ def score_texts(
     groups: Sequence[Sequence[str]],
     adapter: str | None = None,
     batch: int = BATCH,
+    score: Scorer | None = None,
 ) -> Iterator[GroupScore | LlmctlError]:
     """Yield for each group, in order, a score for each of its texts, or why it has none.
 
     The scores are those of computing every text by itself.
 
+    Args:
+        score: asks the engine, for those who may want to stop waiting for it.
+
     Raises:
         EngineStoppedError: the engine is gone.
     """
+    ask = engine.score if score is None else score
     encoded = [_encoded(engine, group) for group in groups]
     fitting = [texts for texts in encoded if not isinstance(texts, LlmctlError)]
     trunks = {texts: _trunk(texts) for texts in fitting}
     # Every text keeps a token of its own, and the first token of all is context.
     head = min((_common([t[0] for t in fitting]), *trunks.values())) if fitting else 1
     try:
-        before = _logprob(engine, fitting[0][0][:head], adapter) if fitting else 0.0
+        before = _logprob(ask, fitting[0][0][:head], adapter) if fitting else 0.0
     except EngineStoppedError:
         raise
     except LlmctlError as error:
         yield from (error for _ in encoded)
         return
-    answers = _run(engine, [_Job(t, trunks[t], head, adapter) for t in fitting], batch)
+    answers = _run(ask, [_Job(t, trunks[t], head, adapter) for t in fitting], batch)
     extra = head  # on the bill of the first group
     for texts in encoded:
         if isinstance(texts, LlmctlError):
@@ -124,8 +131,7 @@ def score_texts(
             continue
         scored = job.scored(ends, before)
         lengths = tuple(
-            replace(score, token_count=len(ids))
-            for score, ids in zip(scored.texts, texts, strict=True)
+            replace(own, token_count=len(ids)) for own, ids in zip(scored.texts, texts, strict=True)
         )
         yield replace(scored, texts=lengths, computed=scored.computed + extra)
         extra = 0
@@ -150,7 +156,7 @@ def score_ends(
         texts = tuple(tuple(engine.tokenize(context + end)) for end in ends)
         start = max(1, _common([begin, *texts]))
         jobs.append(_Job(texts, start, start, adapter))
-    for job, scores in _run(engine, jobs, batch):
+    for job, scores in _run(engine.score, jobs, batch):
         yield scores if isinstance(scores, LlmctlError) else job.scored(scores)
 
 
@@ -181,29 +187,29 @@ def _trunk(texts: Sequence[Ids]) -> int:
     return max(1, min(_common(texts), min(map(len, texts)) - 1))
 
 
-def _logprob(engine: BaseEngine, ids: Ids, adapter: str | None) -> float:
+def _logprob(score: Scorer, ids: Ids, adapter: str | None) -> float:
     if len(ids) < 2:
         return 0.0
-    return engine.score([ScoreRequest(ids[:1], (ids[1:],), adapter=adapter)])[0][0].logprob
+    return score([ScoreRequest(ids[:1], (ids[1:],), adapter=adapter)])[0][0].logprob
 
 
 def _run(
-    engine: BaseEngine, jobs: Sequence[_Job], batch: int
+    score: Scorer, jobs: Sequence[_Job], batch: int
 ) -> Iterator[tuple[_Job, tuple[Score, ...] | LlmctlError]]:
     left = iter(jobs)
     while some := list(islice(left, batch)):
         try:
-            done = _side_by_side(engine, some)
+            done = _side_by_side(score, some)
         except EngineStoppedError:
             raise
         except LlmctlError:
             # One of them cannot be scored: find out which, and keep the rest.
-            yield from ((job, _alone(engine, job)) for job in some)
+            yield from ((job, _alone(score, job)) for job in some)
         else:
             yield from zip(some, done, strict=True)
 
 
-def _side_by_side(engine: BaseEngine, jobs: Sequence[_Job]) -> list[tuple[Score, ...]]:
+def _side_by_side(score: Scorer, jobs: Sequence[_Job]) -> list[tuple[Score, ...]]:
     """Score several groups in as few passes as may be; return the scores of each one's ends.
 
     Groups whose texts differ in the last token alone, such as letters, are ends of what all of them
@@ -227,15 +233,15 @@ def _side_by_side(engine: BaseEngine, jobs: Sequence[_Job]) -> list[tuple[Score,
             asked.append((job.request, [job]))
             room = _AT_ONCE - size if job.by_letter else 0
     found: list[tuple[Score, ...]] = []
-    for (_, several), scores in zip(asked, engine.score([one for one, _ in asked]), strict=True):
+    for (_, several), scores in zip(asked, score([one for one, _ in asked]), strict=True):
         left = iter(scores)
         found += (tuple(islice(left, len(job.texts))) for job in several)
     return found
 
 
-def _alone(engine: BaseEngine, job: _Job) -> tuple[Score, ...] | LlmctlError:
+def _alone(score: Scorer, job: _Job) -> tuple[Score, ...] | LlmctlError:
     try:
-        return engine.score([job.request])[0]
+        return score([job.request])[0]
     except EngineStoppedError:
         raise
     except LlmctlError as error:

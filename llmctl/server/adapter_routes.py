@@ -40,6 +40,7 @@ class AdapterDeleted(BaseModel):
 def add_adapter_routes(router: APIRouter, serving: Serving) -> None:
     """Add what loads, lists and unloads adapters."""
     engine, home = serving.engine, serving.options.adapter_dir
+    loading = asyncio.Lock()
 
     def described(name: str) -> Adapter:
         return Adapter(
@@ -73,7 +74,9 @@ def add_adapter_routes(router: APIRouter, serving: Serving) -> None:
                 f"The adapter {body.name!r} does not exist.",
                 hint=f"there are: {', '.join(folders) or 'none'}",
             )
-        await asyncio.to_thread(engine.load_adapter, body.name, str(folders[body.name]))
+        # One at a time: a load holds a thread until the engine's next step.
+        async with loading:
+            await asyncio.to_thread(engine.load_adapter, body.name, str(folders[body.name]))
         return described(body.name)
 
     @router.delete("/v1/adapters/{name}")
@@ -81,5 +84,5 @@ def add_adapter_routes(router: APIRouter, serving: Serving) -> None:
         """Take an adapter away; replies under it are still written to their end."""
         if name not in engine.adapters:
             raise ModelNotFoundError(f"The adapter {name!r} is not loaded.")
-        await asyncio.to_thread(engine.unload_adapter, name)
+        await asyncio.wrap_future(engine.retire_adapter(name))
         return AdapterDeleted(name=name)

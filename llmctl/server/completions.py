@@ -116,7 +116,7 @@ async def _echo(serving: Serving, body: CompletionRequest, request: GenerationRe
     if len(ids) < 2:
         return Echo(text, (first,))
     asked = ScoreRequest(ids[:1], (ids[1:],), adapter=request.adapter, logprobs=body.logprobs)
-    ((score,),) = await asyncio.to_thread(engine.score, [asked])
+    ((score,),) = await serving.read(partial(engine.submit_scores, [asked]))
     return Echo(text, (first, *score.tokens))
 
 

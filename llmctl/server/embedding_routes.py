@@ -1,8 +1,8 @@
 """How does a text become a vector? `/v1/embeddings`."""
 
-import asyncio
 import base64
 import struct
+from concurrent.futures import Future
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
@@ -54,12 +54,14 @@ def add_embedding_routes(router: APIRouter, serving: Serving) -> None:
         record: RequestRecord = request.state.record
         record.model = body.model
         adapter = serving.adapter_of(body.model)
+        texts: list[list[int]] = []
 
-        def embed() -> tuple[list[tuple[float, ...]], int]:
-            texts = [engine.tokenize(text) for text in prompts_of(body.input)]
-            return engine.embed(texts, adapter), sum(map(len, texts))
+        def submit() -> Future[list[tuple[float, ...]]]:
+            texts.extend(engine.tokenize(text) for text in prompts_of(body.input))
+            return engine.submit_texts(texts, adapter)
 
-        vectors, count = await unless_gone(asyncio.to_thread(embed), request.receive)
+        vectors = await unless_gone(serving.read(submit), request.receive)
+        count = sum(map(len, texts))
         record.usage = Usage(count, 0)
         return EmbeddingList(
             data=[

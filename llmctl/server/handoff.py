@@ -2,12 +2,26 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Protocol, TypeVar
 
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.stream import GenerationStream, StreamItem
+from llmctl.engine.stream import StreamItem
 from llmctl.errors import EngineStoppedError, LlmctlError, RequestTimeoutError
 from llmctl.types import GenerationChunk, GenerationRequest
+
+T = TypeVar("T")
+
+
+class Cancellable(Protocol):
+    """What the engine hands out for work in line."""
+
+    def cancel(self) -> object: ...
+
+
+C = TypeVar("C", bound=Cancellable)
 
 
 def ignore_acceptance() -> None:
@@ -38,7 +52,8 @@ async def chunks_of(
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(items.put_nowait, item)
 
-    with _deadline(loop, items, timeout_s), await _submit(engine, request) as stream:
+    submit = partial(engine.submit, request)
+    with _deadline(loop, items, timeout_s), await submitted(submit) as stream:
         accepted()
         stream.listen(post)
         complete = False
@@ -51,6 +66,31 @@ async def chunks_of(
             raise EngineStoppedError("the server stopped before the reply was complete")
 
 
+async def reading_of(submit: Callable[[], Future[T]], timeout_s: float | None = None) -> T:
+    """Wait for what the engine reads, without holding a thread. Cancelling this ends the reading.
+
+    Args:
+        submit: asks the engine for it.
+
+    Raises:
+        LlmctlError: the engine refused or failed it.
+        RequestTimeoutError: it has not ended after `timeout_s` seconds.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.wrap_future(await submitted(submit))
+    except TimeoutError as error:
+        raise too_late(timeout_s) from error
+
+
+def too_late(timeout_s: float | None) -> RequestTimeoutError:
+    """Return what answers a request after the server's `--request-timeout`."""
+    return RequestTimeoutError(
+        f"The reply took longer than this server's limit of {timeout_s:g} seconds.",
+        hint="ask for fewer tokens, or try again when fewer people ask",
+    )
+
+
 @contextmanager
 def _deadline(
     loop: asyncio.AbstractEventLoop, items: asyncio.Queue[StreamItem], timeout_s: float | None
@@ -59,28 +99,24 @@ def _deadline(
     if timeout_s is None:
         yield
         return
-    error = RequestTimeoutError(
-        f"The reply took longer than this server's limit of {timeout_s:g} seconds.",
-        hint="ask for fewer tokens, or try again when fewer people ask",
-    )
-    timer = loop.call_later(timeout_s, items.put_nowait, error)
+    timer = loop.call_later(timeout_s, items.put_nowait, too_late(timeout_s))
     try:
         yield
     finally:
         timer.cancel()
 
 
-async def _submit(engine: BaseEngine, request: GenerationRequest) -> GenerationStream:
+async def submitted(submit: Callable[[], C]) -> C:
     """Submit in a thread: tokenising a long prompt would hold up every other client."""
-    submitting = asyncio.ensure_future(asyncio.to_thread(engine.submit, request))
+    submitting = asyncio.ensure_future(asyncio.to_thread(submit))
     try:
         return await asyncio.shield(submitting)
     except asyncio.CancelledError:
-        # The thread cannot be stopped, so its stream may come when nobody waits for it any more.
-        submitting.add_done_callback(_cancel_stream)
+        # The thread cannot be stopped, so its handle may come when nobody waits for it any more.
+        submitting.add_done_callback(_cancel)
         raise
 
 
-def _cancel_stream(submitting: asyncio.Future[GenerationStream]) -> None:
+def _cancel(submitting: asyncio.Future[C]) -> None:
     if not submitting.cancelled() and submitting.exception() is None:
         submitting.result().cancel()

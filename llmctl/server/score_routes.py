@@ -2,22 +2,24 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Annotated
 
 from fastapi import APIRouter, Request
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
+from llmctl.engine.base import BaseEngine
 from llmctl.engine.whole_texts import GroupScore, score_texts
 from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.server.errors import error_body
+from llmctl.server.handoff import too_late
 from llmctl.server.record import RequestRecord
 from llmctl.server.schemas import WireRequest
 from llmctl.server.serving import Serving
+from llmctl.server.sse import EventStream
 from llmctl.server.strict_json import StrictJSONRoute
-
-MEDIA_TYPE = "application/x-ndjson"
+from llmctl.types import Score, ScoreRequest
 
 
 class ScoreGroup(BaseModel):
@@ -36,12 +38,45 @@ class ScoreTextsRequest(WireRequest):
     groups: Annotated[list[ScoreGroup], Field(min_length=1)]
 
 
+class _Lines(EventStream):
+    """Lines of JSON in place of events; after a failure no more come."""
+
+    media_type = "application/x-ndjson"
+
+    def _failure(self, error: Exception) -> bytes:
+        super()._failure(error)
+        return b""
+
+
+class _Asking:
+    """Asks the engine for scores, in a thread of its own, until the client leaves."""
+
+    def __init__(self, engine: BaseEngine) -> None:
+        self._engine = engine
+        self._left = False
+        self._pending: Future[list[tuple[Score, ...]]] | None = None
+
+    def __call__(self, requests: Sequence[ScoreRequest]) -> list[tuple[Score, ...]]:
+        """Do as `BaseEngine.score`; raise `CancelledError` after `leave`."""
+        self._pending = pending = self._engine.submit_scores(requests)
+        if self._left:
+            pending.cancel()
+        return pending.result()
+
+    def leave(self) -> None:
+        self._left = True
+        if self._pending is not None:
+            self._pending.cancel()
+
+
 def score_router(serving: Serving) -> APIRouter:
     """Build the route."""
+    # Whoever waits for the model here leaves the threads alone in which replies are submitted.
+    threads = ThreadPoolExecutor(thread_name_prefix="llmctl-score")
     router = APIRouter(route_class=StrictJSONRoute)
 
-    @router.post("/v1/score", response_class=StreamingResponse)
-    async def score(body: ScoreTextsRequest, request: Request) -> StreamingResponse:
+    @router.post("/v1/score", response_class=_Lines)
+    async def score(body: ScoreTextsRequest, request: Request) -> _Lines:
         """Answer a line of JSON for each group, in order, as soon as it is known.
 
         `{"index": 0, "computed": 41, "scores": [{"logprob": -12.5, "tokens": 9}, ...]}`, where
@@ -53,9 +88,7 @@ def score_router(serving: Serving) -> APIRouter:
         groups = [
             [body.head + group.stem + ending for ending in group.endings] for group in body.groups
         ]
-        return StreamingResponse(
-            _lines(score_texts(serving.engine, groups, adapter)), media_type=MEDIA_TYPE
-        )
+        return _Lines(_lines(serving, groups, adapter, threads), record)
 
     return router
 
@@ -68,17 +101,29 @@ def _next(scored: Iterator[GroupScore | LlmctlError]) -> GroupScore | LlmctlErro
 
 
 async def _lines(
-    scored: Iterator[GroupScore | LlmctlError],
+    serving: Serving, groups: Sequence[Sequence[str]], adapter: str | None, threads: Executor
 ) -> AsyncGenerator[bytes, None]:
-    index = 0
-    while (group := await asyncio.to_thread(_next, scored)) is not None:
-        line: dict[str, object] = {"index": index}
-        if isinstance(group, LlmctlError):
-            line["error"] = error_body(group).model_dump()
-        else:
-            line["computed"] = group.computed
-            line["scores"] = [
-                {"logprob": text.logprob, "tokens": text.token_count} for text in group.texts
-            ]
-        yield json.dumps(line).encode() + b"\n"
-        index += 1
+    loop, limit_s = asyncio.get_running_loop(), serving.options.request_timeout_s
+    deadline = None if limit_s is None else loop.time() + limit_s
+    ask, index = _Asking(serving.engine), 0
+    scored = score_texts(serving.engine, groups, adapter, score=ask)
+    try:
+        with serving.admitted():
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    group = await loop.run_in_executor(threads, _next, scored)
+                if group is None:
+                    return
+                yield json.dumps({"index": index} | _told(group)).encode() + b"\n"
+                index += 1
+    except TimeoutError as error:
+        raise too_late(limit_s) from error
+    finally:
+        ask.leave()
+
+
+def _told(group: GroupScore | LlmctlError) -> dict[str, object]:
+    if isinstance(group, LlmctlError):
+        return {"error": error_body(group).model_dump()}
+    scores = [{"logprob": text.logprob, "tokens": text.token_count} for text in group.texts]
+    return {"computed": group.computed, "scores": scores}

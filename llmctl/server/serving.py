@@ -1,17 +1,21 @@
 """What is served here, under which names, and how much of it at once?"""
 
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import aclosing, contextmanager
+from typing import TypeVar
 
 from llmctl.config import ServeOptions
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.stream import Fold
 from llmctl.errors import EngineBusyError, ModelNotFoundError
-from llmctl.server.handoff import chunks_of, ignore_acceptance
+from llmctl.server.handoff import chunks_of, ignore_acceptance, reading_of
 from llmctl.server.record import RequestRecord
 from llmctl.server.reply_schemas import Model
 from llmctl.types import GenerationChunk, GenerationRequest, GenerationResult
+
+T = TypeVar("T")
 
 
 class Serving:
@@ -51,6 +55,29 @@ class Serving:
         context = self.engine.info().context_length
         return Model(id=name, created=self._started, max_model_len=context)
 
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count a request among those in flight.
+
+        Raises:
+            EngineBusyError: as many wait as may.
+        """
+        limit = self.engine.state().max_rows + self.options.max_queue
+        if self._in_flight >= limit:
+            raise EngineBusyError(
+                f"{self._in_flight} requests are being answered or wait already; try again soon"
+            )
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    async def read(self, submit: Callable[[], Future[T]]) -> T:
+        """Have texts scored or embedded; see `admitted` and `reading_of`."""
+        with self.admitted():
+            return await reading_of(submit, self.options.request_timeout_s)
+
     async def chunks(
         self,
         request: GenerationRequest,
@@ -62,28 +89,22 @@ class Serving:
         Raises:
             EngineBusyError: as many wait as may.
         """
-        limit = self.engine.state().max_rows + self.options.max_queue
-        if self._in_flight >= limit:
-            raise EngineBusyError(
-                f"{self._in_flight} requests are being answered or wait already; try again soon"
-            )
-        self._in_flight += 1
-        pieces: list[str] | None = None
-        if self.options.log_content:
-            record.prompt, pieces = _content(request), []
-        chunks = chunks_of(self.engine, request, self.options.request_timeout_s, accepted)
-        try:
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    record.piece()
-                    record.usage = chunk.usage
-                    if pieces is not None:
-                        pieces.append(chunk.text)
-                    yield chunk
-        finally:
-            self._in_flight -= 1
-            if pieces is not None:
-                record.answer = "".join(pieces)
+        with self.admitted():
+            pieces: list[str] | None = None
+            if self.options.log_content:
+                record.prompt, pieces = _content(request), []
+            chunks = chunks_of(self.engine, request, self.options.request_timeout_s, accepted)
+            try:
+                async with aclosing(chunks):
+                    async for chunk in chunks:
+                        record.piece()
+                        record.usage = chunk.usage
+                        if pieces is not None:
+                            pieces.append(chunk.text)
+                        yield chunk
+            finally:
+                if pieces is not None:
+                    record.answer = "".join(pieces)
 
     async def reply(self, request: GenerationRequest, record: RequestRecord) -> GenerationResult:
         """Answer a request in one piece; see `chunks`."""

@@ -107,9 +107,9 @@ class EngineState:
     idle_s: float
     """Seconds since the last step, of an engine that has work; 0 of one that has none."""
     running: int
-    """Replies being written, each choice counted."""
+    """Replies being written, each choice counted, and the request to score or embed at work."""
     waiting: int
-    """Replies in line for a row or for room in the cache."""
+    """Replies in line for a row or for room in the cache, and requests to score or embed."""
     max_rows: int
     kv_used_tokens: int = 0
     kv_budget_tokens: int = 0

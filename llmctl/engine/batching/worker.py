@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from queue import Empty, SimpleQueue
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from llmctl.engine.batching.adapters import Adapter
 from llmctl.engine.batching.executor import Executor
-from llmctl.engine.batching.scoring import Describe, Pair, describe_nothing
+from llmctl.engine.batching.scoring import Describe, Pair
 from llmctl.engine.batching.sequence import Sequence as RowSequence
 from llmctl.engine.failures import as_ours
 from llmctl.errors import EngineFailedError, EngineStoppedError, LlmctlError
@@ -23,11 +23,11 @@ _log = logging.getLogger(__name__)
 
 
 class _Reading(NamedTuple):
-    """Text that is read without a reply, to score or embed it, a forward pass at a time."""
+    """Texts that are read without a reply, to score or embed them, a forward pass at a time."""
 
     steps: Generator[None, None, Any]
     result: Future[Any]
-    adapter: str | None
+    adapters: Collection[str | None]
 
 
 class _AdapterChange(NamedTuple):
@@ -57,34 +57,53 @@ class Worker:
         self._inbox.put(sequences)
 
     def score(
-        self, pairs: Sequence[Pair], adapter: str | None, describe: Describe = describe_nothing
-    ) -> Future[tuple[Score, ...]]:
-        """Score continuations between the steps of replies."""
-        return self._read(self._executor.score(pairs, adapter, describe), adapter)
+        self, asked: Sequence[tuple[Sequence[Pair], str | None, Describe]]
+    ) -> Future[list[tuple[Score, ...]]]:
+        """Score continuations, of one context after the other, between the steps of replies.
 
-    def embed(self, ids: Sequence[int], adapter: str | None) -> Future[tuple[float, ...]]:
-        """Embed a text between the steps of replies."""
-        return self._read(self._executor.embed(ids, adapter), adapter)
+        Whoever cancels a `Future` of this or of `embed` ends the work on it at the next step.
+        """
+        return self._read(
+            [self._executor.score(*one) for one in asked], {adapter for _, adapter, _ in asked}
+        )
 
-    def _read(self, steps: Generator[None, None, T], adapter: str | None) -> Future[T]:
-        reading = _Reading(steps, Future(), adapter)
+    def embed(
+        self, texts: Sequence[Sequence[int]], adapter: str | None
+    ) -> Future[list[tuple[float, ...]]]:
+        """Embed texts between the steps of replies."""
+        return self._read([self._executor.embed(ids, adapter) for ids in texts], {adapter})
+
+    def _read(
+        self, parts: Sequence[Generator[None, None, T]], adapters: Collection[str | None]
+    ) -> Future[list[T]]:
+        reading = _Reading(_one_by_one(parts), Future(), adapters)
         self._inbox.put(reading)
         return reading.result
+
+    @property
+    def reading_count(self) -> int:
+        """Requests to score or embed that have not ended."""
+        return len(self._readings)
 
     def change_adapter(self, key: str, adapter: Adapter | None) -> Future[None]:
         """Hold an adapter under a new key, or with `None` let it go once nobody needs it."""
         change = _AdapterChange(key, adapter, Future())
+        change.done.set_running_or_notify_cancel()  # it cannot be called back
         self._inbox.put(change)
         return change.done
 
     def state(self) -> EngineState:
         """Say how the engine is doing. Any thread may ask."""
         state = self._executor.state()
-        busy = state.running or state.waiting or self._readings
+        # Readings take turns: one is at work.
+        running = state.running + min(self.reading_count, 1)
+        waiting = state.waiting + max(self.reading_count - 1, 0)
+        busy = running or waiting
         idle_s = time.monotonic() - self._last_step if busy else 0.0
         # An executor whose step is a whole reply knows better.
         idle_s = min(idle_s, state.idle_s or idle_s)
-        return replace(state, alive=self._thread.is_alive(), idle_s=idle_s)
+        alive = self._thread.is_alive()
+        return replace(state, alive=alive, idle_s=idle_s, running=running, waiting=waiting)
 
     def stop(self) -> None:
         """End everything that is still in line with `EngineStoppedError`, and the thread.
@@ -111,6 +130,7 @@ class Worker:
             try:
                 if executor.busy:
                     executor.step()
+                self._drop_cancelled()
                 if self._readings:
                     self._advance()
                 if self._changes:
@@ -124,7 +144,8 @@ class Worker:
     def _end_all(self, error: LlmctlError) -> None:
         self._executor.fail_all(error)
         for reading in self._readings:
-            reading.result.set_exception(error)
+            if reading.result.set_running_or_notify_cancel():
+                reading.result.set_exception(error)
         for change in self._changes:
             change.done.set_exception(error)
         self._readings.clear()
@@ -152,19 +173,31 @@ class Worker:
                 for sequence in item:
                     self._executor.add(sequence)
 
+    def _drop_cancelled(self) -> None:
+        for reading in [r for r in self._readings if r.result.cancelled()]:
+            self._readings.remove(reading)
+            reading.steps.close()  # its room in the cache goes back
+
     def _advance(self) -> None:
         steps, result, _ = self._readings[0]
+        value, failure = None, None
         try:
             next(steps)
             return
         except StopIteration as end:
-            result.set_result(end.value)
+            value = end.value
         except Exception as error:
-            result.set_exception(as_ours(error))
+            failure = as_ours(error)
         self._readings.popleft()
+        if not result.set_running_or_notify_cancel():
+            return
+        if failure is None:
+            result.set_result(value)
+        else:
+            result.set_exception(failure)
 
     def _make_changes(self) -> None:
-        read = {reading.adapter for reading in self._readings}
+        read = {adapter for reading in self._readings for adapter in reading.adapters}
         self._changes = [c for c in self._changes if c.key in read or not self._made(c)]
 
     def _made(self, change: _AdapterChange) -> bool:
@@ -182,3 +215,10 @@ class Worker:
         else:
             done.set_result(None)
         return True
+
+
+def _one_by_one(parts: Sequence[Generator[None, None, T]]) -> Generator[None, None, list[T]]:
+    done = []
+    for part in parts:
+        done.append((yield from part))
+    return done

@@ -1,13 +1,17 @@
 """The engine thread outlives whatever happens in it, and nobody waits in vain."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llmctl.engine.batching.sequence import Sequence
+from llmctl.engine.batching.worker import Worker
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.errors import EngineFailedError
-from llmctl.types import GenerationRequest, ModelSpec, SamplingParams
+from llmctl.errors import EngineFailedError, EngineStoppedError
+from llmctl.types import EngineState, GenerationRequest, ModelSpec, SamplingParams
+from tests.server.servers import eventually
 
 
 class Breakdown(BaseException):
@@ -55,3 +59,60 @@ def test_an_engine_says_what_runs_and_what_it_holds(tiny: HFRunner) -> None:
     assert tiny.generate(GenerationRequest(prompt="a")).usage.prompt_tokens
     assert tiny.state().running == 0
     assert tiny.state().idle_s == 0
+
+
+class EndlessReader:
+    """An executor that comes to no end with a text."""
+
+    busy = False
+
+    def __init__(self) -> None:
+        self.given_up: list[list[int]] = []
+
+    def state(self) -> EngineState:
+        return EngineState(True, 0.0, running=0, waiting=0, max_rows=1)
+
+    def embed(self, ids: list[int], _: str | None) -> Iterator[None]:
+        try:
+            while True:
+                yield
+        finally:
+            self.given_up.append(ids)
+
+    def fail_all(self, _: BaseException) -> None: ...
+
+    def drop_adapter(self, _: str) -> bool:
+        return True
+
+
+def test_a_reading_counts_until_it_is_cancelled_and_then_leaves_nothing() -> None:
+    executor: Any = EndlessReader()
+    worker = Worker(executor)
+
+    def counted() -> tuple[int, int, int]:
+        state = worker.state()
+        return worker.reading_count, state.running, state.waiting
+
+    first, second, third = (worker.embed([[i], [i]], None) for i in range(3))
+    assert eventually(lambda: counted() == (3, 1, 2))
+    second.cancel()
+    assert eventually(lambda: counted() == (2, 1, 1))
+    assert executor.given_up == []  # it was never begun
+    first.cancel()
+    assert eventually(lambda: counted() == (1, 1, 0))
+    assert executor.given_up == [[0]]
+    worker.stop()
+    with pytest.raises(EngineStoppedError):
+        third.result()
+
+
+def test_a_change_of_adapters_is_made_whoever_has_stopped_waiting() -> None:
+    executor: Any = EndlessReader()
+    worker = Worker(executor)
+    reading = worker.embed([[1]], "key")
+    change = worker.change_adapter("key", None)
+    assert not change.cancel()
+    assert not change.done()
+    reading.cancel()
+    change.result(timeout=10)
+    worker.stop()
