@@ -14,7 +14,7 @@ from llmctl.server.convert import ReplyHead, chat_completion, generation_request
 from llmctl.server.embedding_routes import add_embedding_routes
 from llmctl.server.hangup import unless_gone
 from llmctl.server.metrics import CONTENT_TYPE_LATEST, Metrics
-from llmctl.server.overflow import DROPPED_HEADER, fitted
+from llmctl.server.overflow import fitted
 from llmctl.server.record import RequestRecord
 from llmctl.server.reply_schemas import (
     ChatCompletion,
@@ -64,8 +64,7 @@ def make_router(serving: Serving, metrics: Metrics) -> APIRouter:
         record: RequestRecord = request.state.record
         record.model, record.stream = body.model, body.stream is True
         generation = generation_request(body, serving.adapter_of(body.model))
-        generation, dropped = await fitted(generation, serving)
-        told = {DROPPED_HEADER: str(dropped)} if dropped else {}
+        generation, told = await fitted(generation, serving)
         head = ReplyHead(f"chatcmpl-{generation.request_id}", body.model, int(time.time()))
         if body.stream:
             options = body.stream_options

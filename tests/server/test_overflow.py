@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from llmctl.engine.hf_runner import HFRunner
+from llmctl.types import GenerationRequest, Message, Tool
 from tests.fakes import FakeEngine
-from tests.server.servers import CHAT, chat_body, request
+from tests.server.servers import CHAT, chat_body, error_of, request
 
 SYSTEM = {"role": "system", "content": "s" * 10}
 
@@ -56,3 +58,39 @@ def test_the_last_question_is_never_dropped() -> None:
     body = chat_body(messages=conversation(2, size=200))
     request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
     assert [m.role for m in engine.requests[0].messages] == ["system", "user"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_loses_its_oldest_items_as_a_chat_does(stream: bool) -> None:
+    engine = FakeEngine()
+    body = {
+        "model": "fake-model",
+        "input": conversation(8),
+        "max_output_tokens": 20,
+        "stream": stream,
+    }
+    reply = request(engine, "POST", "/v1/responses", json=body, overflow="truncate-oldest")
+    assert reply.status_code == 200
+    (asked,) = engine.requests
+    assert 128 - 40 < engine.count_tokens(asked.messages) <= 128 - 20
+    assert reply.headers["x-llmctl-dropped-messages"] == str(18 - len(asked.messages))
+
+
+def test_tools_take_room_that_turns_must_leave() -> None:
+    engine = FakeEngine()
+    tool = {"type": "function", "function": {"name": "f" * 50}}
+    body = chat_body(messages=conversation(4), max_tokens=20, tools=[tool])
+    request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
+    assert 128 - 90 < engine.count_tokens(engine.requests[0].messages) <= 128 - 70
+
+
+def test_what_is_counted_is_what_the_engine_would_read(tiny: HFRunner) -> None:
+    tool = {"type": "function", "function": {"name": "add", "description": "adds " * 40}}
+    body = chat_body(model=tiny.info().model_id, tools=[tool], tool_choice="required")
+    asked = GenerationRequest(
+        messages=(Message("user", "hi"),),
+        tools=(Tool("add", "adds " * 40, None),),
+        forced_tools=("add",),
+    )
+    refused = error_of(request(tiny, "POST", CHAT, json=body, overflow="truncate-oldest"))
+    assert f"resulted in {tiny.count_prompt(asked)} tokens" in refused["message"]
