@@ -12,6 +12,7 @@ from llmctl.server import errors
 from llmctl.server.boundary import REQUEST_ID_HEADER, Boundary
 from llmctl.server.limits import BodyLimit
 from llmctl.server.metrics import Metrics
+from llmctl.server.overflow import DROPPED_HEADER
 from llmctl.server.record import Observer
 from llmctl.server.request_log import RequestLog
 from llmctl.server.routers import make_router
@@ -56,8 +57,9 @@ def create_app(
             CORSMiddleware,
             allow_origins=options.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", REQUEST_ID_HEADER],
-            expose_headers=[REQUEST_ID_HEADER],
+            # OpenAI's client sends a dozen of its own, which change with its versions.
+            allow_headers=["*"],
+            expose_headers=[REQUEST_ID_HEADER, DROPPED_HEADER, "retry-after"],
         )
     app.add_middleware(Boundary, observers=watching)
     errors.install(app)

@@ -52,7 +52,7 @@ def test_an_invited_origin_may_ask_before_it_has_shown_its_key() -> None:
     headers = {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": "authorization,content-type",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
     }
     options = {"cors_origins": (origin,), "api_keys": KEYS}
     preflight = request(FakeEngine(), "OPTIONS", CHAT, headers=headers, **options)
@@ -62,6 +62,8 @@ def test_an_invited_origin_may_ask_before_it_has_shown_its_key() -> None:
     refused = request(FakeEngine(), "GET", "/v1/models", headers={"Origin": origin}, **options)
     assert refused.status_code == 401
     assert refused.headers["access-control-allow-origin"] == origin
+    shown = refused.headers["access-control-expose-headers"]
+    assert {"x-llmctl-dropped-messages", "retry-after"} <= set(shown.split(", "))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "my-host"])
