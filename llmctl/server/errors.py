@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ExceptionHandler
 
 from llmctl.errors import EngineBusyError, LlmctlError, RequestError
+from llmctl.server.record import RequestRecord
 from llmctl.server.reply_schemas import ErrorBody, ErrorResponse
 from llmctl.server.validation import first_problem
 
@@ -92,19 +93,19 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
             error.detail = f"Invalid URL ({request.method} {request.url.path})"
         case 405:
             error.detail = f"Not allowed to {request.method} on {request.url.path}."
-    request.state.record.error = _HTTP_CODES.get(error.status_code, RequestError.error_type)
-    return http_error_response(error)
+    return http_error_response(error, request.state.record)
 
 
 _HTTP_CODES = {405: "method_not_supported", 408: "request_timeout", 413: "request_too_large"}
 
 
-def http_error_response(error: HTTPException) -> Response:
-    """Answer with a status of HTTP's own."""
+def http_error_response(error: HTTPException, record: RequestRecord) -> Response:
+    """Answer with a status of HTTP's own, and note it."""
     body = ErrorBody(
         message=error.detail,
         type=RequestError.error_type,
         param=None,
         code=_HTTP_CODES.get(error.status_code),
     )
+    record.error = body.code or body.type
     return error_response(error.status_code, body, error.headers)

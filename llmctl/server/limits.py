@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llmctl.server.errors import http_error_response
+from llmctl.server.record import RequestRecord
 
 HEADERS_TIMEOUT_S = 20.0
 BODY_TIMEOUT_S = 60.0
@@ -28,7 +29,8 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > self._max_bytes:
-            await http_error_response(self._too_large())(scope, receive, send)
+            record: RequestRecord = scope["state"]["record"]
+            await http_error_response(self._too_large(), record)(scope, receive, send)
             return
         deadline = asyncio.get_running_loop().time() + BODY_TIMEOUT_S
         size, whole = 0, False

@@ -20,6 +20,17 @@ from llmctl.server.schemas import (
     within,
 )
 
+NEVER_THERE = (
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+)
+"""What may be asked to be included, as it is part of items that no response of ours has."""
+
 
 class InputText(WireRequest):
     type: Literal["input_text", "output_text", "text"]
@@ -51,7 +62,9 @@ class PastCall(WireRequest):
 class CallOutput(WireRequest):
     type: Literal["function_call_output"]
     call_id: str
-    output: str
+    output: Annotated[
+        Annotated[str, Tag("string")] | Annotated[list[InputText], items(1), Tag("array")], by_shape
+    ]
     id: str | None = None
     status: str | None = None
 
@@ -136,7 +149,7 @@ class ResponseRequest(WireRequest):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     service_tier: str | None = None
-    include: list[str] | None = None
+    include: Annotated[list[Annotated[str, only(*NEVER_THERE)]], items()] | None = None
 
     background: Annotated[bool | None, only(False)] = None
     conversation: Unsupported = None

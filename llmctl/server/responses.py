@@ -12,6 +12,7 @@ from llmctl.server.response_schemas import (
     CallOutput,
     InputDetails,
     InputMessage,
+    InputText,
     OutputDetails,
     PastCall,
     PastReasoning,
@@ -93,10 +94,7 @@ def _messages(body: ResponseRequest) -> tuple[Message, ...]:
     for item in body.input:
         match item:
             case InputMessage():
-                content = item.content
-                if not isinstance(content, str):
-                    content = "".join(part.text for part in content)
-                messages.append(Message(item.role, content))
+                messages.append(Message(item.role, _text(item.content)))
             case PastCall():
                 call = ToolCall(item.name, item.arguments, item.call_id)
                 last = messages[-1] if messages else None
@@ -107,10 +105,14 @@ def _messages(body: ResponseRequest) -> tuple[Message, ...]:
                 else:
                     messages.append(Message("assistant", "", tool_calls=(call,)))
             case CallOutput():
-                messages.append(Message("tool", item.output, tool_call_id=item.call_id))
+                messages.append(Message("tool", _text(item.output), tool_call_id=item.call_id))
             case PastReasoning():
                 pass  # templates leave the reasoning of past turns out
     return tuple(messages)
+
+
+def _text(content: str | list[InputText]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +177,9 @@ class ResponseWriter:
             said = _Said("")
             for event in self._open(said):
                 yield event
-        for event in self._close(said):
-            yield event
         status = _status(reason)
+        for event in self._close(said, status):
+            yield event
         yield self._event(f"response.{status}", response=self._dump(status, usage))
 
     def _event(self, kind: str, **fields: Any) -> bytes:
@@ -214,10 +216,10 @@ class ResponseWriter:
             return self._event(kind, **where, delta=said.text)
         return self._event("response.output_text.delta", **where, delta=said.text, logprobs=[])
 
-    def _close(self, said: "_Said | None") -> list[bytes]:
+    def _close(self, said: "_Said | None", status: "_Status" = "completed") -> list[bytes]:
         if said is None:
             return []
-        done, where = self._item(said, "completed"), self._where(said)
+        done, where = self._item(said, status), self._where(said)
         if said.call is not None:
             kind = "response.function_call_arguments.done"
             events = [self._event(kind, **where, name=said.call.name, arguments=said.text)]
@@ -278,10 +280,12 @@ def _tool(tool: Any) -> dict[str, Any]:
 
 
 def _items(choice: Choice, response_id: str) -> list[dict[str, Any]]:
-    calls = [_call(call) for call in choice.tool_calls]
-    if not choice.text and calls:
-        return calls
-    return [_message(response_id, 0, choice.text, "completed"), *calls]
+    items = [_call(call) for call in choice.tool_calls]
+    if choice.text or not items:
+        items.insert(0, _message(response_id, 0, choice.text, "completed"))
+    # Only the last can lack its end.
+    items[-1]["status"] = _status(choice.finish_reason)
+    return items
 
 
 def _message(response_id: str, number: int, text: str, status: str) -> dict[str, Any]:

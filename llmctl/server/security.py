@@ -24,6 +24,7 @@ class KeyGuard:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             problem = self._problem(Headers(scope=scope).get("authorization", ""))
             if problem is not None:
+                scope["state"]["record"].error = problem.code
                 headers = {"WWW-Authenticate": "Bearer"}
                 response = error_response(problem.http_status, error_body(problem), headers)
                 await response(scope, receive, send)

@@ -47,6 +47,17 @@ def test_failures_are_logged_with_their_code(capsys: pytest.CaptureFixture[str])
     assert (broken["status"], broken["error"]) == (200, "server_error")
 
 
+def test_who_is_refused_at_the_door_is_logged_with_the_code(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    request(FakeEngine(), "GET", "/v1/models", log_requests=True, api_keys=("k",))
+    large = {"json": chat_body(user="x" * 5000), "max_body_bytes": 4096}
+    request(FakeEngine(), "POST", CHAT, log_requests=True, **large)
+    stranger, glutton = logged(capsys)
+    assert (stranger["status"], stranger["error"]) == (401, "invalid_api_key")
+    assert (glutton["status"], glutton["error"]) == (413, "request_too_large")
+
+
 def test_a_watching_machine_leaves_no_lines(capsys: pytest.CaptureFixture[str]) -> None:
     for path in ("/health", "/ready", "/metrics"):
         assert request(FakeEngine(), "GET", path, log_requests=True).status_code == 200

@@ -9,6 +9,7 @@ import pydantic
 import pytest
 from openai.types.responses import Response, ResponseFunctionToolCall
 
+from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.parts import Part
 from llmctl.types import Grammar, Message, ToolCall
 from tests.fakes import CALLS, WRITTEN, FakeEngine
@@ -115,6 +116,11 @@ def test_a_conversation_of_items_becomes_messages() -> None:
         {"type": "message", "role": "assistant", "content": "I look."},
         {"type": "function_call", "call_id": "c", "name": "add", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c", "output": "2"},
+        {
+            "type": "function_call_output",
+            "call_id": "d",
+            "output": [{"type": "input_text", "text": "3"}, {"type": "input_text", "text": "4"}],
+        },
     ]
     assert respond(engine, input=items, instructions="Be brief.").status_code == 200
     assert engine.requests[0].messages == (
@@ -122,7 +128,24 @@ def test_a_conversation_of_items_becomes_messages() -> None:
         Message("user", "1+1?"),
         Message("assistant", "I look.", tool_calls=(ToolCall("add", "{}", "c"),)),
         Message("tool", "2", tool_call_id="c"),
+        Message("tool", "34", tool_call_id="d"),
     )
+
+
+def test_a_message_that_lacks_its_end_says_so(tiny: HFRunner) -> None:
+    body = {"model": tiny.info().model_id, "input": "hi", "max_output_tokens": 2, "temperature": 0}
+    whole = request(tiny, "POST", URL, json=body).json()
+    streamed = events(request(tiny, "POST", URL, json=body | {"stream": True}).text)
+    done = next(e["item"] for e in streamed if e["type"] == "response.output_item.done")
+    for response in (whole, streamed[-1]["response"]):
+        assert response["status"] == "incomplete"
+        assert [item["status"] for item in response["output"]] == ["incomplete"]
+    assert done["status"] == "incomplete"
+
+
+def test_what_no_response_has_may_be_asked_to_be_included() -> None:
+    """Agents ask for reasoning that is kept for them, whatever the model."""
+    assert respond(include=["reasoning.encrypted_content"]).status_code == 200
 
 
 def test_choices_of_tools_and_forms_reach_the_engine() -> None:
@@ -142,6 +165,7 @@ def test_choices_of_tools_and_forms_reach_the_engine() -> None:
     [
         ({"previous_response_id": "resp_1"}, "unsupported_parameter", "previous_response_id"),
         ({"background": True}, "unsupported_parameter", "background"),
+        ({"include": ["message.output_text.logprobs"]}, "unsupported_parameter", "include[0]"),
         ({"reasoning": {"effort": "high"}}, "unsupported_parameter", "reasoning"),
         ({"input": []}, "empty_array", "input"),
         ({"input": 5}, "invalid_type", "input"),
