@@ -1,19 +1,26 @@
 """A text as one vector: the mean of what the model's head would see of its tokens."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812  its name everywhere
 
-from llmctl.engine.batching.forward import IDLE_CHUNK, Forward, Work
+from llmctl.engine.batching.forward import Forward, Work
 from llmctl.engine.batching.kv import KVPool
-from llmctl.engine.batching.scoring import opened
+from llmctl.engine.batching.scoring import idle_chunk, opened
 
 
 def embed_steps(
-    forward: Forward, pool: KVPool, ids: Sequence[int], adapter: str | None
+    forward: Forward,
+    pool: KVPool,
+    ids: Sequence[int],
+    adapter: str | None,
+    chunk: Callable[[], int] = idle_chunk,
 ) -> Generator[None, None, tuple[float, ...]]:
     """Embed one text; yields between forward passes.
+
+    Args:
+        chunk: says how many tokens may be read at once now.
 
     Returns:
         The mean over its tokens, of unit length.
@@ -27,7 +34,7 @@ def embed_steps(
         cache.truncate(0)
         total = torch.zeros(())
         while cache.length < len(ids):
-            new = ids[cache.length : cache.length + IDLE_CHUNK]
+            new = ids[cache.length : cache.length + chunk()]
             total = total + forward.states([Work(cache, new, ())]).float().sum(0).cpu()
             yield
         return unit(total)

@@ -26,7 +26,7 @@ from llmctl.types import EngineState, Score, TokenLogprob
 _log = logging.getLogger(__name__)
 
 BUSY_CHUNK = 128
-"""Prompt tokens per step while replies are running."""
+"""Tokens that are read per step while replies are running."""
 GUESSING_ROWS = 2
 """Guessing pays while a step is bound by reading weights: with few rows."""
 _WORTH_WAITING = 32
@@ -114,13 +114,17 @@ class Scheduler:
         self, pairs: Sequence_[Pair], adapter: str | None, describe: Describe = describe_nothing
     ) -> Generator[None, None, tuple[Score, ...]]:
         """Score the continuations of one context; yields between forward passes."""
-        return score_steps(self._forward, self._pool, pairs, adapter, describe)
+        return score_steps(self._forward, self._pool, pairs, adapter, describe, self._chunk)
 
     def embed(
         self, ids: Sequence_[int], adapter: str | None
     ) -> Generator[None, None, tuple[float, ...]]:
         """Embed a text; yields between forward passes."""
-        return embed_steps(self._forward, self._pool, ids, adapter)
+        return embed_steps(self._forward, self._pool, ids, adapter, self._chunk)
+
+    def _chunk(self) -> int:
+        """Say how much may be read without a reply before replies have their next step."""
+        return BUSY_CHUNK if self._running else IDLE_CHUNK
 
     def put_adapter(self, key: str, adapter: Adapter) -> None:
         """Hold an adapter, for sequences that name its key."""

@@ -1,6 +1,7 @@
 """Log-likelihoods of continuations: what they share is computed once, the rest side by side."""
 
-from collections.abc import Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -40,17 +41,27 @@ def describe_tokens(texts: TokenTexts, top: int) -> Describe:
     return describe
 
 
+def idle_chunk() -> int:
+    """Say how much may be read at once where nothing else is done."""
+    return IDLE_CHUNK
+
+
 def score_steps(
     forward: Forward,
     pool: KVPool,
     pairs: Sequence[Pair],
     adapter: str | None,
     describe: Describe = describe_nothing,
+    chunk: Callable[[], int] = idle_chunk,
 ) -> Generator[None, None, tuple[Score, ...]]:
     """Score the continuations of one context; yields between forward passes.
 
     What all texts begin with is read once, whether it counts or not. The cache keeps it afterwards,
     so the next question of the same exam finds its few-shot examples computed.
+
+    Args:
+        chunk: says how many tokens may be read at once now, at most `IDLE_CHUNK`. The last of what
+            is shared is read with the first endings, a chunk of each.
 
     Raises:
         MemoryError: the cache has no room even when nothing else runs.
@@ -60,21 +71,26 @@ def score_steps(
         fork = min(fork, common_prefix(pairs[0][0], ids))
     text, first = pairs[0][0], min(len(ids) - tail for ids, tail in pairs)
     # Nobody reads a text's last token: texts that differ there alone have the same ending.
-    passes = _passes(dict.fromkeys(tuple(ids[fork:-1]) for ids, _ in pairs))
-    room = fork + max(sum(map(len, endings)) for endings in passes)
+    ends = dict.fromkeys(tuple(ids[fork:-1]) for ids, _ in pairs)
+    room = fork + max(sum(map(len, endings)) for endings in _passes(ends, idle_chunk))
     cache = yield from opened(pool, text[: min(first, fork + 1)], adapter, room)
     try:
         trunk = _Reading(describe)
-        yield from _read(forward, cache, text, fork - IDLE_CHUNK, first, trunk)
+        shared = text[:fork]
+        while fork - cache.length > chunk():
+            _read(forward, cache, shared, chunk(), first, trunk)
+            yield
         scores: dict[int, Score] = {}
-        for endings in passes:
-            if len(endings[0]) > IDLE_CHUNK:
+        for endings in _passes(ends, chunk):
+            if len(endings[0]) > chunk():
                 readings = {endings[0]: trunk.copy()}
-                whole = [*text[:fork], *endings[0]]
-                yield from _read(forward, cache, whole, len(whole), first, readings[endings[0]])
+                whole = [*shared, *endings[0]]
+                while cache.length < len(whole):
+                    _read(forward, cache, whole, chunk(), first, readings[endings[0]])
+                    yield
                 cache.truncate(fork)
             else:
-                readings = _side_by_side(forward, cache, text[:fork], endings, first, trunk)
+                readings = _side_by_side(forward, cache, shared, endings, first, trunk)
             for at, (ids, tail) in enumerate(pairs):
                 reading = readings.get(tuple(ids[fork:-1]))
                 if reading is not None:
@@ -86,19 +102,20 @@ def score_steps(
         pool.release(cache)
 
 
-def _passes(endings: Iterable[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+def _passes(
+    endings: Iterable[tuple[int, ...]], chunk: Callable[[], int]
+) -> Iterator[list[tuple[int, ...]]]:
     """Divide endings into those that are read side by side; a long one comes last, by itself."""
-    passes: list[list[tuple[int, ...]]] = [[]]
-    room = IDLE_CHUNK
-    for ending in sorted(endings, key=len):
-        if len(ending) > room:
-            passes.append([])
-            room = IDLE_CHUNK
-        passes[-1].append(ending)
-        room -= len(ending)
-    if not passes[0]:
-        passes[0].append(())  # what is common to all is read in any case
-    return passes
+    left = deque(sorted(endings, key=len))
+    if len(left[0]) > chunk():
+        yield [()]  # what is common to all is read in any case
+    while left:
+        some = [left.popleft()]
+        room = chunk() - len(some[0])
+        while left and len(left[0]) <= room:
+            some.append(left.popleft())
+            room -= len(some[-1])
+        yield some
 
 
 def opened(
@@ -162,14 +179,13 @@ class _Reading:
 
 
 def _read(
-    forward: Forward, cache: KVCache, ids: Sequence[int], end: int, first: int, reading: _Reading
-) -> Generator[None, None, None]:
-    """Read a text on from what the cache holds to `end`, a chunk at a time."""
-    while (start := cache.length) < end:
-        new = ids[start : start + IDLE_CHUNK]
-        wanted = tuple(range(max(first - 1 - start, 0), len(new)))
-        reading.take(new, forward.run([Work(cache, new, wanted)]))
-        yield
+    forward: Forward, cache: KVCache, ids: Sequence[int], most: int, first: int, reading: _Reading
+) -> None:
+    """Read a text on from what the cache holds, by `most` tokens."""
+    start = cache.length
+    new = ids[start : start + most]
+    wanted = tuple(range(max(first - 1 - start, 0), len(new)))
+    reading.take(new, forward.run([Work(cache, new, wanted)]))
 
 
 def _side_by_side(

@@ -78,7 +78,8 @@ class FakeForward:
         return torch.cat(parts)
 
     def states(self, work: Sequence[Work]) -> Tensor:
-        raise NotImplementedError
+        self.run(work)
+        return torch.zeros(sum(len(item.token_ids) for item in work), 1)
 
     def put_adapter(self, *_: Any) -> None: ...
 
@@ -356,6 +357,24 @@ def test_running_replies_go_on_while_a_long_prompt_is_read() -> None:
         scheduler.step()
         lengths.append(len(short.texts[0]))
     assert lengths[lengths.index(1) :][:60] == list(range(1, 61))
+
+
+@pytest.mark.parametrize("kind", ["score", "embed"])
+def test_texts_without_a_reply_are_read_in_small_steps_while_replies_are_written(kind: str) -> None:
+    scheduler, _, forward = setting()
+    ids = [1] * 1500
+    steps = scheduler.score([(ids, 9)], None) if kind == "score" else scheduler.embed(ids, None)
+    sizes = []
+    stream = Asked([1, 2, 3], endless(50)).submit(scheduler)
+    for turn in range(4):
+        if turn == 2:
+            stream.cancel()
+        scheduler.step()
+        before = forward.computed
+        next(steps)
+        sizes.append(forward.computed - before)
+    assert sizes == [BUSY_CHUNK, BUSY_CHUNK, IDLE_CHUNK, IDLE_CHUNK]
+    steps.close()
 
 
 def test_guessing_saves_steps_where_a_text_repeats_itself() -> None:

@@ -136,6 +136,28 @@ def test_scores_equal_those_of_each_whole_text_alone(model: Setting, pairs: list
     assert pool.used_tokens == pool.idle_tokens
 
 
+@pytest.mark.parametrize("pairs", QUESTIONS.values(), ids=QUESTIONS.keys())
+def test_replies_wait_for_small_steps_and_scores_stay_the_same(
+    llama: Setting, pairs: list[Pair]
+) -> None:
+    right = finish(score_steps(llama.forward, llama.pool(), pairs, None))
+    forward, pool = Counted(llama.forward), llama.pool()
+    scores = finish(score_steps(forward, pool, pairs, None, chunk=lambda: 100))
+    assert forward.largest_step <= 2 * 100
+    assert_equal(scores, right)
+    # Replies come and go meanwhile.
+    dice = random.Random(1)
+    steps = score_steps(forward, llama.pool(), pairs, None, chunk=lambda: now)
+    while True:
+        now = dice.choice([100, IDLE_CHUNK])
+        try:
+            next(steps)
+        except StopIteration as end:
+            assert_equal(end.value, right)
+            break
+    assert pool.active_count == 0
+
+
 def assert_equal(scores: Sequence[Score], expected: Sequence[Score]) -> None:
     for score, right in zip(scores, expected, strict=True):
         assert score.logprob == pytest.approx(right.logprob, rel=1e-4, abs=1e-3)
