@@ -65,10 +65,6 @@ class SamplingParams:
                 raise RequestError(
                     f"{name} is {value}; it must be between {low} and {high}", param=name
                 )
-        if self.repetition_penalty == 0:
-            raise RequestError(
-                "repetition_penalty is 0; it must be above 0", param="repetition_penalty"
-            )
         if self.stop is not None and "" in self.stop:
             raise RequestError("a stop string is empty", param="stop")
 
@@ -86,7 +82,7 @@ SAMPLING_RANGES: dict[str, tuple[float, float]] = {
     "top_p": (0.0, 1.0),
     "top_k": (0, 2**31),
     "min_p": (0.0, 1.0),
-    "repetition_penalty": (0.0, 10.0),
+    "repetition_penalty": (0.01, 10.0),
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
     "seed": (-(2**63), 2**63 - 1),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llmctl.engine.batching.sampler import RowSampler, sample
+from llmctl.errors import RequestError
 from llmctl.types import DEFAULT_SAMPLING, SamplingParams
 
 DRAWS = 4000
@@ -38,6 +39,20 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_temperature_sharpens() -> None:
     assert shares(LOGITS, temperature=0.5)[0] == pytest.approx(0.25 / 0.365, abs=0.03)
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-40, 1e-300])
+def test_the_lowest_temperature_takes_the_likeliest(temperature: float) -> None:
+    rows = [sampler(temperature=temperature, top_k=k, seed=s) for k in (0, 2) for s in range(20)]
+    for logits in (LOGITS, LOGITS * 1000):
+        assert sample(logits.expand(len(rows), -1), rows) == [0] * len(rows)
+
+
+def test_a_penalty_that_no_logits_survive_is_refused() -> None:
+    for penalty in (0.0, 1e-300, 0.009):
+        with pytest.raises(RequestError, match="between 0.01 and 10") as caught:
+            SamplingParams(repetition_penalty=penalty)
+        assert caught.value.param == "repetition_penalty"
 
 
 def test_top_k_keeps_the_k_likeliest() -> None:

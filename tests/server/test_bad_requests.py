@@ -154,7 +154,7 @@ CASES: list[tuple[dict[str, Any], str | None, str | None, str]] = [
     ),
     ({"top_k": -1}, "integer_below_min_value", "top_k", ""),
     ({"min_p": 1.5}, "decimal_above_max_value", "min_p", ""),
-    ({"repetition_penalty": 0}, "invalid_value", "repetition_penalty", "above 0"),
+    ({"repetition_penalty": 0}, "decimal_below_min_value", "repetition_penalty", "0.01"),
     ({"stop_token_ids": [-1]}, "integer_below_min_value", "stop_token_ids[0]", ""),
     ({"ignore_eos": 1}, "invalid_type", "ignore_eos", ""),
     ({"min_tokens": -1}, "integer_below_min_value", "min_tokens", ""),

@@ -18,6 +18,8 @@ from llmctl.types import SamplingParams
 
 CANDIDATES = 256
 """How many of the likeliest tokens are sorted; rows that need to look further sort them all."""
+COLDEST = 1e-5
+"""A lower temperature chooses no differently, and logits over it would leave float32's range."""
 
 
 class RowSampler:
@@ -173,7 +175,7 @@ def _drawn_filtered(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
 
 
 def _probabilities(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:
-    temperatures = torch.tensor([row.params.temperature or 1.0 for row in rows])
+    temperatures = torch.tensor([max(row.params.temperature or 1.0, COLDEST) for row in rows])
     return (logits / temperatures.to(logits.device).unsqueeze(1)).softmax(-1)
 
 
