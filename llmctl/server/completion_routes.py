@@ -34,6 +34,7 @@ def add_completion_routes(router: APIRouter, serving: Serving) -> None:
         record: RequestRecord = request.state.record
         record.model, record.stream = body.model, body.stream is True
         requests = completion_requests(body, serving.adapter_of(body.model))
+        serving.check_count(len(requests))
         head = ReplyHead(f"cmpl-{requests[0].request_id}", body.model, int(time.time()))
         if body.stream:
             events = completion_events(serving, body, requests, record, head)

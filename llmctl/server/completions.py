@@ -3,18 +3,18 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from llmctl.errors import RequestError
+from llmctl.server.completion_logprobs import Echo, TextOffsets, logprobs_at
 from llmctl.server.completion_schemas import (
     Completion,
     CompletionChoice,
-    CompletionLogprobs,
     CompletionRequest,
     prompts_of,
 )
-from llmctl.server.convert import LEAST_LOGPROB, ReplyHead, sampling_params, usage
+from llmctl.server.convert import ReplyHead, sampling_params, usage
 from llmctl.server.record import RequestRecord
 from llmctl.server.serving import Serving
 from llmctl.server.sse import DONE, event_of
@@ -24,21 +24,11 @@ from llmctl.types import (
     GenerationRequest,
     GenerationResult,
     ScoreRequest,
-    TokenLogprob,
     Usage,
 )
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's, which clients rely on; a raw prompt has no natural end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Echo:
-    """A prompt as it stands before its completion."""
-
-    text: str
-    tokens: tuple[TokenLogprob | str, ...] = ()
-    """The first has nothing to be predicted from, so it is text alone."""
 
 
 def completion_requests(body: CompletionRequest, adapter: str | None) -> list[GenerationRequest]:
@@ -114,10 +104,10 @@ async def _echo(serving: Serving, body: CompletionRequest, request: GenerationRe
         return Echo(text)
     first = await asyncio.to_thread(engine.detokenize, ids[:1])
     if len(ids) < 2:
-        return Echo(text, (first,))
+        return Echo(text, first)
     asked = ScoreRequest(ids[:1], (ids[1:],), adapter=request.adapter, logprobs=body.logprobs)
     ((score,),) = await serving.read(partial(engine.submit_scores, [asked]))
-    return Echo(text, (first, *score.tokens))
+    return Echo(text, first, score.tokens)
 
 
 def _sum(a: Usage, b: Usage) -> Usage:
@@ -129,37 +119,13 @@ def _sum(a: Usage, b: Usage) -> Usage:
 
 
 def _choice(index: int, choice: Choice, echo: Echo, logprobs: int | None) -> CompletionChoice:
-    described = None
-    if logprobs is not None:
-        described = _logprobs((*echo.tokens, *choice.logprobs), 0, logprobs)
+    described = None if logprobs is None else echo.logprobs(choice.logprobs, logprobs)
     return CompletionChoice(
         index=index,
         text=echo.text + choice.text,
         logprobs=described,
         finish_reason=choice.finish_reason,
     )
-
-
-def _logprobs(tokens: Sequence[TokenLogprob | str], offset: int, most: int) -> CompletionLogprobs:
-    """Describe tokens whose first begins at character `offset` of the text."""
-    described = CompletionLogprobs(
-        tokens=[], token_logprobs=[], top_logprobs=[] if most else None, text_offset=[]
-    )
-    for token in tokens:
-        text = token if isinstance(token, str) else token.chosen.token
-        described.tokens.append(text)
-        described.text_offset.append(offset)
-        offset += len(text)
-        described.token_logprobs.append(
-            None if isinstance(token, str) else max(token.chosen.logprob, LEAST_LOGPROB)
-        )
-        if described.top_logprobs is not None:
-            described.top_logprobs.append(
-                None
-                if isinstance(token, str)
-                else {top.token: max(top.logprob, LEAST_LOGPROB) for top in token.top}
-            )
-    return described
 
 
 async def completion_events(
@@ -184,35 +150,49 @@ async def completion_events(
         return event_of(completion.model_dump_json(exclude=exclude))
 
     counted = Usage(0, 0)
-    choices = body.n or 1
-    written = dict.fromkeys(range(len(requests) * choices), 0)
+    async with aclosing(_pieces(serving, body, requests, record)) as pieces:
+        async for choice, used in pieces:
+            counted = _sum(counted, used)
+            yield event(choice)
+    record.usage = counted
+    if include_usage:
+        yield event(counted=counted)
+    yield DONE
+
+
+async def _pieces(
+    serving: Serving,
+    body: CompletionRequest,
+    requests: Sequence[GenerationRequest],
+    record: RequestRecord,
+) -> AsyncGenerator[tuple[CompletionChoice, Usage], None]:
+    """Yield what is written of each choice, piece by piece, and what is known of tokens by it."""
+    choices, nothing = body.n or 1, Usage(0, 0)
+    if body.max_tokens == 0:
+        replies = [await _one(serving, body, request, record) for request in requests]
+        for number, (echo, result) in enumerate(replies):
+            for index, choice in enumerate(result.choices):
+                counted = nothing if index else result.usage
+                yield _choice(number * choices + index, choice, echo, None), counted
+        return
+    offsets = [TextOffsets() for _ in range(len(requests) * choices)]
     async with _accepted(serving, requests, record, choices) as chunks:
         if body.echo:
             for number, request in enumerate(requests):
                 echo = await _echo(serving, body, request)
                 for index in range(number * choices, (number + 1) * choices):
-                    written[index] = len(echo.text)
-                    yield event(CompletionChoice(index=index, text=echo.text))
+                    yield CompletionChoice(index=index, text=echo.text), nothing
         async for chunk in chunks:
-            offset = written[chunk.index]
-            written[chunk.index] += len(chunk.text)
             described = None
             if body.logprobs is not None and chunk.logprobs:
-                described = _logprobs(chunk.logprobs, offset, body.logprobs)
-            if chunk.usage is not None:
-                counted = _sum(counted, chunk.usage)
-            yield event(
-                CompletionChoice(
-                    index=chunk.index,
-                    text=chunk.text,
-                    logprobs=described,
-                    finish_reason=chunk.finish_reason,
-                )
+                described = logprobs_at(chunk.logprobs, offsets[chunk.index], body.logprobs)
+            piece = CompletionChoice(
+                index=chunk.index,
+                text=chunk.text,
+                logprobs=described,
+                finish_reason=chunk.finish_reason,
             )
-    record.usage = counted
-    if include_usage:
-        yield event(counted=counted)
-    yield DONE
+            yield piece, chunk.usage or nothing
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from typing import TypeVar
 from llmctl.config import ServeOptions
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.stream import Fold
-from llmctl.errors import EngineBusyError, ModelNotFoundError
+from llmctl.errors import EngineBusyError, ModelNotFoundError, RequestError
 from llmctl.server.handoff import chunks_of, ignore_acceptance, reading_of
 from llmctl.server.record import RequestRecord
 from llmctl.server.reply_schemas import Model
@@ -55,6 +55,24 @@ class Serving:
         context = self.engine.info().context_length
         return Model(id=name, created=self._started, max_model_len=context)
 
+    @property
+    def _limit(self) -> int:
+        return self.engine.state().max_rows + self.options.max_queue
+
+    def check_count(self, prompts: int) -> None:
+        """Refuse what could never be admitted, however often it is tried.
+
+        Raises:
+            RequestError: so many prompts cannot be in flight.
+        """
+        if prompts > self._limit:
+            raise RequestError(
+                f"{prompts} prompts are more than the {self._limit} that this server answers or "
+                "lets wait",
+                hint=f"send {self._limit} at a time, or raise --max-queue",
+                param="prompt",
+            )
+
     @contextmanager
     def admitted(self) -> Iterator[None]:
         """Count a request among those in flight.
@@ -62,8 +80,7 @@ class Serving:
         Raises:
             EngineBusyError: as many wait as may.
         """
-        limit = self.engine.state().max_rows + self.options.max_queue
-        if self._in_flight >= limit:
+        if self._in_flight >= self._limit:
             raise EngineBusyError(
                 f"{self._in_flight} requests are being answered or wait already; try again soon"
             )

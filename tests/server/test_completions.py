@@ -9,7 +9,8 @@ import openai
 import pytest
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.types import ScoreRequest
+from llmctl.server.completion_logprobs import Echo
+from llmctl.types import ScoreRequest, TokenLogprob, TokenProb
 from tests.fakes import FakeEngine
 from tests.server.servers import error_of, request, running
 
@@ -124,6 +125,66 @@ def test_logprobs_of_a_stream_are_those_of_the_whole(client: openai.OpenAI, mode
     offsets = [offset for part in parts if part is not None for offset in part.text_offset or ()]
     assert joined == whole.tokens
     assert offsets == whole.text_offset
+
+
+def offsets_of(choice: Any) -> list[int]:
+    offsets: list[int] = [] if choice.logprobs is None else choice.logprobs.text_offset
+    return offsets
+
+
+def test_a_token_within_a_character_begins_where_the_character_does(
+    client: openai.OpenAI, model: str
+) -> None:
+    """The tiny model has a token for each byte."""
+    text = "a你好，b"
+    begins = [at for at, character in enumerate(text) for _ in character.encode()]
+    options: dict[str, Any] = {"model": model, "logprobs": 2}
+    echoed = client.completions.create(prompt=text, max_tokens=0, echo=True, **options)
+    assert offsets_of(echoed.choices[0]) == begins
+    options |= {"prompt": "x", "max_tokens": 20, "extra_body": {"regex": text}}
+    whole = client.completions.create(**options)
+    assert whole.choices[0].text == text
+    assert offsets_of(whole.choices[0])[: len(begins)] == begins
+    streamed = client.completions.create(stream=True, **options)
+    assert [at for event in streamed for at in offsets_of(event.choices[0])] == offsets_of(
+        whole.choices[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "begins"), [("ab", (" a", "b"), [0, 0, 1]), ("ab", ("a", "b"), [0, 0, 1])]
+)
+def test_what_a_tokenizer_adds_to_a_prompt_moves_no_token(
+    text: str, tokens: tuple[str, ...], begins: list[int]
+) -> None:
+    probs = [TokenProb(i, token, token.encode(), -1.0) for i, token in enumerate(tokens)]
+    echo = Echo(text, "<s>", tuple(TokenLogprob(prob, ()) for prob in probs))
+    assert echo.logprobs((), 0).text_offset == begins
+
+
+def test_an_echo_alone_is_streamed_without_a_token_more(client: openai.OpenAI, model: str) -> None:
+    options: dict[str, Any] = {"model": model, "max_tokens": 0, "echo": True, "n": 2}
+    *events, last = client.completions.create(
+        prompt=["one", "two"], stream=True, stream_options={"include_usage": True}, **options
+    )
+    choices = [choice for event in events for choice in event.choices]
+    said = [(choice.index, choice.text, choice.finish_reason) for choice in choices]
+    texts = ["one", "one", "two", "two"]
+    assert said == [(index, text, "length") for index, text in enumerate(texts)]
+    assert last.usage is not None
+    assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (6, 0)
+
+
+def test_more_prompts_than_may_ever_wait_are_not_asked_to_come_again() -> None:
+    """The fake engine answers four at a time."""
+    for count, status in ((5, 200), (6, 400)):
+        body = {"model": "fake-model", "prompt": ["x"] * count}
+        reply = request(FakeEngine(), "POST", URL, json=body, max_queue=1)
+        assert reply.status_code == status
+    error = error_of(reply)
+    assert error["param"] == "prompt"
+    assert "5" in error["message"]
+    assert "--max-queue" in error["message"]
 
 
 @pytest.mark.parametrize(
