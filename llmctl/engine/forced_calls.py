@@ -6,10 +6,11 @@ A grammar leaves it nothing to write but calls; they are read while they are wri
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from llmctl.engine.parts import Part, new_call_id
-from llmctl.types import Tool, ToolCall
+from llmctl.types import Message, Tool, ToolCall
 
 
 class ForcedCalls:
@@ -139,3 +140,33 @@ def tools_in_words(tools: Sequence[Tool]) -> str:
         schema = json.dumps(tool.parameters or {}, ensure_ascii=False)
         lines.append(f"- {tool.name}: {tool.description} Arguments: {schema}")
     return "\n".join(lines)
+
+
+def calls_in_words(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Tell of earlier calls as the model had to write them, and of their results as a user would.
+
+    Raises:
+        RequestError: the arguments of a call are no JSON object.
+    """
+    told: list[Message] = []
+    names: dict[str | None, str] = {}
+    previous = ""
+    for message in messages:
+        if message.tool_calls:
+            names |= {call.id: call.name for call in message.tool_calls}
+            calls = [{"name": c.name, "arguments": c.parsed()} for c in message.tool_calls]
+            words = json.dumps(calls, ensure_ascii=False)
+            content = f"{message.content}\n\n{words}" if message.content else words
+            told.append(replace(message, content=content, tool_calls=()))
+        elif message.role == "tool":
+            name = message.name or names.get(message.tool_call_id, "the function")
+            words = f"Result of {name}: {message.content}"
+            if previous == "tool":
+                # Most templates want turns to alternate.
+                told[-1] = replace(told[-1], content=f"{told[-1].content}\n{words}")
+            else:
+                told.append(Message("user", words))
+        else:
+            told.append(message)
+        previous = message.role
+    return tuple(told)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmctl.engine.forced_calls import ForcedCalls, forced_schema, tools_in_words
+from llmctl.engine.forced_calls import ForcedCalls, calls_in_words, forced_schema, tools_in_words
 from llmctl.engine.parts import Part, ReplyReader, new_call_id
 from llmctl.engine.template import ChatTemplate, function_of
 from llmctl.errors import UnsupportedError
@@ -75,13 +75,16 @@ class ReplyReaders:
         self._special = any(str(token) in written for token in tokenizer.all_special_tokens)
 
     def messages(self, request: GenerationRequest) -> tuple[Message, ...]:
-        """Return the conversation; tools the chat template has no place for are told in words.
+        """Return the conversation; what of tools the chat template has no place for is in words.
 
         Raises:
             UnsupportedError: nothing has taught this model to call them by itself.
         """
+        messages = request.messages
+        if not self._template.has_calls:
+            messages = calls_in_words(messages)
         if not request.tools or self._template.has_tools:
-            return request.messages
+            return messages
         if not request.forced_tools:
             raise UnsupportedError(
                 "this model's chat template has no tools, so the model cannot choose one itself",
@@ -89,10 +92,10 @@ class ReplyReaders:
                 param="tools",
             )
         words = tools_in_words(request.tools)
-        first, *rest = request.messages
+        first, *rest = messages
         if first.role in ("system", "developer"):
             return (replace(first, content=f"{words}\n\n{first.content}"), *rest)
-        return (Message("system", words), *request.messages)
+        return (Message("system", words), *messages)
 
     @staticmethod
     def grammar(request: GenerationRequest) -> Grammar | None:

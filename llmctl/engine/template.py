@@ -64,6 +64,11 @@ class ChatTemplate:
         return "tools" in (self._source or "")
 
     @property
+    def has_calls(self) -> bool:
+        """Whether it shows the model what it has called before."""
+        return "tool_calls" in (self._source or "")
+
+    @property
     def fingerprint(self) -> str | None:
         """First 16 hex digits of the template's SHA-256: equal prints render equally."""
         if self._source is None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from llmctl.engine.forced_calls import ForcedCalls, forced_schema
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.reply import MarkedReply, response_template
+from llmctl.engine.reply import MarkedReply, ReplyReaders, response_template
 from llmctl.engine.stream import Fold
+from llmctl.engine.template import ChatTemplate
 from llmctl.errors import UnsupportedError
 from llmctl.types import (
     GenerationChunk,
@@ -23,9 +24,10 @@ from llmctl.types import (
     ModelSpec,
     SamplingParams,
     Tool,
+    ToolCall,
     Usage,
 )
-from tests.tiny import CHATML, save_tiny_model
+from tests.tiny import CHATML, byte_tokenizer, save_tiny_model
 
 QWEN_LIKE = response_template(None, "... <think> ... <tool_call> ...")
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "ü"}}\n</tool_call>'
@@ -177,6 +179,45 @@ def test_a_model_that_knows_no_tools_is_not_left_to_choose_one(tiny: HFRunner) -
         tiny.submit(request)
     assert caught.value.param == "tools"
     assert "required" in caught.value.hint
+
+
+TALKED = (
+    Message("user", "Weather?"),
+    Message(
+        "assistant",
+        "",
+        tool_calls=(
+            ToolCall("weather", '{"city":"Genève"}', "1"),
+            ToolCall("weather", '{"city":"Rome"}', "2"),
+        ),
+    ),
+    Message("tool", "22C", tool_call_id="1"),
+    Message("tool", "30C", tool_call_id="2"),
+    Message("assistant", "Warm."),
+)
+
+
+def test_calls_and_results_that_the_template_has_no_place_for_are_told_in_words() -> None:
+    tokenizer = byte_tokenizer()
+    template = ChatTemplate(tokenizer, CHATML)
+    told = ReplyReaders(tokenizer, template).messages(GenerationRequest(TALKED))
+    assert template.render(told).text == (
+        "<|im_start|>user\nWeather?<|im_end|>\n"
+        '<|im_start|>assistant\n[{"name": "weather", "arguments": {"city": "Genève"}}, '
+        '{"name": "weather", "arguments": {"city": "Rome"}}]<|im_end|>\n'
+        "<|im_start|>user\nResult of weather: 22C\nResult of weather: 30C<|im_end|>\n"
+        "<|im_start|>assistant\nWarm.<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    weather = Tool("weather", "", {"properties": {"city": {"type": "string"}}})
+    called = json.loads(told[1].content)
+    jsonschema.validate(called, forced_schema([weather], parallel=True))
+
+
+def test_a_template_that_shows_calls_gets_them_as_they_are() -> None:
+    template = ChatTemplate(byte_tokenizer(), CHATML + "{# tool_calls #}")
+    told = ReplyReaders(byte_tokenizer(), template).messages(GenerationRequest(TALKED))
+    assert told == TALKED
 
 
 def test_chunks_of_a_reply_join_to_its_parts(tmp_path: Path) -> None:

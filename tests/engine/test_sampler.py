@@ -50,7 +50,7 @@ def test_the_lowest_temperature_takes_the_likeliest(temperature: float) -> None:
 
 def test_a_penalty_that_no_logits_survive_is_refused() -> None:
     for penalty in (0.0, 1e-300, 0.009):
-        with pytest.raises(RequestError, match="between 0.01 and 10") as caught:
+        with pytest.raises(RequestError, match=r"between 0\.01 and 10") as caught:
             SamplingParams(repetition_penalty=penalty)
         assert caught.value.param == "repetition_penalty"
 
