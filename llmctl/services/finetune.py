@@ -71,8 +71,9 @@ def finetune(
     share = this_share()
     settings, before = chosen_settings(request)
     folder = Path(settings.values.output).expanduser().absolute()
-    if share.rank == 0 and not request.resume:
-        check_output(folder, overwrite=request.overwrite)
+    begins = share.rank == 0 and not request.resume
+    if begins:
+        check_output(folder, overwrite=request.overwrite, inputs=request.reads(settings.values))
     try:
         ready = prepare(settings, share, progress)
     except LlmctlError:
@@ -82,6 +83,9 @@ def finetune(
     exams = Exams(settings.values, folder, listen, exam_listener, uri, processes=world)
     if before is not None:
         compare(before, ready.receipt, request, listen)
+    if begins:  # the model of an adapter is known only now
+        base = {str(ready.job.outline.found.whole.path): "the model"}
+        check_output(folder, overwrite=request.overwrite, inputs=base)
     listen(ready.plan)
     if ready.shortage is not None:
         raise ready.shortage

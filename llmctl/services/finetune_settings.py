@@ -9,7 +9,7 @@ from llmctl.config.settings import Layer, Setting, Settings, build, read_layer
 from llmctl.errors import ConfigError
 from llmctl.monitor.run_files import local_folder
 from llmctl.monitor.run_store import find, open_runs
-from llmctl.train.receipt import Receipt
+from llmctl.train.receipt import PATHS, Receipt
 from llmctl.types import TrainListener, TrainNote
 
 
@@ -29,6 +29,15 @@ class FinetuneRequest:
     track: bool = True
     tracking_uri: str | None = None
     run_name: str | None = None
+
+    def reads(self, config: TrainConfig) -> dict[str, str]:
+        """Return the files and folders that the run reads -> the option that names each."""
+        named = {} if self.file is None else {str(self.file): "--config"}
+        for name in PATHS:
+            value: str | tuple[str, ...] | None = getattr(config, name)
+            for path in (value,) if isinstance(value, str) else value or ():
+                named[path] = f"--{name.replace('_', '-')}"
+        return named
 
 
 def chosen_settings(

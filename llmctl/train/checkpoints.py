@@ -9,10 +9,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from llmctl.errors import ConfigError
 
@@ -21,6 +22,7 @@ STATE_FILE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _ASIDE = ".writing"
 _BUSY = ".lock"
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +89,23 @@ class Checkpoints:
                 shutil.rmtree(gone, ignore_errors=True)
 
 
-def check_output(folder: Path, *, overwrite: bool) -> None:
+def check_output(folder: Path, *, overwrite: bool, inputs: Mapping[str, str] = _NOTHING) -> None:
     """Say early whether a new run may have a folder; touches nothing.
 
+    Args:
+        inputs: what the run reads -> what it is. A name that is no path here is left alone.
+
     Raises:
-        ConfigError: there is something in it already.
+        ConfigError: there is something in it already, or the run would read what lies in it.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file", hint="--output names a folder")
+    for name, what in inputs.items():
+        if _lies_in(Path(name).expanduser(), folder):
+            raise ConfigError(
+                f"{what} {name} lies in the output folder {folder}, which a new run empties",
+                hint="choose another --output",
+            )
     if not folder.is_dir() or not _entries(folder):
         return
     ours = (folder / LOCK_FILE).is_file()
@@ -109,6 +120,14 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
             f"{folder} holds no run of llmctl, so --overwrite leaves it alone",
             hint="delete it yourself, or choose another --output",
         )
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether emptying a folder would take a path away: the thing itself, or the link to it."""
+    if not path.exists():
+        return False
+    places, folders = ((Path(os.path.abspath(p)), p.resolve()) for p in (path, folder))
+    return any(f in (p, *p.parents) for p in places for f in folders)
 
 
 def empty_output(folder: Path, *, overwrite: bool) -> None:

@@ -24,14 +24,9 @@ def make_trainable(model: Any, config: TrainConfig, adapter: str | None) -> Any:
         adapter: folder of an adapter that is taught further; its own rank and layers stay.
 
     Raises:
-        ConfigError: the model has no such layers, or the method does not suit the adapter.
+        ConfigError: the model has no such layers.
     """
     if config.method == "full":
-        if adapter is not None:
-            raise ConfigError(
-                f"method full teaches a model's own weights, and {adapter} is an adapter",
-                hint=f"`llmctl models merge {adapter} -o FOLDER` makes it a model first",
-            )
         model.requires_grad_(True)
         return model.train()
     from peft import PeftModel, get_peft_model

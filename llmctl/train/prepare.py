@@ -1,5 +1,6 @@
 """What will a training do? Everything is read and worked out here; no weights are touched."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,11 +10,12 @@ from llmctl.config.settings import Settings
 from llmctl.data.batches import LengthGroupedBatches
 from llmctl.data.dataset import PairDataset, Prepared, TokenDataset
 from llmctl.data.packing import PackedDataset
-from llmctl.engine.provenance import BaseModel
+from llmctl.engine.provenance import BaseModel, vouch
 from llmctl.engine.trainable import ModelOutline, outline_model
 from llmctl.engine.weight_files import fingerprint
 from llmctl.errors import OutOfMemoryError
 from llmctl.train.feed import Learnable
+from llmctl.train.further import settle_by_adapter
 from llmctl.train.launch import Share
 from llmctl.train.memory import TrainMemory, TrainMemoryPlan
 from llmctl.train.method import count_trainable
@@ -54,6 +56,14 @@ def prepare(
         from llmctl.train.dpo import check_can_begin  # from here on an extra is needed
 
         check_can_begin(config, outline.adapter)
+    known = vouch(
+        outline.found,
+        adapter=outline.adapter,
+        template=outline.template.fingerprint,
+        template_chosen=config.chat_template is not None,
+    )
+    if outline.adapter is not None:
+        settings = settle_by_adapter(settings, outline.adapter)
     resolved = resolve_for_model(settings, outline)
     rows = read_rows(resolved.config, outline, progress)
     resolved = resolve_for_data(resolved, rows.prepared, share.world, outline.device.type)
@@ -75,9 +85,8 @@ def prepare(
         folder=Path(config.output).expanduser().absolute(),
         share=share,
     )
-    return Preparation(
-        job, rows, _plan(resolved, job, rows, per_epoch, memory), _receipt(job, rows), shortage
-    )
+    plan = _plan(resolved, job, rows, per_epoch, memory, known.notes)
+    return Preparation(job, rows, plan, _receipt(job, rows), shortage)
 
 
 def _in_rows(
@@ -150,13 +159,18 @@ def _questions(config: TrainConfig, rows: Rows, outline: ModelOutline) -> list[Q
 
 
 def _plan(
-    resolved: Resolved, job: Job, rows: Rows, per_epoch: int, memory: TrainMemoryPlan | None
+    resolved: Resolved,
+    job: Job,
+    rows: Rows,
+    per_epoch: int,
+    memory: TrainMemoryPlan | None,
+    known: Sequence[str],
 ) -> TrainPlan:
     config, outline, report = job.config, job.outline, rows.prepared.report
     micro = config.micro_batch_size or 1
     shape = outline.shape
     held = len(job.held) if job.held else 0
-    notes = list(rows.notes)
+    notes = [*known, *rows.notes]
     if held == 0:
         notes.append(
             "nothing is held out, so nothing measures whether it learns or only memorises: "

@@ -27,7 +27,7 @@ _LIBRARIES = (
     "tokenizers",
     "numpy",
 )
-_PATHS = (
+PATHS = (
     "model",
     "data",
     "eval_data",
@@ -37,6 +37,7 @@ _PATHS = (
     "fsdp_config",
     "deepspeed",
 )
+"""Settings that name files to read."""
 _FREE_ON_RESUME = {
     "micro_batch_size",
     "gradient_checkpointing",
@@ -153,7 +154,7 @@ class Receipt:
 def plain(config: TrainConfig) -> dict[str, Any]:
     """Return settings as JSON holds them, with paths that mean the same from anywhere."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    for name in _PATHS:
+    for name in PATHS:
         value = values[name]
         if isinstance(value, list):
             values[name] = [_absolute(path) for path in value]

@@ -1,10 +1,12 @@
 """Every method teaches, and what it leaves loads again."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from llmctl.engine.provenance import Provenance
 from llmctl.engine.trainable import load_for_training, outline_model
 from llmctl.errors import ConfigError
 from llmctl.types import ModelSpec
@@ -46,6 +48,38 @@ def test_an_adapter_is_taught_further(teach: Teach, tmp_path: Path) -> None:
     teach(second, model=str(tmp_path / "out"), output=tmp_path / "more", max_steps=2)
     assert second.evals[0] == pytest.approx(first.evals[10], abs=1e-5)
     assert second.plan.trainable == first.plan.trainable
+
+
+def test_an_adapter_that_is_taught_further_stays_what_it_was_made(
+    teach: Teach, tmp_path: Path
+) -> None:
+    made, watched = str(tmp_path / "out"), Watched()
+    teach(method="dora", rank=2, alpha=6, dropout=0.1, target_modules=["q_proj"], max_steps=1)
+    open_choice = {"rank": None, "model": made, "max_steps": 1, "output": tmp_path / "more"}
+    teach(watched, **open_choice)
+    told = {one.name: (one.value, one.origin) for one in watched.plan.settings}
+    for name, value in {"method": "dora", "rank": 2, "alpha": 6, "dropout": 0.1}.items():
+        assert told[name] == (value, "the adapter")
+    assert told["target_modules"][0] == ("q_proj",)
+    taught = Provenance.read(tmp_path / "more")
+    assert taught is not None
+    assert (taught.method, taught.hyperparameters["rank"]) == ("dora", 2)
+    with pytest.raises(ConfigError) as refused:
+        teach(**{**open_choice, "rank": 8, "method": "lora", "alpha": 6, "output": tmp_path / "3"})
+    assert "rank is 8, and the adapter" in str(refused.value)
+    assert "method is lora, and the adapter" in str(refused.value)
+    assert "alpha" not in str(refused.value)
+
+
+def test_an_adapter_on_other_weights_than_it_learnt_on_is_told_of(
+    teach: Teach, tiny_folder: Path, tmp_path: Path
+) -> None:
+    base, watched = tmp_path / "base", Watched()
+    shutil.copytree(tiny_folder, base)
+    teach(model=str(base), max_steps=1)
+    save_tiny_model(base, initializer_range=0.03)
+    teach(watched, model=str(tmp_path / "out"), output=tmp_path / "more", max_steps=1)
+    assert any("out was taught on other weights" in note for note in watched.plan.notes)
 
 
 def test_measuring_keeps_gradients_through_four_bit_layers(tmp_path: Path) -> None:

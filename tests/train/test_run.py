@@ -1,6 +1,7 @@
 """A training that breaks off, runs out of memory or goes wrong ends as a person can rely on."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,28 @@ def test_an_output_folder_is_never_overwritten_unasked(teach: Teach, tmp_path: P
     with pytest.raises(ConfigError, match="holds no run"):
         teach(request={"overwrite": True}, output=tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").is_file()
+
+
+def test_what_a_run_reads_is_never_overwritten_by_it(
+    teach: Teach, rows: Path, tmp_path: Path
+) -> None:
+    out, inside = tmp_path / "out", tmp_path / "out" / "rows.jsonl"
+    teach(max_steps=1)
+    shutil.copy(rows, inside)
+    base = tmp_path / "full"
+    teach(method="full", output=base, max_steps=1)
+    teach(model=str(base), output=tmp_path / "on-it", max_steps=1)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("[of]*/**/*")}
+    for refusal, settings in {
+        "--model .*/out lies in the output folder": {"model": str(out / ".." / "out")},
+        "--data .*/rows.jsonl lies in": {"data": str(inside)},
+        "--eval-data .*/rows.jsonl lies in": {"eval_data": str(inside)},
+        "the model .*/full lies in": {"model": str(tmp_path / "on-it"), "output": base},
+        "method full teaches": {"model": str(tmp_path / "on-it"), "method": "full"},
+    }.items():
+        with pytest.raises(ConfigError, match=refusal):
+            teach(request={"overwrite": True}, max_steps=1, **settings)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("[of]*/**/*")} == before
 
 
 @pytest.mark.parametrize("step", [1, 4])
