@@ -49,6 +49,7 @@ app.add_typer(runs.app, name="runs")
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process: 0 ok, 1 failed, 2 wrong usage, 130 Ctrl-C."""
+    _open_streams()
     try:
         code = app(args=arguments, prog_name="llmctl", standalone_mode=False)
     except LlmctlError as error:
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
-    except SystemExit as ended:  # a signal, or the first of several processes has said why
+    except SystemExit as ended:  # by a signal
         code = ended.code
     except (typer.Abort, EOFError):
         code = 1
@@ -71,7 +72,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Whoever read our output has left. Python would complain again while it flushes at exit.
         sys.stdout = None
         code = 1
+    except OSError as error:
+        if wants_traceback():
+            raise
+        show_error(str(error), "LLMCTL_TRACEBACK=1 shows where it came from")
+        sys.stdout = None  # it may be what cannot be written
+        code = 1
     _end(code if isinstance(code, int) else 0)
+
+
+def _open_streams() -> None:
+    """Open what a shell has closed (`<&-`), or the next file would be taken for it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  for good
 
 
 def _end(code: int) -> NoReturn:

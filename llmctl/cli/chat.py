@@ -135,11 +135,21 @@ def chat(
 
 def _question(given: str | None, *, attached: bool) -> str:
     """Take the question from the argument, or from what was piped in, or both below each other."""
-    piped = "" if sys.stdin.isatty() else sys.stdin.read().strip()
+    piped = "" if sys.stdin.isatty() else _piped().strip()
     question = "\n\n".join(part for part in (given, piped) if part)
     if not question and not attached:
         raise ConfigError("there is no question", hint='llmctl chat "your question"')
     return question
+
+
+def _piped() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"what was piped in is no text in UTF-8: {error.reason} at byte {error.start:,}",
+            hint="convert it first: iconv -f GBK -t UTF-8",
+        ) from error
 
 
 def _show_list(*, as_json: bool) -> None:

@@ -36,7 +36,9 @@ def here(*words: str, stdin: str = "", **env: str) -> subprocess.CompletedProces
     with (
         redirect_stdout(out),
         redirect_stderr(err),
-        patch.object(sys, "stdin", io.StringIO(stdin)),
+        patch.object(
+            sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode(errors="surrogateescape")))
+        ),
         patch.dict(os.environ, env),
     ):
         try:

@@ -40,5 +40,6 @@ class ScriptedEngine(FakeEngine):
             part = Part(step) if isinstance(step, str) else step
             stream.put(GenerationChunk(part.text, reasoning=part.reasoning))
         usage = Usage(sum(len(m.content) for m in request.messages), len(steps), cached_tokens=2)
-        stream.put(GenerationChunk("", finish_reason="stop", usage=usage))
+        cut = len(steps) == request.sampling.max_new_tokens
+        stream.put(GenerationChunk("", finish_reason="length" if cut else "stop", usage=usage))
         stream.finish()

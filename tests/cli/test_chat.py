@@ -1,4 +1,7 @@
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from llmctl.errors import ConfigError
 from llmctl.services.chat.conversation import Conversation
 from llmctl.services.chat.store import ConversationStore
 from llmctl.types import GenerationRequest, Message, SamplingParams
-from tests.cli.process import error_lines, run
+from tests.cli.process import COMMAND, error_lines, here, run
 
 TINY_REPLY = SamplingParams(temperature=0, max_new_tokens=8)
 REPLY_OPTIONS = ("-t", "0", "--max-tokens", "8", "--dtype", "float32", "--device", "cpu")
@@ -33,6 +36,27 @@ def test_a_question_is_answered_once_with_nothing_else_on_stdout(
 def test_a_question_can_be_piped_in(tiny_folder: Path, expected: str) -> None:
     done = run("chat", "-m", str(tiny_folder), *REPLY_OPTIONS, stdin="hi\n")
     assert done.stdout == expected + "\n"
+
+
+def test_what_is_piped_in_must_be_text() -> None:
+    done = here("chat", stdin="你好".encode("gbk").decode(errors="surrogateescape"))
+    assert done.returncode == 2
+    assert "no text in UTF-8" in error_lines(done.stderr)[0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.parametrize(
+    ("way", "code", "said"),
+    [
+        ("chat <&- >&-", 2, "there is no question"),
+        ("eval --list >/dev/full", 1, "No space left on device"),
+    ],
+)
+def test_streams_that_cannot_be_used_give_one_error(way: str, code: int, said: str) -> None:
+    shell = ["sh", "-c", f"{shlex.join(COMMAND)} {way}"]
+    done = subprocess.run(shell, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == code
+    assert said in error_lines(done.stderr)[0]
 
 
 def test_no_question_at_all_is_wrong_usage() -> None:

@@ -11,6 +11,7 @@ from llmctl.data.problems import Problem
 from llmctl.data.reading import read_examples
 from llmctl.types import Message
 from tests.cli.place import SCRIPT, Place
+from tests.cli.process import here
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 
@@ -19,11 +20,15 @@ def test_a_wrong_command_or_value_says_what_would_be_right(place: Place, tmp_pat
     (tmp_path / "broken.json").write_text('{"turns": [{"role": "assistant", "content": "x"}]}')
     (tmp_path / "picture.txt").write_bytes(b"\x89PNG\0\xff")
     (tmp_path / "notes.txt").write_text("remember the milk")
+    (tmp_path / "large.txt").write_text("word " * 4000)
     with place.chat() as chat:
         chat.wait("/help lists", prompt=True)
         chat.ask("hello", "hello")
         for line, said in (
             ("/hepl", "unknown command /hepl; did you mean /help?"),
+            ("/Re-gen now", "unknown command /re-gen; did you mean /regen?"),
+            ("/帮助", "unknown command /帮助"),
+            (f"/save {tmp_path}/notes.txt", "is there already, and no conversation"),
             ("/set temprature 1", "did you mean temperature?"),
             ("/set temperature 9", "temperature is 9.0; it must be between 0.0 and 2.0"),
             ("/set top_k few", "top_k is 'few'; it must be a whole number from 0 on"),
@@ -45,6 +50,10 @@ def test_a_wrong_command_or_value_says_what_would_be_right(place: Place, tmp_pat
             assert said in chat.said.replace("\n", " ")
         # After all of that everything is as it was.
         chat.ask("/model alias", "alias at http")
+        chat.ask("/READ off", "nothing was attached")
+        chat.ask(f"/read {tmp_path}/broken.json", "goes with the next question")
+        chat.ask(f"/read {tmp_path}/large.txt", "does not fit beside what is attached")
+        chat.ask("/read off", "broken.json stays here")
         chat.ask(f"/read {tmp_path}/notes.txt", "goes with the next question")
         chat.ask("what must I remember?", "milk")
         assert place.asked == [
@@ -52,6 +61,15 @@ def test_a_wrong_command_or_value_says_what_would_be_right(place: Place, tmp_pat
             ("assistant", "hello"),
             ("user", "notes.txt:\n```txt\nremember the milk\n```\n\nwhat must I remember?"),
         ]
+
+
+def test_a_single_answer_that_is_cut_off_or_fills_the_context_says_so(place: Place) -> None:
+    words = ("chat", "code", "--base-url", place.url, "--max-tokens", str(len(SCRIPT["code"])))
+    done = here(*words, LLMCTL_HOME=str(place.home))
+    assert done.stdout.endswith("It works.\n")
+    assert "[cut off: after 6 tokens; --max-tokens 12 allows more]" in done.stderr
+    done = here("chat", "x" * 3500, "--base-url", place.url, LLMCTL_HOME=str(place.home))
+    assert "the context is 85% full" in done.stderr
 
 
 def test_markdown_and_wide_characters_fit_the_width(place: Place) -> None:
@@ -131,6 +149,9 @@ def test_a_reply_can_be_written_anew_taken_back_and_edited(place: Place, tmp_pat
         assert place.asked[:2] == [("user", "one"), ("assistant", "a third")]
         chat.ask("/edit", "edited question")
         assert place.asked[2:] == [("user", "edited question")]
+        editor.write_text('#!/bin/sh\ncat "$1" >> "$1.seen"; yes word | head -4000 > "$1"\n')
+        chat.ask("/edit", "the next /edit begins with what you wrote")
+        assert "the question is too long" in chat.said
         chat.ask("/undo", "taken back: edited question")
         chat.ask("/undo", "taken back: one")
         chat.ask("/undo", "nothing was asked yet")
@@ -138,7 +159,11 @@ def test_a_reply_can_be_written_anew_taken_back_and_edited(place: Place, tmp_pat
         chat.ask("/set temperature 0", "temperature is 0")
         chat.ask('/set stop ["END"]', "stop is")
         chat.ask('/json {"type": "object"}', "follow the schema")
-        chat.ask("three", "three")
+        place.engine.script["three"] = ['{\n  "a": "**b** and _c_"\n}']
+        chat.ask("three", "}")
+        chat.see("{", '  "a": "**b** and _c_"', "}")
+        chat.ask("/history", "}")
+        chat.see("{", '  "a": "**b** and _c_"', "}")
         assert place.asked == [("system", "Speak like a pirate."), ("user", "three")]
         sampling = place.engine.requests[-1].sampling
         assert (sampling.temperature, sampling.stop) == (0.0, ("END",))

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llmctl.cli.talk.markdown import THEME, blocks, rendered
+from llmctl.cli.talk.screen import Written
 from llmctl.cli.talk.typed import Command, is_open, understood
 from llmctl.cli.talk.wrap import lines, visible
 
@@ -123,3 +124,19 @@ def test_a_block_is_open_until_its_quotes_come_again() -> None:
     assert is_open('/system """one\n')
     assert not is_open('"""one\ntwo"""')
     assert not is_open('what does """ mean')
+
+
+@given(st.text("ab 中，", max_size=300), st.lists(st.integers(6, 60), min_size=1, max_size=6))
+def test_nothing_is_lost_when_the_window_changes_in_the_middle_of_a_reply(
+    text: str, widths: list[int]
+) -> None:
+    written, shown, end = Written(), "", 0
+    for width in widths:
+        end += len(text) // len(widths)
+        rows = written.left(lines(text[:end], width), width)[:-1]
+        written.add(rows)
+        shown += "".join(rows)
+    shown += "".join(written.left(lines(text, widths[-1]), widths[-1]))
+    # A row may be there twice, in part; every sign is there, in order.
+    left = iter(shown)
+    assert all(sign in left for sign in text if not sign.isspace())

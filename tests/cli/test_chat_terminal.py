@@ -49,6 +49,20 @@ def test_what_is_pasted_or_written_on_several_lines_is_one_question(place: Place
         assert place.asked[-1] == ("user", "/help")
 
 
+def test_what_is_pasted_while_a_reply_comes_is_one_question_afterwards(place: Place) -> None:
+    lines, go_on = ["first", "/clear", *("x" * 90 for _ in range(60)), "last"], threading.Event()
+    place.engine.script["wait"] = ["It ", go_on, "ends."]
+    with place.chat("--no-save") as chat:
+        chat.wait("/help lists", prompt=True)
+        chat.send("wait\r")
+        chat.see("It")
+        chat.paste("\n".join(lines))
+        go_on.set()
+        chat.see("... last")
+        chat.ask("!", "last!")
+        assert place.asked[-1] == ("user", "\n".join([*lines, ""])[:-1] + "!")
+
+
 def test_ctrl_c_stops_the_reply_and_keeps_what_came(place: Place) -> None:
     with place.chat() as chat:
         chat.wait("/help lists", prompt=True)

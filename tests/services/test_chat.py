@@ -179,6 +179,20 @@ def test_a_file_keeps_its_fence_whatever_it_holds(tmp_path: Path) -> None:
         files.attach(str(tmp_path / "big.txt"))
 
 
+def test_a_conversation_with_every_kind_of_line_end_comes_back_from_its_files(
+    tmp_path: Path,
+) -> None:
+    said = "first\u2028second\u0085third\x0cfourth"
+    conversation = Conversation().asked(said).answered(Turn(Message("assistant", said), at=1.0))
+    for name in ("good.jsonl", "talk.json"):
+        target = tmp_path / name
+        for _ in range(2):
+            write = files.export if name.endswith("l") else files.save
+            write(conversation, str(target))
+        assert [t.message.content for t in files.load(str(target)).turns] == [said, said]
+    assert (tmp_path / "talk.json").stat().st_mode & 0o077 == 0
+
+
 def test_an_export_leaves_other_rows_alone(tmp_path: Path) -> None:
     target = tmp_path / "good.jsonl"
     target.write_text('{"messages": [], "id": "mine"}\n')

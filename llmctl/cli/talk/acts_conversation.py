@@ -1,5 +1,6 @@
 """What do the commands do that change or show what was said?"""
 
+import json
 import sys
 from typing import Final
 
@@ -45,7 +46,7 @@ def regen(talk: Talk, argument: str) -> None:
     replies = []
     for number in range(1, count + 1):
         talk.look.say(f"── {number} of {count}")
-        reply, failure = talk.watch(lambda n=number: session.ask_again(variant=n))  # type: ignore[misc]
+        reply, _, failure = talk.watch(lambda n=number: session.ask_again(variant=n), keep=False)  # type: ignore[misc]
         if failure is not None:
             talk.look.error(str(failure), failure.hint)
         if reply is None or reply.turn is None or reply.state in ("stopped", "failed"):
@@ -73,14 +74,22 @@ def edit(talk: Talk, _: str) -> None:
     """Change the last question in an editor and ask it in its old place."""
     conversation = talk.session.conversation
     before = talk.session.last_question().message.content if conversation.turns else ""
-    text = edited(before)
+    text = edited(talk.unsent or before)
     if not text or text == before.strip():
+        talk.unsent = ""
         talk.look.say("nothing was changed")
         return
+    talk.unsent = text
     if conversation.turns:
         talk.session.change(conversation.without_question())
-    if not talk.ask(text) and conversation.turns:
-        talk.session.change(conversation)
+    try:
+        if talk.ask(text):
+            talk.unsent = ""
+    finally:
+        if talk.unsent:
+            if conversation.turns:
+                talk.session.change(conversation)
+            talk.look.say("all is as it was; the next /edit begins with what you wrote")
 
 
 def clear(talk: Talk, _: str) -> None:
@@ -138,12 +147,19 @@ def show_turn(talk: Talk, turn: Turn) -> None:
     if turn.is_question:
         talk.look.say("\n".join(f">>> {line}" for line in text.split("\n")), "bold")
         return
-    view = view_of(talk.look)
+    view = view_of(talk.look, as_it_is=_is_json(text))
     view.feed(GenerationChunk("", reasoning=turn.message.reasoning or ""))
     view.feed(GenerationChunk(text))
     view.end()
     if turn.state != "whole":
         talk.look.say(f"[{_MARKS[turn.state]}]")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except ValueError:
+        return False
 
 
 def resume(talk: Talk, argument: str) -> None:

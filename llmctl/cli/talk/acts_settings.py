@@ -6,8 +6,8 @@ from llmctl.cli import render
 from llmctl.cli.talk.acts_conversation import show_last
 from llmctl.cli.talk.figures import meter, told
 from llmctl.cli.talk.talk import LeaveError, Talk
-from llmctl.errors import ConfigError
-from llmctl.services.chat import files, settings
+from llmctl.errors import ConfigError, ContextLengthError
+from llmctl.services.chat import files, room, settings
 
 
 def system(talk: Talk, argument: str) -> None:
@@ -133,18 +133,27 @@ def tokens(talk: Talk, _: str) -> None:
 
 
 def read(talk: Talk, argument: str) -> None:
-    """Attach a file to the next question."""
+    """Attach a file to the next question, or take off again what is attached."""
     if not argument:
-        raise ConfigError("/read needs a file", hint="/read notes.txt")
+        raise ConfigError("/read needs a file", hint="/read notes.txt; /read off takes it off")
+    if argument == "off":
+        names = ", ".join(file.name for file in talk.attached)
+        talk.attached.clear()
+        talk.look.say(f"{names} stays here" if names else "nothing was attached")
+        return
     found = files.attach(argument)
     count = talk.session.count(found.block())
     about = "" if talk.session.counts else "about "
-    context = talk.session.info().context_length
-    if context and count >= context:
+    try:
+        room.shortage(talk.session, files.with_attachments("", [*talk.attached, found]))
+    except ContextLengthError as error:
+        context = talk.session.info().context_length
+        others = " beside what is attached" if talk.attached else ""
         raise ConfigError(
-            f"{argument} has {about}{count:,} tokens, and the context holds {context:,}",
-            hint="cut the part out that matters",
-        )
+            f"{argument} has {about}{count:,} tokens, and does not fit{others}: the context holds "
+            f"{context:,} with the reply",
+            hint="cut the part out that matters" + ("; /read off" if talk.attached else ""),
+        ) from error
     talk.attached.append(found)
     talk.look.say(f"{found.name} ({about}{count:,} tokens) goes with the next question")
 

@@ -2,12 +2,13 @@
 
 import sys
 import threading
+from collections.abc import Sequence
 from time import monotonic
 from typing import Final, Protocol
 
 from llmctl.cli.talk.look import Look
 from llmctl.cli.talk.markdown import blocks, rendered
-from llmctl.cli.talk.screen import Screen
+from llmctl.cli.talk.screen import Screen, Written
 from llmctl.cli.talk.thought import Thought
 from llmctl.cli.talk.wrap import visible
 from llmctl.types import GenerationChunk
@@ -29,9 +30,13 @@ class AnswerView(Protocol):
         """Show the rest; nothing more comes. Harmless to call again."""
 
 
-def view_of(look: Look) -> AnswerView:
-    """Return what shows a reply as the terminal can and the person likes."""
-    shown: AnswerView = _Drawn(look) if look.drawn else _Plain(look)
+def view_of(look: Look, *, as_it_is: bool = False) -> AnswerView:
+    """Return what shows a reply as the terminal can and the person likes.
+
+    Args:
+        as_it_is: the text is no Markdown.
+    """
+    shown: AnswerView = _Drawn(look) if look.drawn and not as_it_is else _Plain(look)
     return shown if look.stream else _Whole(shown)
 
 
@@ -83,8 +88,8 @@ class _Drawn:
         self._begun_s = monotonic()
         self._source = ""
         """What is not written for good yet."""
-        self._stayed = 0
-        """Rows of it that are, because the screen is full."""
+        self._written = Written()
+        """What of it is, because the screen is full."""
         self._any = False
         """Whether a block stands above."""
         self._lock = threading.Lock()
@@ -118,17 +123,19 @@ class _Drawn:
     def _paint_answer(self) -> None:
         *finished, last = blocks(self._source)
         for block in finished:
-            self._screen.stay(self._rows(block)[self._stayed :])
-            self._stayed, self._any = 0, True
+            self._screen.stay(self._left(block))
+            self._written.clear()
+            self._any = True
         self._source = last
-        rows = self._rows(last)[self._stayed :]
+        rows = self._left(last)
         full = max(0, len(rows) - self._screen.size[1] + 2)
         self._screen.stay(rows[:full], rows[full:])
-        self._stayed += full
+        self._written.add(rows[:full])
 
-    def _rows(self, block: str) -> list[str]:
+    def _left(self, block: str) -> Sequence[str]:
+        width = self._look.out.width
         rows = rendered(block, self._look.out)
-        return ["", *rows] if rows and self._any else rows
+        return self._written.left(["", *rows] if rows and self._any else rows, width)
 
     def end(self) -> None:
         if self._over.is_set():

@@ -1,6 +1,8 @@
 """How are the figures of a reply told: speed, tokens, and how full the context is?"""
 
 from llmctl.services.chat.conversation import Figures
+from llmctl.services.chat.reply import Reply
+from llmctl.services.chat.room import NEARLY_FULL
 
 METER_CELLS = 10
 
@@ -29,6 +31,26 @@ def told(figures: Figures, width: int) -> str:
     if figures.used_tokens is not None:
         parts.append(meter(figures.used_tokens, figures.context_length))
     return "\n".join(packed(parts, width))
+
+
+def cut_off(reply: Reply, limit: int | None, more: str) -> str:
+    """Return why a reply that was cut off is.
+
+    Args:
+        limit: most tokens that a reply may have.
+        more: how a higher limit is set.
+    """
+    if limit is not None and reply.tokens >= limit:
+        return f"cut off: after {limit:,} tokens; {more} {2 * limit} allows more"
+    return "cut off: the context is full"
+
+
+def fullness(figures: Figures) -> str:
+    """Return how full the context is, if it is nearly; else nothing."""
+    used, context = figures.used_tokens, figures.context_length
+    if used is None or not context or used < NEARLY_FULL * context:
+        return ""
+    return f"the context is {used / context:.0%} full ({used:,} of {context:,} tokens)"
 
 
 def packed(parts: list[str], width: int, between: str = " · ") -> list[str]:

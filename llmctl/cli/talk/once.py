@@ -4,7 +4,7 @@ import json
 
 from llmctl.cli import render
 from llmctl.cli.talk.answer import view_of
-from llmctl.cli.talk.figures import told
+from llmctl.cli.talk.figures import cut_off, fullness, told
 from llmctl.cli.talk.look import Look
 from llmctl.errors import LlmctlError
 from llmctl.services.chat.reply import Reply
@@ -18,6 +18,8 @@ def answer_once(session: ChatSession, look: Look, question: str) -> None:
         LlmctlError: the engine failed, or what came is no JSON. What came is kept.
         KeyboardInterrupt: the person stopped it.
     """
+    for note in session.info().notes:
+        look.say(f"note: {note}")
     reply = session.ask(question)
     try:
         if session.grammar is None:
@@ -34,8 +36,13 @@ def answer_once(session: ChatSession, look: Look, question: str) -> None:
     elif turn is None:
         render.line("")
         look.say("the model said nothing")
-    if look.stats and turn is not None and turn.figures is not None:
-        look.say(told(turn.figures, look.err.width))
+    elif turn.state == "cut":
+        look.say(f"[{cut_off(reply, session.sampling.max_new_tokens, '--max-tokens')}]")
+    if turn is not None and turn.figures is not None:
+        if look.stats:
+            look.say(told(turn.figures, look.err.width))
+        if full := fullness(turn.figures):
+            look.say(f"{full}: `llmctl chat --resume`, then /summarise or /drop, makes room")
 
 
 def _show(reply: Reply, look: Look) -> None:

@@ -1,7 +1,9 @@
 """How do rows that still change stand below those that stay, without flicker?"""
 
 import shutil
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TextIO
 
 from rich.cells import cell_len
@@ -53,6 +55,40 @@ class Screen:
         # A terminal that has become narrower breaks the rows that it shows.
         height = sum(max(1, -(-_width(row) // columns)) for row in painted)
         return f"\x1b[{height}A\r\x1b[J" if height else ""
+
+
+class Written:
+    """How many rows of a text that grows are written for good, also when the width changes."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._signs = 0
+        self._width = 0
+
+    def left(self, rows: Sequence[str], width: int) -> Sequence[str]:
+        """Return the rows, made for a width, that are still to be written.
+
+        A row that begins with what was written at another width is written again as a whole.
+        """
+        if self._rows and width != self._width:
+            signs = list(accumulate(map(_signs, rows)))
+            self._rows = bisect_right(signs, self._signs)
+            self._signs = signs[self._rows - 1] if self._rows else 0
+        self._width = width
+        return rows[self._rows :]
+
+    def add(self, rows: Sequence[str]) -> None:
+        """Note that the next rows are written now."""
+        self._rows += len(rows)
+        self._signs += sum(map(_signs, rows))
+
+    def clear(self) -> None:
+        """Begin with another text."""
+        self._rows = self._signs = 0
+
+
+def _signs(row: str) -> int:
+    return len("".join(Text.from_ansi(row).plain.split()))
 
 
 def _width(row: str) -> int:

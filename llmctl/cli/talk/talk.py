@@ -1,11 +1,12 @@
 """How does a conversation go: a line is read, a command done or a question answered, and again?"""
 
 import difflib
+import sys
 from collections.abc import Callable, Mapping
 
 from llmctl.cli import render
 from llmctl.cli.talk.answer import view_of
-from llmctl.cli.talk.figures import told
+from llmctl.cli.talk.figures import cut_off, fullness, told
 from llmctl.cli.talk.interrupt import one_interrupt, silent_keys
 from llmctl.cli.talk.look import Look
 from llmctl.cli.talk.prompt import Reader
@@ -13,7 +14,7 @@ from llmctl.cli.talk.typed import Command, understood
 from llmctl.config import wants_traceback
 from llmctl.errors import ContextLengthError, LlmctlError
 from llmctl.services.chat import room
-from llmctl.services.chat.conversation import Figures, Turn
+from llmctl.services.chat.conversation import Turn
 from llmctl.services.chat.files import Attachment, with_attachments
 from llmctl.services.chat.reply import Reply
 from llmctl.services.chat.session import ChatSession
@@ -47,6 +48,8 @@ class Talk:
         self.reader = reader
         self.attached: list[Attachment] = []
         """Files that go with the next question."""
+        self.unsent = ""
+        """What was written in an editor and could not be asked."""
         self._actions = actions
 
     def introduce(self) -> None:
@@ -113,49 +116,48 @@ class Talk:
 
     def answer(self, begin: Callable[[], Reply]) -> None:
         """Show a reply from its beginning to its end and keep it, however it ends."""
-        reply, failure = self.watch(begin)
-        turn = None if reply is None else self.session.keep(reply)
+        reply, turn, failure = self.watch(begin)
         if failure is not None:
-            full = isinstance(failure, ContextLengthError)
-            hint = "/drop or /summarise makes room" if full else failure.hint
+            overflow = isinstance(failure, ContextLengthError)
+            hint = "/drop or /summarise makes room" if overflow else failure.hint
             self.look.error(str(failure), hint)
         if reply is not None and (mark := self._mark(reply, turn)):
             self.look.say(f"[{mark}]")
         if turn is not None and turn.figures is not None:
             if self.look.stats:
                 self.look.say(told(turn.figures, self.look.err.width))
-            self._warn_of_context(turn.figures)
+            if full := fullness(turn.figures):
+                self.look.say(f"{full}: /summarise or /drop makes room", "yellow")
         if self.look.drawn:
             self.look.say("")
 
-    def watch(self, begin: Callable[[], Reply]) -> tuple[Reply | None, LlmctlError | None]:
-        """Show a reply while it is written; return it, and what broke it off."""
-        view, reply, failure = view_of(self.look), None, None
-        try:
-            with silent_keys(), one_interrupt():
+    def watch(
+        self, begin: Callable[[], Reply], *, keep: bool = True
+    ) -> tuple[Reply | None, Turn | None, LlmctlError | None]:
+        """Show a reply while it is written; return it, what was kept of it, what broke it off."""
+        reply = turn = failure = None
+        with silent_keys(), one_interrupt() as no_more:
+            view = view_of(self.look, as_it_is=self.session.grammar is not None)
+            try:
                 reply = begin()
                 for chunk in reply:
                     view.feed(chunk)
-        except KeyboardInterrupt:
-            if reply is not None:
-                reply.stop()
-        except LlmctlError as error:
-            failure = error
-        except BaseException:
-            if reply is not None:
-                self.session.keep(reply)
-            raise
-        finally:
-            view.end()
-        return reply, failure
+            except KeyboardInterrupt:
+                if reply is not None:
+                    reply.stop()
+            except LlmctlError as error:
+                failure = error
+            finally:
+                no_more()
+                view.end()
+                if reply is not None and (keep or sys.exc_info()[0] is not None):
+                    turn = self.session.keep(reply)
+        return reply, turn, failure
 
     def _mark(self, reply: Reply, turn: Turn | None) -> str:
         """Return what is to be said of how a reply ended; nothing if it ended well."""
         if reply.state == "cut":
-            limit = self.session.sampling.max_new_tokens
-            if limit is not None and reply.tokens >= limit:
-                return f"cut off: after {limit:,} tokens; /set max_tokens {2 * limit} allows more"
-            return "cut off: the context is full; /drop or /summarise makes room"
+            return cut_off(reply, self.session.sampling.max_new_tokens, "/set max_tokens")
         again = "/retry asks again"
         if turn is None:
             # A reply that was to take the place of an older one leaves that as it is.
@@ -166,15 +168,6 @@ class Talk:
         if reply.state == "failed":
             return f"broken off; the part above is kept, {again}"
         return "" if turn.message.content.strip() else f"it thought, and said nothing; {again}"
-
-    def _warn_of_context(self, figures: Figures) -> None:
-        used, context = figures.used_tokens, figures.context_length
-        if used is not None and context and used >= room.NEARLY_FULL * context:
-            self.look.say(
-                f"the context is {used / context:.0%} full ({used:,} of {context:,} tokens): "
-                "/summarise or /drop makes room",
-                "yellow",
-            )
 
     def _made_room(self, text: str) -> bool:
         """Make room for a question, as the person chooses; False if they choose not to ask it."""

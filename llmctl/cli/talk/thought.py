@@ -1,10 +1,11 @@
 """How is it shown that a model reads or thinks, before it answers?"""
 
 import sys
+from collections.abc import Sequence
 from time import monotonic
 
 from llmctl.cli.talk.look import Look
-from llmctl.cli.talk.screen import Screen
+from llmctl.cli.talk.screen import Screen, Written
 from llmctl.cli.talk.wrap import lines
 
 
@@ -15,7 +16,7 @@ class Thought:
         self.text = ""
         self._look = look
         self._screen = Screen(sys.stderr)
-        self._stayed = 0
+        self._written = Written()
         self._begun_s = 0.0
         self._over = False
 
@@ -31,13 +32,13 @@ class Thought:
         if not self._look.think:
             self._screen.show([dimmed(f"thinking… {monotonic() - self._begun_s:.0f} s")])
             return
-        rows = self._rows()
-        self._screen.stay(rows[self._stayed : -1], rows[-1:])
-        self._stayed = max(self._stayed, len(rows) - 1)
+        rows = self._left()
+        self._screen.stay(rows[:-1], rows[-1:])
+        self._written.add(rows[:-1])
 
-    def _rows(self) -> list[str]:
-        text = self.text.strip("\n")
-        return [dimmed(row) for row in lines(text, self._screen.size[0])]
+    def _left(self) -> Sequence[str]:
+        text, width = self.text.strip("\n"), self._screen.size[0]
+        return self._written.left([dimmed(row) for row in lines(text, width)], width)
 
     def end(self) -> None:
         """Leave what stays above the answer. Harmless to call again."""
@@ -47,7 +48,7 @@ class Thought:
         if not self.text.strip() or not self._look.err.is_terminal:
             self._screen.show([])
         elif self._look.think:
-            self._screen.stay([*self._rows()[self._stayed :], ""])
+            self._screen.stay([*self._left(), ""])
         else:
             took = f" for {monotonic() - self._begun_s:.1f} s" if self._begun_s else ""
             self._screen.stay([dimmed(f"▸ thought{took} (/think show)"), ""])

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 BLOCK = '"""'
-_COMMAND = re.compile(r"/([a-z?]+)(?:\s+(.*))?", re.DOTALL)
+_COMMAND = re.compile(r"/([^\s/]+)(?:\s+(.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def understood(text: str, *, pasted: bool, known: Collection[str]) -> Command | 
     found = _COMMAND.fullmatch(text.strip())
     if found is None:
         return _unquoted(text.strip())
-    name, argument = found.group(1), (found.group(2) or "").strip()
+    name, argument = found.group(1).lower(), (found.group(2) or "").strip()
     if pasted and (name not in known or "\n" in text.strip()):
         return text.strip()
     return Command(name, _unquoted(argument))
@@ -44,7 +44,7 @@ def understood(text: str, *, pasted: bool, known: Collection[str]) -> Command | 
 
 def _may_begin_block(text: str) -> bool:
     before = text.partition(BLOCK)[0].strip()
-    return not before or bool(re.fullmatch(r"/[a-z]+", before))
+    return not before or bool(re.fullmatch(r"/[^\s/]+", before))
 
 
 def _unquoted(text: str) -> str:

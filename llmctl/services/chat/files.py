@@ -71,17 +71,32 @@ def attach(name: str) -> Attachment:
 
 
 def save(conversation: Conversation, name: str) -> Path:
-    """Write a conversation to a JSON file, whole or not at all. Raises `ConfigError`."""
+    """Write a conversation to a JSON file, whole or not at all, that its owner alone can read.
+
+    Raises:
+        ConfigError: it cannot be written, or something else is there already.
+    """
     path = Path(name).expanduser()
+    if path.exists() and not _is_saved(path):
+        raise ConfigError(f"{name} is there already, and no conversation", hint="take another name")
     plain: dict[str, Any] = {"format": FORMAT} | to_plain(conversation)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        aside.touch(mode=0o600)
         aside.write_text(json.dumps(plain, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {name}: {error.strerror}") from error
     return path
+
+
+def _is_saved(path: Path) -> bool:
+    try:
+        plain = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(plain, dict) and plain.get("format") == FORMAT
 
 
 def load(name: str) -> Conversation:
@@ -99,9 +114,9 @@ def load(name: str) -> Conversation:
         raise _unreadable(name, path, error) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name} is no conversation: it is no text in UTF-8") from error
-    lines = text.strip().splitlines()
+    lines = text.strip().split("\n")
     try:
-        plain = json.loads(lines[0] if path.suffix == ".jsonl" and lines else text)
+        plain = json.loads(lines[0] if path.suffix == ".jsonl" else text)
         return replace(from_plain(plain), id=Conversation().id)
     except (ValueError, LlmctlError) as error:
         raise ConfigError(f"{name} is no conversation: {error}") from error
@@ -157,7 +172,7 @@ def code_blocks(text: str) -> list[str]:
 
 def _rows(path: Path, name: str) -> Iterator[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {name}: {error}") from error
     for number, line in enumerate(lines, 1):
