@@ -223,11 +223,18 @@ class OpenAIClient(BaseEngine):
         for stream in open_streams:
             stream.fail(EngineStoppedError("the connection was closed before the reply ended"))
             stream.cancel()
-        client = getattr(self, "_client", None)
-        if client is not None:
-            with suppress(Exception):
-                asyncio.run_coroutine_threadsafe(client.close(), loop).result(timeout=1)
+        with suppress(Exception):
+            asyncio.run_coroutine_threadsafe(self._ended(), loop).result(timeout=1)
         loop.call_soon_threadsafe(loop.stop)
         self._thread.join(timeout=5)
         if not self._thread.is_alive():
             loop.close()
+
+    async def _ended(self) -> None:
+        """End what still runs in the loop, and the connections."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        if (client := getattr(self, "_client", None)) is not None:
+            await client.close()

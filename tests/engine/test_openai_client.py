@@ -1,5 +1,6 @@
 """Another server's model through `BaseEngine`: ours, and one that behaves badly."""
 
+import gc
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -94,6 +95,17 @@ def test_leaving_a_reply_frees_the_server(client: OpenAIClient, engine: FakeEngi
         assert next(iter(stream)).text == "Hel"
     assert eventually(lambda: engine.in_flight == 0)
     assert eventually(lambda: client.in_flight == 0)
+
+
+def test_closing_in_the_middle_of_a_reply_leaves_no_task_behind(
+    client: OpenAIClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = client.submit(GenerationRequest((Message("user", "hi"),)))
+    client.close()
+    with pytest.raises(EngineStoppedError):
+        list(stream)
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 @pytest.mark.parametrize(
