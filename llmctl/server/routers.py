@@ -116,7 +116,7 @@ def make_router(serving: Serving, metrics: Metrics) -> APIRouter:
 
     @router.get("/ready")
     async def ready() -> Ready:
-        """Answer 503 until the model is loaded, and again once the server is about to end."""
+        """Answer 503 once the server is about to end. Before it is loaded, `loading` answers."""
         return Ready(model=engine.info().model_id)
 
     @router.get("/metrics", response_class=Response)

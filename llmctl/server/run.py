@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from llmctl.errors import ConfigError
 from llmctl.server.limits import PatientProtocol
@@ -91,7 +91,7 @@ class Server(uvicorn.Server):
 
     def __init__(
         self,
-        app: FastAPI,
+        app: ASGIApp,
         *,
         on_ready: Callable[[], None] = lambda: None,
         on_deadline: Callable[[], None],
@@ -159,7 +159,7 @@ class Server(uvicorn.Server):
 
 
 def run(
-    app: FastAPI,
+    app: ASGIApp,
     sock: socket.socket,
     *,
     on_ready: Callable[[], None] = lambda: None,

@@ -3,7 +3,7 @@
 import signal
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from llmctl.config import ServeOptions
@@ -14,6 +14,7 @@ from llmctl.errors import ConfigError, LlmctlError
 from llmctl.monitor import open_tracker, tracked
 from llmctl.monitor.serving import ServingMonitor
 from llmctl.server.app import create_app
+from llmctl.server.loading import answering_meanwhile
 from llmctl.server.record import Observer, RequestRecord
 from llmctl.server.run import bind, run, url_of
 from llmctl.types import (
@@ -45,21 +46,26 @@ def serve(
     """
     _check_certificate(options)
     # The port first: a taken one must not cost the minutes that loading takes.
-    with closing(bind(options.host, options.port)) as sock, create_engine(spec) as engine:
-        engine.load(progress)
-        for name, folder in options.adapters:
-            engine.load_adapter(name, folder)
+    with (
+        closing(bind(options.host, options.port)) as sock,
+        create_engine(spec) as engine,
+        ExitStack() as stack,
+    ):
+        with answering_meanwhile(sock, options):
+            engine.load(progress)
+            for name, folder in options.adapters:
+                engine.load_adapter(name, folder)
+            observers = stack.enter_context(_tracking(engine, options, progress, warn))
         url, info = url_of(sock, tls=options.ssl_certfile is not None), engine.info()
-        with _tracking(engine, options, progress, warn) as observers:
-            return run(
-                create_app(engine, options, observers),
-                sock,
-                drain_s=options.drain_s,
-                on_ready=lambda: ready(url, info),
-                on_deadline=engine.close,
-                ssl_certfile=options.ssl_certfile,
-                ssl_keyfile=options.ssl_keyfile,
-            )
+        return run(
+            create_app(engine, options, observers),
+            sock,
+            drain_s=options.drain_s,
+            on_ready=lambda: ready(url, info),
+            on_deadline=engine.close,
+            ssl_certfile=options.ssl_certfile,
+            ssl_keyfile=options.ssl_keyfile,
+        )
 
 
 def _check_certificate(options: ServeOptions) -> None:

@@ -5,20 +5,26 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import httpx
 import pytest
 
 from llmctl.config import ServeOptions
-from llmctl.errors import ConfigError
-from llmctl.server.run import bind, url_of
+from llmctl.engine.registry import BACKENDS
+from llmctl.errors import ConfigError, ModelLoadError
+from llmctl.server.app import create_app
+from llmctl.server.loading import answering_meanwhile
+from llmctl.server.run import Server, bind, url_of
 from llmctl.services.serve import serve
-from llmctl.types import ModelSpec
-from tests.server.servers import CHAT, chat_body, events_of
+from llmctl.types import ModelSpec, ProgressCallback, ignore_progress
+from tests.fakes import FakeEngine
+from tests.server.servers import CHAT, chat_body, error_of, events_of
 
 
 def has_ipv6() -> bool:
@@ -137,6 +143,65 @@ def test_a_taken_port_is_found_before_the_model_is_looked_at() -> None:
         options = ServeOptions(port=sock.getsockname()[1])
         with pytest.raises(ConfigError, match="in use"):
             serve(ModelSpec("/no/such/model"), options, lambda *_: pytest.fail("was ready"))
+
+
+class LoadingEngine(FakeEngine):
+    """Asks its own server while it loads, and does not come to an end of it."""
+
+    url = ""
+    error: BaseException = ModelLoadError("its files are broken")
+    heard: ClassVar[list[httpx.Response]] = []
+
+    def __init__(self, _: ModelSpec) -> None:
+        super().__init__()
+
+    def load(self, _: ProgressCallback = ignore_progress) -> None:
+        self.heard[:] = [
+            httpx.get(f"{self.url}/health"),
+            httpx.get(f"{self.url}/ready"),
+            httpx.post(self.url + CHAT, json=chat_body(user="x" * 500_000)),
+        ]
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ModelLoadError("its files are broken"), KeyboardInterrupt()])
+def test_who_comes_while_the_model_loads_is_told_so(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(bind("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    monkeypatch.setitem(BACKENDS, "hf", f"{__name__}:LoadingEngine")
+    monkeypatch.setattr(LoadingEngine, "url", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(LoadingEngine, "error", error)
+    with pytest.raises(type(error)):
+        serve(ModelSpec("fake-model"), ServeOptions(port=port), lambda *_: pytest.fail("was ready"))
+    health, ready, chat = LoadingEngine.heard
+    assert (health.status_code, health.json()) == (200, {"status": "loading"})
+    for reply in (ready, chat):
+        assert reply.status_code == 503
+        assert "is being loaded" in error_of(reply)["message"]
+        assert int(reply.headers["retry-after"]) >= 1
+    assert refuses_connections(LoadingEngine.url)
+
+
+def test_the_loaded_model_answers_next_whoever_is_half_way_through_a_request() -> None:
+    with closing(bind("127.0.0.1", 0)) as sock:
+        with (
+            socket.create_connection(sock.getsockname()) as idle,
+            socket.create_connection(sock.getsockname()) as slow,
+            answering_meanwhile(sock, ServeOptions()),
+        ):
+            idle.sendall(b"GET /health HTTP/1.1\r\n")
+            slow.sendall(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+            assert httpx.get(url_of(sock) + "/health").status_code == 200
+        server = Server(create_app(FakeEngine()), on_deadline=lambda: None, drain_s=0)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        try:
+            assert httpx.get(url_of(sock) + "/ready").json()["status"] == "ready"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "x" * 300, "192.0.2.1"])
