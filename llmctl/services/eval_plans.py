@@ -17,9 +17,20 @@ def plans_of(config: EvalConfig, progress: ProgressCallback) -> list[SuitePlan]:
     """Plan every exam; data that is not here is fetched.
 
     Raises:
-        ConfigError: there is no such exam, or its data cannot be had or used.
+        ConfigError: there is no such exam, its data cannot be had or used, or two share a name,
+            by which their answers are told apart.
     """
-    return [_plan(name, config, progress) for name in config.dataset]
+    plans, named = [], dict[str, str]()
+    for name in config.dataset:
+        plan = _plan(name, config, progress)
+        if plan.suite in named:
+            raise ConfigError(
+                f"{named[plan.suite]} and {name} are both called {plan.suite}",
+                hint="a file's name is its exam's: rename one, or sit them in two runs",
+            )
+        named[plan.suite] = name
+        plans.append(plan)
+    return plans
 
 
 def plan_of(name: str, data_dir: Path | None, wanted: Wanted) -> SuitePlan:

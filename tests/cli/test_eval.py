@@ -170,6 +170,18 @@ def test_settings_come_from_a_file_and_mistakes_are_told_at_once(tmp_path: Path)
     assert any("shotz; did you mean shots?" in line for line in told)
 
 
+def test_two_exams_of_one_name_are_refused_before_anything_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    one, two = choice_exam(tmp_path), choice_exam(tmp_path / "other", count=6)
+    words = ["--base-url", "http://127.0.0.1:9/v1", "--model", "m", "--dataset"]
+    assert ends(*words, str(one), "--dataset", str(two)) == 2
+    told = capsys.readouterr().err
+    assert f"{one} and {two} are both called colours" in told
+    assert "rename one" in told
+
+
 def test_an_exam_that_is_nowhere_is_one_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
