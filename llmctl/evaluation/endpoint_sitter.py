@@ -23,6 +23,8 @@ T = TypeVar("T")
 _AT_ONCE: Final = 16
 """Requests in flight."""
 _TIMEOUT_S: Final = 600.0
+_SHOWN: Final = 200
+"""Characters of an answer that cannot be read."""
 
 
 def endpoint(base_url: str, model: str | None, api_key: str) -> Endpoint:
@@ -90,6 +92,8 @@ class EndpointSitter:
         for values, offsets in echoed:
             first = 1
             if not whole:
+                if len(offsets) != len(values):
+                    raise RequestError("it answers without text_offset")
                 # A token over the border counts to the continuation.
                 ends = (*offsets[1:], math.inf)
                 first = max(1, next(i for i, end in enumerate(ends) if end > len(context)))
@@ -100,25 +104,30 @@ class EndpointSitter:
 
     def _echo(self, prompts: list[str]) -> list[tuple[list[float | None], list[int]]]:
         """Return the log-likelihood and the place of every token of each prompt."""
-        answer = self._asked(
-            lambda: self._client.completions.create(
+
+        def read(answer: Any) -> list[tuple[list[float | None], list[int]]]:
+            told = []
+            for choice in sorted(answer.choices, key=lambda one: one.index):
+                found = choice.logprobs
+                if found is None or not found.token_logprobs or len(found.token_logprobs) < 2:
+                    raise RequestError("it answers without logprobs")
+                values = [None if v is None else float(v) for v in found.token_logprobs]
+                told.append((values, [int(place) for place in found.text_offset or ()]))
+            if len(told) != len(prompts):
+                raise RequestError(f"{len(told)} answers to {len(prompts)} prompts")
+            return told
+
+        return self._asked(
+            lambda: self._client.completions.with_raw_response.create(
                 model=self._place.model,
                 prompt=prompts,
                 max_tokens=0,
                 echo=True,
                 logprobs=0,
                 temperature=0,
-            )
+            ),
+            read,
         )
-        told = []
-        for choice in sorted(answer.choices, key=lambda one: one.index):
-            found = choice.logprobs
-            if found is None or not found.token_logprobs or len(found.token_logprobs) < 2:
-                raise RequestError("it answers without logprobs")
-            told.append((list(found.token_logprobs), list(found.text_offset or ())))
-        if len(told) != len(prompts):
-            raise RequestError(f"{len(told)} answers to {len(prompts)} prompts")
-        return told
 
     def write(
         self, questions: Sequence[Question], max_new_tokens: int
@@ -127,36 +136,32 @@ class EndpointSitter:
 
     def _reply(self, question: Question, max_new_tokens: int) -> Reply:
         turns = [{"role": m.role, "content": m.content} for m in question.messages]
-        answer = self._asked(
-            lambda: self._client.chat.completions.create(
+        return self._asked(
+            lambda: self._client.chat.completions.with_raw_response.create(
                 model=self._place.model,
                 messages=turns,
                 max_tokens=max_new_tokens,
                 temperature=0,
-            )
-        )
-        choice, usage = answer.choices[0], answer.usage
-        details = getattr(usage, "prompt_tokens_details", None)
-        cached = getattr(details, "cached_tokens", None) or 0
-        # What a server leaves out is not known to be anything.
-        whole = sum(
-            getattr(usage, f"{part}_tokens", None) or 0 for part in ("prompt", "completion")
-        )
-        return Reply(
-            choice.message.content or "", choice.finish_reason == "length", whole - cached, whole
+            ),
+            _read_reply,
         )
 
-    def _asked(self, call: Callable[[], T]) -> T:
-        """Ask, and say what went wrong in our own words.
+    def _asked(self, call: Callable[[], Any], read: Callable[[Any], T]) -> T:
+        """Ask, and read the answer; say what went wrong in our own words.
+
+        Args:
+            call: returns the client's raw response.
+            read: what is in it; may trip over what should be there.
 
         Raises:
             EngineStoppedError: nobody answers.
-            ContextLengthError, RequestError: the server refuses this question.
+            ContextLengthError, RequestError: the server refuses this question, or its answer cannot
+                be read.
         """
         from openai import APIConnectionError, APIStatusError, OpenAIError
 
         try:
-            return call()
+            answer = call()
         except APIConnectionError as error:
             raise EngineStoppedError(f"{self._place.base_url} does not answer: {error}") from error
         except APIStatusError as error:
@@ -165,6 +170,11 @@ class EndpointSitter:
             raise RequestError(f"{error.status_code}: {error.message}") from error
         except OpenAIError as error:
             raise RequestError(str(error)) from error
+        try:
+            return read(answer.parse())
+        except (AttributeError, TypeError, LookupError, ValueError) as error:
+            text = answer.http_response.text[:_SHOWN]
+            raise RequestError(f"its answer is no completion: {text!r}") from error
 
     def _each(
         self, questions: Sequence[Question], ask: Callable[[Question], T]
@@ -183,3 +193,15 @@ class EndpointSitter:
             finally:
                 for future in waiting:
                     future.cancel()
+
+
+def _read_reply(answer: Any) -> Reply:
+    """Read a chat completion, of the client's type."""
+    choice, usage = answer.choices[0], answer.usage
+    details = getattr(usage, "prompt_tokens_details", None)
+    cached = getattr(details, "cached_tokens", None) or 0
+    # What a server leaves out is not known to be anything.
+    whole = sum(getattr(usage, f"{part}_tokens", None) or 0 for part in ("prompt", "completion"))
+    # JSON can hold halves of a character, which no file can.
+    text = (choice.message.content or "").encode(errors="replace").decode()
+    return Reply(text, choice.finish_reason == "length", whole - cached, whole)

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = Callable[[str, dict[str, Any]], dict[str, Any] | int]
-"""Of a path and a body: the reply, or the status of a failure; 0 hangs up without a word."""
+Answer = Callable[[str, dict[str, Any]], dict[str, Any] | int | str]
+"""Of a path and a body: the reply, or the status of a failure; 0 hangs up without a word. A text
+is sent as it is: as JSON, or where it begins with `<` as a page."""
 
 
 def chat_reply(text: str) -> dict[str, Any]:
@@ -29,9 +30,12 @@ def answering(answer: Answer) -> Iterator[str]:
                 return
             status = reply if isinstance(reply, int) else 200
             failure = {"error": {"message": f"told to fail with {status}"}}
-            content = json.dumps(failure if isinstance(reply, int) else reply).encode()
+            told = failure if isinstance(reply, int) else reply
+            text = told if isinstance(told, str) else json.dumps(told)
+            content = text.encode()
             self.send_response(status)
-            self.send_header("content-type", "application/json")
+            kind = "text/html" if text.startswith("<") else "application/json"
+            self.send_header("content-type", kind)
             self.send_header("content-length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

@@ -56,6 +56,32 @@ def test_one_failing_question_costs_that_question(tmp_path: Path) -> None:
     assert any("1 of 12 questions have no answer" in warning for warning in score.warnings)
 
 
+def test_an_answer_that_is_none_costs_its_question_and_is_shown(tmp_path: Path) -> None:
+    asked = plan(tmp_path, "gen")
+    odd: dict[str, dict[str, Any] | str] = {
+        "0?": {"choices": []},
+        "1?": {"error": {"message": "overloaded"}},
+        "2?": {"choices": [{"message": None, "finish_reason": "stop"}]},
+        "3?": {"choices": [{"message": {"content": [1]}}]},
+        "4?": "<html>proxy</html>",
+        "5?": '{"choices": [{"mess',
+        "6?": "",
+    }
+
+    def answer(_: str, body: dict[str, Any]) -> dict[str, Any] | str:
+        return odd.get(body["messages"][-1]["content"].split("\n")[0], chat_reply("A \ud83d"))
+
+    with judging(answer) as url:
+        results = sit(asked, url)
+    errors = [result.error for result in results if result.error]
+    assert len(errors) == len(odd)
+    assert all("its answer is no completion" in error for error in errors)
+    assert any("overloaded" in error for error in errors)
+    assert any("<html>proxy" in error for error in errors)
+    # Half of a character, which no file can hold.
+    assert {result.reply for result in results if not result.error} == {"A ?"}
+
+
 def test_a_server_that_goes_away_leaves_what_it_answered(tmp_path: Path) -> None:
     asked = plan(tmp_path, "gen")
     told: list[QuestionResult] = []
