@@ -41,8 +41,13 @@ class Part:
 
     @property
     def stem(self) -> str:
-        """The name without folders and suffixes; a hub id whole."""
-        return self.name if self.kind == "hub" else Path(self.name).name.split(".")[0]
+        """The name without folders and the suffix of its kind; a hub id whole."""
+        if self.kind == "hub":
+            return self.name
+        path = Path(self.name)
+        if path.suffix.lower() == ".gz":
+            path = path.with_suffix("")
+        return path.stem if path.suffix.lower() in _SUFFIXES else path.name
 
     @property
     def location(self) -> str:
