@@ -176,7 +176,23 @@ class Delivery:
         from mlflow.entities import DatasetInput, InputTag
 
         context = [InputTag("mlflow.data.context", row.context)]
-        self.store.client.log_inputs(self.run_id, [DatasetInput(_dataset(row.dataset), context)])
+        dataset = _dataset(self._apart(row))
+        self.store.client.log_inputs(self.run_id, [DatasetInput(dataset, context)])
+
+    def _apart(self, row: Data) -> DatasetRef:
+        """Return the dataset under a name that the run does not use for it in another role.
+
+        MLflow takes the same name and digest for one input, and keeps only the first role of it.
+        """
+        ref, inputs = row.dataset, self.store.client.get_run(self.run_id).inputs
+        for used in inputs.dataset_inputs if inputs is not None else ():
+            same = (used.dataset.name, used.dataset.digest) == (
+                ref.name,
+                ref.digest[:_DIGEST_CHARS],
+            )
+            if same and all(tag.value != row.context for tag in used.tags):
+                return replace(ref, name=f"{ref.name} ({row.context})")
+        return ref
 
     def _write_model(self, row: Made) -> None:
         from mlflow.entities import LoggedModelOutput

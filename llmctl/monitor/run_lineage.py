@@ -67,12 +67,18 @@ class Lineage:
         """Return the run with everything that was made from it as branches."""
         return self._grow(self._node_of(run), up=False, seen=set())
 
-    def _grow(self, node: Node, *, up: bool, seen: set[tuple[NodeKind, str]]) -> Node:
+    def _grow(
+        self, node: Node, *, up: bool, seen: set[tuple[NodeKind, str]], above: str = ""
+    ) -> Node:
         key = (node.kind, node.id)
         if key in seen:  # two ways lead here, or a run's output is its own input again
             return _with(node, seen=bool(self._next(node, up=up)))
         seen.add(key)
-        branches = [self._grow(following, up=up, seen=seen) for following in self._next(node, up)]
+        branches = [
+            self._grow(following, up=up, seen=seen, above=node.id)
+            for following in self._next(node, up)
+            if following.run is None or following.id != above  # it read what it made
+        ]
         return _with(node, branches=tuple(branches))
 
     def _next(self, node: Node, up: bool) -> list[Node]:

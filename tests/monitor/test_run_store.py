@@ -212,13 +212,15 @@ def test_lineage_leads_from_the_raw_data_to_the_server_and_back(
     assert model.name == str(remembered.adapter)
 
 
-def test_data_that_was_its_own_source_ends_the_tree() -> None:
-    same = (DatasetUse("d", "x", "source"), DatasetUse("d", "x", "output"))
-    again = run("a", datasets=same)
-    tree = Lineage.of([again]).sources(again)
-    (data,) = tree.branches
-    (loop,) = data.branches
-    assert (loop.id, loop.seen, loop.branches) == ("a", True, ())
+def test_a_run_that_changed_nothing_is_no_source_of_itself() -> None:
+    same = (DatasetUse("d", "x", "source"), DatasetUse("d (output)", "x", "output"))
+    first, second = run("a", datasets=same), run("b", datasets=same, started=1.0)
+    lineage = Lineage.of([first, second])
+    (data,) = lineage.sources(second).branches
+    (before,) = data.branches
+    assert (before.id, [(node.id, node.seen) for node in before.branches]) == ("a", [("x", True)])
+    (data,) = lineage.results(first).branches
+    assert [node.id for node in data.branches] == ["b"]
 
 
 def test_parts_hang_on_their_whole() -> None:

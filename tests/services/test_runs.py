@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from llmctl.data.cleaning.settings import CleanSettings
+from llmctl.data.identity import dataset_ref
+from llmctl.data.intake import ReadOptions
 from llmctl.errors import ConfigError, LlmctlError
+from llmctl.monitor.run_lineage import Node
 from llmctl.monitor.store import Store, open_store, store_uri
 from llmctl.services import runs as service
+from llmctl.services.data_clean import CleanRequest, clean
 from llmctl.services.runs import RunFilter
 from llmctl.types import RequestTrace, RunRecord
 from tests.monitor.remembered import Remembered, begin, empty_home, end
@@ -37,6 +42,10 @@ def forget(_: RunRecord) -> None:
     pass
 
 
+def forbid(said: object) -> None:
+    raise AssertionError(said)
+
+
 def test_show_gathers_figures_lineage_and_files(history: Remembered) -> None:
     details = service.show("微调-fast")
     (loss,) = [one for one in details.summaries if one.name == "train/loss"]
@@ -46,6 +55,40 @@ def test_show_gathers_figures_lineage_and_files(history: Remembered) -> None:
     assert [(file.path, file.bytes) for file in details.files] == [("config.yaml", 11)]
     assert [node.kind for node in details.results.branches] == ["model"]
     assert service.show(history.ids["serve"][:10]).traces == 3
+
+
+@pytest.mark.parametrize("output", ["tr.clean.jsonl", "out/tr.jsonl"])
+def test_data_that_was_clean_already_leads_to_the_run_that_learnt_from_it(
+    home: Path, tmp_path: Path, output: str
+) -> None:
+    assert home.is_dir()
+    raw, rows = tmp_path / "tr.jsonl", tmp_path / output
+    answers = ["It is a city by the sea.", "Three trains go there every day.", "No, never."]
+    raw.write_text(
+        "".join(
+            json.dumps({"prompt": f"Question {number}?", "completion": answer}) + "\n"
+            for number, answer in enumerate(answers)
+        )
+    )
+    rows.parent.mkdir(exist_ok=True)
+    request = CleanRequest([str(raw)], CleanSettings(), ReadOptions())
+    report, _ = clean(request, rows, track=True, warn=forbid)
+    assert report.digest_before == report.digest_after
+    taught = begin("finetune", name="taught")
+    taught.log_dataset(dataset_ref(str(rows), on_problem=forbid), "training")
+    end(taught)
+
+    def outline(node: Node) -> object:
+        name = node.run.kind if node.run is not None else node.role
+        return {name: [outline(branch) for branch in node.branches]}
+
+    (cleaning,) = service.list_runs(RunFilter(kind="clean"))
+    assert outline(service.show(cleaning.run_id).results) == {
+        "clean": [{"output": [{"finetune": []}]}]
+    }
+    assert outline(service.show("taught").sources) == {
+        "finetune": [{"training": [{"clean": [{"source": []}]}]}]
+    }
 
 
 def test_a_curve_of_no_numbers_alone_has_no_lowest(history: Remembered) -> None:
