@@ -87,7 +87,7 @@ _KEY_SHAPES = {
 }
 _EXAMPLE_KEY = re.compile(r"example|your|x{4}|\*{3}|1234567|abcdef", re.IGNORECASE)
 _PRIVATE_KEY = re.compile(
-    r"-----BEGIN (?P<kind>[A-Z ]*PRIVATE KEY)-----[^-]+-----END (?P=kind)-----"
+    r"-----BEGIN (?P<kind>[A-Z ]*PRIVATE KEY)-----(?:[^-]++|-(?!----))++-----END (?P=kind)-----"
 )
 _EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+@/-])[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,62}[A-Za-z0-9_])?"
@@ -102,7 +102,8 @@ _EXAMPLE_DOMAIN = re.compile(
 _FILE_ENDINGS = frozenset(("png", "jpg", "jpeg", "gif", "svg", "webp", "css", "js", "json", "html"))
 
 # A number that is part of a longer one, of a name, a path, a sum or a decimal is none of ours.
-_LEFT = r"(?<![A-Za-z0-9_.+/=#$¥€£-])(?<!\d[,:])"
+# After a sign of equality it may be the value of a name, but no result of a sum.
+_LEFT = r"(?<![A-Za-z0-9_.+/#$¥€£-])(?<!\d[,:])(?<![\s\d=<>!~+*/()\[\]-]=)"
 _RIGHT = r"(?![A-Za-z0-9_%]|[./:,=-]\d)"
 _CHINESE_ID = re.compile(rf"{_LEFT}[1-9]\d{{16}}[\dXx]{_RIGHT}", re.ASCII)
 _CARD = re.compile(
@@ -128,8 +129,14 @@ _PHONE = re.compile(
     rf"{_RIGHT}",
     re.ASCII,
 )
+_NO_PHONE = re.compile(r"(?:id|total|sum|amount|price|cost|count)=$", re.IGNORECASE)
 _HOTLINE = re.compile(r"1?8(?:00|33|44|55|66|77|88)\d{7}$")
-_IPV4 = re.compile(r"(?<![A-Za-z0-9_.:/=-])(?:\d{1,3}\.){3}\d{1,3}(?![A-Za-z0-9_-]|\.\d)", re.ASCII)
+# No path, and no version that somebody needs: opencv-python==4.5.5.64.
+_IPV4 = re.compile(
+    r"(?<![A-Za-z0-9_.-])(?<![=<>~!]=)(?:(?<!/)|(?<=//))"
+    r"(?:\d{1,3}\.){3}\d{1,3}(?![A-Za-z0-9_-]|\.\d)",
+    re.ASCII,
+)
 _TWO_DOTS = re.compile(r"\d\.\d{1,3}\.\d", re.ASCII)
 _IPV6 = re.compile(
     r"(?<![A-Za-z0-9_:.])(?:[0-9A-Fa-f]{1,4}:){2,7}"
@@ -207,14 +214,19 @@ def passes_luhn(digits: str) -> bool:
 def _phones(text: str) -> Spans:
     for match in _CHINESE_PHONE.finditer(text):
         digits = re.sub(r"\D", "", match.group())
-        if len(set(digits[-8:])) > 2 and not digits.endswith(("12345678", "23456789")):
+        is_nobodys = len(set(digits[-8:])) <= 2 or digits.endswith(("12345678", "23456789"))
+        if not is_nobodys and not _is_figure(text, match.start()):
             yield match.span()
     for match in _PHONE.finditer(text):
         digits = re.sub(r"\D", "", match.group())
         # Exchange 555 is kept for films, 800 and its like are hotlines; E.164 allows 15 digits.
         is_nobodys = digits[-7:-4] == "555" or _HOTLINE.match(digits) or digits.endswith("4567890")
-        if 8 <= len(digits) <= 15 and not is_nobodys:
+        if 8 <= len(digits) <= 15 and not is_nobodys and not _is_figure(text, match.start()):
             yield match.span()
+
+
+def _is_figure(text: str, start: int) -> bool:
+    return _NO_PHONE.search(text[max(0, start - 8) : start]) is not None
 
 
 def _addresses(text: str) -> Spans:
@@ -240,11 +252,17 @@ def _if_public(match: re.Match[str]) -> Spans:
 
 
 _MANY_DIGITS = re.compile(r"\d[\d .()+-]{6}", re.ASCII)
+# A comma or slash between two numbers that are whole by themselves, which no sum has.
+_BETWEEN = re.compile(
+    r"[,/](?:(?<=[\dXx]{11}.)|(?<=[ -]\d{4}[ -]\d{4}.)|(?<=-\d{7}.)|(?<=-\d{8}.))"
+    r"(?=(?:\+\d{1,3}[ -]?)?(?:\d{11}|\d{3,4}[ -]\d{4}[ -]\d{4}|0\d{2,3}-\d{7}))",
+    re.ASCII,
+)
 
 
 def _if_digits(search: Callable[[str], Spans]) -> Callable[[str], Spans]:
     def gated(text: str) -> Spans:
-        return search(text) if _MANY_DIGITS.search(text) else iter(())
+        return search(_BETWEEN.sub(";", text)) if _MANY_DIGITS.search(text) else iter(())
 
     return gated
 

@@ -36,6 +36,34 @@ def test_personal_data_is_found_with_its_kind(text: str, kind: str, found: str) 
     assert [(each.kind, text[each.start : each.end]) for each in find(text)] == [(kind, found)]
 
 
+PEM = (
+    "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,6F\n\n"
+    "MIIE+/=\n-----END RSA PRIVATE KEY-----"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("call 13912345670,13812340987 now", ["13912345670", "13812340987"]),
+        ("13912345670/13812340987/15912345670", ["13912345670", "13812340987", "15912345670"]),
+        ("139-1234-5670,138 1234 0987", ["139-1234-5670", "138 1234 0987"]),
+        ("010-62784321/010-62784322", ["010-62784321", "010-62784322"]),
+        ("13912345670,11010519491231002X", ["13912345670", "11010519491231002X"]),
+        ("11010519491231002X,11010519491231002X", ["11010519491231002X"] * 2),
+        ("phone=13912345670&手机=13812340987", ["13912345670", "13812340987"]),
+        ("http://x.cn/?m=13912345670", ["13912345670"]),
+        ("http://47.98.12.33:8080/x", ["47.98.12.33"]),
+        ("IP:47.98.12.33, host=47.98.12.34", ["47.98.12.33", "47.98.12.34"]),
+        (f"a {PEM} b {PEM}", [PEM, PEM]),
+    ],
+)
+def test_lists_pairs_of_name_and_value_and_addresses_of_pages_hold_personal_data(
+    text: str, found: list[str]
+) -> None:
+    assert [text[each.start : each.end] for each in find(text)] == found
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -43,7 +71,9 @@ def test_personal_data_is_found_with_its_kind(text: str, kind: str, found: str) 
         "git clone git@github.com:owner/name.git",
         "logo@2x.png",
         "13800138000.5 = 1,3800138000",
-        "price: $13912345670, total=13912345670",
+        "price: $13912345670, total=13912345670, order_id=13912345670",
+        "3478086417*4=13912345670, 1,13912345670, 13912345670,5, a/13912345670",
+        "opencv-python==4.5.5.64, lib>=4.5.5.64, dist/4.5.5.64/lib",
         "pi is 3.14159265358979323846",
         "in 2023-10-12 10:12:13, ISBN 9787111213826",
         "order 110105194912310021",  # the check digit is wrong
