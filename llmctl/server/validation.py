@@ -55,7 +55,8 @@ def _field_problem(kind: str, param: str, finding: Mapping[str, Any]) -> ErrorBo
     value, context = finding["input"], finding.get("ctx", {})
     if kind.startswith("union_tag"):  # about the discriminator, though located at its object
         discriminator = context["discriminator"].strip("'")
-        param = f"{param}.{discriminator}"
+        # A function tells items apart, by their type.
+        param = f"{param}.{'type' if discriminator.endswith('()') else discriminator}"
     match kind:
         case "missing" | "union_tag_not_found":
             return _problem(
