@@ -120,6 +120,57 @@ def test_an_answer_may_be_the_text_of_its_option(tmp_path: Path) -> None:
     assert [question.gold for question in plan.subjects[0].questions] == ["A", "B"]
 
 
+def own_exam(folder: Path, *rows: dict[str, object]) -> Path:
+    file = folder / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def test_options_are_understood_however_they_are_listed(tmp_path: Path) -> None:
+    file = own_exam(
+        tmp_path,
+        {"question": "?", "options": {"A": "red", "B": "dog"}, "answer": "B"},
+        {"question": "?", "choices": ["red", "dog"], "answer": 0, "id": 7},
+        {"question": "?", "choices": ["red", "dog"], "answer": 1},
+        {"question": "?", "options": [4, 5], "answer": 5},
+    )
+    table = tmp_path / "table.csv"
+    table.write_text('question,options,answer\n?,"[""4"",""5""]",5\n?,"{""A"":1,""B"":2}",B\n')
+    golds = [[row.gold for row in exam_suite(f).layout.rows(f)] for f in (file, table)]
+    assert golds == [["B", "A", "B", "B"], ["B", "B"]]
+
+
+def test_what_is_misspelt_or_could_mean_two_things_is_refused_with_its_line(tmp_path: Path) -> None:
+    file = own_exam(
+        tmp_path,
+        {"question": "?", "answer": "6", "mach": "numeric", "level": 3},
+        {"question": "?", "answer": "6", "mach": "numeric"},
+        {"question": "?", "options": "red|dog", "answer": "A"},
+        {"question": "?", "options": {"A": "red", "C": "dog"}, "answer": "A"},
+        {"question": "?", "options": ["red", "dog"], "A": "red", "answer": "A"},
+        {"question": "?", "options": ["red", None], "answer": "A"},
+        {"question": "?", "options": [str(n) for n in range(30)], "answer": "A"},
+        {"question": "?", "options": [1, 2, 3], "answer": 1},
+    )
+    with pytest.raises(ConfigError) as refused:
+        exam_suite(file)
+    told = [line.removeprefix(f"{file}:") for line in str(refused.value).splitlines()]
+    assert told == [
+        "1: unknown 'mach'; did you mean 'match'?",
+        "1: unknown 'level'; it may be question, options, choices, answer, match, subject, split, "
+        "A, B, ...",
+        """3: options is 'red|dog'; it must be a list: ["red", "blue"]""",
+        "4: the options are A, C; they must be A, B, ...",
+        "5: options are given twice, as options and as A",
+        "6: an option is empty, or no text",
+        "7: 30 options, and there are 26 letters",
+        "8: the answer 1 may be A or B of A, B, C",
+    ]
+    one = {"question": "?", "choices": ["red", "dog"], "answer": 1}
+    with pytest.raises(ConfigError, match="no answer is 0, so they may count from 1"):
+        exam_suite(own_exam(tmp_path, one, one))
+
+
 @with_data
 def test_all_rendered_ceval_prompts_are_opencompass_own() -> None:
     suite = find_suite("ceval")
