@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmctl.engine.parts import Part, new_call_id
+from llmctl.errors import RequestError
 from llmctl.types import Message, Tool, ToolCall
 
 
@@ -82,17 +83,21 @@ MOST_CALLS = 8
 
 
 def forced_schema(tools: Sequence[Tool], *, parallel: bool) -> dict[str, object]:
-    """Return the JSON schema of a reply that is nothing but calls of these tools."""
+    """Return the JSON schema of a reply that is nothing but calls of these tools.
+
+    Raises:
+        RequestError: the schema of a tool's arguments cannot be taken over.
+    """
     definitions: dict[str, object] = {}
     calls = []
     for number, tool in enumerate(tools):
-        arguments = _hoisted(dict(tool.parameters or {}), f"tool{number}_", definitions)
+        definitions[f"tool{number}"] = _closed(_moved(tool, f"#/$defs/tool{number}"))
         calls.append(
             {
                 "type": "object",
                 "properties": {
                     "name": {"const": tool.name},
-                    "arguments": _closed(arguments),
+                    "arguments": {"$ref": f"#/$defs/tool{number}"},
                 },
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
@@ -101,7 +106,7 @@ def forced_schema(tools: Sequence[Tool], *, parallel: bool) -> dict[str, object]
     call: dict[str, object] = calls[0] if len(calls) == 1 else {"anyOf": calls}
     if parallel:
         call = {"type": "array", "items": call, "minItems": 1, "maxItems": MOST_CALLS}
-    return call | ({"$defs": definitions} if definitions else {})
+    return call | {"$defs": definitions}
 
 
 def _closed(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -111,23 +116,42 @@ def _closed(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": {}, "additionalProperties": False} | arguments
 
 
-def _hoisted(schema: dict[str, Any], prefix: str, into: dict[str, object]) -> dict[str, Any]:
-    """Move a schema's definitions to where the whole has its own; references are to the root."""
-    own = {key: schema.pop(key) for key in ("$defs", "definitions") if key in schema}
+_NAMED = ("$defs", "definitions", "properties", "patternProperties", "dependentSchemas")
+"""Keywords whose keys are names of schemas, and no keywords themselves."""
+_LITERAL = ("const", "enum", "default", "examples")
+"""Keywords whose values are no schemas, whatever they look like."""
 
-    def moved(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {
-                key: re.sub(r"^#/(\$defs|definitions)/", f"#/$defs/{prefix}", item)
-                if key == "$ref" and isinstance(item, str)
-                else moved(item)
-                for key, item in value.items()
-            }
-        return [moved(item) for item in value] if isinstance(value, list) else value
 
-    for named in own.values():
-        into |= {prefix + name: moved(definition) for name, definition in named.items()}
-    result: dict[str, Any] = moved(schema)
+def _moved(tool: Tool, root: str) -> dict[str, Any]:
+    """Return the schema of a tool's arguments as it is in another one, at `root`.
+
+    Its references begin at its own root, so they are given the way there (RFC 6901). An `$id` would
+    give it a root of its own again.
+    """
+    schema = {key: value for key, value in (tool.parameters or {}).items() if key != "$id"}
+
+    def moved(value: Any, *, named: bool = False) -> Any:
+        if isinstance(value, list):
+            return [moved(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        return {k: moved(v) if named else of_keyword(k, v) for k, v in value.items()}
+
+    def of_keyword(key: str, value: Any) -> Any:
+        if key in _LITERAL:
+            return value
+        if key == "$ref" and isinstance(value, str):
+            return re.sub(r"^#(?=/|$)", root, value)
+        return moved(value, named=key in _NAMED)
+
+    wrong = f"the parameters of the function {tool.name!r}"
+    for key in ("$defs", "definitions"):
+        if not isinstance(schema.get(key, {}), dict):
+            raise RequestError(f"{wrong} have {key!r} that are no object", param="tools")
+    try:
+        result: dict[str, Any] = moved(schema)
+    except RecursionError as error:
+        raise RequestError(f"{wrong} are nested too deeply", param="tools") from error
     return result
 
 

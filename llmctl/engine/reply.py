@@ -104,7 +104,7 @@ class ReplyReaders:
             return None
         forced = [tool for tool in request.tools if tool.name in request.forced_tools]
         schema = forced_schema(forced, parallel=request.parallel_tool_calls)
-        return Grammar("json_schema", json.dumps(schema, ensure_ascii=False))
+        return Grammar("json_schema", json.dumps(schema, ensure_ascii=False), param="tools")
 
     def reader(
         self, request: GenerationRequest, prompt_ids: Sequence[int]

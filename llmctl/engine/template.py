@@ -201,10 +201,17 @@ class ChatTemplate:
     def _shielded(
         self, messages: Sequence[Message], tools: Sequence[Tool]
     ) -> tuple[list[Any], list[Any] | None]:
-        turns = [self.shield.hide(self._turn(message)) for message in messages]
+        try:
+            turns = [self.shield.hide(self._turn(message)) for message in messages]
+            described = [self.shield.hide(function_of(tool)) for tool in tools]
+        except RecursionError as error:
+            raise TemplateError(
+                "the arguments of a call, or the description of a tool, are nested too deeply",
+                param="tools" if tools else "messages",
+            ) from error
         if turns and turns[0]["role"] == "system" and not self._has_system_role:
             turns = _fold_system(turns)
-        return turns, [self.shield.hide(function_of(tool)) for tool in tools] or None
+        return turns, described or None
 
     @cached_property
     def _has_system_role(self) -> bool:

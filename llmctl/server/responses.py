@@ -82,7 +82,8 @@ def _grammar(body: ResponseRequest) -> Grammar | None:
         case JSONObjectFormat():
             return Grammar("json_object")
         case ResponseSchemaFormat(schema_=schema):
-            return Grammar("json_schema", json.dumps(schema, ensure_ascii=False))
+            source = json.dumps(schema, ensure_ascii=False)
+            return Grammar("json_schema", source, param="text.format")
         case _:
             return None
 

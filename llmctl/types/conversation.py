@@ -27,7 +27,7 @@ class ToolCall:
         """
         try:
             value = json.loads(self.arguments or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(
                 f"the arguments of the call to {self.name!r} are no JSON: {error}",
                 param="messages",

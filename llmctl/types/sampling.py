@@ -14,6 +14,8 @@ class Grammar:
     source: str = ""
     """The JSON schema as JSON text, or the regular expression."""
     choices: tuple[str, ...] = ()
+    param: str = ""
+    """The field of a request that asked for it, where that is not the usual one of its kind."""
 
     def __post_init__(self) -> None:
         if self.kind == "choice" and (not self.choices or "" in self.choices):

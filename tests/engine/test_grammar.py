@@ -14,8 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from llmctl.engine.batching.grammar import GrammarCompiler, GrammarMatcher
 from llmctl.engine.batching.logprobs import TokenTexts
+from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import RequestError
 from llmctl.types import Grammar
+from tests.server.servers import error_of, request
 from tests.tiny import byte_tokenizer
 
 PERSON = {
@@ -425,6 +427,14 @@ def test_a_schema_that_cannot_be_enforced_is_refused(
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
     assert refused.value.param == "response_format"
+
+
+def test_a_schema_of_the_responses_api_is_refused_by_the_name_it_has_there(tiny: HFRunner) -> None:
+    wanted = {"type": "json_schema", "name": "a", "schema": {"not": {}}}
+    body = {"model": tiny.info().model_id, "input": "hi", "text": {"format": wanted}}
+    error = error_of(request(tiny, "POST", "/v1/responses", json=body))
+    assert error["param"] == "text.format"
+    assert error["message"].startswith("cannot enforce this text.format: ")
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmctl.engine.batching.grammar import GrammarCompiler
 from llmctl.engine.forced_calls import ForcedCalls, forced_schema
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.reply import MarkedReply, ReplyReaders, response_template
 from llmctl.engine.stream import Fold
 from llmctl.engine.template import ChatTemplate
-from llmctl.errors import UnsupportedError
+from llmctl.errors import RequestError, UnsupportedError
 from llmctl.types import (
     GenerationChunk,
     GenerationRequest,
@@ -139,6 +140,89 @@ def test_definitions_of_each_tool_stay_its_own() -> None:
     jsonschema.validate(good, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate([{"name": "a", "arguments": {"v": "x"}}], schema)
+
+
+TREE: dict[str, object] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "https://example.org/tree",
+    "type": "object",
+    "properties": {
+        "colour": {"$ref": "#/definitions/colour"},
+        "other": {"$ref": "#/properties/colour"},
+        "child": {"$ref": "#"},
+        "default": {"$ref": "#/definitions/colour"},
+        "as written": {"const": {"$ref": "#/x"}},
+    },
+    "definitions": {"colour": {"enum": ["red"]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "right"),
+    [
+        ({"colour": "red", "child": {"other": "red", "child": {}}}, True),
+        ({"as written": {"$ref": "#/x"}, "default": "red"}, True),
+        ({"child": {"other": "blue"}}, False),
+        ({"default": "blue"}, False),
+        ({"child": {"unknown": 1}}, False),
+    ],
+)
+@pytest.mark.parametrize("parallel", [True, False])
+def test_references_in_a_tools_schema_are_to_its_own_root(
+    arguments: dict[str, object], right: bool, parallel: bool
+) -> None:
+    schema = forced_schema([ADD, Tool("paint", "", TREE)], parallel=parallel)
+    call = {"name": "paint", "arguments": arguments}
+    validator = jsonschema.Draft202012Validator(schema)
+    assert validator.is_valid([call] if parallel else call) is right
+
+
+def nested(levels: int) -> dict[str, object]:
+    inner: dict[str, object] = {}
+    for _ in range(levels):
+        inner = {"items": inner}
+    return inner
+
+
+@pytest.mark.parametrize("source", [CHATML, CHATML + "{# <|im_start|> {{ tools }} #}"])
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"$defs": [1]}, "'f' have '.defs' that are no object"),
+        ({"definitions": "x"}, "'f' have 'definitions' that are no object"),
+        (nested(900), "nested too deeply"),
+        ({"properties": {"a": {"not": {}}}}, 'cannot enforce these tools: Unimplemented.*"not"'),
+        ({"properties": {"a": {"$ref": "#/$defs/b"}}}, "does not exist"),
+    ],
+    ids=["defs", "definitions", "deep", "not", "ref"],
+)
+def test_a_tool_that_cannot_be_enforced_is_refused_as_a_tool(
+    parameters: dict[str, object], reason: str, source: str
+) -> None:
+    tokenizer = byte_tokenizer()
+    template = ChatTemplate(tokenizer, source)
+    readers = ReplyReaders(tokenizer, template)
+    tools = (Tool("f", "", parameters),)
+    request = GenerationRequest((Message("user", "?"),), tools=tools, forced_tools=("f",))
+
+    def check() -> None:
+        template.encode(readers.messages(request), tools=tools if template.has_tools else ())
+        grammar = readers.grammar(request)
+        assert grammar is not None
+        GrammarCompiler(tokenizer, len(tokenizer), [257]).compile(grammar)
+
+    with pytest.raises(RequestError, match=reason) as caught:
+        check()
+    assert caught.value.param == "tools"
+
+
+def test_a_call_whose_arguments_are_nested_too_deeply_is_refused() -> None:
+    template = ChatTemplate(byte_tokenizer(), CHATML + "{# tool_calls #}")
+    for levels in (900, 100_000):
+        call = ToolCall("f", '{"a":' * levels + "1" + "}" * levels)
+        with pytest.raises(RequestError) as caught:
+            template.render([Message("user", "?"), Message("assistant", "", tool_calls=(call,))])
+        assert caught.value.param == "messages"
 
 
 TOOLS_TEMPLATE = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML

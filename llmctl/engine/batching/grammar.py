@@ -289,5 +289,6 @@ def _reason(error: str) -> str:
 
 
 def _refusal(grammar: Grammar, reason: str) -> RequestError:
-    param = _PARAMS[grammar.kind]
-    return RequestError(f"cannot enforce this {param}: {reason}", param=param)
+    param = grammar.param or _PARAMS[grammar.kind]
+    which = "these" if param == "tools" else "this"
+    return RequestError(f"cannot enforce {which} {param}: {reason}", param=param)
