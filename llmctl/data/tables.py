@@ -1,10 +1,10 @@
 """Which rows are in a CSV or Parquet file?"""
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
+from llmctl.data.beyond_json import to_json
 from llmctl.data.json_stream import LONGEST_ROW
 from llmctl.data.json_text import Fault, no_utf8
 from llmctl.types import Progress, ProgressCallback
@@ -75,7 +75,7 @@ def parquet_rows(
 def arrow_row(value: dict[str, Any]) -> tuple[bytes, Mapping[str, object]]:
     """Return a row of Arrow's as JSON text and as value."""
     whole = _without_null(value)
-    return json.dumps(whole, ensure_ascii=False, default=str).encode(errors="replace"), whole
+    return to_json(whole), whole
 
 
 def _without_null(value: Any) -> Any:

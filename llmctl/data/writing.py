@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from llmctl.data.beyond_json import from_json, plain_json, plain_text, to_json
 from llmctl.errors import ConfigError
 
 _LINES = (".jsonl", ".ndjson")
@@ -78,15 +79,15 @@ class RowWriter:
 
     def write(self, value: Mapping[str, object]) -> None:
         """Write one row."""
-        self.write_raw(json.dumps(value, ensure_ascii=False, default=str).encode())
+        self.write_raw(to_json(value))
 
     def write_raw(self, raw: bytes) -> None:
-        """Write one row that is JSON on one line already."""
+        """Write one row that is JSON on one line already, by `beyond_json.to_json`."""
         if self._suffix == ".json":
             self._stream.write(b",\n" if self.rows else b"[\n")
-            self._stream.write(raw)
+            self._stream.write(plain_json(raw))
         else:
-            self._stream.write(raw + b"\n")
+            self._stream.write((plain_json(raw) if self._suffix in _LINES else raw) + b"\n")
         self.rows += 1
 
     def _opened(self) -> IO[bytes]:
@@ -112,7 +113,7 @@ class RowWriter:
     def _spilled(self) -> Iterator[dict[str, Any]]:
         with self._spill.open("rb") as lines:
             for line in lines:
-                yield json.loads(line)
+                yield from_json(line)
 
 
 def _write_csv(
@@ -131,7 +132,9 @@ def _cell(value: object) -> str:
     """Write what is no text as JSON, which reading understands."""
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict | list | int | float):
+        return json.dumps(value, ensure_ascii=False, default=plain_text)
+    return plain_text(value)
 
 
 def _write_parquet(rows: Callable[[], Iterator[dict[str, Any]]], path: Path) -> None:

@@ -1,6 +1,5 @@
 """What becomes of a few hundred rows at a time? The work of one process, and what it hands back."""
 
-import json
 import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from llmctl.data.beyond_json import from_json, to_json
 from llmctl.data.cleaning.language import UNKNOWN, LanguageRule, script
 from llmctl.data.cleaning.lengths import TokenCounter
 from llmctl.data.cleaning.likeness import parts, row_digest
@@ -36,7 +36,7 @@ class Record:
 
     origin: Origin
     original: bytes
-    """JSON on one line; what cannot be read as a JSON string."""
+    """`beyond_json.to_json` of it; what cannot be read as a JSON string."""
     cleaned: bytes | None
     """The row as it leaves, if that is different."""
     detail: str = ""
@@ -56,7 +56,7 @@ class CleanJob:
     def example(self, record: Record, *, after: bool = True) -> Example:
         """Return what a row says that was readable."""
         text = record.cleaned if after and record.cleaned is not None else record.original
-        row = Row(record.origin, b"", json.loads(text))
+        row = Row(record.origin, b"", from_json(text))
         example = to_example(row, columns=self.columns, format=self.format)
         assert isinstance(example, Example)
         return example
@@ -169,7 +169,7 @@ class ChunkCleaner:
                 chunk.rows["removed_by"][place] = UNREAD
                 chunk.problems += cleaned
                 why = "; ".join(f"{p.field}: {p.what}" if p.field else p.what for p in cleaned)
-                raw = _json(row.raw.decode("utf-8", "replace"))
+                raw = to_json(row.raw.decode("utf-8", "replace"))
                 record = Record(row.origin, raw, None, why)
             chunk.records.append(pickle.dumps(record, pickle.HIGHEST_PROTOCOL))
         return chunk
@@ -196,8 +196,8 @@ class ChunkCleaner:
             detail = cleaned.findings[cleaned.removed_by].detail
         else:
             self._sketch(place, after, chunk)
-        new = None if is_same else _json(cleaned.value)
-        return Record(row.origin, _json(row.value), new, detail)
+        new = None if is_same else to_json(cleaned.value)
+        return Record(row.origin, to_json(row.value), new, detail)
 
     def _sketch(self, place: int, example: Example, chunk: ChunkResult) -> None:
         """Note what a row is compared with others by."""
@@ -228,7 +228,3 @@ def _asked(example: Example) -> tuple[int, int]:
         return 0, 0
     prompt, answer = prompt_key(example), answer_key(example)
     return int.from_bytes(prompt[:8], "little") or 1, int.from_bytes(answer[:8], "little")
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, default=str).encode()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from llmctl.data.beyond_json import from_json
 from llmctl.data.cleaning.chunk import UNREAD, UNREADABLE
 from llmctl.data.cleaning.pipeline import Cleaned
 from llmctl.data.cleaning.report import CleanReport
@@ -84,7 +85,7 @@ def write(
                     "detail": what_relation(cleaned, rule, index)
                     if rule in cleaned.relations
                     else record.detail,
-                    "original": json.loads(record.original),
+                    "original": from_json(record.original),
                 }
             )
         report_file.write_text(

@@ -214,8 +214,8 @@ def passes_luhn(digits: str) -> bool:
 def _phones(text: str) -> Spans:
     for match in _CHINESE_PHONE.finditer(text):
         digits = re.sub(r"\D", "", match.group())
-        is_nobodys = len(set(digits[-8:])) <= 2 or digits.endswith(("12345678", "23456789"))
-        if not is_nobodys and not _is_figure(text, match.start()):
+        made_up = len(set(digits[-8:])) <= 2 or digits.endswith(("12345678", "23456789"))
+        if not made_up and not _is_figure(text, match.start()):
             yield match.span()
     for match in _PHONE.finditer(text):
         digits = re.sub(r"\D", "", match.group())

@@ -1,10 +1,10 @@
 """How is what was found summed up: for the whole dataset, and for a single row?"""
 
-import json
 from typing import Any
 
 import numpy as np
 
+from llmctl.data.beyond_json import from_json
 from llmctl.data.cleaning.chunk import EXAMPLES, UNREAD, UNREADABLE, Record
 from llmctl.data.cleaning.corpus_rules import SAYS
 from llmctl.data.cleaning.lengths import TokenCounter
@@ -129,7 +129,7 @@ def explain(cleaned: Cleaned, line: int, counter: TokenCounter | None) -> Explan
         said = (Said(UNREADABLE, "remove", record.detail),)
         return Explanation(where, said, UNREADABLE, ())
     cleaner = RowCleaner(job.settings, columns=job.columns, format=job.format, counter=counter)
-    row = cleaner.clean(Row(record.origin, b"", json.loads(record.original)))
+    row = cleaner.clean(Row(record.origin, b"", from_json(record.original)))
     assert isinstance(row, CleanedRow)
     says = {name: finding.detail for name, finding in row.findings.items()}
     for name, relation in cleaned.relations.items():

@@ -1,12 +1,17 @@
 """Whole files cleaned: what is kept, what goes, and that doing it again changes nothing."""
 
+import csv
 import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -115,6 +120,41 @@ def test_every_kind_of_file_can_be_written_and_cleaned_again(tmp_path: Path, nam
     assert first.changed == 5
     assert again.is_clean
     assert first.digest_after == again.digest_before == again.digest_after
+
+
+def test_columns_that_json_has_no_word_for_come_out_of_parquet_as_they_were(tmp_path: Path) -> None:
+    now = datetime(2024, 1, 2, 3, 4, 5, 678901)
+    nanoseconds = [now, pa.scalar(1, pa.timestamp("ns")).as_py()]
+    columns: dict[str, Any] = {
+        "prompt": ["Say 1", "Say 2"],
+        "completion": ["1! \n", "2!"],
+        "image": [{"bytes": b"\x89PNG\0", "path": "a.png"}, {"bytes": b"", "path": "b.png"}],
+        "raw": [b"\xff", None],
+        "at": [now] * 2,
+        "zoned": [now.replace(tzinfo=UTC)] * 2,
+        "fine": pa.array(nanoseconds, pa.timestamp("ns")),
+        "day": [now.date(), None],
+        "hour": [now.time()] * 2,
+        "span": [timedelta(days=400, microseconds=1)] * 2,
+        "price": [Decimal("1.10"), Decimal("12.345")],
+    }
+    table = pa.table(columns)
+    pq.write_table(table, tmp_path / "in.parquet")
+    run(tmp_path / "in.parquet", tmp_path / "out.parquet")
+    out = pq.read_table(tmp_path / "out.parquet")
+    assert out["completion"].to_pylist() == ["1!", "2!"]
+    for name in table.column_names[2:]:
+        assert out[name].to_pylist() == table[name].to_pylist()
+        assert out[name].type == table[name].type
+    run(tmp_path / "in.parquet", tmp_path / "out.jsonl")
+    first = load(tmp_path / "out.jsonl")[0]
+    assert first["image"] == {"bytes": "iVBORwA=", "path": "a.png"}
+    assert (first["at"], first["day"]) == ("2024-01-02T03:04:05.678901", "2024-01-02")
+    run(tmp_path / "in.parquet", tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        cells = next(csv.DictReader(file))
+    assert json.loads(cells["image"]) == first["image"]
+    assert (cells["raw"], cells["price"]) == ("/w==", "1.100")
 
 
 def test_what_goes_is_written_with_its_line_its_rule_and_the_row_as_it_was(tmp_path: Path) -> None:
