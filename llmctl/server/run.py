@@ -28,7 +28,7 @@ def bind(host: str, port: int) -> socket.socket:
     """Take a port and listen on it; 0 takes a free one.
 
     It listens at once, or a second server could take the port while this one loads its model.
-    Whoever connects before `run` waits.
+    Whoever connects waits for `run`, or for `answering_meanwhile`.
 
     Raises:
         ConfigError: the port is taken, privileged or no port, or the host is not this machine's.

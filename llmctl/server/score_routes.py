@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Annotated
@@ -36,6 +37,12 @@ class ScoreTextsRequest(WireRequest):
     head: str = ""
     """What all texts begin with. It only keeps the request small: tokens are of whole texts."""
     groups: Annotated[list[ScoreGroup], Field(min_length=1)]
+
+
+class _ExamRoute(StrictJSONRoute):
+    """The questions of a whole subject come at once, and nobody else waits."""
+
+    most_objects = math.inf
 
 
 class _Lines(EventStream):
@@ -73,7 +80,7 @@ def score_router(serving: Serving) -> APIRouter:
     """Build the route."""
     # Whoever waits for the model here leaves the threads alone in which replies are submitted.
     threads = ThreadPoolExecutor(thread_name_prefix="llmctl-score")
-    router = APIRouter(route_class=StrictJSONRoute)
+    router = APIRouter(route_class=_ExamRoute)
 
     @router.post("/v1/score", response_class=_Lines)
     async def score(body: ScoreTextsRequest, request: Request) -> _Lines:

@@ -16,7 +16,7 @@ LARGE_BODY = 2**18
 """Bytes from which on a body is parsed beside the event loop, which goes on meanwhile."""
 
 
-def parse(body: bytes) -> Any:
+def parse(body: bytes, most_objects: float = MOST_OBJECTS) -> Any:
     """Parse JSON without duplicate keys, NaN, infinities or text that is not Unicode.
 
     Raises:
@@ -28,8 +28,8 @@ def parse(body: bytes) -> Any:
     def counted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal objects
         objects += 1
-        if objects > MOST_OBJECTS:
-            raise ValueError(f"it holds more than {MOST_OBJECTS} objects")
+        if objects > most_objects:
+            raise ValueError(f"it holds more than {most_objects} objects")
         return object_of(pairs)
 
     try:
@@ -74,19 +74,27 @@ def _finite(digits: str) -> float:
 
 
 class StrictJSONRequest(Request):
+    most_objects: float = MOST_OBJECTS
+
     async def json(self) -> Any:
         body = await self.body()
-        return parse(body) if len(body) < LARGE_BODY else await asyncio.to_thread(parse, body)
+        if len(body) < LARGE_BODY:
+            return parse(body, self.most_objects)
+        return await asyncio.to_thread(parse, body, self.most_objects)
 
 
 class StrictJSONRoute(APIRoute):
     """A route whose JSON body goes through `parse`."""
 
+    most_objects: float = MOST_OBJECTS
+
     def get_route_handler(self) -> Callable[[Request], Any]:
         handle = super().get_route_handler()
 
         async def strictly(request: Request) -> Response:
-            response: Response = await handle(StrictJSONRequest(request.scope, request.receive))
+            strict = StrictJSONRequest(request.scope, request.receive)
+            strict.most_objects = self.most_objects
+            response: Response = await handle(strict)
             return response
 
         return strictly

@@ -37,6 +37,12 @@ def test_an_ordinary_server_does_not_have_it(tiny: HFRunner) -> None:
     assert post(tiny, scoring=False).status_code == 404
 
 
+def test_a_subject_may_have_as_many_questions_as_it_has(tiny: HFRunner) -> None:
+    groups = [{"stem": "", "endings": ["a"]}] * 70_000
+    refused = post(tiny, model="nobody", groups=groups)
+    assert error_of(refused)["code"] == "model_not_found"
+
+
 def test_head_stem_and_ending_are_one_text(tiny: HFRunner) -> None:
     groups = [{"stem": "Q: no?", "endings": [" yes", " no"]}, {"stem": "", "endings": ["Z", "Yy"]}]
     found = lines(post(tiny, head="Exam. ", groups=groups))
