@@ -1,7 +1,6 @@
 """One training from the loaded model to its result: what is built, and what happens on the way."""
 
 import gc
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from llmctl.train.head import SupervisedHead, agrees
 from llmctl.train.launch import Share
 from llmctl.train.method import make_lean, make_trainable, weights_dtype
 from llmctl.train.samples import Question, SampleLog, Sampler
-from llmctl.train.stop import Interrupted, StopRequest
+from llmctl.train.stop import Interrupted, NothingLeft, StopRequest
 from llmctl.train.trainer import SftTrainer
 from llmctl.train.watch import Rhythm, Watch, peak_memory
 from llmctl.types import (
@@ -121,7 +120,6 @@ class TrainRun:
             TrainingDivergedError: the loss is no number.
             OutOfMemoryError: not even one row fits.
         """
-        began = time.perf_counter()
         while True:
             trainer, watch = self._build()
             failed = None
@@ -132,13 +130,15 @@ class TrainRun:
                 watch.restore_random()
                 trainer.save_state()
                 raise
+            except NothingLeft:
+                pass
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 failed = str(error).splitlines()[0]
             # Past the handler, where the exception no longer holds what was in memory.
             if failed is None:
-                return self._outcome(trainer, watch, time.perf_counter() - began)
+                return self._outcome(trainer, watch)
             resume = self._shrink(trainer, watch, failed) or resume
             del trainer, watch
             _free()
@@ -265,7 +265,7 @@ class TrainRun:
                 )
         return head if self._lean else None
 
-    def _outcome(self, trainer: SftTrainer, watch: Watch, seconds: float) -> Outcome:
+    def _outcome(self, trainer: SftTrainer, watch: Watch) -> Outcome:
         history, last = trainer.state.log_history, trainer.state.global_step
         best = trainer.best_eval()
         wanted = best[0] if best and self._job.config.final == "best" else last
@@ -281,7 +281,7 @@ class TrainRun:
             kept=kept,
             best_step=best and best[0],
             steps=last,
-            seconds=seconds,
+            seconds=trainer.seconds,
             losses=tuple((int(e["step"]), e["loss"]) for e in history if "loss" in e),
             eval_losses=tuple(
                 (int(e["step"]), e["eval_loss"]) for e in history if "eval_loss" in e

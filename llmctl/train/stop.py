@@ -16,6 +16,10 @@ class Interrupted(BaseException):
     """
 
 
+class NothingLeft(BaseException):
+    """The state that was gone on with is one that the training ends with."""
+
+
 class StopRequest:
     """A wish to end.
 

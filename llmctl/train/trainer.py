@@ -18,6 +18,8 @@ from llmctl.train.stop import StopRequest, TrainingDivergedError
 
 _RATE_STEPS = 10
 """Steps over which the speed is taken."""
+_SPENT = "llmctl"
+"""Under which name a saved state says what went into it."""
 
 
 class SftTrainer(Trainer):
@@ -61,6 +63,7 @@ class SftTrainer(Trainer):
         self.tokens = 0
         self._times: deque[tuple[float, int]] = deque(maxlen=_RATE_STEPS + 1)
         self._seconds = 0.0
+        self._began = time.perf_counter()
 
     # What is fed in
 
@@ -144,6 +147,26 @@ class SftTrainer(Trainer):
         if now > start:
             self.tokens_per_s = (after - before) / (now - start) * self.args.world_size
 
+    def recall_spent(self) -> None:
+        """Count on from what went into the state that was loaded, if one was."""
+        saved: Any = self.state.stateful_callbacks
+        if (spent := saved.get(_SPENT)) is not None:
+            self.tokens, self._seconds = spent["tokens"], spent["step_seconds"]
+            self._began -= spent["seconds"]
+
+    def _note_spent(self) -> None:
+        saved: Any = self.state.stateful_callbacks
+        saved[_SPENT] = {
+            "seconds": self.seconds,
+            "tokens": self.tokens,
+            "step_seconds": self._seconds,
+        }
+
+    @property
+    def seconds(self) -> float:
+        """Of all stretches that led here, measurements included."""
+        return time.perf_counter() - self._began
+
     @property
     def mean_tokens_per_s(self) -> float:
         """Over all steps, what is between them aside."""
@@ -205,6 +228,7 @@ class SftTrainer(Trainer):
 
     def _save_whole(self, model: Any, trial: Any) -> None:
         best = self.best_eval()
+        self._note_spent()
         output, owner = self.args.output_dir, self.args.should_save
         with self._checkpoints.staging(owner=owner) as aside:
             self.args.output_dir = str(aside)

@@ -12,7 +12,7 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
-from llmctl.train.stop import Interrupted
+from llmctl.train.stop import Interrupted, NothingLeft
 from llmctl.train.trainer import SftTrainer
 from llmctl.types import SampleReply, TrainEval, TrainListener, TrainStep
 
@@ -59,12 +59,18 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         state = self.trainer.state
+        self.trainer.recall_spent()
         self.trainer.pause()
-        measured = {entry["step"] for entry in state.log_history if "eval_loss" in entry}
         step = state.global_step
         due = step == 0 or self._rhythm.measures_at(step, state.max_steps)
-        if self._rhythm.eval_every and due and step not in measured:
+        missing = self._rhythm.eval_every and due and step not in self._measured()
+        if missing:
             self.trainer.evaluate()
+        self.stopped_early = self._patience_is_spent()
+        if step >= state.max_steps or self.stopped_early:  # the Trainer would take one step more
+            if missing:
+                self.trainer.save_state()
+            raise NothingLeft
         self._began = (time.perf_counter(), step)
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
@@ -127,11 +133,19 @@ class Watch(TrainerCallback):
         self._listen(TrainEval(step, loss, is_best, samples))
         if best is None:
             return
-        measured = [e["step"] for e in state.log_history if "eval_loss" in e]
-        patience = self._rhythm.patience
-        if patience is not None and sum(other > best[0] for other in measured) >= patience:
+        if self._patience_is_spent():
             control.should_training_stop = self.stopped_early = True
         control.should_save |= is_best or self.stopped_early
+
+    def _measured(self) -> list[float]:
+        """Return the steps that were measured."""
+        return [e["step"] for e in self.trainer.state.log_history if "eval_loss" in e]
+
+    def _patience_is_spent(self) -> bool:
+        best, patience = self.trainer.best_eval(), self._rhythm.patience
+        if best is None or patience is None:
+            return False
+        return sum(step > best[0] for step in self._measured()) >= patience
 
     def restore_random(self) -> None:
         """Go back to the state of chance in which the step that was broken off began."""
