@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from llmctl.data.findings import Findings, did_you_mean, listed
 from llmctl.data.json_text import kind_of
@@ -142,7 +143,9 @@ def _note_unknown(value: Mapping[str, object], findings: Findings) -> None:
     if not value:
         findings.add("unknown-format", (), "the row is empty", _FORMS)
         return
-    rows = next((name for name, item in value.items() if _is_rows(item)), None)
+    objects = [name for name, item in value.items() if _are_objects(item)]
+    turns = next((name for name in objects if _are_turns(value[name])), None)
+    rows = next((name for name in objects if not _are_turns(value[name])), None)
     if len(value) <= 4 and rows is not None:
         findings.add(
             "unknown-format", (rows,), "the rows are in here", "save this list as the file"
@@ -155,6 +158,10 @@ def _note_unknown(value: Mapping[str, object], findings: Findings) -> None:
             fix = f"rename it, or --column {known[near]}={name}"
             findings.add("unknown-column", (name,), f"unknown; did you mean {near!r}?", fix)
             return
+    if turns is not None:
+        fix = f"rename it, or --column messages={turns}"
+        findings.add("unknown-column", (turns,), "unknown; did you mean 'messages'?", fix)
+        return
     findings.add("unknown-format", (), f"no known format has the columns {listed(value)}", _FORMS)
 
 
@@ -175,8 +182,12 @@ def _filled(column: Column, value: Mapping[str, object]) -> bool:
     return any(value.get(name) not in (None, "") for name in column.names())
 
 
-def _is_rows(value: object) -> bool:
+def _are_objects(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+
+
+def _are_turns(objects: Any) -> bool:
+    return all("role" in item or "from" in item for item in objects)
 
 
 def _all_columns() -> Iterator[Column]:

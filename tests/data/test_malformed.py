@@ -77,6 +77,8 @@ CORPUS: list[tuple[str, bytes, str]] = [
     ("texts.json", b'["a", "b"]', "1: the row is text (an object)"),
     ("indented.json", b'[\n  {\n    "prompt": "a",\n    "completion": 7\n  }\n]', "4:completion: a number (text)"),
     ("brace.json", b'[\n  {\n    "prompt": "a"\n,\n  {\n    "prompt": "b",\n    "completion": "c"\n  }\n]', "3:column 18: the row ends before it is complete (a closing bracket; or is the row cut off?)"),
+    ("mesages.jsonl", row(mesages=[ASK, {"role": "assistant", "content": "No."}]), "1:mesages: unknown; did you mean 'messages'? (rename it, or --column messages=mesages)"),
+    ("dialog.jsonl", row(id=7, dialog=[ASK, {"role": "assistant", "content": "No."}]), "1:dialog: unknown; did you mean 'messages'? (rename it, or --column messages=dialog)"),
     ("inside.json", b'{"data": [{"prompt": "a", "completion": "b"}]}', "1:data: the rows are in here (save this list as the file)"),
     ("empty.jsonl", b"", "1: the file has no rows (at least one)"),
     ("blank.json", b"[ ]", "1: the file has no rows (at least one)"),
