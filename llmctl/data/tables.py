@@ -43,7 +43,7 @@ def csv_rows(
         if fault is None and not cells:
             continue  # a blank line
         if header is None:
-            header = cells
+            header = _names(cells)
             fault = fault or _check_header(header)
             if fault is not None:
                 yield first, raw, None, (fault,)
@@ -111,8 +111,13 @@ class _Lines(Iterator[str]):
         return raw.rstrip(b"\r\n")
 
 
-def _check_header(header: list[str]) -> Fault | None:
-    names = [name.strip() for name in header]
+def _names(cells: list[str]) -> list[str]:
+    """Name the columns; the first as pandas does, which writes its row numbers without a name."""
+    names = [name.strip() for name in cells]
+    return [names[0] or "Unnamed: 0", *names[1:]] if any(names) else names
+
+
+def _check_header(names: list[str]) -> Fault | None:
     if "" in names:
         what = f"column {names.index('') + 1} has no name"
         return Fault("header", what, "the first row names every column", "")

@@ -96,6 +96,14 @@ def test_a_file_without_a_suffix_is_looked_into(tmp_path: Path) -> None:
         asked(path)
 
 
+def test_a_header_may_have_spaces_and_pandas_first_column_without_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(',prompt, completion ,"note"\n0,a, b,c\n')
+    (row,) = read_rows(path)
+    assert row.value == {"Unnamed: 0": "0", "prompt": "a", "completion": " b", "note": "c"}
+    assert asked(path) == ["a"]
+
+
 def test_a_folder_is_read_whole_in_the_order_of_its_names(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text(json.dumps(ROWS[1]))
     (tmp_path / "a.json").write_text(json.dumps(ROWS[:1]))
