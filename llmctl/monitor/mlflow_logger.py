@@ -78,6 +78,7 @@ class MLflowLogger:
         self._writer = Writer(connect, connected, self._spool, warn)
         self.log_params(start.params)
         self.set_tags(start.tags)
+        self._writer.start()
 
     @property
     def run_id(self) -> str | None:

@@ -2,24 +2,27 @@
 
 A SQLite store whose tables are known is read directly (`run_sqlite`, milliseconds), any other
 through MLflow's client (`run_client`, seconds). A store that is not there holds no runs, and is not
-made by looking.
+made by looking. What killed commands left waiting for the store is delivered first.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Final, Protocol
 
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.monitor.run_sqlite import SqliteRuns
-from llmctl.monitor.store import sqlite_file, store_uri
+from llmctl.monitor.spool import orphans
+from llmctl.monitor.store import open_store, sqlite_file, store_uri
 from llmctl.types import MetricPoint, RunRecord
 
 SHORT_ID: Final = 8
 """Characters of an id that a person sees."""
 NEWEST: Final = ("latest", "@")
 _MOST_CANDIDATES = 10
+_log = logging.getLogger(__name__)
 
 
 class RunNotFoundError(LlmctlError):
@@ -77,6 +80,11 @@ def open_runs(tracking_uri: str | None = None) -> Iterator[RunReader]:
     uri = store_uri(tracking_uri)
     reader = _reader(uri, sqlite_file(uri))
     try:
+        if orphans(uri) and not isinstance(reader, NoRuns):
+            from llmctl.monitor.leftovers import deliver_leftovers
+
+            with suppress(Exception):  # what cannot be delivered now waits on
+                deliver_leftovers(open_store(uri), _log.warning)
         yield reader
     finally:
         reader.close()

@@ -2,8 +2,9 @@
 
 One thread per run. The work only puts rows on a list. The thread writes what has gathered, then
 rests a hundred times as long as that took (a second at least, ten at most), so that it never takes
-more than about a hundredth of a core. While the store cannot be written, rows also go to the spool
-on the disk, and it is tried again and again.
+more than about a hundredth of a core. While it rests, and while the store cannot be written and is
+tried again and again, rows go to the spool on the disk: a process that is killed loses none that
+are older than a second or so.
 """
 
 import math
@@ -27,7 +28,9 @@ OUTAGE_WAIT_S: Final = 3.0
 """and for one that does not answer."""
 _REST_S: Final = (1.0, 10.0)
 _SPOOL_S: Final = 2.0
-"""While the store is away rows reach the disk within this time."""
+"""While the store is away rows reach the disk within this time,"""
+_REST_SPOOL_S: Final = 0.5
+"""and while the thread rests within this, or a hundred times as long as that takes."""
 _RETRY_S: Final = (1.0, 30.0)
 """First and longest pause between two tries."""
 _SEEN_S: Final = 10.0
@@ -46,7 +49,7 @@ class Writer:
         spool: Spool | None,
         warn: Callable[[str], None],
     ) -> None:
-        """Begin at once, in a thread of its own.
+        """Prepare to write; `start` begins, in a thread of its own.
 
         Args:
             connect: opens the store and makes the run; tried again until it returns, and told
@@ -73,11 +76,14 @@ class Writer:
         self.away = False
         """Whether the last try failed."""
         self._warned = False
-        self._rest_s, self._retry_s = _REST_S[0], _RETRY_S[0]
+        self._rest_s, self._keep_s, self._retry_s = _REST_S[0], _REST_SPOOL_S, _RETRY_S[0]
         self._retry_at = self._seen_at = 0.0
         self._wake, self._hurry, self._done = (threading.Event() for _ in range(3))
         self._ending = self._left = False
         self._thread = threading.Thread(target=self._run, name="llmctl-tracking", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write. What was put before is in the store as soon as the run is."""
         self._thread.start()
 
     def put(self, rows: Sequence[Row]) -> None:
@@ -133,22 +139,34 @@ class Writer:
         if self.away:
             self._hurry.wait(_SPOOL_S)
         elif self._wake.wait(_SIGN_S):
-            self._hurry.wait(self._rest_s)
+            self._rest()
         self._wake.clear()
         self._hurry.clear()
+
+    def _rest(self) -> None:
+        """Wait for the next write, and put on the disk what gathers meanwhile."""
+        last = time.monotonic() + self._rest_s
+        while not self._hurry.wait(min(self._keep_s, max(0.0, last - time.monotonic()))):
+            began = time.monotonic()
+            if began >= last:
+                return
+            self._take()
+            self._keep()
+            self._keep_s = max(100 * (time.monotonic() - began), _REST_SPOOL_S)
 
     def _step(self) -> None:
         self._take()
         if self.away and time.monotonic() < self._retry_at:
             self._keep()
             return
-        first, count, began = self.target is None, len(self._taken), time.monotonic()
+        first, count = self.target is None, len(self._taken)
         try:
             if self.target is None:
                 self.target = self._connect(self.away)
                 self._note_run(self.target.run_id)
             elif self.away:
                 self.target.taken_up_again()
+            began = time.monotonic()
             self.target.deliver(self._taken)
         except Exception as error:  # whatever it is, the work goes on
             self._spooled = max(0, self._spooled - (count - len(self._taken)))
@@ -204,7 +222,7 @@ class Writer:
     def _keep(self) -> None:
         """Put what is taken on the disk too."""
         with self._disk, suppress(OSError):
-            if self._spool is not None:
+            if self._spool is not None and self._spooled < len(self._taken):
                 self._spool.append(self._taken[self._spooled :])
         self._spooled = len(self._taken)
 

@@ -55,6 +55,15 @@ def test_a_run_is_kept_with_all_that_was_told(
     assert list((home / "tracking").iterdir()) == []
 
 
+def test_what_a_run_was_told_to_do_is_in_the_store_from_its_first_moment(
+    begin: Opener, store: Store
+) -> None:
+    tracker = begin(params={"lr": 0.1}, tags={"who": "me"})
+    data = store.client.get_run(str(tracker.run_id)).data
+    assert (data.params, data.tags["who"]) == ({"lr": "0.1"}, "me")
+    tracker.end("finished")
+
+
 def test_names_are_unique_whatever_the_seed(begin: Opener, store: Store) -> None:
     import random
 

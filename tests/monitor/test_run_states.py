@@ -6,10 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from llmctl.monitor.liveness import DIED, is_alive, settle_dead_runs, this_process
+from llmctl.monitor.rows import Point
+from llmctl.monitor.run_store import open_runs
+from llmctl.monitor.spool import Spool
 from llmctl.monitor.store import Store
 from llmctl.types import TAG_ERROR, TAG_PROCESS, TAG_SEEN
 from tests.monitor.conftest import Opener
@@ -52,6 +56,19 @@ def wait_for_points(store: Store, run_id: str) -> None:
     raise AssertionError("nothing arrived")
 
 
+def stopped_with_rows_on_the_disk(child: Child, home: Path) -> set[int]:
+    """Stop a child at a moment when steps wait on the disk; return those."""
+    for _ in range(400):
+        time.sleep(0.05)
+        child.send_signal(signal.SIGSTOP)
+        (file,) = (home / "tracking").glob("*.jsonl")
+        steps = {row.step for row in Spool(file).read().rows if isinstance(row, Point)}
+        if steps:
+            return steps
+        child.send_signal(signal.SIGCONT)
+    raise AssertionError("nothing came to the disk")
+
+
 def test_signals_and_a_crash_give_their_states(store: Store, start: Callable[..., Child]) -> None:
     children = {number: start("long") for number in (signal.SIGINT, signal.SIGTERM)}
     crashing = start("crash")
@@ -76,17 +93,24 @@ def test_signals_and_a_crash_give_their_states(store: Store, start: Callable[...
         assert run.data.tags[TAG_ERROR] == f"stopped by {reason}"
 
 
-def test_what_kill_9_leaves_is_found_by_the_next_run_and_can_be_resumed(
-    store: Store, start: Callable[..., Child], begin: Opener
+def test_what_kill_9_leaves_is_read_and_found_by_the_next_run_and_can_be_resumed(
+    home: Path, store: Store, start: Callable[..., Child], begin: Opener
 ) -> None:
     child = start("long")
     run_id = run_id_of(child)
     wait_for_points(store, run_id)
     assert settle_dead_runs(store.client, [store.experiment_id]) == []  # it lives
+    waiting = stopped_with_rows_on_the_disk(child, home)
     child.kill()
     child.wait()
-    before = points(store, run_id)
     assert store.client.get_run(run_id).info.status == "RUNNING"
+
+    with open_runs() as reader:
+        curve = reader.curves(run_id)["train/loss"]
+    assert waiting <= {point.step for point in curve}
+    before = points(store, run_id)
+    assert before == len(curve) == max(waiting) + 1
+    assert list((home / "tracking").glob("*.jsonl")) == []
 
     begin("eval").end("finished")
     run = store.client.get_run(run_id)
