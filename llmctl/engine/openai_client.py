@@ -28,8 +28,6 @@ from llmctl.types import (
     ModelSpec,
     Progress,
     ProgressCallback,
-    Score,
-    ScoreRequest,
     ignore_progress,
 )
 
@@ -178,9 +176,6 @@ class OpenAIClient(BaseEngine):
             ours = gone(self.url) if lost else failure(error, self.url)
             ours.__cause__ = error
             stream.fail(ours)
-
-    def score(self, requests: Sequence[ScoreRequest]) -> list[tuple[Score, ...]]:  # noqa: ARG002
-        raise UnsupportedError("a server is not asked for likelihoods here")
 
     def count_tokens(self, text: str | Sequence[Message]) -> int:  # noqa: ARG002
         raise UnsupportedError("a server does not count tokens beforehand")
