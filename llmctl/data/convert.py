@@ -7,7 +7,7 @@ from llmctl.data.columns import check_names
 from llmctl.data.intake import Intake, ReadOptions
 from llmctl.data.problems import ProblemLog
 from llmctl.data.shaping import from_example
-from llmctl.data.sources import Source
+from llmctl.data.sources import Source, refuse_inside
 from llmctl.data.writing import RowWriter
 from llmctl.types import ProgressCallback, ignore_progress
 
@@ -42,6 +42,7 @@ def convert(
         ConfigError, DataError: as `read_rows` and `RowWriter`.
     """
     check_names(None, to)
+    refuse_inside(source, output)
     intake = Intake(source, options, progress)
     with RowWriter(output, overwrite=overwrite) as writer:
         for row in intake:

@@ -10,6 +10,7 @@ from llmctl.data.identity import content_key
 from llmctl.data.intake import BadRowsError, Intake, ReadOptions
 from llmctl.data.problems import ProblemLog
 from llmctl.data.shaping import from_example
+from llmctl.data.sources import refuse_inside
 from llmctl.data.split import place
 from llmctl.data.writing import RowWriter
 from llmctl.errors import ConfigError
@@ -54,6 +55,7 @@ def merge(
         ConfigError, DataError: as `read_rows` and `RowWriter`.
     """
     check_names(None, to)
+    refuse_inside([part.source for part in sources], output)
     rows = bad_rows = 0
     log = ProblemLog(options.keep_problems)
     with RowWriter(output, overwrite=overwrite) as writer:

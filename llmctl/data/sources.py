@@ -28,6 +28,7 @@ _SUFFIXES: dict[str, Kind] = {
 _NO_DATA = {"readme", "license", "licence", "notice", "changelog", "sources", "citation"}
 _METADATA = {"dataset_info.json", "dataset_infos.json", "state.json"}
 """What LLaMA-Factory and `datasets` write beside the rows."""
+_BESIDE_CLEAN = (".rejected.jsonl", ".report.json")
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<split>\w+))?")
 
 
@@ -81,11 +82,35 @@ def parts_of(source: Source) -> list[Part]:
 
 
 def left_out(source: Source) -> list[str]:
-    """Name the files of the source's folders that are not read: readmes, licences, metadata."""
+    """Name the files of the source's folders that are not read.
+
+    They are readmes, licences, metadata, and what `data clean` writes beside the rows that stay.
+    """
     if not isinstance(source, str | Path):
         return [name for single in source for name in left_out(single)]
     path = Path(source).expanduser()
     return _look_into(path)[1] if path.is_dir() else []
+
+
+def refuse_inside(source: Source, *outputs: Path) -> None:
+    """Refuse to write into a folder that is read: the next reader would take rows twice.
+
+    Raises:
+        ConfigError: an output lies in a folder of the source.
+    """
+    if not isinstance(source, str | Path):
+        for single in source:
+            refuse_inside(single, *outputs)
+        return
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return
+    for output in outputs:
+        if output.expanduser().resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(
+                f"{output} lies in the folder {source}, whose files are read as rows",
+                hint="write it beside the folder, or name the folder's files one by one",
+            )
 
 
 def hub_id(name: str) -> tuple[str, str | None, str | None]:
@@ -157,6 +182,7 @@ def _look_into(folder: Path) -> tuple[list[Part], list[str]]:
             continue
         kind = _kind(path)
         named_otherwise = path.name in _METADATA or path.name.split(".")[0].lower() in _NO_DATA
+        named_otherwise |= path.name.endswith(_BESIDE_CLEAN)
         if kind is None or path.suffix == ".md" or named_otherwise:
             others.append(str(path))
         else:

@@ -7,7 +7,7 @@ from llmctl.data.convert import Written
 from llmctl.data.identity import prompt_key
 from llmctl.data.intake import Intake, ReadOptions
 from llmctl.data.problems import DataError
-from llmctl.data.sources import Source
+from llmctl.data.sources import Source, refuse_inside
 from llmctl.data.writing import RowWriter
 from llmctl.errors import ConfigError
 from llmctl.types import ProgressCallback, ignore_progress
@@ -52,6 +52,7 @@ def split(
     """
     if train == eval:
         raise ConfigError(f"both sides would be written to {train}", hint="name two files")
+    refuse_inside(source, train, eval)
     intake = Intake(source, options, progress)
     with (
         RowWriter(train, overwrite=overwrite) as train_rows,

@@ -19,7 +19,7 @@ from llmctl.data.cleaning.reporting import explain as explain_row
 from llmctl.data.cleaning.reporting import report as report_on
 from llmctl.data.cleaning.settings import CleanSettings
 from llmctl.data.intake import ReadOptions
-from llmctl.data.sources import parts_of
+from llmctl.data.sources import parts_of, refuse_inside
 from llmctl.monitor import Tracker, open_tracker, tracked
 from llmctl.types import DatasetRef, ModelSpec, ProgressCallback, RunStart, ignore_progress
 
@@ -69,6 +69,7 @@ def clean(
         ModelNotFoundError: no source has the model that counts tokens.
     """
     outputs = Outputs.beside(output.expanduser())
+    refuse_inside(request.files, outputs.rows)
     outputs.check(overwrite=overwrite)
     settings = request.settings.model_dump(mode="json", by_alias=True)
     start = RunStart("clean", model=request.spec.model if request.spec else "", params=settings)

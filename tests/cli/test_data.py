@@ -205,6 +205,19 @@ def test_columns_are_mapped_by_option(data: Said, tmp_path: Path) -> None:
         (("check", str(SAMPLES), "--chat-template", "a.jinja"), "need a model"),
         (("convert", str(SAMPLES), "--to", "yaml", "-o", "out.jsonl"), "no format 'yaml'"),
         (("convert", str(SAMPLES), "--to", "text", "-o", "out.doc"), "out.doc"),
+        (
+            ("convert", str(SAMPLES), "--to", "text", "-o", f"{SAMPLES}/a.jsonl"),
+            "lies in the folder",
+        ),
+        (("merge", str(SAMPLES), "-o", f"{SAMPLES}/a.jsonl"), "lies in the folder"),
+        (
+            ("split", str(SAMPLES), "--train", "a.jsonl", "--eval", f"{SAMPLES}/a.json"),
+            "a.json lies",
+        ),
+        (
+            ("clean", str(SAMPLES), "-o", f"{SAMPLES}/deep/a.jsonl"),
+            "deep/a.jsonl lies in the folder",
+        ),
         (("merge", "a.jsonl=many", "-o", "out.jsonl"), "'many' in a.jsonl=many is no weight"),
         (("merge", "a.jsonl=0", "-o", "out.jsonl"), "the weight of a.jsonl is 0.0"),
         (("split", str(SAMPLES), "--train", "t.jsonl"), "--eval"),

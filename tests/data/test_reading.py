@@ -109,13 +109,15 @@ def test_a_folder_is_read_whole_in_the_order_of_its_names(tmp_path: Path) -> Non
     (tmp_path / "a.json").write_text(json.dumps(ROWS[:1]))
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "d.csv").write_text("prompt,completion\n" + "x,y\n")
-    for name in ("README.md", "LICENSE", "dataset_info.json", ".hidden.jsonl"):
+    beside = ("out.rejected.jsonl", "out.report.json")
+    for name in ("README.md", "LICENSE", "dataset_info.json", ".hidden.jsonl", *beside):
         (tmp_path / name).write_text("{}")
     assert asked(tmp_path) == [*ASKED[:2], "x"]
     assert [Path(name).name for name in left_out(tmp_path)] == [
         "LICENSE",
         "README.md",
         "dataset_info.json",
+        *beside,
     ]
     assert asked([tmp_path / "b.jsonl", tmp_path / "a.json"]) == [ASKED[1], ASKED[0]]
 
