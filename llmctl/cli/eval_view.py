@@ -1,9 +1,11 @@
 """How does an exam look while it is sat, and afterwards? A bar with the score so far; tables."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from llmctl.cli import render
@@ -33,6 +35,7 @@ class EvalView:
         self._task: Any = None
         self._total = self._done = self._before = self._right = self._failed = 0
         self._started = self._last_line = 0.0
+        self._folder: Path | None = None
 
     def __enter__(self) -> "EvalView":
         return self
@@ -66,9 +69,12 @@ class EvalView:
         self._settle()
         render.engine_summary(info)
 
-    def begin(self, plans: Sequence[SuitePlan], known: Sequence[QuestionResult]) -> None:
-        """Show what will be asked, and begin the bar."""
+    def begin(
+        self, plans: Sequence[SuitePlan], known: Sequence[QuestionResult], folder: Path
+    ) -> None:
+        """Show what will be asked and where answers go, and begin the bar."""
         self._settle()
+        self._folder = folder
         for plan in plans:
             render.note(
                 f"{plan.suite}: {plan.question_count:,} questions in {len(plan.subjects)} "
@@ -76,6 +82,7 @@ class EvalView:
             )
         if known:
             render.note(f"{len(known):,} of them were answered before")
+        render.note(f"answers go to {folder}")
         self._total = sum(plan.question_count for plan in plans)
         self._done = self._before = len(known)
         self._right, self._failed = sum(result.correct for result in known), 0
@@ -121,6 +128,16 @@ class EvalView:
             )
         if self._done >= self._total:
             self._settle()
+
+    def stopped(self) -> None:
+        """Say how to go on with an exam that was broken off."""
+        self._settle()
+        if self._folder is not None:
+            answered, again = self._done - self._failed, shlex.quote(str(self._folder))
+            render.note(
+                f"stopped: {answered:,} of {self._total:,} questions are answered; "
+                f"the same command with --resume --output {again} goes on"
+            )
 
     def _score(self) -> str:
         answered = self._done - self._failed

@@ -66,7 +66,11 @@ def evaluate(
         tracking_uri=tracking_uri,
     )
     with eval_view.EvalView() as view:
-        report = service.evaluate(request, view, view.progress)
+        try:
+            report = service.evaluate(request, view, view.progress)
+        except (KeyboardInterrupt, SystemExit):  # by Ctrl-C, or by another signal
+            view.stopped()
+            raise
     if as_json:
         render.as_json(asdict(report))
     else:

@@ -1,6 +1,6 @@
 """What does a run leave on the disk? A line for each answer as it comes, and what made them.
 
-run.json       what was asked of whom; the folder belongs to that
+run.json       what was asked of whom; the folder belongs to that. And the tracked run's id
 results.jsonl  a line for each question, written a batch at a time
 prompts.jsonl  every question as it was put
 report.json    the scores, once the run has ended
@@ -23,6 +23,7 @@ PROMPTS: Final = "prompts.jsonl"
 REPORT: Final = "report.json"
 TABLE: Final = "report.md"
 PAGE: Final = "report.html"
+_RUN_ID: Final = "run_id"
 
 
 class RunFolder:
@@ -62,8 +63,18 @@ class RunFolder:
                 f"{identity['identity'][name]!r}",
                 hint="--output FOLDER begins another run",
             )
-        self.write(RUN, identity)
+        self.write(RUN, {**identity, _RUN_ID: before.get(_RUN_ID)})
         return {result_key(r): r for r in self.results() if not r.error}
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the tracked run that the answers belong to; None where it is not known."""
+        return (read_json(self.path / RUN) or {}).get(_RUN_ID)
+
+    def keep_run_id(self, run_id: str | None) -> None:
+        """Keep the tracked run's id, for a resume to go on with it; None changes nothing."""
+        if run_id is not None:
+            self.write(RUN, {**(read_json(self.path / RUN) or {}), _RUN_ID: run_id})
 
     def results(self) -> list[QuestionResult]:
         """Read the results; what a dying process left half written is left out."""

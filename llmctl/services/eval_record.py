@@ -21,6 +21,7 @@ def start_of(
     plans: Sequence[SuitePlan],
     params: Mapping[str, object],
     parent_run_id: str | None,
+    resume_run_id: str | None,
 ) -> RunStart:
     """Return what is known when the first question is put."""
     return RunStart(
@@ -29,6 +30,7 @@ def start_of(
         params={**params, **{plan.suite: asdict(_setting(plan)) for plan in plans}},
         tags={TAG_KEY_METRIC: f"eval/{plans[0].suite}"},
         parent_run_id=parent_run_id,
+        resume_run_id=resume_run_id,
     )
 
 

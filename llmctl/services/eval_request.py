@@ -27,8 +27,10 @@ class EvalRequest:
 class EvalListener(Protocol):
     """Who looks on while an exam is sat."""
 
-    def begin(self, plans: Sequence[SuitePlan], known: Sequence[QuestionResult]) -> None:
-        """Learn what will be asked, and what an earlier run has answered of it."""
+    def begin(
+        self, plans: Sequence[SuitePlan], known: Sequence[QuestionResult], folder: Path
+    ) -> None:
+        """Learn what will be asked, what an earlier run has answered of it, where answers go."""
 
     def loaded(self, info: EngineInfo) -> None:
         """Learn what sits the exam, where it is a model of ours."""
@@ -46,7 +48,9 @@ class EvalListener(Protocol):
 class _Quiet:
     """Looks on and says nothing."""
 
-    def begin(self, plans: Sequence[SuitePlan], known: Sequence[QuestionResult]) -> None:
+    def begin(
+        self, plans: Sequence[SuitePlan], known: Sequence[QuestionResult], folder: Path
+    ) -> None:
         pass
 
     def loaded(self, info: EngineInfo) -> None:

@@ -126,14 +126,16 @@ class _Run:
         origin = origin_of(self.config, self.candidate)
         parent = request.parent_run_id or (None if origin is None else origin.run_id)
         chosen = {k: v for k, v in self.identity()["config"].items() if v not in (None, ())}
+        params = {**self.how, **chosen}
         tracker = open_tracker(
-            start_of(self.model, self.plans, {**self.how, **chosen}, parent),
+            start_of(self.model, self.plans, params, parent, self.folder.run_id),
             tracking_uri=request.tracking_uri,
             enabled=request.track,
             warn=self.listener.note,
             progress=progress,
         )
         with tracked(tracker):
+            self.folder.keep_run_id(tracker.run_id)
             record_begin(tracker, self.plans, origin)
             report = replace(self._ask(known, progress), run_id=tracker.run_id)
             self._keep(report)
@@ -143,7 +145,7 @@ class _Run:
     def _ask(self, known: Mapping[str, QuestionResult], progress: ProgressCallback) -> EvalReport:
         left, before = left_of(self.plans, known)
         self.folder.write_prompts(self.plans)
-        self.listener.begin(self.plans, before)
+        self.listener.begin(self.plans, before, self.folder.path)
         results = list(before)
 
         def keep(result: QuestionResult) -> None:
@@ -182,6 +184,7 @@ class _Run:
         return reachable(self.candidate)
 
     def _keep(self, report: EvalReport) -> None:
+        self.folder.keep_run_id(report.run_id)  # the store may have answered late
         self.folder.write(REPORT, asdict(report))
         self.folder.write_text(TABLE, markdown([report]))
         self.folder.write_text(PAGE, page([PastRun.read(self.folder)]))

@@ -1,8 +1,11 @@
 """`llmctl eval` as a person types it."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 
 from llmctl.cli.app import main
+from llmctl.monitor.run_store import open_runs
 from tests.cli.process import COMMAND, error_lines, run
 from tests.evaluation.exams import choice_exam
 from tests.evaluation.flaky_server import answering
@@ -158,6 +162,41 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(
     for key, one in uninterrupted.items():
         assert resumed[key]["prediction"] == one["prediction"]
         assert resumed[key]["likelihoods"] == pytest.approx(one["likelihoods"], rel=1e-6)
+
+
+def test_a_stopped_exam_says_how_to_go_on_and_goes_on_with_the_same_tracked_run(
+    tmp_path: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "store").mkdir()
+    shutil.copy(empty_store, tmp_path / "store")
+    stop = True
+
+    def verdict(number: int, _: dict[str, Any]) -> int:
+        if stop and number > 6:  # the first subject has six questions
+            if number == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            threading.Event().wait(0.3)  # until the exam has been left
+        return 200
+
+    with answering(verdict) as url:
+        words = ["--dataset", str(choice_exam(tmp_path)), "--base-url", url, "--model", "m"]
+        words += ["--mode", "gen"]
+        assert ends(*words) == 130
+        told = capsys.readouterr().err
+        (out,) = (tmp_path / "store" / "evals").iterdir()
+        assert f"answers go to {out}" in told
+        assert "stopped: 6 of 12 questions are answered" in told
+        assert f"--resume --output {out} goes on" in told
+        stop = False
+        with open_runs(None) as store:
+            (stopped,) = store.runs()
+        assert stopped.status == "killed"
+        for _ in range(2):
+            assert ends(*words, "--resume", "--output", str(out)) == 0
+            with open_runs(None) as store:
+                (finished,) = store.runs()
+            assert (finished.run_id, finished.status) == (stopped.run_id, "finished")
+            assert finished.metrics["eval/colours/answered"] == 12
 
 
 def test_settings_come_from_a_file_and_mistakes_are_told_at_once(tmp_path: Path) -> None:
