@@ -15,7 +15,8 @@ from llmctl.server.schemas import (
 )
 from llmctl.types import FinishReason
 
-MOST_PROMPTS = 64
+MOST_PROMPTS = 2048
+"""As many texts as OpenAI embeds at once; LangChain sends a thousand."""
 
 
 def _prompt_shape(value: object) -> str | None:

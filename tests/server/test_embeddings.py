@@ -52,8 +52,10 @@ def test_the_client_gets_floats_base64_and_fewer_dimensions(tiny_folder: Path) -
             packed = client.embeddings.create(model=model, input=["ab", "c"])
             plain = client.embeddings.create(model=model, input="ab", encoding_format="float")
             short = client.embeddings.create(model=model, input="ab", dimensions=4)
+            many = client.embeddings.create(model=model, input=["c"] * 300)
         assert packed.usage.prompt_tokens == 3
         assert packed.data[0].embedding == pytest.approx(plain.data[0].embedding, abs=1e-6)
+        assert len(many.data) == 300
         assert np.linalg.norm(short.data[0].embedding) == pytest.approx(1, abs=1e-5)
         assert len(short.data[0].embedding) == 4
 
