@@ -64,7 +64,9 @@ def clean(
     ] = None,
     redact: Annotated[
         bool,
-        typer.Option("--redact", help="Put <EMAIL>, <PHONE>, ... in place of personal data."),
+        typer.Option(
+            "--redact", help="Put <EMAIL>, <PHONE>, ... for personal data, in every column."
+        ),
     ] = False,
     config: Annotated[
         Path | None,

@@ -61,6 +61,11 @@ def test_a_dry_run_and_an_explanation_write_nothing(source: Path, tmp_path: Path
     assert told.returncode == 0, told.stderr
     assert "whitespace\tchange\t' \\n' -> ''" in told.stdout
     assert "refusal\toff\t-" in told.stdout
+    row = {"instruction": "Who?", "output": "He.", "by": "li.ming@qq.com"}
+    source.write_text(json.dumps([row]))
+    told = here("data", "clean", str(source), "--explain", "1", "--redact")
+    assert "-by: li.ming@qq.com\n+by: <EMAIL>" in told.stdout
+    assert told.stderr.endswith("the row at 1: changed\n")
     assert [path.name for path in tmp_path.iterdir()] == ["raw.json"]
 
 

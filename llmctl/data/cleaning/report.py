@@ -118,4 +118,4 @@ class Explanation:
     said: tuple[Said, ...]
     removed_by: str | None
     changes: tuple[tuple[str, str], ...]
-    """Each text that changes, before and after."""
+    """Each text or further column that changes, before and after."""

@@ -19,6 +19,7 @@ from llmctl.data.cleaning.report import (
 from llmctl.data.cleaning.row import CleanedRow, RowCleaner
 from llmctl.data.cleaning.rule import texts_of
 from llmctl.data.cleaning.statistics import statistics
+from llmctl.data.columns import used_columns
 from llmctl.data.reading import Row
 from llmctl.errors import ConfigError
 
@@ -129,14 +130,18 @@ def explain(cleaned: Cleaned, line: int, counter: TokenCounter | None) -> Explan
         said = (Said(UNREADABLE, "remove", record.detail),)
         return Explanation(where, said, UNREADABLE, ())
     cleaner = RowCleaner(job.settings, columns=job.columns, format=job.format, counter=counter)
-    row = cleaner.clean(Row(record.origin, b"", from_json(record.original)))
+    original = from_json(record.original)
+    row = cleaner.clean(Row(record.origin, b"", original))
     assert isinstance(row, CleanedRow)
     says = {name: finding.detail for name, finding in row.findings.items()}
     for name, relation in cleaned.relations.items():
         if relation.hits[index]:
             says[name] = what_relation(cleaned, name, index)
     rules = job.settings.rules()
-    texts = zip(texts_of(row.before), texts_of(row.after), strict=True)
+    texts = [*zip(texts_of(row.before), texts_of(row.after), strict=True)]
+    read = used_columns(row.before.format).union(job.columns.values())
+    further = [name for name in original if name not in read]
+    texts += [(f"{name}: {original[name]}", f"{name}: {row.value[name]}") for name in further]
     return Explanation(
         where,
         tuple(

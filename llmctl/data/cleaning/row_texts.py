@@ -1,7 +1,6 @@
 """Which strings of a row are texts, and how does the row look with other texts in their place?
 
-The row is changed where it stands, so its format and the columns that nobody reads stay as they
-were.
+The row is changed where it stands, so it keeps its format and all its columns.
 """
 
 import json
@@ -26,7 +25,10 @@ class TextChange(Protocol):
         """Change what a person or a model wrote."""
 
     def data(self, text: str) -> str:
-        """Change what a tool returned, or is called with: JSON as text, as a rule."""
+        """Change what a tool returned, or is called with: JSON as text, as a rule.
+
+        Strings of columns that the format does not have are data too.
+        """
 
 
 def map_texts(
@@ -42,13 +44,37 @@ def map_texts(
         columns: names of ours -> names in the file, where they differ.
     """
     new = dict(value)
+    further = dict.fromkeys(value)
     for column in FORMATS[example.format].columns():
         names = (columns.get(name, name) for name in column.names())
         name = next((name for name in names if value.get(name) is not None), None)
-        if name is None or column.name == "tools":
+        if name is None:
             continue
-        new[name] = _column(value[name], column.name, change)
+        further.pop(name, None)
+        if column.name != "tools":
+            new[name] = _column(value[name], column.name, change)
+    for name in further:
+        new[name] = _strings(value[name], change.data)
     return value if new == value else new
+
+
+def _strings(value: Any, change: Callable[[str], str]) -> Any:
+    """Change the strings of a column that nobody learns from; its numbers stay, whatever they are.
+
+    They are ids and scores as a rule.
+    """
+    match value:
+        case str():
+            inner = decoded(value)
+            if isinstance(inner, str):
+                return change(inner)
+            new = _strings(inner, change)
+            return value if new == inner else json.dumps(new, ensure_ascii=False)
+        case list():
+            return [_strings(item, change) for item in value]
+        case dict():
+            return {key: _strings(item, change) for key, item in value.items()}
+    return value
 
 
 def _column(value: object, name: str, change: TextChange) -> object:

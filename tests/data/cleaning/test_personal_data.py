@@ -1,6 +1,7 @@
 """What is personal data, and what only looks like it."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -108,10 +109,16 @@ def test_personal_data_is_reported_and_stays_by_default() -> None:
 
 
 def test_redacting_puts_the_kind_in_its_place() -> None:
-    of = chat("我的电话是13912345670", "好的，li.ming@qq.com", source="li.ming@qq.com")
+    tags = ["a ", {"by": '{"to": "wang@163.com", "n": 13912345670}'}]
+    further: dict[str, Any] = {"source": "li.ming@qq.com ", "tags": tags, "id": 13912345670}
+    of = chat("我的电话是13912345670", "好的，li.ming@qq.com", **further)
     cleaned = clean(of, **{"personal-data": "change"})
     assert [m.content for m in cleaned.after.messages] == ["我的电话是<PHONE>", "好的，<EMAIL>"]
-    assert cleaned.value["source"] == "li.ming@qq.com"  # a column that nobody learns
+    # Columns that nobody learns; their numbers are ids as a rule.
+    assert cleaned.value["source"] == "<EMAIL> "
+    assert cleaned.value["tags"] == ["a ", {"by": '{"to": "<EMAIL>", "n": 13912345670}'}]
+    assert cleaned.value["id"] == 13912345670
+    assert cleaned.findings["personal-data"].detail == "1 phone, 3 e-mail"
 
 
 def test_redacting_the_arguments_of_a_call_leaves_json() -> None:
