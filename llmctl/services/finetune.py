@@ -149,7 +149,9 @@ class _Training:
             outcome = self._taught(resume)
             if not first:
                 return report_of(job.folder, outcome, ready.plan)
-            return self._exams.after(tracker, self._finish(outcome))
+            report = self._exams.after(tracker, self._published(outcome))
+            self._end_record()
+            return report
 
     def _taught(self, resume: Checkpoint | None) -> Outcome:
         """Train; the weights are let go of at the end."""
@@ -223,12 +225,14 @@ class _Training:
             raise Terminated(signal.SIGTERM)
         raise KeyboardInterrupt
 
-    def _finish(self, outcome: Outcome) -> TrainReport:
+    def _published(self, outcome: Outcome) -> TrainReport:
+        """Put the result in its place, and say of it what there is to say."""
         ready, job, tracker = self._ready, self._ready.job, self._tracker
         report = report_of(job.folder, outcome, ready.plan, run_id=tracker.run_id)
+        model_id = self._known_model()
         publish(outcome.kept, job.folder)
         draw_curves(report, job.folder / CURVE_FILE)
-        model_id = tracker.log_model(
+        model_id = model_id or tracker.log_model(
             job.folder.name,
             job.folder,
             {
@@ -244,13 +248,22 @@ class _Training:
             report,
             {"tokens in an epoch": ready.plan.tokens},
         )
-        self._receipt = replace(self._receipt, finished=True)
-        self._receipt.write(job.folder)
         final = {"train/seconds": report.seconds, "sys/peak_memory_gb": report.peak_bytes / 1e9}
         if report.predicted_bytes:
             final["sys/predicted_memory_gb"] = report.predicted_bytes / 1e9
         tracker.log_metrics(final, step=report.steps)
-        for name in (LOCK_FILE, CURVE_FILE, SAMPLES_FILE, "README.md"):
+        for name in (CURVE_FILE, SAMPLES_FILE, "README.md"):
             if (job.folder / name).is_file():
                 tracker.log_artifact(job.folder / name)
         return report
+
+    def _known_model(self) -> str | None:
+        """Return what the store calls the result, where it was there before the run broke off."""
+        there = Provenance.read(self._ready.job.folder)
+        return there.model_id if there and there.run_id == self._tracker.run_id else None
+
+    def _end_record(self) -> None:
+        """Say that nothing is left to go on with."""
+        folder = self._ready.job.folder
+        replace(self._receipt, finished=True).write(folder)
+        self._tracker.log_artifact(folder / LOCK_FILE)

@@ -13,6 +13,7 @@ from llmctl.evaluation.page import page
 from llmctl.evaluation.past_run import PastRun
 from llmctl.evaluation.run_folder import PAGE, REPORT, RunFolder
 from llmctl.monitor import Tracker
+from llmctl.monitor.base import Terminated
 from llmctl.services.eval_plans import plans_of
 from llmctl.services.eval_record import metrics_of
 from llmctl.services.eval_request import EvalListener, EvalRequest
@@ -102,8 +103,17 @@ class Exams:
             tracking_uri=self._tracking_uri,
             parent_run_id=tracker.run_id,
         )
-        self._listen(TrainNote(f"exam {name} the training: {', '.join(self._config.eval)}"))
-        report = evaluate(request, self._listener, self._listener.progress)
+        try:
+            self._listen(TrainNote(f"exam {name} the training: {', '.join(self._config.eval)}"))
+            report = evaluate(request, self._listener, self._listener.progress)
+        except (KeyboardInterrupt, Terminated):
+            self._listen(
+                TrainNote(
+                    f"stopped in the exam {name} the training; "
+                    f"`llmctl finetune --resume --output {self._folder.parent}` goes on"
+                )
+            )
+            raise
         if report.failed:
             self._listen(TrainNote(f"{name}: {report.failed} questions have no answer"))
         return report

@@ -1,11 +1,13 @@
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmctl.config.settings import Setting
+from llmctl.engine.provenance import Provenance
 from llmctl.errors import ConfigError
 from llmctl.evaluation.exam_file import exam_suite
 from llmctl.evaluation.planning import Wanted, plan_suite
@@ -39,7 +41,14 @@ def lessons(exam: Path, file: Path) -> Path:
 
 
 def teach(model: Path, exam: Path, output: Path, **more: Any) -> TrainReport:
-    chosen: dict[str, object] = {
+    notes: list[str] = []
+    report = ask(settings(model, exam, output) | more, notes.append)
+    assert len([note for note in notes if note.startswith("exam ")]) == 2
+    return report
+
+
+def settings(model: Path, exam: Path, output: Path) -> dict[str, object]:
+    return {
         "model": str(model),
         "data": str(lessons(exam, exam.parent / "lessons.jsonl")),
         "output": str(output),
@@ -53,15 +62,19 @@ def teach(model: Path, exam: Path, output: Path, **more: Any) -> TrainReport:
         "epochs": 100,
         "eval_fraction": 0.0,
         "samples": 0,
-        **more,
     }
-    notes: list[str] = []
+
+
+def ask(
+    chosen: Mapping[str, object], noted: Callable[[str], None], *, resume: bool = False
+) -> TrainReport:
+    """Run `llmctl finetune`."""
+    options = {name: Setting(value, "option") for name, value in chosen.items()}
     report = finetune(
-        FinetuneRequest(options={name: Setting(v, "option") for name, v in chosen.items()}),
-        lambda event: notes.append(event.text) if isinstance(event, TrainNote) else None,
+        FinetuneRequest(options=options, resume=resume),
+        lambda event: noted(event.text) if isinstance(event, TrainNote) else None,
     )
     assert isinstance(report, TrainReport)
-    assert len([note for note in notes if note.startswith("exam ")]) == 2
     return report
 
 
@@ -92,6 +105,37 @@ def test_an_adapter_that_was_taught_an_exam_does_better_in_it_all_the_way_to_the
     assert taught.metrics["eval/colours/difference_low"] == pytest.approx(found.low)
     children = [run for run in runs.values() if run.parent_run_id == report.run_id]
     assert [run.kind for run in children] == ["eval"] * 3
+
+
+def test_a_run_that_is_stopped_in_the_exam_afterwards_goes_on_with_it(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    notes: list[str] = []
+
+    def impatient(note: str) -> None:
+        notes.append(note)
+        if note.startswith("exam after"):
+            raise KeyboardInterrupt
+
+    exam, output = choice_exam(tmp_path), tmp_path / "taught"
+    chosen = settings(tiny_folder, exam, output) | {"max_steps": 2}
+    with pytest.raises(KeyboardInterrupt):
+        ask(chosen, impatient)
+    assert f"--resume --output {output}` goes on" in notes[-1]
+    known = Provenance.read(output)
+    report = ask({"output": str(output)}, notes.append, resume=True)
+    told = [note.split()[1] for note in notes if note.startswith("exam ")]
+    assert told == ["before", "after", "after"]
+    now = Provenance.read(output)
+    assert known
+    assert now
+    assert now.model_id == known.model_id is not None
+    (found,) = report.exams
+    assert found.questions == 12
+    with open_runs(None) as store:
+        (taught,) = [run for run in store.runs() if run.kind == "finetune"]
+    assert taught.status == "finished"
+    assert taught.metrics["eval/colours/difference"] == pytest.approx(found.second - found.first)
 
 
 def test_an_exam_that_is_not_there_is_said_before_anything_is_taught(
