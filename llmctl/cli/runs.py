@@ -59,11 +59,12 @@ def list_(
     shown = found[:limit] if limit else found
     if as_json:
         render.as_json([service.plain(run) for run in shown])
-    elif not found:
-        given = any(option is not None for option in (kind, model, status, since))
-        render.note("no such runs" if given else "the trash is empty" if trash else "no runs yet")
-    else:
+    elif found:
         run_page.show_list(shown, sort.removeprefix("-"))
+    if not found:
+        given = any(option is not None for option in (kind, model, status, since))
+        none = "no such runs" if given else "the trash is empty" if trash else "no runs yet"
+        render.note(service.missing(tracking_uri) or none)
     if len(shown) < len(found):
         render.note(f"{len(shown):,} of {len(found):,} runs; --limit 0 shows all")
 
@@ -284,8 +285,8 @@ def ui(
         render.note("the store is a server, which shows the runs itself:")
         render.line(page)
         return
-    if not service.is_there(tracking_uri):
-        render.note("no runs yet")
+    if missing := service.missing(tracking_uri):
+        render.note(missing)
         return
 
     def ready(url: str) -> None:

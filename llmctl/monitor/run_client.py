@@ -1,10 +1,11 @@
 """Which runs does any store hold? Read through MLflow's client: a server, or unknown tables."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from llmctl.errors import LlmctlError
+from llmctl.errors import ConfigError, LlmctlError
 from llmctl.monitor.run_record import as_logged, dataset_use, record
 from llmctl.monitor.store import EXPERIMENT, load_mlflow
 from llmctl.types import MetricPoint, RunRecord
@@ -84,19 +85,28 @@ class ClientRuns:
 
 @contextmanager
 def told_plainly(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises into an error that a person can act on."""
+    """Turn what MLflow raises into an error that a person can act on.
+
+    Raises:
+        ConfigError: the store refuses what it was told.
+        LlmctlError: it does not answer, or cannot be used now.
+    """
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
     try:
         yield
-    except (MlflowException, RequestException, OSError) as error:
+    except (MlflowException, RequestException, sqlite3.Error, OSError) as error:
         reason = next(iter(str(error).strip().splitlines()), repr(error))[:300]
+        if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
+            raise ConfigError(f"the tracking store {uri} refuses this: {reason}") from error
         hint = "check --tracking-uri and MLFLOW_TRACKING_URI, or start the server"
         if isinstance(error.__context__, RequestException):
             reason = "it does not answer"
         if "out-of-date database schema" in reason:
             hint = f"`mlflow db upgrade {uri}` brings it up to date; so does the next run"
+        if "database is locked" in reason:
+            reason, hint = "it stays locked", "another program writes it; try again"
         raise LlmctlError(f"the tracking store {uri} failed: {reason}", hint=hint) from error
 
 

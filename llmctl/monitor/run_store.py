@@ -28,10 +28,8 @@ _log = logging.getLogger(__name__)
 class RunNotFoundError(LlmctlError):
     """No run is meant by what a person wrote."""
 
-    def __init__(self, reference: str, *, empty: bool) -> None:
-        reason = ": the store holds no runs yet" if empty else ""
-        hint = "" if empty else "`llmctl runs list --limit 0` names them all"
-        super().__init__(f"there is no run {reference!r}{reason}", hint=hint)
+    def __init__(self, reference: str, hint: str, reason: str = "") -> None:
+        super().__init__(f"there is no run {reference!r}{reason and f': {reason}'}", hint=hint)
         self.reference = reference
 
 
@@ -125,7 +123,10 @@ def find(runs: Sequence[RunRecord], reference: str) -> RunRecord:
     )
     found = next((some for some in tries if some), []) if wanted else []
     if not found:
-        raise RunNotFoundError(reference, empty=not runs)
+        if not runs:
+            hint = "--tracking-uri or MLFLOW_TRACKING_URI names another store"
+            raise RunNotFoundError(reference, hint, "the store holds no runs yet")
+        raise RunNotFoundError(reference, "`llmctl runs list --limit 0` names them all")
     if len(found) == 1:
         return found[0]
     lines = [_line(run) for run in found[:_MOST_CANDIDATES]]
@@ -135,6 +136,40 @@ def find(runs: Sequence[RunRecord], reference: str) -> RunRecord:
         "\n".join([f"{reference!r} may be any of {len(found)} runs:", *lines]),
         hint="write more of the name, or the id",
     )
+
+
+def choose(
+    store: RunReader, references: Sequence[str], *, deleted: bool | None = False
+) -> list[RunRecord]:
+    """Return the runs that a person means, each once.
+
+    Args:
+        deleted: whether they lie in the trash; None takes both.
+
+    Raises:
+        RunNotFoundError: there is none where it was looked for; the hint says if it is elsewhere.
+        ConfigError: a reference may be several.
+    """
+    runs = store.runs(deleted=bool(deleted))
+    if deleted is None:
+        runs = [*runs, *store.runs(deleted=True)]
+    try:
+        found = [find(runs, reference) for reference in references]
+    except RunNotFoundError as error:
+        if deleted is None:
+            raise
+        if deleted:
+            hint = "`llmctl runs list --trash` names what is in it" if runs else ""
+            error = RunNotFoundError(error.reference, hint, "" if runs else "the trash is empty")
+        with suppress(LlmctlError):
+            run = find(store.runs(deleted=not deleted), error.reference)
+            error.hint = (
+                f"{run.name} is not in the trash"
+                if deleted
+                else f"it is in the trash; `llmctl runs restore {run.run_id[:SHORT_ID]}` first"
+            )
+        raise error from None
+    return list({run.run_id: run for run in found}.values())
 
 
 def _line(run: RunRecord) -> str:

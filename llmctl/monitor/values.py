@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
+from llmctl.errors import ConfigError
+
 KEY_CHARS: Final = 250
 PARAM_CHARS: Final = 6000
 TAG_CHARS: Final = 8000
@@ -20,6 +22,22 @@ def key(name: str) -> str:
     """Make a name that every store takes: letters, digits, `_`, `-`, `.`, space, and `/` inside."""
     parts = (part.strip() for part in _FOREIGN.sub("_", str(name)).split("/"))
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:KEY_CHARS] or "_"
+
+
+def check_tag(name: str, text: str) -> None:
+    """Raise `ConfigError` for a tag that the store would refuse or cut."""
+    plain = name.replace(":", "_")
+    if key(plain) != plain:
+        raise ConfigError(
+            f"the tag {name!r} has a name that no store takes",
+            hint="letters, digits, _ - . : and spaces are allowed, and / inside; "
+            f"at most {KEY_CHARS} characters",
+        )
+    if len(text) > TAG_CHARS:
+        raise ConfigError(
+            f"the text of {name!r} has {len(text):,} characters; a store takes {TAG_CHARS:,}",
+            hint="keep it in a file, and name that",
+        )
 
 
 def flat(params: Mapping[str, object]) -> dict[str, str]:

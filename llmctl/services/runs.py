@@ -1,5 +1,6 @@
 """`llmctl runs`: look back at what was run, compare it, take it along, throw it away."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,8 +15,16 @@ from llmctl.monitor.run_files import RunFile, list_files, write_export
 from llmctl.monitor.run_lineage import Lineage, Node
 from llmctl.monitor.run_query import Better, RunFilter, moment
 from llmctl.monitor.run_record import finite, plain
-from llmctl.monitor.run_store import SHORT_ID, RunNotFoundError, RunReader, find, open_runs
-from llmctl.monitor.store import sqlite_file, store_uri
+from llmctl.monitor.run_store import (
+    SHORT_ID,
+    RunNotFoundError,
+    RunReader,
+    choose,
+    find,
+    open_runs,
+)
+from llmctl.monitor.store import URI_VARIABLE, sqlite_file, store_uri
+from llmctl.monitor.values import check_tag
 from llmctl.types import MetricPoint, RunRecord
 
 __all__ = [
@@ -96,7 +105,7 @@ def show(reference: str, tracking_uri: str | None = None) -> Details:
 def compare(references: Sequence[str], tracking_uri: str | None = None) -> Comparison:
     """Lay runs side by side. Raises as `show`, and `ConfigError` for fewer than two runs."""
     with open_runs(tracking_uri) as store:
-        runs = _resolve(store.runs(), references)
+        runs = choose(store, references)
     if len(runs) < 2:
         raise ConfigError("there is nothing to compare one run with", hint="name a second run")
     return side_by_side(runs)
@@ -119,7 +128,7 @@ def plot(
     """
     check_picture(path)
     with open_runs(tracking_uri) as store:
-        runs = _resolve(store.runs(), references)
+        runs = choose(store, references)
         curves = [store.curves(run.run_id) for run in runs]
     known = sorted({name for of_run in curves for name in of_run})
     if missing := [name for name in metrics if name not in known]:
@@ -181,20 +190,7 @@ def resolve(
         LlmctlError, ConfigError: as `show`.
     """
     with open_runs(tracking_uri) as store:
-        if deleted is None:
-            return _resolve([*store.runs(), *store.runs(deleted=True)], references)
-        try:
-            return _resolve(store.runs(deleted=deleted), references)
-        except RunNotFoundError as error:
-            elsewhere = store.runs(deleted=not deleted)
-            with suppress(LlmctlError):
-                run = find(elsewhere, error.reference)
-                error.hint = (
-                    f"{run.name} is not in the trash"
-                    if deleted
-                    else f"it is in the trash; `llmctl runs restore {run.run_id[:SHORT_ID]}` first"
-                )
-            raise
+        return choose(store, references, deleted=deleted)
 
 
 def remove(
@@ -252,7 +248,13 @@ def export(reference: str, target: Path, tracking_uri: str | None = None) -> Run
 
 
 def write_note(reference: str, text: str, tracking_uri: str | None = None) -> RunRecord:
-    """Replace a run's note; an empty text removes it. Raises as `show`."""
+    """Replace a run's note; an empty text removes it.
+
+    Raises:
+        ConfigError: the text is too long.
+        LlmctlError: as `show`.
+    """
+    check_tag("note", text)
     (run,) = resolve([reference], tracking_uri=tracking_uri)
     from llmctl.monitor import run_changes
 
@@ -267,10 +269,13 @@ def write_tags(
     """Set tags of a run; an empty value removes one.
 
     Raises:
-        ConfigError: a tag is one that llmctl or MLflow keeps for itself.
+        ConfigError: a tag is kept by llmctl or MLflow itself, or no store takes it; none is
+            written then.
         LlmctlError: as `show`.
     """
-    for name in tags:
+    for name, value in tags.items():
+        if value:
+            check_tag(name, value)
         if name.startswith(_RESERVED):
             raise ConfigError(
                 f"the tag {name!r} is kept by the program itself",
@@ -291,10 +296,16 @@ def page_of_server(tracking_uri: str | None = None) -> str | None:
     return uri if uri.startswith(("http://", "https://")) else None
 
 
-def is_there(tracking_uri: str | None = None) -> bool:
-    """Whether there is a store to look into; one that is no file is taken to be."""
+def missing(tracking_uri: str | None = None) -> str | None:
+    """Say in a line that there is no store to look into; None where there is one.
+
+    Its file is named if a person named it. One that is no file is taken to be there.
+    """
     file = sqlite_file(store_uri(tracking_uri))
-    return file is None or file.exists()
+    if file is None or file.exists():
+        return None
+    named = tracking_uri or os.environ.get(URI_VARIABLE)
+    return f"no runs yet: there is no file {file}" if named else "no runs yet"
 
 
 def ui(port: int, ready: Callable[[str], None], tracking_uri: str | None = None) -> NoReturn:
@@ -318,13 +329,10 @@ def ui(port: int, ready: Callable[[str], None], tracking_uri: str | None = None)
         serve_page(uri, experiment_id, port, ready)
 
 
-def _resolve(runs: Sequence[RunRecord], references: Sequence[str]) -> list[RunRecord]:
-    found = [find(runs, reference) for reference in references]
-    return list({run.run_id: run for run in found}.values())
-
-
 def _find_anywhere(store: RunReader, runs: Sequence[RunRecord], reference: str) -> RunRecord:
     try:
         return find(runs, reference)
     except RunNotFoundError:
-        return find(store.runs(deleted=True), reference)
+        with suppress(RunNotFoundError):
+            return find(store.runs(deleted=True), reference)
+        raise

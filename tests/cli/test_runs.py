@@ -126,6 +126,10 @@ def test_without_a_store_there_are_no_runs_and_none_is_made(
         done = runs(*command.split())
         assert done.code == 1
         assert "yet" in error_lines(done.err)[0]
+    file = tmp_path / "nope/x.db"
+    for named in ((), ("--json",), ("--kind", "eval")):
+        done = runs("list", "--tracking-uri", f"sqlite:///{file}", *named)
+        assert (done.code, done.err) == (0, f"no runs yet: there is no file {file}\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,6 +199,7 @@ def test_best_names_one_run(runs: Runs, remembered: Remembered) -> None:
         (["compare", "微调-fast", "微调-slow", "--metric", "x"], 2, "--metric"),
         (["plot", "微调-fast"], 2, "--output"),
         (["tag", "微调-fast", "novalue"], 2, "novalue"),
+        (["tag", "微调-fast", "sp ace/ü@=x"], 2, "sp ace/ü@"),
         (["rm", "微调-fast", "--purge"], 2, "needs a yes"),
     ],
 )

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from llmctl.data.cleaning.settings import CleanSettings
 from llmctl.data.identity import dataset_ref
 from llmctl.data.intake import ReadOptions
 from llmctl.errors import ConfigError, LlmctlError
+from llmctl.monitor.run_client import told_plainly
 from llmctl.monitor.run_lineage import Node
-from llmctl.monitor.store import Store, open_store, store_uri
+from llmctl.monitor.store import Store, load_mlflow, open_store, store_uri
 from llmctl.services import runs as service
 from llmctl.services.data_clean import CleanRequest, clean
 from llmctl.services.runs import RunFilter
@@ -205,6 +207,38 @@ def test_notes_and_tags_are_written_replaced_and_removed(home: Path) -> None:
         service.write_tags("fast", {"llmctl.kind": "eval"})
 
 
+def test_a_tag_that_no_store_takes_is_refused_by_its_name_and_none_is_written(home: Path) -> None:
+    assert home.is_dir()
+    end(begin("bench", name="fast"))
+    for name, value in (("sp ace/ü@", "x"), ("a//b", "x"), ("n" * 251, "x"), ("long", "x" * 8001)):
+        with pytest.raises(ConfigError, match=f"'{name}'"):
+            service.write_tags("fast", {"team": "a", name: value})
+    with pytest.raises(ConfigError, match="8,001"):
+        service.write_note("fast", "x" * 8001)
+    assert "team" not in service.show("fast").run.tags
+    service.write_tags("fast", {"sp ace/ü:1.0_-": "x" * 8000})
+    assert service.show("fast").run.tags["sp ace/ü:1.0_-"] == "x" * 8000
+
+
+def test_what_the_store_answers_becomes_an_error_with_its_own_way_out() -> None:
+    load_mlflow()
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+    busy = "(sqlite3.OperationalError) database is locked\n[SQL: UPDATE …]"
+    answers: list[tuple[Exception, type[LlmctlError], str, str]] = [
+        (MlflowException(busy), LlmctlError, "locked", "another program writes it"),
+        (sqlite3.OperationalError("database is locked"), LlmctlError, "locked", "another program"),
+        (MlflowException("too odd", INVALID_PARAMETER_VALUE), ConfigError, "too odd", ""),
+        (ConnectionRefusedError("refused"), LlmctlError, "refused", "start the server"),
+    ]
+    for answer, kind, said, hint in answers:
+        with pytest.raises(kind, match=said) as caught, told_plainly("sqlite:///x.db"):
+            raise answer
+        assert type(caught.value) is kind
+        assert hint in caught.value.hint
+
+
 def test_the_trash_gives_back_what_was_put_there(home: Path) -> None:
     assert home.is_dir()
     run_id = end(begin("bench", name="one"))
@@ -212,11 +246,21 @@ def test_the_trash_gives_back_what_was_put_there(home: Path) -> None:
     service.remove(service.resolve(["one"]), forget)
     assert (names(), names(deleted=True)) == ({"two"}, {"one"})
     assert service.show("one").run.deleted
-    with pytest.raises(LlmctlError, match="no run 'one'") as caught:
-        service.resolve(["one"])
-    assert f"llmctl runs restore {run_id[:8]}" in caught.value.hint
+    for wants in (
+        service.resolve,
+        service.compare,
+        lambda runs: service.plot(runs, [], home / "curves.png"),
+    ):
+        with pytest.raises(LlmctlError, match="no run 'one'") as caught:
+            wants(["two", "one"])
+        assert f"llmctl runs restore {run_id[:8]}" in caught.value.hint
     service.restore(["one"])
     assert (names(), names(deleted=True)) == ({"one", "two"}, set())
+    with pytest.raises(LlmctlError, match="no run 'one': the trash is empty") as caught:
+        service.restore(["one"])
+    assert caught.value.hint == "one is not in the trash"
+    with pytest.raises(LlmctlError, match=r"no run 'nope'$"):
+        service.show("nope")
 
 
 def test_a_run_that_goes_on_is_not_removed(home: Path) -> None:
