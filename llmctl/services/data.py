@@ -15,6 +15,7 @@ from llmctl.data.masking import MaskedExample, mask_example
 from llmctl.data.merge import merge
 from llmctl.data.problems import DataError
 from llmctl.data.reading import Row, read_rows
+from llmctl.data.row import at_line
 from llmctl.data.split import split
 from llmctl.engine import catalog, model_folder
 from llmctl.engine.catalog import ResolvedModel
@@ -79,7 +80,7 @@ def show(
 
     Args:
         number: the first row to show, from 1.
-        line: the line at which that row begins, in place of its number.
+        line: a line of that row, of the first of several files, in place of its number.
         count: so many rows from there on.
 
     Raises:
@@ -102,14 +103,17 @@ def show(
 def _find(file: str, number: int | None, line: int | None) -> Iterator[tuple[int, Row]]:
     """Yield the rows from the wanted one on, numbered from 1."""
     rows = ((at, row) for at, row in enumerate(read_rows(file), 1) if row.raw or row.problems)
+    if line is not None:
+        yield at_line(((row.origin, row.lines_below, (at, row)) for at, row in rows), line)
+        yield from rows
+        return
     at = 0
     for at, row in rows:
-        if at == number or (line is not None and row.origin.line >= line):
+        if at == number:
             yield at, row
             yield from rows
             return
-    wanted = f"line {line}" if number is None else f"row {number}"
-    raise ConfigError(f"{file} has no {wanted}", hint=f"it has {at:,} rows")
+    raise ConfigError(f"{file} has no row {number}", hint=f"it has {at:,} rows")
 
 
 def _measure(

@@ -146,6 +146,13 @@ def test_show_tells_of_a_row_that_is_wrong_or_not_there(
     assert code == 2
     assert "has no row 3" in err
     assert "it has 2 rows" in err
+    file.write_text(f"{GOOD}\n\n{GOOD}")
+    for words in (("show", file, "-m", tiny_folder, "--line"), ("clean", file, "--explain")):
+        for line, hint in (("2", "rows are at lines 1 and 4"), ("5", "the last row is at line 4")):
+            code, out, err = data(*words, line)
+            assert (code, out) == (2, "")
+            assert f"error: no row is at line {line}\nhint: {hint}\n" in err
+        assert data(*words, "4")[0] == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a pseudo-terminal")

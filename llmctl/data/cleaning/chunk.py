@@ -41,6 +41,8 @@ class Record:
     """The row as it leaves, if that is different."""
     detail: str = ""
     """Why it is removed."""
+    lines_below: int = 0
+    """As `Row.lines_below`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,7 @@ class ChunkCleaner:
                 chunk.problems += cleaned
                 why = "; ".join(f"{p.field}: {p.what}" if p.field else p.what for p in cleaned)
                 raw = to_json(row.raw.decode("utf-8", "replace"))
-                record = Record(row.origin, raw, None, why)
+                record = Record(row.origin, raw, None, why, row.lines_below)
             chunk.records.append(pickle.dumps(record, pickle.HIGHEST_PROTOCOL))
         return chunk
 
@@ -197,7 +199,7 @@ class ChunkCleaner:
         else:
             self._sketch(place, after, chunk)
         new = None if is_same else to_json(cleaned.value)
-        return Record(row.origin, to_json(row.value), new, detail)
+        return Record(row.origin, to_json(row.value), new, detail, row.lines_below)
 
     def _sketch(self, place: int, example: Example, chunk: ChunkResult) -> None:
         """Note what a row is compared with others by."""

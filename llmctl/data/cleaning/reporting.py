@@ -20,7 +20,7 @@ from llmctl.data.cleaning.row import CleanedRow, RowCleaner
 from llmctl.data.cleaning.rule import texts_of
 from llmctl.data.cleaning.statistics import statistics
 from llmctl.data.columns import used_columns
-from llmctl.data.reading import Row
+from llmctl.data.row import Row, at_line
 from llmctl.errors import ConfigError
 
 _CLUSTERS = 3
@@ -155,15 +155,11 @@ def explain(cleaned: Cleaned, line: int, counter: TokenCounter | None) -> Explan
 
 def _at(cleaned: Cleaned, line: int) -> tuple[int, Record]:
     ledger = cleaned.ledger
-    found: tuple[int, Record] | None = None
-    if ledger.numbers_rows and 1 <= line <= len(ledger.rows):
+    if ledger.numbers_rows:
+        if not 1 <= line <= len(ledger.rows):
+            raise ConfigError(
+                f"there is no row {line}", hint=f"there are {len(ledger.rows):,} rows"
+            )
         return line - 1, ledger.record(line - 1)
-    for index, record in enumerate(ledger.records()):
-        if found is not None and record.origin.file != found[1].origin.file:
-            break
-        if record.origin.line > line:
-            break
-        found = index, record
-    if found is None:
-        raise ConfigError(f"no row is at line {line}", hint="the first row is further down")
-    return found
+    records = enumerate(ledger.records())
+    return at_line(((r.origin, r.lines_below, (index, r)) for index, r in records), line)

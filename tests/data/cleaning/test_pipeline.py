@@ -232,6 +232,19 @@ def test_a_row_that_is_explained_names_the_row_it_is_like(tmp_path: Path) -> Non
         told = explain(found, 2, None)
         with pytest.raises(ConfigError, match="no row is at line 0"):
             explain(found, 0, None)
+        with pytest.raises(ConfigError, match="no row is at line 3"):
+            explain(found, 3, None)
+    source.write_text(json.dumps([{"text": "one"}, {"text": "two"}], indent=1))
+    with opened(source) as found:
+        assert explain(found, 6, None).where == "5"
+        with pytest.raises(ConfigError) as failed:
+            explain(found, 8, None)
+        assert failed.value.hint == "the last row is at line 7"
+    source.write_text(json.dumps([{"text": "one"}, {"text": "two"}]))
+    with opened(source) as found:
+        assert explain(found, 2, None).where == "row 2"
+        with pytest.raises(ConfigError, match="there is no row 3"):
+            explain(found, 3, None)
     assert told.removed_by == "duplicates"
     assert {said.rule: said.says for said in told.said if said.says} == {
         "control-characters": "'\\u200b' -> ''",
