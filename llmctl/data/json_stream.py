@@ -171,7 +171,8 @@ class JsonStream:
 
     def _more(self) -> bool:
         """Read on; forget what is before the current element, but not its indentation."""
-        piece = self._stream.read(max(_CHUNK, len(self._buffer)))
+        # What could be read before an error must not be lost with it: one read at a time.
+        piece = self._stream.read1(max(_CHUNK, len(self._buffer)))  # type: ignore[attr-defined]
         if not piece:
             self._ended = True
             return False

@@ -4,10 +4,11 @@ import difflib
 import gzip
 import io
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from llmctl.data.problems import DataError
 from llmctl.errors import ConfigError
@@ -60,7 +61,7 @@ def parts_of(source: Source) -> list[Part]:
     """List what a source consists of, the files of a folder in the order of their names.
 
     Raises:
-        ConfigError: there is no such file, folder or hub id, or its kind is not known.
+        ConfigError: there is no such file, folder or hub id, or its kind is not known or a device.
         DataError: a folder holds nothing to read.
     """
     if not isinstance(source, str | Path):
@@ -76,6 +77,11 @@ def parts_of(source: Source) -> list[Part]:
         return parts
     if path.is_file():
         return [Part(str(source), _kind(path) or _look(path))]
+    if path.exists():
+        raise ConfigError(
+            f"{source} is no regular file",
+            hint="rows are read more than once: write them to a file, and name that",
+        )
     if _HUB_ID.fullmatch(str(source)) and _kind(path) is None:
         return [Part(str(source), "hub")]
     raise ConfigError(f"there is no file {source}", hint=_near(path))
@@ -144,12 +150,39 @@ class _Unpacked(io.BufferedReader):
     """A gzip file read through a buffer; closes the file below it too."""
 
     def __init__(self, on_disk: BinaryIO) -> None:
-        super().__init__(gzip.GzipFile(fileobj=on_disk), 2**18)
+        super().__init__(_Gzip(on_disk), 2**18)
         self._on_disk = on_disk
 
     def close(self) -> None:
         super().close()
         self._on_disk.close()
+
+
+class _Gzip(io.RawIOBase):
+    """The content of a gzip file; where it breaks off, first all that can be had."""
+
+    def __init__(self, on_disk: BinaryIO) -> None:
+        self._file = gzip.GzipFile(fileobj=on_disk)
+        self._broken: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        filled = 0
+        while filled < len(buffer) and self._broken is None:
+            try:
+                piece = self._file.read1(len(buffer) - filled)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                self._broken = error
+                break
+            if not piece:
+                return filled
+            buffer[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        if self._broken is not None and not filled:
+            raise self._broken
+        return filled
 
 
 def _kind(path: Path) -> Kind | None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -149,6 +150,25 @@ def test_progress_tells_how_much_of_a_file_is_read(tmp_path: Path) -> None:
     assert size / 2 < done[-1] <= size
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+def test_every_row_before_the_place_where_gzip_breaks_off_is_read(
+    tmp_path: Path, kind: str
+) -> None:
+    rows = [{"prompt": f"What is {n * 7919 % 5000}?", "completion": str(n)} for n in range(5000)]
+    path = tmp_path / f"rows.{kind}.gz"
+    with RowWriter(path) as writer:
+        for row in rows:
+            writer.write(row)
+    packed = path.read_bytes()
+    path.write_bytes(packed[: len(packed) // 2])
+    whole = zlib.decompressobj(31).decompress(path.read_bytes()).count(b"\n")
+    *read, last = read_rows(path)
+    assert [row.value for row in read] == rows[: len(read)]
+    assert whole - 2 <= len(read) <= whole
+    (problem,) = last.problems
+    assert (problem.kind, problem.origin.line - read[-1].origin.line) == ("gzip", 1)
+
+
 class Dribble(io.BytesIO):
     """A stream that gives a few bytes at a time, as a pipe may."""
 
@@ -156,8 +176,8 @@ class Dribble(io.BytesIO):
         super().__init__(content)
         self._step = step
 
-    def read(self, size: int | None = -1) -> bytes:
-        return super().read(min(self._step, len(self.getbuffer()) if size in (None, -1) else size))
+    def read1(self, size: int | None = -1) -> bytes:
+        return super().read1(min(self._step, len(self.getbuffer()) if size in (None, -1) else size))
 
 
 JSON = st.recursive(
