@@ -174,7 +174,10 @@ class TrainConfig:
                 hint="use --method qlora, or leave out --quant",
             )
         if self.method == "qlora" and quant == "none":
-            raise ConfigError("qlora is LoRA on quantised weights, and quant is none", hint="lora")
+            raise ConfigError(
+                "qlora is LoRA on quantised weights, and quant is none",
+                hint="--method lora, or leave out --quant",
+            )
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ConfigError(
                 f"a batch of {self.batch_size} rows cannot be shared out in micro-batches of "

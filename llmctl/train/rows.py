@@ -69,10 +69,8 @@ def _look_at(
     if problems.total > len(lines):
         lines.append(f"and {problems.total - len(lines):,} more")
     if config.on_error == "fail" or not found.rows:
-        raise DataError(
-            "\n".join(lines),
-            hint="--on-error skip leaves these rows out; `llmctl data check` shows more",
-        )
+        way = "--on-error skip leaves these rows out" if found.rows else "no row is left to learn"
+        raise DataError("\n".join(lines), hint=f"{way}; `llmctl data check` shows more")
     kinds = ", ".join(f"{count} {kind}" for kind, count in problems.kinds.most_common())
     return found, [f"{', '.join(source)}: rows that cannot be used are left out ({kinds})"]
 

@@ -94,6 +94,23 @@ def test_a_missing_file_of_rows_is_said_before_anything_starts(
     assert "there is no file nowhere.jsonl" in capsys.readouterr().err
 
 
+def test_what_has_no_rows_is_said_with_a_way_out_that_leads_somewhere(
+    settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    assert fails("-c", str(settings), "--data", str(empty)) == 1
+    told = capsys.readouterr().err
+    assert "the file has no rows" in told
+    assert "--on-error" not in told
+    assert fails("-c", str(settings), "--data", os.devnull) == 2
+    told = capsys.readouterr().err
+    assert f"{os.devnull} is no regular file" in told
+    assert "did you mean" not in told
+    assert fails("-c", str(settings), "--method", "qlora", "--quant", "none") == 2
+    assert "--method lora, or leave out --quant" in capsys.readouterr().err
+
+
 def test_bad_rows_are_named_all_at_once_or_left_out(
     settings: Path, rows: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
