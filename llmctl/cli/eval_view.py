@@ -165,6 +165,17 @@ def show_report(report: EvalReport) -> None:
     render.note(f"results in {report.folder}")
 
 
+def show_failed(report: EvalReport) -> None:
+    """Say how many questions have no answer, and what helps."""
+    error, them = f"{report.failed} questions have no answer", "them"
+    if report.too_long:
+        error += f"; {report.too_long} of them do not fit the model's context"
+        them = "the others"
+    again = f"--resume --output {report.folder} asks {them} again"
+    helps = report.failed > report.too_long
+    render.show_error(error, again if helps else "a model with a longer context can be asked them")
+
+
 def show_comparison(found: Sequence[Comparison], flipped: Sequence[tuple[str, ...]]) -> None:
     """Print paired differences, and which questions flipped."""
     render.table(

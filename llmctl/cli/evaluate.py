@@ -76,10 +76,7 @@ def evaluate(
     else:
         eval_view.show_report(report)
     if report.failed:
-        render.show_error(
-            f"{report.failed} questions have no answer",
-            f"--resume --output {report.folder} asks them again",
-        )
+        eval_view.show_failed(report)
         raise typer.Exit(1)
 
 

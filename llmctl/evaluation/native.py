@@ -105,7 +105,8 @@ def _result(
         suite, subject, index, question.fingerprint, question.gold, shots=question.shots
     )
     if isinstance(outcome, LlmctlError):
-        return replace(result, error=str(outcome))
+        too_long = isinstance(outcome, ContextLengthError)
+        return replace(result, error=str(outcome), too_long=too_long)
     if isinstance(outcome, Reply):
         verdict = read_answer(question, outcome.text)
         return replace(

@@ -173,6 +173,7 @@ class _Run:
             seconds=time.monotonic() - started,
             folder=str(self.folder.path),
             complete=complete,
+            too_long=sum(result.too_long for result in results),
         )
 
     def _reached(self) -> AbstractContextManager[Candidate]:

@@ -134,6 +134,8 @@ class QuestionResult:
     """Examples that the prompt kept."""
     error: str = ""
     """Why there is no answer; everything else but the key is then meaningless."""
+    too_long: bool = False
+    """The error is that the question does not fit the context: asking again does not help."""
     tokens: int = 0
     """That the model computed for it."""
     naive_tokens: int = 0
@@ -250,6 +252,8 @@ class EvalReport:
     """Of the tracked run."""
     complete: bool = True
     """Whether every question was asked."""
+    too_long: int = 0
+    """Of the questions without an answer, those that do not fit the model's context."""
 
     @property
     def failed(self) -> int:

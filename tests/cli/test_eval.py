@@ -164,6 +164,20 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(
         assert resumed[key]["likelihoods"] == pytest.approx(one["likelihoods"], rel=1e-6)
 
 
+def test_questions_beyond_the_context_are_named_and_nobody_is_told_to_ask_them_again(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exam = tmp_path / "long.csv"
+    exam.write_text(f"question,answer\nshort?,x\n{'long ' * 60}?,x\n")  # 300 bytes for a 256
+    out = tmp_path / "run"
+    words = sit(tiny_folder, exam, "--output", str(out), "--max-new-tokens", "1", "--no-track")
+    assert ends(*words) == 1
+    told = capsys.readouterr().err
+    assert "1 questions have no answer; 1 of them do not fit the model's context" in told
+    assert "--resume" not in told
+    assert [result["too_long"] for result in results(out).values()] == [False, True]
+
+
 def test_a_stopped_exam_says_how_to_go_on_and_goes_on_with_the_same_tracked_run(
     tmp_path: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

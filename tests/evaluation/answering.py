@@ -8,8 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Answer = Callable[[str, dict[str, Any]], dict[str, Any] | int | str]
-"""Of a path and a body: the reply, or the status of a failure; 0 hangs up without a word. A text
-is sent as it is: as JSON, or where it begins with `<` as a page."""
+"""Of a path and a body: the reply, or the status of a failure, of which 413 says that the prompt is
+too long; 0 hangs up without a word. A text is sent as it is: as JSON, or as a page if it begins
+with `<`."""
 
 
 def chat_reply(text: str) -> dict[str, Any]:
@@ -29,7 +30,8 @@ def answering(answer: Answer) -> Iterator[str]:
                 self.close_connection = True
                 return
             status = reply if isinstance(reply, int) else 200
-            failure = {"error": {"message": f"told to fail with {status}"}}
+            code = "context_length_exceeded" if status == 413 else None
+            failure = {"error": {"message": f"told to fail with {status}", "code": code}}
             told = failure if isinstance(reply, int) else reply
             text = told if isinstance(told, str) else json.dumps(told)
             content = text.encode()

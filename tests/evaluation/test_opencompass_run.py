@@ -47,14 +47,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def failing(folder: Path) -> list[QuestionResult]:
-    """Always 'A', but one question of law is refused, and the server dies within marxism."""
+    """Always 'A', but one question of law is too long, and the server dies within marxism."""
     exam = plan("ceval", write_ceval(folder / "data"), "gen", shots=1)
     answered = threading.Semaphore(3)
 
     def answer(_: str, body: dict[str, Any]) -> dict[str, Any] | int:
         asked = body["messages"][-1]["content"]
         if "law2:" in asked:
-            return 400
+            return 413
         if "marxism" in asked and not answered.acquire(blocking=False):
             return 0
         return chat_reply("A")
@@ -69,7 +69,8 @@ def failing(folder: Path) -> list[QuestionResult]:
 def test_one_refused_question_costs_one_question(failing: list[QuestionResult]) -> None:
     law = of(failing, "law")
     assert [result.index for result in law if result.error] == [2]
-    assert "400: told to fail" in law[2].error
+    assert "413: told to fail" in law[2].error
+    assert [result.index for result in failing if result.too_long] == [2]
     assert [r.correct for r in law if not r.error] == [r.gold == "A" for r in law if not r.error]
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ def read_subject(
         entry = predicted.get(str(place))
         if entry is None:
             found.append(failed(question, "OpenCompass wrote no prediction for it"))
-        elif error := entry.get(NOTES, {}).get("error"):
-            found.append(failed(question, error))
+        elif error := (notes := entry.get(NOTES, {})).get("error"):
+            found.append(replace(failed(question, error), too_long=notes.get("too_long", False)))
         elif mode == "ppl":
             found.append(_chosen(question, entry))
         else:

@@ -59,7 +59,7 @@ class SharedPrefixPPLInferencer(PPLInferencer):  # type: ignore[misc]
                         examples[index] = retriever.generate_ice(left, ice_template=ice_template)
                         again[index] = texts(index)
                         continue
-                    notes[index] = {"error": str(scores)}
+                    notes[index] = {"error": str(scores), "too_long": scores.too_long}
                     output.results_dict[str(index)]["origin_prompt"] = groups[index][0]
                 else:
                     losses = [-logprob / count for logprob, count in scores]

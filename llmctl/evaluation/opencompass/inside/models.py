@@ -69,7 +69,7 @@ class ChatModel(BaseAPIModel):  # type: ignore[misc]
                     noted = self._asked(body)
                     self._journal.put(key, noted)
                 except AskError as error:
-                    noted = {"reply": "", "error": str(error)}
+                    noted = {"reply": "", "error": str(error), "too_long": error.too_long}
             events.tell("question")
             return noted
 
