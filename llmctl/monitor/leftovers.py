@@ -10,7 +10,7 @@ from llmctl.monitor.liveness import is_alive, seen_at
 from llmctl.monitor.rows import Status, Tag
 from llmctl.monitor.spool import Spool, Waiting, orphans, spool_folder
 from llmctl.monitor.store import Store
-from llmctl.types import TAG_PROCESS
+from llmctl.types import TAG_PROCESS, TAG_SEEN
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -38,8 +38,10 @@ def deliver_leftovers(store: Store, refused: Callable[[str], None]) -> int:
 def _deliver(store: Store, spool: Spool, refused: Callable[[str], None]) -> int:
     from mlflow.exceptions import MlflowException
 
-    waiting = spool.read()
+    waiting, written = spool.read(), spool.file.stat().st_mtime
     rows = list(waiting.rows)
+    if rows:  # the writer lived as long as it wrote
+        rows.append(Tag(TAG_SEEN, f"{written:.0f}"))
     run_id = waiting.run_id or waiting.start.resume_run_id
     if run_id is None:
         delivery = begin(

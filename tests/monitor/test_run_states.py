@@ -107,6 +107,10 @@ def test_what_kill_9_leaves_is_read_and_found_by_the_next_run_and_can_be_resumed
 
     with open_runs() as reader:
         curve = reader.curves(run_id)["train/loss"]
+        (dead,) = reader.runs()
+    assert dead.status == "killed"
+    assert dead.ended is not None
+    assert dead.ended >= curve[-1].time - 1
     assert waiting <= {point.step for point in curve}
     before = points(store, run_id)
     assert before == len(curve) == max(waiting) + 1
