@@ -83,11 +83,13 @@ class RowWriter:
 
     def write_raw(self, raw: bytes) -> None:
         """Write one row that is JSON on one line already, by `beyond_json.to_json`."""
+        if self._suffix != ".parquet":
+            raw = plain_json(raw)
         if self._suffix == ".json":
             self._stream.write(b",\n" if self.rows else b"[\n")
-            self._stream.write(plain_json(raw))
+            self._stream.write(raw)
         else:
-            self._stream.write((plain_json(raw) if self._suffix in _LINES else raw) + b"\n")
+            self._stream.write(raw + b"\n")
         self.rows += 1
 
     def _opened(self) -> IO[bytes]:

@@ -39,8 +39,9 @@ def find(text: str) -> list[Found]:
     """
     found: list[Found] = []
     taken = bytearray()
+    numbers = _BETWEEN.sub(";", text) if _MANY_DIGITS.search(text) else ""
     for kind, search in _SEARCHES.items():
-        for start, end in search(text):
+        for start, end in search(numbers if kind in _NUMBERS else text):
             taken = taken or bytearray(len(text))
             if not any(taken[start:end]):
                 taken[start:end] = b"\1" * (end - start)
@@ -259,20 +260,14 @@ _BETWEEN = re.compile(
     re.ASCII,
 )
 
-
-def _if_digits(search: Callable[[str], Spans]) -> Callable[[str], Spans]:
-    def gated(text: str) -> Spans:
-        return search(_BETWEEN.sub(";", text)) if _MANY_DIGITS.search(text) else iter(())
-
-    return gated
-
-
 _SEARCHES: dict[str, Callable[[str], Spans]] = {
     "private key": _private_keys,
     "api key": _api_keys,
     "e-mail": _emails,
-    "chinese id": _if_digits(_chinese_ids),
-    "bank card": _if_digits(_cards),
-    "phone": _if_digits(_phones),
+    "chinese id": _chinese_ids,
+    "bank card": _cards,
+    "phone": _phones,
     "ip address": _addresses,
 }
+_NUMBERS = frozenset(("chinese id", "bank card", "phone"))
+"""The kinds that are looked for only where there are many digits."""

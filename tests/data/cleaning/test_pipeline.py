@@ -132,6 +132,7 @@ def test_columns_that_json_has_no_word_for_come_out_of_parquet_as_they_were(tmp_
         "raw": [b"\xff", None],
         "at": [now] * 2,
         "zoned": [now.replace(tzinfo=UTC)] * 2,
+        "summer": pa.array([now, now + timedelta(days=180)], pa.timestamp("us", "Europe/Rome")),
         "fine": pa.array(nanoseconds, pa.timestamp("ns")),
         "day": [now.date(), None],
         "hour": [now.time()] * 2,
@@ -149,7 +150,8 @@ def test_columns_that_json_has_no_word_for_come_out_of_parquet_as_they_were(tmp_
     run(tmp_path / "in.parquet", tmp_path / "out.jsonl")
     first = load(tmp_path / "out.jsonl")[0]
     assert first["image"] == {"bytes": "iVBORwA=", "path": "a.png"}
-    assert (first["at"], first["day"]) == ("2024-01-02T03:04:05.678901", "2024-01-02")
+    assert first["at"] == first["fine"] == "2024-01-02T03:04:05.678901"
+    assert (first["summer"], first["day"]) == ("2024-01-02T04:04:05.678901+01:00", "2024-01-02")
     run(tmp_path / "in.parquet", tmp_path / "out.csv")
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
         cells = next(csv.DictReader(file))
