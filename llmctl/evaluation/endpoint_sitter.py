@@ -180,19 +180,19 @@ class EndpointSitter:
         self, questions: Sequence[Question], ask: Callable[[Question], T]
     ) -> Iterator[T | LlmctlError]:
         """Ask several at a time; yield in order."""
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        pool = ThreadPoolExecutor(_AT_ONCE)
+        try:
             waiting: list[Future[T]] = [pool.submit(ask, question) for question in questions]
-            try:
-                for future in waiting:
-                    try:
-                        yield future.result()
-                    except EngineStoppedError:
-                        raise
-                    except LlmctlError as error:
-                        yield error
-            finally:
-                for future in waiting:
-                    future.cancel()
+            for future in waiting:
+                try:
+                    yield future.result()
+                except EngineStoppedError:
+                    raise
+                except LlmctlError as error:
+                    yield error
+        finally:
+            # Whoever leaves early does not wait for answers that nobody wants.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _read_reply(answer: Any) -> Reply:
