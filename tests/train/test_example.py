@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 
 from llmctl.engine import catalog
+from llmctl.train.watch import peak_memory
 from tests.train.conftest import Teach, Watched
 
 DATA = Path(__file__).parents[2] / "examples" / "data" / "observatory.jsonl"
@@ -25,6 +28,8 @@ def test_a_small_model_learns_two_facts_and_says_them_when_asked_otherwise(
     held.write_text("\n".join(line for i, line in enumerate(lines) if not i % 8), encoding="utf-8")
     settings: dict[str, Any] = {"model": model, "dtype": "auto", "rank": 16, "learning_rate": 2e-3}
     watched = Watched()
+    peak = peak_memory(torch.device("cpu"))
+    resident = psutil.Process().memory_info().rss
     report = teach(
         watched,
         data=str(rows),
@@ -43,4 +48,5 @@ def test_a_small_model_learns_two_facts_and_says_them_when_asked_otherwise(
     assert "Juniper" in name
     assert "4 pm to 11 pm" in hours
     assert all(reply.complete for reply in report.after)
-    assert report.peak_bytes < 4e9
+    # The process has been through other tests: what they left in memory is none of its own.
+    assert report.peak_bytes <= max(peak, resident + 2.5e9)
