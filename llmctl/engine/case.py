@@ -88,7 +88,8 @@ class Case:
 
     @property
     def weights(self) -> int:
-        return self.shape.weight_bytes(self.machine.dtype, self.quant)
+        machine = self.machine
+        return self.shape.weight_bytes(machine.dtype, self.quant, int4=machine.kind == "cpu")
 
     @property
     def kv_most(self) -> int:

@@ -12,6 +12,7 @@ from llmctl.engine.case import Case, Machine
 from llmctl.engine.catalog import ResolvedModel
 from llmctl.engine.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
 from llmctl.engine.hardware import choose_device, choose_dtype
+from llmctl.engine.int4 import supported as int4_supported
 from llmctl.engine.libraries import library_errors, quiet_libraries
 from llmctl.engine.memory import ModelShape, shape_of
 from llmctl.engine.plan import plan_memory
@@ -84,12 +85,14 @@ def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) ->
         kept = None if adapter is None else adapter_folder.why_not_by_request(adapter)
         shape = _shape(spec, found, config)
         plan = plan_memory(Case(shape, Machine.here(device, dtype), spec.quant, spec.limits))
-        model = read_weights(spec, found.whole, config, device, dtype)
+        # What PEFT puts on for good it knows how to put on bitsandbytes' layers.
+        int4 = device.type == "cpu" and int4_supported() and kept is None
+        model = read_weights(spec, found.whole, config, device, dtype, int4=int4)
         if adapter is not None and kept is not None:
             quantised = getattr(model, "is_quantized", False)
             model = adapter_folder.put_on_for_good(adapter, model, quantised=quantised)
     model.eval().requires_grad_(False)
-    if spec.quant == "4bit" and device.type == "cpu":
+    if spec.quant == "4bit" and device.type == "cpu" and not int4:
         _avoid_packed_kernel(model)
     defaults = model.generation_config
     return LoadedModel(
@@ -106,7 +109,7 @@ def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) ->
             template_fingerprint=template.fingerprint,
             logged_model_id=origin.model_id,
             notes=(
-                *_notes(spec, device, template),
+                *_notes(spec, device, template, int4=int4),
                 *origin.notes,
                 *([f"{adapter} is on for good: {kept}"] if kept else []),
                 *plan.notes,
@@ -201,8 +204,15 @@ def read_weights(
     device: torch.device,
     dtype: torch.dtype,
     attention: str | None = None,
+    *,
+    int4: bool = False,
 ) -> Any:
-    """Read a whole model's weights; `attention` is Transformers' name of an implementation."""
+    """Read a whole model's weights.
+
+    Args:
+        attention: Transformers' name of an implementation.
+        int4: whether four bits may be `int4`'s, which knows no gradients, instead of NF4.
+    """
     from transformers import AutoModelForCausalLM, GgufConfig
 
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
@@ -210,7 +220,7 @@ def read_weights(
         options |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     else:
         options |= {"config": config, "use_safetensors": None if spec.allow_pickle else True}
-        if (quantisation := _quantisation(spec.quant, dtype)) is not None:
+        if (quantisation := _quantisation(spec.quant, dtype, int4=int4)) is not None:
             options["quantization_config"] = quantisation
     return AutoModelForCausalLM.from_pretrained(
         found.path,
@@ -221,10 +231,14 @@ def read_weights(
     )
 
 
-def _quantisation(quant: Quant, compute_dtype: torch.dtype) -> Any:
-    """Return bitsandbytes' settings: NF4 with double quantisation, or LLM.int8."""
+def _quantisation(quant: Quant, compute_dtype: torch.dtype, *, int4: bool) -> Any:
+    """Return the settings of `int4`; or bitsandbytes', NF4 with double quantisation or LLM.int8."""
     if quant == "none":
         return None
+    if quant == "4bit" and int4:
+        from llmctl.engine.int4_loading import Int4Config
+
+        return Int4Config()
     from transformers import BitsAndBytesConfig
 
     if quant == "8bit":
@@ -277,9 +291,13 @@ def _sampling_defaults(defaults: Any) -> SamplingParams:
     )
 
 
-def _notes(spec: ModelSpec, device: torch.device, template: ChatTemplate) -> tuple[str, ...]:
+def _notes(
+    spec: ModelSpec, device: torch.device, template: ChatTemplate, *, int4: bool
+) -> tuple[str, ...]:
     notes = []
-    if spec.quant != "none" and device.type == "cpu":
+    if spec.quant == "4bit" and int4:
+        notes.append("on a CPU --quant 4bit is faster for one reply at a time, not for many")
+    elif spec.quant != "none" and device.type == "cpu":
         notes.append(f"on a CPU --quant {spec.quant} saves memory, not time")
     if not template:
         notes.append("the model has no chat template: it can complete text, not chat")

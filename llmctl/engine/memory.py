@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from llmctl.engine.batching.forward import IDLE_CHUNK
+from llmctl.engine.int4 import BYTES_PER_WEIGHT
 from llmctl.errors import ModelLoadError
 from llmctl.types import KVQuant, Quant
 
-# Bytes per parameter. 4 bit: half a byte, and the doubly quantised scales at 64 weights a block
-# (Dettmers et al. 2023, QLoRA, section 3: 0.127 bits per weight).
+# Bytes per parameter. 4 bit, where it is not `int4`: half a byte, and doubly quantised scales at
+# 64 weights a block (Dettmers et al. 2023, QLoRA, section 3: 0.127 bits per weight).
 _QUANT_BYTES: dict[Quant, float] = {"4bit": 0.516, "8bit": 1.0}
 _KV_SCALE_BYTES = 4
 """An 8-bit head of keys or values has one float32 scale per token."""
@@ -77,13 +78,16 @@ class ModelShape:
     adapter_parameters: int = 0
     """Of the adapter that goes on it; they stay in float32 on a CPU."""
 
-    def weight_bytes(self, dtype: torch.dtype, quant: Quant) -> int:
-        """Return what the loaded weights need, an adapter's among them."""
+    def weight_bytes(self, dtype: torch.dtype, quant: Quant, *, int4: bool = False) -> int:
+        """Return what the loaded weights need, an adapter's among them.
+
+        See `estimate_weight_bytes`.
+        """
         adapter = self.adapter_parameters * 4
         if self.stored_bytes is not None:
             return self.stored_bytes + adapter
         return adapter + estimate_weight_bytes(
-            self.linear_parameters, self.other_parameters, dtype, quant
+            self.linear_parameters, self.other_parameters, dtype, quant, int4=int4
         )
 
     def kv_bytes(self, tokens: int, itemsize: int, quant: KVQuant) -> int:
@@ -211,7 +215,9 @@ def _count_parameters(config: Any, trust_remote_code: bool) -> tuple[int, int, i
     return linear, sum(p.numel() for p in model.parameters()) - linear, max(sizes, default=0)
 
 
-def estimate_weight_bytes(linear: int, other: int, dtype: torch.dtype, quant: Quant) -> int:
+def estimate_weight_bytes(
+    linear: int, other: int, dtype: torch.dtype, quant: Quant, *, int4: bool = False
+) -> int:
     """Estimate the memory of loaded weights.
 
     Args:
@@ -219,8 +225,10 @@ def estimate_weight_bytes(linear: int, other: int, dtype: torch.dtype, quant: Qu
         other: parameters that keep their type: embeddings, head, norms.
         dtype: type of what is not quantised.
         quant: quantisation of the linear layers.
+        int4: whether four bits are `int4`'s, as on a CPU, and not NF4.
     """
-    return int(linear * _QUANT_BYTES.get(quant, dtype.itemsize) + other * dtype.itemsize)
+    each = BYTES_PER_WEIGHT if int4 and quant == "4bit" else _QUANT_BYTES.get(quant, dtype.itemsize)
+    return int(linear * each + other * dtype.itemsize)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -56,7 +56,8 @@ def sketch(case: Case) -> MemoryPlan:
 def plan_weights(linear: int, other: int, machine: Machine, quant: Quant) -> WeightsPlan:
     """Say of parameter counts alone whether the weights fit; the counts are as in `ModelShape`."""
     room = machine.free_bytes - machine.reserve_bytes
-    sizes = {q: estimate_weight_bytes(linear, other, machine.dtype, q) for q in QUANTS}
+    int4 = machine.kind == "cpu"
+    sizes = {q: estimate_weight_bytes(linear, other, machine.dtype, q, int4=int4) for q in QUANTS}
     return WeightsPlan(
         weights_bytes=sizes[quant],
         free_bytes=machine.free_bytes,

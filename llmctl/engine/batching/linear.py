@@ -8,6 +8,7 @@ import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 
 from llmctl.engine.batching.shapes import rounded
+from llmctl.engine.int4 import Int4Linear
 
 Linear = Callable[[Tensor], Tensor]
 """(tokens, inputs) -> (tokens, outputs)."""
@@ -16,9 +17,11 @@ Linear = Callable[[Tensor], Tensor]
 def fuse(modules: Sequence[nn.Module], *, release: bool = False) -> Linear:
     """Return one function for several linear layers of the same input, outputs side by side.
 
-    Plain layers become one matrix; with `release` the modules give up their own weights, so that
-    nothing is held twice. Quantised layers and others are called as they are.
+    Plain layers become one matrix, as do those in int4; with `release` the modules give up their
+    own weights, so that nothing is held twice. Layers of other kinds are called as they are.
     """
+    if all(type(m) is Int4Linear and not m.filled for m in modules):
+        return _joined([m for m in modules if isinstance(m, Int4Linear)], release)
     if not all(type(m) is nn.Linear for m in modules):
         return _called(modules)
     plain: list[Any] = list(modules)
@@ -30,6 +33,16 @@ def fuse(modules: Sequence[nn.Module], *, release: bool = False) -> Linear:
     for module in plain if release else ():
         module.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
     return lay_out(weight, bias)
+
+
+def _joined(layers: Sequence[Int4Linear], release: bool) -> Linear:
+    alike = len({layer.bias is None for layer in layers}) == 1
+    if not alike:
+        return _called(layers)
+    joined = layers[0] if len(layers) == 1 else Int4Linear.side_by_side(layers)
+    for layer in layers if release and len(layers) > 1 else ():
+        layer.give_up()
+    return joined.multiply
 
 
 def lay_out(weight: Tensor, bias: Tensor | None = None) -> Linear:
