@@ -23,6 +23,7 @@ from llmctl.engine.batching.scoring import describe_nothing, describe_tokens
 from llmctl.engine.batching.sequence import Job
 from llmctl.engine.batching.sequence import Sequence as RowSequence
 from llmctl.engine.batching.speculation import PromptLookup
+from llmctl.engine.batching.threads import let_team_go
 from llmctl.engine.batching.worker import Worker
 from llmctl.engine.loading import LoadedModel, load_model
 from llmctl.engine.reply import ReplyReaders
@@ -81,6 +82,7 @@ class HFRunner(BaseEngine):
             executor.put_adapter("", read_adapter(loaded.adapter, loaded.model))
         info = replace(loaded.info, notes=loaded.info.notes + notes)
         self._loaded = replace(loaded, info=info)
+        let_team_go()  # the worker gets one of its own
         self._worker = Worker(executor)
         # A thread that is inside torch while the interpreter goes away brings the process down.
         atexit.register(self.close)

@@ -12,6 +12,7 @@ from llmctl.engine.batching.forward import Forward, PackedForward, Work, kv_shap
 from llmctl.engine.batching.fused import FusedForward
 from llmctl.engine.batching.kv import KVPool, KVShape
 from llmctl.engine.batching.logprobs import TokenTexts
+from llmctl.engine.batching.neighbours import Neighbours
 from llmctl.engine.batching.scheduler import Scheduler
 from llmctl.engine.batching.scoring import Describe, Pair
 from llmctl.engine.batching.sequence import Sequence as RowSequence
@@ -77,9 +78,12 @@ def choose_executor(
             pool = KVPool(replace(shape, quant=kv_quant), plan.kv_budget_tokens)
             name = "fused" if isinstance(forward, FusedForward) else "batched"
             if shape.device.type == "cpu":
-                count = measure_decode_threads(forward, pool)
-                notes.append(f"decodes with {count} of {torch.get_num_threads()} threads, measured")
-                forward = ThreadedForward(forward, count)
+                neighbours, most = Neighbours(), torch.get_num_threads()
+                count = measure_decode_threads(forward, pool, neighbours)
+                notes.append(
+                    f"decodes with {count} of {most} threads, measured; fewer beside other programs"
+                )
+                forward = ThreadedForward(forward, count, neighbours)
             return Scheduler(forward, pool, plan.max_rows, texts), name, tuple(notes)
     notes.append("this architecture runs one request at a time, through Transformers' generate()")
     return SerialExecutor(model, texts), "serial", tuple(notes)

@@ -1,15 +1,23 @@
 """How many threads compute a step on this CPU? Measured, not assumed."""
 
+import ctypes
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
 from llmctl.engine.batching.adapters import Adapter
 from llmctl.engine.batching.forward import Forward, Work
 from llmctl.engine.batching.kv import KVCache, KVPool
+from llmctl.engine.batching.neighbours import Neighbours
 
+_PAUSE_SOFT = 1
+"""`omp_pause_soft` of OpenMP 5.0: what the threads keep of their own survives."""
 _SMALL_STEP = 32
 """Tokens up to which a step counts as decoding. Larger ones have work for every thread."""
 _ROWS = 4
@@ -21,14 +29,15 @@ _PATIENCE_S = 3.0
 class ThreadedForward:
     """Runs another forward with the number of threads that suits the size of the step.
 
-    A decoding step is many small operators: waking a second thread for each can take longer than
+    A decoding step is many small operators: handing each to a second thread can take longer than
     its work, and a thread that has to share its core with another process holds up all others.
     """
 
-    def __init__(self, forward: Forward, decode_threads: int) -> None:
+    def __init__(self, forward: Forward, decode_threads: int, neighbours: Neighbours) -> None:
         self._forward = forward
         self._all_threads = torch.get_num_threads()
         self._decode_threads = decode_threads
+        self._neighbours = neighbours
 
     def run(self, work: Sequence[Work]) -> Tensor:
         """Compute one step; see `Forward.run`."""
@@ -42,7 +51,8 @@ class ThreadedForward:
 
     def _suit(self, work: Sequence[Work]) -> None:
         small = sum(len(item.token_ids) for item in work) <= _SMALL_STEP
-        torch.set_num_threads(self._decode_threads if small else self._all_threads)
+        most = self._decode_threads if small else self._all_threads
+        torch.set_num_threads(self._neighbours.threads(most))
 
     def put_adapter(self, key: str, adapter: Adapter) -> None:
         """Hold an adapter; see `Forward.put_adapter`."""
@@ -53,8 +63,12 @@ class ThreadedForward:
         self._forward.drop_adapter(key)
 
 
-def measure_decode_threads(forward: Forward, pool: KVPool) -> int:
-    """Return how many threads decode fastest: all, half or one. Leaves no trace in the pool."""
+def measure_decode_threads(forward: Forward, pool: KVPool, neighbours: Neighbours) -> int:
+    """Return how many threads decode fastest: all, half or one. Leaves no trace in the pool.
+
+    While other programs are at work all count as fastest: what is measured then would be kept after
+    they have ended, and `ThreadedForward` makes room for them anyway.
+    """
     most = torch.get_num_threads()
     caches = [pool.open([row, row], None, 2 + 2 * _STEPS) for row in range(_ROWS)]
     rows = [cache for cache in caches if cache is not None]
@@ -73,7 +87,22 @@ def measure_decode_threads(forward: Forward, pool: KVPool) -> int:
         torch.set_num_threads(most)
         for cache in rows:
             pool.release(cache, forget=True)
-    return best
+    return best if neighbours.threads(most) == most else most
+
+
+def let_team_go() -> None:
+    """Let go of the OpenMP threads that have computed for the calling thread.
+
+    GNU's OpenMP gives every thread that computes a team of its own, and keeps it. While there are
+    more of these than cores, it has none of them spin: steps on another thread would take twice as
+    long. Under any other OpenMP nothing happens.
+    """
+    if sys.platform != "linux":
+        return
+    libraries = {m.path for m in psutil.Process().memory_maps() if "libgomp" in Path(m.path).name}
+    for path in libraries:
+        with suppress(OSError, AttributeError):  # one from before OpenMP 5.0 has no such function
+            ctypes.CDLL(path).omp_pause_resource_all(_PAUSE_SOFT)
 
 
 def _fastest_step(forward: Forward, rows: Sequence[KVCache]) -> float:
