@@ -30,7 +30,7 @@ QuantOpt = Annotated[
     typer.Option(
         "--quant",
         envvar="LLMCTL_QUANT",
-        help="Weights in 4 bits (NF4) or 8 bits (LLM.int8), through bitsandbytes.",
+        help="Weights in 4 bits (NF4; on a CPU groups of 32) or 8 bits (LLM.int8).",
     ),
 ]
 DeviceOpt = Annotated[

@@ -64,7 +64,7 @@ class EvalConfig:
     """Folder for the results. [default: a new one in the store]"""
 
     quant: Quant = "none"
-    """Weights in 4 bits (NF4) or 8 bits (LLM.int8), through bitsandbytes."""
+    """Weights in 4 bits (NF4; on a CPU groups of 32) or 8 bits (LLM.int8)."""
     dtype: DType = "auto"
     """Number type to compute in."""
     device: str = "auto"
