@@ -68,7 +68,8 @@ def test_the_tiny_model_is_led_through_a_full_context_and_changes_of_who_answers
 
 @pytest.mark.real_model
 def test_the_real_model_holds_a_conversation(tmp_path: Path) -> None:
-    with Terminal("chat", "-t", "0", "--stats", "--no-save") as chat:
+    # In bfloat16 its first two tokens are so near to each other that processors differ.
+    with Terminal("chat", "-t", "0", "--stats", "--no-save", "--dtype", "float32") as chat:
         chat.wait("/help lists", prompt=True)
         chat.ask("What is the capital of France?", "The capital of France is Paris.")
         assert "s to the first token" in chat.said
