@@ -17,11 +17,11 @@ from textwrap import shorten
 
 from transformers import AutoTokenizer
 
-from llmctl.engine import catalog
 from llmctl.engine.base import BaseEngine
+from llmctl.engine.chat.template import ChatTemplate
+from llmctl.engine.models import resolve
 from llmctl.engine.registry import create_engine
 from llmctl.engine.stream import fold
-from llmctl.engine.template import ChatTemplate
 from llmctl.types import GenerationRequest, Message, ModelSpec, SamplingParams, ScoreRequest
 
 MODEL = "smollm2-135m"
@@ -78,7 +78,7 @@ def main() -> None:
 
     listed = read_lines(QUESTIONS)
     questions = [entry["question"] for entry in listed]
-    template = ChatTemplate.of(AutoTokenizer.from_pretrained(catalog.resolve(MODEL).path))
+    template = ChatTemplate.of(AutoTokenizer.from_pretrained(resolve.resolve(MODEL).path))
     with create_engine(ModelSpec(MODEL)) as engine:
         engine.load()
         engine.load_adapter("tuned", str(ADAPTER))

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.parts import Part
+from llmctl.engine.chat.response_delta import Part
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.types import (

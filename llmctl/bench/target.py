@@ -12,7 +12,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from llmctl.bench.plan import BenchPlan, Endpoint
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.openai_wire import api_url, reason
+from llmctl.engine.openai.wire import api_url, reason
 from llmctl.engine.stream import StreamItem
 from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.types import GenerationChunk, GenerationRequest, Message, SamplingParams

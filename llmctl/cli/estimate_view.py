@@ -18,7 +18,7 @@ def show_estimate(estimate: Estimate, *, as_json: bool) -> None:
 
 
 def _print_estimate(estimate: Estimate) -> None:
-    from llmctl.engine.memory import gib
+    from llmctl.engine.memory.estimate import gib
 
     plan = estimate.plan
     parts = {f"weights, {estimate.quant}": plan.weights_bytes}

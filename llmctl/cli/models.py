@@ -9,8 +9,8 @@ import typer
 from llmctl.cli import models_merge, options, render
 
 if TYPE_CHECKING:
-    from llmctl.engine.adapter_facts import AdapterFacts
-    from llmctl.engine.inventory import ModelCard
+    from llmctl.engine.models.adapter_metadata import AdapterFacts
+    from llmctl.engine.models.inventory import ModelCard
 
 app = typer.Typer(no_args_is_help=False, rich_markup_mode=None)
 

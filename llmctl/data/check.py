@@ -16,7 +16,7 @@ from llmctl.data.masking import MaskedExample, mask_examples
 from llmctl.data.problems import Problem
 from llmctl.data.repeats import Repeats, RowIndex
 from llmctl.data.sources import Source, left_out
-from llmctl.engine.template import ChatTemplate
+from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import LlmctlError
 from llmctl.types import Example, Origin, ProgressCallback, ignore_progress
 

@@ -11,9 +11,9 @@ from llmctl.data import cache, masking, preparing, replies, split, token_files
 from llmctl.data.prepare_report import Loss, PrepareReport
 from llmctl.data.preparing import Overlong, PrepareOptions, prepare
 from llmctl.data.token_files import PairDataset, Sample, TokenDataset
-from llmctl.engine import shield, tokens
-from llmctl.engine import template as template_module
-from llmctl.engine.template import ChatTemplate
+from llmctl.engine.chat import control_tokens, tokenize
+from llmctl.engine.chat import template as template_module
+from llmctl.engine.chat.template import ChatTemplate
 from llmctl.types import DatasetRef, Example, ProgressCallback, ignore_progress
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "build_dataset",
 ]
 
-_CODE = (masking, preparing, replies, split, token_files, shield, template_module, tokens)
+_CODE = (masking, preparing, replies, split, token_files, control_tokens, template_module, tokenize)
 """The modules on whose source the sequences depend."""
 _REPORT = "report.json"
 

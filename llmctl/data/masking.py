@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 
 from llmctl.data.replies import Conversation, Draft, Turns
-from llmctl.engine.shield import Span
-from llmctl.engine.template import ChatTemplate
+from llmctl.engine.chat.control_tokens import Span
+from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import LlmctlError
 from llmctl.types import Example, Message, Origin
 

@@ -15,7 +15,7 @@ from llmctl.data.prepare_report import PrepareReport, Tally
 from llmctl.data.problems import DataError
 from llmctl.data.split import held_out
 from llmctl.data.token_files import Sample, TokenWriter
-from llmctl.engine.template import ChatTemplate
+from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.types import Example, Origin, Progress, ProgressCallback
 

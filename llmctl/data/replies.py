@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llmctl.engine.shield import Span
-from llmctl.engine.template import ChatTemplate
+from llmctl.engine.chat.control_tokens import Span
+from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import LlmctlError
 from llmctl.types import Example, Message
 

@@ -11,24 +11,24 @@ from pathlib import Path
 
 import torch
 
-from llmctl.engine import provenance
-from llmctl.engine.adapter_folder import read_adapter
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.batching.executor import choose_executor
-from llmctl.engine.batching.grammar import GrammarCompiler
-from llmctl.engine.batching.logprobs import TokenTexts
-from llmctl.engine.batching.row import Row
-from llmctl.engine.batching.sampler import RowSampler
+from llmctl.engine.batching.forward.threads import let_team_go
+from llmctl.engine.batching.output_state import Row
+from llmctl.engine.batching.sampling.grammar import GrammarCompiler
+from llmctl.engine.batching.sampling.logprobs import TokenTexts
+from llmctl.engine.batching.sampling.sampler import RowSampler
+from llmctl.engine.batching.sampling.speculation import PromptLookup
 from llmctl.engine.batching.scoring import describe_nothing, describe_tokens
 from llmctl.engine.batching.sequence import Job
 from llmctl.engine.batching.sequence import Sequence as RowSequence
-from llmctl.engine.batching.speculation import PromptLookup
-from llmctl.engine.batching.threads import let_team_go
 from llmctl.engine.batching.worker import Worker
-from llmctl.engine.loading import LoadedModel, load_model
-from llmctl.engine.reply import ReplyReaders
+from llmctl.engine.chat.detokenize import incremental_decoder
+from llmctl.engine.chat.response_parser import ReplyReaders
+from llmctl.engine.loading.adapters import read_adapter
+from llmctl.engine.loading.load import LoadedModel, load_model
+from llmctl.engine.models import provenance
 from llmctl.engine.stream import GenerationStream
-from llmctl.engine.text import incremental_decoder
 from llmctl.errors import ConfigError, ContextLengthError, EngineStoppedError, RequestError
 from llmctl.types import (
     DEFAULT_SAMPLING,

@@ -9,7 +9,7 @@ from llmctl.types import ApiEndpoint, ModelSpec
 
 BACKENDS: dict[str, str] = {
     "hf": "llmctl.engine.hf_runner:HFRunner",
-    "openai": "llmctl.engine.openai_client:OpenAIClient",
+    "openai": "llmctl.engine.openai.client:OpenAIClient",
 }
 """Name -> `module:class`."""
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmctl.engine.whole_texts import GroupScore
+from llmctl.engine.loglikelihood import GroupScore
 from llmctl.errors import LlmctlError
 from llmctl.types import Question
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
-from llmctl.engine.whole_texts import GroupScore, TextScore
+from llmctl.engine.loglikelihood import GroupScore, TextScore
 from llmctl.errors import (
     ConfigError,
     ContextLengthError,
@@ -33,7 +33,7 @@ def endpoint(base_url: str, model: str | None, api_key: str) -> Endpoint:
     Raises:
         ConfigError: it does not answer, or has several models and none was named.
     """
-    from llmctl.engine.openai_wire import api_url, own_models, reason
+    from llmctl.engine.openai.wire import api_url, own_models, reason
 
     url = api_url(base_url)
     place = Endpoint(url, model or "", api_key)

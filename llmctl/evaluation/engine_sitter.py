@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from llmctl.engine.base import BaseEngine
+from llmctl.engine.loglikelihood import BATCH, GroupScore, score_ends, score_texts
 from llmctl.engine.stream import GenerationStream, fold
-from llmctl.engine.whole_texts import BATCH, GroupScore, score_ends, score_texts
 from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.evaluation.candidate import Reply
 from llmctl.types import GenerationRequest, Question, SamplingParams

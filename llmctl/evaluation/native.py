@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.whole_texts import BATCH, GroupScore
+from llmctl.engine.loglikelihood import BATCH, GroupScore
 from llmctl.errors import ContextLengthError, LlmctlError
 from llmctl.evaluation.backend import Candidate
 from llmctl.evaluation.candidate import Reply, Sitter

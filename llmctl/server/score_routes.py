@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.whole_texts import GroupScore, score_texts
+from llmctl.engine.loglikelihood import GroupScore, score_texts
 from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.server.errors import error_body
 from llmctl.server.handoff import too_late

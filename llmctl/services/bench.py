@@ -17,7 +17,7 @@ from llmctl.bench.prompts import PromptSet, prompt_batch
 from llmctl.bench.report import Report, Side
 from llmctl.bench.stats import Level, summarise
 from llmctl.bench.target import EngineTarget, ServerTarget, Target
-from llmctl.engine.openai_wire import api_url
+from llmctl.engine.openai.wire import api_url
 from llmctl.engine.registry import create_engine
 from llmctl.types import Progress, ProgressCallback, ignore_progress
 

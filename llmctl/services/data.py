@@ -17,9 +17,9 @@ from llmctl.data.problems import DataError
 from llmctl.data.reading import Row, read_rows
 from llmctl.data.row import at_line
 from llmctl.data.split import split
-from llmctl.engine import catalog, model_folder
-from llmctl.engine.catalog import ResolvedModel
-from llmctl.engine.template import ChatTemplate
+from llmctl.engine.chat.template import ChatTemplate
+from llmctl.engine.models import model_folder, resolve
+from llmctl.engine.models.resolve import ResolvedModel
 from llmctl.errors import ConfigError, ModelNotFoundError
 from llmctl.types import Example, ModelSpec, ProgressCallback, ignore_progress
 
@@ -122,7 +122,7 @@ def _measure(
     if spec is None:
         spec = ModelSpec(DEFAULT_MODEL)
         try:
-            found = catalog.locate(spec.model)
+            found = resolve.locate(spec.model)
         except ModelNotFoundError:
             if max_length is None:
                 return None
@@ -135,12 +135,12 @@ def _measure(
 
 
 def _resolve(spec: ModelSpec, progress: ProgressCallback) -> ResolvedModel:
-    return catalog.resolve(
+    return resolve.resolve(
         spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle, progress=progress
     )
 
 
 def _template(spec: ModelSpec, found: ResolvedModel) -> ChatTemplate:
-    from llmctl.engine import loading  # torch, for which converting files should not wait
+    from llmctl.engine.loading import load  # torch, for which converting files should not wait
 
-    return ChatTemplate.of(loading.read_tokenizer(spec, found), spec.chat_template)
+    return ChatTemplate.of(load.read_tokenizer(spec, found), spec.chat_template)

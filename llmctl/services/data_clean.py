@@ -112,11 +112,12 @@ def load_counter(spec: ModelSpec) -> TokenCounter:
     Raises:
         ModelNotFoundError: no source has the model.
     """
-    from llmctl.engine import catalog, loading
-    from llmctl.engine.template import ChatTemplate
+    from llmctl.engine.chat.template import ChatTemplate
+    from llmctl.engine.loading import load
+    from llmctl.engine.models import resolve
 
-    found = catalog.resolve(spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle)
-    return TemplateCounter(ChatTemplate.of(loading.read_tokenizer(spec, found), spec.chat_template))
+    found = resolve.resolve(spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle)
+    return TemplateCounter(ChatTemplate.of(load.read_tokenizer(spec, found), spec.chat_template))
 
 
 @contextmanager

@@ -1,12 +1,12 @@
 """The story of `llmctl serve --estimate`: would the model fit, and with how much context?"""
 
-from llmctl.engine import catalog
-from llmctl.engine.case import Case, Machine
-from llmctl.engine.hardware import choose_device, choose_dtype
-from llmctl.engine.known_models import CATALOG
-from llmctl.engine.loading import read_shape
-from llmctl.engine.plan import plan_memory, plan_weights, sketch
-from llmctl.engine.shortage import weights_shortage
+from llmctl.engine.loading.load import read_shape
+from llmctl.engine.memory.hardware import choose_device, choose_dtype
+from llmctl.engine.memory.out_of_memory import weights_shortage
+from llmctl.engine.memory.plan import plan_memory, plan_weights, sketch
+from llmctl.engine.memory.request import Case, Machine
+from llmctl.engine.models import resolve
+from llmctl.engine.models.catalog import CATALOG
 from llmctl.errors import ModelNotFoundError, OutOfMemoryError
 from llmctl.types import Estimate, MemoryPlan, ModelSpec, WeightsPlan
 
@@ -30,7 +30,7 @@ def estimate(spec: ModelSpec, free_bytes: int | None = None) -> Estimate:
     else:
         machine = Machine.imagined(spec.device, spec.dtype, free_bytes)
     try:
-        found = catalog.locate(spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle)
+        found = resolve.locate(spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle)
     except ModelNotFoundError as error:
         return _from_catalogue(spec, machine, error)
     case = Case(read_shape(spec, found), machine, spec.quant, spec.limits)

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmctl.config import EvalConfig
-from llmctl.engine import catalog
-from llmctl.engine.provenance import BaseModel, Provenance
+from llmctl.engine.models import resolve
+from llmctl.engine.models.provenance import BaseModel, Provenance
 from llmctl.engine.registry import create_engine
 from llmctl.evaluation.backend import Candidate, Endpoint
 from llmctl.evaluation.judge import Judge
@@ -50,7 +50,7 @@ def how_made(config: EvalConfig, candidate: Candidate) -> dict[str, str]:
     if isinstance(candidate, Endpoint):
         return {"endpoint": candidate.base_url, "model": candidate.model}
     info = candidate.info()
-    found = catalog.locate(
+    found = resolve.locate(
         config.model, revision=candidate.spec.revision, allow_pickle=config.allow_pickle
     )
     adapter = config.adapter or (str(found.path) if found.base is not None else None)
@@ -62,7 +62,7 @@ def how_made(config: EvalConfig, candidate: Candidate) -> dict[str, str]:
         "template": info.template_fingerprint or "none",
     }
     if adapter is not None:
-        from llmctl.engine.weight_files import fingerprint
+        from llmctl.engine.models.weight_files import fingerprint
 
         how["adapter"] = fingerprint(Path(adapter).expanduser())
     return how

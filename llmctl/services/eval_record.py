@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llmctl.engine.provenance import Provenance
+from llmctl.engine.models.provenance import Provenance
 from llmctl.monitor import Tracker
 from llmctl.types import (
     TAG_KEY_METRIC,

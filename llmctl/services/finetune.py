@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from llmctl.engine.provenance import Provenance
+from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import LlmctlError
 from llmctl.monitor import open_tracker, tracked
 from llmctl.monitor.base import Terminated

@@ -5,13 +5,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmctl.engine import adapter_facts, catalog
-from llmctl.engine.catalog import ResolvedModel
-from llmctl.engine.loading import read_tokenizer
-from llmctl.engine.memory import gib
-from llmctl.engine.provenance import BaseModel, Provenance, base_differs, check_template
-from llmctl.engine.template import ChatTemplate
-from llmctl.engine.weight_files import model_entries
+from llmctl.engine.chat.template import ChatTemplate
+from llmctl.engine.loading.load import read_tokenizer
+from llmctl.engine.memory.estimate import gib
+from llmctl.engine.models import adapter_metadata, resolve
+from llmctl.engine.models.provenance import BaseModel, Provenance, base_differs, check_template
+from llmctl.engine.models.resolve import ResolvedModel
+from llmctl.engine.models.weight_files import model_entries
 from llmctl.errors import ConfigError, LlmctlError, ModelLoadError
 from llmctl.train.card import Card
 from llmctl.train.companions import copy_companions
@@ -107,14 +107,14 @@ def merge(options: MergeOptions, progress: ProgressCallback = ignore_progress) -
 def _find(options: MergeOptions, progress: ProgressCallback) -> ResolvedModel:
     """Find adapter and base; fetch the base if it is not on this machine."""
     folder = Path(options.adapter).expanduser()
-    if not folder.is_dir() or not adapter_facts.is_adapter(folder):
+    if not folder.is_dir() or not adapter_metadata.is_adapter(folder):
         raise ConfigError(
-            f"{options.adapter} is no folder of an adapter: it has no {adapter_facts.CONFIG}",
+            f"{options.adapter} is no folder of an adapter: it has no {adapter_metadata.CONFIG}",
             hint="a folder that `llmctl finetune` wrote, or PEFT's save_pretrained()",
         )
     if options.base is None:
-        return catalog.resolve(options.adapter, progress=progress)
-    base = catalog.resolve(options.base, progress=progress)
+        return resolve.resolve(options.adapter, progress=progress)
+    base = resolve.resolve(options.base, progress=progress)
     return ResolvedModel(folder.resolve().name, folder.absolute(), None, "local", None, base.whole)
 
 

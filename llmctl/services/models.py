@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from llmctl.engine import catalog, inventory, store
-from llmctl.engine.inventory import ModelCard, Removal
+from llmctl.engine.models import inventory, resolve, store
+from llmctl.engine.models.inventory import ModelCard, Removal
 from llmctl.types import ProgressCallback, ignore_progress
 
 
@@ -61,7 +61,7 @@ def pull(
         ConfigError: the revision makes no sense.
     """
     store.sweep()
-    found = catalog.resolve(name, revision=revision, allow_pickle=allow_pickle, progress=progress)
+    found = resolve.resolve(name, revision=revision, allow_pickle=allow_pickle, progress=progress)
     return inventory.describe(found)
 
 

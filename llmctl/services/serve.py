@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmctl.config import ServeOptions
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.provenance import Provenance
+from llmctl.engine.models.provenance import Provenance
 from llmctl.engine.registry import create_engine
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.monitor import open_tracker, tracked

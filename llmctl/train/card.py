@@ -10,8 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from llmctl.engine.known_models import CATALOG
-from llmctl.engine.provenance import Provenance
+from llmctl.engine.models.catalog import CATALOG
+from llmctl.engine.models.provenance import Provenance
 
 Kind = Literal["adapter", "merged", "model"]
 

@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from llmctl.engine import model_folder, provenance, store
-from llmctl.engine.adapter_facts import CONFIG
+from llmctl.engine.models import model_folder, provenance, store
+from llmctl.engine.models.adapter_metadata import CONFIG
 
 _OWN = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "chat_template")
 """How the names of a tokenizer's files begin."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from llmctl.config import TrainConfig
 from llmctl.config.settings import Settings
-from llmctl.engine.adapter_folder import read_config
+from llmctl.engine.loading.adapters import read_config
 from llmctl.errors import ConfigError
 
 ORIGIN = "the adapter"

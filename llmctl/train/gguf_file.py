@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmctl.engine.gguf_tokenizer import read_tokenizer
-from llmctl.engine.libraries import quiet_libraries
-from llmctl.engine.weight_files import TensorEntry, model_entries
+from llmctl.engine.loading.gguf_tokenizer import read_tokenizer
+from llmctl.engine.loading.third_party import quiet_libraries
+from llmctl.engine.models.weight_files import TensorEntry, model_entries
 from llmctl.errors import UnsupportedError
 from llmctl.train.verify import distance, logits_of, read_model, sample_texts
 from llmctl.types import Progress, ProgressCallback, ignore_progress

@@ -12,11 +12,11 @@ import psutil
 
 from llmctl.config import TrainConfig
 from llmctl.config.finetune import Optimizer
-from llmctl.engine.case import Machine
-from llmctl.engine.memory import gib
-from llmctl.engine.tensor_writer import DTYPES
-from llmctl.engine.trainable import ModelOutline
-from llmctl.engine.weight_files import model_entries
+from llmctl.engine.loading.safetensors_writer import DTYPES
+from llmctl.engine.loading.trainable import ModelOutline
+from llmctl.engine.memory.estimate import gib
+from llmctl.engine.memory.request import Machine
+from llmctl.engine.models.weight_files import model_entries
 from llmctl.errors import OutOfMemoryError
 from llmctl.train.head import CHUNK_LOGITS
 from llmctl.train.method import count_trainable, weights_dtype

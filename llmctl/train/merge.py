@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from llmctl.engine.adapter_folder import (
+from llmctl.engine.loading.adapters import (
     KEY,
     UNCHANGING_INITS,
     embedding_rows,
@@ -24,9 +24,9 @@ from llmctl.engine.adapter_folder import (
     put_on_for_good,
     read_config,
 )
-from llmctl.engine.libraries import quiet_libraries
-from llmctl.engine.tensor_writer import TensorWriter, spelling
-from llmctl.engine.weight_files import TensorEntry, model_entries, model_files
+from llmctl.engine.loading.safetensors_writer import TensorWriter, spelling
+from llmctl.engine.loading.third_party import quiet_libraries
+from llmctl.engine.models.weight_files import TensorEntry, model_entries, model_files
 from llmctl.errors import ModelLoadError
 from llmctl.types import Progress, ProgressCallback, ignore_progress
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from llmctl.config import TrainConfig
-from llmctl.engine.trainable import ModelOutline
+from llmctl.engine.loading.trainable import ModelOutline
 from llmctl.errors import ConfigError
 from llmctl.train import attention
 from llmctl.train.fused import fuse_adapters

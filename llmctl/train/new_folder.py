@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmctl.engine.provenance import FILE
+from llmctl.engine.models.provenance import FILE
 from llmctl.errors import ConfigError
 
 

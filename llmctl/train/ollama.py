@@ -9,7 +9,7 @@ the template in the GGUF.
 from pathlib import Path
 from typing import Any
 
-from llmctl.engine.template import ChatTemplate
+from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import TemplateError
 from llmctl.types import Message
 

@@ -10,9 +10,9 @@ from llmctl.config.settings import Settings
 from llmctl.data.batches import LengthGroupedBatches
 from llmctl.data.dataset import PairDataset, Prepared, TokenDataset
 from llmctl.data.packing import PackedDataset
-from llmctl.engine.provenance import BaseModel, vouch
-from llmctl.engine.trainable import ModelOutline, outline_model
-from llmctl.engine.weight_files import fingerprint
+from llmctl.engine.loading.trainable import ModelOutline, outline_model
+from llmctl.engine.models.provenance import BaseModel, vouch
+from llmctl.engine.models.weight_files import fingerprint
 from llmctl.errors import OutOfMemoryError
 from llmctl.train.feed import Learnable
 from llmctl.train.further import settle_by_adapter

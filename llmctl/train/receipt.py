@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from llmctl.config import TrainConfig
 from llmctl.config.settings import Layer, Setting
-from llmctl.engine.provenance import BaseModel
+from llmctl.engine.models.provenance import BaseModel
 from llmctl.errors import ConfigError
 from llmctl.train.checkpoints import LOCK_FILE, write_json
 from llmctl.types import DatasetRef

@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from llmctl.config import TrainConfig
-from llmctl.engine.libraries import quiet_libraries
-from llmctl.engine.trainable import ModelOutline
+from llmctl.engine.loading.third_party import quiet_libraries
+from llmctl.engine.loading.trainable import ModelOutline
 from llmctl.train.method import make_lean, make_trainable
 
 _FEW, _MORE = 2, 4

@@ -12,7 +12,7 @@ from llmctl.config import TrainConfig
 from llmctl.config.finetune import Method, largest_divisor
 from llmctl.config.settings import Settings
 from llmctl.data.dataset import Prepared
-from llmctl.engine.trainable import ModelOutline
+from llmctl.engine.loading.trainable import ModelOutline
 from llmctl.errors import ConfigError
 from llmctl.types import DType, TrainSetting
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.config import TrainConfig
-from llmctl.engine.provenance import FILE as PROVENANCE_FILE
-from llmctl.engine.provenance import BaseModel, Provenance
-from llmctl.engine.trainable import ModelOutline
+from llmctl.engine.loading.trainable import ModelOutline
+from llmctl.engine.models.provenance import FILE as PROVENANCE_FILE
+from llmctl.engine.models.provenance import BaseModel, Provenance
 from llmctl.train.card import Card
 from llmctl.train.checkpoints import Checkpoint
 from llmctl.train.run import Outcome

@@ -8,7 +8,7 @@ from llmctl.data.dataset import Prepared, PrepareOptions, build_dataset
 from llmctl.data.identity import dataset_ref
 from llmctl.data.problems import DataError, ProblemLog
 from llmctl.data.reading import read_examples
-from llmctl.engine.trainable import ModelOutline
+from llmctl.engine.loading.trainable import ModelOutline
 from llmctl.types import DatasetRef, Example, ProgressCallback, ignore_progress
 
 _SHOWN = 50

@@ -16,8 +16,8 @@ from llmctl.config import TrainConfig
 from llmctl.config.finetune import largest_divisor
 from llmctl.data.batches import Collator
 from llmctl.data.dataset import PairDataset, TokenDataset
-from llmctl.engine.failures import is_out_of_memory
-from llmctl.engine.trainable import ModelOutline, load_for_training
+from llmctl.engine.error_translation import is_out_of_memory
+from llmctl.engine.loading.trainable import ModelOutline, load_for_training
 from llmctl.errors import LlmctlError, OutOfMemoryError
 from llmctl.train.arguments import arguments
 from llmctl.train.checkpoints import Checkpoint, Checkpoints

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from llmctl.data.dataset import TokenDataset
-from llmctl.engine.template import ChatTemplate
+from llmctl.engine.chat.template import ChatTemplate
 from llmctl.types import Message, SampleReply
 
 FILE = "samples.jsonl"

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 
-from llmctl.engine.adapter_folder import embedding_rows
-from llmctl.engine.libraries import quiet_libraries
-from llmctl.engine.memory import gib
-from llmctl.engine.model_folder import disk_bytes
-from llmctl.engine.template import ChatTemplate
+from llmctl.engine.chat.template import ChatTemplate
+from llmctl.engine.loading.adapters import embedding_rows
+from llmctl.engine.loading.third_party import quiet_libraries
+from llmctl.engine.memory.estimate import gib
+from llmctl.engine.models.model_folder import disk_bytes
 from llmctl.errors import OutOfMemoryError
 from llmctl.train.merge import MergeType
 from llmctl.types import Message, Progress, ProgressCallback, ignore_progress

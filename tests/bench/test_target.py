@@ -8,7 +8,7 @@ import pytest
 
 from llmctl.bench.plan import BenchPlan, Endpoint
 from llmctl.bench.target import EngineTarget, Reply, ServerTarget
-from llmctl.engine.openai_wire import api_url
+from llmctl.engine.openai.wire import api_url
 from llmctl.errors import ConfigError, EngineFailedError, LlmctlError
 from llmctl.types import Message
 from tests.fakes import FakeEngine

@@ -24,8 +24,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from llmctl.engine import catalog
 from llmctl.engine.hf_runner import HFRunner
+from llmctl.engine.models import resolve
 from llmctl.evaluation.locate import locate
 from llmctl.evaluation.native import NativeBackend
 from llmctl.evaluation.opencompass import overlay
@@ -81,7 +81,7 @@ def rivals(given: argparse.Namespace, plan: SuitePlan) -> Iterator[list[Rival]]:
         for question in subject.questions[: given.rival_limit]
     ]
     request = {
-        "model": str(catalog.resolve(given.model).path),
+        "model": str(resolve.resolve(given.model).path),
         "dtype": given.dtype,
         "batch": given.lm_eval_batch,
         "questions": questions,

@@ -93,7 +93,7 @@ def run_trl(args: argparse.Namespace) -> None:
 
     from llmctl.data.problems import ProblemLog
     from llmctl.data.reading import read_examples
-    from llmctl.engine.catalog import resolve
+    from llmctl.engine.models.resolve import resolve
 
     found = read_examples([args.data], on_problem=ProblemLog())
     rows = [

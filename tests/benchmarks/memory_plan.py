@@ -6,9 +6,9 @@ Run `python tests/benchmarks/memory_plan.py`; it prints measured bytes over plan
 import ctypes
 from pathlib import Path
 
-from llmctl.engine import catalog
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.loading import read_shape
+from llmctl.engine.loading.load import read_shape
+from llmctl.engine.models import resolve
 from llmctl.types import GenerationRequest, ModelSpec, SamplingParams
 
 TOKENS = 512
@@ -36,7 +36,7 @@ def main() -> None:
         before = _status("VmRSS")
         _ask(engine, 20_000, TOKENS)
         measured = _status("VmHWM") - before
-    shape = read_shape(spec, catalog.resolve(spec.model))
+    shape = read_shape(spec, resolve.resolve(spec.model))
     planned = shape.kv_bytes(TOKENS, FLOAT32_BYTES, "none")
     planned += shape.activation_bytes(TOKENS, 1, FLOAT32_BYTES, "none")
     print(f"measured {measured / 2**20:.0f} MiB, planned {planned / 2**20:.0f} MiB", end="")

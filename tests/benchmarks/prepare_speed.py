@@ -35,11 +35,11 @@ def main(rows: int, folder: Path) -> None:
     from llmctl.data.dataset import PrepareOptions, build_dataset
     from llmctl.data.problems import ProblemLog
     from llmctl.data.reading import read_examples
-    from llmctl.engine import catalog
-    from llmctl.engine.template import ChatTemplate
+    from llmctl.engine.chat.template import ChatTemplate
+    from llmctl.engine.models import resolve
     from llmctl.types import DatasetRef
 
-    tokenizer = AutoTokenizer.from_pretrained(catalog.resolve("smollm2-135m").path)
+    tokenizer = AutoTokenizer.from_pretrained(resolve.resolve("smollm2-135m").path)
     os.environ["LLMCTL_HOME"] = str(folder / "home")
     file = folder / "rows.jsonl"
     write_rows(file, rows)

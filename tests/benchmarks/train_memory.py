@@ -18,7 +18,7 @@ import torch
 from llmctl.config import TrainConfig
 from llmctl.config.settings import Settings
 from llmctl.data.token_files import Sample, TokenDataset, TokenWriter
-from llmctl.engine.trainable import outline_model
+from llmctl.engine.loading.trainable import outline_model
 from llmctl.train.launch import Share
 from llmctl.train.memory import TrainMemory
 from llmctl.train.resolve import resolve_for_model

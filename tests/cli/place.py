@@ -4,7 +4,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmctl.engine.parts import Part
+from llmctl.engine.chat.response_delta import Part
 from llmctl.errors import EngineFailedError
 from tests.cli.scripted import ScriptedEngine, Step
 from tests.cli.terminal import Terminal

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from llmctl.engine.parts import Part
+from llmctl.engine.chat.response_delta import Part
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import LlmctlError
 from llmctl.types import EngineInfo, GenerationChunk, GenerationRequest, Usage

@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llmctl.engine.template import ChatTemplate
+from llmctl.engine.chat.template import ChatTemplate
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -7,7 +7,7 @@ import pytest
 
 from llmctl.data.check import CheckReport, Measure, Spread, check
 from llmctl.data.intake import ReadOptions
-from llmctl.engine.template import ChatTemplate
+from llmctl.engine.chat.template import ChatTemplate
 from llmctl.types import Origin
 from tests.tiny import byte_tokenizer
 

@@ -10,7 +10,7 @@ import pytest
 from llmctl.data import cache
 from llmctl.data.dataset import PairDataset, Prepared, PrepareOptions, TokenDataset, build_dataset
 from llmctl.data.problems import DataError
-from llmctl.engine.template import ChatTemplate
+from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import ConfigError, LlmctlError, TemplateError
 from llmctl.types import DatasetRef, Example, Message, Origin
 from tests.data.families import CHATML, GEMMA, QWEN3, Family

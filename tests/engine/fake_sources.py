@@ -15,7 +15,7 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 
-from llmctl.engine.package_index import Wheel
+from llmctl.engine.models.package_index import Wheel
 
 COMMIT = "c0ffee" + "0" * 34
 

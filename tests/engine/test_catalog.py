@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmctl.config import DEFAULT_MODEL
-from llmctl.engine.catalog import locate, resolve
-from llmctl.engine.known_models import CATALOG, find_entry
+from llmctl.engine.models.catalog import CATALOG, find_entry
+from llmctl.engine.models.resolve import locate, resolve
 from llmctl.errors import ConfigError, ModelLoadError, ModelNotFoundError, UnsafeModelError
 from tests.engine.fake_sources import (
     COMMIT,

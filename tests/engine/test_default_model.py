@@ -6,9 +6,9 @@ import math
 import pytest
 
 from llmctl.config import DEFAULT_MODEL
-from llmctl.engine.catalog import ResolvedModel, resolve
-from llmctl.engine.known_models import CATALOG
-from llmctl.engine.store import Manifest
+from llmctl.engine.models.catalog import CATALOG
+from llmctl.engine.models.resolve import ResolvedModel, resolve
+from llmctl.engine.models.store import Manifest
 from llmctl.services import models
 
 pytestmark = pytest.mark.real_model

@@ -12,8 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llmctl.engine.batching.grammar import GrammarCompiler, GrammarMatcher
-from llmctl.engine.batching.logprobs import TokenTexts
+from llmctl.engine.batching.sampling.grammar import GrammarCompiler, GrammarMatcher
+from llmctl.engine.batching.sampling.logprobs import TokenTexts
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import RequestError
 from llmctl.types import Grammar
@@ -540,6 +540,6 @@ def test_the_real_model_describes_a_person(smollm_tokenizer: Any) -> None:
 def smollm_tokenizer() -> Any:
     from transformers import AutoTokenizer
 
-    from llmctl.engine.catalog import resolve
+    from llmctl.engine.models.resolve import resolve
 
     return AutoTokenizer.from_pretrained(resolve("smollm2-135m").path)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.engine.catalog import resolve
+from llmctl.engine.models.resolve import resolve
 from llmctl.errors import ModelLoadError, ModelNotFoundError, UnsafeModelError
 from llmctl.types import Progress
 from tests.engine.fake_sources import (

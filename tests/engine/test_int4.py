@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor
 
-from llmctl.engine import int4
-from llmctl.engine.batching.linear import fuse
+from llmctl.engine.batching.forward.linear import fuse
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.int4 import GROUP, Int4Linear
-from llmctl.engine.loading import load_model
+from llmctl.engine.loading import int4
+from llmctl.engine.loading.int4 import GROUP, Int4Linear
+from llmctl.engine.loading.load import load_model
 from llmctl.types import GenerationRequest, Message, ModelSpec, SamplingParams
 from tests.tiny import save_tiny_model
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig
 
-from llmctl.engine import catalog
-from llmctl.engine.case import Case, Machine
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.known_models import find_entry
-from llmctl.engine.loading import load_model, read_shape
-from llmctl.engine.memory import LayerKV, ModelShape, gib, shape_of
-from llmctl.engine.plan import plan_memory, plan_weights, sketch
+from llmctl.engine.loading.load import load_model, read_shape
+from llmctl.engine.memory.estimate import LayerKV, ModelShape, gib, shape_of
+from llmctl.engine.memory.plan import plan_memory, plan_weights, sketch
+from llmctl.engine.memory.request import Case, Machine
+from llmctl.engine.models import resolve
+from llmctl.engine.models.catalog import find_entry
 from llmctl.errors import ConfigError, ContextLengthError, ModelLoadError, OutOfMemoryError
 from llmctl.types import (
     GenerationRequest,
@@ -356,7 +356,7 @@ def test_weights_that_are_quantised_on_disk_count_as_they_lie_there(tmp_path: Pa
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps(config))
     spec = ModelSpec(str(folder), device="cpu")
-    found = catalog.resolve(spec.model)
+    found = resolve.resolve(spec.model)
     measured = read_shape(spec, found)
     on_disk = sum(file.stat().st_size for file in folder.iterdir())
     assert measured.weight_bytes(torch.bfloat16, "none") == on_disk
@@ -369,7 +369,7 @@ def test_weights_that_are_quantised_on_disk_count_as_they_lie_there(tmp_path: Pa
 @pytest.mark.real_model
 def test_the_plan_of_the_real_model_is_that_of_its_published_shape() -> None:
     spec = ModelSpec("smollm2-135m", device="cpu")
-    measured = read_shape(spec, catalog.resolve(spec.model))
+    measured = read_shape(spec, resolve.resolve(spec.model))
     assert measured.kv_bytes(1, 2, "none") == 2 * 30 * 3 * 64 * 2 == 23_040
     plan = plan_memory(case(measured, 8, device="cpu"))
     assert plan.context_length == 8192

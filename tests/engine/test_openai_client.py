@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from llmctl.engine.chat.response_delta import Part
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.openai_client import OpenAIClient
-from llmctl.engine.parts import Part
+from llmctl.engine.openai.client import OpenAIClient
 from llmctl.engine.registry import create_engine
 from llmctl.errors import (
     AuthenticationError,

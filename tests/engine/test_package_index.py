@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from llmctl.engine import package_index, store
-from llmctl.engine.package_index import Wheel
+from llmctl.engine.models import package_index, store
+from llmctl.engine.models.package_index import Wheel
 from llmctl.errors import ModelNotFoundError
 from llmctl.types import Progress, ignore_progress
 from tests.engine.fake_sources import (

@@ -7,9 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmctl.engine import catalog
-from llmctl.engine.provenance import FILE, BaseModel, Provenance, base_differs, check_template
-from llmctl.engine.weight_files import fingerprint
+from llmctl.engine.models import resolve
+from llmctl.engine.models.provenance import (
+    FILE,
+    BaseModel,
+    Provenance,
+    base_differs,
+    check_template,
+)
+from llmctl.engine.models.weight_files import fingerprint
 from llmctl.errors import ConfigError, ModelLoadError
 from tests.adapters import DATA
 
@@ -77,11 +83,11 @@ def test_the_print_of_weights_is_of_the_numbers_and_not_of_the_files(
 
 
 def test_other_weights_and_other_models_are_told_apart(tiny_folder: Path, tmp_path: Path) -> None:
-    found = catalog.resolve(str(tiny_folder))
+    found = resolve.resolve(str(tiny_folder))
     taught = BaseModel.of(found)
     assert taught.model == str(tiny_folder)
     assert base_differs(taught, found, "v1") is None
-    moved = catalog.resolve(str(shutil.copytree(tiny_folder, tmp_path / "moved")))
+    moved = resolve.resolve(str(shutil.copytree(tiny_folder, tmp_path / "moved")))
     assert base_differs(taught, moved, "v1") is None
     weights = load_file(moved.path / "model.safetensors")
     save_file(

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmctl.engine import catalog
+from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.template import ChatTemplate
+from llmctl.engine.models import resolve
 from llmctl.types import GenerationRequest, Message, ModelSpec, Quant, SamplingParams, ScoreRequest
 
 pytestmark = pytest.mark.real_model
@@ -100,6 +100,6 @@ def test_sixteen_conversations_in_company_say_what_each_says_alone(smollm: HFRun
 
 
 def stock_model() -> tuple[Any, Any]:
-    folder = catalog.resolve("smollm2-135m").path
+    folder = resolve.resolve("smollm2-135m").path
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(folder)

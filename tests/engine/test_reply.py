@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.engine.batching.grammar import GrammarCompiler
-from llmctl.engine.forced_calls import ForcedCalls, forced_schema
+from llmctl.engine.batching.sampling.grammar import GrammarCompiler
+from llmctl.engine.chat.response_parser import MarkedReply, ReplyReaders, response_template
+from llmctl.engine.chat.template import ChatTemplate
+from llmctl.engine.chat.tool_choice import ForcedCalls, forced_schema
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.reply import MarkedReply, ReplyReaders, response_template
 from llmctl.engine.stream import Fold
-from llmctl.engine.template import ChatTemplate
 from llmctl.errors import RequestError, UnsupportedError
 from llmctl.types import (
     GenerationChunk,

@@ -1,7 +1,7 @@
 from typing import Any
 
-from llmctl.engine.batching.row import Row
-from llmctl.engine.text import incremental_decoder
+from llmctl.engine.batching.output_state import Row
+from llmctl.engine.chat.detokenize import incremental_decoder
 from llmctl.types import GenerationChunk, SamplingParams, TokenLogprob, TokenProb
 from tests.tiny import byte_tokenizer
 

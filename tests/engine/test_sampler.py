@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmctl.engine.batching.sampler import RowSampler, sample
+from llmctl.engine.batching.sampling.sampler import RowSampler, sample
 from llmctl.errors import RequestError
 from llmctl.types import DEFAULT_SAMPLING, SamplingParams
 

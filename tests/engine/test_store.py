@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.engine import store
+from llmctl.engine.models import store
 from llmctl.errors import ModelNotFoundError
 from llmctl.types import Progress
 from tests.engine.fake_sources import isolate, model_files, write_files

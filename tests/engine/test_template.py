@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from transformers import AddedToken, AutoTokenizer
 
-from llmctl.engine import catalog
-from llmctl.engine.template import ChatTemplate
+from llmctl.engine.chat.template import ChatTemplate
+from llmctl.engine.models import resolve
 from llmctl.errors import ConfigError, TemplateError
 from llmctl.types import Message, Tool, ToolCall
 from tests.tiny import CHATML, byte_tokenizer
@@ -142,7 +142,7 @@ def test_what_is_written_has_every_character_where_the_tokenised_text_has_it() -
 
 @pytest.mark.real_model
 def test_no_token_reaches_across_a_cut() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(catalog.resolve("smollm2-135m").path)
+    tokenizer = AutoTokenizer.from_pretrained(resolve.resolve("smollm2-135m").path)
     tokens = ChatTemplate.of(tokenizer).tokens
     text = "one\n\n"
     (whole,) = tokens.of([(text, ())])

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.engine.text import StopScanner, incremental_decoder
+from llmctl.engine.chat.detokenize import StopScanner, incremental_decoder
 from tests.tiny import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()

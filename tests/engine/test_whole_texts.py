@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.whole_texts import GroupScore, score_texts
+from llmctl.engine.loglikelihood import GroupScore, score_texts
 
 HEAD = "Two and two make four.\nThree and three make six.\n"
 GROUPS = [

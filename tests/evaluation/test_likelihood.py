@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.whole_texts import GroupScore, score_texts
+from llmctl.engine.loglikelihood import GroupScore, score_texts
 from llmctl.errors import ContextLengthError
 from llmctl.evaluation.engine_sitter import EngineSitter
 from llmctl.evaluation.forms import Row, TextForm
@@ -108,9 +108,9 @@ def test_one_option_that_begins_another_is_scored_too(tiny: HFRunner, tiny_folde
 
 @pytest.mark.real_model
 def test_the_real_model_scores_as_transformers_does(smollm: HFRunner) -> None:
-    from llmctl.engine import catalog
+    from llmctl.engine.models import resolve
 
-    folder = catalog.resolve("smollm2-135m").path
+    folder = resolve.resolve("smollm2-135m").path
     for asked in (questions(LETTERS, 3, shots=2), questions(WORDS, 17)):
         for mine, plain in zip(
             ours(smollm, asked, "ppl", 8), by_transformers(folder, asked, "ppl"), strict=True

@@ -5,8 +5,8 @@ from typing import Any
 import jsonschema
 import pytest
 
+from llmctl.engine.chat.response_delta import Part
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.parts import Part
 from llmctl.errors import EngineFailedError
 from llmctl.types import ToolCall
 from tests.fakes import FakeEngine

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llmctl.engine.parts import Part
+from llmctl.engine.chat.response_delta import Part
 from tests.fakes import FakeEngine
 from tests.server.servers import eventually, running
 

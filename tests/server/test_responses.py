@@ -9,8 +9,8 @@ import pydantic
 import pytest
 from openai.types.responses import Response, ResponseFunctionToolCall
 
+from llmctl.engine.chat.response_delta import Part
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.parts import Part
 from llmctl.types import Grammar, Message, ToolCall
 from tests.fakes import CALLS, WRITTEN, FakeEngine
 from tests.server.servers import error_of, request, running

@@ -8,7 +8,7 @@ import httpx
 
 from llmctl.config import ServeOptions
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.whole_texts import GroupScore, score_texts
+from llmctl.engine.loglikelihood import GroupScore, score_texts
 from llmctl.server.app import create_app
 from tests.server.servers import error_of
 

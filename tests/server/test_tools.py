@@ -6,7 +6,7 @@ from typing import Any
 import openai
 import pytest
 
-from llmctl.engine.parts import Part
+from llmctl.engine.chat.response_delta import Part
 from llmctl.types import Tool, ToolCall
 from tests.fakes import CALLS, WRITTEN, FakeEngine
 from tests.server.servers import CHAT, chat, chat_body, events_of, request, running

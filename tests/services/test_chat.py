@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.engine.parts import Part
+from llmctl.engine.chat.response_delta import Part
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.services.chat import Conversation, ConversationStore, files, room
 from llmctl.services.chat.conversation import Figures, Turn, from_plain, to_plain

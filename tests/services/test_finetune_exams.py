@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llmctl.config.settings import Setting
-from llmctl.engine.provenance import Provenance
+from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError
 from llmctl.evaluation.exam_file import exam_suite
 from llmctl.evaluation.planning import Wanted, plan_suite

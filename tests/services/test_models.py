@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.config import DEFAULT_MODEL
-from llmctl.engine.known_models import CATALOG
+from llmctl.engine.models.catalog import CATALOG
 from llmctl.errors import ConfigError, ModelLoadError, ModelNotFoundError
 from llmctl.services import models
 from tests.engine.fake_sources import (

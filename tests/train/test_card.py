@@ -3,7 +3,7 @@ from typing import Any
 
 import yaml
 
-from llmctl.engine.provenance import BaseModel, Provenance
+from llmctl.engine.models.provenance import BaseModel, Provenance
 from llmctl.train.card import Card
 from tests.adapters import DATA
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from llmctl.data.token_files import Sample
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.provenance import Provenance
+from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError, MissingDependencyError
 from llmctl.types import ModelSpec, ScoreRequest
 from tests.adapters import teach as teach_adapter

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmctl.config import TrainConfig
-from llmctl.engine.trainable import ModelOutline, load_for_training, outline_model
+from llmctl.engine.loading.trainable import ModelOutline, load_for_training, outline_model
 from llmctl.train.memory import TrainMemory
 from llmctl.train.method import count_trainable, make_lean, make_trainable
 from llmctl.train.replay import _Ledger, replay

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.provenance import Provenance
+from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError, ModelLoadError, OutOfMemoryError
 from llmctl.services.merge import MergeFailedError, MergeOptions, merge
 from llmctl.types import GenerationRequest, ModelSpec, SamplingParams

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmctl.engine.provenance import Provenance
-from llmctl.engine.trainable import load_for_training, outline_model
+from llmctl.engine.loading.trainable import load_for_training, outline_model
+from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError
 from llmctl.types import ModelSpec
 from tests.tiny import save_tiny_model

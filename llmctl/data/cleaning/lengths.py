@@ -4,7 +4,7 @@ from typing import Protocol
 
 from llmctl.data.cleaning.rule import Finding, RowView
 from llmctl.data.cleaning.settings import Length
-from llmctl.engine.template import ChatTemplate
+from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import TemplateError
 from llmctl.types import Example
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Sequence
 import torch
 import torch.nn.functional as F  # noqa: N812  its name everywhere
 
-from llmctl.engine.batching.forward import Forward, Work
+from llmctl.engine.batching.forward.packed import Forward, Work
 from llmctl.engine.batching.kv import KVPool
 from llmctl.engine.batching.scoring import idle_chunk, opened
 

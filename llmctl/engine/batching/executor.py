@@ -7,17 +7,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llmctl.engine.batching.adapters import Adapter
-from llmctl.engine.batching.forward import Forward, PackedForward, Work, kv_shape
-from llmctl.engine.batching.fused import FusedForward
+from llmctl.engine.batching.forward.cpu_load import Neighbours
+from llmctl.engine.batching.forward.fused import FusedForward
+from llmctl.engine.batching.forward.lora import Adapter
+from llmctl.engine.batching.forward.packed import Forward, PackedForward, Work, kv_shape
+from llmctl.engine.batching.forward.threads import ThreadedForward, measure_decode_threads
 from llmctl.engine.batching.kv import KVPool, KVShape
-from llmctl.engine.batching.logprobs import TokenTexts
-from llmctl.engine.batching.neighbours import Neighbours
+from llmctl.engine.batching.sampling.logprobs import TokenTexts
 from llmctl.engine.batching.scheduler import Scheduler
 from llmctl.engine.batching.scoring import Describe, Pair
 from llmctl.engine.batching.sequence import Sequence as RowSequence
 from llmctl.engine.batching.serial import SerialExecutor
-from llmctl.engine.batching.threads import ThreadedForward, measure_decode_threads
 from llmctl.types import EngineState, KVQuant, MemoryPlan, Quant, Score
 
 FUSED_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})

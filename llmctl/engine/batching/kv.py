@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmctl.engine.failures import is_out_of_memory
+from llmctl.engine.error_translation import is_out_of_memory
 from llmctl.types import KVQuant
 
 _log = logging.getLogger(__name__)

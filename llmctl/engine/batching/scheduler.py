@@ -12,15 +12,15 @@ from collections.abc import Sequence as Sequence_
 
 from torch import Tensor
 
-from llmctl.engine.batching.adapters import Adapter
 from llmctl.engine.batching.embedding import embed_steps
-from llmctl.engine.batching.forward import IDLE_CHUNK, Forward, Work
+from llmctl.engine.batching.forward.lora import Adapter
+from llmctl.engine.batching.forward.packed import IDLE_CHUNK, Forward, Work
 from llmctl.engine.batching.kv import KVPool, common_prefix
-from llmctl.engine.batching.logprobs import TokenTexts, token_logprobs
-from llmctl.engine.batching.sampler import sample
+from llmctl.engine.batching.sampling.logprobs import TokenTexts, token_logprobs
+from llmctl.engine.batching.sampling.sampler import sample
 from llmctl.engine.batching.scoring import Describe, Pair, describe_nothing, score_steps
 from llmctl.engine.batching.sequence import Sequence
-from llmctl.engine.failures import as_ours, is_out_of_memory
+from llmctl.engine.error_translation import as_ours, is_out_of_memory
 from llmctl.types import EngineState, Score, TokenLogprob
 
 _log = logging.getLogger(__name__)

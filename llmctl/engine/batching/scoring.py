@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llmctl.engine.batching.forward import IDLE_CHUNK, Forward, Work
+from llmctl.engine.batching.forward.packed import IDLE_CHUNK, Forward, Work
 from llmctl.engine.batching.kv import KVCache, KVPool, common_prefix
-from llmctl.engine.batching.logprobs import TokenTexts, token_logprobs
+from llmctl.engine.batching.sampling.logprobs import TokenTexts, token_logprobs
 from llmctl.types import Score, TokenLogprob
 
 Pair = tuple[list[int], int]

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field, replace
 
 from llmctl.engine.batching.kv import KVCache
-from llmctl.engine.batching.row import Row
-from llmctl.engine.batching.sampler import RowSampler
-from llmctl.engine.batching.speculation import PromptLookup
+from llmctl.engine.batching.output_state import Row
+from llmctl.engine.batching.sampling.sampler import RowSampler
+from llmctl.engine.batching.sampling.speculation import PromptLookup
 from llmctl.engine.stream import GenerationStream
 from llmctl.types import GenerationChunk, Usage
 

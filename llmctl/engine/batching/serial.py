@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmctl.engine.batching.adapters import Adapter, HookedAdapters, StepRows
 from llmctl.engine.batching.embedding import unit
-from llmctl.engine.batching.logprobs import TokenTexts, token_logprobs
-from llmctl.engine.batching.sampler import sample
+from llmctl.engine.batching.forward.lora import Adapter, HookedAdapters, StepRows
+from llmctl.engine.batching.sampling.logprobs import TokenTexts, token_logprobs
+from llmctl.engine.batching.sampling.sampler import sample
 from llmctl.engine.batching.scoring import Describe, Pair, describe_nothing, picked
 from llmctl.engine.batching.sequence import Sequence as RowSequence
-from llmctl.engine.failures import as_ours
+from llmctl.engine.error_translation import as_ours
 from llmctl.types import EngineState, Score
 
 _log = logging.getLogger(__name__)

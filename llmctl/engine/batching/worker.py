@@ -10,11 +10,11 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
-from llmctl.engine.batching.adapters import Adapter
 from llmctl.engine.batching.executor import Executor
+from llmctl.engine.batching.forward.lora import Adapter
 from llmctl.engine.batching.scoring import Describe, Pair
 from llmctl.engine.batching.sequence import Sequence as RowSequence
-from llmctl.engine.failures import as_ours
+from llmctl.engine.error_translation import as_ours
 from llmctl.errors import EngineFailedError, EngineStoppedError, LlmctlError
 from llmctl.types import EngineState, Score
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmctl.engine import child
+from llmctl.engine import subprocess_runner
 from llmctl.errors import LlmctlError
 from llmctl.evaluation.opencompass.inside.wire import KEY_VARIABLE
 
@@ -71,7 +71,7 @@ def launch(
     log = folder / LOG
     tail = _Tail(events, told)
     try:
-        child.run(
+        subprocess_runner.run(
             ["-c", _START, str(asked)],
             log,
             environment=environment,

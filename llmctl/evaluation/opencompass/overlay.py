@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmctl.config import store_home
-from llmctl.engine import child
-from llmctl.engine.model_folder import disk_bytes
+from llmctl.engine import subprocess_runner
+from llmctl.engine.models.model_folder import disk_bytes
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.types import Progress, ProgressCallback, ignore_progress
 
@@ -185,7 +185,7 @@ def _pip(folder: Path, log: Path, arguments: list[str], tick: Callable[[], None]
     options = ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--retries=2"]
     command = ["-m", "pip", f"--python={_python(folder)}", "install", *options, *arguments]
     try:
-        child.run(command, log, environment={}, tick=tick)
+        subprocess_runner.run(command, log, environment={}, tick=tick)
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.output.splitlines() if line.startswith("ERROR: ")]
         reason = lines[-1].removeprefix("ERROR: ") if lines else _last_line(error.output)
@@ -199,7 +199,7 @@ def _try_out(folder: Path, log: Path) -> None:
     command = ["-c", "import opencompass.datasets, opencompass.openicl, opencompass.tasks"]
     environment = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     try:
-        child.run(command, log, environment=environment, python=str(_python(folder)))
+        subprocess_runner.run(command, log, environment=environment, python=str(_python(folder)))
     except subprocess.CalledProcessError as error:
         raise LlmctlError(
             f"OpenCompass {VERSION} was installed and does not start: {_last_line(error.output)}",

@@ -4,8 +4,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from llmctl.engine import catalog
-from llmctl.engine.known_models import CATALOG
+from llmctl.engine.models import resolve
+from llmctl.engine.models.catalog import CATALOG
 from llmctl.engine.registry import create_engine
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.services.chat.session import ChatSession
@@ -51,7 +51,7 @@ class Switch:
             return
         spec = replace(self._spec, model=name, revision=None, adapter=None, chat_template=None)
         # All that can be known beforehand: files missing or damaged, no network, a wrong name.
-        catalog.resolve(name, allow_pickle=spec.allow_pickle, progress=progress)
+        resolve.resolve(name, allow_pickle=spec.allow_pickle, progress=progress)
         self._reload(spec, progress)
 
     def _to_served(self, endpoint: ApiEndpoint, progress: ProgressCallback) -> None:

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llmctl.engine.batching.forward import IDLE_CHUNK, Forward, PackedForward, Work, kv_shape
-from llmctl.engine.batching.fused import FusedForward
+from llmctl.engine.batching.forward.fused import FusedForward
+from llmctl.engine.batching.forward.packed import IDLE_CHUNK, Forward, PackedForward, Work, kv_shape
 from llmctl.engine.batching.kv import KVPool, KVShape
-from llmctl.engine.batching.logprobs import TokenTexts
-from llmctl.engine.batching.row import Row
-from llmctl.engine.batching.sampler import RowSampler, sample
+from llmctl.engine.batching.output_state import Row
+from llmctl.engine.batching.sampling.logprobs import TokenTexts
+from llmctl.engine.batching.sampling.sampler import RowSampler, sample
+from llmctl.engine.batching.sampling.speculation import GUESS_TOKENS, PromptLookup
 from llmctl.engine.batching.scheduler import BUSY_CHUNK, Scheduler
 from llmctl.engine.batching.sequence import Job
 from llmctl.engine.batching.sequence import Sequence as RowSequence
-from llmctl.engine.batching.speculation import GUESS_TOKENS, PromptLookup
 from llmctl.engine.stream import GenerationStream, StreamItem
 from llmctl.errors import EngineFailedError, LlmctlError, OutOfMemoryError
 from llmctl.types import DEFAULT_SAMPLING, GenerationChunk, SamplingParams

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llmctl.engine.batching.forward import IDLE_CHUNK, Forward, PackedForward, Work, kv_shape
-from llmctl.engine.batching.fused import FusedForward
+from llmctl.engine.batching.forward.fused import FusedForward
+from llmctl.engine.batching.forward.packed import IDLE_CHUNK, Forward, PackedForward, Work, kv_shape
 from llmctl.engine.batching.kv import KVPool, KVShape
 from llmctl.engine.batching.scoring import Pair, score_steps
 from llmctl.types import Score

@@ -1,4 +1,4 @@
-from llmctl.engine.batching.speculation import GUESS_TOKENS, PromptLookup
+from llmctl.engine.batching.sampling.speculation import GUESS_TOKENS, PromptLookup
 
 
 def test_what_followed_the_same_tokens_before_is_guessed() -> None:

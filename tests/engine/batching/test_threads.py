@@ -6,7 +6,7 @@ import sys
 import psutil
 import pytest
 
-from llmctl.engine.batching.neighbours import Neighbours
+from llmctl.engine.batching.forward.cpu_load import Neighbours
 
 
 class Machine:

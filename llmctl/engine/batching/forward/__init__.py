@@ -1,0 +1,1 @@
+"""One forward pass over many sequences: packing, attention, LoRA, threads."""

@@ -1,0 +1,77 @@
+"""Linear layers as one matrix where several read the same input, laid out for this processor."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  its name everywhere
+from torch import Tensor, nn
+
+from llmctl.engine.batching.forward.bucket_size import rounded
+from llmctl.engine.loading.int4 import Int4Linear
+
+Linear = Callable[[Tensor], Tensor]
+"""(tokens, inputs) -> (tokens, outputs)."""
+
+
+def fuse(modules: Sequence[nn.Module], *, release: bool = False) -> Linear:
+    """Return one function for several linear layers of the same input, outputs side by side.
+
+    Plain layers become one matrix, as do those in int4; with `release` the modules give up their
+    own weights, so that nothing is held twice. Layers of other kinds are called as they are.
+    """
+    if all(type(m) is Int4Linear and not m.filled for m in modules):
+        return _joined([m for m in modules if isinstance(m, Int4Linear)], release)
+    if not all(type(m) is nn.Linear for m in modules):
+        return _called(modules)
+    plain: list[Any] = list(modules)
+    weight = torch.cat([m.weight for m in plain]) if len(plain) > 1 else plain[0].weight.detach()
+    biases = [m.bias for m in plain]
+    if any((b is None) != (biases[0] is None) for b in biases):
+        return _called(modules)
+    bias = None if biases[0] is None else torch.cat(biases)
+    for module in plain if release else ():
+        module.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
+    return lay_out(weight, bias)
+
+
+def _joined(layers: Sequence[Int4Linear], release: bool) -> Linear:
+    alike = len({layer.bias is None for layer in layers}) == 1
+    if not alike:
+        return _called(layers)
+    joined = layers[0] if len(layers) == 1 else Int4Linear.side_by_side(layers)
+    for layer in layers if release and len(layers) > 1 else ():
+        layer.give_up()
+    return joined.multiply
+
+
+def lay_out(weight: Tensor, bias: Tensor | None = None) -> Linear:
+    """Return the product with `weight` (outputs, inputs) in the layout that is fastest here.
+
+    On a CPU oneDNN repacks a bfloat16 weight at every call of `F.linear`; packed once, a few rows
+    take half the time (docs/performance.md). `torch.compile` packs through the same two operators.
+    """
+    if (
+        weight.device.type != "cpu"
+        or weight.dtype != torch.bfloat16
+        or not torch.backends.mkldnn.is_available()
+    ):
+        return lambda x: F.linear(x, weight, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+    product = torch.ops.mkldnn._linear_pointwise
+
+    def multiply(x: Tensor) -> Tensor:
+        rows = x.shape[0]
+        if (wide := rounded(rows)) != rows:
+            x = F.pad(x, (0, 0, 0, wide - rows))
+        result: Tensor = product(x, packed, bias, "none", [], "")
+        return result[:rows]
+
+    return multiply
+
+
+def _called(modules: Sequence[nn.Module]) -> Linear:
+    if len(modules) == 1:
+        only = modules[0]
+        return lambda x: only(x)
+    return lambda x: torch.cat([module(x) for module in modules], dim=-1)

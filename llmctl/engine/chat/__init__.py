@@ -1,0 +1,1 @@
+"""Between messages and tokens: chat templates, control tokens, response parsing, tool choice."""

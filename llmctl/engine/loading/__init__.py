@@ -1,0 +1,1 @@
+"""Files into modules that run: weights, tokenizers, adapters, quantised layers."""

@@ -1,0 +1,71 @@
+"""Turns a GGUF file into a plain model folder. A process of its own, started by `package_index`.
+
+Transformers prints bars here that no switch turns off and leaves its memory behind; neither
+reaches the process that waits for the result.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+from llmctl.engine.loading.gguf_tokenizer import read_tokenizer
+from llmctl.engine.subprocess_runner import end_with_parent
+
+_PROBE = "In 2024,  3 caf\u00e9s sold 12.50 kg of\n    \u4f60\u597d don't <|x|>"
+
+
+def convert(gguf: Path, target: Path) -> None:
+    """Write bfloat16 safetensors, tokenizer, chat template and generation settings to `target`."""
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
+    tokenizer = read_tokenizer(gguf)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.generation_config.update(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    _check_tokenizer(tokenizer, target)
+    # safetensors writes files that only their owner may read.
+    for file in target.glob("*.safetensors"):
+        shutil.copymode(target / "config.json", file)
+
+
+def _check_tokenizer(tokenizer: Any, target: Path) -> None:
+    """Raise where the saved tokenizer is not the one that was read."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    saved: Any = AutoTokenizer.from_pretrained(target)
+    eos = GenerationConfig.from_pretrained(target).eos_token_id
+    for what, before, after in (
+        ("special tokens", tokenizer.special_tokens_map, saved.special_tokens_map),
+        ("chat template", tokenizer.chat_template, saved.chat_template),
+        ("vocabulary", len(tokenizer), len(saved)),
+        ("tokens", tokenizer(_PROBE)["input_ids"], saved(_PROBE)["input_ids"]),
+        ("end-of-text id", tokenizer.eos_token_id, eos),
+    ):
+        if before != after:
+            raise ValueError(f"saving changed the tokenizer: {what} {before!r} became {after!r}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("gguf", type=Path)
+    parser.add_argument("target", type=Path)
+    arguments = parser.parse_args()
+    end_with_parent()
+    convert(arguments.gguf, arguments.target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Lets Transformers read weights straight into `Int4Linear` layers, one matrix at a time.
+
+A model of which the four-bit weights alone fit never stands in memory as a whole.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from llmctl.engine.loading.int4 import GROUP, Int4Linear
+
+_NAME = "llmctl-int4"
+
+
+@register_quantization_config(_NAME)
+class Int4Config(QuantizationConfigMixin):
+    """Asks `from_pretrained` for four bits in the layout of PyTorch's CPU kernel."""
+
+    def __init__(self, **_: Any) -> None:
+        self.quant_method: Any = _NAME  # Transformers' own methods are an enumeration
+
+
+class _Quantise(ConversionOps):
+    def convert(self, input_dict: dict[str, Any], *_: Any, **given: Any) -> dict[str, list[Tensor]]:
+        """Quantise one weight into its layer, and leave nothing for Transformers to put there."""
+        for name, found in input_dict.items():
+            layer, _name = get_module_from_name(given["model"], name)
+            layer.take(found[0] if isinstance(found, list) else found)
+            # The mark of what has its weights, for a module and for a tensor.
+            layer._is_hf_initialized = layer.weight._is_hf_initialized = True
+            given["missing_keys"].discard(name)
+        return {}
+
+
+@register_quantizer(_NAME)
+class _Int4Quantizer(HfQuantizer):
+    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
+        skipped = self.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+        for path, module in list(model.named_modules()):
+            if (
+                type(module) is nn.Linear
+                and should_convert_module(path, skipped)
+                and module.in_features % GROUP == 0
+            ):
+                model.set_submodule(path, _empty(module))
+
+    def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
+        module, name = get_module_from_name(model, param_name)
+        return isinstance(module, Int4Linear) and name == "weight"
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return _Quantise()
+
+    def is_serializable(self) -> bool:
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def _empty(module: nn.Linear) -> Int4Linear:
+    """Return the layer that takes the place of one whose weight has not been read."""
+    layer = Int4Linear(module.in_features, module.out_features)
+    shape, dtype = module.weight.shape, module.weight.dtype
+    layer.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+    layer.bias = module.bias
+    return layer

@@ -1,0 +1,279 @@
+"""Finds a model in the Hugging Face cache, or downloads it there, where other tools share it."""
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Self
+
+from llmctl.engine import subprocess_runner
+from llmctl.engine.models import model_folder
+from llmctl.errors import LlmctlError, ModelNotFoundError
+from llmctl.types import Progress, ProgressCallback
+
+DEFAULT_REVISION = "main"
+_CONNECT_SECONDS = 3.0
+_PROBE_SECONDS = 4.0
+"""For the whole first answer: name look-up, connection and reply."""
+_REQUEST_SECONDS = 15.0
+_MIRROR_HINT = "set HF_ENDPOINT=https://hf-mirror.com where huggingface.co cannot be reached"
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether `name` is written like a hub id, `owner/name`."""
+    return _REPO_ID.fullmatch(name) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class CachedRepo:
+    """One snapshot of a hub repository in the cache, whole or not."""
+
+    repo: str
+    revision: str
+    """Commit sha."""
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """A hub and the cache that belongs to this person."""
+
+    endpoint: str
+    cache: Path
+    offline: bool
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read what `huggingface_hub` reads, now and not when that was first imported."""
+        env = os.environ
+        base = Path(env.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+        home = Path(env.get("HF_HOME") or base)
+        cache = Path(env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE") or home / "hub")
+        offline = env.get("HF_HUB_OFFLINE") or env.get("TRANSFORMERS_OFFLINE") or ""
+        return cls(
+            endpoint=(env.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"),
+            cache=Path(os.path.expandvars(cache)).expanduser(),
+            offline=offline.upper() in ("1", "ON", "YES", "TRUE"),
+        )
+
+    def cached(self, repo: str, revision: str, *, allow_pickle: bool = False) -> Path:
+        """Return the snapshot of `repo` that lies in the cache, if it is whole.
+
+        Raises:
+            ModelNotFoundError: it is not there, or a part of it is missing.
+            UnsafeModelError: its weights are there only as pickle, which was not allowed.
+        """
+        commit = _commit(self._repo_folder(repo), revision)
+        snapshot = self._repo_folder(repo) / "snapshots" / commit
+        if not snapshot.is_dir():
+            raise ModelNotFoundError(f"not in {self.cache}")
+        lacks = model_folder.missing_part(snapshot, allow_pickle=allow_pickle)
+        if lacks is None:
+            return snapshot
+        if lacks.startswith("weights") and not allow_pickle:
+            model_folder.refuse_pickle(model_folder.file_names(snapshot), repo)
+        raise ModelNotFoundError(f"the copy in {self.cache} lacks {lacks}")
+
+    def cached_repos(self) -> Iterator[CachedRepo]:
+        """List the cached models: of each its main, or else its newest, snapshot."""
+        if not self.cache.is_dir():
+            return
+        for path in sorted(self.cache.glob("models--*--*")):
+            snapshots = [p for p in path.glob("snapshots/*") if p.is_dir()]
+            if snapshots:
+                main = path / "snapshots" / _commit(path, DEFAULT_REVISION)
+                chosen = main if main in snapshots else max(snapshots, key=_changed)
+                repo = path.name.removeprefix("models--").replace("--", "/", 1)
+                yield CachedRepo(repo, chosen.name, chosen)
+
+    def remove(self, repo: str, revision: str | None = None) -> tuple[tuple[Path, ...], int]:
+        """Delete one revision (a branch, a commit or its first seven digits) or all of a model.
+
+        Returns:
+            The snapshot folders that are gone, and the bytes that were freed.
+
+        Raises:
+            ModelNotFoundError: the cache does not hold it.
+        """
+        from huggingface_hub import CacheNotFound, scan_cache_dir
+
+        absent = ModelNotFoundError(
+            f"{repo if revision is None else f'{repo}@{revision}'} is not in {self.cache}",
+            hint="`llmctl models list` shows what is here",
+        )
+        try:
+            held = scan_cache_dir(self.cache)
+        except CacheNotFound:
+            raise absent from None
+        doomed = [
+            snapshot
+            for cached in held.repos
+            if cached.repo_type == "model" and cached.repo_id == repo
+            for snapshot in cached.revisions
+            if revision is None
+            or revision in snapshot.refs
+            or (len(revision) >= 7 and snapshot.commit_hash.startswith(revision))
+        ]
+        if not doomed:
+            raise absent
+        strategy = held.delete_revisions(*(snapshot.commit_hash for snapshot in doomed))
+        strategy.execute()
+        return tuple(s.snapshot_path for s in doomed), int(strategy.expected_freed_size)
+
+    def fetch(
+        self, repo: str, revision: str, *, allow_pickle: bool, progress: ProgressCallback
+    ) -> Path:
+        """Download the files that loading needs and return their snapshot folder.
+
+        Files that are there already are kept. A hub that does not answer is given up in seconds.
+
+        Raises:
+            ModelNotFoundError: with the reason in one line.
+            UnsafeModelError: its weights exist only as pickle, which was not allowed.
+            ModelLoadError: it is an adapter, or GGUF files alone.
+        """
+        if self.offline:
+            raise ModelNotFoundError("HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE")
+        progress(Progress(f"asking {self.endpoint} for {repo}"))
+        if (silence := self._why_silent(repo)) is not None:
+            raise ModelNotFoundError(f"it cannot be reached: {silence}", hint=_MIRROR_HINT)
+        from huggingface_hub import HfApi
+
+        try:
+            info = HfApi(self.endpoint).model_info(
+                repo, revision=revision, files_metadata=True, timeout=_REQUEST_SECONDS
+            )
+            sizes = {s.rfilename: s.size or 0 for s in info.siblings or ()}
+            files = _choose(sizes, repo, allow_pickle=allow_pickle)
+            snapshot = self._repo_folder(repo) / "snapshots" / (info.sha or revision)
+            missing = sum(sizes[f] for f in files if not (snapshot / f).is_file())
+            path = self._download(repo, revision, files, missing, progress)
+        except LlmctlError:
+            raise
+        except Exception as error:
+            # httpx, httpx2, OSError or the hub's own, by version and by stage.
+            raise self.explain(error, repo, revision) from error
+        if (lacks := model_folder.missing_part(path, allow_pickle=allow_pickle)) is not None:
+            raise ModelNotFoundError(f"the repository lacks {lacks}")
+        return path
+
+    def _why_silent(self, repo: str) -> str | None:
+        """Return why the hub does not answer, or `None` if it does, whatever it says.
+
+        Connections that nobody answers and name look-ups that hang have long time-outs of their
+        own, so the question is asked from a thread that may be left behind.
+        """
+        from huggingface_hub import get_session
+
+        answer: SimpleQueue[str | None] = SimpleQueue()
+
+        def ask() -> None:
+            try:
+                get_session().head(f"{self.endpoint}/api/models/{repo}", timeout=_CONNECT_SECONDS)
+            except Exception as error:  # by version httpx's, httpx2's or an OSError
+                answer.put(_first_line(error))
+            else:
+                answer.put(None)
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            return answer.get(timeout=_PROBE_SECONDS)
+        except Empty:
+            return f"no answer within {_PROBE_SECONDS:g} s"
+
+    def _download(
+        self, repo: str, revision: str, files: list[str], total: int, progress: ProgressCallback
+    ) -> Path:
+        request = {
+            "repo_id": repo,
+            "revision": revision,
+            "cache_dir": str(self.cache),
+            "endpoint": self.endpoint,
+            "allow_patterns": files,
+        }
+        done = 0
+        with tempfile.TemporaryDirectory() as workshop:
+            log = Path(workshop, "log.txt")
+
+            def report() -> None:
+                nonlocal done
+                # Two bars count bytes, those received and those written; the greater is shown.
+                done = max(done, min(_last_message(log).get("done", 0), total))
+                progress(Progress(f"downloading {repo} from the hub", done, total, "B"))
+
+            arguments = ["-m", "llmctl.engine.models.hub_download", json.dumps(request)]
+            try:
+                subprocess_runner.run(arguments, log, environment={}, tick=report)
+            except subprocess.CalledProcessError as error:
+                last = (error.output.splitlines() or ["it said nothing"])[-1]
+                raise ModelNotFoundError(f"the download failed: {last}") from error
+            outcome = _last_message(log)
+        if "path" not in outcome:
+            raise ModelNotFoundError(outcome["reason"], hint=outcome["hint"])
+        return Path(outcome["path"])
+
+    def explain(self, error: Exception, repo: str, revision: str) -> ModelNotFoundError:
+        """Put into a line what the hub's client raised."""
+        from huggingface_hub import errors
+
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, errors.RevisionNotFoundError):
+            return ModelNotFoundError(f"{repo} has no revision {revision}")
+        # A gated repository is reported as a kind of missing one, so it is asked for first.
+        if isinstance(error, errors.GatedRepoError) or status == 403:
+            return ModelNotFoundError(
+                f"{repo} is gated: its licence must be accepted first",
+                hint=f"accept the licence at {self.endpoint}/{repo}, then run `hf auth login`",
+            )
+        if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
+            return ModelNotFoundError(
+                f"there is no {repo}, or it is private",
+                hint=f"check the name at {self.endpoint}; for a private model run `hf auth login`",
+            )
+        if status is not None:
+            return ModelNotFoundError(f"it answered with status {status}")
+        return ModelNotFoundError(
+            f"the connection broke: {_first_line(error)}",
+            hint="try again: files that have arrived are kept",
+        )
+
+    def _repo_folder(self, repo: str) -> Path:
+        return self.cache / f"models--{repo.replace('/', '--')}"
+
+
+def _commit(repo_folder: Path, revision: str) -> str:
+    """Return the commit that a branch or tag pointed to when it was last downloaded."""
+    ref = repo_folder / "refs" / revision
+    return ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _choose(sizes: dict[str, int], repo: str, *, allow_pickle: bool) -> list[str]:
+    model_folder.refuse_other_kinds(sizes, repo)
+    if not allow_pickle:
+        model_folder.refuse_pickle(sizes, repo)
+    return model_folder.wanted_files(sizes, allow_pickle=allow_pickle)
+
+
+def _last_message(log: Path) -> dict[str, Any]:
+    """Return the last whole JSON object that the downloading process printed."""
+    for line in reversed(log.read_text(encoding="utf-8", errors="replace").splitlines()):
+        if line.startswith("{") and line.endswith("}"):
+            message: dict[str, Any] = json.loads(line)
+            return message
+    return {}
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
