@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from llmctl.data.problems import Problem
-from llmctl.data.reading import read_examples
+from llmctl.data.io.reader import read_examples
+from llmctl.data.rows.row_errors import Problem
 from llmctl.types import Example
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -20,7 +20,7 @@ from llmctl.errors import ConfigError
 from llmctl.types import ModelSpec, ProgressCallback
 
 if TYPE_CHECKING:
-    from llmctl.data.convert import Written
+    from llmctl.data.operations.convert import Written
 
 app = typer.Typer(no_args_is_help=False, rich_markup_mode=None)
 app.command("clean")(data_clean.clean)
@@ -77,7 +77,7 @@ def check(
     Exit code 1 means that a row cannot be learnt from, or that an eval row is in train.
     """
     from llmctl.cli import data_report
-    from llmctl.data.intake import ReadOptions
+    from llmctl.data.io.validating_reader import ReadOptions
     from llmctl.services import data as service
 
     spec = None if model is None else _spec(model, chat_template, trust_remote_code)
@@ -125,7 +125,7 @@ def show(
 ) -> None:
     """Show a row token by token: what is only context, and what a model learns to say."""
     from llmctl.cli import token_view
-    from llmctl.data.intake import ReadOptions
+    from llmctl.data.io.validating_reader import ReadOptions
     from llmctl.services import data as service
 
     with render.progress() as progress:
@@ -163,7 +163,7 @@ def convert(
     all_problems: AllOpt = False,
 ) -> None:
     """Write examples in another format, and say which rows it cannot hold."""
-    from llmctl.data.intake import ReadOptions
+    from llmctl.data.io.validating_reader import ReadOptions
     from llmctl.services import data as service
 
     reading = ReadOptions(column_names(column), format, on_error, _kept(all_problems))
@@ -194,7 +194,7 @@ def split(
 
     Rows that are added later move no other row, and the same prompt is never on both sides.
     """
-    from llmctl.data.intake import ReadOptions
+    from llmctl.data.io.validating_reader import ReadOptions
     from llmctl.services import data as service
 
     reading = ReadOptions(column_names(column), format, on_error, _kept(all_problems))
@@ -235,7 +235,7 @@ def merge(
     all_problems: AllOpt = False,
 ) -> None:
     """Join files of examples, each with its weight."""
-    from llmctl.data.intake import ReadOptions
+    from llmctl.data.io.validating_reader import ReadOptions
     from llmctl.services import data as service
 
     reading = ReadOptions(column_names(column), format, on_error, _kept(all_problems))
@@ -257,7 +257,7 @@ def merge(
 def _write(make: "Callable[[ProgressCallback], Written]", *, everything: bool) -> None:
     """Do the work, then say what was left out and what was written."""
     from llmctl.cli import data_report
-    from llmctl.data.intake import BadRowsError
+    from llmctl.data.io.validating_reader import BadRowsError
 
     try:
         with render.progress() as progress:
@@ -273,7 +273,7 @@ def _write(make: "Callable[[ProgressCallback], Written]", *, everything: bool) -
 
 
 def _weighted(text: str) -> Any:
-    from llmctl.data.merge import Weighted
+    from llmctl.data.operations.merge import Weighted
 
     source, sign, weight = text.rpartition("=")
     if not sign or Path(text).exists():

@@ -131,8 +131,8 @@ def clean(
     changes nothing.
     """
     from llmctl.cli import data_clean_report, data_report
-    from llmctl.data.cleaning.choices import Choices
-    from llmctl.data.intake import BadRowsError, ReadOptions
+    from llmctl.data.cleaning.pipeline.rule_config import Choices
+    from llmctl.data.io.validating_reader import BadRowsError, ReadOptions
     from llmctl.services import data_clean as service
 
     writes = not dry_run and explain is None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from llmctl.cli import render
 
 if TYPE_CHECKING:
-    from llmctl.data.cleaning.outputs import Outputs
-    from llmctl.data.cleaning.report import CleanReport, Explanation, Spread, Statistics
+    from llmctl.data.cleaning.pipeline.outputs import Outputs
+    from llmctl.data.cleaning.report.report import CleanReport, Explanation, Spread, Statistics
 
 _KINDS = 6
 _LANGUAGES = 5
@@ -17,7 +17,7 @@ _LANGUAGES = 5
 
 def list_rules() -> None:
     """Print every rule with its thresholds."""
-    from llmctl.data.cleaning.settings import CleanSettings, hyphenated
+    from llmctl.data.cleaning.pipeline.settings import CleanSettings, hyphenated
 
     rows = []
     for name, rule in CleanSettings().rules().items():

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from llmctl.cli import render
 
 if TYPE_CHECKING:
-    from llmctl.data.check import CheckReport, Spread
-    from llmctl.data.problems import Problem, ProblemLog
-    from llmctl.data.repeats import Repeats
+    from llmctl.data.operations.check import CheckReport, Spread
+    from llmctl.data.operations.overlap import Repeats
+    from llmctl.data.rows.row_errors import Problem, ProblemLog
     from llmctl.types import Origin
 
 _MOST = 20

@@ -66,7 +66,7 @@ def finetune(
     --resume goes on from there.
     """
     from llmctl.services.finetune_settings import FinetuneRequest, chosen_settings
-    from llmctl.train.launch import Fleet, is_launched, launch
+    from llmctl.train.setup.distributed import Fleet, is_launched, launch
 
     request = FinetuneRequest(
         options=setting_options.chosen(TrainConfig, context, values),

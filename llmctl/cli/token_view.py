@@ -9,7 +9,7 @@ from llmctl.cli import render
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llmctl.data.masking import MaskedExample
+    from llmctl.data.tokenized.loss_mask import MaskedExample
     from llmctl.services.data import Shown
 
 _STYLES = {

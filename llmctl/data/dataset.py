@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from llmctl.data import cache, masking, preparing, replies, split, token_files
-from llmctl.data.prepare_report import Loss, PrepareReport
-from llmctl.data.preparing import Overlong, PrepareOptions, prepare
-from llmctl.data.token_files import PairDataset, Sample, TokenDataset
+from llmctl.data.operations import split
+from llmctl.data.tokenized import assistant_spans, cache, loss_mask, storage
+from llmctl.data.tokenized import prepare as preparing
+from llmctl.data.tokenized.prepare import Overlong, PrepareOptions, prepare
+from llmctl.data.tokenized.report import Loss, PrepareReport
+from llmctl.data.tokenized.storage import PairDataset, Sample, TokenDataset
 from llmctl.engine.chat import control_tokens, tokenize
 from llmctl.engine.chat import template as template_module
 from llmctl.engine.chat.template import ChatTemplate
@@ -28,7 +30,16 @@ __all__ = [
     "build_dataset",
 ]
 
-_CODE = (masking, preparing, replies, split, token_files, control_tokens, template_module, tokenize)
+_CODE = (
+    loss_mask,
+    preparing,
+    assistant_spans,
+    split,
+    storage,
+    control_tokens,
+    template_module,
+    tokenize,
+)
 """The modules on whose source the sequences depend."""
 _REPORT = "report.json"
 

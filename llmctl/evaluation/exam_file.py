@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from llmctl.data.findings import did_you_mean
+from llmctl.data.rows.findings import did_you_mean
 from llmctl.evaluation.forms import LABELS, ChatForm, Form, Row, TextForm
 from llmctl.evaluation.layouts import ExamError, Layout, Line, csv_lines, jsonl_lines
 from llmctl.evaluation.subjects import Subject

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from itertools import islice
 
 from llmctl.config import DEFAULT_MODEL
-from llmctl.data import check as checking
-from llmctl.data.check import CheckReport, Measure
-from llmctl.data.columns import check_names
-from llmctl.data.convert import convert
-from llmctl.data.formats import to_example
-from llmctl.data.intake import ReadOptions
-from llmctl.data.masking import MaskedExample, mask_example
-from llmctl.data.merge import merge
-from llmctl.data.problems import DataError
-from llmctl.data.reading import Row, read_rows
-from llmctl.data.row import at_line
-from llmctl.data.split import split
+from llmctl.data.formats.columns import check_names
+from llmctl.data.formats.parse import to_example
+from llmctl.data.io.reader import Row, read_rows
+from llmctl.data.io.validating_reader import ReadOptions
+from llmctl.data.operations import check as checking
+from llmctl.data.operations.check import CheckReport, Measure
+from llmctl.data.operations.convert import convert
+from llmctl.data.operations.merge import merge
+from llmctl.data.operations.split import split
+from llmctl.data.rows.row import at_line
+from llmctl.data.rows.row_errors import DataError
+from llmctl.data.tokenized.loss_mask import MaskedExample, mask_example
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.models import model_folder, resolve
 from llmctl.engine.models.resolve import ResolvedModel

@@ -8,18 +8,18 @@ from pathlib import Path
 
 from llmctl.config import DEFAULT_MODEL
 from llmctl.config.settings import read_layer
-from llmctl.data.cleaning.choices import Choices, settings_of
-from llmctl.data.cleaning.chunk import CleanJob
-from llmctl.data.cleaning.language import check_codes
-from llmctl.data.cleaning.lengths import TemplateCounter, TokenCounter
-from llmctl.data.cleaning.outputs import Outputs, write
-from llmctl.data.cleaning.pipeline import Cleaned, cleaned
-from llmctl.data.cleaning.report import CleanReport, Explanation
-from llmctl.data.cleaning.reporting import explain as explain_row
-from llmctl.data.cleaning.reporting import report as report_on
-from llmctl.data.cleaning.settings import CleanSettings
-from llmctl.data.intake import ReadOptions
-from llmctl.data.sources import parts_of, refuse_inside
+from llmctl.data.cleaner import Cleaned, cleaned
+from llmctl.data.cleaning.pipeline.chunk import CleanJob
+from llmctl.data.cleaning.pipeline.outputs import Outputs, write
+from llmctl.data.cleaning.pipeline.rule_config import Choices, settings_of
+from llmctl.data.cleaning.pipeline.settings import CleanSettings
+from llmctl.data.cleaning.report.report import CleanReport, Explanation
+from llmctl.data.cleaning.report.summarize import explain as explain_row
+from llmctl.data.cleaning.report.summarize import report as report_on
+from llmctl.data.cleaning.rules.language import check_codes
+from llmctl.data.cleaning.rules.lengths import TemplateCounter, TokenCounter
+from llmctl.data.io.sources import parts_of, refuse_inside
+from llmctl.data.io.validating_reader import ReadOptions
 from llmctl.monitor import Tracker, open_tracker, tracked
 from llmctl.types import DatasetRef, ModelSpec, ProgressCallback, RunStart, ignore_progress
 

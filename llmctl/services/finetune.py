@@ -22,12 +22,12 @@ from llmctl.train.checkpoints import (
     working_in,
 )
 from llmctl.train.curves import CURVE_FILE, draw_curves
-from llmctl.train.launch import part, this_share, wait_for_first
-from llmctl.train.prepare import Preparation, prepare
-from llmctl.train.receipt import Receipt
 from llmctl.train.result import provenance, publish, report_of, write_beside, write_card
 from llmctl.train.run import Outcome, TrainRun
 from llmctl.train.samples import FILE as SAMPLES_FILE
+from llmctl.train.setup.distributed import part, this_share, wait_for_first
+from llmctl.train.setup.plan import Preparation, prepare
+from llmctl.train.setup.run_lock import Receipt
 from llmctl.train.stop import Interrupted, StopRequest
 from llmctl.types import (
     TAG_KEY_METRIC,

@@ -9,7 +9,7 @@ from llmctl.config.settings import Layer, Setting, Settings, build, read_layer
 from llmctl.errors import ConfigError
 from llmctl.monitor.run_files import local_folder
 from llmctl.monitor.run_store import find, open_runs
-from llmctl.train.receipt import PATHS, Receipt
+from llmctl.train.setup.run_lock import PATHS, Receipt
 from llmctl.types import TrainListener, TrainNote
 
 

@@ -13,13 +13,13 @@ from llmctl.engine.models.provenance import BaseModel, Provenance, base_differs,
 from llmctl.engine.models.resolve import ResolvedModel
 from llmctl.engine.models.weight_files import model_entries
 from llmctl.errors import ConfigError, LlmctlError, ModelLoadError
+from llmctl.export.gguf import check_known, write_gguf
+from llmctl.export.merge import Merged, MergeType, write_merged
+from llmctl.export.ollama import write_modelfile
+from llmctl.export.output_folder import check_free, new_folder
+from llmctl.export.side_files import copy_companions
+from llmctl.export.verify import Comparison, check_room, compare
 from llmctl.train.card import Card
-from llmctl.train.companions import copy_companions
-from llmctl.train.gguf_file import check_known, write_gguf
-from llmctl.train.merge import Merged, MergeType, write_merged
-from llmctl.train.new_folder import check_free, new_folder
-from llmctl.train.ollama import write_modelfile
-from llmctl.train.verify import Comparison, check_room, compare
 from llmctl.types import ModelSpec, ProgressCallback, ignore_progress
 
 _BYTES: dict[MergeType, int] = {"bfloat16": 2, "float16": 2, "float32": 4}

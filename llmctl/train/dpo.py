@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from llmctl.config import TrainConfig
-from llmctl.data.token_files import Sample
+from llmctl.data.tokenized.storage import Sample
 from llmctl.errors import ConfigError, MissingDependencyError
 from llmctl.train.trainer import SftTrainer
 

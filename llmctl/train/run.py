@@ -14,21 +14,21 @@ from transformers import PrinterCallback, TrainingArguments
 
 from llmctl.config import TrainConfig
 from llmctl.config.finetune import largest_divisor
-from llmctl.data.batches import Collator
 from llmctl.data.dataset import PairDataset, TokenDataset
 from llmctl.engine.error_translation import is_out_of_memory
 from llmctl.engine.loading.trainable import ModelOutline, load_for_training
 from llmctl.errors import LlmctlError, OutOfMemoryError
-from llmctl.train.arguments import arguments
+from llmctl.train.callbacks import Rhythm, Watch, peak_memory
 from llmctl.train.checkpoints import Checkpoint, Checkpoints
-from llmctl.train.feed import Feed, Learnable
-from llmctl.train.head import SupervisedHead, agrees
-from llmctl.train.launch import Share
-from llmctl.train.method import make_lean, make_trainable, weights_dtype
+from llmctl.train.data.collate import Collator
+from llmctl.train.data.dataloaders import Feed, Learnable
+from llmctl.train.kernels.cross_entropy import SupervisedHead, agrees
 from llmctl.train.samples import Question, SampleLog, Sampler
+from llmctl.train.setup.distributed import Share
+from llmctl.train.setup.trainable_parameters import make_lean, make_trainable, weights_dtype
+from llmctl.train.setup.trainer_arguments import arguments
 from llmctl.train.stop import Interrupted, NothingLeft, StopRequest
 from llmctl.train.trainer import SftTrainer
-from llmctl.train.watch import Rhythm, Watch, peak_memory
 from llmctl.types import (
     ProgressCallback,
     SampleReply,

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from llmctl.train.checkpoints import Checkpoints, is_full
-from llmctl.train.feed import ROWS, TOKENS, Feed
-from llmctl.train.head import IGNORED, SupervisedHead, stock_loss
+from llmctl.train.data.dataloaders import ROWS, TOKENS, Feed
+from llmctl.train.kernels.cross_entropy import IGNORED, SupervisedHead, stock_loss
 from llmctl.train.stop import StopRequest, TrainingDivergedError
 
 _RATE_STEPS = 10

@@ -19,11 +19,11 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
-from llmctl.data.cleaning.chunk import CleanJob
-from llmctl.data.cleaning.outputs import Outputs, write
-from llmctl.data.cleaning.pipeline import Cleaned, cleaned
-from llmctl.data.cleaning.reporting import report
-from llmctl.data.cleaning.settings import CleanSettings
+from llmctl.data.cleaner import Cleaned, cleaned
+from llmctl.data.cleaning.pipeline.chunk import CleanJob
+from llmctl.data.cleaning.pipeline.outputs import Outputs, write
+from llmctl.data.cleaning.pipeline.settings import CleanSettings
+from llmctl.data.cleaning.report.summarize import report
 from llmctl.types import ModelSpec, Progress
 
 THRESHOLD = 0.8

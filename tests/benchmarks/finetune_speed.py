@@ -91,8 +91,8 @@ def run_trl(args: argparse.Namespace) -> None:
 
     trl: Any = importlib.import_module("trl")
 
-    from llmctl.data.problems import ProblemLog
-    from llmctl.data.reading import read_examples
+    from llmctl.data.io.reader import read_examples
+    from llmctl.data.rows.row_errors import ProblemLog
     from llmctl.engine.models.resolve import resolve
 
     found = read_examples([args.data], on_problem=ProblemLog())

@@ -33,8 +33,8 @@ def main(rows: int, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     from llmctl.data.dataset import PrepareOptions, build_dataset
-    from llmctl.data.problems import ProblemLog
-    from llmctl.data.reading import read_examples
+    from llmctl.data.io.reader import read_examples
+    from llmctl.data.rows.row_errors import ProblemLog
     from llmctl.engine.chat.template import ChatTemplate
     from llmctl.engine.models import resolve
     from llmctl.types import DatasetRef

@@ -17,12 +17,12 @@ import torch
 
 from llmctl.config import TrainConfig
 from llmctl.config.settings import Settings
-from llmctl.data.token_files import Sample, TokenDataset, TokenWriter
+from llmctl.data.tokenized.storage import Sample, TokenDataset, TokenWriter
 from llmctl.engine.loading.trainable import outline_model
-from llmctl.train.launch import Share
-from llmctl.train.memory import TrainMemory
-from llmctl.train.resolve import resolve_for_model
 from llmctl.train.run import Job, TrainRun
+from llmctl.train.setup.defaults import resolve_for_model
+from llmctl.train.setup.distributed import Share
+from llmctl.train.setup.memory import TrainMemory
 from llmctl.train.stop import StopRequest
 from llmctl.types import ModelSpec, Origin
 

@@ -5,8 +5,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening
 
-from llmctl.data.batches import IGNORED, Collator, LengthGroupedBatches
-from llmctl.data.token_files import Sample
+from llmctl.data.tokenized.storage import Sample
+from llmctl.train.data.collate import IGNORED, Collator, LengthGroupedBatches
 
 
 def sample(*ids: int, learn: str = "") -> Sample:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.data.check import CheckReport, Measure, Spread, check
-from llmctl.data.intake import ReadOptions
+from llmctl.data.io.validating_reader import ReadOptions
+from llmctl.data.operations.check import CheckReport, Measure, Spread, check
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.types import Origin
 from tests.tiny import byte_tokenizer

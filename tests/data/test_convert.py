@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmctl.data.convert import convert
-from llmctl.data.formats import FORMATS, to_example
-from llmctl.data.intake import BadRowsError, ReadOptions
-from llmctl.data.problems import ProblemLog
-from llmctl.data.reading import read_examples
-from llmctl.data.row import Row
-from llmctl.data.shaping import from_example
-from llmctl.data.writing import RowWriter
+from llmctl.data.formats.parse import FORMATS, to_example
+from llmctl.data.formats.render import from_example
+from llmctl.data.io.reader import read_examples
+from llmctl.data.io.validating_reader import BadRowsError, ReadOptions
+from llmctl.data.io.writer import RowWriter
+from llmctl.data.operations.convert import convert
+from llmctl.data.rows.row import Row
+from llmctl.data.rows.row_errors import ProblemLog
 from llmctl.errors import ConfigError
 from llmctl.types import Example, Message, ToolCall
 from tests.data.conversations import ORIGIN, TEXTS, examples, pairs, plain_turns

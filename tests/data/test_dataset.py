@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmctl.data import cache
 from llmctl.data.dataset import PairDataset, Prepared, PrepareOptions, TokenDataset, build_dataset
-from llmctl.data.problems import DataError
+from llmctl.data.rows.row_errors import DataError
+from llmctl.data.tokenized import cache
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import ConfigError, LlmctlError, TemplateError
 from llmctl.types import DatasetRef, Example, Message, Origin

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.data.problems import Problem, ProblemLog
-from llmctl.data.reading import read_examples
+from llmctl.data.io.reader import read_examples
+from llmctl.data.rows.row_errors import Problem, ProblemLog
 from llmctl.errors import ConfigError
 from llmctl.types import Example, Message, Tool, ToolCall
 

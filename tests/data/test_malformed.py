@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.data.problems import Problem
-from llmctl.data.reading import read_examples
+from llmctl.data.io.reader import read_examples
+from llmctl.data.rows.row_errors import Problem
 
 GOOD = b'{"prompt": "Where is the key?", "completion": "Under the mat."}\n'
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, ByT5Tokenizer
 
-from llmctl.data.masking import MaskedExample, mask_example, mask_examples, reply_end
+from llmctl.data.tokenized.loss_mask import MaskedExample, mask_example, mask_examples, reply_end
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.models import resolve
 from llmctl.errors import TemplateError

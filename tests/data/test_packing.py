@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llmctl.data.batches import IGNORED, Collator, keeps_apart
-from llmctl.data.packing import pack
-from llmctl.data.token_files import Sample
+from llmctl.data.tokenized.storage import Sample
 from llmctl.engine.models import resolve
 from llmctl.errors import ConfigError
+from llmctl.train.data.collate import IGNORED, Collator, keeps_apart
+from llmctl.train.data.packing import pack
 from tests.tiny import SHAPE
 
 

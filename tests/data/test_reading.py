@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.data.json_stream import JsonStream
-from llmctl.data.problems import DataError, ProblemLog
-from llmctl.data.reading import read_examples, read_rows
-from llmctl.data.sources import left_out
-from llmctl.data.writing import RowWriter
+from llmctl.data.io.json_stream import JsonStream
+from llmctl.data.io.reader import read_examples, read_rows
+from llmctl.data.io.sources import left_out
+from llmctl.data.io.writer import RowWriter
+from llmctl.data.rows.row_errors import DataError, ProblemLog
 from llmctl.errors import ConfigError
 from llmctl.types import Progress
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.data.identity import prompt_key
-from llmctl.data.intake import ReadOptions
-from llmctl.data.merge import Weighted, merge
-from llmctl.data.problems import DataError
-from llmctl.data.split import held_out, split
+from llmctl.data.io.validating_reader import ReadOptions
+from llmctl.data.operations.merge import Weighted, merge
+from llmctl.data.operations.split import held_out, split
+from llmctl.data.rows.digests import prompt_key
+from llmctl.data.rows.row_errors import DataError
 from llmctl.errors import ConfigError
 from llmctl.types import Example, Message, Origin
 from tests.data.conversations import TEXTS

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.data.cleaning.settings import CleanSettings
-from llmctl.data.identity import dataset_ref
-from llmctl.data.intake import ReadOptions
+from llmctl.data.cleaning.pipeline.settings import CleanSettings
+from llmctl.data.io.validating_reader import ReadOptions
+from llmctl.data.rows.digests import dataset_ref
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.monitor.run_client import told_plainly
 from llmctl.monitor.run_lineage import Node

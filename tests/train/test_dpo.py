@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from llmctl.data.token_files import Sample
+from llmctl.data.tokenized.storage import Sample
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError, MissingDependencyError

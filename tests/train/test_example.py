@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmctl.engine.models import resolve
-from llmctl.train.watch import peak_memory
+from llmctl.train.callbacks import peak_memory
 from tests.train.conftest import Teach, Watched
 
 DATA = Path(__file__).parents[2] / "examples" / "data" / "observatory.jsonl"

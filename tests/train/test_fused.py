@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmctl.train import attention
-from llmctl.train.fused import fuse_adapters
+from llmctl.train.kernels import attention
+from llmctl.train.kernels.lora import fuse_adapters
 from tests.tiny import save_tiny_model
 
 

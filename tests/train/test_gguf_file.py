@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import UnsupportedError
-from llmctl.train.gguf_file import check_known, write_gguf
-from llmctl.train.ollama import write_modelfile
+from llmctl.export.gguf import check_known, write_gguf
+from llmctl.export.ollama import write_modelfile
 from llmctl.types import GenerationRequest, Message, ModelSpec, SamplingParams
 from tests.tiny import CHATML, save_tiny_model
 

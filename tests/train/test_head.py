@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmctl.train import head as head_module
-from llmctl.train.head import SupervisedHead, agrees, stock_loss
+from llmctl.train.kernels import cross_entropy as head_module
+from llmctl.train.kernels.cross_entropy import SupervisedHead, agrees, stock_loss
 from tests.tiny import save_tiny_model
 
 

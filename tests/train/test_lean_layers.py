@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmctl.train.lean_layers import lean_layers
+from llmctl.train.kernels.memory_efficient_layers import lean_layers
 from tests.tiny import save_tiny_model
 from tests.train.test_fused import adapted, assert_same
 

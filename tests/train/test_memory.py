@@ -9,9 +9,9 @@ import torch
 
 from llmctl.config import TrainConfig
 from llmctl.engine.loading.trainable import ModelOutline, load_for_training, outline_model
-from llmctl.train.memory import TrainMemory
-from llmctl.train.method import count_trainable, make_lean, make_trainable
-from llmctl.train.replay import _Ledger, replay
+from llmctl.train.setup.memory import TrainMemory
+from llmctl.train.setup.memory_trace import _Ledger, replay
+from llmctl.train.setup.trainable_parameters import count_trainable, make_lean, make_trainable
 from llmctl.types import ModelSpec
 from tests.tiny import save_tiny_model
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from llmctl.data.writing import RowWriter
+from llmctl.data.io.writer import RowWriter
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.services.chat.conversation import Conversation, from_plain, to_plain
 

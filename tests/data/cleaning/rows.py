@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from llmctl.data.cleaning.row import CleanedRow, RowCleaner
-from llmctl.data.cleaning.settings import CleanSettings
-from llmctl.data.reading import Row
+from llmctl.data.cleaning.pipeline.row_cleaner import CleanedRow, RowCleaner
+from llmctl.data.cleaning.pipeline.settings import CleanSettings
+from llmctl.data.io.reader import Row
 from llmctl.types import Origin
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.config.settings import read_layer
-from llmctl.data.cleaning.choices import Choices, settings_of
+from llmctl.data.cleaning.pipeline.rule_config import Choices, settings_of
 from llmctl.errors import ConfigError
 
 

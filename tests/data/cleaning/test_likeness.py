@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.data.cleaning.duplicates import first_equal, first_of_prompt
-from llmctl.data.cleaning.likeness import Comparable, Parts, jaccard, parts, row_digest
-from llmctl.data.cleaning.sketch import PERMUTATIONS, Banding, signature, similarity
-from llmctl.data.cleaning.units import shingle_hashes, shingles, units
-from llmctl.data.formats import to_example
-from llmctl.data.reading import Row
+from llmctl.data.cleaning.dedup.duplicates import first_equal, first_of_prompt
+from llmctl.data.cleaning.dedup.shingles import shingle_hashes, shingles, units
+from llmctl.data.cleaning.dedup.similarity import Comparable, Parts, jaccard, parts, row_digest
+from llmctl.data.cleaning.dedup.sketch import PERMUTATIONS, Banding, signature, similarity
+from llmctl.data.formats.parse import to_example
+from llmctl.data.io.reader import Row
 from llmctl.types import Example
 from tests.data.cleaning.rows import chat, row
 

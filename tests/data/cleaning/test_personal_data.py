@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.data.cleaning.personal_data import find, is_chinese_id, passes_luhn
+from llmctl.data.cleaning.rules.personal_data import find, is_chinese_id, passes_luhn
 from tests.data.cleaning.rows import chat, clean, row
 
 

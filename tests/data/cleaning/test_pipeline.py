@@ -17,16 +17,16 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from llmctl.data.cleaning.chunk import CleanJob
-from llmctl.data.cleaning.outputs import Outputs, write
-from llmctl.data.cleaning.pipeline import Cleaned, cleaned
-from llmctl.data.cleaning.report import CleanReport
-from llmctl.data.cleaning.reporting import explain, report
-from llmctl.data.cleaning.settings import CleanSettings
-from llmctl.data.cleaning.workers import CHUNK
-from llmctl.data.identity import dataset_ref
-from llmctl.data.intake import BadRowsError
-from llmctl.data.problems import ProblemLog
+from llmctl.data.cleaner import Cleaned, cleaned
+from llmctl.data.cleaning.pipeline.chunk import CleanJob
+from llmctl.data.cleaning.pipeline.outputs import Outputs, write
+from llmctl.data.cleaning.pipeline.settings import CleanSettings
+from llmctl.data.cleaning.pipeline.workers import CHUNK
+from llmctl.data.cleaning.report.report import CleanReport
+from llmctl.data.cleaning.report.summarize import explain, report
+from llmctl.data.io.validating_reader import BadRowsError
+from llmctl.data.rows.digests import dataset_ref
+from llmctl.data.rows.row_errors import ProblemLog
 from llmctl.errors import ConfigError
 from llmctl.types import ignore_progress
 from tests.data.cleaning.rows import settings

@@ -2,12 +2,12 @@
 
 import pytest
 
-from llmctl.data.cleaning.language import language, script
-from llmctl.data.cleaning.lengths import LengthRule
-from llmctl.data.cleaning.repetition import repeated_line_share, repeated_share
-from llmctl.data.cleaning.row import RowCleaner
-from llmctl.data.cleaning.rule import RowView
-from llmctl.data.cleaning.settings import Length
+from llmctl.data.cleaning.pipeline.row_cleaner import RowCleaner
+from llmctl.data.cleaning.pipeline.settings import Length
+from llmctl.data.cleaning.rules.language import language, script
+from llmctl.data.cleaning.rules.lengths import LengthRule
+from llmctl.data.cleaning.rules.repetition import repeated_line_share, repeated_share
+from llmctl.data.cleaning.rules.rule import RowView
 from llmctl.errors import TemplateError
 from llmctl.types import Example
 from tests.data.cleaning.rows import chat, clean, row, settings

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmctl.data.cleaning.code_blocks import blocks
-from llmctl.data.cleaning.repairs import Repairs
-from llmctl.data.cleaning.text_repair import remove_controls, repair_unicode, tidy_whitespace
+from llmctl.data.cleaning.pipeline.repairs import Repairs
+from llmctl.data.cleaning.rules.code_blocks import blocks
+from llmctl.data.cleaning.rules.text_repair import remove_controls, repair_unicode, tidy_whitespace
 
 ALL_ON = {
     "unicode": "change",

@@ -1,0 +1,1 @@
+"""Cleaning of training data: rules, deduplication, the pipeline and its report."""

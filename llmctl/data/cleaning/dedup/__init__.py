@@ -1,0 +1,1 @@
+"""Duplicates and near duplicates, by digests and MinHash sketches."""

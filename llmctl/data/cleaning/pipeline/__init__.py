@@ -1,0 +1,1 @@
+"""The stages of cleaning: chunks of rows in worker processes, then the whole dataset."""

@@ -1,0 +1,232 @@
+"""What becomes of a few hundred rows at a time? The work of one process, and what it hands back."""
+
+import pickle
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.data.cleaning.dedup.similarity import parts, row_digest
+from llmctl.data.cleaning.dedup.sketch import PERMUTATIONS, Banding, signature
+from llmctl.data.cleaning.pipeline.row_cleaner import CleanedRow, RowCleaner
+from llmctl.data.cleaning.pipeline.settings import CleanSettings
+from llmctl.data.cleaning.rules.language import UNKNOWN, LanguageRule, script
+from llmctl.data.cleaning.rules.lengths import TokenCounter
+from llmctl.data.cleaning.rules.rule import RowView, texts_of
+from llmctl.data.formats.parse import to_example
+from llmctl.data.io.reader import Row
+from llmctl.data.rows.digests import answer_key, content_key, prompt_key
+from llmctl.data.rows.extended_json import from_json, to_json
+from llmctl.data.rows.row_errors import Problem
+from llmctl.types import Example, Origin
+
+UNREADABLE = "unreadable"
+UNREAD = 255
+"""In place of a rule: the row could not be read."""
+EXAMPLES = 5
+"""Lines that the report names for each rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row on its way through the disk."""
+
+    origin: Origin
+    original: bytes
+    """`beyond_json.to_json` of it; what cannot be read as a JSON string."""
+    cleaned: bytes | None
+    """The row as it leaves, if that is different."""
+    detail: str = ""
+    """Why it is removed."""
+    lines_below: int = 0
+    """As `Row.lines_below`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CleanJob:
+    """All that a process needs to know before its first row. It can be pickled."""
+
+    settings: CleanSettings
+    columns: Mapping[str, str] = field(default_factory=dict)
+    format: str | None = None
+    counter: Callable[[], TokenCounter] | None = None
+    """Makes what counts tokens; called once in each process."""
+
+    def example(self, record: Record, *, after: bool = True) -> Example:
+        """Return what a row says that was readable."""
+        text = record.cleaned if after and record.cleaned is not None else record.original
+        row = Row(record.origin, b"", from_json(text))
+        example = to_example(row, columns=self.columns, format=self.format)
+        assert isinstance(example, Example)
+        return example
+
+
+@dataclass(slots=True)
+class RuleCount:
+    """What one rule did to some rows."""
+
+    hits: int = 0
+    changed: int = 0
+    removed: int = 0
+    examples: list[int] = field(default_factory=list)
+    """Indexes of the first few rows it hit."""
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "RuleCount", begin: int) -> None:
+        """Add the counts of a chunk, whose first row has the index `begin`."""
+        self.hits += other.hits
+        self.changed += other.changed
+        self.removed += other.removed
+        self.examples += [begin + index for index in other.examples]
+        del self.examples[EXAMPLES:]
+        self.kinds.update(other.kinds)
+
+
+ROW = np.dtype(
+    [
+        ("line", np.uint32),
+        ("removed_by", np.uint8),
+        ("is_changed", np.bool_),
+        ("digest", np.uint64, (2,)),
+        ("prompt", np.uint64),
+        ("answer", np.uint64),
+        ("chars_before", np.uint32),
+        ("chars_after", np.uint32),
+        ("turns", np.uint16),
+        ("language", np.uint8),
+    ]
+)
+"""What is remembered of a row in memory: 51 bytes. `removed_by` is 0 or 1 + the rule's place."""
+
+
+@dataclass(slots=True)
+class ChunkResult:
+    """What became of a chunk, in the order of its rows."""
+
+    rows: NDArray[np.void]
+    """Shape (rows,), of type `ROW`."""
+    contents: NDArray[np.uint8]
+    """`identity.content_key` of each row before and after, shape (rows, 2, 16)."""
+    keys: NDArray[np.uint32]
+    """Shape (rows, bands)."""
+    low_bytes: NDArray[np.uint8]
+    """Shape (rows, PERMUTATIONS)."""
+    records: list[bytes] = field(default_factory=list)
+    """Pickled `Record`s."""
+    languages: list[str] = field(default_factory=lambda: [UNKNOWN])
+    """What `ROW`'s `language` counts in."""
+    counts: dict[str, RuleCount] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    formats: set[str] = field(default_factory=set)
+    files: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, rows: int, bands: int) -> Self:
+        return cls(
+            np.zeros(rows, ROW),
+            np.zeros((rows, 2, 16), np.uint8),
+            np.zeros((rows, bands), np.uint32),
+            np.zeros((rows, PERMUTATIONS if bands else 0), np.uint8),
+        )
+
+    def count(self, place: int, cleaned: CleanedRow) -> None:
+        """Count what the rules say of a row."""
+        for name, finding in cleaned.findings.items():
+            count = self.counts.setdefault(name, RuleCount())
+            count.hits += 1
+            count.changed += name in cleaned.changed_by
+            count.removed += name == cleaned.removed_by
+            count.kinds.update(finding.kinds)
+            if len(count.examples) < EXAMPLES:
+                count.examples.append(place)
+
+
+class ChunkCleaner:
+    """Cleans chunk after chunk in one process."""
+
+    def __init__(self, job: CleanJob) -> None:
+        counter = job.counter() if job.counter and job.settings.length.is_on else None
+        self._cleaner = RowCleaner(
+            job.settings, columns=job.columns, format=job.format, counter=counter
+        )
+        self._settings = job.settings
+        self._rules = list(job.settings.rules())
+        self._language = LanguageRule(job.settings.language)
+        near = job.settings.near_duplicates
+        self._banding = Banding.at(near.threshold) if near.is_on else Banding(0, 1)
+
+    def clean(self, rows: Sequence[Row]) -> ChunkResult:
+        """Clean some rows."""
+        chunk = ChunkResult.of(len(rows), self._banding.bands)
+        for place, row in enumerate(rows):
+            chunk.rows["line"][place] = row.origin.line
+            chunk.files.add(row.origin.file)
+            cleaned = self._cleaner.clean(row)
+            if isinstance(cleaned, CleanedRow):
+                record = self._take(place, row, cleaned, chunk)
+            else:
+                chunk.rows["removed_by"][place] = UNREAD
+                chunk.problems += cleaned
+                why = "; ".join(f"{p.field}: {p.what}" if p.field else p.what for p in cleaned)
+                raw = to_json(row.raw.decode("utf-8", "replace"))
+                record = Record(row.origin, raw, None, why, row.lines_below)
+            chunk.records.append(pickle.dumps(record, pickle.HIGHEST_PROTOCOL))
+        return chunk
+
+    def _take(self, place: int, row: Row, cleaned: CleanedRow, chunk: ChunkResult) -> Record:
+        """Note all that is remembered of a row which can be read."""
+        before, after = cleaned.before, cleaned.after
+        is_same = after is before
+        table = chunk.rows
+        chunk.formats.add(before.format)
+        chunk.count(place, cleaned)
+        table["is_changed"][place] = not is_same
+        table["turns"][place] = min(len(after.messages), 2**16 - 1)
+        table["language"][place] = self._language_of(after, chunk.languages)
+        characters = sum(map(len, texts_of(before)))
+        table["chars_before"][place] = characters
+        table["chars_after"][place] = characters if is_same else sum(map(len, texts_of(after)))
+        key = content_key(before)
+        keys = key + (key if is_same else content_key(after))
+        chunk.contents[place] = np.frombuffer(keys, np.uint8).reshape(2, 16)
+        detail = ""
+        if cleaned.removed_by is not None:
+            table["removed_by"][place] = 1 + self._rules.index(cleaned.removed_by)
+            detail = cleaned.findings[cleaned.removed_by].detail
+        else:
+            self._sketch(place, after, chunk)
+        new = None if is_same else to_json(cleaned.value)
+        return Record(row.origin, to_json(row.value), new, detail, row.lines_below)
+
+    def _sketch(self, place: int, example: Example, chunk: ChunkResult) -> None:
+        """Note what a row is compared with others by."""
+        table = chunk.rows
+        table["digest"][place] = np.frombuffer(row_digest(example), np.uint64)
+        table["prompt"][place], table["answer"][place] = _asked(example)
+        if self._banding.bands:
+            ignore_numbers = self._settings.near_duplicates.ignore_numbers
+            of = parts(example, ignore_numbers=ignore_numbers)
+            found = signature(of)
+            chunk.keys[place] = self._banding.keys(found, of.rest)
+            chunk.low_bytes[place] = found.astype(np.uint8)
+
+    def _language_of(self, example: Example, known: list[str]) -> int:
+        view = RowView(example)
+        if self._settings.language.is_on:
+            name = self._language.of(view)
+        else:
+            name, _ = script("\n".join(view.answers))
+        if name not in known:
+            known.append(name)
+        return known.index(name)
+
+
+def _asked(example: Example) -> tuple[int, int]:
+    """Return 64 bits of what was asked and what was answered; 0 of what has no single answer."""
+    if example.text is not None or example.rejected:
+        return 0, 0
+    prompt, answer = prompt_key(example), answer_key(example)
+    return int.from_bytes(prompt[:8], "little") or 1, int.from_bytes(answer[:8], "little")

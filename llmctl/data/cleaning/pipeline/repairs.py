@@ -1,0 +1,102 @@
+"""How are all repairs of one row's texts made together, and what did each of them do?"""
+
+from collections.abc import Callable, Mapping
+
+from llmctl.data.cleaning.pipeline.settings import Action
+from llmctl.data.cleaning.rules import personal_data, text_repair
+from llmctl.data.cleaning.rules.rule import Finding
+
+_ROUNDS = 8
+"""After so many rounds without rest a text is left as it was."""
+_SHOWN = 24
+"""Characters of a change that are shown."""
+
+
+class Repairs:
+    """Changes the texts of one row; afterwards `findings` and `changed_by` say what was done.
+
+    A repaired text is at rest: repairing it again changes nothing.
+    """
+
+    def __init__(self, actions: Mapping[str, Action]) -> None:
+        self._actions = {name: actions[name] for name in _STEPS if actions[name] != "off"}
+        self._personal = actions["personal-data"]
+        self._first: dict[str, tuple[str, str]] = {}
+        self._kinds: list[str] = []
+        self.changed_by: set[str] = set()
+
+    def text(self, text: str, *, is_answer: bool) -> str:
+        """Repair what a person or a model wrote."""
+        text = self._repaired(text, is_answer)
+        redacted = self._redacted(text)
+        while redacted != text:
+            text = self._repaired(redacted, is_answer)
+            redacted = self._redacted(text)
+        return text
+
+    def data(self, text: str) -> str:
+        """Redact what a tool is given or returns; anything else may have a meaning in it."""
+        while (redacted := self._redacted(text)) != text:
+            text = redacted
+        return text
+
+    def findings(self) -> dict[str, Finding]:
+        """Return what was found, by the names of the rules and in their order."""
+        found = {
+            name: Finding(_difference(*self._first[name])) for name in _STEPS if name in self._first
+        }
+        if self._kinds:
+            counts = {kind: self._kinds.count(kind) for kind in dict.fromkeys(self._kinds)}
+            detail = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+            found["personal-data"] = Finding(detail, tuple(self._kinds))
+        return found
+
+    def _repaired(self, text: str, is_answer: bool) -> str:
+        start = text
+        for _ in range(_ROUNDS):
+            before = text
+            for name, action in self._actions.items():
+                new = _STEPS[name](text, is_answer)
+                if new != text:
+                    self._first.setdefault(name, (text, new))
+                    if action == "change":
+                        self.changed_by.add(name)
+                        text = new
+            if text == before:
+                return text
+        return start
+
+    def _redacted(self, text: str) -> str:
+        if self._personal == "off" or not (found := personal_data.find(text)):
+            return text
+        self._kinds += [each.kind for each in found]
+        if self._personal != "change":
+            return text
+        self.changed_by.add("personal-data")
+        return personal_data.replaced(text, found)
+
+
+_STEPS: dict[str, Callable[[str, bool], str]] = {
+    "unicode": lambda text, _: text_repair.repair_unicode(text),
+    "control-characters": lambda text, _: text_repair.remove_controls(text),
+    "whitespace": lambda text, is_answer: text_repair.tidy_whitespace(text, ends=is_answer),
+}
+
+
+def _difference(before: str, after: str) -> str:
+    """Show the stretch from the first character that changed to the last, or its beginning."""
+    start = 0
+    shorter = min(len(before), len(after))
+    while start < shorter and before[start] == after[start]:
+        start += 1
+    end = 0
+    while end < shorter - start and before[-1 - end] == after[-1 - end]:
+        end += 1
+    old, new = before[start : len(before) - end], after[start : len(after) - end]
+    return f"{_cut(old)} -> {_cut(new)}"
+
+
+def _cut(text: str) -> str:
+    # `ascii` shows what nobody sees, such as zero-width characters.
+    shown = text[:_SHOWN] + ("..." if len(text) > _SHOWN else "")
+    return repr(shown) if shown.isprintable() else ascii(shown)

@@ -1,0 +1,141 @@
+"""What is known of every row between reading and writing? A table in memory, the rows on disk."""
+
+import hashlib
+import pickle
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.data.cleaning.dedup.near_duplicates import SketchFile
+from llmctl.data.cleaning.pipeline.chunk import ROW, UNREAD, ChunkResult, Record, RuleCount
+from llmctl.data.rows.row_errors import ProblemLog
+
+
+class Ledger:
+    """Takes chunks as they come, in order; afterwards gives back any row by its index from 0.
+
+    Use it as a context manager: it has files open in `folder`.
+    """
+
+    def __init__(self, folder: Path, bands: int, keep_problems: int | None = None) -> None:
+        self._path = folder / "rows"
+        self._spool = self._path.open("w+b")
+        self._contents = (folder / "contents").open("w+b")
+        self._tables: list[NDArray[np.void]] = []
+        self._offsets: list[NDArray[np.uint64]] = []
+        self._end = 0
+        self._count = 0
+        self.sketches = SketchFile(folder, bands) if bands else None
+        self.counts: dict[str, RuleCount] = {}
+        self.problems = ProblemLog(keep_problems)
+        self.languages: dict[str, int] = {}
+        self.formats: set[str] = set()
+        self._files: set[str] = set()
+        self.rows = np.zeros(0, ROW)
+        """Shape (rows,), of type `ROW`; there once `finish` was called."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._spool.close()
+        self._contents.close()
+        if self.sketches is not None:
+            self.sketches.close()
+
+    def add(self, chunk: ChunkResult) -> None:
+        sizes = np.array([len(record) for record in chunk.records], np.uint64)
+        self._offsets.append(self._end + np.cumsum(sizes) - sizes)
+        self._end += int(sizes.sum())
+        self._spool.writelines(chunk.records)
+        numbers = [self.languages.setdefault(name, len(self.languages)) for name in chunk.languages]
+        chunk.rows["language"] = np.array(numbers, np.uint8)[chunk.rows["language"]]
+        self._tables.append(chunk.rows)
+        if self.sketches is not None:
+            self.sketches.append(chunk.keys, chunk.low_bytes)
+        for name, count in chunk.counts.items():
+            self.counts.setdefault(name, RuleCount()).add(count, self._count)
+        for problem in chunk.problems:
+            self.problems(problem)
+        chunk.contents.tofile(self._contents)
+        self._count += len(chunk.rows)
+        self.formats |= chunk.formats
+        self._files |= chunk.files
+
+    def finish(self) -> None:
+        """Close the book: no rows come any more."""
+        if self._tables:
+            self.rows = np.concatenate(self._tables)
+            self._starts = np.concatenate(self._offsets)
+        self._tables, self._offsets = [], []
+        self._spool.flush()
+        if self.sketches is not None:
+            self.sketches.close()
+
+    @cached_property
+    def numbers_rows(self) -> bool:
+        """Whether rows are named by their number: a line of JSON holds many of them."""
+        lines = self.rows["line"]
+        return len(self._files) <= 1 and bool((lines[1:] == lines[:-1]).any())
+
+    def place(self, row: int) -> str:
+        """Name the place of a row: its line, with the file where there are several."""
+        if self.numbers_rows:
+            return f"row {row + 1}"
+        if len(self._files) <= 1:
+            return str(self.rows["line"][row])
+        origin = self.record(row).origin
+        return f"{origin.file}:{origin.line}"
+
+    @property
+    def is_readable(self) -> NDArray[np.bool_]:
+        """Of each row whether it could be read, shape (rows,)."""
+        found: NDArray[np.bool_] = self.rows["removed_by"] != UNREAD
+        return found
+
+    @property
+    def is_kept(self) -> NDArray[np.bool_]:
+        """Of each row whether it stays, as far as the rules have looked; shape (rows,)."""
+        found: NDArray[np.bool_] = self.rows["removed_by"] == 0
+        return found
+
+    def record(self, row: int) -> Record:
+        """Read one row back."""
+        self._spool.seek(int(self._starts[row]))
+        found = pickle.load(self._spool)
+        assert isinstance(found, Record)
+        return found
+
+    def records(self) -> Iterator[Record]:
+        """Read all rows back, in order."""
+        # A file of its own: single rows may be read meanwhile.
+        with self._path.open("rb") as spool:
+            for _ in range(len(self.rows)):
+                yield pickle.load(spool)
+
+    def digest(self, rows: NDArray[np.bool_], *, after: bool) -> str:
+        """Return the digest of some rows as `identity.dataset_ref` would: SHA-256 in hex.
+
+        Args:
+            rows: shape (rows,), those that belong to the dataset.
+        """
+        found = hashlib.sha256()
+        self._contents.seek(0)
+        for start in range(0, len(rows), _AT_A_TIME):
+            wanted = rows[start : start + _AT_A_TIME]
+            keys = np.frombuffer(self._contents.read(32 * len(wanted)), np.uint8)
+            found.update(keys.reshape(-1, 2, 16)[wanted, int(after)].tobytes())
+        return found.hexdigest()
+
+
+_AT_A_TIME = 65536

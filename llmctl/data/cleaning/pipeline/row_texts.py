@@ -1,0 +1,170 @@
+"""Which strings of a row are texts, and how does the row look with other texts in their place?
+
+The row is changed where it stands, so it keeps its format and all its columns.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from llmctl.data.formats.columns import FORMATS
+from llmctl.data.formats.tool_calls import decoded
+from llmctl.types import Example
+
+_ANSWERS = frozenset(("output", "completion", "chosen", "rejected", "text"))
+_ASSISTANT = frozenset(("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot"))
+_TOOL = frozenset(("tool", "observation", "function", "tool_response", "function_response"))
+_CALLS = frozenset(("function_call", "tool_call", "tool_calls"))
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+
+
+class TextChange(Protocol):
+    """What is done to the texts of a row."""
+
+    def text(self, text: str, *, is_answer: bool) -> str:
+        """Change what a person or a model wrote."""
+
+    def data(self, text: str) -> str:
+        """Change what a tool returned, or is called with: JSON as text, as a rule.
+
+        Strings of columns that the format does not have are data too.
+        """
+
+
+def map_texts(
+    value: Mapping[str, object],
+    example: Example,
+    columns: Mapping[str, str],
+    change: TextChange,
+) -> Mapping[str, object]:
+    """Return a row with its texts changed; the same object where none was.
+
+    Args:
+        example: what the row says.
+        columns: names of ours -> names in the file, where they differ.
+    """
+    new = dict(value)
+    further = dict.fromkeys(value)
+    for column in FORMATS[example.format].columns():
+        names = (columns.get(name, name) for name in column.names())
+        name = next((name for name in names if value.get(name) is not None), None)
+        if name is None:
+            continue
+        further.pop(name, None)
+        if column.name != "tools":
+            new[name] = _column(value[name], column.name, change)
+    for name in further:
+        new[name] = _strings(value[name], change.data)
+    return value if new == value else new
+
+
+def _strings(value: Any, change: Callable[[str], str]) -> Any:
+    """Change the strings of a column that nobody learns from; its numbers stay, whatever they are.
+
+    They are ids and scores as a rule.
+    """
+    match value:
+        case str():
+            inner = decoded(value)
+            if isinstance(inner, str):
+                return change(inner)
+            new = _strings(inner, change)
+            return value if new == inner else json.dumps(new, ensure_ascii=False)
+        case list():
+            return [_strings(item, change) for item in value]
+        case dict():
+            return {key: _strings(item, change) for key, item in value.items()}
+    return value
+
+
+def _column(value: object, name: str, change: TextChange) -> object:
+    """Change a text, turns, or the turns that a table's cell holds as JSON."""
+    inner = decoded(value)
+    if isinstance(value, str) and not (name in ("messages", "history") or _are_turns(inner)):
+        return change.text(value, is_answer=name in _ANSWERS)
+    new = _turns(inner, change)
+    if not isinstance(value, str):
+        return new
+    return value if new == inner else json.dumps(new, ensure_ascii=False)
+
+
+def _are_turns(value: object) -> bool:
+    turns = value if isinstance(value, list) else [value]
+    return bool(turns) and all(
+        isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in turns
+    )
+
+
+def _turns(value: Any, change: TextChange) -> Any:
+    match value:
+        case dict():
+            return _turn(value, change)
+        case [str(question), str(answer)]:  # a pair of alpaca's history
+            return [change.text(question, is_answer=False), change.text(answer, is_answer=True)]
+        case list():
+            return [_turns(item, change) for item in value]
+        case _:
+            return value
+
+
+def _turn(turn: dict[str, Any], change: TextChange) -> dict[str, Any]:
+    role = turn.get("role", turn.get("from"))
+    new = dict(turn)
+    for key in ("content", "value"):
+        if role in _CALLS or role in _TOOL:
+            new |= {key: map_data(turn[key], change.data)} if key in turn else {}
+        elif key in turn:
+            new[key] = _content(turn[key], change, is_answer=role in _ASSISTANT)
+    for key in _THOUGHTS:
+        if isinstance(turn.get(key), str):
+            new[key] = change.text(turn[key], is_answer=False)
+    for key in ("tool_calls", "function_call"):
+        if turn.get(key):
+            new[key] = map_data(turn[key], change.data)
+    return new
+
+
+def _content(value: Any, change: TextChange, *, is_answer: bool) -> Any:
+    match value:
+        case str():
+            return change.text(value, is_answer=is_answer)
+        case list():
+            # The ends of a part are no ends of the text.
+            return [
+                _content(part, change, is_answer=is_answer and len(value) == 1) for part in value
+            ]
+        case {"text": str(text)}:
+            return {**value, "text": change.text(text, is_answer=is_answer)}
+        case {"value": str(text)}:
+            return {**value, "value": change.text(text, is_answer=is_answer)}
+        case _:
+            return value
+
+
+def map_data(value: Any, change: Callable[[str], str]) -> Any:
+    """Change every string in data, also in data that a string holds as JSON.
+
+    A number becomes a string where its digits are changed, so that JSON stays JSON.
+    """
+    match value:
+        case bool() | None:
+            return value
+        case str():
+            return _map_json_text(value, change)
+        case int() | float():
+            text = repr(value)
+            return value if (new := change(text)) == text else new
+        case list():
+            return [map_data(item, change) for item in value]
+        case dict():
+            return {key: map_data(item, change) for key, item in value.items()}
+        case _:
+            return value
+
+
+def _map_json_text(text: str, change: Callable[[str], str]) -> str:
+    inner = decoded(text)
+    if isinstance(inner, str):
+        return change(text)
+    new = map_data(inner, change)
+    return text if new == inner else json.dumps(new, ensure_ascii=False)

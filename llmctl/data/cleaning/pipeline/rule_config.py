@@ -1,0 +1,180 @@
+"""Which settings does a person mean? A file's, under the options', all wrong ones told at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmctl.config.settings import Layer
+from llmctl.data.cleaning.pipeline.settings import CleanSettings, hyphenated
+from llmctl.data.rows.findings import did_you_mean
+from llmctl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the options of a command say."""
+
+    only: Sequence[str] = ()
+    """The rules that are on."""
+    skip: Sequence[str] = ()
+    rules: Sequence[str] = ()
+    """`name` is on as by default, `name=action` does that."""
+    thresholds: Sequence[str] = ()
+    """`rule.threshold=value`; the threshold alone where only one rule has it."""
+    redact: bool = False
+
+
+def settings_of(choices: Choices, file: Layer | None = None) -> CleanSettings:
+    """Make one set of settings of a file and of the options, which rank higher.
+
+    Raises:
+        ConfigError: one message with everything that is wrong.
+    """
+    reading = _Reading()
+    for written, setting in (file or {}).items():
+        reading.from_file(written, setting.value, setting.origin)
+    for written in choices.rules:
+        name, _, action = written.partition("=")
+        reading.action(name, action or "on", "--rule")
+    if choices.redact:
+        reading.action("personal-data", "change", "--redact")
+    for written in choices.thresholds:
+        reading.threshold(written)
+    reading.select(choices.only, choices.skip)
+    return reading.settled()
+
+
+class _Reading:
+    """Gathers values by rule, remembers where each was said, and notes what is wrong."""
+
+    def __init__(self) -> None:
+        self._rules = CleanSettings().rules()
+        self._values: dict[str, dict[str, object]] = {}
+        self._origins: dict[tuple[str, str], str] = {}
+        self._wanted: dict[str, str] = {}
+        """Rules that were asked for by name, and where: they must be able to work."""
+        self._problems: list[str] = []
+
+    def from_file(self, written: str, value: object, origin: str) -> None:
+        name = self._known(written, origin)
+        if name is None or value is None:
+            return
+        if isinstance(value, bool | str):
+            self.action(name, value, origin)
+        elif isinstance(value, Mapping):
+            self._wanted[name] = origin
+            for key, item in value.items():
+                if key == "action":
+                    self.action(name, item, origin)
+                else:
+                    self._set(name, hyphenated(str(key)), item, origin)
+        else:
+            self._problems.append(f"{origin}: {name} is {value!r}; write an action, or thresholds")
+
+    def action(self, written: str, action: object, origin: str) -> None:
+        name = self._known(written, origin)
+        if name is None:
+            return
+        # YAML 1.1 reads a bare `on` as True and `off` as False.
+        if action in (True, "on"):
+            action = self._rules[name].action
+        elif action is False:
+            action = "off"
+        self._set(name, "action", action, origin)
+        if action == "off":
+            self._wanted.pop(name, None)
+        else:
+            self._wanted[name] = origin
+
+    def threshold(self, written: str) -> None:
+        import yaml
+
+        path, equals, text = written.partition("=")
+        if not equals:
+            self._problems.append(f"--set {written}: write it as --set rule.threshold=value")
+            return
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        rule, dot, key = path.rpartition(".")
+        key = hyphenated(key)
+        if dot:
+            name = self._known(rule, "--set")
+            if name is not None:
+                self._set(name, key, value, "--set")
+            return
+        having = [name for name, known in self._keys().items() if key in known]
+        if len(having) == 1:
+            self._set(having[0], key, value, "--set")
+        elif having:
+            ways = " or ".join(f"--set {name}.{key}" for name in having)
+            self._problems.append(f"--set {key}: several rules have it; write {ways}")
+        else:
+            near = did_you_mean(key, [key for known in self._keys().values() for key in known])
+            self._problems.append(f"--set {key}: no rule has such a threshold" + _meant(near))
+
+    def select(self, only: Sequence[str], skip: Sequence[str]) -> None:
+        wanted = [name for written in only if (name := self._known(written, "--only"))]
+        unwanted = [name for written in skip if (name := self._known(written, "--skip"))]
+        if both := sorted({*wanted} & {*unwanted}):
+            self._problems.append(f"{', '.join(both)}: --only and --skip contradict each other")
+        for name in wanted:
+            self._wanted.setdefault(name, "--only")
+        rest = [name for name in self._rules if name not in wanted] if only else []
+        for name in (*unwanted, *rest):
+            self.action(name, "off", "--skip")
+
+    def settled(self) -> CleanSettings:
+        from pydantic import ValidationError
+
+        found = None
+        try:
+            found = CleanSettings.model_validate(self._values)
+        except ValidationError as error:
+            self._problems += map(self._problem, error.errors())
+        for name, rule in found.rules().items() if found else ():
+            if name in self._wanted and rule.missing:
+                self._problems.append(f"{self._wanted[name]}: {name} needs {rule.missing}")
+        if found is None or self._problems:
+            raise ConfigError(
+                "\n".join(self._problems), hint="`llmctl data clean --list-rules` shows all rules"
+            )
+        return found
+
+    def _known(self, written: str, origin: str) -> str | None:
+        name = hyphenated(written.strip())
+        if name in self._rules:
+            return name
+        self._problems.append(
+            f"{origin}: there is no rule {written!r}" + _meant(did_you_mean(name, self._rules))
+        )
+        return None
+
+    def _keys(self) -> dict[str, list[str]]:
+        return {
+            name: [hyphenated(key) for key in type(rule).model_fields if key != "action"]
+            for name, rule in self._rules.items()
+        }
+
+    def _set(self, rule: str, key: str, value: object, origin: str) -> None:
+        if key != "action" and key not in self._keys()[rule]:
+            near = did_you_mean(key, self._keys()[rule])
+            self._problems.append(f"{origin}: {rule} has no {key!r}" + _meant(near))
+            return
+        self._values.setdefault(rule, {})[key] = value
+        self._origins[rule, key] = origin
+
+    def _problem(self, details: "ErrorDetails") -> str:
+        rule, key = (*map(str, details["loc"]), "action")[:2]
+        what = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        value: Any = self._values[rule].get(key)
+        origin = self._origins.get((rule, key), "default")
+        return f"{origin}: {rule}.{key} is {value!r}: {what}"
+
+
+def _meant(near: str | None) -> str:
+    return f"; did you mean {near}?" if near else ""

@@ -1,0 +1,1 @@
+"""What cleaning found, as plain values for tables and JSON."""

@@ -1,0 +1,76 @@
+"""What are the rows of a dataset like, as a whole?"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.data.cleaning.pipeline.chunk import CleanJob
+from llmctl.data.cleaning.pipeline.row_index import Ledger
+from llmctl.data.cleaning.report.report import Spread, Statistics
+from llmctl.data.cleaning.rules.lengths import TokenCounter
+from llmctl.errors import TemplateError
+
+TOKEN_SAMPLE = 1000
+"""Rows whose tokens are counted."""
+
+
+def statistics(
+    ledger: Ledger,
+    rows: NDArray[np.bool_],
+    job: CleanJob,
+    counter: TokenCounter | None,
+    *,
+    after: bool,
+) -> Statistics:
+    """Sum up some rows.
+
+    Args:
+        rows: shape (rows,), those that are meant.
+        after: as they are once they are cleaned.
+    """
+    table = ledger.rows[rows]
+    characters = table["chars_after" if after else "chars_before"]
+    tokens = _tokens(ledger, np.flatnonzero(rows), job, counter, after=after)
+    return Statistics(
+        rows=len(table),
+        characters=int(characters.sum(dtype=np.int64)),
+        characters_per_row=_spread(characters),
+        turns_per_row=_spread(table["turns"]),
+        languages=_languages(table["language"], ledger.languages),
+        tokens_per_row=_spread(tokens) if tokens else None,
+        token_sample=len(tokens),
+    )
+
+
+def _tokens(
+    ledger: Ledger,
+    rows: NDArray[np.int64],
+    job: CleanJob,
+    counter: TokenCounter | None,
+    *,
+    after: bool,
+) -> list[int]:
+    if counter is None or not len(rows):
+        return []
+    count = min(len(rows), TOKEN_SAMPLE)
+    found = []
+    for row in rows[np.arange(count) * len(rows) // count].tolist():
+        try:
+            found.append(counter.row(job.example(ledger.record(row), after=after)))
+        except TemplateError:
+            continue
+    return found
+
+
+def _spread(values: Sequence[int] | NDArray[np.integer]) -> Spread:
+    if not len(values):
+        return Spread(0, 0, 0)
+    p50, p95, most = np.percentile(values, (50, 95, 100), method="inverted_cdf")
+    return Spread(int(p50), int(p95), int(most))
+
+
+def _languages(numbers: NDArray[np.uint8], known: Mapping[str, int]) -> dict[str, int]:
+    counts = np.bincount(numbers, minlength=len(known))
+    found = {name: int(counts[number]) for name, number in known.items() if counts[number]}
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))

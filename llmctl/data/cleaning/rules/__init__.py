@@ -1,0 +1,1 @@
+"""Rules that judge or repair the texts of a single row."""

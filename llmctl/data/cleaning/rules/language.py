@@ -1,0 +1,122 @@
+"""In which language is a text written? By its letters first, then by a small model."""
+
+from collections.abc import Iterable
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.data.cleaning.pipeline.settings import Language
+from llmctl.data.cleaning.rules.code_blocks import prose
+from llmctl.data.cleaning.rules.rule import Finding, RowView
+from llmctl.errors import ConfigError
+
+UNKNOWN = "?"
+_SAMPLE = 2000
+"""Characters of a text that are looked at."""
+_FEW_LETTERS = 20
+"""With fewer letters of a script that many languages share, nothing can be said."""
+
+SCRIPTS = (
+    (UNKNOWN, ()),
+    ("latin", ((0x41, 0x5A), (0x61, 0x7A), (0xC0, 0x24F), (0x1E00, 0x1EFF))),
+    ("zh", ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))),
+    ("ja", ((0x3040, 0x30FF),)),
+    ("ko", ((0x1100, 0x11FF), (0xAC00, 0xD7AF))),
+    ("cyrillic", ((0x400, 0x52F),)),
+    ("arabic", ((0x600, 0x6FF), (0x750, 0x77F))),
+    ("greek", ((0x370, 0x3FF),)),
+    ("hebrew", ((0x590, 0x5FF),)),
+    ("thai", ((0xE00, 0xE7F),)),
+    ("devanagari", ((0x900, 0x97F),)),
+)
+"""Name -> ranges of code points."""
+_NAMES = tuple(name for name, _ in SCRIPTS)
+_ONE_LANGUAGE = frozenset(("zh", "ja", "ko"))
+_BY_SCRIPT = {"greek": "el", "hebrew": "he", "thai": "th"}
+_WEIGHTS = np.array([0, 1, 3, 3, 2, 1, 1, 1, 1, 1, 1], np.int64)
+"""How many Latin letters one character says as much as, about."""
+
+
+@cache
+def _table() -> NDArray[np.uint8]:
+    table = np.zeros(0x110000, np.uint8)
+    for index, (_, ranges) in enumerate(SCRIPTS):
+        for first, last in ranges:
+            table[first : last + 1] = index
+    return table
+
+
+def script(text: str) -> tuple[str, int]:
+    """Return whose letters say most in a text, and how many of them there are.
+
+    Chinese, Japanese and Korean are told apart by their letters and named by their code; the
+    others by the name of their script. `?` has no letters at all.
+    """
+    codes = np.frombuffer(text[:_SAMPLE].encode("utf-32-le"), "<u4")
+    counts = np.bincount(_table()[codes], minlength=len(_NAMES))
+    zh, ja = _NAMES.index("zh"), _NAMES.index("ja")
+    if counts[ja] * 10 >= counts[zh]:  # Japanese has kana between its Chinese characters
+        counts[ja] += counts[zh] if counts[ja] else 0
+        counts[zh] = 0 if counts[ja] else counts[zh]
+    weighted = counts * _WEIGHTS
+    best = int(weighted.argmax())
+    return (_NAMES[best], int(counts[best])) if weighted[best] else (UNKNOWN, 0)
+
+
+@lru_cache(maxsize=8)
+def language(text: str, min_confidence: float) -> str:
+    """Return the ISO 639-1 code of a text's language, or `?` where it cannot be told."""
+    name, letters = script(text)
+    if name in _ONE_LANGUAGE or name == UNKNOWN:
+        return name
+    if name in _BY_SCRIPT:
+        return _BY_SCRIPT[name]
+    if letters < _FEW_LETTERS:
+        return UNKNOWN
+    found, confidence = _identifier().classify(text[:_SAMPLE])
+    return str(found) if confidence >= min_confidence else UNKNOWN
+
+
+def check_codes(codes: Iterable[str]) -> None:
+    """Refuse a code that no text would ever get.
+
+    Raises:
+        ConfigError: it is none, or none of a language that can be told.
+    """
+    known = {*_ONE_LANGUAGE, *_BY_SCRIPT.values(), *_identifier().labels}
+    for code in codes:
+        if code not in known:
+            raise ConfigError(
+                f"language.keep: {code!r} is no code of a language that can be told from others",
+                hint="two letters, such as zh, en, fr; known: " + ", ".join(sorted(known)),
+            )
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+class LanguageRule:
+    """Judges what is learnt, and what was asked where the answer is too short to tell."""
+
+    def __init__(self, settings: Language) -> None:
+        self._settings = settings
+
+    def look(self, row: RowView) -> Finding | None:
+        found = self.of(row)
+        if found == UNKNOWN or found in self._settings.keep:
+            return None
+        return Finding(f"it is written in {found}", (found,))
+
+    def of(self, row: RowView) -> str:
+        text = "\n".join(map(prose, row.answers))
+        found = language(text, self._settings.min_confidence)
+        if found == UNKNOWN:
+            asked = prose(row.last_question)
+            found = language(f"{asked}\n{text}", self._settings.min_confidence)
+        return found

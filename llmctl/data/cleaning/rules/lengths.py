@@ -1,0 +1,99 @@
+"""How many tokens has a row, and is that too few or too many?"""
+
+from typing import Protocol
+
+from llmctl.data.cleaning.pipeline.settings import Length
+from llmctl.data.cleaning.rules.rule import Finding, RowView
+from llmctl.engine.chat.template import ChatTemplate
+from llmctl.errors import TemplateError
+from llmctl.types import Example
+
+
+class TokenCounter(Protocol):
+    """Counts as training does: by the model's tokenizer and its chat template."""
+
+    def row(self, example: Example) -> int:
+        """Count the tokens of a whole row; of a preference pair, those of its chosen side.
+
+        Raises:
+            TemplateError: the chat template refuses this conversation.
+        """
+
+    def text(self, text: str) -> int:
+        """Count the tokens of a text by itself."""
+
+
+class TemplateCounter:
+    """Counts by one model's chat template and tokenizer."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+
+    def row(self, example: Example) -> int:
+        if example.text is not None:
+            return self.text(example.text)
+        ids = self._template.encode(
+            example.messages, tools=example.tools, add_generation_prompt=False
+        )
+        return len(ids)
+
+    def text(self, text: str) -> int:
+        return len(self._template.tokens.of([(text, ())])[0].ids)
+
+
+_MARKUP = 64
+"""More tokens than a template adds to a turn, with the system prompt that some bring along."""
+_LONGEST_TOKEN = 256
+"""Bytes; more than the longest token of any vocabulary."""
+
+
+class LengthRule:
+    def __init__(self, settings: Length, counter: TokenCounter) -> None:
+        self._row = settings.min_tokens, settings.max_tokens
+        self._answer = settings.min_answer_tokens, settings.max_answer_tokens
+        self._counter = counter
+
+    def look(self, row: RowView) -> Finding | None:
+        example = row.example
+        answer = example.text if row.last_answer is None else row.last_answer.content
+        try:
+            if not _surely_within(self._row, _byte_bound(example)):
+                found = _outside(self._row, self._counter.row(example), "the row")
+                if found is not None:
+                    return found
+        except TemplateError as error:
+            return Finding(str(error))
+        # What a tool is called with is an answer too, and has no length that anybody bounds.
+        if not answer or _surely_within(self._answer, len(answer.encode())):
+            return None
+        return _outside(self._answer, self._counter.text(answer), "the answer")
+
+
+Bounds = tuple[int | None, int | None]
+
+
+def _surely_within(bounds: Bounds, size: int | None) -> bool:
+    """Tell without counting: a token is a byte at least, and `_LONGEST_TOKEN` at most."""
+    low, high = bounds
+    if size is None:
+        return low is None and high is None
+    return (low is None or low * _LONGEST_TOKEN < size) and (high is None or size <= high)
+
+
+def _byte_bound(example: Example) -> int | None:
+    """Return a size in bytes that bounds a row's tokens; `None` where tools make it uncertain."""
+    if example.text is not None:
+        return len(example.text.encode()) + 1
+    if example.tools or any(message.tool_calls for message in example.messages):
+        return None
+    texts = [(m.content, m.reasoning or "") for m in example.messages]
+    return sum(len((said + thought).encode()) + _MARKUP for said, thought in texts)
+
+
+def _outside(bounds: Bounds, tokens: int, what: str) -> Finding | None:
+    low, high = bounds
+    if low is not None and tokens < low:
+        return Finding(f"{what} has {tokens} tokens, fewer than {low}", (f"{what} too short",))
+    if high is not None and tokens > high:
+        return Finding(f"{what} has {tokens} tokens, more than {high}", (f"{what} too long",))
+    return None

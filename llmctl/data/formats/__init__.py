@@ -1,0 +1,1 @@
+"""Between the columns of each format and an example: parsing and rendering."""

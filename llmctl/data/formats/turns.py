@@ -1,0 +1,261 @@
+"""What do the turns of a conversation say, in OpenAI's or ShareGPT's way of writing them?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from llmctl.data.formats.tool_calls import decoded, read_call_list, read_calls
+from llmctl.data.rows.findings import Findings, did_you_mean, listed
+from llmctl.data.rows.json_text import kind_of
+from llmctl.data.rows.row_errors import FieldPath
+from llmctl.types import Message, Role
+
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "developer",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+}
+_CALLS = ("function_call", "tool_call", "tool_calls")
+_WEIGHTS = ("weight", "loss_weight", "loss", "train")
+"""Of OpenAI, LLaMA-Factory, ms-swift and Axolotl: whether the loss falls on a turn."""
+
+
+@dataclass(slots=True)
+class Turns:
+    """Turns as they are read, each with the place it came from."""
+
+    messages: list[Message] = field(default_factory=list)
+    paths: list[FieldPath] = field(default_factory=list)
+    masked: list[int] = field(default_factory=list)
+    """Indexes of turns that no loss falls on."""
+
+    def add(self, message: Message, path: FieldPath, *, masked: bool = False) -> None:
+        if masked:
+            self.masked.append(len(self.messages))
+        self.messages.append(message)
+        self.paths.append(path)
+
+    def before(self, index: int) -> "Turns":
+        """Return the turns before an index."""
+        masked = [i for i in self.masked if i < index]
+        return Turns(self.messages[:index], self.paths[:index], masked)
+
+    def extend(self, other: "Turns") -> None:
+        self.masked += [len(self.messages) + index for index in other.masked]
+        self.messages += other.messages
+        self.paths += other.paths
+
+
+def is_sharegpt(value: object) -> bool:
+    """Whether a list of turns names who speaks `from`, not `role`."""
+    value = decoded(value)
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, dict) and "from" in first
+
+
+def read_turns(value: object, path: FieldPath, findings: Findings) -> Turns:
+    """Read a list of turns, or a single one. Their order is not checked here."""
+    turns = Turns()
+    value = decoded(value)
+    if isinstance(value, dict):
+        _read_turn(value, path, turns, findings)
+        return turns
+    if not isinstance(value, list):
+        findings.add("wrong-type", path, kind_of(value), "a list of turns")
+        return turns
+    if not value:
+        findings.add("empty", path, "no turns", "at least a user's and an assistant's")
+    for index, item in enumerate(value):
+        if isinstance(item, dict):
+            _read_turn(item, (*path, index), turns, findings)
+        else:
+            fix = 'an object: {"role": "user", "content": "text"}'
+            findings.add("wrong-type", (*path, index), kind_of(item), fix)
+    _number_calls(turns)
+    return turns
+
+
+def read_text(value: object, path: FieldPath, findings: Findings) -> str | None:
+    """Return a text that is there and not blank, or note why it is not one."""
+    if not isinstance(value, str):
+        findings.add("wrong-type", path, kind_of(value), "text")
+        return None
+    if not value.strip():
+        findings.add("empty", path, "empty" if not value else "only blanks", "text")
+        return None
+    return value
+
+
+def _read_turn(item: dict[str, Any], path: FieldPath, turns: Turns, findings: Findings) -> None:
+    role_key = next((key for key in ("role", "from") if key in item), None)
+    if role_key is None:
+        _note_missing_key(item, "role", ("role", "from"), path, findings)
+        return
+    role = item[role_key]
+    if not isinstance(role, str):
+        findings.add("wrong-type", (*path, role_key), kind_of(role), "a role as text")
+        return
+    if role in _CALLS:
+        _read_call_turn(item, path, turns, findings)
+        return
+    if role not in _ROLES:
+        known = ("human", "gpt") if role_key == "from" else ("user", "assistant")
+        near = did_you_mean(role, [*_ROLES, *_CALLS])
+        fix = f"did you mean {near!r}?" if near else f"one of {', '.join(known)}, system, tool"
+        findings.add("unknown-role", (*path, role_key), f"unknown role {role!r}", fix)
+        return
+    before = len(findings.problems)
+    known_role = _ROLES[role]
+    calls = read_calls(item, path, findings)
+    content = _read_content(item, known_role, bool(calls), path, findings)
+    reasoning = _optional_text(item, ("reasoning_content", "reasoning", "thinking"), path, findings)
+    call_id = _optional_text(item, ("tool_call_id",), path, findings)
+    name = _optional_text(item, ("name",), path, findings)
+    masked = _is_masked(item, known_role, path, findings)
+    if calls and known_role != "assistant":
+        findings.add("role-order", path, f"a {known_role} calls no tools", "an assistant's turn")
+    if len(findings.problems) == before:
+        assert content is not None
+        message = Message(known_role, content, reasoning, calls, call_id, name)
+        turns.add(message, path, masked=masked)
+
+
+def _read_call_turn(
+    item: dict[str, Any], path: FieldPath, turns: Turns, findings: Findings
+) -> None:
+    """Read ShareGPT's turn that is nothing but calls; it belongs to the text right before it."""
+    key = "value" if "value" in item else "content"
+    if item.get(key) is None:
+        _note_missing_key(item, key, (key,), path, findings)
+        return
+    made = read_call_list(item[key], (*path, key), findings)
+    masked = _is_masked(item, "assistant", path, findings)
+    if not made:
+        return
+    if turns.messages and turns.messages[-1].role == "assistant":
+        last = turns.messages[-1]
+        turns.messages[-1] = replace(last, tool_calls=last.tool_calls + made)
+    else:
+        turns.add(Message("assistant", "", tool_calls=made), path, masked=masked)
+
+
+def _read_content(
+    item: dict[str, Any], role: Role, has_calls: bool, path: FieldPath, findings: Findings
+) -> str | None:
+    key = next((key for key in ("content", "value") if key in item), None)
+    if key is None and has_calls:
+        return ""
+    if key is None:
+        _note_missing_key(item, "value" if "from" in item else "content", (), path, findings)
+        return None
+    content, here = item[key], (*path, key)
+    if isinstance(content, list):
+        content = _join_parts(content, here, findings)
+        if content is None:
+            return None
+    if content is None and has_calls:
+        return ""
+    if not isinstance(content, str):
+        findings.add("wrong-type", here, kind_of(content), "text")
+        return None
+    # An empty system prompt says "none", an empty result that a tool returned nothing.
+    if role in ("user", "assistant") and not has_calls and not content.strip():
+        what = "empty turn" if not content else "a turn of only blanks"
+        findings.add("empty", here, what, "text, or leave the turn out")
+        return None
+    return content
+
+
+def _join_parts(parts: Sequence[object], path: FieldPath, findings: Findings) -> str | None:
+    texts = []
+    for index, part in enumerate(parts):
+        here = (*path, index)
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        if not isinstance(part, dict):
+            findings.add("wrong-type", here, kind_of(part), '{"type": "text", "text": "..."}')
+            return None
+        kind = part.get("type", "text")
+        if kind not in ("text", "input_text", "output_text"):
+            findings.add("not-text", (*here, "type"), f"a part of type {kind!r}", "text only")
+            return None
+        text = part.get("text", part.get("value"))
+        if not isinstance(text, str):
+            findings.add("wrong-type", (*here, "text"), kind_of(text), "text")
+            return None
+        texts.append(text)
+    return "".join(texts)
+
+
+def _number_calls(turns: Turns) -> None:
+    """Give each result that names no call the next call that has an id and no result yet."""
+    waiting: list[str] = []
+    for index, message in enumerate(turns.messages):
+        if message.role == "assistant":
+            waiting = [call.id for call in message.tool_calls]
+        elif message.role == "tool" and waiting:
+            if message.tool_call_id is None and waiting[0]:
+                turns.messages[index] = replace(message, tool_call_id=waiting[0])
+            named = turns.messages[index].tool_call_id
+            waiting.remove(named) if named in waiting else waiting.pop(0)
+
+
+def _optional_text(
+    item: dict[str, Any], names: tuple[str, ...], path: FieldPath, findings: Findings
+) -> str | None:
+    for name in names:
+        value = item.get(name)
+        if value is not None:
+            if isinstance(value, str):
+                return value
+            findings.add("wrong-type", (*path, name), kind_of(value), "text")
+    return None
+
+
+def _is_masked(item: dict[str, Any], role: Role, path: FieldPath, findings: Findings) -> bool:
+    for name in _WEIGHTS:
+        weight = item.get(name)
+        if weight is None:
+            continue
+        if weight not in (0, 1):
+            fix = "1 learns the turn, 0 does not"
+            said = weight if isinstance(weight, int | float) else kind_of(weight)
+            findings.add("weight", (*path, name), f"{said}", fix)
+        elif weight == 1 and role != "assistant" and name != "train":
+            fix = "0, or leave it out: only an assistant's turns are learnt"
+            findings.add("weight", (*path, name), f"1 on a {role}'s turn", fix)
+        elif weight == 0 and role == "assistant":
+            return True
+    return False
+
+
+def _note_missing_key(
+    item: Mapping[str, object],
+    key: str,
+    names: tuple[str, ...],
+    path: FieldPath,
+    findings: Findings,
+) -> None:
+    near = next(
+        filter(None, (did_you_mean(name, item) for name in names or ("content", "value"))), None
+    )
+    if near is not None and near not in ("role", "from", "content", "value"):
+        findings.add("missing-key", (*path, key), f"missing; did you mean {near!r}?", "rename it")
+    else:
+        found = f"missing; the turn has {listed(item) or 'nothing'}"
+        findings.add("missing-key", (*path, key), found, "who speaks" if names else "text")

@@ -1,0 +1,1 @@
+"""Readers and writers of data files, and the sources that a user names."""

@@ -1,0 +1,182 @@
+"""Where does one row of a JSON array end and the next begin? Read in pieces, never whole."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from llmctl.data.rows.json_text import Fault, parse
+
+LONGEST_ROW = 64 * 2**20
+"""Bytes; beyond it a bracket or a quote is missing rather than a row that long."""
+_CHUNK = 2**20
+_WIDEST_INDENT = 256
+_BLANK = re.compile(rb"[ \t\r\n]*+")
+_MARK = re.compile(rb'"(?:[^"\\\n]++|\\.)*+"?|[\[\]{}]')
+"""A bracket or a text. A text ends at its line's end at the latest, so that a missing quote spoils
+one line and not the rest of the file."""
+_SCALAR = re.compile(rb'[^,\]\[{}"\s]*+')
+_OPENER = {b"}": b"{", b"]": b"["}
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One element of the array as it stands in the file, and what it says."""
+
+    raw: bytes
+    line: int
+    value: object
+    faults: tuple[Fault, ...] = ()
+
+
+def too_long() -> Fault:
+    """Say that a row has no end."""
+    what = f"the row has no end within {LONGEST_ROW // 2**20} MiB"
+    return Fault("half-row", what, "is a quote, a bracket or a line end missing?", "")
+
+
+class JsonStream:
+    """The elements of a JSON array, or JSON values one after the other with nothing between.
+
+    Holds one element and a megabyte at a time.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._buffer = b""
+        self._at = 0
+        self._line = 1
+        self._in_array = False
+        self._ended = False
+        self._dropped = 0
+
+    def elements(self) -> Iterator[Element]:
+        """Yield every element in order; where the array itself is broken, an element says so."""
+        self._skip_blank()
+        self._in_array = self._peek() == b"["
+        if self._in_array:
+            self._at += 1
+        comma, first = False, True
+        while True:
+            self._skip_blank()
+            sign = self._peek()
+            if self._in_array and sign == b"]":
+                if comma:
+                    yield self._oddity("a comma before the closing bracket", "leave it out")
+                self._at += 1
+                break
+            if not sign:
+                if self._in_array:
+                    yield self._oddity(
+                        "the array is not closed", "is the end of the file cut off?", "half-row"
+                    )
+                return
+            if sign == b",":
+                if comma or first or not self._in_array:
+                    yield self._oddity("a comma with no row before it", "leave it out")
+                comma = True
+                self._at += 1
+                continue
+            if self._in_array and not (comma or first):
+                yield self._oddity("no comma between two rows", "put one")
+            yield self._element()
+            comma, first = False, False
+        self._skip_blank()
+        if self._peek():
+            yield self._oddity("more after the array's end", "one array and nothing else")
+
+    def _oddity(self, what: str, fix: str, kind: str = "json") -> Element:
+        return Element(b"", self._line, None, (Fault(kind, what, fix, ""),))
+
+    def _element(self) -> Element:
+        start = self._line
+        end = self._end()  # may read on, and move what is before it
+        raw = self._buffer[self._at : end]
+        value: object = None
+        faults: tuple[Fault, ...]
+        if len(raw) > LONGEST_ROW:
+            faults = (too_long(),)
+        elif raw:
+            value, faults = parse(raw.rstrip())
+        else:
+            faults = (Fault("json", "no JSON value", "an object", ""),)
+        cut = self._next_row(raw) if faults and value is None else None
+        if cut is not None:
+            # What looks like the next row was swallowed because a bracket is missing.
+            raw = raw[:cut].rstrip().removesuffix(b",").rstrip()
+            value, faults = parse(raw)
+        raw = raw or self._buffer[self._at : self._at + 1]
+        self._line += raw.count(b"\n")
+        self._at += len(raw)
+        return Element(raw.rstrip(), start, value, faults)
+
+    def _end(self) -> int:
+        """Return where in the buffer the element that begins at `_at` ends."""
+        if self._peek() not in (b"{", b"[", b'"'):
+            while True:
+                found = _SCALAR.match(self._buffer, self._at)
+                assert found is not None
+                if found.end() < len(self._buffer) or not self._more():
+                    return found.end()
+        open_brackets: list[bytes] = []
+        position = self._at
+        while True:
+            mark = _MARK.search(self._buffer, position)
+            if mark is None or (
+                # The text may go on in the next piece.
+                mark[0][:1] == b'"' and mark.end() >= len(self._buffer) - 1 and not self._ended
+            ):
+                position = len(self._buffer) if mark is None else mark.start()
+                if position - self._at > LONGEST_ROW:
+                    return len(self._buffer)
+                if self._more():
+                    position -= self._dropped
+                elif mark is None:
+                    return len(self._buffer)
+                continue
+            position, sign = mark.end(), mark[0]
+            if sign in (b"{", b"["):
+                open_brackets.append(sign)
+            elif sign in _OPENER:
+                if _OPENER[sign] in open_brackets:
+                    while open_brackets.pop() != _OPENER[sign]:
+                        pass
+                elif sign == b"]" and not self._buffer[position:].strip():
+                    return mark.start()  # the array's own end, met too early
+            if not open_brackets:
+                return position
+
+    def _next_row(self, raw: bytes) -> int | None:
+        """Find a line that begins as the row began, with a brace at the same indentation."""
+        line_start = self._buffer.rfind(b"\n", 0, self._at) + 1
+        indent = self._buffer[line_start : self._at]
+        if not raw.startswith(b"{") or indent.strip(b" \t"):
+            return None
+        at = raw.find(b"\n" + indent + b"{", 1)
+        return None if at < 0 else at + 1 + len(indent)
+
+    def _peek(self) -> bytes:
+        while self._at >= len(self._buffer) and self._more():
+            pass
+        return self._buffer[self._at : self._at + 1]
+
+    def _skip_blank(self) -> None:
+        while True:
+            found = _BLANK.match(self._buffer, self._at)
+            assert found is not None
+            self._line += self._buffer.count(b"\n", self._at, found.end())
+            self._at = found.end()
+            if self._at < len(self._buffer) or not self._more():
+                return
+
+    def _more(self) -> bool:
+        """Read on; forget what is before the current element, but not its indentation."""
+        # What could be read before an error must not be lost with it: one read at a time.
+        piece = self._stream.read1(max(_CHUNK, len(self._buffer)))  # type: ignore[attr-defined]
+        if not piece:
+            self._ended = True
+            return False
+        self._dropped = max(0, self._at - _WIDEST_INDENT)
+        self._buffer = self._buffer[self._dropped :] + piece
+        self._at -= self._dropped
+        return True

@@ -1,0 +1,182 @@
+"""Writes rows into a file of any kind, and only a whole file takes the place of another."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from llmctl.data.rows.extended_json import from_json, plain_json, plain_text, to_json
+from llmctl.errors import ConfigError
+
+_LINES = (".jsonl", ".ndjson")
+_SUFFIXES = (*_LINES, ".json", ".csv", ".tsv", ".parquet")
+_BATCH = 1024
+
+
+class RowWriter:
+    """Writes rows to a file of the kind that its suffix names; `.gz` packs it too.
+
+    Use it as a context manager. The file appears when the block ends without an error; nothing is
+    left behind otherwise.
+
+    Raises:
+        ConfigError: the suffix is not known, the folder is not there, or the file is there and may
+            not be overwritten.
+    """
+
+    def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
+        self.path = Path(path).expanduser()
+        self._packed = self.path.suffix.lower() == ".gz"
+        plain = self.path.with_suffix("") if self._packed else self.path
+        self._suffix = plain.suffix.lower()
+        if self._suffix not in _SUFFIXES or (self._packed and self._suffix == ".parquet"):
+            raise ConfigError(
+                f"{path}: rows are not written to files of this kind",
+                hint=f"name it with one of {', '.join(_SUFFIXES)}, all but the last also with .gz",
+            )
+        if not self.path.parent.is_dir():
+            raise ConfigError(f"the folder {self.path.parent} is not there", hint="make it first")
+        if self.path.is_dir() or (self.path.exists() and not overwrite):
+            raise ConfigError(
+                f"{path} is there already", hint="--overwrite, or choose another name"
+            )
+        self.rows = 0
+        # Beside the file itself: only within one file system can it be put in its place at once.
+        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        self._spill = self._temporary.with_suffix(".rows")
+        self._files = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self._suffix in (".csv", ".tsv", ".parquet"):
+            # Which columns there are is known only after the last row.
+            self._stream: IO[bytes] = self._files.enter_context(self._spill.open("wb"))
+        else:
+            self._stream = self._opened()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+                os.replace(self._temporary, self.path)
+        finally:
+            self._files.close()
+            self._temporary.unlink(missing_ok=True)
+            self._spill.unlink(missing_ok=True)
+
+    def write(self, value: Mapping[str, object]) -> None:
+        """Write one row."""
+        self.write_raw(to_json(value))
+
+    def write_raw(self, raw: bytes) -> None:
+        """Write one row that is JSON on one line already, by `beyond_json.to_json`."""
+        if self._suffix != ".parquet":
+            raw = plain_json(raw)
+        if self._suffix == ".json":
+            self._stream.write(b",\n" if self.rows else b"[\n")
+            self._stream.write(raw)
+        else:
+            self._stream.write(raw + b"\n")
+        self.rows += 1
+
+    def _opened(self) -> IO[bytes]:
+        stream: IO[bytes] = self._files.enter_context(self._temporary.open("wb"))
+        if self._packed:
+            # No name and no time: the same rows make the same file.
+            packed = gzip.GzipFile(filename="", fileobj=stream, mode="wb", mtime=0)
+            self._files.callback(packed.close)
+            return packed  # type: ignore[return-value]
+        return stream
+
+    def _finish(self) -> None:
+        if self._suffix == ".json":
+            self._stream.write(b"\n]\n" if self.rows else b"[]\n")
+        elif self._suffix not in _LINES:
+            self._stream.close()
+            if self._suffix == ".parquet":
+                _write_parquet(self._spilled, self._temporary)
+            else:
+                _write_csv(self._spilled, self._opened(), "," if self._suffix == ".csv" else "\t")
+        self._files.close()
+
+    def _spilled(self) -> Iterator[dict[str, Any]]:
+        with self._spill.open("rb") as lines:
+            for line in lines:
+                yield from_json(line)
+
+
+def _write_csv(
+    rows: Callable[[], Iterator[dict[str, Any]]], stream: IO[bytes], separator: str
+) -> None:
+    columns = list(dict.fromkeys(name for row in rows() for name in row))
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+    writer = csv.writer(text, delimiter=separator)
+    writer.writerow(columns)
+    for row in rows():
+        writer.writerow([_cell(row.get(name)) for name in columns])
+    text.detach()
+
+
+def _cell(value: object) -> str:
+    """Write what is no text as JSON, which reading understands."""
+    if value is None:
+        return ""
+    if isinstance(value, dict | list | int | float):
+        return json.dumps(value, ensure_ascii=False, default=plain_text)
+    return plain_text(value)
+
+
+def _write_parquet(rows: Callable[[], Iterator[dict[str, Any]]], path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    types = _column_types(rows)
+    schema = pa.schema([(name, found or pa.string()) for name, found in types.items()])
+    with ParquetWriter(path, schema) as writer:
+        for batch in _batches(rows()):
+            values = [
+                {name: v if types[name] or v is None else _cell(v) for name, v in row.items()}
+                for row in batch
+            ]
+            writer.write_table(pa.Table.from_pylist(values, schema))
+
+
+def _column_types(rows: Callable[[], Iterator[dict[str, Any]]]) -> dict[str, Any]:
+    """Return the type of each column; `None` where its values have none in common.
+
+    Schemas of tools' parameters never have.
+    """
+    import pyarrow as pa
+
+    types: dict[str, Any] = {}
+    for batch in _batches(rows()):
+        for name in dict.fromkeys(name for row in batch for name in row):
+            known = types.setdefault(name, None if name == "tools" else pa.null())
+            if known is None:
+                continue
+            try:
+                found = pa.array([row.get(name) for row in batch]).type
+                both = [pa.schema([(name, either)]) for either in (known, found)]
+                types[name] = pa.unify_schemas(both, promote_options="permissive").field(0).type
+            except pa.ArrowException:
+                types[name] = None
+    # An object without any key cannot be stored as one.
+    return {name: None if "struct<>" in str(found) else found for name, found in types.items()}
+
+
+def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    while batch := list(islice(rows, _BATCH)):
+        yield batch

@@ -1,0 +1,1 @@
+"""Operations on whole sources: check, convert, merge, split, overlap."""

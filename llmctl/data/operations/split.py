@@ -1,0 +1,73 @@
+"""On which side of train and eval does an example fall?"""
+
+import hashlib
+from pathlib import Path
+
+from llmctl.data.io.sources import Source, refuse_inside
+from llmctl.data.io.validating_reader import Intake, ReadOptions
+from llmctl.data.io.writer import RowWriter
+from llmctl.data.operations.convert import Written
+from llmctl.data.rows.digests import prompt_key
+from llmctl.data.rows.row_errors import DataError
+from llmctl.errors import ConfigError
+from llmctl.types import ProgressCallback, ignore_progress
+
+
+def held_out(key: bytes, fraction: float, seed: int = 0) -> bool:
+    """Whether what has this key belongs to the share that is kept for evaluation.
+
+    It depends on nothing but the arguments: rows that are added later move no other row. Give
+    `identity.prompt_key`, and the same prompt is never on both sides.
+
+    Args:
+        fraction: from 0 to 1, the share of all keys that are held out.
+    """
+    return place(key, seed) < fraction
+
+
+def place(key: bytes, seed: int) -> float:
+    """Return a number from 0 to 1, evenly spread over keys, that a key and a seed always have."""
+    salt = seed.to_bytes(8, "big", signed=True)
+    digest = hashlib.blake2b(key, digest_size=8, salt=salt).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def split(
+    source: Source,
+    train: Path,
+    eval: Path,
+    *,
+    fraction: float,
+    seed: int = 0,
+    options: ReadOptions,
+    overwrite: bool = False,
+    progress: ProgressCallback = ignore_progress,
+) -> Written:
+    """Write every row, as it is, to one of two files.
+
+    Raises:
+        BadRowsError: there are problems and `options.on_error` is `fail`; nothing is written.
+        DataError: one side would have no row.
+        ConfigError, DataError: as `read_rows` and `RowWriter`.
+    """
+    if train == eval:
+        raise ConfigError(f"both sides would be written to {train}", hint="name two files")
+    refuse_inside(source, train, eval)
+    intake = Intake(source, options, progress)
+    with (
+        RowWriter(train, overwrite=overwrite) as train_rows,
+        RowWriter(eval, overwrite=overwrite) as eval_rows,
+    ):
+        for row in intake:
+            kept = held_out(prompt_key(row.example), fraction, seed)
+            (eval_rows if kept else train_rows).write(row.value)
+        intake.settle()
+        if not train_rows.rows or not eval_rows.rows:
+            side = "eval" if train_rows.rows else "train"
+            whole = train_rows.rows + eval_rows.rows
+            raise DataError(
+                f"of {whole:,} rows none falls to {side} at a fraction of {fraction}",
+                hint="another --fraction, another --seed, or more rows with different prompts",
+            )
+    files = ((train, train_rows.rows), (eval, eval_rows.rows))
+    return Written(intake.rows, intake.bad_rows, files, intake.log)

@@ -1,0 +1,1 @@
+"""Examples as token sequences with a loss mask, cached on disk."""

@@ -1,0 +1,1 @@
+"""Trained adapters as models for other programs: merge, verify, GGUF, Modelfile."""

@@ -1,0 +1,280 @@
+"""Writes a model folder as one GGUF file, for llama.cpp, Ollama and their like; then reads it back.
+
+llama.cpp's own converter is published on no package index, so this one is ours, over the `gguf`
+library's writer and names: Llama, Mistral, Qwen2 and Qwen3 with a byte-level BPE tokenizer. What it
+does not know it refuses, and what it wrote counts only if Transformers reads the same model out of
+the file: the same logits, the same tokens.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from llmctl.engine.loading.gguf_tokenizer import read_tokenizer
+from llmctl.engine.loading.third_party import quiet_libraries
+from llmctl.engine.models.weight_files import TensorEntry, model_entries
+from llmctl.errors import UnsupportedError
+from llmctl.export.verify import distance, logits_of, read_model, sample_texts
+from llmctl.types import Progress, ProgressCallback, ignore_progress
+
+_ARCHITECTURES: Final = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""Transformers' `model_type` -> llama.cpp's architecture."""
+_PROBES: Final = (
+    "In 2024,  3 caf\u00e9s sold 12.50 kg of\n    \u4f60\u597d don't <|x|>",
+    "def f(x):\n\treturn x ** 2  # caf\u00e9\r\n\r\n'Ll 'll",
+)
+_FAR = 1e-3
+"""Of the logits' length: the types are the same, so only the order of summation differs."""
+_SPLIT: Final = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PRE: Final[Mapping[tuple[str, ...], str]] = {
+    ("words",): "gpt-2",
+    ("digits", "words"): "smollm",
+    (_SPLIT % "", "bytes"): "qwen2",
+    (_SPLIT % "{1,3}", "bytes"): "llama-bpe",
+}
+"""How text is cut before byte pairs are merged -> llama.cpp's `tokenizer.ggml.pre`."""
+
+
+def check_known(folder: Path) -> None:
+    """Refuse a model that cannot be written; looks at its config and tokenizer alone.
+
+    Raises:
+        UnsupportedError: with what is in the way.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    _check_config(AutoConfig.from_pretrained(folder))
+    _tokenizer_kind(AutoTokenizer.from_pretrained(folder))
+
+
+def write_gguf(folder: Path, file: Path, progress: ProgressCallback = ignore_progress) -> None:
+    """Write the model in `folder` to `file`, and check what can be read out of it.
+
+    Matrices keep the type they have in `folder`; the few numbers of norms and biases become
+    float32, as llama.cpp wants them. One tensor at a time is in memory, until the check, which
+    takes the model twice over.
+
+    Raises:
+        UnsupportedError: this kind of model cannot be written, or not so that the file says the
+            same; the file is gone then.
+    """
+    try:
+        _write(folder, file, progress)
+        progress(Progress(f"reading {file.name} back"))
+        _check(folder, file)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+
+
+def _write(folder: Path, file: Path, progress: ProgressCallback) -> None:
+    from gguf import GGUFWriter
+    from transformers import AutoConfig, AutoTokenizer
+
+    config: Any = AutoConfig.from_pretrained(folder)
+    _check_config(config)
+    writer = GGUFWriter(file, _ARCHITECTURES[config.model_type])
+    _add_settings(writer, config, folder.name)
+    _add_tokenizer(writer, AutoTokenizer.from_pretrained(folder), config.vocab_size)
+    entries = _named(model_entries(folder), config)
+    for name, (_, entry) in entries.items():
+        kind = _kind(entry)
+        size = entry.parameters * (4 if kind.name == "F32" else 2)
+        writer.add_tensor_info(name, entry.shape, np.dtype(np.float32), size, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    total = sum(entry.bytes for _, entry in entries.values())
+    done = 0
+    for stored, entry in entries.values():
+        writer.write_tensor_data(_array(stored, entry, config))
+        done += entry.bytes
+        progress(Progress(f"writing {file.name}", done, total, "B"))
+    writer.close()
+
+
+def _check_config(config: Any) -> None:
+    if config.model_type not in _ARCHITECTURES:
+        raise _unknown(
+            f"the architecture {config.model_type} is none of {', '.join(_ARCHITECTURES)}"
+        )
+    rope = config.rope_parameters
+    if rope.get("rope_type", "default") != "default":
+        raise _unknown(f"its positions are scaled ({rope['rope_type']}), which cannot be checked")
+    windows = getattr(config, "layer_types", None) or []
+    if "sliding_attention" in windows or (config.model_type == "mistral" and config.sliding_window):
+        raise _unknown("its attention has a window, which the format has no word for here")
+
+
+def _add_settings(writer: Any, config: Any, name: str) -> None:
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    writer.add_name(name)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _named(entries: Mapping[str, TensorEntry], config: Any) -> dict[str, tuple[str, TensorEntry]]:
+    """Return stored name and place of each tensor by the name that llama.cpp has for it."""
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    kind = MODEL_ARCH[_ARCHITECTURES[config.model_type].upper()]
+    names = get_tensor_name_map(kind, config.num_hidden_layers)
+    found = {}
+    for stored, entry in entries.items():
+        if stored == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        name = names.get_name(stored, try_suffixes=(".weight", ".bias"))
+        if name is None:
+            raise _unknown(f"the format has no name for its tensor {stored}")
+        found[name] = (stored, entry)
+    return found
+
+
+def _kind(entry: TensorEntry) -> Any:
+    from gguf import GGMLQuantizationType
+
+    return GGMLQuantizationType[entry.dtype if len(entry.shape) > 1 else "F32"]
+
+
+def _array(stored: str, entry: TensorEntry, config: Any) -> npt.NDArray[Any]:
+    """Return a tensor as the bytes that the file wants."""
+    from safetensors import safe_open
+
+    with safe_open(entry.file, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(stored)
+    if _ARCHITECTURES[config.model_type] == "llama":
+        if ".q_proj." in stored:
+            tensor = _paired(tensor, config.num_attention_heads)
+        elif ".k_proj." in stored:
+            tensor = _paired(tensor, config.num_key_value_heads)
+    if tensor.ndim == 1:
+        tensor = tensor.float()
+    # numpy knows no bfloat16; its bits it can hold.
+    bits = tensor.contiguous().view(torch.int16) if tensor.itemsize == 2 else tensor.contiguous()
+    return bits.numpy()
+
+
+def _paired(weight: Tensor, heads: int) -> Tensor:
+    """Bring the rows of queries or keys into the order of llama.cpp's rotary embedding.
+
+    Transformers turns the first half of a head against the second, llama.cpp's Llama neighbours.
+    """
+    rows, *rest = weight.shape
+    return weight.view(heads, 2, rows // heads // 2, *rest).transpose(1, 2).reshape(rows, *rest)
+
+
+def _tokenizer_kind(tokenizer: Any) -> str:
+    """Return llama.cpp's name of how text is cut before byte pairs are merged."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    if backend.get("model", {}).get("type") != "BPE" or backend["model"].get("byte_fallback"):
+        raise _unknown("its tokenizer is no byte-level BPE")
+    if (backend["normalizer"] or {"type": "NFC"})["type"] != "NFC":
+        raise _unknown(f"its tokenizer changes the text ({backend['normalizer']['type']})")
+    first = backend["pre_tokenizer"]
+    parts = first.get("pretokenizers", [first])
+    kind = _PRE.get(tuple(_cut(part) for part in parts))
+    if kind is None:
+        raise _unknown("llama.cpp's name of the way its tokenizer cuts text is not known here")
+    return kind
+
+
+def _cut(part: Mapping[str, Any]) -> str:
+    match part:
+        case {"type": "Digits", "individual_digits": True}:
+            return "digits"
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": use_regex}:
+            return "words" if use_regex else "bytes"
+        case {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"}:
+            return str(regex)
+    return "unknown"
+
+
+def _add_tokenizer(writer: Any, tokenizer: Any, size: int) -> None:
+    from gguf import TokenType
+
+    known = {number: text for text, number in tokenizer.get_vocab().items()}
+    added = tokenizer.added_tokens_decoder
+    tokens, types = [], []
+    for number in range(size):
+        tokens.append(known.get(number, f"[PAD{number}]"))
+        if number not in known:
+            types.append(TokenType.UNUSED)
+        elif number in added:
+            control = added[number].special
+            types.append(TokenType.CONTROL if control else TokenType.USER_DEFINED)
+        else:
+            types.append(TokenType.NORMAL)
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_tokenizer_kind(tokenizer))
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    for name in ("bos", "eos", "pad", "unk"):
+        if (number := getattr(tokenizer, f"{name}_token_id")) is not None:
+            getattr(writer, f"add_{name}_token_id")(number)
+    writer.add_add_bos_token(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _check(folder: Path, file: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    before: Any = AutoTokenizer.from_pretrained(folder)
+    with quiet_libraries():
+        after = read_tokenizer(file)
+    for what, one, other in (
+        ("chat template", before.chat_template, after.chat_template),
+        ("end-of-text token", before.eos_token, after.eos_token),
+        *(("tokens", before(text).input_ids, after(text).input_ids) for text in _PROBES),
+    ):
+        if one != other:
+            raise _unknown(f"its {what} would be read out of the file as another one")
+    texts = sample_texts(folder)
+    model = read_model(folder)
+    expected, dtype = logits_of(model, texts), model.dtype
+    del model
+    try:
+        with quiet_libraries():
+            read: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=dtype,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise _unknown(f"the file could not be read back: {reason}") from error
+    far = distance(logits_of(read.eval(), texts), expected)
+    if not far <= _FAR:
+        raise _unknown(
+            f"the logits that the file gives are off by {far:.1%}, and {_FAR:.1%} is the limit"
+        )
+
+
+def _unknown(reason: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"this model cannot be written as GGUF: {reason}",
+        hint="llama.cpp's convert_hf_to_gguf.py takes the merged folder as it is",
+    )

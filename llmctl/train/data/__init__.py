@@ -1,0 +1,1 @@
+"""Tokenized datasets as the batches of a training step."""

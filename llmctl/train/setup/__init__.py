@@ -1,0 +1,1 @@
+"""What is decided before the weights are read: plan, defaults, memory, processes."""
