@@ -9,7 +9,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from llmctl import __version__
-from llmctl.cli import bench, chat, data, evaluate, finetune, models, runs, serve
+from llmctl.cli import bench, chat, evaluate, finetune, models, runs, serve
+from llmctl.cli.data import commands
 from llmctl.cli.render import show_error
 from llmctl.config import wants_traceback
 from llmctl.errors import LlmctlError
@@ -43,7 +44,7 @@ app.command("finetune")(finetune.finetune)
 app.command("bench")(bench.bench)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(models.app, name="models")
-app.add_typer(data.app, name="data")
+app.add_typer(commands.app, name="data")
 app.add_typer(runs.app, name="runs")
 
 

@@ -101,7 +101,7 @@ def chat(
     if once:
         question = _question(question, attached=bool(file))
 
-    from llmctl.cli.talk.look import Look
+    from llmctl.cli.repl.display import Look
     from llmctl.services import chat as service  # torch and transformers begin with the engine
 
     look = Look(plain=plain, think=think, stats=stats, stream=stream)
@@ -124,11 +124,11 @@ def chat(
     session.grammar = grammar
     with closing(session):
         if question is not None:
-            from llmctl.cli.talk.once import answer_once
+            from llmctl.cli.repl.one_shot import answer_once
 
             answer_once(session, look, service.files.with_attachments(question, attached))
         else:
-            from llmctl.cli.talk.begin import converse
+            from llmctl.cli.repl.start import converse
 
             converse(session, service.Switch(session, spec, endpoint), look, attached)
 

@@ -55,8 +55,8 @@ def evaluate(
     if not chosen and config is None:
         typer.echo(context.get_help())
         return
-    from llmctl.cli import eval_view
-    from llmctl.services import evaluate as service  # torch and transformers begin here
+    from llmctl.cli.views import eval_view
+    from llmctl.services.evaluation import run as service  # torch and transformers begin here
 
     request = service.EvalRequest(
         options=chosen,
@@ -100,7 +100,7 @@ _DataDirOpt = Annotated[
 @app.command("list")
 def list_(data_dir: _DataDirOpt = None, as_json: options.JsonOpt = False) -> None:
     """Name the exams, their size and modes, and where their data is."""
-    from llmctl.services import eval_runs as service
+    from llmctl.services.evaluation import results as service
 
     known = service.list_suites(data_dir)
     if as_json:
@@ -138,8 +138,8 @@ def show(
     as_json: options.JsonOpt = False,
 ) -> None:
     """Look at the questions of a run: prompt, likelihoods or reply, answer, gold."""
-    from llmctl.cli import eval_view
-    from llmctl.services import eval_runs as service
+    from llmctl.cli.views import eval_view
+    from llmctl.services.evaluation import results as service
 
     found = service.answers(run, wrong=wrong, subject=subject, index=index)
     shown = found[:limit]
@@ -167,8 +167,8 @@ def compare(
     as_json: options.JsonOpt = False,
 ) -> None:
     """Compare two runs over the same questions: is the difference more than chance?"""
-    from llmctl.cli import eval_view
-    from llmctl.services import eval_runs as service
+    from llmctl.cli.views import eval_view
+    from llmctl.services.evaluation import results as service
 
     found = service.compare(first, second)
     if as_json:
@@ -204,7 +204,7 @@ def report(
     ] = None,
 ) -> None:
     """Write a page about a run, or about several side by side; print their table in Markdown."""
-    from llmctl.services import eval_runs as service
+    from llmctl.services.evaluation import results as service
 
     render.line(service.report(runs, output).rstrip())
     if output is not None:
@@ -216,7 +216,7 @@ def pull(
     exam: Annotated[str, typer.Argument(help="Name of an exam, as `list` has it.")],
 ) -> None:
     """Fetch the data of an exam into the store."""
-    from llmctl.services import eval_runs as service
+    from llmctl.services.evaluation import results as service
 
     with render.progress() as progress:
         folder = service.pull_suite(exam, progress)
@@ -231,7 +231,7 @@ def setup(
     ] = None,
 ) -> None:
     """Build the environment in which OpenCompass runs (--backend opencompass)."""
-    from llmctl.services import eval_runs as service
+    from llmctl.services.evaluation import results as service
 
     with render.progress() as progress:
         folder = service.set_up_opencompass(wheelhouse, progress)

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from llmctl.cli import eval_view, options, render, setting_options, train_view
+from llmctl.cli import options, render, setting_options
+from llmctl.cli.views import eval_view, train_view
 from llmctl.config import TrainConfig
 from llmctl.config.finetune import SPELLINGS
 from llmctl.types import TrainReport
@@ -65,7 +66,7 @@ def finetune(
     Every setting below is also a key of the --config file. Ctrl-C and SIGTERM save the state, and
     --resume goes on from there.
     """
-    from llmctl.services.finetune_settings import FinetuneRequest, chosen_settings
+    from llmctl.services.finetuning.settings import FinetuneRequest, chosen_settings
     from llmctl.train.setup.distributed import Fleet, is_launched, launch
 
     request = FinetuneRequest(
@@ -84,7 +85,7 @@ def finetune(
         chosen_settings(request)  # what is wrong with them is said before the seconds of importing
     if (nproc > 1 or nnodes > 1) and not is_launched():
         raise typer.Exit(launch(Fleet(nproc, nnodes, rendezvous), sys.argv[1:]))
-    from llmctl.services import finetune as service  # torch and transformers begin here
+    from llmctl.services.finetuning import run as service  # torch and transformers begin here
 
     with (
         train_view.TrainView(quiet=not first, plan_is_result=dry_run and not as_json) as view,

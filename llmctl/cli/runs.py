@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmctl.cli import options, render, run_page
+from llmctl.cli import options, render
 from llmctl.cli import run_options as which
+from llmctl.cli.views import run_view
 from llmctl.errors import ConfigError
 from llmctl.types import TAG_ADAPTER, RunKind, RunRecord, RunStatus
 
@@ -60,7 +61,7 @@ def list_(
     if as_json:
         render.as_json([service.plain(run) for run in shown])
     elif found:
-        run_page.show_list(shown, sort.removeprefix("-"))
+        run_view.show_list(shown, sort.removeprefix("-"))
     if not found:
         given = any(option is not None for option in (kind, model, status, since))
         none = "no such runs" if given else "the trash is empty" if trash else "no runs yet"
@@ -87,9 +88,9 @@ def show(
         known = ", ".join(details.curves) or "none"
         raise ConfigError(f"the run has no metric {missing[0]!r}", hint=f"its metrics: {known}")
     if as_json:
-        render.as_json(run_page.plain(details))
+        render.as_json(run_view.plain(details))
     else:
-        run_page.show(details, metric)
+        run_view.show(details, metric)
 
 
 @app.command()
@@ -112,9 +113,9 @@ def compare(
         service.check_picture(output)
     comparison = service.compare(runs, tracking_uri)
     if as_json:
-        render.as_json(run_page.plain_comparison(comparison))
+        render.as_json(run_view.plain_comparison(comparison))
     else:
-        run_page.show_comparison(comparison)
+        run_view.show_comparison(comparison)
     if output is not None:
         service.plot([run.run_id for run in comparison.runs], metric or [], output, tracking_uri)
         render.note(f"drawn: {output}")
@@ -161,7 +162,7 @@ def best(
     if as_json:
         render.as_json(service.plain(run))
         return
-    run_page.show_list([run], metric)
+    run_view.show_list([run], metric)
     value = render.number(run.metrics[metric])
     render.note(f"{'lowest' if side == 'lower' else 'highest'} {metric}: {value}")
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llmctl.cli import options, render
-from llmctl.cli.estimate_view import show_estimate
+from llmctl.cli.views.estimate_view import show_estimate
 from llmctl.config import Overflow, ServeOptions
 from llmctl.errors import ConfigError
 from llmctl.types import DEFAULT_ROWS, EngineInfo, KVQuant, MemoryLimits

@@ -9,15 +9,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from llmctl.monitor.begin import begin, make_name
-from llmctl.monitor.delivery import Delivery
-from llmctl.monitor.leftovers import deliver_leftovers
-from llmctl.monitor.liveness import settle_dead_runs
-from llmctl.monitor.rows import Data, File, Made, Param, Point, Row, Status, Tag, Traced, Used
-from llmctl.monitor.spool import Spool, spool_folder
 from llmctl.monitor.store import open_store
-from llmctl.monitor.values import PARAM_CHARS, TAG_CHARS, cut, flat, key
-from llmctl.monitor.writer import Writer
+from llmctl.monitor.write.delivery import Delivery
+from llmctl.monitor.write.events import (
+    Data,
+    File,
+    Made,
+    Param,
+    Point,
+    Row,
+    Status,
+    Tag,
+    Traced,
+    Used,
+)
+from llmctl.monitor.write.liveness import settle_dead_runs
+from llmctl.monitor.write.recovery import deliver_leftovers
+from llmctl.monitor.write.sanitize import PARAM_CHARS, TAG_CHARS, cut, flat, key
+from llmctl.monitor.write.spool import Spool, spool_folder
+from llmctl.monitor.write.start import begin, make_name
+from llmctl.monitor.write.writer import Writer
 from llmctl.types import (
     TAG_ERROR,
     DatasetContext,

@@ -4,7 +4,7 @@ import json
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
-from llmctl.monitor.rows import Traced
+from llmctl.monitor.write.events import Traced
 
 if TYPE_CHECKING:
     from mlflow.entities import Span, TraceInfo

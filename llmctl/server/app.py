@@ -9,16 +9,16 @@ from llmctl import __version__
 from llmctl.config import ServeOptions
 from llmctl.engine.base import BaseEngine
 from llmctl.server import errors
-from llmctl.server.boundary import REQUEST_ID_HEADER, Boundary
-from llmctl.server.limits import BodyLimit
+from llmctl.server.endpoints.chat import make_router
+from llmctl.server.endpoints.scores import score_router
 from llmctl.server.metrics import Metrics
-from llmctl.server.overflow import DROPPED_HEADER
-from llmctl.server.record import Observer
+from llmctl.server.middleware.auth import KeyGuard
+from llmctl.server.middleware.limits import BodyLimit
+from llmctl.server.middleware.request_context import REQUEST_ID_HEADER, Boundary
 from llmctl.server.request_log import RequestLog
-from llmctl.server.routers import make_router
-from llmctl.server.score_routes import score_router
-from llmctl.server.security import KeyGuard
-from llmctl.server.serving import Serving
+from llmctl.server.request_record import Observer
+from llmctl.server.served_model import Serving
+from llmctl.server.truncate_context import DROPPED_HEADER
 
 DEFAULTS = ServeOptions(log_requests=False)
 

@@ -5,17 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from llmctl.errors import RequestError
-from llmctl.server.reply_schemas import (
-    ChatChoice,
-    ChatCompletion,
-    ChoiceLogprobs,
-    CompletionUsage,
-    PromptTokensDetails,
-    ReplyMessage,
-    TokenLogprobEntry,
-    TopLogprob,
-)
-from llmctl.server.schemas import (
+from llmctl.server.schemas.chat import (
     AssistantMessage,
     ChatCompletionRequest,
     FunctionTool,
@@ -26,6 +16,16 @@ from llmctl.server.schemas import (
     ResponseFormat,
     SamplingFields,
     ToolMessage,
+)
+from llmctl.server.schemas.chat_responses import (
+    ChatChoice,
+    ChatCompletion,
+    ChoiceLogprobs,
+    CompletionUsage,
+    PromptTokensDetails,
+    ReplyMessage,
+    TokenLogprobEntry,
+    TopLogprob,
 )
 from llmctl.types import (
     Choice,

@@ -9,9 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ExceptionHandler
 
 from llmctl.errors import EngineBusyError, LlmctlError, RequestError
-from llmctl.server.record import RequestRecord
-from llmctl.server.reply_schemas import ErrorBody, ErrorResponse
-from llmctl.server.validation import first_problem
+from llmctl.server.request_record import RequestRecord
+from llmctl.server.schemas.chat_responses import ErrorBody, ErrorResponse
+from llmctl.server.schemas.validation_errors import first_problem
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 
 from llmctl.engine.base import BaseEngine
 from llmctl.errors import LlmctlError
-from llmctl.server.record import RequestRecord
+from llmctl.server.request_record import RequestRecord
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 

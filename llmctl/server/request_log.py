@@ -5,7 +5,7 @@ import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
-from llmctl.server.record import RequestRecord
+from llmctl.server.request_record import RequestRecord
 
 _SILENT = ("/health", "/ready", "/metrics")
 """Asked every few seconds by machines."""

@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from llmctl.errors import ConfigError
-from llmctl.server.limits import PatientProtocol
+from llmctl.server.middleware.limits import PatientProtocol
 
 LAST_WORDS_S = 5.0
 """How long replies cut off at the deadline have to tell their clients."""

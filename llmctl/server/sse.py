@@ -9,11 +9,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llmctl.errors import LlmctlError
+from llmctl.server.cancel_on_disconnect import unless_gone
 from llmctl.server.convert import ReplyHead, choice_logprobs, usage
 from llmctl.server.errors import INTERNAL_ERROR, error_body, log_failure
-from llmctl.server.hangup import unless_gone
-from llmctl.server.record import RequestRecord
-from llmctl.server.reply_schemas import (
+from llmctl.server.request_record import RequestRecord
+from llmctl.server.schemas.chat_responses import (
     ChatCompletionChunk,
     ChunkChoice,
     CompletionUsage,

@@ -8,23 +8,17 @@ from pathlib import Path
 from typing import NoReturn
 
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.monitor import NullTracker, run_query, tracked
-from llmctl.monitor.run_figures import Comparison, MetricSummary, summaries, x_values
-from llmctl.monitor.run_figures import compare as side_by_side
-from llmctl.monitor.run_files import RunFile, list_files, write_export
-from llmctl.monitor.run_lineage import Lineage, Node
-from llmctl.monitor.run_query import Better, RunFilter, moment
-from llmctl.monitor.run_record import finite, plain
-from llmctl.monitor.run_store import (
-    SHORT_ID,
-    RunNotFoundError,
-    RunReader,
-    choose,
-    find,
-    open_runs,
-)
+from llmctl.monitor import NullTracker, tracked
+from llmctl.monitor.read import query
+from llmctl.monitor.read.files import RunFile, list_files, write_export
+from llmctl.monitor.read.lineage import Lineage, Node
+from llmctl.monitor.read.metrics import Comparison, MetricSummary, summaries, x_values
+from llmctl.monitor.read.metrics import compare as side_by_side
+from llmctl.monitor.read.query import Better, RunFilter, moment
+from llmctl.monitor.read.record import finite, plain
+from llmctl.monitor.read.runs import SHORT_ID, RunNotFoundError, RunReader, choose, find, open_runs
 from llmctl.monitor.store import URI_VARIABLE, sqlite_file, store_uri
-from llmctl.monitor.values import check_tag
+from llmctl.monitor.write.sanitize import check_tag
 from llmctl.types import MetricPoint, RunRecord
 
 __all__ = [
@@ -75,7 +69,7 @@ def list_runs(
     """
     with open_runs(tracking_uri) as store:
         runs = [run for run in store.runs(deleted=deleted) if where.admits(run)]
-    return run_query.ordered(runs, sort)
+    return query.ordered(runs, sort)
 
 
 def show(reference: str, tracking_uri: str | None = None) -> Details:
@@ -140,7 +134,7 @@ def plot(
     drawn = list(dict.fromkeys(metrics)) or sorted(lines)
     if not drawn:
         raise LlmctlError("no run given has a curve: a metric with more than one point")
-    from llmctl.monitor.plot import draw
+    from llmctl.monitor.read.plot import draw
 
     draw(
         [
@@ -174,8 +168,8 @@ def best(
         LlmctlError: no run has a value, or the store cannot be read.
     """
     runs = list_runs(where, tracking_uri=tracking_uri)
-    better = better or run_query.better(metric) or "higher"
-    return run_query.best(runs, metric, better), better
+    better = better or query.better(metric) or "higher"
+    return query.best(runs, metric, better), better
 
 
 def resolve(
@@ -211,25 +205,25 @@ def remove(
     """
     if alive := next((run for run in runs if run.status == "running"), None):
         raise ConfigError(f"{alive.name} still runs", hint="end its command first")
-    from llmctl.monitor import run_changes
+    from llmctl.monitor.read import changes
 
-    with run_changes.changing(tracking_uri) as store:
+    with changes.changing(tracking_uri) as store:
         if purge:
-            run_changes.purge(store, runs, done)
+            changes.purge(store, runs, done)
             return
         for run in runs:
-            run_changes.trash(store, run)
+            changes.trash(store, run)
             done(run)
 
 
 def restore(references: Sequence[str], tracking_uri: str | None = None) -> list[RunRecord]:
     """Take runs out of the trash and return them. Raises as `show`."""
     runs = resolve(references, deleted=True, tracking_uri=tracking_uri)
-    from llmctl.monitor import run_changes
+    from llmctl.monitor.read import changes
 
-    with run_changes.changing(tracking_uri) as store:
+    with changes.changing(tracking_uri) as store:
         for run in runs:
-            run_changes.restore(store, run)
+            changes.restore(store, run)
     return runs
 
 
@@ -256,10 +250,10 @@ def write_note(reference: str, text: str, tracking_uri: str | None = None) -> Ru
     """
     check_tag("note", text)
     (run,) = resolve([reference], tracking_uri=tracking_uri)
-    from llmctl.monitor import run_changes
+    from llmctl.monitor.read import changes
 
-    with run_changes.changing(tracking_uri) as store:
-        run_changes.set_note(store, run.run_id, text)
+    with changes.changing(tracking_uri) as store:
+        changes.set_note(store, run.run_id, text)
     return run
 
 
@@ -282,11 +276,11 @@ def write_tags(
                 hint="choose another name; for a note there is `llmctl runs note`",
             )
     (run,) = resolve([reference], tracking_uri=tracking_uri)
-    from llmctl.monitor import run_changes
+    from llmctl.monitor.read import changes
 
-    with run_changes.changing(tracking_uri) as store:
+    with changes.changing(tracking_uri) as store:
         for name, value in tags.items():
-            run_changes.set_tag(store, run.run_id, name, value)
+            changes.set_tag(store, run.run_id, name, value)
     return run
 
 
@@ -319,12 +313,12 @@ def ui(port: int, ready: Callable[[str], None], tracking_uri: str | None = None)
         ConfigError: the port is taken.
         LlmctlError: the page does not start, or ended by itself.
     """
-    from llmctl.monitor import run_changes
-    from llmctl.monitor.run_ui import free_port, serve_page
+    from llmctl.monitor.read import changes
+    from llmctl.monitor.read.ui import free_port, serve_page
 
     port = free_port(port)
     with tracked(NullTracker()):  # SIGTERM becomes an exception, as Ctrl-C is one
-        with run_changes.changing(tracking_uri) as store:
+        with changes.changing(tracking_uri) as store:
             uri, experiment_id = store.uri, store.experiment_id
         serve_page(uri, experiment_id, port, ready)
 

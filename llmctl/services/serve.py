@@ -12,11 +12,11 @@ from llmctl.engine.models.provenance import Provenance
 from llmctl.engine.registry import create_engine
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.monitor import open_tracker, tracked
-from llmctl.monitor.serving import ServingMonitor
+from llmctl.monitor.serving_monitor import ServingMonitor
 from llmctl.server.app import create_app
-from llmctl.server.loading import answering_meanwhile
-from llmctl.server.record import Observer, RequestRecord
+from llmctl.server.request_record import Observer, RequestRecord
 from llmctl.server.run import bind, run, url_of
+from llmctl.server.startup import answering_meanwhile
 from llmctl.types import (
     EngineInfo,
     ModelSpec,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llmctl.monitor.plot import draw
+from llmctl.monitor.read.plot import draw
 from llmctl.types import MetricPoint, TrainReport
 
 CURVE_FILE = "curves.png"

@@ -29,7 +29,7 @@ Extraction = Literal[
     "judge",
     "judged",
 ]
-"""How an answer is read out of a reply: see `llmctl.evaluation.extraction`; `judge` is
+"""How an answer is read out of a reply: see `llmctl.evaluation.scoring.extraction`; `judge` is
 another model's verdict; `judged` replies are read by OpenCompass alone."""
 
 

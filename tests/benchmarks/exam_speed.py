@@ -26,11 +26,11 @@ from typing import Any
 
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.models import resolve
-from llmctl.evaluation.locate import locate
-from llmctl.evaluation.native import NativeBackend
-from llmctl.evaluation.opencompass import overlay
-from llmctl.evaluation.planning import Wanted, plan_suite
-from llmctl.evaluation.suites import find_suite
+from llmctl.evaluation.benchmarks.data_paths import locate
+from llmctl.evaluation.benchmarks.registry import find_suite
+from llmctl.evaluation.opencompass import venv
+from llmctl.evaluation.plan import Wanted, plan_suite
+from llmctl.evaluation.runner import NativeBackend
 from llmctl.types import ModelSpec, SuitePlan, ignore_progress
 
 SUBJECTS = {"mmlu": ("anatomy",), "ceval": ("operating_system",)}
@@ -86,7 +86,7 @@ def rivals(given: argparse.Namespace, plan: SuitePlan) -> Iterator[list[Rival]]:
         "batch": given.lm_eval_batch,
         "questions": questions,
     }
-    pythons = {"opencompass": overlay.find(), "lm-eval": given.lm_eval_python}
+    pythons = {"opencompass": venv.find(), "lm-eval": given.lm_eval_python}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
         file = Path(folder) / "request.json"
         file.write_text(json.dumps(request), encoding="utf-8")

@@ -36,7 +36,7 @@ def run_llmctl(args: argparse.Namespace) -> None:
     import time
 
     from llmctl.config.settings import Setting
-    from llmctl.services.finetune import FinetuneRequest, finetune
+    from llmctl.services.finetuning.run import FinetuneRequest, finetune
     from llmctl.train.trainer import SftTrainer
     from llmctl.types import TrainEvent, TrainStep
 

@@ -9,10 +9,10 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from llmctl.cli.talk.markdown import THEME, blocks, rendered
-from llmctl.cli.talk.screen import Written
-from llmctl.cli.talk.typed import Command, is_open, understood
-from llmctl.cli.talk.wrap import lines, visible
+from llmctl.cli.repl.input_parser import Command, is_open, understood
+from llmctl.cli.repl.markdown import THEME, blocks, rendered
+from llmctl.cli.repl.screen import Written
+from llmctl.cli.repl.wrap import lines, visible
 
 BLOCKS = [
     "# 题\n",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llmctl.cli.app import main
-from llmctl.monitor.run_store import open_runs
+from llmctl.monitor.read.runs import open_runs
 from tests.cli.process import COMMAND, error_lines, run
 from tests.evaluation.exams import choice_exam
 from tests.evaluation.flaky_server import answering

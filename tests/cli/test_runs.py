@@ -17,8 +17,9 @@ import psutil
 import pytest
 from rich.cells import cell_len
 
-from llmctl.cli import curve, render
+from llmctl.cli import render
 from llmctl.cli.app import main
+from llmctl.cli.views import curve
 from tests.cli.process import COMMAND, error_lines
 from tests.monitor.remembered import Remembered, begin, empty_home, end
 from tests.server.servers import eventually

@@ -3,8 +3,8 @@
 import csv
 from pathlib import Path
 
-from llmctl.evaluation.planning import Wanted, plan_suite
-from llmctl.evaluation.suites import find_suite
+from llmctl.evaluation.benchmarks.registry import find_suite
+from llmctl.evaluation.plan import Wanted, plan_suite
 from llmctl.types import EvalMode, SuitePlan
 
 CEVAL_SUBJECTS = ("law", "logic", "marxism")

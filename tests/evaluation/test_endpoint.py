@@ -7,12 +7,12 @@ import pytest
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import ConfigError, EngineStoppedError
 from llmctl.evaluation.backend import Endpoint
-from llmctl.evaluation.endpoint_sitter import endpoint
-from llmctl.evaluation.exam_file import exam_suite
-from llmctl.evaluation.judge import Judge
-from llmctl.evaluation.native import NativeBackend
-from llmctl.evaluation.planning import Wanted, plan_suite
-from llmctl.evaluation.report import score_suite
+from llmctl.evaluation.benchmarks.custom_benchmark import exam_suite
+from llmctl.evaluation.endpoint_adapter import endpoint
+from llmctl.evaluation.plan import Wanted, plan_suite
+from llmctl.evaluation.runner import NativeBackend
+from llmctl.evaluation.scoring.aggregate import score_suite
+from llmctl.evaluation.scoring.judge import Judge
 from llmctl.types import EvalMode, QuestionResult, SuitePlan, ignore_progress
 from tests.evaluation.answering import answering as judging
 from tests.evaluation.answering import chat_reply

@@ -1,6 +1,6 @@
 import pytest
 
-from llmctl.evaluation.extraction import (
+from llmctl.evaluation.scoring.extraction import (
     first_capital,
     first_option,
     last_number,

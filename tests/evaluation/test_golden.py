@@ -13,12 +13,12 @@ import pytest
 
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.evaluation.backend import Backend, Endpoint
-from llmctl.evaluation.locate import locate
-from llmctl.evaluation.native import NativeBackend
-from llmctl.evaluation.opencompass import OpenCompassBackend, overlay
-from llmctl.evaluation.planning import Wanted, plan_suite
-from llmctl.evaluation.report import score_suite
-from llmctl.evaluation.suites import find_suite
+from llmctl.evaluation.benchmarks.data_paths import locate
+from llmctl.evaluation.benchmarks.registry import find_suite
+from llmctl.evaluation.opencompass import OpenCompassBackend, venv
+from llmctl.evaluation.plan import Wanted, plan_suite
+from llmctl.evaluation.runner import NativeBackend
+from llmctl.evaluation.scoring.aggregate import score_suite
 from llmctl.services.private_server import private_endpoint
 from llmctl.types import SuitePlan, ignore_progress
 from tests.evaluation.answering import answering, chat_reply
@@ -34,7 +34,7 @@ both = pytest.mark.parametrize(
         pytest.param(
             "opencompass",
             marks=pytest.mark.skipif(
-                overlay.find() is None, reason="OpenCompass' environment has not been built"
+                venv.find() is None, reason="OpenCompass' environment has not been built"
             ),
         ),
     ],

@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.loglikelihood import GroupScore, score_texts
 from llmctl.errors import ContextLengthError
-from llmctl.evaluation.engine_sitter import EngineSitter
-from llmctl.evaluation.forms import Row, TextForm
-from llmctl.evaluation.native import likelihoods
+from llmctl.evaluation.benchmarks.prompts import Row, TextForm
+from llmctl.evaluation.engine_adapter import EngineSitter
+from llmctl.evaluation.runner import likelihoods
 from llmctl.types import EvalMode, ModelSpec, Question
 
 LETTERS = TextForm(

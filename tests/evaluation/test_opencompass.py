@@ -14,9 +14,9 @@ import pytest
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.evaluation.backend import Endpoint
-from llmctl.evaluation.opencompass import overlay
-from llmctl.evaluation.opencompass.inside.journal import Journal, key_of
-from llmctl.evaluation.opencompass.inside.wire import AskError, Server, score_echoed, score_shared
+from llmctl.evaluation.opencompass import venv
+from llmctl.evaluation.opencompass.child.http import AskError, Server, score_echoed, score_shared
+from llmctl.evaluation.opencompass.child.response_cache import Journal, key_of
 from llmctl.evaluation.opencompass.launch import LOG, OpenCompassError, launch
 from llmctl.evaluation.opencompass.likelihood_path import likelihood_path
 from llmctl.evaluation.opencompass.outputs import read_subject
@@ -39,35 +39,35 @@ def test_a_package_that_cannot_be_had_names_the_way_out_and_leaves_nothing(
 ) -> None:
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    if sys.version_info[:2] > overlay.NEWEST_PYTHON:
+    if sys.version_info[:2] > venv.NEWEST_PYTHON:
         with pytest.raises(ConfigError, match=r"on Python 3\.12 at most"):
-            overlay.setup(wheels)
+            venv.setup(wheels)
         return
     with pytest.raises(LlmctlError, match=r"opencompass==0\.5\.4") as caught:
-        overlay.setup(wheels)
+        venv.setup(wheels)
     assert "--backend native" in caught.value.hint
     assert [entry.name for entry in (home / "opencompass").iterdir()] == [".lock"]
 
 
 def test_a_wheelhouse_that_is_not_there_is_said_at_once(home: Path) -> None:
     with pytest.raises(ConfigError, match="is no folder"):
-        overlay.setup(home / "nothing")
+        venv.setup(home / "nothing")
 
 
 @pytest.mark.usefixtures("home")
 def test_an_overlay_made_for_other_packages_is_stale() -> None:
-    python = overlay.home() / "bin" / "python"
+    python = venv.home() / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.touch()
-    made = overlay.home() / overlay.MARKER
-    now = asdict(overlay.Made.now())
+    made = venv.home() / venv.MARKER
+    now = asdict(venv.Made.now())
     made.write_text(json.dumps(now))
-    assert overlay.find() == python
+    assert venv.find() == python
     for name, other in (("packages", ["/moved"]), ("version", "0.1"), ("requirements", [])):
         made.write_text(json.dumps({**now, name: other}))
-        assert overlay.find() is None
+        assert venv.find() is None
     made.write_text("{")
-    assert overlay.find() is None
+    assert venv.find() is None
 
 
 def test_what_stops_opencompass_reaches_the_user_with_its_log(tmp_path: Path) -> None:

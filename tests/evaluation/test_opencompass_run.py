@@ -14,17 +14,17 @@ import pytest
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import ConfigError
 from llmctl.evaluation.backend import Endpoint
-from llmctl.evaluation.native import NativeBackend
-from llmctl.evaluation.opencompass import OpenCompassBackend, overlay
+from llmctl.evaluation.opencompass import OpenCompassBackend, venv
 from llmctl.evaluation.opencompass.configs import plan_config
-from llmctl.evaluation.planning import Wanted
+from llmctl.evaluation.plan import Wanted
+from llmctl.evaluation.runner import NativeBackend
 from llmctl.services.private_server import private_endpoint
 from llmctl.types import Question, QuestionResult, SuitePlan, ignore_progress
 from tests.evaluation.answering import answering, chat_reply
 from tests.evaluation.small_exam import plan, write_ceval, write_mmlu
 
 pytestmark = pytest.mark.skipif(
-    overlay.find() is None, reason="OpenCompass' environment has not been built"
+    venv.find() is None, reason="OpenCompass' environment has not been built"
 )
 
 Told = Callable[[QuestionResult], None]

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from llmctl.errors import ConfigError
-from llmctl.evaluation.page import page
-from llmctl.evaluation.past_run import PastRun
-from llmctl.evaluation.report import score_suite
-from llmctl.evaluation.run_folder import REPORT, RunFolder
+from llmctl.evaluation.results.html_report import page
+from llmctl.evaluation.results.loaded_run import PastRun
+from llmctl.evaluation.results.results_dir import REPORT, RunFolder
+from llmctl.evaluation.scoring.aggregate import score_suite
 from llmctl.types import EvalReport, QuestionResult, SuitePlan
 from tests.evaluation.small_exam import plan, write_ceval
 

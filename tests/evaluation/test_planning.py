@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from llmctl.errors import ConfigError
-from llmctl.evaluation.exam_file import exam_suite
-from llmctl.evaluation.locate import locate
-from llmctl.evaluation.planning import Wanted, plan_suite
-from llmctl.evaluation.report import score_suite
-from llmctl.evaluation.suites import SUITES, find_suite
+from llmctl.evaluation.benchmarks.custom_benchmark import exam_suite
+from llmctl.evaluation.benchmarks.data_paths import locate
+from llmctl.evaluation.benchmarks.registry import SUITES, find_suite
+from llmctl.evaluation.plan import Wanted, plan_suite
+from llmctl.evaluation.scoring.aggregate import score_suite
 from llmctl.types import QuestionResult
 from tests.evaluation.exams import ceval_folder, choice_exam
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.errors import ConfigError
-from llmctl.evaluation.run_folder import RESULTS, RunFolder, result_key
+from llmctl.evaluation.results.results_dir import RESULTS, RunFolder, result_key
 from llmctl.types import Message, Question, QuestionResult, SubjectPlan, SuitePlan
 
 IDENTITY = {"identity": {"dtype": "float32"}, "suites": []}

@@ -1,6 +1,6 @@
 import pytest
 
-from llmctl.evaluation.stats import holm, mcnemar, paired_bootstrap, standard_error, wilson
+from llmctl.evaluation.scoring.stats import holm, mcnemar, paired_bootstrap, standard_error, wilson
 
 
 def test_wilsons_interval_is_that_of_the_textbook() -> None:

@@ -9,8 +9,8 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from llmctl.monitor import NullTracker, open_tracker
-from llmctl.monitor.begin import begin as begin_run
 from llmctl.monitor.store import Store
+from llmctl.monitor.write.start import begin as begin_run
 from llmctl.types import (
     TAG_CHANGED,
     TAG_KIND,

@@ -17,8 +17,8 @@ from urllib.request import urlopen
 import pytest
 
 from llmctl.monitor import Tracker
-from llmctl.monitor.liveness import DIED
 from llmctl.monitor.store import Store, open_store, store_uri
+from llmctl.monitor.write.liveness import DIED
 from llmctl.types import TAG_ERROR, TAG_MODEL_ID, DatasetRef
 from tests.monitor.conftest import Opener
 

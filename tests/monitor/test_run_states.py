@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.monitor.liveness import DIED, is_alive, settle_dead_runs, this_process
-from llmctl.monitor.rows import Point
-from llmctl.monitor.run_store import open_runs
-from llmctl.monitor.spool import Spool
+from llmctl.monitor.read.runs import open_runs
 from llmctl.monitor.store import Store
+from llmctl.monitor.write.events import Point
+from llmctl.monitor.write.liveness import DIED, is_alive, settle_dead_runs, this_process
+from llmctl.monitor.write.spool import Spool
 from llmctl.types import TAG_ERROR, TAG_PROCESS, TAG_SEEN
 from tests.monitor.conftest import Opener
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.monitor.liveness import DIED
-from llmctl.monitor.run_client import ClientRuns
-from llmctl.monitor.run_lineage import Lineage, Node
-from llmctl.monitor.run_query import RunFilter, best, better, moment, ordered
-from llmctl.monitor.run_sqlite import KNOWN_SCHEMAS, SqliteRuns
-from llmctl.monitor.run_store import NoRuns, find, open_runs
+from llmctl.monitor.read.client import ClientRuns
+from llmctl.monitor.read.lineage import Lineage, Node
+from llmctl.monitor.read.query import RunFilter, best, better, moment, ordered
+from llmctl.monitor.read.runs import NoRuns, find, open_runs
+from llmctl.monitor.read.sqlite import KNOWN_SCHEMAS, SqliteRuns
 from llmctl.monitor.store import store_uri
+from llmctl.monitor.write.liveness import DIED
 from llmctl.types import TAG_PROCESS, DatasetUse, MetricPoint, RunRecord
 from tests.monitor.remembered import Remembered, begin, empty_home
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.monitor.rows import (
+from llmctl.monitor.write.events import (
     Data,
     File,
     Made,
@@ -19,7 +19,7 @@ from llmctl.monitor.rows import (
     decode,
     encode,
 )
-from llmctl.monitor.spool import Spool, orphans
+from llmctl.monitor.write.spool import Spool, orphans
 from llmctl.types import DatasetRef, RequestTrace, RunStart
 
 ROWS: list[Row] = [

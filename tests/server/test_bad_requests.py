@@ -9,10 +9,10 @@ import pytest
 
 from llmctl.errors import RequestError
 from llmctl.server.app import create_app
-from llmctl.server.completion_schemas import CompletionRequest, DetokenizeRequest
-from llmctl.server.response_schemas import ResponseRequest
-from llmctl.server.schemas import ChatCompletionRequest, WireRequest
-from llmctl.server.strict_json import object_of
+from llmctl.server.middleware.strict_json import object_of
+from llmctl.server.schemas.chat import ChatCompletionRequest, WireRequest
+from llmctl.server.schemas.completions import CompletionRequest, DetokenizeRequest
+from llmctl.server.schemas.responses import ResponseRequest
 from tests.fakes import FakeEngine
 from tests.server.servers import CHAT, chat_body, error_of, request
 

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.server.completion_logprobs import Echo
+from llmctl.server.endpoints.completion_logprobs import Echo
 from llmctl.types import ScoreRequest, TokenLogprob, TokenProb
 from tests.fakes import FakeEngine
 from tests.server.servers import error_of, request, running

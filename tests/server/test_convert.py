@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llmctl.server.convert import generation_request
-from llmctl.server.schemas import ChatCompletionRequest
+from llmctl.server.schemas.chat import ChatCompletionRequest
 from llmctl.types import GenerationRequest, Grammar, Message, SamplingParams
 from tests.server.servers import chat_body
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from llmctl.server import limits
+from llmctl.server.middleware import limits
 from tests.fakes import FakeEngine
 from tests.server.servers import CHAT, chat_body, error_of, eventually, request, running
 

@@ -19,8 +19,8 @@ from llmctl.config import ServeOptions
 from llmctl.engine.registry import BACKENDS
 from llmctl.errors import ConfigError, ModelLoadError
 from llmctl.server.app import create_app
-from llmctl.server.loading import answering_meanwhile
 from llmctl.server.run import Server, bind, url_of
+from llmctl.server.startup import answering_meanwhile
 from llmctl.services.serve import serve
 from llmctl.types import ModelSpec, ProgressCallback, ignore_progress
 from tests.fakes import FakeEngine

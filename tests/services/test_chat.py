@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from llmctl.engine.chat.response_delta import Part
+from llmctl.engine.openai.think_tags import ThinkSplitter
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.services.chat import Conversation, ConversationStore, files, room
+from llmctl.services.chat import Conversation, ConversationStore, context_window, files
 from llmctl.services.chat.conversation import Figures, Turn, from_plain, to_plain
 from llmctl.services.chat.session import ChatSession
 from llmctl.services.chat.settings import changed, grammar, listed
-from llmctl.services.chat.thinking import ThinkSplitter
 from llmctl.types import GenerationChunk, Message, SamplingParams
 from tests.fakes import FakeEngine
 
@@ -99,19 +99,19 @@ def test_what_does_not_fit_is_told_and_dropping_or_summing_up_makes_it_fit() -> 
     # The fake counts characters, and has room for 128.
     pairs = [(f"question {n}", "x" * 20) for n in range(3)]
     session = ChatSession(FakeEngine(), SamplingParams(max_new_tokens=30), talked(*pairs))
-    assert room.shortage(session, "short") is None
-    lack = room.shortage(session, "a longer question?")
+    assert context_window.shortage(session, "short") is None
+    lack = context_window.shortage(session, "a longer question?")
     assert lack is not None
     assert (lack.begin, lack.dropped) == (2, 2)
-    room.drop(session, lack.begin)
-    assert room.shortage(session, "a longer question?") is None
+    context_window.drop(session, lack.begin)
+    assert context_window.shortage(session, "a longer question?") is None
     assert len(session.conversation.turns) == 6
-    room.drop(session, 6)
+    context_window.drop(session, 6)
     assert [m.content for m in session.conversation.without_reply().messages()] == ["question 2"]
-    room.drop(session, lack.begin)
+    context_window.drop(session, lack.begin)
     with pytest.raises(LlmctlError, match="too long"):
-        room.shortage(session, "x" * 200)
-    room.summarise(session, 4)
+        context_window.shortage(session, "x" * 200)
+    context_window.summarise(session, 4)
     opening, *rest = session.conversation.messages()
     assert opening.role == "system"
     assert opening.content.endswith("Hello")

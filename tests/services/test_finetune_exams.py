@@ -9,13 +9,13 @@ import pytest
 from llmctl.config.settings import Setting
 from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError
-from llmctl.evaluation.exam_file import exam_suite
-from llmctl.evaluation.planning import Wanted, plan_suite
-from llmctl.monitor.run_store import open_runs
-from llmctl.services.eval_request import QUIET
-from llmctl.services.eval_runs import answers, compare
-from llmctl.services.evaluate import EvalRequest, evaluate
-from llmctl.services.finetune import FinetuneRequest, finetune
+from llmctl.evaluation.benchmarks.custom_benchmark import exam_suite
+from llmctl.evaluation.plan import Wanted, plan_suite
+from llmctl.monitor.read.runs import open_runs
+from llmctl.services.evaluation.request import QUIET
+from llmctl.services.evaluation.results import answers, compare
+from llmctl.services.evaluation.run import EvalRequest, evaluate
+from llmctl.services.finetuning.run import FinetuneRequest, finetune
 from llmctl.types import TrainNote, TrainReport
 from tests.evaluation.exams import choice_exam
 

@@ -12,8 +12,8 @@ from llmctl.data.cleaning.pipeline.settings import CleanSettings
 from llmctl.data.io.validating_reader import ReadOptions
 from llmctl.data.rows.digests import dataset_ref
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.monitor.run_client import told_plainly
-from llmctl.monitor.run_lineage import Node
+from llmctl.monitor.read.client import told_plainly
+from llmctl.monitor.read.lineage import Node
 from llmctl.monitor.store import Store, load_mlflow, open_store, store_uri
 from llmctl.services import runs as service
 from llmctl.services.data_clean import CleanRequest, clean

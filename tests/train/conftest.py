@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmctl.config.settings import Setting
-from llmctl.services.finetune import FinetuneRequest, finetune
+from llmctl.services.finetuning.run import FinetuneRequest, finetune
 from llmctl.types import TrainEval, TrainEvent, TrainNote, TrainPlan, TrainReport, TrainStep
 
 

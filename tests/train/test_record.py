@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.monitor.run_store import open_runs
+from llmctl.monitor.read.runs import open_runs
 from llmctl.types import TrainEvent, TrainStep
 from tests.train.conftest import Teach, Watched
 

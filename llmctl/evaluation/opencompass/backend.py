@@ -8,12 +8,12 @@ from typing import Any
 
 from llmctl.errors import ConfigError
 from llmctl.evaluation.backend import Candidate, Endpoint
+from llmctl.evaluation.benchmarks.registry import SUITES
 from llmctl.evaluation.opencompass.configs import data_cache, is_config
 from llmctl.evaluation.opencompass.launch import launch
 from llmctl.evaluation.opencompass.likelihood_path import likelihood_path
 from llmctl.evaluation.opencompass.outputs import failed, read_subject
-from llmctl.evaluation.opencompass.overlay import VERSION, WAY_OUT, setup
-from llmctl.evaluation.suites import SUITES
+from llmctl.evaluation.opencompass.venv import VERSION, WAY_OUT, setup
 from llmctl.types import (
     Progress,
     ProgressCallback,

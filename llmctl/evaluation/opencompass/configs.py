@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import ConfigError
-from llmctl.evaluation.locate import exams_folder
+from llmctl.evaluation.benchmarks.data_paths import exams_folder
+from llmctl.evaluation.benchmarks.registry import SUITES
 from llmctl.evaluation.opencompass.launch import OpenCompassError, launch
-from llmctl.evaluation.opencompass.overlay import VERSION, setup
-from llmctl.evaluation.planning import Wanted, chance_of, sample
-from llmctl.evaluation.suites import SUITES
+from llmctl.evaluation.opencompass.venv import VERSION, setup
+from llmctl.evaluation.plan import Wanted, chance_of, sample
 from llmctl.types import Message, Progress, ProgressCallback, Question, SubjectPlan, SuitePlan
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmctl.engine import subprocess_runner
 from llmctl.errors import LlmctlError
-from llmctl.evaluation.opencompass.inside.wire import KEY_VARIABLE
+from llmctl.evaluation.opencompass.child.http import KEY_VARIABLE
 
 LOG = "opencompass.log"
 PACKAGE = "llmctl_oc"
@@ -35,14 +35,14 @@ def launch(
     Args:
         python: of the overlay.
         folder: receives our part of it, the request, the log and all that OpenCompass writes.
-        request: see `inside/driver.py`.
+        request: see `child/driver.py`.
         data: a folder whose `data` OpenCompass reads where no other path is named.
 
     Raises:
         OpenCompassError: it ended before its end. Events that it told have been told.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _copy_inside(folder / PACKAGE)
+    _copy_child(folder / PACKAGE)
     events = folder / "events.jsonl"
     events.write_text("", encoding="utf-8")
     asked = folder / "request.json"
@@ -109,8 +109,8 @@ class _Tail:
             self._tell(json.loads(line))
 
 
-def _copy_inside(target: Path) -> None:
-    source = Path(__file__).parent / "inside"
+def _copy_child(target: Path) -> None:
+    source = Path(__file__).parent / "child"
     target.mkdir(exist_ok=True)
     for file in source.glob("*.py"):
         written = target / f".{file.name}.{os.getpid()}"

@@ -5,8 +5,8 @@ from typing import Literal
 
 from llmctl.errors import RequestError
 from llmctl.evaluation.backend import Endpoint
-from llmctl.evaluation.opencompass.inside.wire import AskError, Server, echoed, score_shared
-from llmctl.evaluation.probe import SENSE, check_likelihoods
+from llmctl.evaluation.logprob_support import SENSE, check_likelihoods
+from llmctl.evaluation.opencompass.child.http import AskError, Server, echoed, score_shared
 
 
 def likelihood_path(endpoint: Endpoint) -> Literal["score", "echo"]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmctl.evaluation.extraction import read_answer
+from llmctl.evaluation.scoring.extraction import read_answer
 from llmctl.types import EvalMode, Question, QuestionResult, SubjectPlan
 
 Details = Mapping[str, Any]

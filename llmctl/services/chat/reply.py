@@ -4,10 +4,10 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from time import perf_counter
 
+from llmctl.engine.openai.think_tags import ThinkSplitter
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import LlmctlError
 from llmctl.services.chat.conversation import Figures, Turn, TurnState
-from llmctl.services.chat.thinking import ThinkSplitter
 from llmctl.types import EngineInfo, GenerationChunk, Message, Usage
 
 

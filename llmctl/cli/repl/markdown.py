@@ -1,0 +1,177 @@
+"""How does Markdown look in a terminal, and which of its blocks are finished while it streams?"""
+
+import re
+from itertools import pairwise
+from typing import ClassVar
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from pygments.token import Error
+from rich import markdown as parts
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.segment import Segment
+from rich.style import Style
+from rich.syntax import ANSI_DARK, ANSISyntaxTheme, Syntax
+from rich.table import Table
+from rich.text import Text
+from rich.theme import Theme
+
+from llmctl.cli.repl.wrap import breaks
+
+# HTML, images and definitions of links stay text: what a model wrote must not vanish.
+_PARSER = (
+    MarkdownIt("commonmark", {"html": False})
+    .enable(["strikethrough", "table"])
+    .disable(["reference", "image"])
+)
+_CODE_THEME = ANSISyntaxTheme(ANSI_DARK | {Error: Style()})
+"""The terminal's own sixteen colours, which its owner can read on its background.
+
+Code that is not finished yet is no error.
+"""
+THEME = Theme(
+    {
+        "markdown.code": Style(color="cyan"),
+        "markdown.h1": Style(bold=True, underline=True),
+        "markdown.h2": Style(bold=True, underline=True),
+        "markdown.h3": Style(bold=True),
+        "markdown.h4": Style(bold=True),
+        "markdown.block_quote": Style(italic=True),
+        "markdown.item.number": Style(bold=True),
+        "markdown.item.bullet": Style(bold=True),
+        "markdown.table.border": Style(dim=True),
+        "markdown.table.header": Style(bold=True),
+        "markdown.hr": Style(dim=True),
+        "markdown.link": Style(underline=True),
+        "markdown.link_url": Style(color="blue"),
+    }
+)
+_TAB = 4
+_TRAILING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$")
+
+
+class _Paragraph(parts.Paragraph):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from _broken(self.text, options.max_width)
+
+
+class _Heading(parts.Heading):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from _broken(self.text, options.max_width)
+
+
+def _broken(text: Text, width: int) -> RenderResult:
+    text.expand_tabs(_TAB)
+    for line in text.divide(breaks(text.plain, max(width, 2))):
+        line.rstrip()
+        line.no_wrap, line.overflow = True, "ignore"
+        yield line
+
+
+class _CodeBlock(parts.CodeBlock):
+    """Code between its fences, at the edge: it can be copied from the screen as it is."""
+
+    info = ""
+
+    @classmethod
+    def create(cls, markdown: parts.Markdown, token: Token) -> "_CodeBlock":
+        """Take all that stands behind the fence; the first word of it is the language."""
+        block = cls((token.info.split() or ["text"])[0], markdown.code_theme)
+        block.info = token.info.strip()
+        return block
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        fence = Style(dim=True)
+        yield from _broken(Text(f"```{self.info}", fence), options.max_width)
+        code = str(self.text).expandtabs(_TAB).rstrip("\n")
+        coloured = Syntax(code, self.lexer_name, theme=_CODE_THEME).highlight(code)
+        coloured.rstrip()
+        yield from _broken(coloured, options.max_width)
+        yield Segment("```", fence)
+        yield Segment.line()
+
+
+class _ListItem(parts.ListItem):
+    """An item that keeps the point after its number."""
+
+    def render_number(
+        self, console: Console, options: ConsoleOptions, number: int, last_number: int
+    ) -> RenderResult:
+        width = len(str(last_number)) + 3
+        inner = options.update(width=max(options.max_width - width, 2))
+        style = console.get_style("markdown.item.number")
+        head = Segment(f"{number}. ".rjust(width), style)
+        for line in console.render_lines(self.elements, inner, style=self.style):
+            yield head
+            yield from line
+            yield Segment.line()
+            head = Segment(" " * width)
+
+
+class _Table(parts.TableElement):
+    """A table without an edge, so that it begins where text does."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            show_edge=False,
+            collapse_padding=True,
+            border_style="dim",
+        )
+        for cell in self.header.row.cells if self.header and self.header.row else ():
+            heading = Text.assemble(cell.content, style="bold")
+            table.add_column(heading, justify=cell.justify, overflow="fold")
+        for row in self.body.rows if self.body else ():
+            table.add_row(*(cell.content for cell in row.cells))
+        yield table
+
+
+class _Rule(parts.HorizontalRule):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Segment("─" * min(options.max_width, 40), console.get_style("markdown.hr"))
+        yield Segment.line()
+
+
+class _Markdown(parts.Markdown):
+    elements: ClassVar[dict[str, type[parts.MarkdownElement]]] = {
+        **parts.Markdown.elements,
+        "paragraph_open": _Paragraph,
+        "heading_open": _Heading,
+        "fence": _CodeBlock,
+        "code_block": _CodeBlock,
+        "hr": _Rule,
+        "list_item_open": _ListItem,
+        "table_open": _Table,
+    }
+
+    def __init__(self, source: str) -> None:
+        super().__init__("", hyperlinks=False)
+        self.parsed = _PARSER.parse(source)
+        for token in self.parsed:
+            for child in token.children or ():
+                # A model that ends a line means it, and between Chinese words there is no blank.
+                if child.type == "softbreak":
+                    child.type = "hardbreak"
+
+
+def rendered(source: str, console: Console) -> list[str]:
+    """Return the rows of a Markdown text, with colours as the console has them."""
+    with console.capture() as capture:
+        console.print(_Markdown(source), end="", crop=False)
+    rows = [_TRAILING.sub(r"\1", row) for row in capture.get().split("\n")]
+    while rows and not Text.from_ansi(rows[-1]).plain.strip():
+        rows.pop()
+    while rows and not Text.from_ansi(rows[0]).plain.strip():
+        rows.pop(0)
+    return rows
+
+
+def blocks(source: str) -> list[str]:
+    """Cut a text into its outermost blocks; no further text can change any but the last."""
+    tokens = (token for token in _PARSER.parse(source) if token.level == 0)
+    starts = sorted({token.map[0] for token in tokens if token.map is not None})
+    lines = source.split("\n")
+    cuts = [0, *starts[1:], len(lines)]
+    return ["\n".join(lines[begin:end]) for begin, end in pairwise(cuts)]

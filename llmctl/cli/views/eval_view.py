@@ -1,0 +1,225 @@
+"""How does an exam look while it is sat, and afterwards? A bar with the score so far; tables."""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from llmctl.cli import render
+from llmctl.types import (
+    Comparison,
+    EngineInfo,
+    EvalReport,
+    Progress,
+    Question,
+    QuestionResult,
+    SuitePlan,
+)
+
+_LINE_S = 15.0
+"""Between two lines, where there is no terminal to draw a bar on."""
+
+
+class EvalView:
+    """Shows an exam on stderr. As a context manager, which leaves the terminal as it was."""
+
+    def __init__(self, clear: Callable[[], None] = lambda: None) -> None:
+        """`clear` is called before anything is drawn, for whoever draws on the terminal besides."""
+        self._clear = clear
+        self._open = ExitStack()
+        self._loading: Any = None
+        self._bars: Any = None
+        self._task: Any = None
+        self._total = self._done = self._before = self._right = self._failed = 0
+        self._started = self._last_line = 0.0
+        self._folder: Path | None = None
+
+    def __enter__(self) -> "EvalView":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def progress(self, report: Progress) -> None:
+        """Show what goes on before the first question."""
+        if self._started:
+            return
+        if self._loading is None:
+            self._clear()
+            self._loading = self._open.enter_context(render.progress())
+        self._loading(report)
+
+    def note(self, text: str) -> None:
+        if self._bars is None:
+            render.note(text)
+        else:
+            self._bars.console.print(text, markup=False, highlight=False)
+
+    def _settle(self) -> None:
+        """Leave the terminal to others, until the next exam."""
+        self._clear()
+        self._open.close()
+        self._loading = self._bars = None
+        self._started = 0.0
+
+    def loaded(self, info: EngineInfo) -> None:
+        self._settle()
+        render.engine_summary(info)
+
+    def begin(
+        self, plans: Sequence[SuitePlan], known: Sequence[QuestionResult], folder: Path
+    ) -> None:
+        """Show what will be asked and where answers go, and begin the bar."""
+        self._settle()
+        self._folder = folder
+        for plan in plans:
+            render.note(
+                f"{plan.suite}: {plan.question_count:,} questions in {len(plan.subjects)} "
+                f"subjects, mode {plan.mode}, {plan.shots} shots"
+            )
+        if known:
+            render.note(f"{len(known):,} of them were answered before")
+        render.note(f"answers go to {folder}")
+        self._total = sum(plan.question_count for plan in plans)
+        self._done = self._before = len(known)
+        self._right, self._failed = sum(result.correct for result in known), 0
+        self._started = self._last_line = time.monotonic()
+        if not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        self._bars = self._open.enter_context(
+            Bars(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f} / {task.total:.0f}"),
+                TextColumn("{task.fields[score]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+        )
+        self._task = self._bars.add_task("", total=self._total, completed=self._done, score="")
+
+    def result(self, result: QuestionResult) -> None:
+        """Count an answer."""
+        self._done += 1
+        self._right += result.correct
+        self._failed += bool(result.error)
+        if self._bars is not None:
+            where = f"{result.suite}/{result.subject}"
+            self._bars.update(
+                self._task, completed=self._done, description=where[:32], score=self._score()
+            )
+        elif time.monotonic() - self._last_line > _LINE_S:
+            self._last_line = time.monotonic()
+            spent = self._last_line - self._started
+            left = spent / max(1, self._done - self._before) * (self._total - self._done)
+            render.note(
+                f"{self._done:,} of {self._total:,}: {self._score()}, "
+                f"about {render.duration(left)} left"
+            )
+        if self._done >= self._total:
+            self._settle()
+
+    def stopped(self) -> None:
+        """Say how to go on with an exam that was broken off."""
+        self._settle()
+        if self._folder is not None:
+            answered, again = self._done - self._failed, shlex.quote(str(self._folder))
+            render.note(
+                f"stopped: {answered:,} of {self._total:,} questions are answered; "
+                f"the same command with --resume --output {again} goes on"
+            )
+
+    def _score(self) -> str:
+        answered = self._done - self._failed
+        share = f"{self._right / answered:.1%} right" if answered else ""
+        return f"{share}, {self._failed} failed" if self._failed else share
+
+
+def show_report(report: EvalReport) -> None:
+    """Print the scores, and on stderr how they were made and what to beware of."""
+    from llmctl.evaluation.results.table import COLUMNS, made_by, suite_rows
+
+    rows = [row for suite in report.suites for row in suite_rows(suite)]
+    render.table(COLUMNS, rows)
+    for suite in report.suites:
+        saved = (
+            f"; {suite.tokens:,} tokens computed of {suite.naive_tokens:,}"
+            if suite.tokens < suite.naive_tokens
+            else ""
+        )
+        render.note(f"{suite.suite}: {made_by(suite)}{saved}")
+        for warning in suite.warnings:
+            render.note(f"warning: {suite.suite}: {warning}")
+    made = ", ".join(f"{name} {value}" for name, value in report.how.items())
+    render.note(f"{made}; {render.duration(report.seconds)}")
+    render.note(f"results in {report.folder}")
+
+
+def show_failed(report: EvalReport) -> None:
+    """Say how many questions have no answer, and what helps."""
+    error, them = f"{report.failed} questions have no answer", "them"
+    if report.too_long:
+        error += f"; {report.too_long} of them do not fit the model's context"
+        them = "the others"
+    again = f"--resume --output {report.folder} asks {them} again"
+    helps = report.failed > report.too_long
+    render.show_error(error, again if helps else "a model with a longer context can be asked them")
+
+
+def show_comparison(found: Sequence[Comparison], flipped: Sequence[tuple[str, ...]]) -> None:
+    """Print paired differences, and which questions flipped."""
+    render.table(
+        ("PART", "QUESTIONS", "FIRST", "SECOND", "DIFFERENCE", "95 %", "GAINED", "LOST", "P"),
+        [
+            (
+                one.scope if one.scope == one.suite else f"{one.suite}/{one.scope}",
+                str(one.questions),
+                f"{100 * one.first:.2f}",
+                f"{100 * one.second:.2f}",
+                f"{100 * (one.second - one.first):+.2f}",
+                f"{100 * one.low:+.1f}..{100 * one.high:+.1f}",
+                str(one.gained),
+                str(one.lost),
+                f"{one.p_value:.3g}",
+            )
+            for one in found
+        ],
+    )
+    if flipped:
+        render.heading("flipped")
+        render.table(("QUESTION", "GOLD", "FIRST", "SECOND", "NOW"), flipped)
+
+
+def show_question(question: Question | None, result: QuestionResult) -> None:
+    """Print a question, what was answered, and how that was judged."""
+    verdict = "failed" if result.error else "right" if result.correct else "wrong"
+    render.heading(f"{result.suite}/{result.subject}/{result.index}: {verdict}")
+    if question is not None:
+        render.line(question.prompt)
+        if not question.messages:
+            ends = dict(zip(question.labels, question.continuations, strict=True))
+            for label, end in ends.items():
+                value = result.likelihoods.get(label)
+                render.line(
+                    f"  [{label}] {end.strip()}" + ("" if value is None else f"  {value:.6f}")
+                )
+    if result.reply is not None:
+        render.line(f"reply: {result.reply}")
+    facts = {"gold": result.gold, "answered": result.prediction or "-"}
+    if result.robust is not None:
+        facts["read with care"] = f"{result.robust or '-'} ({result.rule})"
+    if result.error:
+        facts["error"] = result.error
+    if result.truncated:
+        facts["truncated"] = f"{result.shots} examples kept"
+    render.fields(facts)

@@ -1,0 +1,273 @@
+"""How do one run, and several side by side, look to a person, and to a program?"""
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from llmctl.cli import render
+from llmctl.cli.views import curve
+from llmctl.types import TAG_ADAPTER, MetricPoint, RunRecord
+
+if TYPE_CHECKING:
+    from llmctl.services.runs import Comparison, Details, Node
+
+_CURVE_WIDTH = 64
+_CURVE_HEIGHT = 8
+_MOST_FILES = 20
+_METRIC_NAME = 8
+"""Columns of a terminal for a metric's name, beside its value."""
+_BETTER, _WORSE = "▲", "▼"
+
+
+def show_list(found: Sequence[RunRecord], metric: str) -> None:
+    """Print a table; the last column is the metric that the runs were sorted by, or their own."""
+    rows = []
+    for run in found:
+        name = metric if metric in run.metrics else run.key_metric
+        value = None if name is None else run.metrics.get(name)
+        lasted = run.duration_s
+        rows.append(
+            (
+                run.run_id[:8],
+                run.name,
+                run.kind or "-",
+                _last_part(run.model) or "-",
+                run.status,
+                render.day(run.started),
+                render.duration(time.time() - run.started if lasted is None else lasted),
+                "-" if value is None else f"{_metric_name(str(name))} {render.number(value)}",
+            )
+        )
+    render.table(
+        ("ID", "NAME", "KIND", "MODEL", "STATUS", "STARTED", "TIME", "METRIC"),
+        rows,
+        cut=("NAME", "MODEL"),
+    )
+
+
+def show(details: "Details", metrics: Sequence[str] | None) -> None:
+    """Print a run: facts, settings, figures, curves, lineage and files."""
+    run = details.run
+    render.fields({label: text for label, text in _facts(run, details.traces) if text})
+    if run.params:
+        render.heading("parameters")
+        render.table(("PARAMETER", "VALUE"), list(run.params.items()))
+    if details.summaries:
+        render.heading("metrics")
+        render.table(
+            ("METRIC", "FIRST", "LAST", "MIN", "MAX", "POINTS"),
+            [
+                (
+                    one.name,
+                    *map(render.number, (one.first, one.last, one.lowest, one.highest)),
+                    f"{one.points:,}",
+                )
+                for one in details.summaries
+            ],
+            cut=("METRIC",),
+        )
+    for name in metrics or _curves_of_interest(details):
+        _show_curve(name, details.curves[name])
+    if details.sources.branches:
+        render.heading("made from")
+        _show_tree(details.sources)
+    if details.results.branches:
+        render.heading("led to")
+        _show_tree(details.results)
+    if details.files:
+        render.heading("files")
+        some = details.files[:_MOST_FILES]
+        render.table(("FILE", "SIZE"), [(one.path, render.file_size(one.bytes)) for one in some])
+        if len(some) < len(details.files):
+            render.note(f"and {len(details.files) - len(some):,} more files; --json names all")
+
+
+def plain(details: "Details") -> dict[str, Any]:
+    """Return what JSON can say of a run."""
+    from llmctl.services import runs as service
+
+    return {
+        **service.plain(details.run),
+        "curves": [
+            {name: service.finite(v) if isinstance(v, float) else v for name, v in one.items()}
+            for one in map(asdict, details.summaries)
+        ],
+        "made_from": [_plain_node(branch) for branch in details.sources.branches],
+        "led_to": [_plain_node(branch) for branch in details.results.branches],
+        "files": [asdict(file) for file in details.files],
+        "traces": details.traces,
+    }
+
+
+def show_comparison(comparison: "Comparison") -> None:
+    """Print runs side by side, each under the beginning of its id."""
+    from llmctl.services.runs import SHORT_ID
+
+    ids = [run.run_id[:SHORT_ID] for run in comparison.runs]
+    render.table(
+        ("ID", "NAME", "KIND", "STATUS", "STARTED"),
+        [
+            (short, run.name, run.kind or "-", run.status, render.day(run.started))
+            for short, run in zip(ids, comparison.runs, strict=True)
+        ],
+        cut=("NAME",),
+    )
+    if comparison.differing:
+        render.heading("parameters that differ")
+        render.table(
+            ("PARAMETER", *ids),
+            [
+                (name, *("-" if value is None else value for value in values))
+                for name, values in comparison.differing.items()
+            ],
+        )
+    marked = any(row.best for row in comparison.metrics)
+    if comparison.metrics:
+        render.heading("metrics, latest values")
+        render.table(
+            ("METRIC", *ids),
+            [
+                (
+                    row.name,
+                    *(
+                        _cell(value, index in row.best, index in row.worst)
+                        for index, value in enumerate(row.values)
+                    ),
+                )
+                for row in comparison.metrics
+            ],
+        )
+    if comparison.equal:
+        render.note(f"{len(comparison.equal)} parameters are equal; --json names them")
+    if marked:
+        render.note(f"{_BETTER} best, {_WORSE} worst, as far as a metric's name tells")
+
+
+def plain_comparison(comparison: "Comparison") -> dict[str, Any]:
+    """Return what JSON can say of runs side by side."""
+    from llmctl.services import runs as service
+
+    return {
+        "runs": [service.plain(run) for run in comparison.runs],
+        "differing": {name: list(values) for name, values in comparison.differing.items()},
+        "equal": dict(comparison.equal),
+        "metrics": {
+            row.name: {
+                "values": [service.finite(value) for value in row.values],
+                "better": row.better,
+                "best": sorted(row.best),
+                "worst": sorted(row.worst),
+            }
+            for row in comparison.metrics
+        },
+    }
+
+
+def _facts(run: RunRecord, traces: int) -> Iterator[tuple[str, str]]:
+    yield "name", run.name
+    yield "id", run.run_id
+    yield "kind", run.kind
+    yield "model", run.model
+    yield "status", run.status + (", in the trash" if run.deleted else "")
+    yield "started", render.moment(run.started)
+    if run.duration_s is not None:
+        yield "took", render.duration(run.duration_s)
+    yield "adapter", run.tags.get(TAG_ADAPTER, "")
+    yield "requests kept", f"{traces:,}" if traces else ""
+    yield "error", run.error
+    yield "note", run.note
+
+
+def _curves_of_interest(details: "Details") -> list[str]:
+    lines = [one.name for one in details.summaries if one.points > 1]
+    wanted = [details.run.key_metric, "train/loss", "eval/loss"]
+    found = [name for name in dict.fromkeys(wanted) if name in lines]
+    return [str(name) for name in (found or lines)[:2]]
+
+
+def _show_curve(name: str, points: Sequence[MetricPoint]) -> None:
+    from llmctl.services.runs import x_values
+
+    render.heading(name)
+    numbers = [point.value for point in points if math.isfinite(point.value)]
+    if not numbers:
+        render.line("no value is a number")
+        return
+    encoding = sys.stdout.encoding or "ascii"
+    if "utf" not in encoding.lower():
+        render.note(f"no curve: {encoding} has no characters to draw with")
+        return
+    high, low = render.number(max(numbers)), render.number(min(numbers))
+    label = max(len(high), len(low))
+    room = shutil.get_terminal_size().columns - label - 2
+    width = max(10, min(_CURVE_WIDTH, room))
+    xs, unit = x_values(points)
+    height = 1 if high == low else _CURVE_HEIGHT
+    lines = curve.draw(xs, [point.value for point in points], width=width, height=height)
+    for index, text in enumerate(lines):
+        edge = high if index == 0 else low if index == len(lines) - 1 else ""
+        render.line(f"{edge:>{label}} ┤{text}".rstrip())
+    first, last = render.number(xs[0]), f"{unit} {render.number(xs[-1])}"
+    render.line(f"{'':>{label}}  {first}{last:>{width - len(first)}}")
+
+
+def _cell(value: float | None, best: bool, worst: bool) -> str:
+    if value is None:
+        return "-"
+    mark = f" {_BETTER}" if best else f" {_WORSE}" if worst else ""
+    return render.number(value) + mark
+
+
+def _show_tree(root: "Node") -> None:
+    for text in [_label(root), *_branches(root.branches, "")]:
+        render.line(render.shortened(text))
+
+
+def _branches(nodes: Sequence["Node"], indent: str) -> Iterator[str]:
+    for index, node in enumerate(nodes):
+        last = index == len(nodes) - 1
+        yield f"{indent}{'└─' if last else '├─'} {_label(node)}"
+        yield from _branches(node.branches, indent + ("   " if last else "│  "))
+
+
+def _label(node: "Node") -> str:
+    role = f"{node.role}: " if node.role and node.kind != "model" else ""
+    above = " (see above)" if node.seen else ""
+    return f"{role}{_title(node)}{above}"
+
+
+def _title(node: "Node") -> str:
+    run, dataset = node.run, node.dataset
+    if run is not None:
+        value = None if run.key_metric is None else run.metrics.get(run.key_metric)
+        figure = "" if value is None else f", {run.key_metric} {render.number(value)}"
+        return f"{run.name} [{run.run_id[:8]}] {run.status}{figure}"
+    if dataset is not None:
+        rows = "" if dataset.rows is None else f", {dataset.rows:,} rows"
+        return f"{dataset.name} ({dataset.digest[:8]}{rows})"
+    return f"adapter {node.name}" if node.kind == "model" else f"{node.name} [{node.id[:8]}]"
+
+
+def _plain_node(node: "Node") -> dict[str, Any]:
+    return {
+        "type": node.kind,
+        "id": node.id,
+        "name": node.name,
+        "role": node.role,
+        "status": None if node.run is None else node.run.status,
+        "rows": None if node.dataset is None else node.dataset.rows,
+        "branches": [_plain_node(branch) for branch in node.branches],
+    }
+
+
+def _last_part(path: str) -> str:
+    return path.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def _metric_name(name: str) -> str:
+    short = _last_part(name)
+    return render.shortened(short, _METRIC_NAME) if render.is_terminal() else short

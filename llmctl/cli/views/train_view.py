@@ -1,0 +1,210 @@
+"""How does a training look while it runs? A bar with its figures, or a line now and then."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from llmctl.cli import render
+from llmctl.cli.views import curve
+from llmctl.types import (
+    Progress,
+    SampleReply,
+    TrainEval,
+    TrainEvent,
+    TrainNote,
+    TrainPlan,
+    TrainReport,
+    TrainStep,
+)
+
+_LINE_S = 10.0
+"""Between two lines, where there is no terminal to draw a bar on."""
+_CURVE = (64, 8)
+"""Columns and lines of the loss curve."""
+
+
+class TrainView:
+    """Shows a training on stderr. As a context manager, which leaves the terminal as it was."""
+
+    def __init__(self, *, quiet: bool = False, plan_is_result: bool = False) -> None:
+        """`quiet` shows nothing: another process of the same training does."""
+        self._quiet = quiet
+        self._say_plan = render.line if plan_is_result else render.note
+        self._open = ExitStack()
+        self._loading: Any = None
+        self._bars: Any = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> "TrainView":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def progress(self, report: Progress) -> None:
+        """Show what goes on before the first step."""
+        if self._quiet or self._bars is not None:
+            return
+        if self._loading is None:
+            self._loading = self._open.enter_context(render.progress())
+        self._loading(report)
+
+    def __call__(self, event: TrainEvent) -> None:
+        if self._quiet:
+            return
+        match event:
+            case TrainPlan():
+                self.settle()
+                for text in _plan_lines(event):
+                    self._say_plan(text)
+                for text in event.notes:
+                    render.note(f"note: {text}")
+            case TrainStep():
+                self._step(event)
+            case TrainEval():
+                self._say(_eval_line(event))
+            case TrainNote():
+                self._say(f"note: {event.text}")
+
+    def settle(self) -> None:
+        """Leave the terminal to others, until the next event."""
+        self._open.close()
+        self._loading = None
+
+    def _say(self, text: str) -> None:
+        if self._bars is not None:
+            self._bars.console.print(text, markup=False, highlight=False)
+            return
+        self.settle()
+        render.note(text)
+
+    def _step(self, step: TrainStep) -> None:
+        if sys.stderr.isatty():
+            self._move_bar(step)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= _LINE_S or step.step in (1, step.steps):
+            self._last_line = now
+            self._say(f"step {step.step}/{step.steps}  {_figures(step)}")
+
+    def _move_bar(self, step: TrainStep) -> None:
+        if self._bars is None:
+            self.settle()
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import Progress as Bars
+
+            self._bars = self._open.enter_context(
+                Bars(
+                    MofNCompleteColumn(),
+                    BarColumn(bar_width=20),
+                    TextColumn("{task.fields[figures]}"),
+                    console=Console(stderr=True),
+                    transient=True,
+                )
+            )
+            self._open.callback(setattr, self, "_bars", None)
+            self._task = self._bars.add_task("", total=step.steps, figures="")
+        self._bars.update(self._task, completed=step.step, figures=_figures(step))
+
+
+def _figures(step: TrainStep) -> str:
+    return (
+        f"loss {step.loss:.4f}  lr {step.learning_rate:.1e}  grad {step.grad_norm:.2f}  "
+        f"{step.tokens_per_s:,.0f} tok/s  {render.file_size(step.memory_bytes)}  "
+        f"eta {render.duration(step.eta_s)}"
+    )
+
+
+def _eval_line(event: TrainEval) -> str:
+    when = f"step {event.step}" if event.step else "before"
+    return f"held-out loss {event.loss:.4f}, {when}" + (
+        ", the best" * (event.best and event.step > 0)
+    )
+
+
+def _plan_lines(plan: TrainPlan) -> Iterator[str]:
+    """Say what a training is about to do, and where each setting comes from."""
+    yield (
+        f"{plan.model_id}: {plan.parameters / 1e6:,.0f} M parameters, "
+        f"{plan.trainable / 1e6:,.2f} M learn ({plan.trainable / plan.parameters:.1%}), "
+        f"{plan.dtype} on {plan.device}"
+    )
+    yield (
+        f"{plan.rows:,} rows to learn, {plan.eval_rows:,} held out; "
+        f"{plan.tokens:,} tokens an epoch, {plan.supervised_share:.0%} of them in replies"
+    )
+    times = f" {plan.accumulation} times" if plan.accumulation > 1 else ""
+    yield (
+        f"{plan.steps:,} steps, {plan.steps_per_epoch:,} an epoch; "
+        f"{plan.micro_batch_size} rows at once{times}"
+    )
+    if plan.memory:
+        parts = ", ".join(f"{n} {render.file_size(b)}" for n, b in plan.memory.items() if b)
+        yield (
+            f"memory: {render.file_size(plan.peak_bytes)} at the peak of "
+            f"{render.file_size(plan.free_bytes)} free ({parts})"
+        )
+    given = [s for s in plan.settings if s.origin != "default"]
+    values = {s.name: _value(s.value) for s in plan.settings}
+    width = max((len(s.name) for s in given), default=0)
+    column = min(40, max((len(values[s.name]) for s in given), default=0))
+    for one in given:
+        yield f"  {one.name:<{width}}  {values[one.name]:<{column}}  {one.origin}"
+    rest = [f"{s.name} {values[s.name]}" for s in plan.settings if _says(s.value, s.origin)]
+    yield f"by default: {', '.join(rest)}"
+
+
+def _says(value: object, origin: str) -> bool:
+    return origin == "default" and value not in (None, (), False, "") and value != {}
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def show_report(report: TrainReport) -> None:
+    """Print what came of a training."""
+    held = dict(report.eval_losses)
+    lines = {"output": report.output}
+    if report.run_id:
+        lines["run"] = report.run_id
+    lines["steps"] = f"{report.steps:,}" + (", stopped early" if report.stopped_early else "")
+    lines["took"] = f"{render.duration(report.seconds)}, {report.tokens_per_s:,.0f} tokens/s"
+    if report.losses:
+        lines["loss"] = f"{report.losses[0][1]:.4f} -> {report.losses[-1][1]:.4f}"
+    if report.best_step is not None:
+        before = f"{held[0]:.4f} -> " if 0 in held else ""
+        lines["held-out loss"] = f"{before}{held[report.best_step]:.4f}, at step {report.best_step}"
+    predicted = f", {render.file_size(report.predicted_bytes)} predicted"
+    lines["memory"] = render.file_size(report.peak_bytes) + predicted * bool(report.predicted_bytes)
+    _show_samples(report.before, report.after)
+    _show_curve(report)
+    render.fields(lines)
+    for text in report.notes:
+        render.note(f"note: {text}")
+    render.note(f"`llmctl chat --model {report.output}` talks to it")
+
+
+def _show_samples(before: Sequence[SampleReply], after: Sequence[SampleReply]) -> None:
+    if not after:
+        return
+    known = {reply.prompt: reply.reply for reply in before}
+    render.table(
+        ("QUESTION", "BEFORE", "AFTER"),
+        [(now.prompt, known.get(now.prompt, ""), now.reply + "" * now.complete) for now in after],
+    )
+
+
+def _show_curve(report: TrainReport) -> None:
+    encoding = sys.stdout.encoding or "ascii"
+    if len(report.losses) < 2 or not render.is_terminal() or "utf" not in encoding.lower():
+        return
+    xs, ys = zip(*report.losses, strict=True)
+    render.heading(f"training loss, {max(ys):.3f} to {min(ys):.3f}")
+    for line in curve.draw(xs, ys, width=_CURVE[0], height=_CURVE[1]):
+        render.line(line)

@@ -1,0 +1,1 @@
+"""Benchmarks: their subjects, files, prompts and downloads."""

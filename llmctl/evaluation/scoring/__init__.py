@@ -1,0 +1,1 @@
+"""From replies to scores: extraction, judges, aggregation, statistics, comparison."""

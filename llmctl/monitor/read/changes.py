@@ -1,0 +1,130 @@
+"""How is a remembered run changed: its note, its tags, into the trash, back, or away for good?
+
+Every change goes through MLflow's client, so that any store is changed as MLflow would.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+from llmctl.errors import LlmctlError
+from llmctl.monitor.read.client import told_plainly
+from llmctl.monitor.read.files import local_folder
+from llmctl.monitor.store import Store, load_mlflow, open_store, store_uri
+from llmctl.monitor.write.liveness import settle_dead_runs
+from llmctl.types import TAG_NOTE, RunRecord
+
+_TRACES_AT_ONCE: Final = 100
+
+
+@contextmanager
+def changing(tracking_uri: str | None = None) -> Iterator[Store]:
+    """Open the store to write it; what raises there becomes a plain error.
+
+    Runs that have lost their process are written down as killed first, as readers see them already.
+
+    Raises:
+        LlmctlError: the store does not answer or refuses.
+    """
+    uri = store_uri(tracking_uri)
+    load_mlflow()
+    with told_plainly(uri):
+        store = open_store(uri)
+        settle_dead_runs(store.client, [store.experiment_id])
+        yield store
+
+
+def set_note(store: Store, run_id: str, text: str) -> None:
+    """Write a run's note in place of the one before; an empty text removes it."""
+    set_tag(store, run_id, TAG_NOTE, text)
+
+
+def set_tag(store: Store, run_id: str, key: str, value: str) -> None:
+    """Set a tag of a run; an empty value removes it."""
+    if value:
+        store.client.set_tag(run_id, key, value)
+    elif key in store.client.get_run(run_id).data.tags:
+        store.client.delete_tag(run_id, key)
+
+
+def trash(store: Store, run: RunRecord) -> None:
+    """Put a run into the trash, from where `restore` brings it back."""
+    store.client.delete_run(run.run_id)
+
+
+def restore(store: Store, run: RunRecord) -> None:
+    """Take a run out of the trash."""
+    store.client.restore_run(run.run_id)
+
+
+def purge(store: Store, runs: Sequence[RunRecord], done: Callable[[RunRecord], None]) -> None:
+    """Delete runs for good: their figures, files, traces, and the record of the model they made.
+
+    The model's own folder stays. `mlflow gc` would do the same to runs, but also to everything
+    else that lies in the trash, so its steps are taken here one by one.
+
+    Args:
+        done: told of each run that is gone.
+
+    Raises:
+        LlmctlError: the store is a server, which deletes for good only on its own machine.
+    """
+    backend = _backend(store)
+    for run in runs:
+        _delete_traces(store, run.run_id)
+        if run.model_id is not None:
+            _delete_model(store, backend, run.model_id)
+        if run.artifact_uri:
+            _delete_files(run.artifact_uri)
+        if not run.deleted:
+            store.client.delete_run(run.run_id)
+        backend._hard_delete_run(run.run_id)
+        done(run)
+
+
+def _backend(store: Store) -> Any:
+    """Return what deletes for good: a store with tables of its own can, and no server offers it."""
+    backend: Any = store.client._tracking_client.store
+    if not hasattr(backend, "_hard_delete_run"):
+        raise LlmctlError(
+            f"the server {store.uri} keeps what is in its trash",
+            hint="on its own machine `mlflow gc` empties it; without --purge the runs go there",
+        )
+    return backend
+
+
+def _delete_traces(store: Store, run_id: str) -> None:
+    while True:
+        traces = store.client.search_traces(
+            locations=[store.experiment_id],
+            run_id=run_id,
+            max_results=_TRACES_AT_ONCE,
+            include_spans=False,
+        )
+        if not traces:
+            return
+        ids = [trace.info.trace_id for trace in traces]
+        store.client.delete_traces(store.experiment_id, trace_ids=ids)
+
+
+def _delete_model(store: Store, backend: Any, model_id: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store.client.delete_logged_model(model_id)
+        backend._hard_delete_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+
+
+def _delete_files(artifact_uri: str) -> None:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    folder = local_folder(artifact_uri)
+    if folder is None or folder.exists():
+        repository: Any = get_artifact_repository(artifact_uri)
+        repository.delete_artifacts()
+    if folder is not None:
+        with suppress(OSError):  # MLflow leaves the empty folder of the run around it
+            folder.parent.rmdir()

@@ -1,0 +1,136 @@
+"""Which runs does any store hold? Read through MLflow's client: a server, or unknown tables."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from llmctl.errors import ConfigError, LlmctlError
+from llmctl.monitor.read.record import as_logged, dataset_use, record
+from llmctl.monitor.store import EXPERIMENT, load_mlflow
+from llmctl.types import MetricPoint, RunRecord
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+_PAGE = 1000
+_TRACE_PAGE = 100
+
+
+class ClientRuns:
+    """Reads a store as MLflow does; makes no experiment where there is none."""
+
+    def __init__(self, uri: str) -> None:
+        """Open the store. Raises `LlmctlError`: it does not answer, or needs an upgrade."""
+        load_mlflow()
+        from mlflow import MlflowClient
+
+        self._uri = uri
+        with told_plainly(uri):
+            self._client = MlflowClient(uri, registry_uri=uri)
+            found = self._client.get_experiment_by_name(EXPERIMENT)
+        self._experiments = [] if found is None else [found.experiment_id]
+
+    def close(self) -> None:
+        pass
+
+    def runs(self, *, deleted: bool = False) -> list[RunRecord]:
+        """Return every run of llmctl, or every one in the trash, newest first."""
+        if not self._experiments:
+            return []
+        from mlflow.entities import ViewType
+
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+        runs: list[RunRecord] = []
+        token = None
+        with told_plainly(self._uri):
+            while True:
+                page = self._client.search_runs(
+                    self._experiments, "", view, _PAGE, ["attributes.start_time DESC"], token
+                )
+                runs += map(_record, page)
+                token = page.token
+                if not token:
+                    return runs
+
+    def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:
+        """Return every metric's points in the order of their steps."""
+        found = {}
+        with told_plainly(self._uri):
+            for key in sorted(self._client.get_run(run_id).data.metrics):
+                points = [
+                    MetricPoint(point.step, point.timestamp / 1000, as_logged(point.value))
+                    for point in self._client.get_metric_history(run_id, key)
+                ]
+                found[key] = sorted(points, key=lambda point: (point.step, point.time))
+        return found
+
+    def count_traces(self, run_id: str) -> int:
+        """Return how many requests of a server's run are kept."""
+        count, token = 0, None
+        with told_plainly(self._uri):
+            while True:
+                page = self._client.search_traces(
+                    locations=self._experiments,
+                    run_id=run_id,
+                    max_results=_TRACE_PAGE,
+                    page_token=token,
+                    include_spans=False,
+                )
+                count += len(page)
+                token = page.token
+                if not token:
+                    return count
+
+
+@contextmanager
+def told_plainly(uri: str) -> Iterator[None]:
+    """Turn what MLflow raises into an error that a person can act on.
+
+    Raises:
+        ConfigError: the store refuses what it was told.
+        LlmctlError: it does not answer, or cannot be used now.
+    """
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except (MlflowException, RequestException, sqlite3.Error, OSError) as error:
+        reason = next(iter(str(error).strip().splitlines()), repr(error))[:300]
+        if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
+            raise ConfigError(f"the tracking store {uri} refuses this: {reason}") from error
+        hint = "check --tracking-uri and MLFLOW_TRACKING_URI, or start the server"
+        if isinstance(error.__context__, RequestException):
+            reason = "it does not answer"
+        if "out-of-date database schema" in reason:
+            hint = f"`mlflow db upgrade {uri}` brings it up to date; so does the next run"
+        if "database is locked" in reason:
+            reason, hint = "it stays locked", "another program writes it; try again"
+        raise LlmctlError(f"the tracking store {uri} failed: {reason}", hint=hint) from error
+
+
+def _record(run: "Run") -> RunRecord:
+    inputs = run.inputs.dataset_inputs if run.inputs is not None else []
+    datasets = []
+    for used in inputs:
+        contexts = (tag.value for tag in used.tags if tag.key == "mlflow.data.context")
+        data = used.dataset
+        datasets.append(
+            dataset_use(
+                data.name, data.digest, next(contexts, ""), data.source or "", data.profile or ""
+            )
+        )
+    return record(
+        run.info.run_id,
+        run.info.run_name,
+        run.info.status,
+        run.info.start_time,
+        run.info.end_time,
+        artifact_uri=run.info.artifact_uri,
+        params=dict(sorted(run.data.params.items())),
+        metrics={name: as_logged(value) for name, value in sorted(run.data.metrics.items())},
+        tags=dict(sorted(run.data.tags.items())),
+        datasets=datasets,
+        deleted=run.info.lifecycle_stage == "deleted",
+    )

@@ -1,0 +1,150 @@
+"""How do the rows of a store become a `RunRecord`? The same for every way of reading them."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from llmctl.monitor.write.liveness import DIED, is_alive, seen_at
+from llmctl.types import (
+    TAG_ERROR,
+    TAG_KEY_METRIC,
+    TAG_KIND,
+    TAG_MODEL,
+    TAG_MODEL_ID,
+    TAG_NOTE,
+    TAG_PARENT,
+    TAG_PROCESS,
+    TAG_USED_MODEL_ID,
+    DatasetUse,
+    RunRecord,
+    RunStatus,
+)
+
+STATUSES: Final[Mapping[str, RunStatus]] = {
+    "SCHEDULED": "running",
+    "RUNNING": "running",
+    "FINISHED": "finished",
+    "FAILED": "failed",
+    "KILLED": "killed",
+}
+"""MLflow's word for it, and ours."""
+_INFINITE: Final = 1.7e308
+"""MLflow keeps an infinite value as the largest finite one, which every database can hold."""
+_LIKELY_KEY_METRICS: Final = ("eval/ceval", "eval/loss", "train/loss", "serve/tokens_per_s")
+
+
+def record(
+    run_id: str,
+    name: str | None,
+    status: str,
+    started_ms: int | None,
+    ended_ms: int | None,
+    *,
+    artifact_uri: str,
+    params: Mapping[str, str],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    datasets: Iterable[DatasetUse],
+    deleted: bool,
+) -> RunRecord:
+    """Put together what a store says of a run, which may be another program's.
+
+    A run that says RUNNING while its process is gone is given as killed.
+    """
+    key_metric = tags.get(TAG_KEY_METRIC)
+    if key_metric is None:
+        key_metric = next((name for name in _LIKELY_KEY_METRICS if name in metrics), None)
+    read = RunRecord(
+        run_id=run_id,
+        name=name or run_id[:8],
+        kind=tags.get(TAG_KIND, ""),
+        model=tags.get(TAG_MODEL, ""),
+        status=STATUSES.get(status, "running"),
+        started=(started_ms or 0) / 1000,
+        ended=None if ended_ms is None else ended_ms / 1000,
+        params=params,
+        metrics=metrics,
+        tags=tags,
+        error=tags.get(TAG_ERROR, ""),
+        note=tags.get(TAG_NOTE, ""),
+        key_metric=key_metric,
+        parent_run_id=tags.get(TAG_PARENT),
+        model_id=tags.get(TAG_MODEL_ID),
+        used_model_id=tags.get(TAG_USED_MODEL_ID),
+        artifact_uri=artifact_uri,
+        datasets=tuple(sorted(datasets, key=lambda use: (use.name, use.digest))),
+        deleted=deleted,
+    )
+    return _as_found(read)
+
+
+def _as_found(read: RunRecord) -> RunRecord:
+    process = read.tags.get(TAG_PROCESS)
+    if read.status != "running" or process is None or is_alive(process, seen_at(read.tags)):
+        return read
+    ended = seen_at(read.tags) or read.started
+    return replace(read, status="killed", ended=ended, error=read.error or DIED)
+
+
+def dataset_use(name: str, digest: str, context: str, source: str, profile: str) -> DatasetUse:
+    """Read how MLflow keeps a dataset: its source and its profile are JSON of several shapes."""
+    where = _mapping(source)
+    rows = _mapping(profile).get("num_rows")
+    return DatasetUse(
+        name=name,
+        digest=digest,
+        context=context,
+        source=str(next((where[key] for key in ("uri", "path", "url") if key in where), "")),
+        rows=rows if isinstance(rows, int) else None,
+    )
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def as_logged(value: float) -> float:
+    """Return a value as it was logged."""
+    return math.copysign(math.inf, value) if abs(value) > _INFINITE else value
+
+
+def plain(run: RunRecord) -> dict[str, Any]:
+    """Return what JSON can say of a run; times in UTC, null for a number that is none."""
+    return {
+        "id": run.run_id,
+        "name": run.name,
+        "kind": run.kind,
+        "model": run.model,
+        "status": run.status,
+        "started": _utc(run.started),
+        "ended": None if run.ended is None else _utc(run.ended),
+        "duration_s": run.duration_s,
+        "key_metric": run.key_metric,
+        "metrics": {name: finite(value) for name, value in run.metrics.items()},
+        "params": dict(run.params),
+        "tags": dict(run.tags),
+        "datasets": [asdict(use) for use in run.datasets],
+        "error": run.error,
+        "note": run.note,
+        "parent": run.parent_run_id,
+        "model_id": run.model_id,
+        "used_model_id": run.used_model_id,
+        "artifacts": run.artifact_uri,
+        "deleted": run.deleted,
+    }
+
+
+def finite(value: float | None) -> float | None:
+    """Return a number that JSON knows, or None."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

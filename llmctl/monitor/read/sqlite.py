@@ -1,0 +1,187 @@
+"""Which runs does a SQLite store hold? Read without MLflow, whose import takes seconds.
+
+`runs list` may take 1.5 s, and importing MLflow's client and its SQLAlchemy store alone takes
+longer. So the tables are read as they are, by the standard library, and only where their layout is
+one of those that were tried; any other store goes through MLflow's own client.
+"""
+
+import math
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final, Self
+
+from llmctl.errors import LlmctlError
+from llmctl.monitor.read.record import as_logged, dataset_use, record
+from llmctl.monitor.store import EXPERIMENT
+from llmctl.types import DatasetUse, MetricPoint, RunRecord
+
+KNOWN_SCHEMAS: Final = frozenset(
+    {
+        "b7e4c1a90f23",  # MLflow 3.14
+        "a8b9c0d1e2f3",
+        "c1d2e3f4a5b6",
+        "c3d9e7f1a2b4",
+        "6f8d9c3b2a1e",  # 3.15
+        "1971f2d9a75b",
+        "17e22815139b",
+        "b7e2c1a4d9f3",  # 3.16
+        "75868b020152",
+        "dc11669786a5",  # 3.17
+    }
+)
+"""Migrations after which the tables read here are as this file expects them."""
+_BUSY_S = 10.0
+_OURS = (
+    "FROM runs JOIN experiments USING (experiment_id) "
+    "WHERE experiments.name = ? AND runs.lifecycle_stage = ?"
+)
+
+
+class SqliteRuns:
+    """Reads a store in a SQLite file; never writes, and works beside a writer."""
+
+    @classmethod
+    def open(cls, file: Path) -> Self | None:
+        """Return the open store, or None if its tables are not as this class knows them.
+
+        Raises:
+            LlmctlError: it is no SQLite database, holds something else, or cannot be read.
+        """
+        # Not mode=ro: what a killed writer left half done could not be rolled back then.
+        uri = f"{file.resolve().as_uri()}?mode=rw"
+        try:
+            connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S)
+        except sqlite3.Error as error:
+            raise _unreadable(file, error) from error
+        store = cls(file, connection)
+        try:
+            known = store._has_known_tables()
+        except LlmctlError:
+            store.close()
+            raise
+        if not known:
+            store.close()
+            return None
+        return store
+
+    def __init__(self, file: Path, connection: sqlite3.Connection) -> None:
+        self._file = file
+        self._connection = connection
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _has_known_tables(self) -> bool:
+        self._read("PRAGMA query_only = ON")
+        tables = {name for (name,) in self._read("SELECT name FROM sqlite_master")}
+        if not {"alembic_version", "experiments"} <= tables:
+            raise LlmctlError(
+                f"{self._file} is no tracking store of MLflow",
+                hint="give --tracking-uri another file, or leave the option away",
+            )
+        versions = {version for (version,) in self._read("SELECT * FROM alembic_version")}
+        return bool(versions) and versions <= KNOWN_SCHEMAS
+
+    def runs(self, *, deleted: bool = False) -> list[RunRecord]:
+        """Return every run of llmctl, or every one in the trash, newest first."""
+        which = (EXPERIMENT, "deleted" if deleted else "active")
+        params = self._texts("params", which)
+        tags = self._texts("tags", which)
+        metrics: dict[str, dict[str, float]] = defaultdict(dict)
+        for run_id, key, value, is_nan in self._read(
+            f"SELECT run_uuid, key, value, is_nan FROM latest_metrics WHERE run_uuid IN "
+            f"(SELECT run_uuid {_OURS}) ORDER BY key",
+            which,
+        ):
+            metrics[run_id][key] = _number(value, is_nan)
+        datasets = self._datasets()
+        return [
+            record(
+                run_id,
+                name,
+                status,
+                started_ms,
+                ended_ms,
+                artifact_uri=artifact_uri or "",
+                params=params[run_id],
+                metrics=metrics[run_id],
+                tags=tags[run_id],
+                datasets=datasets[run_id],
+                deleted=deleted,
+            )
+            for run_id, name, status, started_ms, ended_ms, artifact_uri in self._read(
+                "SELECT run_uuid, runs.name, status, start_time, end_time, artifact_uri "
+                f"{_OURS} ORDER BY start_time DESC, run_uuid",
+                which,
+            )
+        ]
+
+    def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:
+        """Return every metric's points in the order of their steps."""
+        found: dict[str, list[MetricPoint]] = defaultdict(list)
+        for key, step, time_ms, value, is_nan in self._read(
+            "SELECT key, step, timestamp, value, is_nan FROM metrics WHERE run_uuid = ? "
+            "ORDER BY key, step, timestamp",
+            (run_id,),
+        ):
+            found[key].append(MetricPoint(step, time_ms / 1000, _number(value, is_nan)))
+        return dict(found)
+
+    def count_traces(self, run_id: str) -> int:
+        """Return how many requests of a server's run are kept."""
+        ((count,),) = self._read(
+            "SELECT COUNT(*) FROM trace_request_metadata "
+            "WHERE key = 'mlflow.sourceRun' AND value = ?",
+            (run_id,),
+        )
+        return int(count)
+
+    def _texts(self, table: str, which: tuple[str, str]) -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = defaultdict(dict)
+        for run_id, key, value in self._read(
+            f"SELECT run_uuid, key, value FROM {table} WHERE run_uuid IN "
+            f"(SELECT run_uuid {_OURS}) ORDER BY key",
+            which,
+        ):
+            found[run_id][key] = value or ""
+        return found
+
+    def _datasets(self) -> dict[str, list[DatasetUse]]:
+        found: dict[str, list[DatasetUse]] = defaultdict(list)
+        for run_id, name, digest, context, source, profile in self._read(
+            "SELECT inputs.destination_id, datasets.name, digest, input_tags.value, "
+            "dataset_source, dataset_profile FROM inputs "
+            "JOIN datasets ON datasets.dataset_uuid = inputs.source_id "
+            "LEFT JOIN input_tags ON input_tags.input_uuid = inputs.input_uuid "
+            "AND input_tags.name = 'mlflow.data.context' "
+            "WHERE inputs.source_type = 'DATASET' AND inputs.destination_type = 'RUN'"
+        ):
+            use = dataset_use(name, digest, context or "", source or "", profile or "")
+            found[run_id].append(use)
+        return found
+
+    def _read(self, statement: str, values: Iterable[Any] = ()) -> list[Any]:
+        try:
+            with closing(self._connection.execute(statement, tuple(values))) as cursor:
+                return cursor.fetchall()
+        except sqlite3.Error as error:
+            raise _unreadable(self._file, error) from error
+
+
+def _number(value: float, is_nan: int) -> float:
+    return math.nan if is_nan else as_logged(value)
+
+
+def _unreadable(file: Path, error: sqlite3.Error) -> LlmctlError:
+    if "locked" in str(error) or "busy" in str(error):
+        return LlmctlError(
+            f"the tracking store {file} has been locked for {_BUSY_S:.0f} s",
+            hint="another program writes it; try again",
+        )
+    return LlmctlError(
+        f"the tracking store {file} cannot be read: {error}",
+        hint="give --tracking-uri another store, or move the file away to begin anew",
+    )

@@ -1,0 +1,116 @@
+"""What do requests and replies of `/v1/completions` and the tokenizer routes look like?"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from llmctl.server.schemas.chat import (
+    SamplingFields,
+    StreamOptions,
+    Unsupported,
+    WireRequest,
+    items,
+    needs,
+)
+from llmctl.server.schemas.chat_responses import CompletionUsage
+from llmctl.types import FinishReason
+
+MOST_PROMPTS = 2048
+"""As many texts as OpenAI embeds at once; LangChain sends a thousand."""
+
+
+def _prompt_shape(value: object) -> str | None:
+    if isinstance(value, str):
+        return "text"
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else ""
+    return "texts" if isinstance(first, str) else "lists" if isinstance(first, list) else "tokens"
+
+
+_TokenId = Annotated[int, Field(ge=0)]
+# The context bounds them; a check of so many numbers takes no time.
+_Tokens = Annotated[list[_TokenId], items(1, None)]
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], items(1, MOST_PROMPTS), Tag("texts")]
+    | Annotated[_Tokens, Tag("tokens")]
+    | Annotated[list[_Tokens], items(1, MOST_PROMPTS), Tag("lists")],
+    Discriminator(
+        _prompt_shape,
+        custom_error_type="string_or_array",
+        custom_error_message="neither string nor array",
+    ),
+]
+
+
+def prompts_of(prompt: Prompt) -> list[str | tuple[int, ...]]:
+    """Return the prompts that any of its forms holds."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt[0], int):
+        return [tuple(i for i in prompt if isinstance(i, int))]
+    return [p if isinstance(p, str) else tuple(p) for p in prompt if not isinstance(p, int)]
+
+
+class CompletionRequest(SamplingFields):
+    model: str
+    prompt: Prompt
+    stream: bool | None = None
+    stream_options: Annotated[StreamOptions | None, needs("stream")] = None
+    max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    """16 where nothing is said, as OpenAI has it; 0 is for those who want only the echo."""
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: Unsupported = None
+    user: str | None = None
+
+
+class CompletionLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    """`null` for the first token of a prompt, which nothing predicts."""
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+    """Where each token begins, in characters of the choice's text."""
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class Completion(BaseModel):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    """Unix time in seconds."""
+    model: str
+    choices: list[CompletionChoice]
+    usage: CompletionUsage | None = None
+    system_fingerprint: None = None
+
+
+class TokenizeRequest(WireRequest):
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+    """The tokens that the tokenizer puts around raw text, such as a BOS."""
+
+
+class Tokens(BaseModel):
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class DetokenizeRequest(WireRequest):
+    model: str | None = None
+    tokens: Annotated[list[_TokenId], items(most=None)]
+
+
+class Text(BaseModel):
+    prompt: str

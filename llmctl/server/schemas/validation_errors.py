@@ -1,0 +1,152 @@
+"""What does a client read when a field is wrong? Pydantic's findings in OpenAI's words."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+
+from llmctl.errors import RequestError
+from llmctl.server.schemas.chat_responses import ErrorBody
+
+_EXPECTED = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "float_type": "a decimal",
+    "bool_type": "a boolean",
+    "list_type": "an array",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "string_or_array": "one of a string or an array",
+    "string_or_object": "one of a string or an object",
+}
+
+_GOT: dict[type, str] = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a decimal",
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+}
+
+_BOUNDS = {
+    "less_than_equal": ("le", "above maximum", "above_max", "<="),
+    "greater_than_equal": ("ge", "below minimum", "below_min", ">="),
+}
+
+
+def first_problem(error: RequestValidationError) -> ErrorBody:
+    """Describe the first thing that is wrong with a request body, as OpenAI does."""
+    finding = error.errors()[0]
+    kind, location = finding["type"], finding["loc"][1:]
+    if kind == "json_invalid":
+        return _not_json(finding["ctx"]["error"])
+    if not location and kind == "missing":
+        return _not_json("it is empty")
+    if not location and isinstance(finding["input"], bytes):
+        return _problem("The Content-Type of the body must be application/json.", None, None)
+    return _field_problem(kind, _path(location, error.body), finding)
+
+
+def _field_problem(kind: str, param: str, finding: Mapping[str, Any]) -> ErrorBody:
+    value, context = finding["input"], finding.get("ctx", {})
+    if kind.startswith("union_tag"):  # about the discriminator, though located at its object
+        discriminator = context["discriminator"].strip("'")
+        # A function tells items apart, by their type.
+        param = f"{param}.{'type' if discriminator.endswith('()') else discriminator}"
+    match kind:
+        case "missing" | "union_tag_not_found":
+            return _problem(
+                f"Missing required parameter: '{param}'.", param, "missing_required_parameter"
+            )
+        case "extra_forbidden" if param == finding["loc"][-1]:
+            return _problem(f"Unrecognized request argument supplied: {param}", None, None)
+        case "extra_forbidden":
+            return _problem(f"Unknown parameter: '{param}'.", param, "unknown_parameter")
+        case "unsupported_parameter":
+            return _problem(
+                f"Unsupported parameter: '{param}' is not supported by this server.", param, kind
+            )
+        case "needs_switch":
+            return _problem(
+                f"The '{param}' parameter is only allowed when '{context['switch']}' is true.",
+                param,
+                "invalid_value",
+            )
+        case "less_than_equal" | "greater_than_equal":
+            key, side, code, sign = _BOUNDS[kind]
+            limit = context[key]
+            number = "decimal" if isinstance(limit, float) else "integer"
+            return _problem(
+                f"Invalid '{param}': {number} {side} value. "
+                f"Expected a value {sign} {_number(limit)}, but got {_number(value)} instead.",
+                param,
+                f"{number}_{code}_value",
+            )
+        case "too_long":
+            limit, length = context["max_length"], context["actual_length"]
+            what = "object" if isinstance(value, dict) else "array"
+            return _problem(
+                f"Invalid '{param}': {what} too long. Expected an {what} with maximum length "
+                f"{limit}, but got an {what} with length {length} instead.",
+                param,
+                f"{what}_above_max_length",
+            )
+        case "too_short":
+            what = "object" if isinstance(value, dict) else "array"
+            return _problem(
+                f"Invalid '{param}': empty {what}. Expected an {what} with minimum length "
+                f"{context['min_length']}, but got an empty {what} instead.",
+                param,
+                f"empty_{what}",
+            )
+        case "literal_error" | "union_tag_invalid":
+            got = context.get("tag", value)
+            supported = context.get("expected_tags", context.get("expected"))
+            return _problem(
+                f"Invalid value: {got!r}. Supported values are: {supported}.",
+                param,
+                "invalid_value",
+            )
+        case _ if kind in _EXPECTED:
+            where = f" for '{param}'" if param else ""
+            return _problem(
+                f"Invalid type{where}: expected {_EXPECTED[kind]}, "
+                f"but got {_GOT[type(value)]} instead.",
+                param or None,
+                "invalid_type",
+            )
+        case _:
+            return _problem(f"Invalid '{param}': {finding['msg']}.", param, "invalid_value")
+
+
+def _problem(message: str, param: str | None, code: str | None) -> ErrorBody:
+    return ErrorBody(message=message, type=RequestError.error_type, param=param, code=code)
+
+
+def _not_json(detail: str) -> ErrorBody:
+    return _problem(f"We could not parse the JSON body of your request: {detail}.", None, None)
+
+
+def _number(value: float) -> str:
+    return json.dumps(int(value) if value == int(value) else value)
+
+
+def _path(location: tuple[int | str, ...], body: Any) -> str:
+    """Write a location as `messages[0].role`.
+
+    Pydantic also puts in which member of a union it tried; only what leads somewhere in the body,
+    or would if it were there, is part of the path.
+    """
+    path = ""
+    for position, step in enumerate(location):
+        if isinstance(step, int):
+            path += f"[{step}]"
+            body = body[step]
+        elif isinstance(body, dict) and (step in body or position == len(location) - 1):
+            path += f".{step}" if path else step
+            body = body.get(step)
+    return path

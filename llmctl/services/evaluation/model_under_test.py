@@ -1,0 +1,94 @@
+"""Who sits an exam? A model of ours, loaded for it, or a server."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmctl.config import EvalConfig
+from llmctl.engine.models import resolve
+from llmctl.engine.models.provenance import BaseModel, Provenance
+from llmctl.engine.registry import create_engine
+from llmctl.evaluation.backend import Candidate, Endpoint
+from llmctl.evaluation.scoring.judge import Judge
+from llmctl.services.evaluation.request import EvalListener
+from llmctl.types import ModelSpec, ProgressCallback
+
+
+@contextmanager
+def candidate_of(
+    config: EvalConfig, listener: EvalListener, progress: ProgressCallback
+) -> Iterator[Candidate]:
+    """Load the model, or name the server."""
+    if config.base_url is not None:
+        from llmctl.evaluation.endpoint_adapter import endpoint
+
+        yield endpoint(config.base_url, _served_name(config), config.api_key or "")
+        return
+    spec = ModelSpec(
+        model=config.model,
+        quant=config.quant,
+        device=config.device,
+        dtype=config.dtype,
+        adapter=config.adapter,
+        chat_template=config.chat_template,
+        trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
+    )
+    with create_engine(spec) as engine:
+        engine.load(progress)
+        listener.loaded(engine.info())
+        yield engine
+
+
+def _served_name(config: EvalConfig) -> str | None:
+    """Return the model's name on the server; None asks the server for its only one."""
+    return None if config.model == EvalConfig(dataset=("",)).model else config.model
+
+
+def how_made(config: EvalConfig, candidate: Candidate) -> dict[str, str]:
+    """Return what the numbers depend on besides the questions."""
+    if isinstance(candidate, Endpoint):
+        return {"endpoint": candidate.base_url, "model": candidate.model}
+    info = candidate.info()
+    found = resolve.locate(
+        config.model, revision=candidate.spec.revision, allow_pickle=config.allow_pickle
+    )
+    adapter = config.adapter or (str(found.path) if found.base is not None else None)
+    how = {
+        "model": info.model_id,
+        "weights": BaseModel.of(found.whole).weights,
+        "dtype": info.dtype,
+        "quant": info.quant,
+        "template": info.template_fingerprint or "none",
+    }
+    if adapter is not None:
+        from llmctl.engine.models.weight_files import fingerprint
+
+        how["adapter"] = fingerprint(Path(adapter).expanduser())
+    return how
+
+
+def origin_of(config: EvalConfig, candidate: Candidate) -> Provenance | None:
+    """Return how the model came to be, if we taught it."""
+    if isinstance(candidate, Endpoint):
+        return None
+    for folder in (config.adapter, config.model):
+        if folder is not None:
+            known = Provenance.read(Path(folder).expanduser())
+            if known is not None:
+                return known
+    return None
+
+
+def judge_of(config: EvalConfig) -> Judge | None:
+    """Return who judges replies, if anybody was named.
+
+    Raises:
+        ConfigError: that server does not answer, or has several models and none was named.
+    """
+    if config.judge_base_url is None:
+        return None
+    from llmctl.evaluation.endpoint_adapter import endpoint
+
+    key = config.judge_api_key or ""
+    return Judge(endpoint(config.judge_base_url, config.judge_model, key))
