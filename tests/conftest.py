@@ -14,7 +14,7 @@ from llmctl.types import ModelSpec
 
 if TYPE_CHECKING:  # torch is imported by the tests that need it
     from llmctl.engine.hf_runner import HFRunner
-    from tests.monitor.remembered import Remembered
+    from tests.monitor.tracking_history import Remembered
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +59,6 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def remembered(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> "Remembered":
     """A tracking store with the history of an adapter in it; to be read, never written."""
-    from tests.monitor.remembered import remember
+    from tests.monitor.tracking_history import remember
 
     return remember(tmp_path_factory.mktemp("remembered"), empty_store)

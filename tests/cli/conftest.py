@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.place import SCRIPT, Place
+from tests.cli.chat_server import SCRIPT, Place
 from tests.cli.scripted import ScriptedEngine
 from tests.server.servers import running
 

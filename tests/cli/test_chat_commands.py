@@ -10,7 +10,7 @@ import pytest
 from llmctl.data.io.reader import read_examples
 from llmctl.data.rows.row_errors import Problem
 from llmctl.types import Message
-from tests.cli.place import SCRIPT, Place
+from tests.cli.chat_server import SCRIPT, Place
 from tests.cli.process import here
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")

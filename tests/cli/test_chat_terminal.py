@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.services.chat.store import ConversationStore
-from tests.cli.place import SCRIPT, Place
+from tests.cli.chat_server import SCRIPT, Place
 from tests.cli.terminal import Terminal
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")

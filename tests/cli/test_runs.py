@@ -21,7 +21,7 @@ from llmctl.cli import render
 from llmctl.cli.app import main
 from llmctl.cli.views import curve
 from tests.cli.process import COMMAND, error_lines
-from tests.monitor.remembered import Remembered, begin, empty_home, end
+from tests.monitor.tracking_history import Remembered, begin, empty_home, end
 from tests.server.servers import eventually
 
 

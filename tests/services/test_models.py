@@ -9,7 +9,7 @@ from llmctl.config import DEFAULT_MODEL
 from llmctl.engine.models.catalog import CATALOG
 from llmctl.errors import ConfigError, ModelLoadError, ModelNotFoundError
 from llmctl.services import models
-from tests.engine.fake_sources import (
+from tests.engine.models.fake_sources import (
     COMMIT,
     TINY_CONFIG,
     FakeHub,

@@ -19,7 +19,7 @@ from llmctl.services import runs as service
 from llmctl.services.data_clean import CleanRequest, clean
 from llmctl.services.runs import RunFilter
 from llmctl.types import RequestTrace, RunRecord
-from tests.monitor.remembered import Remembered, begin, empty_home, end
+from tests.monitor.tracking_history import Remembered, begin, empty_home, end
 
 ANY = RunFilter()
 

@@ -1,0 +1,264 @@
+"""`llmctl data` as a person types it."""
+
+import json
+import re
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from llmctl.cli.app import main
+from tests.cli.process import COMMAND, run
+
+SAMPLES = Path(__file__).parents[2] / "data" / "samples"
+GOOD = '{"prompt": "Where is the key?", "completion": "Under the mat."}\n'
+BAD = '{"prompt": "Where is the key?", "compeltion": "Under the mat."}\n'
+
+
+class Said:
+    """What a command printed and how it ended."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *words: str | Path) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["data", *map(str, words)])
+        said = self._capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, said.out, said.err
+
+
+@pytest.fixture
+def data(capsys: pytest.CaptureFixture[str]) -> Said:
+    return Said(capsys)
+
+
+@pytest.fixture(autouse=True)
+def no_default_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "store"))
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("".join(lines))
+    return path
+
+
+def test_check_tells_what_is_in_sound_files_and_ends_well(data: Said) -> None:
+    code, out, _ = data("check", SAMPLES)
+    assert code == 0
+    found = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert found["rows"].endswith("  26")
+    assert "preference 6, prompt-completion 6" in found["format"]
+    assert "id (sharegpt)" in found["not used"]
+    assert "not counted" in found["tokens"]
+
+
+def test_check_ends_with_1_and_every_problem_where_there_is_one(data: Said, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", GOOD, BAD, GOOD, "{\n")
+    code, out, _ = data("check", file)
+    assert code == 1
+    assert out.splitlines()[-2:] == [
+        f"{file}:2:completion: missing; did you mean 'compeltion'? "
+        "(rename it, or --column completion=compeltion)",
+        f"{file}:4:column 2: the row ends before it is complete "
+        "(a closing bracket; or is the row cut off?)",
+    ]
+
+
+def test_check_shows_a_few_of_many_alike_and_all_where_that_is_asked_for(
+    data: Said, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "a.jsonl", BAD * 50, GOOD, "{\n")
+    _, out, _ = data("check", file)
+    assert out.count("did you mean") == 3
+    assert "column 2" in out
+    assert out.splitlines()[-1] == "and 47 more (missing-column 47); --all prints them"
+    _, out, _ = data("check", file, "--all")
+    assert out.count("did you mean") == 50
+
+
+def test_check_speaks_json(data: Said, tmp_path: Path, tiny_folder: Path) -> None:
+    file = write(tmp_path / "a.jsonl", GOOD, BAD, GOOD)
+    held = write(tmp_path / "b.jsonl", GOOD)
+    code, out, _ = data(
+        "check", file, "--eval-file", held, "-m", tiny_folder, "--max-length", "60", "--json"
+    )
+    report = json.loads(out)
+    assert code == 1
+    assert (report["rows"], report["whole_rows"], report["sound"]) == (3, 2, False)
+    assert report["problems"][0]["origin"] == {"file": str(file), "line": 2}
+    assert report["problems"][0]["message"].startswith(f"{file}:2:completion: missing")
+    assert report["duplicates"]["rows"] == 1
+    assert report["leaks"]["rows"] == 1
+    assert report["tokens"]["overlong"]["rows"] == 0
+    length = report["tokens"]["per_row"]["max"]
+    assert report["tokens"]["total"] == 2 * length
+    assert report["tokens"]["learnt"] == 2 * (len("Under the mat.") + 1)
+
+
+def test_check_measures_with_the_models_own_context(
+    data: Said, tmp_path: Path, tiny_folder: Path
+) -> None:
+    long = json.dumps({"prompt": "Sing.", "completion": "la" * 200})
+    code, out, _ = data("check", write(tmp_path / "a.jsonl", GOOD, long), "-m", tiny_folder)
+    assert code == 0
+    (told,) = (line for line in out.splitlines() if line.startswith("too long"))
+    assert told.removeprefix("too long").strip() == (
+        "1 row (50.0%) over 256 tokens, such as line 2; cut there, 1 row would lose the "
+        "end-of-turn token, and 1 row every whole reply"
+    )
+
+
+def test_show_marks_what_is_learnt_token_by_token(data: Said, tiny_folder: Path) -> None:
+    code, out, _ = data("show", SAMPLES / "messages.jsonl", "4", "-m", tiny_folder)
+    assert code == 0
+    assert "[W][h][o][ ][i][s]" in out
+    assert "G|o| |a|w|a|y|.|<|im_end|>|↵|" in out
+    assert "[?][<|im_end|>]↵|" in out
+    assert "[learnt] context|" in out
+
+
+def test_show_as_json_has_every_token_once_and_the_whole_text(
+    data: Said, tiny_folder: Path
+) -> None:
+    _, out, _ = data("show", SAMPLES / "alpaca.json", "--line", "7", "-m", tiny_folder, "--json")
+    (row,) = json.loads(out)
+    (sequence,) = row["sequences"]
+    assert (row["line"], row["row"]) == (7, 2)
+    # A character of three bytes is three tokens here; the later ones show as a dot.
+    text = "".join(token["text"] for token in sequence["tokens"])
+    assert text.replace("·", "") == sequence["text"]
+    learnt = sum(token["learnt"] for token in sequence["tokens"])
+    assert learnt == len("麻烦您把窗户关上，谢谢。".encode()) + 1
+
+
+def test_show_tells_of_a_row_that_is_wrong_or_not_there(
+    data: Said, tmp_path: Path, tiny_folder: Path
+) -> None:
+    file = write(tmp_path / "a.jsonl", GOOD, BAD)
+    code, out, err = data("show", file, "2", "-m", tiny_folder)
+    assert (code, out) == (1, "")
+    assert f"{file}:2:completion: missing" in err
+    code, _, err = data("show", file, "3", "-m", tiny_folder)
+    assert code == 2
+    assert "has no row 3" in err
+    assert "it has 2 rows" in err
+    file.write_text(f"{GOOD}\n\n{GOOD}")
+    for words in (("show", file, "-m", tiny_folder, "--line"), ("clean", file, "--explain")):
+        for line, hint in (("2", "rows are at lines 1 and 4"), ("5", "the last row is at line 4")):
+            code, out, err = data(*words, line)
+            assert (code, out) == (2, "")
+            assert f"error: no row is at line {line}\nhint: {hint}\n" in err
+        assert data(*words, "4")[0] == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a pseudo-terminal")
+def test_show_uses_colour_on_a_terminal(tiny_folder: Path) -> None:
+    terminal = pexpect.spawn(
+        COMMAND[0],
+        [*COMMAND[1:], "data", "show", str(SAMPLES / "messages.jsonl"), "-m", str(tiny_folder)],
+        encoding="utf-8",
+        timeout=120,
+        env={"TERM": "xterm-256color", "PATH": "/usr/bin:/bin"},
+    )
+    terminal.expect("learnt: ")
+    shown = terminal.before or ""
+    terminal.expect(pexpect.EOF)
+    learnt = re.findall(r"\x1b\[30;(42|102)m([^\x1b]+)", shown)
+    assert "".join(text for _, text in learnt) == "Seven minutes for a soft yolk.<|im_end|>"
+    shades = [shade for shade, _ in learnt]
+    assert all(one != next_one for one, next_one in pairwise(shades))
+
+
+def test_convert_writes_and_says_how_much(data: Said, tmp_path: Path) -> None:
+    out_file = tmp_path / "out.jsonl"
+    code, out, err = data("convert", SAMPLES / "alpaca.json", "--to", "messages", "-o", out_file)
+    assert (code, out) == (0, "")
+    assert "3 rows read\n" in err
+    assert f"3 rows written to {out_file}\n" in err
+    assert len(out_file.read_text().splitlines()) == 3
+
+
+def test_convert_writes_nothing_where_rows_do_not_fit(data: Said, tmp_path: Path) -> None:
+    words = ("convert", SAMPLES / "messages.jsonl", "--to", "alpaca", "-o", tmp_path / "out.jsonl")
+    code, _, err = data(*words)
+    assert code == 1
+    assert "messages.jsonl:3: alpaca cannot hold tools and calls (--to messages)" in err
+    assert "error: 3 problems in 4 rows; nothing was written" in err
+    assert list(tmp_path.iterdir()) == []
+    code, _, err = data(*words, "--on-error", "skip")
+    assert code == 0
+    assert "4 rows read, 3 of them left out" in err
+
+
+def test_columns_are_mapped_by_option(data: Said, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", '{"ask": "a", "reply": "b"}\n')
+    assert data("check", file)[0] == 1
+    code, out, _ = data("check", file, "--column", "prompt=ask", "--column", "completion=reply")
+    assert code == 0
+    assert "not used" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("check", "nowhere.jsonl"), "there is no file nowhere.jsonl"),
+        (("check", str(SAMPLES), "--column", "output"), "is no pair of names"),
+        (("check", str(SAMPLES), "--column", "ouput=x"), "did you mean output?"),
+        (("check", str(SAMPLES), "--format", "chatml"), "there is no format 'chatml'"),
+        (("check", str(SAMPLES), "--chat-template", "a.jinja"), "need a model"),
+        (("convert", str(SAMPLES), "--to", "yaml", "-o", "out.jsonl"), "no format 'yaml'"),
+        (("convert", str(SAMPLES), "--to", "text", "-o", "out.doc"), "out.doc"),
+        (
+            ("convert", str(SAMPLES), "--to", "text", "-o", f"{SAMPLES}/a.jsonl"),
+            "lies in the folder",
+        ),
+        (("merge", str(SAMPLES), "-o", f"{SAMPLES}/a.jsonl"), "lies in the folder"),
+        (
+            ("split", str(SAMPLES), "--train", "a.jsonl", "--eval", f"{SAMPLES}/a.json"),
+            "a.json lies",
+        ),
+        (
+            ("clean", str(SAMPLES), "-o", f"{SAMPLES}/deep/a.jsonl"),
+            "deep/a.jsonl lies in the folder",
+        ),
+        (("merge", "a.jsonl=many", "-o", "out.jsonl"), "'many' in a.jsonl=many is no weight"),
+        (("merge", "a.jsonl=0", "-o", "out.jsonl"), "the weight of a.jsonl is 0.0"),
+        (("split", str(SAMPLES), "--train", "t.jsonl"), "--eval"),
+    ],
+)
+def test_wrong_words_are_explained_and_end_with_2(
+    data: Said, words: tuple[str, ...], said: str
+) -> None:
+    code, out, err = data(*words)
+    assert (code, out) == (2, "")
+    assert said in err
+
+
+def test_split_and_merge_are_each_others_opposite(data: Said, tmp_path: Path) -> None:
+    rows = [json.dumps({"prompt": f"What is {n}?", "completion": str(n)}) for n in range(60)]
+    file = write(tmp_path / "all.jsonl", "\n".join(rows))
+    train, held, back = (tmp_path / f"{name}.jsonl" for name in ("train", "eval", "back"))
+    assert data("split", file, "--train", train, "--eval", held, "--fraction", "0.3")[0] == 0
+    assert data("merge", train, held, "-o", back)[0] == 0
+    assert sorted(back.read_text().splitlines()) == sorted(rows)
+    assert 5 < len(held.read_text().splitlines()) < 35
+    assert data("check", train, "--eval-file", held)[0] == 0
+
+
+def test_merge_writes_a_row_as_often_as_its_source_weighs(data: Said, tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a.jsonl", GOOD), SAMPLES / "text.jsonl"
+    code, _, err = data("merge", f"{a}=3", b, "-o", tmp_path / "out.jsonl")
+    assert code == 0
+    assert "3 rows read" in err
+    assert "5 rows written" in err
+
+
+def test_data_without_a_subcommand_shows_its_help_at_once() -> None:
+    done = run("data")
+    assert done.returncode == 0
+    for name in ("check", "show", "clean", "split", "convert", "merge"):
+        assert name in done.stdout

@@ -1,0 +1,189 @@
+"""Rows written in other formats: there and back, and what a format cannot hold."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmctl.data.formats.parse import FORMATS, to_example
+from llmctl.data.formats.render import from_example
+from llmctl.data.io.reader import read_examples
+from llmctl.data.io.validating_reader import BadRowsError, ReadOptions
+from llmctl.data.io.writer import RowWriter
+from llmctl.data.operations.convert import convert
+from llmctl.data.rows.row import Row
+from llmctl.data.rows.row_errors import ProblemLog
+from llmctl.errors import ConfigError
+from llmctl.types import Example, Message, ToolCall
+from tests.data.conversations import ORIGIN, TEXTS, examples, pairs, plain_turns
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+def again(value: dict[str, object]) -> Example:
+    """Read what was written, through JSON."""
+    text = json.dumps(value, ensure_ascii=False)
+    example = to_example(Row(ORIGIN, text.encode(), json.loads(text)))
+    assert isinstance(example, Example), [str(problem) for problem in example]
+    return example
+
+
+@given(example=examples(), format=st.sampled_from(sorted(FORMATS)))
+def test_what_a_format_can_hold_comes_back_from_it_the_same(example: Example, format: str) -> None:
+    row = from_example(example, format)
+    if isinstance(row, dict):
+        back = again(row)
+        assert back.format == format
+        assert replace(back, format=example.format) == example
+    else:
+        assert format != "messages"
+
+
+@given(turns=plain_turns(), format=st.sampled_from(["messages", "sharegpt", "alpaca"]))
+def test_a_plain_conversation_fits_every_format_of_conversations(
+    turns: tuple[Message, ...], format: str
+) -> None:
+    row = from_example(Example(ORIGIN, "messages", turns), format)
+    assert isinstance(row, dict)
+    assert again(row).messages == turns
+
+
+@given(pair=pairs())
+def test_a_pair_comes_back_the_same(pair: Example) -> None:
+    row = from_example(pair, "preference")
+    assert isinstance(row, dict)
+    assert again(row) == pair
+
+
+TEXT_ROWS = st.builds(Example, st.just(ORIGIN), st.just("text"), text=TEXTS)
+MIXED = st.lists(examples() | pairs() | TEXT_ROWS, min_size=1, max_size=5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=MIXED, kind=st.sampled_from(["jsonl", "json", "csv", "parquet"]))
+def test_rows_of_all_formats_survive_files_of_all_kinds(rows: list[Example], kind: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"rows.{kind}"
+        with RowWriter(path) as writer:
+            for example in rows:
+                row = from_example(example, example.format)
+                assert isinstance(row, dict)
+                writer.write(row)
+        log = ProblemLog()
+        back = list(read_examples(path, on_problem=log))
+        assert log.first == []
+        assert [replace(example, origin=ORIGIN) for example in back] == rows
+
+
+CALLING = Message("assistant", "", tool_calls=(ToolCall("a", "{}", "1"), ToolCall("b", "{}", "2")))
+ANSWERED = [Message("tool", "x", tool_call_id="2"), Message("tool", "y", tool_call_id="1")]
+ASK, ANSWER = Message("user", "a"), Message("assistant", "b")
+
+
+@pytest.mark.parametrize(
+    ("turns", "masked", "format", "said"),
+    [
+        ([ASK, CALLING, *ANSWERED, ANSWER], (), "sharegpt", "results in another order"),
+        ([ASK, CALLING], (), "alpaca", "tools and calls"),
+        ([ASK, Message("assistant", "b", reasoning="c")], (), "sharegpt", "reasoning apart"),
+        ([ASK, ANSWER, ASK, ANSWER], (), "prompt-completion", "a loss on earlier answers"),
+        ([ASK, ANSWER, ASK, ANSWER], (1,), "alpaca", "turns without loss"),
+        ([ASK, ANSWER], (), "preference", "an answer that has none to compare with"),
+        ([ASK, ANSWER], (), "text", "a conversation"),
+    ],
+)  # fmt: skip
+def test_a_format_says_what_it_cannot_hold(
+    turns: Sequence[Message], masked: tuple[int, ...], format: str, said: str
+) -> None:
+    example = Example(ORIGIN, "messages", tuple(turns), masked=masked)
+    problems = from_example(example, format)
+    assert isinstance(problems, tuple)
+    assert f"made.jsonl:1: {format} cannot hold {said}" in str(problems[0])
+
+
+def test_nothing_is_written_where_a_row_does_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(BadRowsError) as caught:
+        convert(SAMPLES / "messages.jsonl", "alpaca", tmp_path / "out.json", options=ReadOptions())
+    assert caught.value.log.kinds == {"cannot-hold": 3}
+    assert [problem.origin.line for problem in caught.value.log.first] == [2, 3, 4]
+    assert os.listdir(tmp_path) == []
+
+
+def test_rows_that_do_not_fit_can_be_left_out_and_are_counted(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    written = convert(
+        [str(SAMPLES / "messages.jsonl"), str(SAMPLES / "text.jsonl")],
+        "alpaca",
+        out,
+        options=ReadOptions(on_error="skip"),
+    )
+    assert (written.rows, written.bad_rows, written.files) == (6, 5, ((out, 1),))
+    assert json.loads(out.read_text()) == {
+        "instruction": "How long do I boil an egg?",
+        "input": "",
+        "output": "Seven minutes for a soft yolk.",
+    }
+
+
+def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("mine")
+    source = SAMPLES / "sharegpt.json"
+    with pytest.raises(ConfigError, match="is there already"):
+        convert(source, "messages", out, options=ReadOptions())
+    assert out.read_text() == "mine"
+    convert(source, "messages", out, options=ReadOptions(), overwrite=True)
+    assert len(out.read_text().splitlines()) == 2
+
+
+def _write_and_stop(path: Path) -> None:
+    with RowWriter(path, overwrite=True) as writer:
+        writer.write({"text": "a"})
+        raise KeyboardInterrupt
+
+
+def test_a_writer_that_is_interrupted_leaves_nothing_and_the_old_file_whole(
+    tmp_path: Path,
+) -> None:
+    for name in ("out.jsonl", "out.csv.gz", "out.parquet"):
+        out = tmp_path / name
+        out.write_text("mine")
+        with pytest.raises(KeyboardInterrupt):
+            _write_and_stop(out)
+        assert out.read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["out.csv.gz", "out.jsonl", "out.parquet"]
+
+
+def test_equal_rows_make_equal_files_even_packed(tmp_path: Path) -> None:
+    for name in ("a.jsonl.gz", "b.jsonl.gz"):
+        convert(SAMPLES / "sharegpt.json", "messages", tmp_path / name, options=ReadOptions())
+    assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
+
+
+def test_columns_without_a_type_in_common_go_into_parquet_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    rows: list[dict[str, object]] = [
+        {"text": "a", "about": {"n": 1}, "mixed": 1, "none": {}},
+        {"text": "b", "about": {"n": "x"}, "mixed": "y", "none": {}},
+        {"text": "c", "late": [1.5]},
+    ]
+    with RowWriter(path) as writer:
+        for row in rows:
+            writer.write(row)
+    log = ProblemLog()
+    assert [e.text for e in read_examples(path, on_problem=log)] == ["a", "b", "c"]
+    assert log.total == 0
+
+
+@pytest.mark.parametrize("name", ["out.xml", "out", "out.parquet.gz", "there/out.jsonl"])
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ConfigError):
+        convert(SAMPLES / "text.txt", "text", tmp_path / name, options=ReadOptions())

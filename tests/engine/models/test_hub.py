@@ -1,0 +1,204 @@
+"""The hub as a source: against a small server that speaks its protocol."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmctl.engine.models.resolve import resolve
+from llmctl.errors import ModelLoadError, ModelNotFoundError, UnsafeModelError
+from llmctl.types import Progress
+from tests.engine.models.fake_sources import (
+    COMMIT,
+    FakeHub,
+    isolate,
+    model_files,
+    safetensors_bytes,
+    write_cached,
+)
+
+REPO = "owner/name"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return isolate(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with FakeHub(REPO, model_files()) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def black_hole(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server that takes every connection and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        yield endpoint
+
+
+def test_a_download_lands_in_the_shared_cache_and_is_found_there_next_time(
+    hub: FakeHub, home: Path
+) -> None:
+    found = resolve(REPO)
+    assert (found.model_id, found.source, found.revision) == (REPO, "hub", COMMIT)
+    assert found.path == home / f"hf/hub/models--owner--name/snapshots/{COMMIT}"
+    assert {f.name for f in found.path.iterdir()} == set(model_files())
+    hub.shutdown()
+    assert resolve(REPO) == found
+
+
+def test_only_the_files_that_loading_needs_are_downloaded(hub: FakeHub) -> None:
+    hub.files = {
+        **model_files(),
+        "modeling_name.py": b"#",
+        "README.md": b"# name",
+        "pytorch_model.bin": b"pickle",
+        "consolidated.safetensors": b"again",
+        "original/consolidated.pth": b"and again",
+        "onnx/model.onnx": b"and again",
+    }
+    resolve(REPO)
+    assert set(hub.downloaded) == {*model_files(), "modeling_name.py"}
+
+
+def test_all_shards_are_downloaded(hub: FakeHub) -> None:
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = {"weight_map": {"a": shards[0], "b": shards[1]}}
+    hub.files = model_files(shards[0]) | {
+        shards[1]: safetensors_bytes(b=(2, 2)),
+        "model.safetensors.index.json": json.dumps(index).encode(),
+    }
+    assert {f.name for f in resolve(REPO).path.iterdir()} == set(hub.files)
+
+
+def test_progress_counts_bytes_up_to_the_total(hub: FakeHub) -> None:
+    hub.files = model_files() | {"model.safetensors": safetensors_bytes(up=(256, 256))}
+    hub.chunk_delay = 0.01
+    reports: list[Progress] = []
+    resolve(REPO, progress=reports.append)
+    counted = [report for report in reports if report.unit == "B"]
+    total = sum(len(content) for content in hub.files.values())
+    assert counted
+    assert {report.total for report in counted} == {total}
+    done = [report.done or 0 for report in counted]
+    assert done == sorted(done)
+    assert all(value <= total for value in done)
+
+
+def test_nothing_is_printed_while_downloading(
+    hub: FakeHub, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert hub.endpoint
+    resolve(REPO)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_ctrl_c_ends_a_download_at_once_and_the_next_run_finishes_it(hub: FakeHub) -> None:
+    hub.files = model_files() | {"model.safetensors": safetensors_bytes(up=(1024, 1024))}
+    hub.chunk_delay = 0.01  # 2 MB, 1 KB at a time: 20 s
+
+    def interrupt(report: Progress) -> None:
+        if report.unit == "B" and report.done:
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        resolve(REPO, progress=interrupt)
+    assert time.monotonic() - began < 10
+    hub.chunk_delay = 0
+    assert resolve(REPO).path.is_dir()
+
+
+def test_a_snapshot_that_lacks_its_weights_is_completed(hub: FakeHub, home: Path) -> None:
+    small = {name: content for name, content in model_files().items() if "model." not in name}
+    write_cached(home / "hf", REPO, small)
+    resolve(REPO)
+    assert hub.downloaded == ["model.safetensors"]
+
+
+def test_a_repository_that_does_not_exist_is_told_from_an_unreachable_hub(hub: FakeHub) -> None:
+    assert hub.endpoint
+    with pytest.raises(ModelNotFoundError, match="there is no owner/other, or it is private"):
+        resolve("owner/other")
+
+
+def test_a_revision_that_does_not_exist_is_named(hub: FakeHub) -> None:
+    assert hub.endpoint
+    with pytest.raises(ModelNotFoundError, match="owner/name has no revision v9"):
+        resolve(f"{REPO}@v9")
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, "GatedRepo"), (403, "GatedRepo"), (403, None)])
+def test_a_gated_repository_says_to_accept_its_licence(
+    hub: FakeHub, status: int, code: str | None
+) -> None:
+    hub.status, hub.error_code = status, code
+    with pytest.raises(ModelNotFoundError, match="is gated") as caught:
+        resolve(REPO)
+    assert "hf auth login" in caught.value.hint
+    assert f"{hub.endpoint}/{REPO}" in caught.value.hint
+
+
+def test_a_hub_in_trouble_is_quoted_by_status(hub: FakeHub) -> None:
+    hub.status = 500
+    with pytest.raises(ModelNotFoundError, match="it answered with status 500"):
+        resolve(REPO)
+
+
+def test_a_repository_of_pickle_weights_is_refused_unless_allowed(hub: FakeHub) -> None:
+    hub.files = model_files("pytorch_model.bin")
+    with pytest.raises(UnsafeModelError, match=r"owner/name .* pytorch_model\.bin"):
+        resolve(REPO)
+    assert hub.downloaded == []
+    assert (resolve(REPO, allow_pickle=True).path / "pytorch_model.bin").exists()
+    with pytest.raises(UnsafeModelError):
+        resolve(REPO)
+
+
+def test_an_adapter_repository_says_how_adapters_are_used(hub: FakeHub) -> None:
+    hub.files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b""}
+    with pytest.raises(ModelLoadError, match="is an adapter, not a model"):
+        resolve(REPO)
+
+
+def test_a_repository_without_a_tokenizer_is_not_a_model(hub: FakeHub) -> None:
+    files = model_files()
+    del files["tokenizer.json"]
+    hub.files = files
+    with pytest.raises(ModelNotFoundError, match="the repository lacks a tokenizer"):
+        resolve(REPO)
+
+
+def test_a_connection_that_nobody_answers_is_given_up_within_five_seconds(black_hole: str) -> None:
+    code = (
+        "import time\n"
+        "from llmctl.engine.catalog import resolve\n"
+        "from llmctl.errors import ModelNotFoundError\n"
+        "began = time.monotonic()\n"
+        "try:\n    resolve('owner/name')\n"
+        "except ModelNotFoundError as error:\n    print(error)\n"
+        "print(time.monotonic() - began)\n"
+    )
+    # A fresh process: the hub's client reads its variables once, at import.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    *said, seconds = done.stdout.splitlines()
+    assert f"{black_hole}: it cannot be reached" in said[-1], done.stderr
+    assert float(seconds) < 5
+
+
+def test_an_offline_wish_is_respected(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelNotFoundError, match="HF_HUB_OFFLINE is set"):
+        resolve(REPO)
+    assert hub.downloaded == []

@@ -1,0 +1,298 @@
+"""Reading what was remembered, directly and through MLflow, and finding one's way in it."""
+
+import math
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from llmctl.errors import ConfigError, LlmctlError
+from llmctl.monitor.read.client import ClientRuns
+from llmctl.monitor.read.lineage import Lineage, Node
+from llmctl.monitor.read.query import RunFilter, best, better, moment, ordered
+from llmctl.monitor.read.runs import NoRuns, find, open_runs
+from llmctl.monitor.read.sqlite import KNOWN_SCHEMAS, SqliteRuns
+from llmctl.monitor.store import store_uri
+from llmctl.monitor.write.liveness import DIED
+from llmctl.types import TAG_PROCESS, DatasetUse, MetricPoint, RunRecord
+from tests.monitor.tracking_history import Remembered, begin, empty_home
+
+
+@pytest.fixture
+def runs(remembered: Remembered, monkeypatch: pytest.MonkeyPatch) -> list[RunRecord]:
+    remembered.enter(monkeypatch)
+    with open_runs() as store:
+        return store.runs()
+
+
+def run(run_id: str, name: str = "", **fields: object) -> RunRecord:
+    known = {"kind": "finetune", "model": "m", "status": "finished", "started": 0.0} | fields
+    return RunRecord(run_id=run_id, name=name or f"run-{run_id}", **known)  # type: ignore[arg-type]
+
+
+def test_the_direct_way_and_mlflow_s_client_read_the_same(
+    remembered: Remembered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered.enter(monkeypatch)
+    direct = SqliteRuns.open(remembered.home / "mlflow.db")
+    assert direct is not None
+    through_client = ClientRuns(store_uri())
+    with closing(direct):
+        ours, theirs = direct.runs(), through_client.runs()
+        assert [repr(run) for run in ours] == [repr(run) for run in theirs]
+        for run_id in remembered.ids.values():
+            assert repr(direct.curves(run_id)) == repr(through_client.curves(run_id))
+            assert direct.count_traces(run_id) == through_client.count_traces(run_id)
+        assert direct.count_traces(remembered.ids["serve"]) == 3
+
+
+def test_a_record_holds_what_the_command_said(
+    runs: list[RunRecord], remembered: Remembered
+) -> None:
+    fast = find(runs, remembered.ids["fast"])
+    assert (fast.name, fast.kind, fast.model) == ("微调-fast", "finetune", "smollm2-135m")
+    assert (fast.status, fast.error, fast.key_metric) == ("finished", "", "eval/loss")
+    assert fast.params == {"batch": "8", "lora.rank": "16", "lr": "0.0001"}
+    assert fast.metrics["eval/loss"] == pytest.approx(1.4)
+    assert fast.datasets == (
+        DatasetUse("客服.clean.jsonl", "b" * 36, "training", "/data/客服.clean.jsonl", 1100),
+    )
+    assert fast.duration_s is not None
+    assert 0 <= fast.duration_s < 60
+
+
+def test_a_value_that_is_no_number_is_read_as_it_was_logged(
+    remembered: Remembered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered.enter(monkeypatch)
+    with open_runs() as store:
+        points = store.curves(remembered.ids["broken"])["train/loss"]
+    assert [point.step for point in points] == [0, 1, 2]
+    assert points[0] == MetricPoint(0, points[0].time, 2.0)
+    assert math.isnan(points[1].value)
+    assert points[2].value == math.inf
+
+
+def test_a_store_that_is_not_there_has_no_runs_and_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with open_runs() as store:
+        assert isinstance(store, NoRuns)
+        assert store.runs() == []
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_file_that_is_no_store_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+    text, other = tmp_path / "notes.db", tmp_path / "other.db"
+    text.write_text("this is no database, however long it may be " * 20)
+    with closing(sqlite3.connect(other)) as connection, connection:
+        connection.execute("CREATE TABLE recipes (name)")
+    for file in (text, other):
+        before = file.read_bytes()
+        with (
+            pytest.raises(LlmctlError, match=file.name),
+            open_runs(f"sqlite:///{file.as_posix()}"),
+        ):
+            pass
+        assert file.read_bytes() == before
+
+
+def test_tables_of_another_mlflow_are_left_to_mlflow(
+    remembered: Remembered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = empty_home(remembered, tmp_path / "home", monkeypatch)
+    with closing(sqlite3.connect(home / "mlflow.db")) as connection, connection:
+        ((version,),) = connection.execute("SELECT * FROM alembic_version").fetchall()
+        assert version in KNOWN_SCHEMAS
+        connection.execute("UPDATE alembic_version SET version_num = 'of the future'")
+    assert SqliteRuns.open(home / "mlflow.db") is None
+
+
+def test_reading_does_not_wait_for_a_writer_and_sees_no_half_of_its_work(
+    remembered: Remembered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = empty_home(remembered, tmp_path / "home", monkeypatch)
+    begin("bench").end("finished")
+    with closing(sqlite3.connect(home / "mlflow.db", isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("UPDATE runs SET name = 'half done'")
+        with open_runs() as store:
+            (seen,) = store.runs()
+    assert seen.name.startswith("bench-")
+
+
+def test_a_run_whose_process_is_gone_is_read_as_killed(
+    remembered: Remembered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty_home(remembered, tmp_path / "home", monkeypatch)
+    code = (
+        "import os\n"
+        "from tests.monitor.remembered import begin\n"
+        "tracker = begin('serve')\n"
+        "print(tracker.run_id, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False
+    )
+    with open_runs() as store:
+        (dead,) = store.runs()
+    assert dead.run_id == done.stdout.strip(), done.stderr
+    assert (dead.status, dead.error) == ("killed", DIED)
+    assert dead.ended is not None
+    alive = begin("serve")
+    with open_runs() as store:
+        assert find(store.runs(), str(alive.run_id)).status == "running"
+    alive.end("finished")
+
+
+def test_ids_names_and_their_beginnings_find_a_run() -> None:
+    runs = [
+        run("ab12", "微调-三"),
+        run("ab34", "eval-b"),
+        run("cd56", "eval-a", tags={TAG_PROCESS: ""}),
+    ]
+    assert find(runs, "cd").run_id == "cd56"
+    assert find(runs, "AB12").run_id == "ab12"
+    assert find(runs, "微调").run_id == "ab12"
+    assert find(runs, "eval-a").run_id == "cd56"
+    assert find(runs, "latest") is find(runs, "@") is runs[0]
+
+
+def test_a_whole_name_goes_before_a_beginning_and_an_id_before_a_name() -> None:
+    runs = [run("aaa1", "base"), run("bbb2", "base-2"), run("base9", "other")]
+    assert find(runs, "base").run_id == "aaa1"
+    assert find(runs, "bas").run_id == "base9"
+
+
+def test_what_may_be_several_runs_names_them() -> None:
+    runs = [run(f"ab{number:02}", f"eval-{number}") for number in range(12)]
+    with pytest.raises(ConfigError, match="12 runs") as caught:
+        find(runs, "ab")
+    lines = str(caught.value).splitlines()
+    assert "ab00" in lines[1]
+    assert "eval-0" in lines[1]
+    assert lines[-1].strip() == "… and 2 more"
+
+
+@pytest.mark.parametrize("reference", ["zz", "", " ", "latest"])
+def test_what_is_no_run_is_said_to_be_none(reference: str) -> None:
+    with pytest.raises(LlmctlError, match="there is no run"):
+        find([run("ab12")] if reference != "latest" else [], reference)
+
+
+def test_lineage_leads_from_the_raw_data_to_the_server_and_back(
+    runs: list[RunRecord], remembered: Remembered
+) -> None:
+    lineage = Lineage.of(runs)
+    ids = remembered.ids
+
+    def outline(node: Node) -> object:
+        return {node.id if node.kind != "model" else "model": [*map(outline, node.branches)]}
+
+    taught: object = {ids["slow"]: [{"model": []}]}
+    used: object = {"model": [{ids["eval"]: []}, {ids["serve"]: []}]}
+    assert outline(lineage.results(find(runs, ids["clean"]))) == {
+        ids["clean"]: [{"b" * 36: [taught, {ids["fast"]: [used]}]}]
+    }
+    assert outline(lineage.sources(find(runs, ids["eval"]))) == {
+        ids["eval"]: [
+            {"c" * 36: []},
+            {"model": [{ids["fast"]: [{"b" * 36: [{ids["clean"]: [{"a" * 36: []}]}]}]}]},
+        ]
+    }
+    (model,) = lineage.results(find(runs, ids["fast"])).branches
+    assert model.name == str(remembered.adapter)
+
+
+def test_a_run_that_changed_nothing_is_no_source_of_itself() -> None:
+    same = (DatasetUse("d", "x", "source"), DatasetUse("d (output)", "x", "output"))
+    first, second = run("a", datasets=same), run("b", datasets=same, started=1.0)
+    lineage = Lineage.of([first, second])
+    (data,) = lineage.sources(second).branches
+    (before,) = data.branches
+    assert (before.id, [(node.id, node.seen) for node in before.branches]) == ("a", [("x", True)])
+    (data,) = lineage.results(first).branches
+    assert [node.id for node in data.branches] == ["b"]
+
+
+def test_parts_hang_on_their_whole() -> None:
+    whole, part = run("a"), run("b", parent_run_id="a")
+    lineage = Lineage.of([whole, part])
+    assert [node.id for node in lineage.results(whole).branches] == ["b"]
+    assert [node.id for node in lineage.sources(part).branches] == ["a"]
+    (lost,) = Lineage.of([part]).sources(part).branches
+    assert "not in this store" in lost.name
+
+
+def test_runs_without_the_value_come_last_in_either_order() -> None:
+    runs = [
+        run("a", metrics={"loss": 2.0}),
+        run("b"),
+        run("c", metrics={"loss": 1.0}),
+        run("d", metrics={"loss": math.nan}),
+    ]
+    assert [one.run_id for one in ordered(runs, "loss")] == ["c", "a", "b", "d"]
+    assert [one.run_id for one in ordered(runs, "-loss")] == ["a", "c", "b", "d"]
+    with pytest.raises(ConfigError, match="los"):
+        ordered(runs, "los")
+
+
+def test_the_best_run_is_never_one_without_a_number() -> None:
+    runs = [run("a", metrics={"l": math.nan}), run("b", metrics={"l": 2.0}), run("c")]
+    runs.append(run("d", metrics={"l": 1.0}))
+    assert best(runs, "l", "lower").run_id == "d"
+    assert best(runs, "l", "higher").run_id == "b"
+    with pytest.raises(LlmctlError, match="none of the 4 runs"):
+        best(runs, "x", "lower")
+
+
+def test_a_filter_admits_what_fits_all_of_it() -> None:
+    old = run("a", model="Qwen/Qwen3-4B", started=100.0)
+    assert RunFilter(kind="finetune", model="qwen3", status="finished", since=100.0).admits(old)
+    for other in (
+        RunFilter(kind="eval"),
+        RunFilter(model="llama"),
+        RunFilter(status="failed"),
+        RunFilter(since=101.0),
+    ):
+        assert not other.admits(old)
+
+
+def test_a_moment_is_a_span_back_or_a_date() -> None:
+    now = datetime(2026, 5, 31, 12)
+    assert moment("7d", now) == datetime(2026, 5, 24, 12).timestamp()
+    assert moment("1.5h", now) == datetime(2026, 5, 31, 10, 30).timestamp()
+    assert moment("2026-05-30", now) == datetime(2026, 5, 30).timestamp()
+    assert moment("2026-05-30T08:00:00+00:00", now) == 1_780_128_000
+    for text in ("yesterday", "7", "7x", "", "999999999999w"):
+        with pytest.raises(ConfigError, match="is no time"):
+            moment(text, now)
+
+
+@pytest.mark.parametrize(
+    ("metric", "side"),
+    [
+        ("train/loss", "lower"),
+        ("eval/perplexity", "lower"),
+        ("serve/ttft_p95_s", "lower"),
+        ("serve/errors", "lower"),
+        ("eval/runtime_s", "lower"),
+        ("train/tokens_per_s", "higher"),
+        ("serve/cached_share", "higher"),
+        ("eval/ceval", "higher"),
+        ("eval/some_new_suite", "higher"),
+        ("train/learning_rate", None),
+        ("train/grad_norm", None),
+        ("serve/requests", None),
+    ],
+)
+def test_a_metric_s_name_tells_which_values_are_better(metric: str, side: str | None) -> None:
+    assert better(metric) == side

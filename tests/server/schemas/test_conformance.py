@@ -1,0 +1,83 @@
+"""Every object on the wire has the shape that OpenAI's API reference gives it."""
+
+from typing import Any
+
+import jsonschema
+import pytest
+
+from llmctl.engine.chat.response_delta import Part
+from llmctl.engine.hf_runner import HFRunner
+from llmctl.errors import EngineFailedError
+from llmctl.types import ToolCall
+from tests.fakes import FakeEngine
+from tests.server.schemas import openai_schemas as schemas
+from tests.server.servers import CHAT, events_of, request
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+PLAIN: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "ignore_eos": True}
+PIECES = (Part(reasoning="Hm."), "I ", "add.", Part(call=ToolCall("add", "{}", "call_1")))
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"n": 3, "seed": 1, "temperature": 1}, {"logprobs": True, "top_logprobs": 4}]
+)
+def test_chats_of_a_real_engine(fields: dict[str, Any], tiny: HFRunner) -> None:
+    body = {"model": tiny.info().model_id, "messages": MESSAGES} | PLAIN | fields
+    jsonschema.validate(request(tiny, "POST", CHAT, json=body).json(), schemas.CHAT_COMPLETION)
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *chunks, done = events_of(request(tiny, "POST", CHAT, json=body | options))
+    assert done == "[DONE]"
+    for chunk in chunks:
+        jsonschema.validate(chunk, schemas.CHAT_CHUNK)
+        assert chunk["id"] == chunks[0]["id"]
+        assert chunk["created"] == chunks[0]["created"]
+    assert [bool(chunk["choices"]) for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+    assert [chunk["usage"] is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+    for index in range(fields.get("n", 1)):
+        own = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+        assert own[0]["delta"] == {"role": "assistant", "content": ""}
+        assert [c["finish_reason"] for c in own] == [None] * (len(own) - 1) + ["length"]
+
+
+def test_calls_and_reasoning() -> None:
+    body = {"model": "fake-model", "messages": MESSAGES}
+    whole = request(FakeEngine(PIECES), "POST", CHAT, json=body).json()
+    jsonschema.validate(whole, schemas.CHAT_COMPLETION)
+    streamed = request(FakeEngine(PIECES), "POST", CHAT, json=body | {"stream": True})
+    for chunk in events_of(streamed)[:-1]:
+        jsonschema.validate(chunk, schemas.CHAT_CHUNK)
+        assert "usage" not in chunk
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": 2, "echo": True}, {"n": 2}])
+def test_completions(fields: dict[str, Any], tiny: HFRunner) -> None:
+    body = {"model": tiny.info().model_id, "prompt": ["ab", "cde"]} | PLAIN | fields
+    whole = request(tiny, "POST", "/v1/completions", json=body).json()
+    jsonschema.validate(whole, schemas.COMPLETION)
+    body.pop("echo", None)
+    reply = request(tiny, "POST", "/v1/completions", json=body | {"stream": True})
+    for chunk in events_of(reply)[:-1]:
+        jsonschema.validate(chunk, schemas.COMPLETION)
+
+
+def test_models_embeddings_and_errors(tiny: HFRunner) -> None:
+    model = tiny.info().model_id
+    jsonschema.validate(request(tiny, "GET", "/v1/models").json(), schemas.MODELS)
+    body = {"model": model, "input": ["a", "b"]}
+    jsonschema.validate(
+        request(tiny, "POST", "/v1/embeddings", json=body).json(), schemas.EMBEDDINGS
+    )
+    failing = FakeEngine(fail=EngineFailedError("broken"))
+    chat = {"model": "fake-model", "messages": MESSAGES}
+    for reply in (
+        request(tiny, "GET", "/nothing"),
+        request(tiny, "GET", CHAT),
+        request(tiny, "POST", CHAT, content=b"{"),
+        request(tiny, "POST", CHAT, json={"model": model}),
+        request(tiny, "GET", "/v1/models", api_keys=("k",)),
+        request(FakeEngine((), fail=EngineFailedError("broken")), "POST", CHAT, json=chat),
+    ):
+        assert reply.status_code >= 400
+        jsonschema.validate(reply.json(), schemas.ERROR)
+    streamed = request(failing, "POST", CHAT, json=chat | {"stream": True})
+    jsonschema.validate(events_of(streamed)[-1], schemas.ERROR)

@@ -1,0 +1,47 @@
+"""Layers that keep less for their gradient have the gradient of those that keep more."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmctl.train.kernels.memory_efficient_layers import lean_layers
+from tests.tiny import save_tiny_model
+from tests.train.kernels.test_lora import adapted, assert_same
+
+
+def replaced(model: Any) -> set[str]:
+    return {type(m).__name__ for m in model.modules() if "forward" in vars(m)}
+
+
+def roughen(model: Any) -> Any:
+    """Norms of a new model are all ones, which hides mistakes."""
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.normal_(1, 0.3, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "mistral"])
+def test_norms_and_gated_layers_have_the_same_gradients(tmp_path: Path, model_type: str) -> None:
+    folder = save_tiny_model(tmp_path, model_type=model_type)
+    model = roughen(adapted(folder))
+    lean_layers(model)
+    kinds = replaced(model)
+    assert any(kind.endswith("RMSNorm") for kind in kinds)
+    assert any(kind.endswith("MLP") for kind in kinds)
+    assert_same(model, roughen(adapted(folder)))
+
+
+def test_a_layer_with_another_formula_stays_as_it_is(tmp_path: Path) -> None:
+    model = roughen(adapted(save_tiny_model(tmp_path, model_type="gemma")))
+    lean_layers(model)  # its norms scale by 1 + weight, and its gate is no SiLU
+    assert replaced(model) == set()
+
+
+def test_a_norm_that_learns_itself_stays_as_it_is(tiny_folder: Path) -> None:
+    model = adapted(tiny_folder).requires_grad_(True)
+    lean_layers(model)
+    assert not any(kind.endswith("RMSNorm") for kind in replaced(model))
