@@ -21,7 +21,7 @@ from llmctl.engine.base import BaseEngine
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.models import resolve
 from llmctl.engine.registry import create_engine
-from llmctl.engine.stream import fold
+from llmctl.engine.stream import collect_result
 from llmctl.types import GenerationRequest, Message, ModelSpec, SamplingParams, ScoreRequest
 
 MODEL = "smollm2-135m"
@@ -50,7 +50,7 @@ def ask(engine: BaseEngine, questions: Sequence[str], adapter: str | None) -> li
         GenerationRequest((Message("user", question),), sampling=greedy, adapter=adapter)
         for question in questions
     ]
-    return [fold(stream).choices[0].text for stream in map(engine.submit, requests)]
+    return [collect_result(stream).choices[0].text for stream in map(engine.submit, requests)]
 
 
 def measure(engine: BaseEngine, template: ChatTemplate, adapter: str | None) -> float:
@@ -78,7 +78,7 @@ def main() -> None:
 
     listed = read_lines(QUESTIONS)
     questions = [entry["question"] for entry in listed]
-    template = ChatTemplate.of(AutoTokenizer.from_pretrained(resolve.resolve(MODEL).path))
+    template = ChatTemplate.of(AutoTokenizer.from_pretrained(resolve.resolve_model(MODEL).path))
     with create_engine(ModelSpec(MODEL)) as engine:
         engine.load()
         engine.load_adapter("tuned", str(ADAPTER))

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.models import resolve
-from llmctl.engine.models.provenance import BaseModel, Provenance
+from llmctl.engine.models.provenance import BaseModelRef, Provenance
 from llmctl.types import DatasetRef
 
 DATA = DatasetRef("manners.jsonl", "/somewhere/manners.jsonl", "ab" * 32, 200, "messages")
@@ -39,7 +39,7 @@ def teach(folder: Path, base: Path, model_id: str | None = None, **options: Any)
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.save_pretrained(folder)
     Provenance(
-        base=BaseModel.of(resolve.resolve(str(base))),
+        base=BaseModelRef.of(resolve.resolve_model(str(base))),
         template=ChatTemplate.of(tokenizer).fingerprint,
         method="lora",
         hyperparameters={"rank": 4, "learning_rate": 2e-4},

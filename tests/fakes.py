@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.chat.response_delta import Part
+from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.types import (
@@ -42,7 +42,7 @@ class FakeEngine(BaseEngine):
 
     def __init__(
         self,
-        pieces: Sequence[str | Part] = ("Hel", "lo"),
+        pieces: Sequence[str | ResponseDelta] = ("Hel", "lo"),
         *,
         reject: LlmctlError | None = None,
         fail: LlmctlError | None = None,
@@ -75,7 +75,7 @@ class FakeEngine(BaseEngine):
         choices = request.sampling.n or 1
         called = False
         for position, piece in enumerate(self.pieces):
-            part = Part(piece) if isinstance(piece, str) else piece
+            part = ResponseDelta(piece) if isinstance(piece, str) else piece
             calls = () if part.call is None else (part.call,)
             called |= bool(calls)
             for index in range(choices):

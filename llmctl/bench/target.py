@@ -12,7 +12,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from llmctl.bench.plan import BenchPlan, Endpoint
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.openai.wire import api_url, reason
+from llmctl.engine.openai.wire import api_error_message, api_url
 from llmctl.engine.stream import StreamItem
 from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.types import GenerationChunk, GenerationRequest, Message, SamplingParams
@@ -140,7 +140,9 @@ class ServerTarget:
         hint = {401: "give the server's key with --api-key", 404: "name its model with --model"}
         if status in (400, 422) and ignore_eos:
             hint |= {status: "a server that does not know ignore_eos needs --no-ignore-eos"}
-        return LlmctlError(f"{self._url}: {reason(error)}", hint=hint.get(status or 0, ""))
+        return LlmctlError(
+            f"{self._url}: {api_error_message(error)}", hint=hint.get(status or 0, "")
+        )
 
     async def close(self) -> None:
         """Drop the connections."""

@@ -9,8 +9,8 @@ import typer
 from llmctl.cli import models_merge, options, render
 
 if TYPE_CHECKING:
-    from llmctl.engine.models.adapter_metadata import AdapterFacts
-    from llmctl.engine.models.inventory import ModelCard
+    from llmctl.engine.models.adapter_metadata import AdapterMetadata
+    from llmctl.engine.models.inventory import ModelInfo
 
 app = typer.Typer(no_args_is_help=False, rich_markup_mode=None)
 
@@ -113,7 +113,7 @@ def rm(name: NameArg) -> None:
 app.command()(models_merge.merge)
 
 
-def _adapter(facts: "AdapterFacts | None") -> dict[str, str | None]:
+def _adapter(facts: "AdapterMetadata | None") -> dict[str, str | None]:
     if facts is None:
         return {}
     return {
@@ -129,7 +129,7 @@ def _adapter(facts: "AdapterFacts | None") -> dict[str, str | None]:
     }
 
 
-def _plain(card: "ModelCard") -> dict[str, Any]:
+def _plain(card: "ModelInfo") -> dict[str, Any]:
     """Return what JSON can say."""
     return {
         name: str(value) if isinstance(value, Path) else value

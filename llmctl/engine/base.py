@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Self, TypeVar
 
-from llmctl.engine.stream import GenerationStream, fold
+from llmctl.engine.stream import GenerationStream, collect_result
 from llmctl.errors import UnsupportedError
 from llmctl.types import (
     EngineInfo,
@@ -70,7 +70,7 @@ class BaseEngine(ABC):
         """Return, for each request in order, one score per continuation. Blocks."""
         return _result(self.submit_scores(requests))
 
-    def submit_texts(
+    def submit_embeddings(
         self,
         texts: Sequence[str | Sequence[int]],  # noqa: ARG002  for those who can
         adapter: str | None = None,  # noqa: ARG002
@@ -91,7 +91,7 @@ class BaseEngine(ABC):
         self, texts: Sequence[str | Sequence[int]], adapter: str | None = None
     ) -> list[tuple[float, ...]]:
         """Return what `submit_texts` finds. Blocks."""
-        return _result(self.submit_texts(texts, adapter))
+        return _result(self.submit_embeddings(texts, adapter))
 
     @abstractmethod
     def count_tokens(self, text: str | Sequence[Message]) -> int:
@@ -138,7 +138,7 @@ class BaseEngine(ABC):
     def generate(self, request: GenerationRequest) -> GenerationResult:
         """Answer in one piece: a fold over the stream."""
         with self.submit(request) as stream:
-            return fold(stream)
+            return collect_result(stream)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ class BaseEngine(ABC):
         """
         raise UnsupportedError(f"this backend cannot load {name!r} from {path}", param="adapter")
 
-    def retire_adapter(self, name: str) -> Future[None]:
+    def begin_unload_adapter(self, name: str) -> Future[None]:
         """Take the name away at once, and the adapter when the last request under it has ended.
 
         Returns:
@@ -168,7 +168,7 @@ class BaseEngine(ABC):
 
     def unload_adapter(self, name: str) -> None:
         """Do as `retire_adapter`, and block until it is done."""
-        self.retire_adapter(name).result()
+        self.begin_unload_adapter(name).result()
 
     def __enter__(self) -> Self:
         return self

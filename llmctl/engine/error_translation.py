@@ -12,7 +12,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def as_ours(error: BaseException) -> LlmctlError:
+def translate_error(error: BaseException) -> LlmctlError:
     """Wrap what broke in the engine thread, with its cause."""
     if isinstance(error, LlmctlError):
         return error

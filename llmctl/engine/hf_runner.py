@@ -24,7 +24,7 @@ from llmctl.engine.batching.sequence import Job
 from llmctl.engine.batching.sequence import Sequence as RowSequence
 from llmctl.engine.batching.worker import Worker
 from llmctl.engine.chat.detokenize import incremental_decoder
-from llmctl.engine.chat.response_parser import ReplyReaders
+from llmctl.engine.chat.response_parser import ResponseParserFactory
 from llmctl.engine.loading.adapters import read_adapter
 from llmctl.engine.loading.load import LoadedModel, load_model
 from llmctl.engine.models import provenance
@@ -68,7 +68,7 @@ class HFRunner(BaseEngine):
         loaded = load_model(self.spec, progress)
         progress(Progress(f"trying how {loaded.info.model_id} runs best here"))
         self._texts = TokenTexts(loaded.tokenizer)
-        self._replies = ReplyReaders(loaded.tokenizer, loaded.template)
+        self._replies = ResponseParserFactory(loaded.tokenizer, loaded.template)
         self._grammars = GrammarCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
         executor, self.path, notes = choose_executor(
             loaded.model,
@@ -156,7 +156,7 @@ class HFRunner(BaseEngine):
             template = self._ready.template
             return template.encode(
                 self._replies.messages(request),
-                tools=request.tools if template.has_tools else (),
+                tools=request.tools if template.supports_tools else (),
                 continue_final_message=request.continue_final_message,
                 template_kwargs=request.template_kwargs,
             )
@@ -224,7 +224,7 @@ class HFRunner(BaseEngine):
             ]
             return self._running_worker.score(asked)
 
-    def submit_texts(
+    def submit_embeddings(
         self, texts: Sequence[str | Sequence[int]], adapter: str | None = None
     ) -> Future[list[tuple[float, ...]]]:
         encoded = [self._encode(text) for text in texts]
@@ -264,12 +264,12 @@ class HFRunner(BaseEngine):
         taken = ConfigError(f"an adapter named {name!r} is loaded already", hint="unload it first")
         if name in self.adapters:
             raise taken
-        if loaded.adapted_for_good:
+        if loaded.has_static_adapter:
             raise ConfigError(
                 f"the adapter {name!r} would come on top of the one in the model's weights",
                 hint="serve the base model, or merge that adapter into it first",
             )
-        provenance.check_template(Path(path), loaded.template.fingerprint)
+        provenance.check_chat_template(Path(path), loaded.template.fingerprint)
         adapter = read_adapter(path, loaded.model)
         key = f"{name}#{next(self._adapter_numbers)}"
         with self._lock:
@@ -282,7 +282,7 @@ class HFRunner(BaseEngine):
         change.result()
         raise taken
 
-    def retire_adapter(self, name: str) -> Future[None]:
+    def begin_unload_adapter(self, name: str) -> Future[None]:
         with self._lock:
             key = self._adapter_key(name)
             assert key is not None

@@ -15,12 +15,12 @@ from llmctl.errors import ContextLengthError, EngineStoppedError, LlmctlError, R
 from llmctl.types import Score, ScoreRequest
 
 Ids = tuple[int, ...]
-Scorer = Callable[[Sequence[ScoreRequest]], list[tuple[Score, ...]]]
+ScoreFunction = Callable[[Sequence[ScoreRequest]], list[tuple[Score, ...]]]
 """As `BaseEngine.score`."""
 
 _AT_ONCE = 512
 """Tokens that are read side by side: a pass of more is no faster, and hides more from itself."""
-BATCH = 8
+GROUPS_PER_BATCH = 8
 """Groups that are handed to the engine at once; the scores do not depend on it."""
 
 
@@ -44,9 +44,9 @@ class GroupScore:
     """The texts of one group."""
 
     texts: tuple[TextScore, ...]
-    computed: int
+    computed_tokens: int
     """Tokens that were computed for them; of the first group also those that all groups share."""
-    naive: int
+    uncached_tokens: int
     """Tokens of all the texts, were each computed whole."""
 
 
@@ -89,12 +89,12 @@ class _Job:
         )
 
 
-def score_texts(
+def score_full_texts(
     engine: BaseEngine,
     groups: Sequence[Sequence[str]],
     adapter: str | None = None,
-    batch: int = BATCH,
-    score: Scorer | None = None,
+    batch: int = GROUPS_PER_BATCH,
+    score: ScoreFunction | None = None,
 ) -> Iterator[GroupScore | LlmctlError]:
     """Yield for each group, in order, a score for each of its texts, or why it has none.
 
@@ -133,15 +133,15 @@ def score_texts(
         lengths = tuple(
             replace(own, token_count=len(ids)) for own, ids in zip(scored.texts, texts, strict=True)
         )
-        yield replace(scored, texts=lengths, computed=scored.computed + extra)
+        yield replace(scored, texts=lengths, computed_tokens=scored.computed_tokens + extra)
         extra = 0
 
 
-def score_ends(
+def score_continuations(
     engine: BaseEngine,
     groups: Sequence[tuple[str, Sequence[str]]],
     adapter: str | None = None,
-    batch: int = BATCH,
+    batch: int = GROUPS_PER_BATCH,
 ) -> Iterator[GroupScore | LlmctlError]:
     """Yield for each group, a context and its continuations, how likely each continuation is.
 
@@ -187,14 +187,14 @@ def _trunk(texts: Sequence[Ids]) -> int:
     return max(1, min(_common(texts), min(map(len, texts)) - 1))
 
 
-def _logprob(score: Scorer, ids: Ids, adapter: str | None) -> float:
+def _logprob(score: ScoreFunction, ids: Ids, adapter: str | None) -> float:
     if len(ids) < 2:
         return 0.0
     return score([ScoreRequest(ids[:1], (ids[1:],), adapter=adapter)])[0][0].logprob
 
 
 def _run(
-    score: Scorer, jobs: Sequence[_Job], batch: int
+    score: ScoreFunction, jobs: Sequence[_Job], batch: int
 ) -> Iterator[tuple[_Job, tuple[Score, ...] | LlmctlError]]:
     left = iter(jobs)
     while some := list(islice(left, batch)):
@@ -209,7 +209,7 @@ def _run(
             yield from zip(some, done, strict=True)
 
 
-def _side_by_side(score: Scorer, jobs: Sequence[_Job]) -> list[tuple[Score, ...]]:
+def _side_by_side(score: ScoreFunction, jobs: Sequence[_Job]) -> list[tuple[Score, ...]]:
     """Score several groups in as few passes as may be; return the scores of each one's ends.
 
     Groups whose texts differ in the last token alone, such as letters, are ends of what all of them
@@ -239,7 +239,7 @@ def _side_by_side(score: Scorer, jobs: Sequence[_Job]) -> list[tuple[Score, ...]
     return found
 
 
-def _alone(score: Scorer, job: _Job) -> tuple[Score, ...] | LlmctlError:
+def _alone(score: ScoreFunction, job: _Job) -> tuple[Score, ...] | LlmctlError:
     try:
         return score([job.request])[0]
     except EngineStoppedError:

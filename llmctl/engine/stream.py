@@ -135,15 +135,15 @@ class GenerationStream:
         self.cancel()
 
 
-def fold(chunks: Iterator[GenerationChunk] | GenerationStream) -> GenerationResult:
+def collect_result(chunks: Iterator[GenerationChunk] | GenerationStream) -> GenerationResult:
     """Join the chunks of one request into whole replies: the stream is the truth."""
-    folded = Fold()
+    folded = ResultAccumulator()
     for chunk in chunks:
         folded.add(chunk)
     return folded.result()
 
 
-class Fold:
+class ResultAccumulator:
     """Joins chunks that arrive one by one; `fold` for those who cannot iterate."""
 
     def __init__(self) -> None:

@@ -37,7 +37,7 @@ def run(
         # -P: what lies in the current folder must not stand in for a library.
         subprocess.Popen(
             [python, "-P", *arguments],
-            stdin=subprocess.PIPE,  # closes when we die, see `end_with_parent`
+            stdin=subprocess.PIPE,  # closes when we die, see `exit_with_parent`
             stdout=printed,
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
@@ -59,7 +59,7 @@ def run(
         raise subprocess.CalledProcessError(process.returncode, arguments, output)
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     """In a child: end this process when its standard input closes, for its parent is dead then."""
 
     def watch() -> None:

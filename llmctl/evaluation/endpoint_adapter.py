@@ -33,7 +33,7 @@ def endpoint(base_url: str, model: str | None, api_key: str) -> Endpoint:
     Raises:
         ConfigError: it does not answer, or has several models and none was named.
     """
-    from llmctl.engine.openai.wire import api_url, own_models, reason
+    from llmctl.engine.openai.wire import api_error_message, api_url, base_models
 
     url = api_url(base_url)
     place = Endpoint(url, model or "", api_key)
@@ -43,12 +43,12 @@ def endpoint(base_url: str, model: str | None, api_key: str) -> Endpoint:
         names = [found.id for found in _client(place).models.list().data]
     except Exception as error:
         raise ConfigError(
-            f"{url} does not answer: {reason(error)}",
+            f"{url} does not answer: {api_error_message(error)}",
             hint="is the server up, and is the key right?",
         ) from error
     if not names:
         raise ConfigError(f"{url} serves no model")
-    own = own_models(names)
+    own = base_models(names)
     if len(own) > 1:
         raise ConfigError(f"{url} serves {len(own)} models", hint=f"--model {' or '.join(own[:5])}")
     return Endpoint(url, own[0], api_key)

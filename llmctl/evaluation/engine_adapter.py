@@ -4,8 +4,13 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.loglikelihood import BATCH, GroupScore, score_ends, score_texts
-from llmctl.engine.stream import GenerationStream, fold
+from llmctl.engine.loglikelihood import (
+    GROUPS_PER_BATCH,
+    GroupScore,
+    score_continuations,
+    score_full_texts,
+)
+from llmctl.engine.stream import GenerationStream, collect_result
 from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.evaluation.model_adapter import Reply
 from llmctl.types import GenerationRequest, Question, SamplingParams
@@ -17,7 +22,7 @@ _IN_FLIGHT = 64
 class EngineSitter:
     """Puts an engine behind the `Sitter` interface; does not own it."""
 
-    def __init__(self, engine: BaseEngine, batch_size: int = BATCH) -> None:
+    def __init__(self, engine: BaseEngine, batch_size: int = GROUPS_PER_BATCH) -> None:
         self._engine = engine
         self._batch_size = batch_size
 
@@ -26,9 +31,9 @@ class EngineSitter:
     ) -> Iterator[GroupScore | LlmctlError]:
         if whole:
             texts = [tuple(q.context + end for end in q.continuations) for q in questions]
-            return score_texts(self._engine, texts, batch=self._batch_size)
+            return score_full_texts(self._engine, texts, batch=self._batch_size)
         asked = [(q.context, q.continuations) for q in questions]
-        return score_ends(self._engine, asked, batch=self._batch_size)
+        return score_continuations(self._engine, asked, batch=self._batch_size)
 
     def write(
         self, questions: Sequence[Question], max_new_tokens: int
@@ -75,7 +80,7 @@ def _reply(stream: GenerationStream | LlmctlError) -> Reply | LlmctlError:
     if isinstance(stream, LlmctlError):
         return stream
     try:
-        result = fold(stream)
+        result = collect_result(stream)
     except EngineStoppedError:
         raise
     except LlmctlError as error:

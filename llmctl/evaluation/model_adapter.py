@@ -16,7 +16,7 @@ class Reply:
     text: str
     cut: bool
     """It ended by its limit, not by itself."""
-    computed: int
+    computed_tokens: int
     """Tokens that the model computed for it."""
     whole: int
     """Tokens of prompt and reply."""

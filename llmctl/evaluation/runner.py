@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.loglikelihood import BATCH, GroupScore
+from llmctl.engine.loglikelihood import GROUPS_PER_BATCH, GroupScore
 from llmctl.errors import ContextLengthError, LlmctlError
 from llmctl.evaluation.backend import Candidate
 from llmctl.evaluation.engine_adapter import EngineSitter
@@ -25,7 +25,7 @@ from llmctl.types import (
 class NativeBackend:
     """Asks through the engine, or an endpoint, without any other program."""
 
-    def __init__(self, batch_size: int = BATCH, judge: Judge | None = None) -> None:
+    def __init__(self, batch_size: int = GROUPS_PER_BATCH, judge: Judge | None = None) -> None:
         self._batch_size = batch_size
         self._judge = judge
 
@@ -48,7 +48,9 @@ class NativeBackend:
         return results
 
 
-def sitter_for(candidate: Candidate, modes: set[EvalMode], batch_size: int = BATCH) -> Sitter:
+def sitter_for(
+    candidate: Candidate, modes: set[EvalMode], batch_size: int = GROUPS_PER_BATCH
+) -> Sitter:
     """Put a candidate behind the one interface.
 
     Raises:
@@ -117,7 +119,7 @@ def _result(
             robust=verdict.robust,
             robust_correct=verdict.robust_correct,
             rule=verdict.rule,
-            tokens=outcome.computed,
+            tokens=outcome.computed_tokens,
             naive_tokens=outcome.whole,
         )
     values = likelihoods(question, mode, outcome)
@@ -128,8 +130,8 @@ def _result(
         prediction=prediction,
         correct=prediction == question.gold,
         likelihoods=values,
-        tokens=outcome.computed,
-        naive_tokens=outcome.naive,
+        tokens=outcome.computed_tokens,
+        naive_tokens=outcome.uncached_tokens,
     )
 
 

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from llmctl.engine.loading.adapters import (
-    KEY,
-    UNCHANGING_INITS,
-    embedding_rows,
-    fill_skeleton,
+    BASE_PRESERVING_INITS,
+    META_ADAPTER_NAME,
+    adapter_vocab_size,
+    attach_static_adapter,
+    inject_adapter,
     lora_layers,
-    put_on_for_good,
-    read_config,
+    read_adapter_config,
 )
-from llmctl.engine.loading.safetensors_writer import TensorWriter, spelling
+from llmctl.engine.loading.safetensors_writer import SafetensorsWriter, dtype_name
 from llmctl.engine.loading.third_party import quiet_libraries
 from llmctl.engine.models.weight_files import TensorEntry, model_entries, model_files
 from llmctl.errors import ModelLoadError
@@ -144,7 +144,7 @@ class _Weights:
             for part in held:
                 stored = self._read(f"{path}.{part}").float()
                 setattr(inner, part, nn.Parameter(stored, requires_grad=False))
-            layer.merge(safe_merge=True, adapter_names=[KEY])
+            layer.merge(safe_merge=True, adapter_names=[META_ADAPTER_NAME])
             self._last = path, {part: getattr(inner, part).data for part in held}
             for part in held:  # or the whole model would gather in memory
                 setattr(inner, part, nn.Parameter(torch.empty(0), requires_grad=False))
@@ -163,24 +163,24 @@ def _lay_out(config: Any, adapter: Path, entries: _Entries) -> _Weights | None:
     """Bring base and adapter together; `None` where they cannot be merged one tensor at a time."""
     from transformers import AutoModelForCausalLM
 
-    settings = read_config(str(adapter))
+    settings = read_adapter_config(str(adapter))
     if (
         settings.trainable_token_indices
         or settings.target_parameters
         or settings.layer_replication
         or settings.ensure_weight_tying
         or settings.bias != "none"
-        or settings.init_lora_weights not in UNCHANGING_INITS
+        or settings.init_lora_weights not in BASE_PRESERVING_INITS
     ):
         return None
     text = config.get_text_config()
-    text.vocab_size = embedding_rows(adapter) or text.vocab_size
+    text.vocab_size = adapter_vocab_size(adapter) or text.vocab_size
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     names = {module: f"{path}.weight" for path, module in skeleton.named_modules()}
     ends = skeleton.get_input_embeddings(), skeleton.get_output_embeddings()
     tied = (names[ends[0]], names[ends[1]]) if ends[0].weight is ends[1].weight else None
-    fill_skeleton(str(adapter), skeleton)
+    inject_adapter(str(adapter), skeleton)
     weights = _Weights(skeleton, tied, entries)
     return weights if weights.complete else None
 
@@ -196,7 +196,7 @@ def _brought_along(skeleton: Any) -> dict[str, Tensor]:
         if isinstance(module, LoraLayer | ModulesToSaveWrapper):
             inside.append(f"{path}.")
         if isinstance(module, ModulesToSaveWrapper):
-            own = module.modules_to_save[KEY].named_parameters()
+            own = module.modules_to_save[META_ADAPTER_NAME].named_parameters()
             whole |= {f"{path}.{name}": tensor.detach() for name, tensor in own}
     # An embedding that grew is saved without being named in the adapter's settings.
     return whole | {
@@ -220,10 +220,10 @@ def _write_files(
     done = 0
     for file, names in files.items():
         types = (weights.entry(name).dtype for name in names)
-        kinds = [spelling(dtype) if kind == main else kind for kind in types]
+        kinds = [dtype_name(dtype) if kind == main else kind for kind in types]
         shapes = [weights.shape(name) for name in names]
         layout = dict(zip(names, zip(kinds, shapes, strict=True), strict=True))
-        with TensorWriter(target / file, layout) as writer:
+        with SafetensorsWriter(target / file, layout) as writer:
             for name in names:
                 writer.write(weights.tensor(name))
                 done += weights.entry(name).bytes
@@ -258,6 +258,6 @@ def _merge_at_once(base: Path, adapter: Path, target: Path, dtype: torch.dtype) 
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    merged = put_on_for_good(str(adapter), model, quantised=False)
+    merged = attach_static_adapter(str(adapter), model, quantised=False)
     merged.to(dtype).save_pretrained(target)
     return Merged(0, (), sum(file.stat().st_size for file in model_files(target)))

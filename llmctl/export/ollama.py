@@ -68,7 +68,7 @@ def _modelfile(folder: Path, gguf: str | None) -> str:
 
 def _as_chatml(template: ChatTemplate) -> tuple[bool, str]:
     """Return whether a template writes ChatML, and the system prompt that it adds unasked."""
-    if template.has_tools:
+    if template.supports_tools:
         return False, ""
     talk = (Message("user", "Q1"), Message("assistant", "A1"), Message("user", "Q2"))
     told = (Message("system", "S"), *talk)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmctl.engine.models.provenance import FILE
+from llmctl.engine.models.provenance import PROVENANCE_FILE
 from llmctl.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
             f"{folder} is not empty, and nothing in it is overwritten unasked",
             hint="--overwrite deletes what is there; or choose another folder",
         )
-    if not (folder / FILE).is_file():
+    if not (folder / PROVENANCE_FILE).is_file():
         raise ConfigError(
             f"{folder} holds nothing that llmctl made, so --overwrite leaves it alone",
             hint="delete it yourself, or choose another folder",

@@ -4,11 +4,17 @@ import shutil
 from pathlib import Path
 
 from llmctl.engine.models import model_folder, provenance, store
-from llmctl.engine.models.adapter_metadata import CONFIG
+from llmctl.engine.models.adapter_metadata import ADAPTER_CONFIG
 
 _OWN = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "chat_template")
 """How the names of a tokenizer's files begin."""
-_LEFT = ("config.json", "model.safetensors.index.json", store.MANIFEST, provenance.FILE, CONFIG)
+_LEFT = (
+    "config.json",
+    "model.safetensors.index.json",
+    store.MANIFEST,
+    provenance.PROVENANCE_FILE,
+    ADAPTER_CONFIG,
+)
 
 
 def copy_companions(base: Path, adapter: Path, target: Path) -> None:

@@ -14,9 +14,9 @@ import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 
 from llmctl.engine.chat.template import ChatTemplate
-from llmctl.engine.loading.adapters import embedding_rows
+from llmctl.engine.loading.adapters import adapter_vocab_size
 from llmctl.engine.loading.third_party import quiet_libraries
-from llmctl.engine.memory.estimate import gib
+from llmctl.engine.memory.estimate import format_gib
 from llmctl.engine.models.model_folder import disk_bytes
 from llmctl.errors import OutOfMemoryError
 from llmctl.export.merge import MergeType
@@ -119,7 +119,7 @@ def check_room(base: Path) -> None:
     needed, free = disk_bytes(base), psutil.virtual_memory().available
     if needed > free:
         raise OutOfMemoryError(
-            f"comparing the merged model takes {gib(needed)}, and {gib(free)} of memory are free",
+            f"comparing the merged model takes {format_gib(needed)}, and {format_gib(free)} of memory are free",
             hint="--no-verify merges without comparing, which takes little memory",
         )
 
@@ -152,7 +152,7 @@ def _base_logits(
         model = read_model(base, dtype)
         rounded = logits_of(model, texts)
         model = read_model(base)
-    if (rows := embedding_rows(adapter)) is not None:
+    if (rows := adapter_vocab_size(adapter)) is not None:
         model.resize_token_embeddings(rows, mean_resizing=False)
     with warnings.catch_warnings(action="ignore"):
         adapted = PeftModel.from_pretrained(model, str(adapter)).eval()

@@ -75,7 +75,7 @@ def generation_request(
     return GenerationRequest(
         messages=tuple(_message(message) for message in body.messages),
         tools=tools,
-        forced_tools=forced,
+        required_tools=forced,
         # OpenAI calls a function that is named once.
         parallel_tool_calls=body.parallel_tool_calls is not False
         and not isinstance(body.tool_choice, NamedTool),

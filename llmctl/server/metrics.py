@@ -95,7 +95,11 @@ class _EngineGauges(Collector):
             return
         for name, meaning, value in (
             ("llmctl_engine_up", "Whether the engine works.", state.alive),
-            ("llmctl_engine_idle_seconds", "Since the last step, if there is work.", state.idle_s),
+            (
+                "llmctl_engine_idle_seconds",
+                "Since the last step, if there is work.",
+                state.last_step_age_s,
+            ),
             ("llmctl_batch_rows", "Replies being written.", state.running),
             ("llmctl_queue_length", "Replies that wait for a row.", state.waiting),
             ("llmctl_kv_used_tokens", "Tokens held in the KV cache.", state.kv_used_tokens),

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from llmctl.config import ServeOptions
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.stream import Fold
+from llmctl.engine.stream import ResultAccumulator
 from llmctl.errors import EngineBusyError, ModelNotFoundError, RequestError
 from llmctl.server.async_bridge import chunks_of, ignore_acceptance, reading_of
 from llmctl.server.request_record import RequestRecord
@@ -50,7 +50,7 @@ class Serving:
         return served[name]
 
     def describe(self, name: str) -> Model:
-        """Describe a served model, as `adapter_of` finds it."""
+        """Describe a served model, as `adapter_folder` finds it."""
         self.adapter_of(name)
         context = self.engine.info().context_length
         return Model(id=name, created=self._started, max_model_len=context)
@@ -125,7 +125,7 @@ class Serving:
 
     async def reply(self, request: GenerationRequest, record: RequestRecord) -> GenerationResult:
         """Answer a request in one piece; see `chunks`."""
-        folded = Fold()
+        folded = ResultAccumulator()
         async with aclosing(self.chunks(request, record)) as chunks:
             async for chunk in chunks:
                 folded.add(chunk)

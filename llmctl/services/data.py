@@ -122,7 +122,7 @@ def _measure(
     if spec is None:
         spec = ModelSpec(DEFAULT_MODEL)
         try:
-            found = resolve.locate(spec.model)
+            found = resolve.resolve_local(spec.model)
         except ModelNotFoundError:
             if max_length is None:
                 return None
@@ -130,12 +130,12 @@ def _measure(
     else:
         found = _resolve(spec, progress)
     if max_length is None and found.gguf_file is None:
-        max_length = model_folder.read_facts(found.whole.path).context_length
+        max_length = model_folder.read_folder_metadata(found.whole.path).context_length
     return Measure(spec.model, _template(spec, found), max_length)
 
 
 def _resolve(spec: ModelSpec, progress: ProgressCallback) -> ResolvedModel:
-    return resolve.resolve(
+    return resolve.resolve_model(
         spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle, progress=progress
     )
 

@@ -116,7 +116,9 @@ def load_counter(spec: ModelSpec) -> TokenCounter:
     from llmctl.engine.loading import load
     from llmctl.engine.models import resolve
 
-    found = resolve.resolve(spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle)
+    found = resolve.resolve_model(
+        spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle
+    )
     return TemplateCounter(ChatTemplate.of(load.read_tokenizer(spec, found), spec.chat_template))
 
 

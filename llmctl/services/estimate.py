@@ -2,9 +2,9 @@
 
 from llmctl.engine.loading.load import read_shape
 from llmctl.engine.memory.hardware import choose_device, choose_dtype
-from llmctl.engine.memory.out_of_memory import weights_shortage
-from llmctl.engine.memory.plan import plan_memory, plan_weights, sketch
-from llmctl.engine.memory.request import Case, Machine
+from llmctl.engine.memory.out_of_memory import weights_out_of_memory_error
+from llmctl.engine.memory.plan import estimate_plan, plan_memory, plan_weights
+from llmctl.engine.memory.request import MemoryRequest, TargetDevice
 from llmctl.engine.models import resolve
 from llmctl.engine.models.catalog import CATALOG
 from llmctl.errors import ModelNotFoundError, OutOfMemoryError
@@ -26,21 +26,25 @@ def estimate(spec: ModelSpec, free_bytes: int | None = None) -> Estimate:
     """
     if free_bytes is None:
         device = choose_device(spec.device)
-        machine = Machine.here(device, choose_dtype(spec.dtype, device))
+        machine = TargetDevice.here(device, choose_dtype(spec.dtype, device))
     else:
-        machine = Machine.imagined(spec.device, spec.dtype, free_bytes)
+        machine = TargetDevice.hypothetical(spec.device, spec.dtype, free_bytes)
     try:
-        found = resolve.locate(spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle)
+        found = resolve.resolve_local(
+            spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle
+        )
     except ModelNotFoundError as error:
         return _from_catalogue(spec, machine, error)
-    case = Case(read_shape(spec, found), machine, spec.quant, spec.limits)
+    case = MemoryRequest(read_shape(spec, found), machine, spec.quant, spec.limits)
     try:
         return _estimate(spec, machine, found.model_id, plan_memory(case))
     except OutOfMemoryError as error:
-        return _estimate(spec, machine, found.model_id, sketch(case), error)
+        return _estimate(spec, machine, found.model_id, estimate_plan(case), error)
 
 
-def _from_catalogue(spec: ModelSpec, machine: Machine, absence: ModelNotFoundError) -> Estimate:
+def _from_catalogue(
+    spec: ModelSpec, machine: TargetDevice, absence: ModelNotFoundError
+) -> Estimate:
     name = spec.model.partition("@")[0]
     entry = next((e for e in CATALOG if name.lower() in (e.name, e.repo.lower())), None)
     if entry is None:
@@ -50,13 +54,13 @@ def _from_catalogue(spec: ModelSpec, machine: Machine, absence: ModelNotFoundErr
         ) from absence
     linear, other = entry.linear_parameters, entry.parameters - entry.linear_parameters
     plan = plan_weights(linear, other, machine, spec.quant)
-    shortage = weights_shortage(plan, spec.quant, machine.device)
+    shortage = weights_out_of_memory_error(plan, spec.quant, machine.device)
     return _estimate(spec, machine, entry.name, plan, shortage)
 
 
 def _estimate(
     spec: ModelSpec,
-    machine: Machine,
+    machine: TargetDevice,
     model_id: str,
     plan: MemoryPlan | WeightsPlan,
     error: OutOfMemoryError | None = None,

@@ -7,9 +7,14 @@ from pathlib import Path
 
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.loading.load import read_tokenizer
-from llmctl.engine.memory.estimate import gib
+from llmctl.engine.memory.estimate import format_gib
 from llmctl.engine.models import adapter_metadata, resolve
-from llmctl.engine.models.provenance import BaseModel, Provenance, base_differs, check_template
+from llmctl.engine.models.provenance import (
+    BaseModelRef,
+    Provenance,
+    check_chat_template,
+    describe_base_mismatch,
+)
 from llmctl.engine.models.resolve import ResolvedModel
 from llmctl.engine.models.weight_files import model_entries
 from llmctl.errors import ConfigError, LlmctlError, ModelLoadError
@@ -109,12 +114,12 @@ def _find(options: MergeOptions, progress: ProgressCallback) -> ResolvedModel:
     folder = Path(options.adapter).expanduser()
     if not folder.is_dir() or not adapter_metadata.is_adapter(folder):
         raise ConfigError(
-            f"{options.adapter} is no folder of an adapter: it has no {adapter_metadata.CONFIG}",
+            f"{options.adapter} is no folder of an adapter: it has no {adapter_metadata.ADAPTER_CONFIG}",
             hint="a folder that `llmctl finetune` wrote, or PEFT's save_pretrained()",
         )
     if options.base is None:
-        return resolve.resolve(options.adapter, progress=progress)
-    base = resolve.resolve(options.base, progress=progress)
+        return resolve.resolve_model(options.adapter, progress=progress)
+    base = resolve.resolve_model(options.base, progress=progress)
     return ResolvedModel(folder.resolve().name, folder.absolute(), None, "local", None, base.whole)
 
 
@@ -129,8 +134,8 @@ def _check(options: MergeOptions, found: ResolvedModel) -> tuple[str, ...]:
     if origin is None:
         return (f"{found.model_id} has no llmctl.json: on which weights it learnt is not known",)
     tokenizer = read_tokenizer(ModelSpec(options.adapter), found)
-    check_template(found.path, ChatTemplate.of(tokenizer).fingerprint)
-    differs = base_differs(origin.base, found.whole, found.model_id)
+    check_chat_template(found.path, ChatTemplate.of(tokenizer).fingerprint)
+    differs = describe_base_mismatch(origin.base, found.whole, found.model_id)
     if differs is None:
         return ()
     if options.base is None:
@@ -147,7 +152,7 @@ def _check_disk(options: MergeOptions, output: Path, base: Path) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise ConfigError(
-            f"the merged model takes {gib(needed)}, and {existing} has {gib(free)} free",
+            f"the merged model takes {format_gib(needed)}, and {existing} has {format_gib(free)} free",
             hint="choose a folder on another disk",
         )
 
@@ -169,7 +174,7 @@ def _judge(comparison: Comparison, options: MergeOptions) -> None:
 
 def _describe(folder: Path, found: ResolvedModel, comparison: Comparison | None) -> None:
     """Write `llmctl.json` and the model card."""
-    origin = Provenance.read(found.path) or Provenance(BaseModel.of(found.whole), None, "lora")
+    origin = Provenance.read(found.path) or Provenance(BaseModelRef.of(found.whole), None, "lora")
     origin.write(folder)
     metrics = {}
     if comparison is not None:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from llmctl.engine.models import inventory, resolve, store
-from llmctl.engine.models.inventory import ModelCard, Removal
+from llmctl.engine.models.inventory import ModelInfo, Removal
 from llmctl.types import ProgressCallback, ignore_progress
 
 
-def list_models(folder: Path | None = None) -> list[ModelCard]:
+def list_models(folder: Path | None = None) -> list[ModelInfo]:
     """Return the catalogue, smallest model first, then every other model on this machine.
 
     Reads small files only; never asks the network.
@@ -21,7 +21,7 @@ def list_models(folder: Path | None = None) -> list[ModelCard]:
     return inventory.list_models() if folder is None else inventory.list_folder(folder)
 
 
-def show(name: str) -> ModelCard:
+def show(name: str) -> ModelInfo:
     """Describe one model, with the memory its weights need at each `--quant`.
 
     Args:
@@ -42,7 +42,7 @@ def pull(
     *,
     revision: str | None = None,
     allow_pickle: bool = False,
-) -> ModelCard:
+) -> ModelInfo:
     """Have a model on this machine: fetch it, or find that it is here already.
 
     A copy that is here is not compared with the hub's; `remove` it first to fetch it anew. What
@@ -60,8 +60,10 @@ def pull(
         ModelLoadError: what was named is an adapter, GGUF files alone, or not whole.
         ConfigError: the revision makes no sense.
     """
-    store.sweep()
-    found = resolve.resolve(name, revision=revision, allow_pickle=allow_pickle, progress=progress)
+    store.clean_staging()
+    found = resolve.resolve_model(
+        name, revision=revision, allow_pickle=allow_pickle, progress=progress
+    )
     return inventory.describe(found)
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.config import TrainConfig
-from llmctl.engine.loading.trainable import ModelOutline
-from llmctl.engine.models.provenance import FILE as PROVENANCE_FILE
-from llmctl.engine.models.provenance import BaseModel, Provenance
+from llmctl.engine.loading.trainable import ModelMetadata
+from llmctl.engine.models.provenance import PROVENANCE_FILE, BaseModelRef, Provenance
 from llmctl.train.card import Card
 from llmctl.train.checkpoints import Checkpoint
 from llmctl.train.run import Outcome
@@ -34,8 +33,8 @@ _TOLD = (
 
 def provenance(
     config: TrainConfig,
-    outline: ModelOutline,
-    base: BaseModel,
+    outline: ModelMetadata,
+    base: BaseModelRef,
     data: DatasetRef,
     run_id: str | None,
     model_id: str | None = None,

@@ -16,7 +16,7 @@ from llmctl.config import TrainConfig
 from llmctl.config.finetune import largest_divisor
 from llmctl.data.dataset import PairDataset, TokenDataset
 from llmctl.engine.error_translation import is_out_of_memory
-from llmctl.engine.loading.trainable import ModelOutline, load_for_training
+from llmctl.engine.loading.trainable import ModelMetadata, load_for_training
 from llmctl.errors import LlmctlError, OutOfMemoryError
 from llmctl.train.callbacks import Rhythm, Watch, peak_memory
 from llmctl.train.checkpoints import Checkpoint, Checkpoints
@@ -48,7 +48,7 @@ class Job:
 
     config: TrainConfig
     """Resolved."""
-    outline: ModelOutline
+    outline: ModelMetadata
     learnt: Learnable
     held: TokenDataset | PairDataset | None
     """What is measured on."""

@@ -26,7 +26,7 @@ class GenerationRequest:
     """Text or token ids that go to the model as they are, without a chat template."""
     tools: tuple[Tool, ...] = ()
     """What the model may call."""
-    forced_tools: tuple[str, ...] = ()
+    required_tools: tuple[str, ...] = ()
     """Names of tools: the reply is nothing but a call of one of these, whatever the model likes."""
     parallel_tool_calls: bool = True
     """A forced reply may call several."""
@@ -43,13 +43,13 @@ class GenerationRequest:
             raise RequestError("a request has either messages or a prompt", param="messages")
         if isinstance(self.prompt, str):
             check_text(self.prompt, param="prompt")
-        unknown = set(self.forced_tools) - {tool.name for tool in self.tools}
+        unknown = set(self.required_tools) - {tool.name for tool in self.tools}
         if unknown:
             raise RequestError(
                 f"the tool {min(unknown)!r} is to be called, and is not among the tools",
                 param="tool_choice",
             )
-        if self.forced_tools and self.sampling.grammar is not None:
+        if self.required_tools and self.sampling.grammar is not None:
             raise RequestError(
                 "a reply cannot follow a grammar and be a call of a tool", param="tool_choice"
             )

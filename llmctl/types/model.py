@@ -104,7 +104,7 @@ class EngineState:
 
     alive: bool
     """Whether requests are still worked on."""
-    idle_s: float
+    last_step_age_s: float
     """Seconds since the last step, of an engine that has work; 0 of one that has none."""
     running: int
     """Replies being written, each choice counted, and the request to score or embed at work."""

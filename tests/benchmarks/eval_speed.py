@@ -81,7 +81,7 @@ def rivals(given: argparse.Namespace, plan: SuitePlan) -> Iterator[list[Rival]]:
         for question in subject.questions[: given.rival_limit]
     ]
     request = {
-        "model": str(resolve.resolve(given.model).path),
+        "model": str(resolve.resolve_model(given.model).path),
         "dtype": given.dtype,
         "batch": given.lm_eval_batch,
         "questions": questions,

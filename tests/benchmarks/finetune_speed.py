@@ -93,7 +93,7 @@ def run_trl(args: argparse.Namespace) -> None:
 
     from llmctl.data.io.reader import read_examples
     from llmctl.data.rows.row_errors import ProblemLog
-    from llmctl.engine.models.resolve import resolve
+    from llmctl.engine.models.resolve import resolve_model
 
     found = read_examples([args.data], on_problem=ProblemLog())
     rows = [
@@ -122,7 +122,7 @@ def run_trl(args: argparse.Namespace) -> None:
         disable_tqdm=True,
     )
     model = AutoModelForCausalLM.from_pretrained(
-        resolve(args.model).path, dtype=getattr(torch, args.dtype)
+        resolve_model(args.model).path, dtype=getattr(torch, args.dtype)
     )
     trainer: Any = trl.SFTTrainer(
         model,

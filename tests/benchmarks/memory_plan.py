@@ -36,7 +36,7 @@ def main() -> None:
         before = _status("VmRSS")
         _ask(engine, 20_000, TOKENS)
         measured = _status("VmHWM") - before
-    shape = read_shape(spec, resolve.resolve(spec.model))
+    shape = read_shape(spec, resolve.resolve_model(spec.model))
     planned = shape.kv_bytes(TOKENS, FLOAT32_BYTES, "none")
     planned += shape.activation_bytes(TOKENS, 1, FLOAT32_BYTES, "none")
     print(f"measured {measured / 2**20:.0f} MiB, planned {planned / 2**20:.0f} MiB", end="")

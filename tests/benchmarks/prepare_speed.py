@@ -39,7 +39,7 @@ def main(rows: int, folder: Path) -> None:
     from llmctl.engine.models import resolve
     from llmctl.types import DatasetRef
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve.resolve("smollm2-135m").path)
+    tokenizer = AutoTokenizer.from_pretrained(resolve.resolve_model("smollm2-135m").path)
     os.environ["LLMCTL_HOME"] = str(folder / "home")
     file = folder / "rows.jsonl"
     write_rows(file, rows)

@@ -18,7 +18,7 @@ import torch
 from llmctl.config import TrainConfig
 from llmctl.config.settings import Settings
 from llmctl.data.tokenized.storage import Sample, TokenDataset, TokenWriter
-from llmctl.engine.loading.trainable import outline_model
+from llmctl.engine.loading.trainable import load_model_metadata
 from llmctl.train.run import Job, TrainRun
 from llmctl.train.setup.defaults import resolve_for_model
 from llmctl.train.setup.distributed import Share
@@ -67,7 +67,7 @@ def measure(model: str, device: str, case: int) -> None:
         settings["batch_size"] = 2 * settings["micro_batch_size"]
         config = TrainConfig(data=("rows",), output=folder, **settings)
         spec = ModelSpec(model, quant=config.weights_quant, dtype=config.dtype, device=device)
-        outline = outline_model(spec)
+        outline = load_model_metadata(spec)
         origins = dict.fromkeys([*settings, "max_length"], "benchmark")
         config = resolve_for_model(Settings(config, origins), outline).config
         predicted = TrainMemory(outline).predict(config, length=length, supervised=length // 2)

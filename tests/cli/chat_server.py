@@ -4,7 +4,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmctl.engine.chat.response_delta import Part
+from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.errors import EngineFailedError
 from tests.cli.scripted import ScriptedEngine, Step
 from tests.cli.terminal import Terminal
@@ -16,7 +16,11 @@ SCRIPT: dict[str, list[Step]] = {
     "slow": ["Once upon ", "a time ", NEVER],
     "mute": [NEVER],
     "fail": ["It began ", EngineFailedError("the card fell off the bus")],
-    "think": [Part(reasoning="Two and two, "), Part(reasoning="hm."), "It is **four**."],
+    "think": [
+        ResponseDelta(reasoning="Two and two, "),
+        ResponseDelta(reasoning="hm."),
+        "It is **four**.",
+    ],
     "raw think": ["<thi", "nk>\nLet me ", "see.\n</th", "ink>\n\nSeven."],
     "poem": ["# 春晓\n\n", *POEM * 4, "\n\n", *TABLE, "\nDone."],
     "code": ["Here:\n\n```python\n", "def f():\n", "    return 1\n", "```\n", "It ", "works."],

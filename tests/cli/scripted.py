@@ -4,13 +4,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from llmctl.engine.chat.response_delta import Part
+from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import LlmctlError
 from llmctl.types import EngineInfo, GenerationChunk, GenerationRequest, Usage
 from tests.fakes import FakeEngine
 
-Step = str | Part | LlmctlError | threading.Event
+Step = str | ResponseDelta | LlmctlError | threading.Event
 """What comes next: text or reasoning, a failure, or nothing until the event is set."""
 
 
@@ -37,7 +37,7 @@ class ScriptedEngine(FakeEngine):
                         stream.finish()
                         return
                 continue
-            part = Part(step) if isinstance(step, str) else step
+            part = ResponseDelta(step) if isinstance(step, str) else step
             stream.put(GenerationChunk(part.text, reasoning=part.reasoning))
         usage = Usage(sum(len(m.content) for m in request.messages), len(steps), cached_tokens=2)
         cut = len(steps) == request.sampling.max_new_tokens

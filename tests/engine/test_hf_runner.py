@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.stream import fold
+from llmctl.engine.stream import collect_result
 from llmctl.errors import (
     ConfigError,
     ContextLengthError,
@@ -187,7 +187,7 @@ def test_cancel_stops_the_model_and_frees_it_for_the_next(tiny: HFRunner) -> Non
     stream = tiny.submit(ask(max_new_tokens=200, ignore_eos=True, temperature=0))
     stream.cancel()
     with pytest.raises(EngineStoppedError):
-        fold(stream)
+        collect_result(stream)
     assert tiny.generate(ask(temperature=0)).usage.completion_tokens == 20
     assert tiny.in_flight == 0
 
@@ -200,10 +200,10 @@ def test_a_request_that_fails_inside_the_engine_fails_alone(tmp_path: Path) -> N
         good = GenerationRequest(prompt="abc", sampling=SamplingParams(max_new_tokens=3))
         bad = GenerationRequest(prompt="你好", sampling=SamplingParams(max_new_tokens=3))
         streams = [engine.submit(request) for request in (good, bad, good)]
-        assert fold(streams[0]).usage.completion_tokens == 3
+        assert collect_result(streams[0]).usage.completion_tokens == 3
         with pytest.raises(EngineFailedError):
-            fold(streams[1])
-        assert fold(streams[2]).usage.completion_tokens == 3
+            collect_result(streams[1])
+        assert collect_result(streams[2]).usage.completion_tokens == 3
 
 
 def test_a_listener_that_raises_harms_nobody_else(tiny: HFRunner) -> None:
@@ -238,7 +238,7 @@ def test_close_answers_everyone_who_waits(tiny_folder: Path) -> None:
     engine.close()
     for stream in streams:
         with pytest.raises(EngineStoppedError):
-            fold(stream)
+            collect_result(stream)
     with pytest.raises(EngineStoppedError):
         engine.submit(ask())
     engine.close()

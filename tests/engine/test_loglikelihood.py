@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.loglikelihood import GroupScore, score_texts
+from llmctl.engine.loglikelihood import GroupScore, score_full_texts
 
 HEAD = "Two and two make four.\nThree and three make six.\n"
 GROUPS = [
@@ -20,7 +20,7 @@ GROUPS = [
 
 
 def scored(engine: HFRunner, groups: Sequence[Sequence[str]]) -> list[GroupScore]:
-    found = list(score_texts(engine, groups))
+    found = list(score_full_texts(engine, groups))
     assert all(isinstance(group, GroupScore) for group in found), found
     return [group for group in found if isinstance(group, GroupScore)]
 
@@ -50,7 +50,7 @@ def test_what_is_shared_is_counted_once(tiny: HFRunner) -> None:
     found = scored(tiny, GROUPS)
     naive = sum(text.token_count for group in found for text in group.texts)
     # The head once; then of each group only what follows it, and of each text its own ending.
-    assert sum(group.computed for group in found) < naive / 3
+    assert sum(group.computed_tokens for group in found) < naive / 3
 
 
 def test_the_same_scores_come_in_any_company(tiny: HFRunner) -> None:
@@ -67,7 +67,7 @@ def test_two_answers_that_read_the_same_are_equally_likely(tiny: HFRunner) -> No
 
 
 def test_a_group_that_is_too_long_or_too_short_fails_alone(tiny: HFRunner) -> None:
-    found = list(score_texts(tiny, [["a" * 2000, "b" * 2000], ["x"], *GROUPS]))
+    found = list(score_full_texts(tiny, [["a" * 2000, "b" * 2000], ["x"], *GROUPS]))
     assert "context" in str(found[0])
     assert "fewer than two tokens" in str(found[1])
     assert [type(group) for group in found[2:]] == [GroupScore] * 3

@@ -100,6 +100,6 @@ def test_sixteen_conversations_in_company_say_what_each_says_alone(smollm: HFRun
 
 
 def stock_model() -> tuple[Any, Any]:
-    folder = resolve.resolve("smollm2-135m").path
+    folder = resolve.resolve_model("smollm2-135m").path
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(folder)

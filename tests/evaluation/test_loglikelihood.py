@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.loglikelihood import GroupScore, score_texts
+from llmctl.engine.loglikelihood import GroupScore, score_full_texts
 from llmctl.errors import ContextLengthError
 from llmctl.evaluation.benchmarks.prompts import Row, TextForm
 from llmctl.evaluation.engine_adapter import EngineSitter
@@ -86,8 +86,8 @@ def test_the_size_of_a_batch_changes_no_score(tiny: HFRunner, form: TextForm) ->
 def test_what_questions_share_is_billed_once(tiny: HFRunner) -> None:
     outcomes = list(EngineSitter(tiny).score(questions(LETTERS, 8), whole=True))
     scored = [outcome for outcome in outcomes if isinstance(outcome, GroupScore)]
-    assert scored[0].computed > 2 * scored[1].computed
-    assert sum(s.naive for s in scored) > 4 * sum(s.computed for s in scored)
+    assert scored[0].computed_tokens > 2 * scored[1].computed_tokens
+    assert sum(s.uncached_tokens for s in scored) > 4 * sum(s.computed_tokens for s in scored)
 
 
 def test_a_question_longer_than_the_context_fails_alone(tiny: HFRunner) -> None:
@@ -110,7 +110,7 @@ def test_one_option_that_begins_another_is_scored_too(tiny: HFRunner, tiny_folde
 def test_the_real_model_scores_as_transformers_does(smollm: HFRunner) -> None:
     from llmctl.engine.models import resolve
 
-    folder = resolve.resolve("smollm2-135m").path
+    folder = resolve.resolve_model("smollm2-135m").path
     for asked in (questions(LETTERS, 3, shots=2), questions(WORDS, 17)):
         for mine, plain in zip(
             ours(smollm, asked, "ppl", 8), by_transformers(folder, asked, "ppl"), strict=True
@@ -138,7 +138,7 @@ def test_the_values_are_opencompass_own_at_batch_size_1(
     labels = [f"label: {letter}" for letter in "ABCD"]
     groups = [[one[label]["prompt"] for label in labels] for one in expected.values()]
     close = []
-    for one, outcome in zip(expected.values(), score_texts(smollm, groups), strict=True):
+    for one, outcome in zip(expected.values(), score_full_texts(smollm, groups), strict=True):
         assert isinstance(outcome, GroupScore)
         ours = [score.mean_loss for score in outcome.texts]
         close.append(ours == pytest.approx([one[label]["PPL"] for label in labels], rel=1e-5))

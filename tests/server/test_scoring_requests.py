@@ -47,14 +47,14 @@ class Unhurried(FakeEngine):
     def submit_scores(self, requests: Sequence[ScoreRequest]) -> Future[list[tuple[Score, ...]]]:  # noqa: ARG002
         return self._take()
 
-    def submit_texts(self, *_: Any) -> Future[list[tuple[float, ...]]]:
+    def submit_embeddings(self, *_: Any) -> Future[list[tuple[float, ...]]]:
         return self._take()
 
     @property
     def adapters(self) -> tuple[str, ...]:
         return ("a",)
 
-    def retire_adapter(self, name: str) -> Future[None]:  # noqa: ARG002
+    def begin_unload_adapter(self, name: str) -> Future[None]:  # noqa: ARG002
         return self._take()
 
 

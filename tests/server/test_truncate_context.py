@@ -90,7 +90,7 @@ def test_what_is_counted_is_what_the_engine_would_read(tiny: HFRunner) -> None:
     asked = GenerationRequest(
         messages=(Message("user", "hi"),),
         tools=(Tool("add", "adds " * 40, None),),
-        forced_tools=("add",),
+        required_tools=("add",),
     )
     refused = error_of(request(tiny, "POST", CHAT, json=body, overflow="truncate-oldest"))
     assert f"resulted in {tiny.count_prompt(asked)} tokens" in refused["message"]

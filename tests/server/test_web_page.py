@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llmctl.engine.chat.response_delta import Part
+from llmctl.engine.chat.response_delta import ResponseDelta
 from tests.fakes import FakeEngine
 from tests.server.servers import eventually, running
 
@@ -114,7 +114,7 @@ def test_what_a_model_writes_is_never_html(browser: Any) -> None:
 
 
 def test_reasoning_is_folded_away(browser: Any) -> None:
-    with running(FakeEngine((Part(reasoning="Hm."), "Yes."))) as url:
+    with running(FakeEngine((ResponseDelta(reasoning="Hm."), "Yes."))) as url:
         opened(browser, url)
         ask(browser, "Hi")
         assert eventually(lambda: "tokens" in find(browser, "main").text)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.engine.chat.response_delta import Part
-from llmctl.engine.openai.think_tags import ThinkSplitter
+from llmctl.engine.chat.response_delta import ResponseDelta
+from llmctl.engine.openai.think_tags import ThinkTagSplitter
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.services.chat import Conversation, ConversationStore, context_window, files
 from llmctl.services.chat.conversation import Figures, Turn, from_plain, to_plain
@@ -150,7 +150,7 @@ def test_a_setting_is_checked_and_given_back() -> None:
 def test_thoughts_are_told_from_answers_however_they_are_cut(
     text: str, reasoning: str, answer: str, size: int
 ) -> None:
-    splitter = ThinkSplitter()
+    splitter = ThinkTagSplitter()
     pieces = [text[at : at + size] for at in range(0, len(text), size)]
     chunks = [splitter.feed(GenerationChunk(piece)) for piece in pieces]
     chunks.append(splitter.feed(GenerationChunk("", finish_reason="stop")))
@@ -159,7 +159,7 @@ def test_thoughts_are_told_from_answers_however_they_are_cut(
 
 
 def test_earlier_thoughts_are_kept_with_the_reply() -> None:
-    engine = FakeEngine((Part(reasoning="hm"), "yes"))
+    engine = FakeEngine((ResponseDelta(reasoning="hm"), "yes"))
     session = ChatSession(engine)
     reply = session.ask("well?")
     list(reply)

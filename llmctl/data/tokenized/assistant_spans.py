@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llmctl.engine.chat.control_tokens import Span
+from llmctl.engine.chat.control_tokens import CharSpan
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import LlmctlError
 from llmctl.types import Example, Message
@@ -27,7 +27,7 @@ class Draft:
     """A sequence before it is tokenised."""
 
     written: str
-    replies: tuple[Span, ...]
+    replies: tuple[CharSpan, ...]
     part: str = ""
     note: str | None = None
     document: bool = False
@@ -57,10 +57,10 @@ class Conversation:
         return self._compared(learnt) if marked is None else [replace(marked, part="")]
 
     def _marked_by_template(self, learnt: Sequence[int]) -> Draft | None:
-        if not self._template.marks_replies:
+        if not self._template.has_generation_blocks:
             return None
         shown = self._messages[: learnt[-1] + 1]
-        written, blocks = self._template.write_marking_replies(
+        written, blocks = self._template.render_with_assistant_spans(
             shown, tools=self._tools, template_kwargs=self._kwargs
         )
         replies = [i for i in self._all if i < len(shown)]
@@ -92,9 +92,9 @@ class Conversation:
             return [replace(drafts[0], part="")]
         return drafts[::-1]
 
-    def _draft(self, written: str, spans: Mapping[int, Span], *notes: str) -> Draft:
+    def _draft(self, written: str, spans: Mapping[int, CharSpan], *notes: str) -> Draft:
         """Make a sequence of replies, and say what of them the template does not write."""
-        hide = self._template.shield.hide
+        hide = self._template.escaper.escape
         said = list(notes)
         shown = []
         for i, (first, end) in spans.items():
@@ -139,7 +139,7 @@ class Conversation:
             template_kwargs=self._kwargs,
         )
 
-    def _reply(self, prompt: str, alone: str, whole: str) -> Span | None:
+    def _reply(self, prompt: str, alone: str, whole: str) -> CharSpan | None:
         """Return where `whole` has a reply just as it would be served, `None` if it has not.
 
         Args:
@@ -157,7 +157,7 @@ class Conversation:
         # that is missing must be control tokens.
         end = self._end(alone, first, _shared(alone, whole), strict=True)
         rest = alone[end:]
-        for a, b in reversed(list(self._template.shield.control_tokens(rest))):
+        for a, b in reversed(list(self._template.escaper.control_tokens(rest))):
             rest = rest[:a] + rest[b:]
         return (first, end) if end > first and not rest.strip() else None
 
@@ -186,8 +186,8 @@ class Conversation:
         )
         return min(_shared(whole, other) for other in others)
 
-    def _controls(self, text: str) -> list[Span]:
-        return list(self._template.shield.control_tokens(text))
+    def _controls(self, text: str) -> list[CharSpan]:
+        return list(self._template.escaper.control_tokens(text))
 
     def _end(self, text: str, first: int, last: int, *, strict: bool = False) -> int:
         """Return where the reply in `text[first:last]` ends: after the control token that ends it.

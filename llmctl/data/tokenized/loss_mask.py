@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 
 from llmctl.data.tokenized.assistant_spans import Conversation, Draft, Turns
-from llmctl.engine.chat.control_tokens import Span
+from llmctl.engine.chat.control_tokens import CharSpan
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import LlmctlError
 from llmctl.types import Example, Message, Origin
@@ -23,8 +23,8 @@ class MaskedExample:
 
     text: str
     ids: list[int]
-    offsets: list[Span]
-    """Of each token, the half-open span of characters in `text`; see `Rendered`."""
+    offsets: list[CharSpan]
+    """Of each token, the half-open span of characters in `text`; see `TokenizedText`."""
     learn: list[bool]
     """True where the loss falls: on this token as a target."""
     part: str = ""
@@ -97,7 +97,7 @@ def reply_end(template: ChatTemplate) -> int | None:
     first = masked.learn.index(True)
     last = first + sum(1 for _ in takewhile(bool, masked.learn[first:])) - 1
     first_char, last_char = masked.offsets[last]
-    controls = template.shield.control_tokens(masked.text)
+    controls = template.escaper.control_tokens(masked.text)
     ends_with_control = any(a < last_char and first_char < b for a, b in controls)
     return masked.ids[last] if ends_with_control else None
 
@@ -122,7 +122,7 @@ def _drafts(
 
 def _finish(template: ChatTemplate, drafts: Sequence[Draft]) -> list[MaskedExample]:
     tokens = template.tokens
-    documents = iter(tokens.of_documents([d.written for d in drafts if d.document]))
+    documents = iter(tokens.encode_documents([d.written for d in drafts if d.document]))
     conversations = iter(
         tokens.of(
             (d.written, [edge for a, b in d.replies for edge in ((a,) if tokens.exact else (a, b))])

@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from llmctl.engine.chat.detokenize import Decoder, StopScanner
-from llmctl.engine.chat.response_delta import ReplyReader
+from llmctl.engine.chat.detokenize import StopStringScanner, TokenDecoder
+from llmctl.engine.chat.response_delta import ResponseParser
 from llmctl.types import FinishReason, GenerationChunk, SamplingParams, TokenLogprob
 
 
@@ -28,9 +28,9 @@ class Row:
         params: SamplingParams,
         max_new_tokens: int,
         end_ids: Collection[int],
-        decoder: Decoder,
+        decoder: TokenDecoder,
         emit: Callable[[GenerationChunk], None],
-        reader: ReplyReader | None = None,
+        reader: ResponseParser | None = None,
     ) -> None:
         self.index = index
         self.prompt_ids = prompt_ids
@@ -40,7 +40,7 @@ class Row:
         self.max_new_tokens = max_new_tokens
         self._end_ids = frozenset(end_ids)
         self._decoder = decoder
-        self._scanner = StopScanner(params.stop or ())
+        self._scanner = StopStringScanner(params.stop or ())
         self._emit = emit
         self._reader = reader
         self._called = False

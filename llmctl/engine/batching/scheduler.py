@@ -20,7 +20,7 @@ from llmctl.engine.batching.sampling.logprobs import TokenTexts, token_logprobs
 from llmctl.engine.batching.sampling.sampler import sample
 from llmctl.engine.batching.scoring import Describe, Pair, describe_nothing, score_steps
 from llmctl.engine.batching.sequence import Sequence
-from llmctl.engine.error_translation import as_ours, is_out_of_memory
+from llmctl.engine.error_translation import is_out_of_memory, translate_error
 from llmctl.types import EngineState, Score, TokenLogprob
 
 _log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Scheduler:
         """Count what runs, waits and is held. Any thread may ask."""
         return EngineState(
             alive=True,
-            idle_s=0.0,
+            last_step_age_s=0.0,
             running=len(self._running),
             waiting=len(self._waiting),
             max_rows=self._max_rows,
@@ -323,7 +323,7 @@ class Scheduler:
     def _fail(self, sequence: Sequence, error: BaseException) -> None:
         """End a whole request; its other choices go at the next step."""
         self._retire(sequence, forget=True)
-        sequence.job.stream.fail(as_ours(error))
+        sequence.job.stream.fail(translate_error(error))
         sequence.job.stream.cancel()
 
     def _retire(self, sequence: Sequence, *, forget: bool = False) -> None:

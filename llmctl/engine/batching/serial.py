@@ -20,7 +20,7 @@ from llmctl.engine.batching.sampling.logprobs import TokenTexts, token_logprobs
 from llmctl.engine.batching.sampling.sampler import sample
 from llmctl.engine.batching.scoring import Describe, Pair, describe_nothing, picked
 from llmctl.engine.batching.sequence import Sequence as RowSequence
-from llmctl.engine.error_translation import as_ours
+from llmctl.engine.error_translation import translate_error
 from llmctl.types import EngineState, Score
 
 _log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class SerialExecutor:
                 self._write(sequence)
         except Exception as error:
             _log.exception("request %s failed", stream.request_id)
-            stream.fail(as_ours(error))
+            stream.fail(translate_error(error))
             stream.cancel()
         finally:
             self._writing = None
@@ -133,7 +133,7 @@ class SerialExecutor:
     def fail_all(self, error: BaseException) -> None:
         """End every sequence with an error."""
         while self._waiting:
-            self._waiting.popleft().job.stream.fail(as_ours(error))
+            self._waiting.popleft().job.stream.fail(translate_error(error))
 
 
 class _Hook:

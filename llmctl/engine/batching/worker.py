@@ -14,7 +14,7 @@ from llmctl.engine.batching.executor import Executor
 from llmctl.engine.batching.forward.lora import Adapter
 from llmctl.engine.batching.scoring import Describe, Pair
 from llmctl.engine.batching.sequence import Sequence as RowSequence
-from llmctl.engine.error_translation import as_ours
+from llmctl.engine.error_translation import translate_error
 from llmctl.errors import EngineFailedError, EngineStoppedError, LlmctlError
 from llmctl.types import EngineState, Score
 
@@ -101,9 +101,9 @@ class Worker:
         busy = running or waiting
         idle_s = time.monotonic() - self._last_step if busy else 0.0
         # An executor whose step is a whole reply knows better.
-        idle_s = min(idle_s, state.idle_s or idle_s)
+        idle_s = min(idle_s, state.last_step_age_s or idle_s)
         alive = self._thread.is_alive()
-        return replace(state, alive=alive, idle_s=idle_s, running=running, waiting=waiting)
+        return replace(state, alive=alive, last_step_age_s=idle_s, running=running, waiting=waiting)
 
     def stop(self) -> None:
         """End everything that is still in line with `EngineStoppedError`, and the thread.
@@ -187,7 +187,7 @@ class Worker:
         except StopIteration as end:
             value = end.value
         except Exception as error:
-            failure = as_ours(error)
+            failure = translate_error(error)
         self._readings.popleft()
         if not result.set_running_or_notify_cancel():
             return
@@ -211,7 +211,7 @@ class Worker:
         except Exception as error:
             if adapter is not None:
                 self._executor.drop_adapter(key)
-            done.set_exception(as_ours(error))
+            done.set_exception(translate_error(error))
         else:
             done.set_result(None)
         return True

@@ -5,14 +5,14 @@ import secrets
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-Span = tuple[int, int]
+CharSpan = tuple[int, int]
 """Half-open, in characters."""
 
 # Private-use characters, which no template gives a meaning, from a place that nobody can guess.
 _FIRST_MARK = 0x100000 + secrets.randbelow(0xC000)
 
 
-class Shield:
+class ControlTokenEscaper:
     """Marks in place of control tokens' spellings, as long as these: no position ever moves.
 
     Where the marks are, a template sees no control token and the tokenizer is told of none.
@@ -28,29 +28,29 @@ class Shield:
         self._tokens_pattern = _any_of(self._marks)
         self._marks_pattern = _any_of(self._spellings)
 
-    def hide(self, value: Any) -> Any:
+    def escape(self, value: Any) -> Any:
         """Return a copy of JSON-like data with a mark for every control token spelt in it."""
         if self._tokens_pattern is None:
             return value
         if isinstance(value, dict):
-            return {key: self.hide(item) for key, item in value.items()}
+            return {key: self.escape(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [self.hide(item) for item in value]
+            return [self.escape(item) for item in value]
         if not isinstance(value, str):
             return value
         return self._tokens_pattern.sub(lambda match: self._marks[match.group()], value)
 
-    def spell_out(self, text: str) -> str:
+    def unescape(self, text: str) -> str:
         """Return `text` with the spellings back in place of their marks."""
         if self._marks_pattern is None:
             return text
         return self._marks_pattern.sub(lambda match: self._spellings[match.group()], text)
 
-    def marks(self, text: str) -> Iterator[Span]:
+    def marks(self, text: str) -> Iterator[CharSpan]:
         """Where a person spelt a control token."""
         return _spans(self._marks_pattern, text)
 
-    def control_tokens(self, text: str) -> Iterator[Span]:
+    def control_tokens(self, text: str) -> Iterator[CharSpan]:
         """Where the template wrote one."""
         return _spans(self._tokens_pattern, text)
 
@@ -60,7 +60,7 @@ def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:
     return re.compile(alternatives) if alternatives else None
 
 
-def _spans(pattern: re.Pattern[str] | None, text: str) -> Iterator[Span]:
+def _spans(pattern: re.Pattern[str] | None, text: str) -> Iterator[CharSpan]:
     if pattern is not None:
         for match in pattern.finditer(text):
             yield match.span()

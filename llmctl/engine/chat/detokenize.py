@@ -8,14 +8,14 @@ from tokenizers.decoders import DecodeStream
 REPLACEMENT = "\ufffd"
 
 
-class Decoder(Protocol):
+class TokenDecoder(Protocol):
     """Turns one token after the other into text."""
 
     def push(self, token_id: int) -> str:
         """Return the text that this token completes, which may be empty."""
 
 
-def incremental_decoder(tokenizer: Any, *, skip_special_tokens: bool = True) -> Decoder:
+def incremental_decoder(tokenizer: Any, *, skip_special_tokens: bool = True) -> TokenDecoder:
     """Return the decoder that fits a Transformers tokenizer.
 
     A character whose bytes are spread over several tokens is returned with its last token, and
@@ -68,7 +68,7 @@ class _PrefixDecoder:
         return text
 
 
-class StopScanner:
+class StopStringScanner:
     """Cuts text at the first stop string to complete, and holds back what may become one.
 
     Text comes in pieces cut anywhere. What `feed` and `flush` return, joined, never contains any

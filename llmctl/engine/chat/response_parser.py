@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmctl.engine.chat.response_delta import Part, ReplyReader, new_call_id
-from llmctl.engine.chat.template import ChatTemplate, function_of
+from llmctl.engine.chat.response_delta import ResponseDelta, ResponseParser, new_tool_call_id
+from llmctl.engine.chat.template import ChatTemplate, tool_definition
 from llmctl.engine.chat.tool_choice import (
-    ForcedCalls,
-    calls_in_words,
-    forced_schema,
-    tools_in_words,
+    RequiredToolCallParser,
+    tool_call_schema,
+    tool_messages_as_text,
+    tools_as_text,
 )
 from llmctl.errors import UnsupportedError
 from llmctl.types import GenerationRequest, Grammar, Message, ToolCall
@@ -66,7 +66,7 @@ def response_template(declared: Mapping[str, Any] | None, chat_template: str | N
     return spec
 
 
-class ReplyReaders:
+class ResponseParserFactory:
     """Makes the readers of one model's replies."""
 
     def __init__(self, tokenizer: Any, template: ChatTemplate) -> None:
@@ -86,17 +86,17 @@ class ReplyReaders:
             UnsupportedError: nothing has taught this model to call them by itself.
         """
         messages = request.messages
-        if not self._template.has_calls:
-            messages = calls_in_words(messages)
-        if not request.tools or self._template.has_tools:
+        if not self._template.supports_tool_calls:
+            messages = tool_messages_as_text(messages)
+        if not request.tools or self._template.supports_tools:
             return messages
-        if not request.forced_tools:
+        if not request.required_tools:
             raise UnsupportedError(
                 "this model's chat template has no tools, so the model cannot choose one itself",
                 hint="set tool_choice to 'required' or name a function, or use a model with tools",
                 param="tools",
             )
-        words = tools_in_words(request.tools)
+        words = tools_as_text(request.tools)
         first, *rest = messages
         if first.role in ("system", "developer"):
             return (replace(first, content=f"{words}\n\n{first.content}"), *rest)
@@ -105,25 +105,27 @@ class ReplyReaders:
     @staticmethod
     def grammar(request: GenerationRequest) -> Grammar | None:
         """Return what holds a reply to the tools that must be called."""
-        if not request.forced_tools:
+        if not request.required_tools:
             return None
-        forced = [tool for tool in request.tools if tool.name in request.forced_tools]
-        schema = forced_schema(forced, parallel=request.parallel_tool_calls)
+        forced = [tool for tool in request.tools if tool.name in request.required_tools]
+        schema = tool_call_schema(forced, parallel=request.parallel_tool_calls)
         return Grammar("json_schema", json.dumps(schema, ensure_ascii=False), param="tools")
 
     def reader(
         self, request: GenerationRequest, prompt_ids: Sequence[int]
-    ) -> tuple[ReplyReader | None, bool]:
+    ) -> tuple[ResponseParser | None, bool]:
         """Return the reader of one choice, `None` if all is answer.
 
         And whether special tokens are to be left out of the text.
         """
-        if request.forced_tools:
-            return ForcedCalls(), True
+        if request.required_tools:
+            return RequiredToolCallParser(), True
         if self._marks is None or not request.messages or request.sampling.grammar is not None:
             return None, True
-        tools = [function_of(tool) for tool in request.tools]
-        return MarkedReply(self._marks, tools, self._begun(prompt_ids)), not self._special
+        tools = [tool_definition(tool) for tool in request.tools]
+        return TemplateResponseParser(
+            self._marks, tools, self._begun(prompt_ids)
+        ), not self._special
 
     def _begun(self, prompt_ids: Sequence[int]) -> str:
         """Return what the prompt has written of the reply already."""
@@ -134,7 +136,7 @@ class ReplyReaders:
         return opened.group() if opened else ""
 
 
-class MarkedReply:
+class TemplateResponseParser:
     """Reads a reply by the marks of the model's own response template.
 
     White space between a mark and what it encloses belongs to the mark.
@@ -152,43 +154,43 @@ class MarkedReply:
         self._blank = ""
         self._at_border = bool(begun)
 
-    def feed(self, text: str) -> list[Part]:
-        """See `ReplyReader.feed`."""
+    def feed(self, text: str) -> list[ResponseDelta]:
+        """See `ResponseParser.feed`."""
         if self._broken:
-            return [Part(text)] if text else []
+            return [ResponseDelta(text)] if text else []
         try:
             return self._parts(self._parser.feed(text))
         except ValueError:
             # Written against the model's own rules: from here on it is text like any other.
             self._broken = True
-            return [Part(text)]
+            return [ResponseDelta(text)]
 
-    def end(self) -> list[Part]:
-        """See `ReplyReader.end`."""
+    def end(self) -> list[ResponseDelta]:
+        """See `ResponseParser.end`."""
         if self._broken:
             return []
         try:
             parts = self._parts(self._parser.finalize()[1])
         except ValueError:
             parts = []
-        return [*parts, Part(self._blank)] if self._blank else parts
+        return [*parts, ResponseDelta(self._blank)] if self._blank else parts
 
-    def _parts(self, events: Sequence[Mapping[str, Any]]) -> list[Part]:
-        parts: list[Part] = []
+    def _parts(self, events: Sequence[Mapping[str, Any]]) -> list[ResponseDelta]:
+        parts: list[ResponseDelta] = []
         for event in events:
             kind, field = event["type"], event["field"]
             if kind == "region_chunk" and not event.get("dirty"):
                 text = self._inner(event["text"])
                 if field == "content":
-                    parts.append(Part(text=text))
+                    parts.append(ResponseDelta(text=text))
                 elif field in ("reasoning_content", "thinking"):
-                    parts.append(Part(reasoning=text))
+                    parts.append(ResponseDelta(reasoning=text))
                 continue
             if kind == "region_close" and field == "tool_calls":
                 parts.append(_call(event["value"]))
             if field != "content":
                 self._blank, self._at_border = "", True
-        return [part for part in parts if part != Part()]
+        return [part for part in parts if part != ResponseDelta()]
 
     def _inner(self, text: str) -> str:
         if self._at_border:
@@ -200,12 +202,12 @@ class MarkedReply:
         return shown
 
 
-def _call(value: Any) -> Part:
+def _call(value: Any) -> ResponseDelta:
     function = value.get("function") if isinstance(value, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         shown = function if isinstance(function, str) else json.dumps(value, ensure_ascii=False)
-        return Part(text=f"<tool_call>{shown}</tool_call>")
+        return ResponseDelta(text=f"<tool_call>{shown}</tool_call>")
     name, arguments = function["name"], function.get("arguments", {})
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
-    return Part(call=ToolCall(name, arguments, new_call_id()))
+    return ResponseDelta(call=ToolCall(name, arguments, new_tool_call_id()))

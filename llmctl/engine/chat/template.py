@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmctl.engine.chat.control_tokens import Shield, Span
-from llmctl.engine.chat.tokenize import Rendered, Tokens
+from llmctl.engine.chat.control_tokens import CharSpan, ControlTokenEscaper
+from llmctl.engine.chat.tokenize import TextTokenizer, TokenizedText
 from llmctl.errors import ConfigError, TemplateError
 from llmctl.types import Message, Tool
 
-__all__ = ["ChatTemplate", "Rendered"]
+__all__ = ["ChatTemplate", "TokenizedText"]
 
 
 class ChatTemplate:
@@ -30,8 +30,8 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._source = source
         added = tokenizer.added_tokens_decoder.values() if source else ()
-        self.shield = Shield(str(token) for token in added if token.special)
-        self.tokens = Tokens(tokenizer, self.shield)
+        self.escaper = ControlTokenEscaper(str(token) for token in added if token.special)
+        self.tokens = TextTokenizer(tokenizer, self.escaper)
 
     @classmethod
     def of(cls, tokenizer: Any, override: str | None = None) -> "ChatTemplate":
@@ -59,12 +59,12 @@ class ChatTemplate:
         return self._source
 
     @property
-    def has_tools(self) -> bool:
+    def supports_tools(self) -> bool:
         """Whether it tells the model of tools."""
         return "tools" in (self._source or "")
 
     @property
-    def has_calls(self) -> bool:
+    def supports_tool_calls(self) -> bool:
         """Whether it shows the model what it has called before."""
         return "tool_calls" in (self._source or "")
 
@@ -101,7 +101,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, object] | None = None,
-    ) -> Rendered:
+    ) -> TokenizedText:
         """Write the conversation out and tokenise it.
 
         Args:
@@ -151,17 +151,17 @@ class ChatTemplate:
         return text
 
     @cached_property
-    def marks_replies(self) -> bool:
+    def has_generation_blocks(self) -> bool:
         """Whether the template itself says what the assistant writes, by `{% generation %}`."""
         return bool(re.search(r"\{%-?\s*generation\s*-?%\}", self._source or ""))
 
-    def write_marking_replies(
+    def render_with_assistant_spans(
         self,
         messages: Sequence[Message],
         *,
         tools: Sequence[Tool] = (),
         template_kwargs: Mapping[str, object] | None = None,
-    ) -> tuple[str, list[Span]]:
+    ) -> tuple[str, list[CharSpan]]:
         """Write a finished conversation; also return the spans of its `{% generation %}` blocks.
 
         Raises:
@@ -202,8 +202,8 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: Sequence[Tool]
     ) -> tuple[list[Any], list[Any] | None]:
         try:
-            turns = [self.shield.hide(self._turn(message)) for message in messages]
-            described = [self.shield.hide(function_of(tool)) for tool in tools]
+            turns = [self.escaper.escape(self._turn(message)) for message in messages]
+            described = [self.escaper.escape(tool_definition(tool)) for tool in tools]
         except RecursionError as error:
             raise TemplateError(
                 "the arguments of a call, or the description of a tool, are nested too deeply",
@@ -267,7 +267,7 @@ def _refusal(error: Exception) -> TemplateError:
     return TemplateError(f"the chat template refuses this conversation: {error}", param="messages")
 
 
-def function_of(tool: Tool) -> dict[str, object]:
+def tool_definition(tool: Tool) -> dict[str, object]:
     """Describe a tool as OpenAI does, and chat templates after it."""
     parameters = tool.parameters or {"type": "object", "properties": {}}
     function = {"name": tool.name, "description": tool.description, "parameters": parameters}

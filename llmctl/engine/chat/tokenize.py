@@ -9,11 +9,11 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from llmctl.engine.chat.control_tokens import Shield
+from llmctl.engine.chat.control_tokens import ControlTokenEscaper
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
+class TokenizedText:
     """A text and its tokens."""
 
     text: str
@@ -22,18 +22,18 @@ class Rendered:
     """Of each token, the half-open span of characters in `text`. A tokenizer written in Python
     cannot tell it: there it is the piece of text that was tokenised as one."""
 
-    def __add__(self, other: "Rendered") -> "Rendered":
+    def __add__(self, other: "TokenizedText") -> "TokenizedText":
         start = len(self.text)
         moved = [(start + first, start + last) for first, last in other.offsets]
-        return Rendered(self.text + other.text, self.ids + other.ids, self.offsets + moved)
+        return TokenizedText(self.text + other.text, self.ids + other.ids, self.offsets + moved)
 
 
-class Tokens:
+class TextTokenizer:
     """One tokenizer, as the server and training both use it."""
 
-    def __init__(self, tokenizer: Any, shield: Shield) -> None:
+    def __init__(self, tokenizer: Any, escaper: ControlTokenEscaper) -> None:
         self._tokenizer = tokenizer
-        self._shield = shield
+        self._shield = escaper
 
     @property
     def exact(self) -> bool:
@@ -48,7 +48,7 @@ class Tokens:
         named = json.dumps(self._tokenizer.special_tokens_map, default=str, sort_keys=True)
         return hashlib.sha256(f"{tables}\0{named}".encode()).hexdigest()[:16]
 
-    def of(self, written: Iterable[tuple[str, Sequence[int]]]) -> list[Rendered]:
+    def of(self, written: Iterable[tuple[str, Sequence[int]]]) -> list[TokenizedText]:
         """Tokenise what a template wrote, marks of the shield inside; many at once is faster.
 
         Args:
@@ -63,7 +63,7 @@ class Tokens:
                 whole[number] = self._in_pieces(text, forced, marks)
         return whole
 
-    def of_documents(self, texts: Iterable[str]) -> list[Rendered]:
+    def encode_documents(self, texts: Iterable[str]) -> list[TokenizedText]:
         """Tokenise raw texts as the server does a raw prompt, and end each with the EOS token.
 
         Control tokens in them count as such. A text that spells its own BOS or EOS gets no second.
@@ -74,27 +74,27 @@ class Tokens:
         for document in self._tokenise([text.removesuffix(end) for text in texts], bare=False):
             first = 1 if bos is not None and document.ids[:2] == [bos, bos] else 0
             last = len(document.ids) - (document.ids[-1:] == [eos])
-            open_end = Rendered(
+            open_end = TokenizedText(
                 document.text, document.ids[first:last], document.offsets[first:last]
             )
             closing = [] if eos is None else [eos]
-            made.append(open_end + Rendered(end, closing, [(0, len(end))] * len(closing)))
+            made.append(open_end + TokenizedText(end, closing, [(0, len(end))] * len(closing)))
         return made
 
     def _in_pieces(
         self, written: str, cuts: Sequence[int], marks: Sequence[tuple[int, int]]
-    ) -> Rendered:
+    ) -> TokenizedText:
         edges = sorted({0, len(written), *cuts, *(edge for span in marks for edge in span)})
         plain = {first for first, _ in marks}
-        whole = Rendered("", [], [])
+        whole = TokenizedText("", [], [])
         for first, last in pairwise(edges):
-            piece = self._shield.spell_out(written[first:last])
+            piece = self._shield.unescape(written[first:last])
             whole += self._tokenise([piece], plain=first in plain)[0]
         return whole
 
     def _tokenise(
         self, texts: Sequence[str], *, plain: bool = False, bare: bool = True
-    ) -> list[Rendered]:
+    ) -> list[TokenizedText]:
         """Tokenise texts; `plain` reads no control tokens in them, `bare` adds none to them."""
         if not texts:
             return []
@@ -113,10 +113,10 @@ class Tokens:
         else:
             pairs = zip(texts, all_ids, strict=True)
             all_offsets = [[(0, len(text))] * len(ids) for text, ids in pairs]
-        return [Rendered(*row) for row in zip(texts, all_ids, all_offsets, strict=True)]
+        return [TokenizedText(*row) for row in zip(texts, all_ids, all_offsets, strict=True)]
 
 
-def _crosses(rendered: Rendered, cut: int) -> bool:
+def _crosses(rendered: TokenizedText, cut: int) -> bool:
     """Whether one token has characters on both sides; a gap before a token belongs to it."""
     after = bisect_right(rendered.offsets, cut, key=lambda span: span[1])
     if after == len(rendered.offsets):

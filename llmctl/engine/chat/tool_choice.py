@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmctl.engine.chat.response_delta import Part, new_call_id
+from llmctl.engine.chat.response_delta import ResponseDelta, new_tool_call_id
 from llmctl.errors import RequestError
 from llmctl.types import Message, Tool, ToolCall
 
 
-class ForcedCalls:
-    """Reads a reply that a grammar has confined to calls, `forced_schema`'s JSON."""
+class RequiredToolCallParser:
+    """Reads a reply that a grammar has confined to calls, `tool_call_schema`'s JSON."""
 
     _HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\S)')
 
@@ -25,8 +25,8 @@ class ForcedCalls:
         """The arguments that are being written."""
         self._name = self._id = ""
 
-    def feed(self, text: str) -> list[Part]:
-        """See `ReplyReader.feed`. The arguments of a call come in pieces."""
+    def feed(self, text: str) -> list[ResponseDelta]:
+        """See `ResponseParser.feed`. The arguments of a call come in pieces."""
         self._text += text
         parts = []
         while self._text:
@@ -34,19 +34,21 @@ class ForcedCalls:
                 head = self._HEAD.search(self._text)
                 if head is None:
                     break
-                self._name, self._id = json.loads(head.group(1)), new_call_id()
+                self._name, self._id = json.loads(head.group(1)), new_tool_call_id()
                 self._value = _Value()
                 self._text = self._text[head.end() :]
             length = self._value.reach(self._text)
             if length:
-                parts.append(Part(call=ToolCall(self._name, self._text[:length], self._id)))
+                parts.append(
+                    ResponseDelta(call=ToolCall(self._name, self._text[:length], self._id))
+                )
                 self._text = self._text[length:]
             if self._value.ended:
                 self._value = None
         return parts
 
-    def end(self) -> list[Part]:
-        """See `ReplyReader.end`. A call that the limit of tokens cut off stays as it is."""
+    def end(self) -> list[ResponseDelta]:
+        """See `ResponseParser.end`. A call that the limit of tokens cut off stays as it is."""
         return []
 
 
@@ -78,11 +80,11 @@ class _Value:
         return len(text)
 
 
-MOST_CALLS = 8
+MAX_TOOL_CALLS = 8
 """In one forced reply: a small model would not come to an end by itself."""
 
 
-def forced_schema(tools: Sequence[Tool], *, parallel: bool) -> dict[str, object]:
+def tool_call_schema(tools: Sequence[Tool], *, parallel: bool) -> dict[str, object]:
     """Return the JSON schema of a reply that is nothing but calls of these tools.
 
     Raises:
@@ -105,7 +107,7 @@ def forced_schema(tools: Sequence[Tool], *, parallel: bool) -> dict[str, object]
         )
     call: dict[str, object] = calls[0] if len(calls) == 1 else {"anyOf": calls}
     if parallel:
-        call = {"type": "array", "items": call, "minItems": 1, "maxItems": MOST_CALLS}
+        call = {"type": "array", "items": call, "minItems": 1, "maxItems": MAX_TOOL_CALLS}
     return call | {"$defs": definitions}
 
 
@@ -155,7 +157,7 @@ def _moved(tool: Tool, root: str) -> dict[str, Any]:
     return result
 
 
-def tools_in_words(tools: Sequence[Tool]) -> str:
+def tools_as_text(tools: Sequence[Tool]) -> str:
     """Describe tools to a model whose chat template has no place for them."""
     lines = [
         "You can call these functions; answer with the name of one and its arguments, as JSON."
@@ -166,7 +168,7 @@ def tools_in_words(tools: Sequence[Tool]) -> str:
     return "\n".join(lines)
 
 
-def calls_in_words(messages: Sequence[Message]) -> tuple[Message, ...]:
+def tool_messages_as_text(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Tell of earlier calls as the model had to write them, and of their results as a user would.
 
     Raises:

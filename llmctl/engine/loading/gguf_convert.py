@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.engine.loading.gguf_tokenizer import read_tokenizer
-from llmctl.engine.subprocess_runner import end_with_parent
+from llmctl.engine.subprocess_runner import exit_with_parent
 
 _PROBE = "In 2024,  3 caf\u00e9s sold 12.50 kg of\n    \u4f60\u597d don't <|x|>"
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("gguf", type=Path)
     parser.add_argument("target", type=Path)
     arguments = parser.parse_args()
-    end_with_parent()
+    exit_with_parent()
     convert(arguments.gguf, arguments.target)
 
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from llmctl.engine.batching.forward.bucket_size import rounded
 
-GROUP = 32
+GROUP_SIZE = 32
 """Weights of one output that share a scale and an offset."""
-BYTES_PER_WEIGHT = 0.5 + 2 * 2 / GROUP
+BYTES_PER_WEIGHT = 0.5 + 2 * 2 / GROUP_SIZE
 _FEW_ROWS = 48
 """Up to so many rows PyTorch's kernel, which writes no weights out, is faster."""
 _BLOCKS = (64, 32)
@@ -31,13 +31,13 @@ _OUTPUTS_AT_ONCE = 1024
 """While quantising, which takes several copies in float32."""
 
 
-def supported() -> bool:
+def int4_supported() -> bool:
     """Whether layers can be held like this on this processor, with this PyTorch."""
     return _block() is not None
 
 
 class Int4Linear(nn.Module):
-    """An `nn.Linear` in four bits, of a multiple of `GROUP` inputs. Built empty; see `take`.
+    """An `nn.Linear` in four bits, of a multiple of `GROUP_SIZE` inputs. Built empty; see `take`.
 
     Attributes:
         weight: codes as the kernel wants them, (outputs, inputs / 2) bytes.
@@ -101,7 +101,7 @@ class Int4Linear(nn.Module):
     def _few(self, x: Tensor) -> Tensor:
         # PyTorch has a fast kernel for bfloat16 alone; on a processor without that type, too.
         product = torch.ops.aten._weight_int4pack_mm_for_cpu
-        y: Tensor = product(x.bfloat16().contiguous(), self.weight, GROUP, self.scales)
+        y: Tensor = product(x.bfloat16().contiguous(), self.weight, GROUP_SIZE, self.scales)
         return y.to(x.dtype)
 
     def _many(self, x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class Int4Linear(nn.Module):
         weight = torch.empty(self.in_features, codes.shape[1], 2, half, dtype=dtype)
         weight[:, :, 0] = (codes & 15).sub_(8).view(torch.int8)
         weight[:, :, 1] = (codes >> 4).sub_(8).view(torch.int8)
-        groups = weight.view(-1, GROUP, scale.shape[-1])
+        groups = weight.view(-1, GROUP_SIZE, scale.shape[-1])
         torch.addcmul(offset, groups, scale, out=groups)
         return weight.view(self.in_features, -1)
 
@@ -129,7 +129,7 @@ def _quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return codes and scales of `weight` (outputs, inputs), filled up to whole blocks."""
     block = 2 * _half_block()
     filling = -weight.shape[0] % block
-    groups = F.pad(weight.float(), (0, 0, 0, filling)).unflatten(1, (-1, GROUP))
+    groups = F.pad(weight.float(), (0, 0, 0, filling)).unflatten(1, (-1, GROUP_SIZE))
     low, high = groups.aminmax(dim=-1, keepdim=True)
     scale = (high - low) / 15
     scale, offset = _stored(scale, low + 8 * scale)
@@ -184,13 +184,13 @@ def _block() -> int | None:
     A byte holds the codes of output n of a block and of the one half a block on. That is no promise
     of PyTorch's, so it is tried.
     """
-    codes = torch.arange(2 * max(_BLOCKS) * GROUP).view(-1, GROUP) * 7 // 5 % 16
+    codes = torch.arange(2 * max(_BLOCKS) * GROUP_SIZE).view(-1, GROUP_SIZE) * 7 // 5 % 16
     try:
         packed = _pack(codes)
     except (AttributeError, RuntimeError):
         return None
     for block in _BLOCKS:
-        halves = packed.view(-1, GROUP, block // 2).transpose(1, 2)
+        halves = packed.view(-1, GROUP_SIZE, block // 2).transpose(1, 2)
         if torch.equal(torch.cat((halves & 15, halves >> 4), dim=1).flatten(0, 1), codes):
             return block
     return None

@@ -13,7 +13,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from llmctl.engine.loading.int4 import GROUP, Int4Linear
+from llmctl.engine.loading.int4 import GROUP_SIZE, Int4Linear
 
 _NAME = "llmctl-int4"
 
@@ -46,7 +46,7 @@ class _Int4Quantizer(HfQuantizer):
             if (
                 type(module) is nn.Linear
                 and should_convert_module(path, skipped)
-                and module.in_features % GROUP == 0
+                and module.in_features % GROUP_SIZE == 0
             ):
                 model.set_submodule(path, _empty(module))
 

@@ -10,12 +10,12 @@ from torch import nn
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.loading import adapters
 from llmctl.engine.loading.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
-from llmctl.engine.loading.int4 import supported as int4_supported
+from llmctl.engine.loading.int4 import int4_supported
 from llmctl.engine.loading.third_party import library_errors, quiet_libraries
-from llmctl.engine.memory.estimate import ModelShape, shape_of
+from llmctl.engine.memory.estimate import ModelShape, shape_from_config
 from llmctl.engine.memory.hardware import choose_device, choose_dtype
 from llmctl.engine.memory.plan import plan_memory
-from llmctl.engine.memory.request import Case, Machine
+from llmctl.engine.memory.request import MemoryRequest, TargetDevice
 from llmctl.engine.models import adapter_metadata, model_folder, provenance, resolve
 from llmctl.engine.models.resolve import ResolvedModel
 from llmctl.errors import ConfigError
@@ -46,7 +46,7 @@ class LoadedModel:
     template: ChatTemplate
     adapter: str | None
     """Folder of an adapter that is still to be put on."""
-    adapted_for_good: bool
+    has_static_adapter: bool
     """An adapter is in the weights, or fixed beside them."""
     vocab_size: int
     eos_ids: tuple[int, ...]
@@ -69,29 +69,31 @@ def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) ->
     """
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
-    found = resolve.resolve(
+    found = resolve.resolve_model(
         spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle, progress=progress
     )
-    adapter = adapter_of(spec, found)
+    adapter = adapter_folder(spec, found)
     progress(Progress(f"loading {found.model_id} on {device}"))
     with library_errors(found.path, spec), quiet_libraries():
-        config, tokenizer = read_config(spec, found.whole), read_tokenizer(spec, found)
+        config, tokenizer = read_model_config(spec, found.whole), read_tokenizer(spec, found)
         template = ChatTemplate.of(tokenizer, spec.chat_template)
-        origin = provenance.vouch(
+        origin = provenance.check_provenance(
             found,
             adapter=adapter,
             template=template.fingerprint,
             template_chosen=spec.chat_template is not None,
         )
-        kept = None if adapter is None else adapters.why_not_by_request(adapter)
+        kept = None if adapter is None else adapters.unsupported_per_request(adapter)
         shape = _shape(spec, found, config)
-        plan = plan_memory(Case(shape, Machine.here(device, dtype), spec.quant, spec.limits))
+        plan = plan_memory(
+            MemoryRequest(shape, TargetDevice.here(device, dtype), spec.quant, spec.limits)
+        )
         # What PEFT puts on for good it knows how to put on bitsandbytes' layers.
         int4 = device.type == "cpu" and int4_supported() and kept is None
         model = read_weights(spec, found.whole, config, device, dtype, int4=int4)
         if adapter is not None and kept is not None:
             quantised = getattr(model, "is_quantized", False)
-            model = adapters.put_on_for_good(adapter, model, quantised=quantised)
+            model = adapters.attach_static_adapter(adapter, model, quantised=quantised)
     model.eval().requires_grad_(False)
     if spec.quant == "4bit" and device.type == "cpu" and not int4:
         _avoid_packed_kernel(model)
@@ -121,9 +123,9 @@ def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) ->
         tokenizer=tokenizer,
         template=template,
         adapter=None if kept else adapter,
-        adapted_for_good=kept is not None,
+        has_static_adapter=kept is not None,
         vocab_size=model.get_input_embeddings().weight.shape[0],
-        eos_ids=end_token_ids(defaults, tokenizer),
+        eos_ids=eos_token_ids(defaults, tokenizer),
         sampling_defaults=_sampling_defaults(defaults),
     )
 
@@ -131,10 +133,10 @@ def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) ->
 def read_shape(spec: ModelSpec, found: ResolvedModel) -> ModelShape:
     """Read what a memory plan needs to know of a model, and no weights. Raises as `load_model`."""
     with library_errors(found.path, spec), quiet_libraries():
-        return _shape(spec, found, read_config(spec, found.whole))
+        return _shape(spec, found, read_model_config(spec, found.whole))
 
 
-def adapter_of(spec: ModelSpec, found: ResolvedModel) -> str | None:
+def adapter_folder(spec: ModelSpec, found: ResolvedModel) -> str | None:
     """Return the folder of the adapter that goes on a model.
 
     Raises:
@@ -152,7 +154,7 @@ def adapter_of(spec: ModelSpec, found: ResolvedModel) -> str | None:
 
 
 def _shape(spec: ModelSpec, found: ResolvedModel, config: Any) -> ModelShape:
-    adapter, found = adapter_of(spec, found), found.whole
+    adapter, found = adapter_folder(spec, found), found.whole
     quantised = getattr(config, "quantization_config", None) is not None
     if spec.quant != "none" and (quantised or found.gguf_file is not None):
         raise ConfigError(
@@ -160,7 +162,7 @@ def _shape(spec: ModelSpec, found: ResolvedModel, config: Any) -> ModelShape:
             hint="leave out --quant, or use the model's unquantised safetensors",
         )
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return shape_of(
+    return shape_from_config(
         config,
         int(length) if length else _tokenizer_limit(read_tokenizer(spec, found)),
         trust_remote_code=spec.trust_remote_code,
@@ -170,7 +172,7 @@ def _shape(spec: ModelSpec, found: ResolvedModel, config: Any) -> ModelShape:
     )
 
 
-def read_config(spec: ModelSpec, found: ResolvedModel) -> Any:
+def read_model_config(spec: ModelSpec, found: ResolvedModel) -> Any:
     """Read a whole model's Transformers config."""
     from transformers import AutoConfig
 
@@ -273,7 +275,7 @@ def _tokenizer_limit(tokenizer: Any) -> int:
     return limit if limit < 10**9 else _FALLBACK_CONTEXT
 
 
-def end_token_ids(defaults: Any, tokenizer: Any) -> tuple[int, ...]:
+def eos_token_ids(defaults: Any, tokenizer: Any) -> tuple[int, ...]:
     """Return the tokens at which a reply ends; `defaults` is the model's generation config."""
     ids = defaults.eos_token_id
     listed = ids if isinstance(ids, list) else [ids]

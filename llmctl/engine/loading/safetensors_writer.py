@@ -27,12 +27,12 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {
 _ALIGNMENT = 8
 
 
-def spelling(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """Return the format's name of a type."""
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
-class TensorWriter:
+class SafetensorsWriter:
     """A safetensors file in the making. The tensors come in the order in which they were named.
 
     The format (github.com/huggingface/safetensors): the length of the header in 8 bytes, the

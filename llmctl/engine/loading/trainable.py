@@ -8,9 +8,9 @@ from torch import nn
 
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.loading.load import (
-    adapter_of,
-    end_token_ids,
-    read_config,
+    adapter_folder,
+    eos_token_ids,
+    read_model_config,
     read_shape,
     read_tokenizer,
     read_weights,
@@ -24,11 +24,11 @@ from llmctl.types import ModelSpec, Progress, ProgressCallback, ignore_progress
 
 
 @dataclass(frozen=True, slots=True)
-class ModelOutline:
+class ModelMetadata:
     """Everything of a model but its weights."""
 
     spec: ModelSpec
-    found: ResolvedModel
+    resolved: ResolvedModel
     adapter: str | None
     """Folder of the adapter that is taught further."""
     config: Any
@@ -42,36 +42,38 @@ class ModelOutline:
     """Tokens at which the server ends a reply."""
 
 
-def outline_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) -> ModelOutline:
+def load_model_metadata(
+    spec: ModelSpec, progress: ProgressCallback = ignore_progress
+) -> ModelMetadata:
     """Find a model and read all of it but the weights. Raises as `load_model`."""
     from transformers import GenerationConfig
 
     device = choose_device(spec.device)
-    found = resolve.resolve(
+    found = resolve.resolve_model(
         spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle, progress=progress
     )
     with library_errors(found.path, spec), quiet_libraries():
-        config, tokenizer = read_config(spec, found.whole), read_tokenizer(spec, found)
+        config, tokenizer = read_model_config(spec, found.whole), read_tokenizer(spec, found)
         if (found.whole.path / "generation_config.json").is_file():
             defaults = GenerationConfig.from_pretrained(found.whole.path)
         else:
             defaults = GenerationConfig.from_model_config(config)
-        return ModelOutline(
+        return ModelMetadata(
             spec=spec,
-            found=found,
-            adapter=adapter_of(spec, found),
+            resolved=found,
+            adapter=adapter_folder(spec, found),
             config=config,
             tokenizer=tokenizer,
             template=ChatTemplate.of(tokenizer, spec.chat_template),
             shape=read_shape(spec, found),
             device=device,
             dtype=choose_dtype(spec.dtype, device),
-            eos_ids=end_token_ids(defaults, tokenizer),
+            eos_ids=eos_token_ids(defaults, tokenizer),
         )
 
 
 def load_for_training(
-    outline: ModelOutline,
+    outline: ModelMetadata,
     *,
     dtype: torch.dtype,
     attention: str,
@@ -88,7 +90,7 @@ def load_for_training(
 
     Raises as `load_model`.
     """
-    spec, found = outline.spec, outline.found
+    spec, found = outline.spec, outline.resolved
     progress(Progress(f"loading {found.model_id} on {outline.device}"))
     with library_errors(found.path, spec), quiet_libraries():
         model = read_weights(spec, found.whole, outline.config, outline.device, dtype, attention)

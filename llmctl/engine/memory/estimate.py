@@ -125,7 +125,7 @@ class ModelShape:
         return (in_flight + scores + written_out) * itemsize + logits
 
 
-def shape_of(
+def shape_from_config(
     config: Any,
     context_length: int,
     *,
@@ -239,7 +239,7 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def gib(count: int) -> str:
+def format_gib(count: int) -> str:
     """Write a number of bytes for people, in powers of two as memory is sold."""
     if count >= 2**30:
         return f"{count / 2**30:.1f} GiB"

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from llmctl.engine.memory.estimate import gib
-from llmctl.engine.memory.request import CONTEXT_STEP, Case
+from llmctl.engine.memory.estimate import format_gib
+from llmctl.engine.memory.request import CONTEXT_STEP, MemoryRequest
 from llmctl.errors import OutOfMemoryError
 from llmctl.types import Quant, WeightsPlan
 
@@ -16,7 +16,7 @@ _NO_WAY = (
 )
 
 
-def shortage(case: Case) -> OutOfMemoryError:
+def out_of_memory_error(case: MemoryRequest) -> OutOfMemoryError:
     """Say what is missing for the least row, and which settings would do with what there is."""
     least, machine = case.least, case.machine
     kv, activations = case.kv(least), case.activations(least)
@@ -25,36 +25,38 @@ def shortage(case: Case) -> OutOfMemoryError:
         asked = case.limits.kv_bytes is not None
         bound = "--kv-memory gives it" if asked else "half of the free memory is"
         message = (
-            f"the KV cache of {row} needs {gib(kv)} and {bound} {gib(case.kv_most)}; "
-            f"{machine.device} has {gib(machine.free_bytes)} free"
+            f"the KV cache of {row} needs {format_gib(kv)} and {bound} {format_gib(case.kv_most)}; "
+            f"{machine.device} has {format_gib(machine.free_bytes)} free"
         )
     else:
         needed = case.weights + kv + activations + machine.reserve_bytes
         message = (
-            f"{row} needs {gib(needed)} and {machine.device} has {gib(machine.free_bytes)} free: "
-            f"weights {gib(case.weights)}, KV cache {gib(kv)}, activations {gib(activations)}, "
-            f"reserve {gib(machine.reserve_bytes)}"
+            f"{row} needs {format_gib(needed)} and {machine.device} has {format_gib(machine.free_bytes)} free: "
+            f"weights {format_gib(case.weights)}, KV cache {format_gib(kv)}, activations {format_gib(activations)}, "
+            f"reserve {format_gib(machine.reserve_bytes)}"
         )
     return OutOfMemoryError(message, hint=_way_out(case))
 
 
-def weights_shortage(plan: WeightsPlan, quant: Quant, device: str) -> OutOfMemoryError | None:
+def weights_out_of_memory_error(
+    plan: WeightsPlan, quant: Quant, device: str
+) -> OutOfMemoryError | None:
     """Say what is missing for the weights alone; `None` if nothing is."""
     if plan.weights_bytes + plan.reserve_bytes <= plan.free_bytes:
         return None
     fitting = [other.quant for other in plan.alternatives if other.fits and other.quant != quant]
     return OutOfMemoryError(
-        f"the weights need {gib(plan.weights_bytes)}, the reserve {gib(plan.reserve_bytes)}, and "
-        f"{device} has {gib(plan.free_bytes)} free",
+        f"the weights need {format_gib(plan.weights_bytes)}, the reserve {format_gib(plan.reserve_bytes)}, and "
+        f"{device} has {format_gib(plan.free_bytes)} free",
         hint=f"try --quant {fitting[0]}" if fitting else _NO_WAY,
     )
 
 
-_Change = Callable[[Case], tuple[str, Case] | None]
+_Change = Callable[[MemoryRequest], tuple[str, MemoryRequest] | None]
 """Returns an option and the case with it; `None` where it would change nothing."""
 
 
-def _way_out(case: Case) -> str:
+def _way_out(case: MemoryRequest) -> str:
     """Plan what a person could change: name each setting that would do, else several together."""
     singles = (_four_bits, _shorter, _smaller_cache, _larger_cache)
     if alone := [options for change in singles if (options := _options(case, (change,)))]:
@@ -70,7 +72,7 @@ def _way_out(case: Case) -> str:
     return _NO_WAY
 
 
-def _options(case: Case, changes: Sequence[_Change]) -> str:
+def _options(case: MemoryRequest, changes: Sequence[_Change]) -> str:
     """Make the changes one after the other; return their options, nothing if it still is short."""
     options = []
     for change in changes:
@@ -80,13 +82,13 @@ def _options(case: Case, changes: Sequence[_Change]) -> str:
     return " ".join(options) if case.context else ""
 
 
-def _four_bits(case: Case) -> tuple[str, Case] | None:
+def _four_bits(case: MemoryRequest) -> tuple[str, MemoryRequest] | None:
     if case.quant == "4bit" or not case.shape.quantisable:
         return None
     return "--quant 4bit", replace(case, quant="4bit")
 
 
-def _shorter(case: Case) -> tuple[str, Case] | None:
+def _shorter(case: MemoryRequest) -> tuple[str, MemoryRequest] | None:
     reach = case.reach // CONTEXT_STEP * CONTEXT_STEP
     if not _LEAST_SUGGESTED <= reach < case.least:
         return None
@@ -94,13 +96,13 @@ def _shorter(case: Case) -> tuple[str, Case] | None:
     return f"--context-length {reach}", replace(case, limits=limits)
 
 
-def _smaller_cache(case: Case) -> tuple[str, Case] | None:
+def _smaller_cache(case: MemoryRequest) -> tuple[str, MemoryRequest] | None:
     if case.limits.kv_quant == "8bit" or not case.shape.batched:
         return None
     return "--kv-quant 8bit", replace(case, limits=replace(case.limits, kv_quant="8bit"))
 
 
-def _larger_cache(case: Case) -> tuple[str, Case] | None:
+def _larger_cache(case: MemoryRequest) -> tuple[str, MemoryRequest] | None:
     if case.limits.kv_bytes is None:
         return None
     mib = -(-case.kv(case.least) // 2**20)

@@ -6,25 +6,25 @@ one budget of keys and values, so their number only bounds how many run at once.
 
 from dataclasses import replace
 
-from llmctl.engine.memory.estimate import estimate_weight_bytes, gib
-from llmctl.engine.memory.out_of_memory import shortage
-from llmctl.engine.memory.request import QUANTS, Case, Machine
+from llmctl.engine.memory.estimate import estimate_weight_bytes, format_gib
+from llmctl.engine.memory.out_of_memory import out_of_memory_error
+from llmctl.engine.memory.request import QUANTS, MemoryRequest, TargetDevice
 from llmctl.types import MemoryPlan, Quant, QuantFit, WeightsPlan
 
 
-def plan_memory(case: Case) -> MemoryPlan:
+def plan_memory(case: MemoryRequest) -> MemoryPlan:
     """Share out the free memory.
 
     Raises:
         OutOfMemoryError: not one row fits, of the context that was asked for or of
-            `LEAST_CONTEXT`; with the figures, and the settings that would fit.
+            `MIN_CONTEXT`; with the figures, and the settings that would fit.
     """
     if not case.context:
-        raise shortage(case)
-    return sketch(case)
+        raise out_of_memory_error(case)
+    return estimate_plan(case)
 
 
-def sketch(case: Case) -> MemoryPlan:
+def estimate_plan(case: MemoryRequest) -> MemoryPlan:
     """Share out the free memory, or say with a context of 0 that it does not suffice."""
     context = case.context
     per_token = case.kv(1)
@@ -53,7 +53,7 @@ def sketch(case: Case) -> MemoryPlan:
     )
 
 
-def plan_weights(linear: int, other: int, machine: Machine, quant: Quant) -> WeightsPlan:
+def plan_weights(linear: int, other: int, machine: TargetDevice, quant: Quant) -> WeightsPlan:
     """Say of parameter counts alone whether the weights fit; the counts are as in `ModelShape`."""
     room = machine.free_bytes - machine.reserve_bytes
     int4 = machine.kind == "cpu"
@@ -73,13 +73,13 @@ def plan_weights(linear: int, other: int, machine: Machine, quant: Quant) -> Wei
     )
 
 
-def _by_quant(case: Case) -> list[Case]:
+def _by_quant(case: MemoryRequest) -> list[MemoryRequest]:
     if not case.shape.quantisable:
         return [case]
     return [replace(case, quant=quant) for quant in QUANTS]
 
 
-def _notes(case: Case, context: int, budget: int) -> list[str]:
+def _notes(case: MemoryRequest, context: int, budget: int) -> list[str]:
     shape, limits = case.shape, case.limits
     notes = []
     if limits.context_length is not None and limits.context_length > shape.context_length:
@@ -90,7 +90,7 @@ def _notes(case: Case, context: int, budget: int) -> list[str]:
     if 0 < context < case.longest:
         notes.append(f"memory holds {context:,} of {case.longest:,} tokens of context")
     if context and limits.kv_bytes is not None and budget < limits.kv_bytes:
-        notes.append(f"of {gib(limits.kv_bytes)} for the KV cache {gib(budget)} fit")
+        notes.append(f"of {format_gib(limits.kv_bytes)} for the KV cache {format_gib(budget)} fit")
     if shape.stateful_layers:
         notes.append(
             f"{shape.stateful_layers} layers keep a state of fixed size per row, "

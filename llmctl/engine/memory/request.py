@@ -10,7 +10,7 @@ from llmctl.engine.memory.estimate import ModelShape, free_bytes
 from llmctl.engine.memory.hardware import choose_device, choose_dtype
 from llmctl.types import DEFAULT_ROWS, DType, MemoryLimits, Quant
 
-LEAST_CONTEXT = 2048
+MIN_CONTEXT = 2048
 """Tokens of context under which a model that was made for more is not worth starting."""
 QUANTS: tuple[Quant, ...] = ("none", "8bit", "4bit")
 """Largest weights first."""
@@ -26,7 +26,7 @@ _RESERVE_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class TargetDevice:
     """Where a model would run."""
 
     device: str
@@ -39,7 +39,7 @@ class Machine:
         return cls(str(device), dtype, free_bytes(device))
 
     @classmethod
-    def imagined(cls, device: str, dtype: DType, free: int) -> Self:
+    def hypothetical(cls, device: str, dtype: DType, free: int) -> Self:
         """Return a machine with `free` bytes; `auto` is a CUDA card that computes in bfloat16."""
         if device.partition(":")[0] not in ("auto", "cuda"):
             chosen = choose_device(device)
@@ -60,11 +60,11 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class MemoryRequest:
     """A model, on a machine, as somebody wants it. All sizes in bytes."""
 
     shape: ModelShape
-    machine: Machine
+    machine: TargetDevice
     quant: Quant
     limits: MemoryLimits
 
@@ -84,7 +84,7 @@ class Case:
     def least(self) -> int:
         """The context without which there is no point in starting."""
         asked = self.limits.context_length
-        return min(self.longest, LEAST_CONTEXT) if asked is None else self.longest
+        return min(self.longest, MIN_CONTEXT) if asked is None else self.longest
 
     @property
     def weights(self) -> int:

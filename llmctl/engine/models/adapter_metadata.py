@@ -10,12 +10,12 @@ from llmctl.engine.models.provenance import Provenance
 from llmctl.engine.models.weight_files import read_entries
 from llmctl.errors import ModelLoadError, ModelNotFoundError
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class BaseName:
+class BaseModelName:
     """The model that an adapter was trained on, as its folder names it."""
 
     name: str
@@ -27,7 +27,7 @@ class BaseName:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterFacts:
+class AdapterMetadata:
     """What a folder with an `adapter_config.json` says; `None` where it does not."""
 
     kind: str
@@ -47,12 +47,12 @@ class AdapterFacts:
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter, and not a whole model."""
-    return (folder / CONFIG).is_file() and model_folder.missing_part(
+    return (folder / ADAPTER_CONFIG).is_file() and model_folder.missing_part(
         folder, allow_pickle=True
     ) is not None
 
 
-def read_facts(folder: Path) -> AdapterFacts:
+def read_adapter_metadata(folder: Path) -> AdapterMetadata:
     """Describe an adapter.
 
     Raises:
@@ -63,7 +63,7 @@ def read_facts(folder: Path) -> AdapterFacts:
     kind = str(config.get("peft_type") or "unknown").lower()
     targets = config.get("target_modules") or ()
     note = Provenance.read(folder)
-    return AdapterFacts(
+    return AdapterMetadata(
         kind=", ".join([kind, *(mark for name, mark in marks.items() if config.get(name))]),
         base=note.base.model if note else config.get("base_model_name_or_path"),
         rank=config.get("r"),
@@ -81,12 +81,12 @@ def read_facts(folder: Path) -> AdapterFacts:
 def parameter_count(folder: Path) -> int | None:
     """Count what an adapter holds; `None` where its weights are not safetensors."""
     try:
-        return sum(entry.parameters for entry in read_entries([folder / WEIGHTS]).values())
+        return sum(entry.parameters for entry in read_entries([folder / ADAPTER_WEIGHTS]).values())
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def base_name(folder: Path) -> BaseName:
+def base_model_name(folder: Path) -> BaseModelName:
     """Return which model an adapter belongs on: llmctl's own note of it, else PEFT's.
 
     Raises:
@@ -95,7 +95,9 @@ def base_name(folder: Path) -> BaseName:
     """
     note = Provenance.read(folder)
     if note is not None and note.base.source != "local":
-        return BaseName(note.base.model, note.base.revision if note.base.source == "hub" else None)
+        return BaseModelName(
+            note.base.model, note.base.revision if note.base.source == "hub" else None
+        )
     config = _read_config(folder)
     name = note.base.model if note is not None else config.get("base_model_name_or_path")
     if not name:
@@ -105,17 +107,17 @@ def base_name(folder: Path) -> BaseName:
         )
     for path in (Path(name).expanduser(), folder / name):
         if path.exists():
-            return BaseName(name, path=path)
+            return BaseModelName(name, path=path)
     if Path(name).is_absolute() or name.startswith("."):
         raise ModelNotFoundError(
             f"{folder} is an adapter of {name}, where nothing is any more",
             hint=f"if you have that model elsewhere: --model MODEL --adapter {folder}",
         )
-    return BaseName(name, config.get("revision"))
+    return BaseModelName(name, config.get("revision"))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / CONFIG
+    file = folder / ADAPTER_CONFIG
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

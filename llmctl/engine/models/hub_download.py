@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from llmctl.engine.models.hub import Hub
-from llmctl.engine.subprocess_runner import end_with_parent
+from llmctl.engine.subprocess_runner import exit_with_parent
 
 _REPORT_SECONDS = 0.2
 
@@ -46,7 +46,7 @@ def main() -> None:
     """Take the arguments of `snapshot_download` as one JSON object."""
     from huggingface_hub import snapshot_download
 
-    end_with_parent()
+    exit_with_parent()
     request = json.loads(sys.argv[1])
     try:
         _say(path=snapshot_download(**request, tqdm_class=_counting_bar()))

@@ -6,25 +6,25 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from llmctl.engine.models import adapter_metadata, hub, model_folder, resolve, store
-from llmctl.engine.models.adapter_metadata import AdapterFacts
+from llmctl.engine.models.adapter_metadata import AdapterMetadata
 from llmctl.engine.models.catalog import CATALOG, CatalogEntry, find_entry
 from llmctl.engine.models.hub import Hub
-from llmctl.engine.models.resolve import ResolvedModel, Source
+from llmctl.engine.models.resolve import ModelSource, ResolvedModel
 from llmctl.errors import ConfigError, LlmctlError, ModelLoadError, ModelNotFoundError
 from llmctl.types import Quant
 
-State = Literal["downloaded", "partial", "available"]
+ModelState = Literal["downloaded", "partial", "available"]
 
 
 @dataclass(frozen=True, slots=True)
-class ModelCard:
+class ModelInfo:
     """What is known of one model; `None` is unknown, often because it is not on this machine."""
 
     model_id: str
-    state: State
+    state: ModelState
     """`partial`: begun in the Hugging Face cache, not finished; `available`: to be fetched."""
     repo: str | None = None
-    source: Source | None = None
+    source: ModelSource | None = None
     """Where the files on this machine came from."""
     revision: str | None = None
     path: Path | None = None
@@ -42,7 +42,7 @@ class ModelCard:
     note: str = ""
     weight_memory: Mapping[Quant, int] | None = None
     """Bytes that the weights alone need once loaded, estimated; only `show` works it out."""
-    adapter: AdapterFacts | None = None
+    adapter: AdapterMetadata | None = None
     """Where the model is an adapter; what else is said here is then of its base, if that is here,
     but for the path and the size on disk."""
 
@@ -56,7 +56,7 @@ class Removal:
     freed_bytes: int
 
 
-def list_models() -> list[ModelCard]:
+def list_models() -> list[ModelInfo]:
     """Return the whole catalogue, then what else the store and the Hugging Face cache hold.
 
     Of the cache's other models only causal language models are listed.
@@ -75,7 +75,7 @@ def list_models() -> list[ModelCard]:
     return cards
 
 
-def list_folder(folder: Path) -> list[ModelCard]:
+def list_folder(folder: Path) -> list[ModelInfo]:
     """Return the models and adapters in a folder of a person's own, up to three levels down.
 
     Raises:
@@ -83,7 +83,7 @@ def list_folder(folder: Path) -> list[ModelCard]:
     """
     if not folder.is_dir():
         raise ModelNotFoundError(f"there is no folder {folder.absolute()}")
-    names = ("config.json", adapter_metadata.CONFIG)
+    names = ("config.json", adapter_metadata.ADAPTER_CONFIG)
     levels = ("", "*", "*/*", "*/*/*")
     found = {
         path.parent
@@ -98,7 +98,7 @@ def list_folder(folder: Path) -> list[ModelCard]:
     ]
 
 
-def show(model: str) -> ModelCard:
+def show(model: str) -> ModelInfo:
     """Describe a model: from its files if they are here, else from the catalogue.
 
     Raises:
@@ -110,7 +110,7 @@ def show(model: str) -> ModelCard:
         card = _adapter_card(path.resolve().name, path.absolute())
         return replace(card, weight_memory=_weight_memory(card))
     try:
-        card = describe(resolve.locate(model, allow_pickle=True))
+        card = describe(resolve.resolve_local(model, allow_pickle=True))
     except ModelNotFoundError as error:
         name = model.partition("@")[0]
         if (entry := find_entry(name)) is not None:
@@ -125,7 +125,7 @@ def show(model: str) -> ModelCard:
     return replace(card, weight_memory=_weight_memory(card))
 
 
-def describe(model: ResolvedModel) -> ModelCard:
+def describe(model: ResolvedModel) -> ModelInfo:
     """Return the card of a model whose files are here."""
     entry = find_entry(model.model_id) if model.source != "local" else None
     if model.base is not None:
@@ -133,7 +133,7 @@ def describe(model: ResolvedModel) -> ModelCard:
     if model.gguf_file is not None:
         file = model.path / model.gguf_file
         size = file.stat().st_size
-        return ModelCard(model.model_id, "downloaded", None, "local", None, file, size)
+        return ModelInfo(model.model_id, "downloaded", None, "local", None, file, size)
     repo = model.model_id if model.source == "hub" else None
     card = _folder_card(
         model.model_id, model.path, model.source, repo=repo, revision=model.revision
@@ -176,19 +176,19 @@ def remove(model: str) -> Removal:
     )
 
 
-def _entry_card(entry: CatalogEntry, here: Hub) -> ModelCard:
+def _entry_card(entry: CatalogEntry, here: Hub) -> ModelInfo:
     """Describe a catalogue model, wherever it is."""
     try:
-        return describe(resolve.locate_entry(entry, here))
+        return describe(resolve.resolve_local_entry(entry, here))
     except ModelNotFoundError:
-        card = ModelCard(entry.name, "available")
+        card = ModelInfo(entry.name, "available")
     for held in here.cached_repos():
         if held.repo == entry.repo:
             card = _folder_card(entry.name, held.path, "hub", revision=held.revision)
     return _with_entry(card, entry)
 
 
-def _with_entry(card: ModelCard, entry: CatalogEntry) -> ModelCard:
+def _with_entry(card: ModelInfo, entry: CatalogEntry) -> ModelInfo:
     """Add what only the catalogue knows, and what the files could not tell."""
     return replace(
         card,
@@ -200,22 +200,22 @@ def _with_entry(card: ModelCard, entry: CatalogEntry) -> ModelCard:
     )
 
 
-def _local_card(model_id: str, path: Path) -> ModelCard:
+def _local_card(model_id: str, path: Path) -> ModelInfo:
     if not adapter_metadata.is_adapter(path):
         return _folder_card(model_id, path, "local")
     try:
         return _adapter_card(model_id, path)
     except ModelLoadError as error:  # one damaged file must not break a list
-        return ModelCard(model_id, "partial", path=path, note=str(error))
+        return ModelInfo(model_id, "partial", path=path, note=str(error))
 
 
-def _adapter_card(model_id: str, folder: Path) -> ModelCard:
+def _adapter_card(model_id: str, folder: Path) -> ModelInfo:
     """Describe an adapter, and its base model as far as that is here."""
-    facts = adapter_metadata.read_facts(folder)
+    facts = adapter_metadata.read_adapter_metadata(folder)
     try:
-        base = describe(resolve.locate(str(folder), allow_pickle=True).whole)
+        base = describe(resolve.resolve_local(str(folder), allow_pickle=True).whole)
     except LlmctlError as error:
-        base = ModelCard(model_id, "downloaded", note=str(error).splitlines()[0])
+        base = ModelInfo(model_id, "downloaded", note=str(error).splitlines()[0])
     else:
         base = replace(base, note=f"adapter of {base.model_id}")
     return replace(
@@ -233,14 +233,14 @@ def _adapter_card(model_id: str, folder: Path) -> ModelCard:
 def _folder_card(
     model_id: str,
     path: Path,
-    source: Source,
+    source: ModelSource,
     *,
     repo: str | None = None,
     revision: str | None = None,
-) -> ModelCard:
-    facts = model_folder.read_facts(path)
+) -> ModelInfo:
+    facts = model_folder.read_folder_metadata(path)
     whole = model_folder.missing_part(path, allow_pickle=True) is None
-    return ModelCard(
+    return ModelInfo(
         model_id=model_id,
         state="downloaded" if whole else "partial",
         repo=repo,
@@ -258,7 +258,7 @@ def _folder_card(
     )
 
 
-def _weight_memory(card: ModelCard) -> Mapping[Quant, int] | None:
+def _weight_memory(card: ModelInfo) -> Mapping[Quant, int] | None:
     if card.parameters is None or card.linear_parameters is None:
         return None
     import torch

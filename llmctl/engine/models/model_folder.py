@@ -23,7 +23,7 @@ _VOCABULARY_SUFFIXES = (".model", ".tiktoken")
 
 
 @dataclass(frozen=True, slots=True)
-class FolderFacts:
+class FolderMetadata:
     """What a model folder says of itself; `None` where it does not say."""
 
     architecture: str | None
@@ -115,7 +115,7 @@ def has_tokenizer(folder: Path) -> bool:
     )
 
 
-def check_whole(folder: Path, *, allow_pickle: bool = False) -> None:
+def check_complete(folder: Path, *, allow_pickle: bool = False) -> None:
     """Refuse a folder that no model can be loaded from.
 
     Raises:
@@ -161,14 +161,14 @@ def refuse_other_kinds(names: Collection[str], where: str) -> None:
         )
 
 
-def read_facts(folder: Path) -> FolderFacts:
+def read_folder_metadata(folder: Path) -> FolderMetadata:
     """Read what a folder with a `config.json` says of itself."""
     config = _read_json(folder / "config.json")
     text = config.get("text_config") or config
     vocab_size = text.get("vocab_size")
     counts = None if "quantization_config" in config else _count_parameters(folder, text)
     parameters, linear = counts or (None, None)
-    return FolderFacts(
+    return FolderMetadata(
         architecture=next(iter(config.get("architectures") or []), None),
         context_length=text.get("max_position_embeddings") or text.get("n_positions"),
         vocab_size=vocab_size,

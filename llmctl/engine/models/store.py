@@ -97,7 +97,7 @@ def find(name: str) -> Path:
 
 
 @contextmanager
-def exclusive(name: str, progress: ProgressCallback = ignore_progress) -> Iterator[None]:
+def exclusive_lock(name: str, progress: ProgressCallback = ignore_progress) -> Iterator[None]:
     """Hold `name` against every other process and thread; wait for whoever holds it now."""
     from filelock import FileLock, Timeout
 
@@ -114,7 +114,7 @@ def exclusive(name: str, progress: ProgressCallback = ignore_progress) -> Iterat
 
 
 @contextmanager
-def aside(name: str) -> Iterator[Path]:
+def staging_folder(name: str) -> Iterator[Path]:
     """Lend an empty folder to build `name` in; it is gone afterwards, however that ends."""
     parent = _aside_folder() / name
     parent.mkdir(parents=True, exist_ok=True)
@@ -149,13 +149,13 @@ def remove(name: str) -> int:
     if name not in names():
         raise ModelNotFoundError(f"not in {models_folder()}")
     folder = models_folder() / name
-    with exclusive(name):
+    with exclusive_lock(name):
         freed = 0 if folder.is_symlink() else disk_bytes(folder)
         _drop(folder, name)
     return freed
 
 
-def sweep() -> None:
+def clean_staging() -> None:
     """Delete what dead runs left aside; a run that is still alive keeps its own."""
     from filelock import FileLock, Timeout
 
@@ -174,7 +174,7 @@ def _drop(folder: Path, name: str) -> None:
     if folder.is_symlink():
         folder.unlink()
         return
-    with aside(name) as grave:
+    with staging_folder(name) as grave:
         folder.rename(grave / "dropped")
 
 

@@ -10,12 +10,12 @@ import openai
 
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.openai.wire import (
-    ReplyStream,
+    ChunkConverter,
     api_url,
     choose_model,
-    failure,
-    gone,
-    request_fields,
+    completion_arguments,
+    connection_lost_error,
+    translate_api_error,
 )
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import ConfigError, EngineStoppedError, LlmctlError, UnsupportedError
@@ -106,11 +106,11 @@ class OpenAIClient(BaseEngine):
         try:
             listed = {model.id: model async for model in self._client.models.list()}
         except (openai.APIConnectionError, openai.AuthenticationError) as error:
-            raise failure(error, self.url) from error
+            raise translate_api_error(error, self.url) from error
         except Exception as error:
             # Some servers list no models but answer for the one that is named.
             if named is None:
-                raise failure(error, self.url) from error
+                raise translate_api_error(error, self.url) from error
             return named, 0
         self.models = tuple(listed)
         try:
@@ -135,7 +135,7 @@ class OpenAIClient(BaseEngine):
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def submit(self, request: GenerationRequest) -> GenerationStream:
-        fields = request_fields(request, self.info().model_id, self.url)
+        fields = completion_arguments(request, self.info().model_id, self.url)
         stream = GenerationStream(request.request_id)
         stream.on_end(self._forget)
         with self._lock:
@@ -160,7 +160,7 @@ class OpenAIClient(BaseEngine):
         stream.finish()
 
     async def _answer(self, fields: dict[str, Any], stream: GenerationStream) -> None:
-        reply, begun = ReplyStream(), False
+        reply, begun = ChunkConverter(), False
         try:
             async with await self._client.chat.completions.create(**fields) as chunks:
                 begun = True
@@ -173,7 +173,7 @@ class OpenAIClient(BaseEngine):
             stream.fail(error)
         except Exception as error:
             lost = begun and isinstance(error, openai.APIConnectionError)
-            ours = gone(self.url) if lost else failure(error, self.url)
+            ours = connection_lost_error(self.url) if lost else translate_api_error(error, self.url)
             ours.__cause__ = error
             stream.fail(ours)
 

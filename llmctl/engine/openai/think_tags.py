@@ -7,7 +7,7 @@ from llmctl.types import GenerationChunk
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
-class ThinkSplitter:
+class ThinkTagSplitter:
     """Moves `<think>…</think>` at the head of a reply from its text to its reasoning.
 
     Only there: a model that speaks of the mark later is taken at its word.

@@ -68,7 +68,7 @@ def api_url(base_url: str) -> str:
     return base_url.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
 
 
-def request_fields(request: GenerationRequest, model: str, url: str) -> dict[str, Any]:
+def completion_arguments(request: GenerationRequest, model: str, url: str) -> dict[str, Any]:
     """Return the arguments of the client's `chat.completions.create` for a streamed reply.
 
     Raises:
@@ -90,10 +90,10 @@ def request_fields(request: GenerationRequest, model: str, url: str) -> dict[str
     if request.tools:
         fields["tools"] = [_tool(tool) for tool in request.tools]
         fields["parallel_tool_calls"] = request.parallel_tool_calls
-        if len(request.forced_tools) == 1:
-            chosen = {"name": request.forced_tools[0]}
+        if len(request.required_tools) == 1:
+            chosen = {"name": request.required_tools[0]}
             fields["tool_choice"] = {"type": "function", "function": chosen}
-        elif request.forced_tools:
+        elif request.required_tools:
             fields["tool_choice"] = "required"
     if request.continue_final_message:
         extra |= {"continue_final_message": True, "add_generation_prompt": False}
@@ -166,7 +166,7 @@ def _tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-class ReplyStream:
+class ChunkConverter:
     """Makes our chunks of a server's, and knows at the end whether the reply was whole."""
 
     def __init__(self) -> None:
@@ -213,7 +213,7 @@ class ReplyStream:
             EngineStoppedError: the server went away before the reply was complete.
         """
         if not self._reasons:
-            raise gone(url)
+            raise connection_lost_error(url)
         # Of a server that counts nothing: a piece is about a token.
         usage = self._usage or Usage(0, self._pieces)
         *others, last = sorted(self._reasons)
@@ -233,7 +233,7 @@ def _field(delta: Any) -> Any:
     return lambda name: getattr(delta, name, None)
 
 
-def gone(url: str) -> EngineStoppedError:
+def connection_lost_error(url: str) -> EngineStoppedError:
     """Return the error of a server that left in the middle of a reply."""
     return EngineStoppedError(
         f"the server at {url} went away before the reply was complete",
@@ -241,9 +241,9 @@ def gone(url: str) -> EngineStoppedError:
     )
 
 
-def failure(error: Exception, url: str) -> LlmctlError:
+def translate_api_error(error: Exception, url: str) -> LlmctlError:
     """Return what an error of the client means, as one of ours."""
-    told = reason(error)
+    told = api_error_message(error)
     if isinstance(error, openai.APITimeoutError):
         return EngineStoppedError(f"the server at {url} has said nothing for too long")
     if isinstance(error, openai.APIConnectionError):
@@ -253,7 +253,7 @@ def failure(error: Exception, url: str) -> LlmctlError:
         )
     if not isinstance(error, openai.APIError):
         # Before version 3 the client let its transport's own errors through.
-        return gone(url)
+        return connection_lost_error(url)
     status = error.status_code if isinstance(error, openai.APIStatusError) else None
     said = f"{url}: {told}"
     if status in (401, 403):
@@ -269,7 +269,7 @@ def failure(error: Exception, url: str) -> LlmctlError:
     return EngineStoppedError(said)
 
 
-def reason(error: Exception) -> str:
+def api_error_message(error: Exception) -> str:
     """Return what the server said, or else what the client says."""
     body = getattr(error, "body", None)
     told = body.get("message") if isinstance(body, dict) else None
@@ -283,7 +283,7 @@ def choose_model(named: str | None, listed: Sequence[str], url: str) -> str:
         ModelNotFoundError: it has none, or not that one.
     """
     if named is None:
-        own = own_models(listed)
+        own = base_models(listed)
         if not own:
             raise ModelNotFoundError(f"{url} lists no model", hint="name one with --model")
         return own[0]
@@ -297,6 +297,6 @@ def choose_model(named: str | None, listed: Sequence[str], url: str) -> str:
     )
 
 
-def own_models(listed: Sequence[str]) -> list[str]:
+def base_models(listed: Sequence[str]) -> list[str]:
     """Leave out the adapters that `llmctl serve` lists beside the model, as `model:name`."""
     return [name for name in listed if ":" not in name] or list(listed)

@@ -84,5 +84,5 @@ def add_adapter_routes(router: APIRouter, serving: Serving) -> None:
         """Take an adapter away; replies under it are still written to their end."""
         if name not in engine.adapters:
             raise ModelNotFoundError(f"The adapter {name!r} is not loaded.")
-        await asyncio.wrap_future(engine.retire_adapter(name))
+        await asyncio.wrap_future(engine.begin_unload_adapter(name))
         return AdapterDeleted(name=name)

@@ -100,9 +100,9 @@ def make_router(serving: Serving, metrics: Metrics) -> APIRouter:
     async def health() -> Health:
         """Answer 503 when the engine is closed, dead, or has work and no longer does it."""
         state = engine.state()
-        if not state.alive or state.idle_s > STALLED_S:
+        if not state.alive or state.last_step_age_s > STALLED_S:
             raise EngineStoppedError(
-                f"the engine has work and took no step for {state.idle_s:.0f} seconds"
+                f"the engine has work and took no step for {state.last_step_age_s:.0f} seconds"
                 if state.alive
                 else "the engine is dead"
             )
@@ -111,7 +111,7 @@ def make_router(serving: Serving, metrics: Metrics) -> APIRouter:
             in_flight=engine.in_flight,
             running=state.running,
             waiting=state.waiting,
-            last_step_s=round(state.idle_s, 3),
+            last_step_s=round(state.last_step_age_s, 3),
         )
 
     @router.get("/ready")

@@ -58,7 +58,7 @@ def add_embedding_routes(router: APIRouter, serving: Serving) -> None:
 
         def submit() -> Future[list[tuple[float, ...]]]:
             texts.extend(engine.tokenize(text) for text in prompts_of(body.input))
-            return engine.submit_texts(texts, adapter)
+            return engine.submit_embeddings(texts, adapter)
 
         vectors = await unless_gone(serving.read(submit), request.receive)
         count = sum(map(len, texts))

@@ -60,7 +60,7 @@ def response_request(body: ResponseRequest, adapter: str | None) -> GenerationRe
     return GenerationRequest(
         messages=_messages(body),
         tools=() if body.tool_choice == "none" else tools,
-        forced_tools=forced,
+        required_tools=forced,
         parallel_tool_calls=body.parallel_tool_calls is not False and len(forced) != 1,
         template_kwargs=body.chat_template_kwargs or {},
         sampling=SamplingParams(

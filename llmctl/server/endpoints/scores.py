@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.loglikelihood import GroupScore, score_texts
+from llmctl.engine.loglikelihood import GroupScore, score_full_texts
 from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.server.async_bridge import too_late
 from llmctl.server.errors import error_body
@@ -113,7 +113,7 @@ async def _lines(
     loop, limit_s = asyncio.get_running_loop(), serving.options.request_timeout_s
     deadline = None if limit_s is None else loop.time() + limit_s
     ask, index = _Asking(serving.engine), 0
-    scored = score_texts(serving.engine, groups, adapter, score=ask)
+    scored = score_full_texts(serving.engine, groups, adapter, score=ask)
     try:
         with serving.admitted():
             while True:
@@ -133,4 +133,4 @@ def _told(group: GroupScore | LlmctlError) -> dict[str, object]:
     if isinstance(group, LlmctlError):
         return {"error": error_body(group).model_dump()}
     scores = [{"logprob": text.logprob, "tokens": text.token_count} for text in group.texts]
-    return {"computed": group.computed, "scores": scores}
+    return {"computed": group.computed_tokens, "scores": scores}

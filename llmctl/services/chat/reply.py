@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from time import perf_counter
 
-from llmctl.engine.openai.think_tags import ThinkSplitter
+from llmctl.engine.openai.think_tags import ThinkTagSplitter
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import LlmctlError
 from llmctl.services.chat.conversation import Figures, Turn, TurnState
@@ -39,7 +39,7 @@ class Reply:
         return self._pieces
 
     def _arriving(self) -> Generator[GenerationChunk, None, None]:
-        splitter = ThinkSplitter()
+        splitter = ThinkTagSplitter()
         try:
             with self._stream:
                 for chunk in self._stream:

@@ -51,7 +51,7 @@ class Switch:
             return
         spec = replace(self._spec, model=name, revision=None, adapter=None, chat_template=None)
         # All that can be known beforehand: files missing or damaged, no network, a wrong name.
-        resolve.resolve(name, allow_pickle=spec.allow_pickle, progress=progress)
+        resolve.resolve_model(name, allow_pickle=spec.allow_pickle, progress=progress)
         self._reload(spec, progress)
 
     def _to_served(self, endpoint: ApiEndpoint, progress: ProgressCallback) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmctl.config import EvalConfig
 from llmctl.engine.models import resolve
-from llmctl.engine.models.provenance import BaseModel, Provenance
+from llmctl.engine.models.provenance import BaseModelRef, Provenance
 from llmctl.engine.registry import create_engine
 from llmctl.evaluation.backend import Candidate, Endpoint
 from llmctl.evaluation.scoring.judge import Judge
@@ -50,13 +50,13 @@ def how_made(config: EvalConfig, candidate: Candidate) -> dict[str, str]:
     if isinstance(candidate, Endpoint):
         return {"endpoint": candidate.base_url, "model": candidate.model}
     info = candidate.info()
-    found = resolve.locate(
+    found = resolve.resolve_local(
         config.model, revision=candidate.spec.revision, allow_pickle=config.allow_pickle
     )
     adapter = config.adapter or (str(found.path) if found.base is not None else None)
     how = {
         "model": info.model_id,
-        "weights": BaseModel.of(found.whole).weights,
+        "weights": BaseModelRef.of(found.whole).weights,
         "dtype": info.dtype,
         "quant": info.quant,
         "template": info.template_fingerprint or "none",

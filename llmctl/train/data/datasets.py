@@ -8,7 +8,7 @@ from llmctl.data.dataset import Prepared, PrepareOptions, build_dataset
 from llmctl.data.io.reader import read_examples
 from llmctl.data.rows.digests import dataset_ref
 from llmctl.data.rows.row_errors import DataError, ProblemLog
-from llmctl.engine.loading.trainable import ModelOutline
+from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.types import DatasetRef, Example, ProgressCallback, ignore_progress
 
 _SHOWN = 50
@@ -28,7 +28,7 @@ class Rows:
 
 
 def read_rows(
-    config: TrainConfig, outline: ModelOutline, progress: ProgressCallback = ignore_progress
+    config: TrainConfig, outline: ModelMetadata, progress: ProgressCallback = ignore_progress
 ) -> Rows:
     """Read, check and tokenise the files.
 
@@ -77,7 +77,7 @@ def _look_at(
 
 def _tokenise(
     config: TrainConfig,
-    outline: ModelOutline,
+    outline: ModelMetadata,
     source: Sequence[str],
     data: DatasetRef,
     eval_fraction: float,

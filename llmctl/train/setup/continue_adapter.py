@@ -5,7 +5,7 @@ from typing import Any
 
 from llmctl.config import TrainConfig
 from llmctl.config.settings import Settings
-from llmctl.engine.loading.adapters import read_config
+from llmctl.engine.loading.adapters import read_adapter_config
 from llmctl.errors import ConfigError
 
 ORIGIN = "the adapter"
@@ -42,7 +42,7 @@ def settle_by_adapter(settings: Settings[TrainConfig], adapter: str) -> Settings
 
 def _made_of(adapter: str, config: TrainConfig) -> dict[str, Any]:
     """Return the settings that would make this adapter. PEFT's `LoraConfig` has them."""
-    made = read_config(adapter)
+    made = read_adapter_config(adapter)
     plain = "qlora" if config.method == "qlora" else "lora"  # the same adapter on other weights
     layers = made.target_modules or ()
     return {

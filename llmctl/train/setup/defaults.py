@@ -12,7 +12,7 @@ from llmctl.config import TrainConfig
 from llmctl.config.finetune import Method, largest_divisor
 from llmctl.config.settings import Settings
 from llmctl.data.dataset import Prepared
-from llmctl.engine.loading.trainable import ModelOutline
+from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.errors import ConfigError
 from llmctl.types import DType, TrainSetting
 
@@ -62,7 +62,7 @@ class Resolved:
         )
 
 
-def resolve_for_model(settings: Settings[TrainConfig], outline: ModelOutline) -> Resolved:
+def resolve_for_model(settings: Settings[TrainConfig], outline: ModelMetadata) -> Resolved:
     """Fill in what follows from the model and the machine.
 
     Raises:

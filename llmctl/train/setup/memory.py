@@ -13,9 +13,9 @@ import psutil
 from llmctl.config import TrainConfig
 from llmctl.config.finetune import Optimizer
 from llmctl.engine.loading.safetensors_writer import DTYPES
-from llmctl.engine.loading.trainable import ModelOutline
-from llmctl.engine.memory.estimate import gib
-from llmctl.engine.memory.request import Machine
+from llmctl.engine.loading.trainable import ModelMetadata
+from llmctl.engine.memory.estimate import format_gib
+from llmctl.engine.memory.request import TargetDevice
 from llmctl.engine.models.weight_files import model_entries
 from llmctl.errors import OutOfMemoryError
 from llmctl.train.kernels.cross_entropy import CHUNK_LOGITS
@@ -60,7 +60,7 @@ class TrainMemoryPlan:
     """What a training is predicted to take at most, in bytes."""
 
     parts: Mapping[Part, int]
-    """Largest things first in the order of `Part`; a CPU's has the process itself too."""
+    """Largest things first in the order of `ResponseDelta`; a CPU's has the process itself too."""
     reserve_bytes: int
     """Left to the driver and to other programs; not counted in the peak."""
     free_bytes: int
@@ -100,7 +100,7 @@ class TrainMemory:
 
     def __init__(
         self,
-        outline: ModelOutline,
+        outline: ModelMetadata,
         *,
         world: int = 1,
         lean: bool = True,
@@ -109,12 +109,12 @@ class TrainMemory:
         self._outline = outline
         self._world = world
         self._lean = lean
-        self._machine = Machine.here(outline.device, outline.dtype)
+        self._machine = TargetDevice.here(outline.device, outline.dtype)
         self._held = psutil.Process().memory_info().rss if outline.device.type == "cpu" else 0
         given = self._machine.free_bytes + self._held if free_bytes is None else free_bytes
         self._free = given
         try:
-            self._stored = tuple(model_entries(outline.found.whole.path).values())
+            self._stored = tuple(model_entries(outline.resolved.whole.path).values())
         except (OSError, ValueError, KeyError, TypeError):  # GGUF, pickle
             self._stored = ()
         self._replayed: dict[tuple[object, ...], Replay] = {}
@@ -283,12 +283,14 @@ class TrainMemory:
         self, plan: TrainMemoryPlan, suggestions: tuple[Suggestion, ...]
     ) -> OutOfMemoryError:
         """Return the error that says what is missing, and what would fit."""
-        parts = ", ".join(f"{part} {gib(size)}" for part, size in plan.parts.items())
+        parts = ", ".join(f"{part} {format_gib(size)}" for part, size in plan.parts.items())
         device = self._outline.device
-        ways = " or ".join(f"{way.options} ({gib(way.plan.peak_bytes)})" for way in suggestions)
+        ways = " or ".join(
+            f"{way.options} ({format_gib(way.plan.peak_bytes)})" for way in suggestions
+        )
         return OutOfMemoryError(
-            f"the training needs {gib(plan.peak_bytes)} and a reserve of "
-            f"{gib(plan.reserve_bytes)}, and {device} has {gib(plan.free_bytes)}: {parts}, with "
+            f"the training needs {format_gib(plan.peak_bytes)} and a reserve of "
+            f"{format_gib(plan.reserve_bytes)}, and {device} has {format_gib(plan.free_bytes)}: {parts}, with "
             f"{plan.rows} rows of up to {plan.length:,} tokens at once",
             hint=f"{ways} would fit" if ways else "nothing makes it fit: choose a smaller model",
         )

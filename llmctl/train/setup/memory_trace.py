@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_iter
 
 from llmctl.config import TrainConfig
 from llmctl.engine.loading.third_party import quiet_libraries
-from llmctl.engine.loading.trainable import ModelOutline
+from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.train.setup.trainable_parameters import make_lean, make_trainable
 
 _FEW, _MORE = 2, 4
@@ -40,7 +40,7 @@ class Replay:
 
 def replay(
     config: TrainConfig,
-    outline: ModelOutline,
+    outline: ModelMetadata,
     *,
     rows: int,
     length: int,
@@ -177,7 +177,7 @@ def _known_unpacked() -> Iterator[None]:
 
 
 def _skeleton(
-    config: TrainConfig, outline: ModelOutline, layers: int, dtype: torch.dtype
+    config: TrainConfig, outline: ModelMetadata, layers: int, dtype: torch.dtype
 ) -> tuple[Any, bool]:
     """Return the model on the meta device with so many layers, and whether it needs autocast."""
     from transformers import AutoModelForCausalLM

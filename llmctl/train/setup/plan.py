@@ -8,8 +8,8 @@ from llmctl.config import TrainConfig
 from llmctl.config.finetune import largest_divisor
 from llmctl.config.settings import Settings
 from llmctl.data.dataset import PairDataset, Prepared, TokenDataset
-from llmctl.engine.loading.trainable import ModelOutline, outline_model
-from llmctl.engine.models.provenance import BaseModel, vouch
+from llmctl.engine.loading.trainable import ModelMetadata, load_model_metadata
+from llmctl.engine.models.provenance import BaseModelRef, check_provenance
 from llmctl.engine.models.weight_files import fingerprint
 from llmctl.errors import OutOfMemoryError
 from llmctl.train.data.collate import LengthGroupedBatches
@@ -56,13 +56,13 @@ def prepare(
         ModelNotFoundError, ModelLoadError, UnsafeModelError: as `load_model`.
     """
     config = settings.values
-    outline = outline_model(_spec(config), progress)
+    outline = load_model_metadata(_spec(config), progress)
     if config.method == "dpo":
         from llmctl.train.dpo import check_can_begin  # from here on an extra is needed
 
         check_can_begin(config, outline.adapter)
-    known = vouch(
-        outline.found,
+    known = check_provenance(
+        outline.resolved,
         adapter=outline.adapter,
         template=outline.template.fingerprint,
         template_chosen=config.chat_template is not None,
@@ -107,7 +107,7 @@ def _in_rows(
 
 def _fitted(
     resolved: Resolved,
-    outline: ModelOutline,
+    outline: ModelMetadata,
     learnt: Learnable,
     share: Share,
     *,
@@ -151,7 +151,7 @@ def _spec(config: TrainConfig) -> ModelSpec:
     )
 
 
-def _questions(config: TrainConfig, rows: Rows, outline: ModelOutline) -> list[Question]:
+def _questions(config: TrainConfig, rows: Rows, outline: ModelMetadata) -> list[Question]:
     # A sharded model answers only if all devices ask it the same.
     if config.fsdp or config.deepspeed:
         return []
@@ -183,7 +183,7 @@ def _plan(
         )
     return TrainPlan(
         settings=resolved.listed(),
-        model_id=outline.found.model_id,
+        model_id=outline.resolved.model_id,
         device=str(outline.device),
         dtype=config.dtype,
         parameters=shape.linear_parameters + shape.other_parameters,
@@ -206,7 +206,7 @@ def _receipt(job: Job, rows: Rows) -> Receipt:
     outline = job.outline
     return Receipt(
         config=plain(job.config),
-        base=BaseModel.of(outline.found.whole),
+        base=BaseModelRef.of(outline.resolved.whole),
         adapter=fingerprint(Path(outline.adapter)) if outline.adapter else None,
         template=outline.template.fingerprint,
         data=rows.data,

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from llmctl.config import TrainConfig
 from llmctl.config.settings import Layer, Setting
-from llmctl.engine.models.provenance import BaseModel
+from llmctl.engine.models.provenance import BaseModelRef
 from llmctl.errors import ConfigError
 from llmctl.train.checkpoints import LOCK_FILE, write_json
 from llmctl.types import DatasetRef
@@ -59,7 +59,7 @@ class Receipt:
 
     config: Mapping[str, Any]
     """`TrainConfig` as the run used it."""
-    base: BaseModel
+    base: BaseModelRef
     adapter: str | None
     """Print of the adapter that was taught further."""
     template: str | None
@@ -92,7 +92,7 @@ class Receipt:
                 raise ConfigError(f"{file} is of a newer llmctl", hint="pip install -U llmctl")
             known = {f.name for f in fields(cls)}
             values = {name: value for name, value in values.items() if name in known}
-            values["base"] = BaseModel(**values["base"])
+            values["base"] = BaseModelRef(**values["base"])
             for name in ("data", "eval_data"):
                 values[name] = values[name] and DatasetRef(**values[name])
             return cls(**values)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from llmctl.config import TrainConfig
-from llmctl.engine.loading.trainable import ModelOutline
+from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.errors import ConfigError
 from llmctl.train.kernels import attention
 from llmctl.train.kernels.lora import fuse_adapters
@@ -100,7 +100,7 @@ def recompute_activations(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def count_trainable(config: TrainConfig, outline: ModelOutline) -> int:
+def count_trainable(config: TrainConfig, outline: ModelMetadata) -> int:
     """Count the parameters that will learn, from shapes alone. Raises as `make_trainable`."""
     if outline.adapter is not None:
         return outline.shape.adapter_parameters

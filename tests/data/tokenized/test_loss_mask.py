@@ -281,7 +281,7 @@ def test_the_token_that_ends_a_reply_is_found_by_the_template_itself() -> None:
 
 @pytest.mark.real_model
 def test_on_the_real_tokenizer_the_prompt_is_the_servers_to_the_token() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(resolve.resolve("smollm2-135m").path)
+    tokenizer = AutoTokenizer.from_pretrained(resolve.resolve_model("smollm2-135m").path)
     template = ChatTemplate.of(tokenizer)
     messages = chat("What's new?", "\n  Nothing: 没有🙂 <|im_end|>", "Really?", " Yes.\n\n")
     (masked,) = mask_example(template, row(messages))

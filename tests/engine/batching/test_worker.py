@@ -54,11 +54,11 @@ def test_an_engine_says_what_runs_and_what_it_holds(tiny: HFRunner) -> None:
         assert state.alive
         assert state.running == 1
         assert 5 < state.kv_used_tokens <= state.kv_budget_tokens
-        assert state.idle_s < 5
+        assert state.last_step_age_s < 5
     list(stream)
     assert tiny.generate(GenerationRequest(prompt="a")).usage.prompt_tokens
     assert tiny.state().running == 0
-    assert tiny.state().idle_s == 0
+    assert tiny.state().last_step_age_s == 0
 
 
 class EndlessReader:

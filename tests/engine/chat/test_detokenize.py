@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.engine.chat.detokenize import StopScanner, incremental_decoder
+from llmctl.engine.chat.detokenize import StopStringScanner, incremental_decoder
 from tests.tiny import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -14,7 +14,7 @@ def token_ids(text: str) -> list[int]:
 
 
 def shown(stops: tuple[str, ...], pieces: list[str]) -> str:
-    scanner = StopScanner(stops)
+    scanner = StopStringScanner(stops)
     text = "".join(scanner.feed(piece) for piece in pieces)
     return text if scanner.stopped else text + scanner.flush()
 
@@ -39,7 +39,7 @@ def test_stop_strings_cut_the_same_however_the_text_is_split(
 
 
 def test_no_part_of_a_possible_stop_string_is_shown_early() -> None:
-    scanner = StopScanner(["\nUser:"])
+    scanner = StopStringScanner(["\nUser:"])
     assert scanner.feed("Hello\nUs") == "Hello"
     assert scanner.feed("ually") == "\nUsually"
     assert scanner.feed("\nUser") == ""
@@ -48,7 +48,7 @@ def test_no_part_of_a_possible_stop_string_is_shown_early() -> None:
 
 
 def test_what_was_held_back_is_shown_when_the_text_ends() -> None:
-    scanner = StopScanner(["END"])
+    scanner = StopStringScanner(["END"])
     assert scanner.feed("the EN") == "the "
     assert scanner.flush() == "EN"
 

@@ -12,11 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.engine.batching.sampling.grammar import GrammarCompiler
-from llmctl.engine.chat.response_parser import MarkedReply, ReplyReaders, response_template
+from llmctl.engine.chat.response_parser import (
+    ResponseParserFactory,
+    TemplateResponseParser,
+    response_template,
+)
 from llmctl.engine.chat.template import ChatTemplate
-from llmctl.engine.chat.tool_choice import ForcedCalls, forced_schema
+from llmctl.engine.chat.tool_choice import RequiredToolCallParser, tool_call_schema
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.stream import Fold
+from llmctl.engine.stream import ResultAccumulator
 from llmctl.errors import RequestError, UnsupportedError
 from llmctl.types import (
     GenerationChunk,
@@ -42,7 +46,7 @@ def pieces(text: str, cuts: Sequence[int]) -> list[str]:
 
 def read(text: str, cuts: Sequence[int] = (), begun: str = "") -> tuple[str, str, list[Any]]:
     """Return answer, reasoning and calls of a reply that comes in pieces."""
-    reader = MarkedReply(QWEN_LIKE, [], begun)
+    reader = TemplateResponseParser(QWEN_LIKE, [], begun)
     parts = [part for piece in pieces(text, cuts) for part in reader.feed(piece)]
     parts += reader.end()
     calls = [(p.call.name, json.loads(p.call.arguments)) for p in parts if p.call is not None]
@@ -86,8 +90,8 @@ def test_a_model_without_marks_needs_no_reader() -> None:
 
 
 def forced(text: str, cuts: list[int]) -> list[tuple[str, str]]:
-    reader = ForcedCalls()
-    folded = Fold()
+    reader = RequiredToolCallParser()
+    folded = ResultAccumulator()
     for piece in pieces(text, cuts):
         calls = tuple(part.call for part in reader.feed(piece) if part.call is not None)
         folded.add(GenerationChunk("", tool_calls=calls))
@@ -116,7 +120,7 @@ def test_arguments_that_are_no_object_end_where_they_end(cuts: list[int]) -> Non
 
 
 def test_arguments_are_told_while_they_are_written() -> None:
-    reader = ForcedCalls()
+    reader = RequiredToolCallParser()
     told = [
         reader.feed(piece) for piece in ('{"name": "a", "arguments": {"x', '": "lon', 'g"}', "}")
     ]
@@ -135,7 +139,7 @@ def test_definitions_of_each_tool_stay_its_own() -> None:
         inner = {"$defs": {"In": {"type": kind}}, "properties": {"v": {"$ref": "#/$defs/In"}}}
         return Tool(name, "", {"type": "object", "required": ["v"], **inner})
 
-    schema = forced_schema([tool("a", "integer"), tool("b", "string")], parallel=True)
+    schema = tool_call_schema([tool("a", "integer"), tool("b", "string")], parallel=True)
     good = [{"name": "a", "arguments": {"v": 1}}, {"name": "b", "arguments": {"v": "x"}}]
     jsonschema.validate(good, schema)
     with pytest.raises(jsonschema.ValidationError):
@@ -171,7 +175,7 @@ TREE: dict[str, object] = {
 def test_references_in_a_tools_schema_are_to_its_own_root(
     arguments: dict[str, object], right: bool, parallel: bool
 ) -> None:
-    schema = forced_schema([ADD, Tool("paint", "", TREE)], parallel=parallel)
+    schema = tool_call_schema([ADD, Tool("paint", "", TREE)], parallel=parallel)
     call = {"name": "paint", "arguments": arguments}
     validator = jsonschema.Draft202012Validator(schema)
     assert validator.is_valid([call] if parallel else call) is right
@@ -201,12 +205,12 @@ def test_a_tool_that_cannot_be_enforced_is_refused_as_a_tool(
 ) -> None:
     tokenizer = byte_tokenizer()
     template = ChatTemplate(tokenizer, source)
-    readers = ReplyReaders(tokenizer, template)
+    readers = ResponseParserFactory(tokenizer, template)
     tools = (Tool("f", "", parameters),)
-    request = GenerationRequest((Message("user", "?"),), tools=tools, forced_tools=("f",))
+    request = GenerationRequest((Message("user", "?"),), tools=tools, required_tools=("f",))
 
     def check() -> None:
-        template.encode(readers.messages(request), tools=tools if template.has_tools else ())
+        template.encode(readers.messages(request), tools=tools if template.supports_tools else ())
         grammar = readers.grammar(request)
         assert grammar is not None
         GrammarCompiler(tokenizer, len(tokenizer), [257]).compile(grammar)
@@ -241,7 +245,7 @@ def test_any_model_calls_a_tool_that_it_must_call(
     request = GenerationRequest(
         (Message("user", "?"),),
         tools=(ADD, paint),
-        forced_tools=("paint",),
+        required_tools=("paint",),
         parallel_tool_calls=parallel,
         sampling=SamplingParams(seed=1, temperature=1.0),
     )
@@ -284,7 +288,7 @@ TALKED = (
 def test_calls_and_results_that_the_template_has_no_place_for_are_told_in_words() -> None:
     tokenizer = byte_tokenizer()
     template = ChatTemplate(tokenizer, CHATML)
-    told = ReplyReaders(tokenizer, template).messages(GenerationRequest(TALKED))
+    told = ResponseParserFactory(tokenizer, template).messages(GenerationRequest(TALKED))
     assert template.render(told).text == (
         "<|im_start|>user\nWeather?<|im_end|>\n"
         '<|im_start|>assistant\n[{"name": "weather", "arguments": {"city": "Genève"}}, '
@@ -295,12 +299,12 @@ def test_calls_and_results_that_the_template_has_no_place_for_are_told_in_words(
     )
     weather = Tool("weather", "", {"properties": {"city": {"type": "string"}}})
     called = json.loads(told[1].content)
-    jsonschema.validate(called, forced_schema([weather], parallel=True))
+    jsonschema.validate(called, tool_call_schema([weather], parallel=True))
 
 
 def test_a_template_that_shows_calls_gets_them_as_they_are() -> None:
     template = ChatTemplate(byte_tokenizer(), CHATML + "{# tool_calls #}")
-    told = ReplyReaders(byte_tokenizer(), template).messages(GenerationRequest(TALKED))
+    told = ResponseParserFactory(byte_tokenizer(), template).messages(GenerationRequest(TALKED))
     assert told == TALKED
 
 

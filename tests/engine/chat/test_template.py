@@ -134,7 +134,7 @@ def test_what_is_written_has_every_character_where_the_tokenised_text_has_it() -
     written = template.write(turns)
     spelt = template.render(turns).text
     assert len(written) == len(spelt)
-    assert [spelt[a:b] for a, b in template.shield.control_tokens(written)] == [
+    assert [spelt[a:b] for a, b in template.escaper.control_tokens(written)] == [
         *("<|im_start|>", "<|im_end|>"),  # around the turn
         "<|im_start|>",  # of the reply
     ]
@@ -142,7 +142,7 @@ def test_what_is_written_has_every_character_where_the_tokenised_text_has_it() -
 
 @pytest.mark.real_model
 def test_no_token_reaches_across_a_cut() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(resolve.resolve("smollm2-135m").path)
+    tokenizer = AutoTokenizer.from_pretrained(resolve.resolve_model("smollm2-135m").path)
     tokens = ChatTemplate.of(tokenizer).tokens
     text = "one\n\n"
     (whole,) = tokens.of([(text, ())])

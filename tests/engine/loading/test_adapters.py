@@ -183,9 +183,9 @@ def test_a_base_that_is_gone_is_named_with_the_way_out(
     note["base"]["model"] = str(tmp_path / "gone")
     (taught / "llmctl.json").write_text(json.dumps(note))
     with pytest.raises(ModelNotFoundError, match="gone, where nothing is any more") as caught:
-        resolve.resolve(str(taught))
+        resolve.resolve_model(str(taught))
     assert f"--adapter {taught}" in caught.value.hint
-    assert resolve.resolve(str(base)).base is None
+    assert resolve.resolve_model(str(base)).base is None
 
 
 def test_an_adapter_of_an_adapter_is_refused(taught: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_an_adapter_of_an_adapter_is_refused(taught: Path, tmp_path: Path) -> No
     note["base"]["model"] = str(taught)
     (second / "llmctl.json").write_text(json.dumps(note))
     with pytest.raises(ModelLoadError, match="which is an adapter itself"):
-        resolve.resolve(str(second))
+        resolve.resolve_model(str(second))
 
 
 def test_a_base_named_by_hub_id_is_found_at_the_revision_it_had(
@@ -205,9 +205,9 @@ def test_a_base_named_by_hub_id_is_found_at_the_revision_it_had(
     note["base"] |= {"model": "owner/name", "source": "hub", "revision": COMMIT}
     (taught / "llmctl.json").write_text(json.dumps(note))
     with pytest.raises(ModelNotFoundError, match=r"owner/name, which is not to be had"):
-        resolve.locate(str(taught))
+        resolve.resolve_local(str(taught))
     snapshot = write_cached(home / "hf", "owner/name", model_files())
-    found = resolve.locate(str(taught))
+    found = resolve.resolve_local(str(taught))
     assert (found.model_id, found.path) == ("v1", taught)
     assert (found.whole.model_id, found.whole.path) == ("owner/name", snapshot)
 

@@ -11,12 +11,14 @@ from torch import Tensor
 from llmctl.engine.batching.forward.linear import fuse
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.loading import int4
-from llmctl.engine.loading.int4 import GROUP, Int4Linear
+from llmctl.engine.loading.int4 import GROUP_SIZE, Int4Linear
 from llmctl.engine.loading.load import load_model
 from llmctl.types import GenerationRequest, Message, ModelSpec, SamplingParams
 from tests.tiny import save_tiny_model
 
-pytestmark = pytest.mark.skipif(not int4.supported(), reason="PyTorch's kernel is another here")
+pytestmark = pytest.mark.skipif(
+    not int4.int4_supported(), reason="PyTorch's kernel is another here"
+)
 
 SHAPES = [(64, 32), (100, 64), (192, 576), (2100, 1056)]
 """Outputs and inputs: one block, a part of one, several, and more than are written out at once."""
@@ -73,7 +75,7 @@ def test_random_weights_lose_less_than_in_nf4() -> None:
 def test_weights_of_sixteen_even_steps_come_back() -> None:
     # As from a GGUF file in Q4_1, which is what the default model was made from.
     torch.manual_seed(0)
-    codes = torch.randint(0, 16, (64, 8, GROUP))
+    codes = torch.randint(0, 16, (64, 8, GROUP_SIZE))
     codes[:, :, :2] = torch.tensor([0, 15])
     scale, least = torch.rand(64, 8, 1) + 0.1, torch.randn(64, 8, 1) - 0.8
     weight = (codes * scale + least).view(64, -1)
@@ -81,7 +83,7 @@ def test_weights_of_sixteen_even_steps_come_back() -> None:
 
 
 def test_groups_of_one_value_are_that_value() -> None:
-    weight = torch.tensor([0.0, 0.5, -2.0]).repeat_interleave(GROUP).repeat(64, 1)
+    weight = torch.tensor([0.0, 0.5, -2.0]).repeat_interleave(GROUP_SIZE).repeat(64, 1)
     assert torch.equal(written_out(layer(weight)), weight)
 
 

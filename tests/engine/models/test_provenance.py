@@ -9,33 +9,33 @@ from safetensors.torch import load_file, save_file
 
 from llmctl.engine.models import resolve
 from llmctl.engine.models.provenance import (
-    FILE,
-    BaseModel,
+    PROVENANCE_FILE,
+    BaseModelRef,
     Provenance,
-    base_differs,
-    check_template,
+    check_chat_template,
+    describe_base_mismatch,
 )
 from llmctl.engine.models.weight_files import fingerprint
 from llmctl.errors import ConfigError, ModelLoadError
 from tests.adapters import DATA
 
-BASE = BaseModel("owner/name", "hub", "c0ffee", "0123456789abcdef")
+BASE = BaseModelRef("owner/name", "hub", "c0ffee", "0123456789abcdef")
 NOTE = Provenance(BASE, "feedfeedfeedfeed", "lora", {"rank": 16}, DATA, "run", "model")
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     NOTE.write(tmp_path)
     assert Provenance.read(tmp_path) == NOTE
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert [path.name for path in tmp_path.iterdir()] == [PROVENANCE_FILE]
     assert {"llmctl", "torch", "transformers", "peft"} <= set(NOTE.versions)
     assert Provenance.read(tmp_path / "elsewhere") is None
 
 
 def test_what_a_later_release_says_besides_is_passed_over(tmp_path: Path) -> None:
     NOTE.write(tmp_path)
-    values = json.loads((tmp_path / FILE).read_text())
+    values = json.loads((tmp_path / PROVENANCE_FILE).read_text())
     values["moon"] = values["data"]["moon"] = values["base"]["moon"] = "full"
-    (tmp_path / FILE).write_text(json.dumps(values))
+    (tmp_path / PROVENANCE_FILE).write_text(json.dumps(values))
     assert Provenance.read(tmp_path) == NOTE
 
 
@@ -46,24 +46,24 @@ def test_what_a_later_release_says_besides_is_passed_over(tmp_path: Path) -> Non
 def test_a_note_that_cannot_be_understood_is_an_error(
     tmp_path: Path, text: str, message: str
 ) -> None:
-    (tmp_path / FILE).write_text(text)
+    (tmp_path / PROVENANCE_FILE).write_text(text)
     with pytest.raises(ModelLoadError, match=message):
         Provenance.read(tmp_path)
 
 
 def test_another_chat_template_is_refused_unless_somebody_chose_it(tmp_path: Path) -> None:
     NOTE.write(tmp_path)
-    assert check_template(tmp_path, NOTE.template) is None
+    assert check_chat_template(tmp_path, NOTE.template) is None
     for used in ("beefbeefbeefbeef", None):
         with pytest.raises(ConfigError, match="learnt with the chat template feedfeed") as caught:
-            check_template(tmp_path, used)
+            check_chat_template(tmp_path, used)
         assert "--chat-template" in caught.value.hint
-        assert "as --chat-template asks" in str(check_template(tmp_path, used, chosen=True))
+        assert "as --chat-template asks" in str(check_chat_template(tmp_path, used, chosen=True))
 
 
 def test_weights_learnt_on_plain_text_take_any_template(tmp_path: Path) -> None:
     replace(NOTE, template=None).write(tmp_path)
-    assert check_template(tmp_path, "beefbeefbeefbeef") is None
+    assert check_chat_template(tmp_path, "beefbeefbeefbeef") is None
 
 
 def test_the_print_of_weights_is_of_the_numbers_and_not_of_the_files(
@@ -83,17 +83,17 @@ def test_the_print_of_weights_is_of_the_numbers_and_not_of_the_files(
 
 
 def test_other_weights_and_other_models_are_told_apart(tiny_folder: Path, tmp_path: Path) -> None:
-    found = resolve.resolve(str(tiny_folder))
-    taught = BaseModel.of(found)
+    found = resolve.resolve_model(str(tiny_folder))
+    taught = BaseModelRef.of(found)
     assert taught.model == str(tiny_folder)
-    assert base_differs(taught, found, "v1") is None
-    moved = resolve.resolve(str(shutil.copytree(tiny_folder, tmp_path / "moved")))
-    assert base_differs(taught, moved, "v1") is None
+    assert describe_base_mismatch(taught, found, "v1") is None
+    moved = resolve.resolve_model(str(shutil.copytree(tiny_folder, tmp_path / "moved")))
+    assert describe_base_mismatch(taught, moved, "v1") is None
     weights = load_file(moved.path / "model.safetensors")
     save_file(
         {n: t.to(torch.bfloat16) for n, t in weights.items()}, moved.path / "model.safetensors"
     )
-    told = base_differs(taught, moved, "v1")
+    told = describe_base_mismatch(taught, moved, "v1")
     assert told is not None
     assert str(tiny_folder) in told
     assert str(moved.path) in told

@@ -25,14 +25,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def install(name: str, files: dict[str, bytes]) -> Path:
-    with store.exclusive(name), store.aside(name) as workshop:
+    with store.exclusive_lock(name), store.staging_folder(name) as workshop:
         folder = write_files(workshop / "model", files)
         store.Manifest.of(folder, name=name, **ORIGIN).write(folder)
         return store.install(folder, name)
 
 
 def test_what_is_built_aside_is_no_model_until_installed() -> None:
-    with store.aside("m") as workshop:
+    with store.staging_folder("m") as workshop:
         write_files(workshop, model_files())
         assert store.names() == []
     assert not workshop.exists()
@@ -105,7 +105,7 @@ def test_sweeping_takes_what_the_dead_left_and_spares_the_living() -> None:
     done = threading.Event()
 
     def build() -> None:
-        with store.exclusive("alive"), store.aside("alive") as workshop:
+        with store.exclusive_lock("alive"), store.staging_folder("alive") as workshop:
             write_files(workshop, model_files())
             alive.set()
             done.wait(10)
@@ -114,7 +114,7 @@ def test_sweeping_takes_what_the_dead_left_and_spares_the_living() -> None:
     thread = threading.Thread(target=build)
     thread.start()
     assert alive.wait(10)
-    store.sweep()
+    store.clean_staging()
     aside = store.models_folder() / ".aside"
     assert [path.name for path in aside.iterdir()] == ["alive"]
     assert list(aside.rglob("config.json"))
@@ -127,7 +127,7 @@ def test_the_second_to_want_a_name_is_told_that_it_waits() -> None:
     held, told = threading.Event(), threading.Event()
 
     def first() -> None:
-        with store.exclusive("m"):
+        with store.exclusive_lock("m"):
             held.set()
             told.wait(10)
 
@@ -139,6 +139,6 @@ def test_the_second_to_want_a_name_is_told_that_it_waits() -> None:
         stages.append(progress.stage)
         told.set()
 
-    with store.exclusive("m", note):
+    with store.exclusive_lock("m", note):
         assert stages == ["waiting for another llmctl that is fetching m"]
     thread.join()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.engine.chat.response_delta import Part
+from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.openai.client import OpenAIClient
 from llmctl.engine.registry import create_engine
@@ -42,7 +42,7 @@ ASKED = (Message("system", "s"), Message("user", "q"))
 
 @pytest.fixture
 def engine() -> FakeEngine:
-    return FakeEngine(("Hel", Part(reasoning="hm"), "lo"))
+    return FakeEngine(("Hel", ResponseDelta(reasoning="hm"), "lo"))
 
 
 @pytest.fixture
@@ -81,12 +81,12 @@ def test_grammars_and_tools_reach_the_server(client: OpenAIClient, engine: FakeE
         client.generate(GenerationRequest(ASKED, sampling=SamplingParams(grammar=held)))
         assert engine.requests[-1].sampling.grammar is not None
         assert engine.requests[-1].sampling.grammar.kind == held.kind
-    engine.pieces = (Part(call=ToolCall("look", '{"at": 1}', "call_1")),)
+    engine.pieces = (ResponseDelta(call=ToolCall("look", '{"at": 1}', "call_1")),)
     tools = (Tool("look", "Looks.", {"type": "object", "properties": {}}),)
-    result = client.generate(GenerationRequest(ASKED, tools=tools, forced_tools=("look",)))
+    result = client.generate(GenerationRequest(ASKED, tools=tools, required_tools=("look",)))
     assert result.choices[0].tool_calls == (ToolCall("look", '{"at": 1}', "call_1"),)
     assert result.choices[0].finish_reason == "tool_calls"
-    assert engine.requests[-1].forced_tools == ("look",)
+    assert engine.requests[-1].required_tools == ("look",)
 
 
 def test_leaving_a_reply_frees_the_server(client: OpenAIClient, engine: FakeEngine) -> None:

@@ -9,7 +9,7 @@ import pydantic
 import pytest
 from openai.types.responses import Response, ResponseFunctionToolCall
 
-from llmctl.engine.chat.response_delta import Part
+from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.types import Grammar, Message, ToolCall
 from tests.fakes import CALLS, WRITTEN, FakeEngine
@@ -83,7 +83,11 @@ def test_the_client_parses_into_a_model() -> None:
 
 
 def test_events_are_numbered_and_lead_to_the_same_response() -> None:
-    pieces: tuple[str | Part, ...] = ("I ", "add.", *(Part(call=call) for call in WRITTEN))
+    pieces: tuple[str | ResponseDelta, ...] = (
+        "I ",
+        "add.",
+        *(ResponseDelta(call=call) for call in WRITTEN),
+    )
     streamed = events(respond(FakeEngine(pieces), stream=True, tools=[TOOL]).text)
     whole = respond(FakeEngine(pieces), tools=[TOOL]).json()
     assert [e["sequence_number"] for e in streamed] == list(range(len(streamed)))
@@ -104,7 +108,7 @@ def test_events_are_numbered_and_lead_to_the_same_response() -> None:
 
 
 def test_calls_without_words_are_the_only_items() -> None:
-    output = respond(FakeEngine((Part(call=CALLS[0]),)), tools=[TOOL]).json()["output"]
+    output = respond(FakeEngine((ResponseDelta(call=CALLS[0]),)), tools=[TOOL]).json()["output"]
     assert [item["type"] for item in output] == ["function_call"]
 
 
@@ -155,7 +159,7 @@ def test_choices_of_tools_and_forms_reach_the_engine() -> None:
     respond(engine, tools=[TOOL], tool_choice="none")
     respond(engine, text={"format": {"type": "json_object"}})
     first, second, third = engine.requests
-    assert first.forced_tools == ("add",)
+    assert first.required_tools == ("add",)
     assert second.tools == ()
     assert third.sampling.grammar == Grammar("json_object")
 

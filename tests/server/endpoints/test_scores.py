@@ -8,7 +8,7 @@ import httpx
 
 from llmctl.config import ServeOptions
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.loglikelihood import GroupScore, score_texts
+from llmctl.engine.loglikelihood import GroupScore, score_full_texts
 from llmctl.server.app import create_app
 from tests.server.servers import error_of
 
@@ -47,7 +47,7 @@ def test_head_stem_and_ending_are_one_text(tiny: HFRunner) -> None:
     groups = [{"stem": "Q: no?", "endings": [" yes", " no"]}, {"stem": "", "endings": ["Z", "Yy"]}]
     found = lines(post(tiny, head="Exam. ", groups=groups))
     texts = [["Exam. Q: no? yes", "Exam. Q: no? no"], ["Exam. Z", "Exam. Yy"]]
-    for index, (line, group) in enumerate(zip(found, score_texts(tiny, texts), strict=True)):
+    for index, (line, group) in enumerate(zip(found, score_full_texts(tiny, texts), strict=True)):
         assert isinstance(group, GroupScore)
         assert line["index"] == index
         assert [score["tokens"] for score in line["scores"]] == [

@@ -6,12 +6,16 @@ from typing import Any
 import openai
 import pytest
 
-from llmctl.engine.chat.response_delta import Part
+from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.types import Tool, ToolCall
 from tests.fakes import CALLS, WRITTEN, FakeEngine
 from tests.server.servers import CHAT, chat, chat_body, events_of, request, running
 
-PIECES = (Part(reasoning="Hm."), Part(reasoning=" So."), *(Part(call=call) for call in WRITTEN))
+PIECES = (
+    ResponseDelta(reasoning="Hm."),
+    ResponseDelta(reasoning=" So."),
+    *(ResponseDelta(call=call) for call in WRITTEN),
+)
 ADD: openai.types.chat.ChatCompletionFunctionToolParam = {
     "type": "function",
     "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}},
@@ -94,7 +98,7 @@ def test_every_tool_choice_reaches_the_engine(
     assert chat(engine, tools=[ADD], tool_choice=choice).status_code == 200
     (asked,) = engine.requests
     assert asked.tools == ((Tool("add", "adds", {"type": "object"}),) if offered else ())
-    assert asked.forced_tools == forced
+    assert asked.required_tools == forced
 
 
 def test_a_conversation_with_calls_and_their_results_comes_back_whole() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from llmctl.engine.chat.response_delta import Part
+from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import EngineFailedError
 from llmctl.types import ToolCall
@@ -15,7 +15,12 @@ from tests.server.servers import CHAT, events_of, request
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 PLAIN: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "ignore_eos": True}
-PIECES = (Part(reasoning="Hm."), "I ", "add.", Part(call=ToolCall("add", "{}", "call_1")))
+PIECES = (
+    ResponseDelta(reasoning="Hm."),
+    "I ",
+    "add.",
+    ResponseDelta(call=ToolCall("add", "{}", "call_1")),
+)
 
 
 @pytest.mark.parametrize(

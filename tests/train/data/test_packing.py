@@ -89,7 +89,7 @@ def test_packed_and_padded_samples_have_the_losses_they_have_alone(
 @pytest.mark.real_model
 def test_packed_samples_of_the_real_model_have_the_losses_they_have_alone() -> None:
     model = AutoModelForCausalLM.from_pretrained(
-        resolve.resolve("smollm2-135m").path, dtype=torch.float32
+        resolve.resolve_model("smollm2-135m").path, dtype=torch.float32
     )
     assert keeps_apart(model, Collator(pad_id=2))
     # The ids of plain English words, whose losses are small enough to compare to 1e-5.

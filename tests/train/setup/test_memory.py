@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmctl.config import TrainConfig
-from llmctl.engine.loading.trainable import ModelOutline, load_for_training, outline_model
+from llmctl.engine.loading.trainable import ModelMetadata, load_for_training, load_model_metadata
 from llmctl.train.setup.memory import TrainMemory
 from llmctl.train.setup.memory_trace import _Ledger, replay
 from llmctl.train.setup.trainable_parameters import count_trainable, make_lean, make_trainable
@@ -49,8 +49,8 @@ def resolved(**settings: Any) -> TrainConfig:
     return TrainConfig(**(chosen | settings))
 
 
-def outline(folder: Path, config: TrainConfig) -> ModelOutline:
-    return outline_model(
+def outline(folder: Path, config: TrainConfig) -> ModelMetadata:
+    return load_model_metadata(
         ModelSpec(str(folder), quant=config.weights_quant, dtype=config.dtype, device="cpu")
     )
 
@@ -60,7 +60,7 @@ def weights_type(config: TrainConfig) -> torch.dtype:
     return dtype
 
 
-def allocated(config: TrainConfig, known: ModelOutline) -> tuple[int, int]:
+def allocated(config: TrainConfig, known: ModelMetadata) -> tuple[int, int]:
     """Run a real step, and count what it allocates at the head and at most."""
     model = load_for_training(known, dtype=weights_type(config), attention=config.attention)
     learning = make_trainable(model, config, None)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmctl.engine.loading.trainable import load_for_training, outline_model
+from llmctl.engine.loading.trainable import load_for_training, load_model_metadata
 from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError
 from llmctl.types import ModelSpec
@@ -87,7 +87,9 @@ def test_measuring_keeps_gradients_through_four_bit_layers(tmp_path: Path) -> No
     from peft import LoraConfig, get_peft_model
 
     folder = save_tiny_model(tmp_path, hidden_size=64, intermediate_size=128, head_dim=16)
-    outline = outline_model(ModelSpec(str(folder), quant="4bit", dtype="bfloat16", device="cpu"))
+    outline = load_model_metadata(
+        ModelSpec(str(folder), quant="4bit", dtype="bfloat16", device="cpu")
+    )
     model = load_for_training(outline, dtype=torch.bfloat16, attention="sdpa")
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
     ids = torch.randint(0, 256, (2, 16))
@@ -106,7 +108,9 @@ def test_measuring_keeps_gradients_through_four_bit_layers(tmp_path: Path) -> No
 
 def test_embeddings_and_head_stay_in_sixteen_bits_beside_four(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path)
-    outline = outline_model(ModelSpec(str(folder), quant="4bit", dtype="bfloat16", device="cpu"))
+    outline = load_model_metadata(
+        ModelSpec(str(folder), quant="4bit", dtype="bfloat16", device="cpu")
+    )
     model = load_for_training(outline, dtype=torch.bfloat16, attention="sdpa")
     assert model.get_input_embeddings().weight.dtype == torch.bfloat16
     assert model.get_output_embeddings().weight.dtype == torch.bfloat16

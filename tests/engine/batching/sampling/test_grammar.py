@@ -540,6 +540,6 @@ def test_the_real_model_describes_a_person(smollm_tokenizer: Any) -> None:
 def smollm_tokenizer() -> Any:
     from transformers import AutoTokenizer
 
-    from llmctl.engine.models.resolve import resolve
+    from llmctl.engine.models.resolve import resolve_model
 
-    return AutoTokenizer.from_pretrained(resolve("smollm2-135m").path)
+    return AutoTokenizer.from_pretrained(resolve_model("smollm2-135m").path)
