@@ -33,7 +33,9 @@ def save_adapter(
     return folder
 
 
-def teach(folder: Path, base: Path, model_id: str | None = None, **options: Any) -> Path:
+def save_trained_adapter(
+    folder: Path, base: Path, model_id: str | None = None, **options: Any
+) -> Path:
     """Write an adapter with all that `llmctl finetune` lays beside it."""
     save_adapter(folder, base, **options)
     tokenizer = AutoTokenizer.from_pretrained(base)

@@ -28,8 +28,12 @@ from llmctl.types import (
     ignore_progress,
 )
 
-CALLS = (ToolCall("add", '{"a": 1}', "call_1"), ToolCall("look_up", "{}", "call_2"))
-WRITTEN = (ToolCall("add", '{"a"', "call_1"), ToolCall("add", ": 1}", "call_1"), CALLS[1])
+TOOL_CALLS = (ToolCall("add", '{"a": 1}', "call_1"), ToolCall("look_up", "{}", "call_2"))
+TOOL_CALL_CHUNKS = (
+    ToolCall("add", '{"a"', "call_1"),
+    ToolCall("add", ": 1}", "call_1"),
+    TOOL_CALLS[1],
+)
 """The same while they are written."""
 
 

@@ -6,10 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
-from llmctl.bench.machine import MemoryWatch
-from llmctl.bench.plan import BenchPlan
+from llmctl.bench.machine import MemorySampler
+from llmctl.bench.plan import BenchConfig
 from llmctl.bench.prompts import PromptBatch
-from llmctl.bench.target import Reply, Target
+from llmctl.bench.target import BenchTarget, TimedReply
 from llmctl.errors import LlmctlError
 from llmctl.types import Message
 
@@ -20,7 +20,7 @@ MEMORY_INTERVAL_S = 0.1
 class LevelRun:
     """What came of the conversations of one level."""
 
-    conversations: tuple[tuple[Reply, ...], ...]
+    conversations: tuple[tuple[TimedReply, ...], ...]
     """The replies of each, turn by turn; fewer than turns where an error ended it."""
     errors: tuple[LlmctlError, ...]
     wall_s: float
@@ -28,12 +28,12 @@ class LevelRun:
 
 
 async def run_level(
-    target: Target,
+    target: BenchTarget,
     batch: PromptBatch,
     streams: int,
-    plan: BenchPlan,
+    plan: BenchConfig,
     *,
-    memory: MemoryWatch | None = None,
+    memory: MemorySampler | None = None,
     on_done: Callable[[], None] = lambda: None,
 ) -> LevelRun:
     """Hold all conversations, `streams` at a time: whoever is free takes the next.
@@ -46,12 +46,12 @@ async def run_level(
         with suppress(LlmctlError):
             await _converse(target, batch.opening, plan, [])
     waiting = iter(batch.conversations)
-    held: list[list[Reply]] = []
+    held: list[list[TimedReply]] = []
     errors: list[LlmctlError] = []
 
     async def stream() -> None:
         for turns in waiting:
-            replies: list[Reply] = []
+            replies: list[TimedReply] = []
             held.append(replies)
             try:
                 await _converse(target, turns, plan, replies)
@@ -78,7 +78,7 @@ async def run_level(
 
 
 async def _converse(
-    target: Target, turns: tuple[str, ...], plan: BenchPlan, replies: list[Reply]
+    target: BenchTarget, turns: tuple[str, ...], plan: BenchConfig, replies: list[TimedReply]
 ) -> None:
     """Hold one conversation as a chat client does: every turn sends all that was said before."""
     messages: list[Message] = []
@@ -89,7 +89,7 @@ async def _converse(
         messages.append(Message("assistant", reply.text))
 
 
-async def _watch(memory: MemoryWatch) -> None:
+async def _watch(memory: MemorySampler) -> None:
     while True:
         memory.sample()
         await asyncio.sleep(MEMORY_INTERVAL_S)

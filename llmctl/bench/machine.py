@@ -16,7 +16,7 @@ _THREAD_VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "ATEN_", "TOR
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class HostInfo:
     """What a reader must know before comparing figures."""
 
     cpu: str
@@ -32,9 +32,9 @@ class Machine:
     """Those that set how many threads torch and its libraries use, as far as they are set."""
 
 
-def this_machine() -> Machine:
+def describe_host() -> HostInfo:
     """Describe the machine, without torch."""
-    return Machine(
+    return HostInfo(
         cpu=_cpu(),
         cores=len(psutil.Process().cpu_affinity())
         if hasattr(psutil.Process, "cpu_affinity")  # not on macOS
@@ -73,7 +73,7 @@ def _gpus() -> tuple[str, ...]:
     return tuple(done.stdout.strip().splitlines())
 
 
-class MemoryWatch:
+class MemorySampler:
     """The most resident memory seen in a process and its children together.
 
     Pages that they share count once for each.

@@ -8,7 +8,7 @@ from llmctl.types import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
-class BenchPlan:
+class BenchConfig:
     """What every side is asked, alike."""
 
     prompts: tuple[PromptSet, ...] = ("short",)
@@ -35,7 +35,7 @@ class BenchPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class BenchServer:
     """An OpenAI-compatible server to measure."""
 
     base_url: str
@@ -48,7 +48,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class OwnEngine:
+class BenchEngine:
     """The engine in this process, without any HTTP, to measure."""
 
     spec: ModelSpec

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmctl.bench.prompts import PromptSet
-from llmctl.bench.report import Report, Row
+from llmctl.bench.report import BenchReport, SummaryRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ _TITLES: dict[PromptSet, str] = {
 }
 
 
-def draw(report: Report, path: Path) -> None:
+def draw_report(report: BenchReport, path: Path) -> None:
     """Write a PNG: a row of panels per prompt set, a line per side, shaded up to p95."""
     from matplotlib.figure import Figure
 
@@ -62,7 +62,7 @@ def draw(report: Report, path: Path) -> None:
     figure.savefig(path, format="png", dpi=150)
 
 
-def _footer(report: Report) -> str:
+def _footer(report: BenchReport) -> str:
     plan, machine = report.plan, report.machine
     rounds = f", median of {plan.rounds} rounds" if plan.rounds > 1 else ""
     hardware = ", ".join((machine.cpu, f"{machine.cores} cores", *machine.gpus))
@@ -72,7 +72,7 @@ def _footer(report: Report) -> str:
     )
 
 
-def _draw_panel(axes: "Axes", panel: _Panel, rows: list[Row], labels: list[str]) -> None:
+def _draw_panel(axes: "Axes", panel: _Panel, rows: list[SummaryRow], labels: list[str]) -> None:
     for side, label in enumerate(labels):
         colour, marker = _STYLES[side]
         known = [

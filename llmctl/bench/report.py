@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmctl import __version__
-from llmctl.bench.machine import Machine
-from llmctl.bench.plan import BenchPlan
+from llmctl.bench.machine import HostInfo
+from llmctl.bench.plan import BenchConfig
 from llmctl.bench.prompts import PromptSet
-from llmctl.bench.stats import Figures, Level, median_figures, ratio
+from llmctl.bench.stats import LevelMetrics, LevelResult, median_metrics, metric_ratios
 from llmctl.types import ModelSpec
 
 
@@ -26,32 +26,32 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SummaryRow:
     """One concurrency of one prompt set: the medians over all rounds."""
 
     prompts: PromptSet
     concurrency: int
-    sides: tuple[Figures, ...]
+    sides: tuple[LevelMetrics, ...]
     errors: tuple[int, ...]
     """Of each side, over all rounds."""
-    ratio: Figures | None
+    ratio: LevelMetrics | None
     """First side by second; `None` with one side."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class BenchReport:
     """Everything that is known of a run."""
 
     date: str
     """When it began: ISO 8601, UTC."""
-    machine: Machine
-    plan: BenchPlan
+    machine: HostInfo
+    plan: BenchConfig
     sides: tuple[Side, ...]
-    levels: tuple[Level, ...]
+    levels: tuple[LevelResult, ...]
     """In the order they were measured; not all that were planned unless it is complete."""
     complete: bool
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[SummaryRow]:
         """Sum up the rounds of every level that was measured."""
         return [
             row
@@ -60,7 +60,7 @@ class Report:
             if (row := self._row(prompts, concurrency)) is not None
         ]
 
-    def _row(self, prompts: PromptSet, concurrency: int) -> Row | None:
+    def _row(self, prompts: PromptSet, concurrency: int) -> SummaryRow | None:
         of_side = [
             [
                 level
@@ -71,13 +71,13 @@ class Report:
         ]
         if not any(of_side):
             return None
-        sides = tuple(median_figures([level.figures for level in levels]) for levels in of_side)
-        return Row(
+        sides = tuple(median_metrics([level.figures for level in levels]) for levels in of_side)
+        return SummaryRow(
             prompts,
             concurrency,
             sides,
             tuple(sum(sum(level.errors.values()) for level in levels) for levels in of_side),
-            ratio(*sides) if len(sides) == 2 else None,
+            metric_ratios(*sides) if len(sides) == 2 else None,
         )
 
     def notes(self) -> list[str]:

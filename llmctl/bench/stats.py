@@ -9,13 +9,13 @@ from statistics import median
 from typing import Literal
 
 from llmctl.bench.load import LevelRun
-from llmctl.bench.plan import BenchPlan
+from llmctl.bench.plan import BenchConfig
 from llmctl.bench.prompts import CACHED_SETS, PromptSet
-from llmctl.bench.target import Reply
+from llmctl.bench.target import TimedReply
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class LevelMetrics:
     """What is compared. `None` is what could not be measured."""
 
     ttft_p50_s: float | None = None
@@ -24,7 +24,7 @@ class Figures:
     first_turn_ttft_p50_s: float | None = None
     """Only where a conversation has more than one turn."""
     itl_p50_s: float | None = None
-    """Inter-token latency: see `token_gaps`."""
+    """Inter-token latency: see `inter_token_latencies`."""
     itl_p95_s: float | None = None
     itl_p99_s: float | None = None
     stream_tokens_per_s: float | None = None
@@ -41,14 +41,14 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class LevelResult:
     """One side at one concurrency, in one round."""
 
     side: int
     prompts: PromptSet
     concurrency: int
     round: int
-    figures: Figures
+    figures: LevelMetrics
     replies: int
     output_tokens: int
     wall_s: float
@@ -59,13 +59,19 @@ class Level:
     errors: Mapping[str, int]
 
 
-def summarise(
-    run: LevelRun, plan: BenchPlan, *, side: int, prompts: PromptSet, concurrency: int, round_: int
-) -> Level:
+def summarize_level(
+    run: LevelRun,
+    plan: BenchConfig,
+    *,
+    side: int,
+    prompts: PromptSet,
+    concurrency: int,
+    round_: int,
+) -> LevelResult:
     """Sum up one level."""
     replies = [reply for conversation in run.conversations for reply in conversation]
     tokens = sum(reply.tokens for reply in replies)
-    return Level(
+    return LevelResult(
         side=side,
         prompts=prompts,
         concurrency=concurrency,
@@ -81,15 +87,15 @@ def summarise(
 
 
 def _figures(
-    run: LevelRun, replies: Sequence[Reply], prompts: PromptSet, concurrency: int
-) -> Figures:
+    run: LevelRun, replies: Sequence[TimedReply], prompts: PromptSet, concurrency: int
+) -> LevelMetrics:
     turns = max(map(len, run.conversations), default=0)
     last = [replies[-1] for replies in run.conversations if len(replies) == turns > 0]
     waits = [_ttft(reply) for reply in last]
-    gaps = [gap for reply in replies for gap in token_gaps(reply)]
+    gaps = [gap for reply in replies for gap in inter_token_latencies(reply)]
     tokens = sum(reply.tokens for reply in replies)
     new = concurrency == 1 and prompts not in CACHED_SETS
-    return Figures(
+    return LevelMetrics(
         ttft_p50_s=percentile(waits, 50),
         ttft_p95_s=percentile(waits, 95),
         first_turn_ttft_p50_s=percentile([_ttft(r[0]) for r in run.conversations if r], 50)
@@ -117,7 +123,7 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
     return ranked[low] + (ranked[high] - ranked[low]) * (rank - low)
 
 
-def token_gaps(reply: Reply) -> list[float]:
+def inter_token_latencies(reply: TimedReply) -> list[float]:
     """Return the seconds between a reply's tokens, as near as a client can tell.
 
     They are the gaps between chunks. Where the server counts more tokens than it sent chunks, every
@@ -132,16 +138,16 @@ def token_gaps(reply: Reply) -> list[float]:
     return [gap / tokens_per_gap for gap in gaps]
 
 
-def _ttft(reply: Reply) -> float:
+def _ttft(reply: TimedReply) -> float:
     return reply.arrivals_s[0] - reply.sent_s
 
 
-def _decode_rate(reply: Reply) -> float | None:
+def _decode_rate(reply: TimedReply) -> float | None:
     took = reply.ended_s - reply.arrivals_s[0]
     return (reply.tokens - 1) / took if reply.tokens > 1 and took > 0 else None
 
 
-def _prefill_rate(reply: Reply) -> float | None:
+def _prefill_rate(reply: TimedReply) -> float | None:
     took = _ttft(reply)
     return reply.prompt_tokens / took if reply.prompt_tokens and took > 0 else None
 
@@ -151,12 +157,12 @@ def _median(values: Sequence[float | None]) -> float | None:
     return median(known) if known else None
 
 
-def median_figures(several: Sequence[Figures]) -> Figures:
+def median_metrics(several: Sequence[LevelMetrics]) -> LevelMetrics:
     """Return the median of every figure over the rounds that have it."""
     return _by_figure(lambda name: _median([getattr(figures, name) for figures in several]))
 
 
-def ratio(ours: Figures, theirs: Figures) -> Figures:
+def metric_ratios(ours: LevelMetrics, theirs: LevelMetrics) -> LevelMetrics:
     """Divide every figure that both sides have."""
 
     def divide(name: str) -> float | None:
@@ -166,5 +172,5 @@ def ratio(ours: Figures, theirs: Figures) -> Figures:
     return _by_figure(divide)
 
 
-def _by_figure(value: Callable[[str], float | None]) -> Figures:
-    return Figures(**{field.name: value(field.name) for field in fields(Figures)})
+def _by_figure(value: Callable[[str], float | None]) -> LevelMetrics:
+    return LevelMetrics(**{field.name: value(field.name) for field in fields(LevelMetrics)})

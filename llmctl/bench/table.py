@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from llmctl.bench.report import Report, Row
-from llmctl.bench.stats import Figures
+from llmctl.bench.report import BenchReport, SummaryRow
+from llmctl.bench.stats import LevelMetrics
 
 
 class _Column(NamedTuple):
@@ -43,7 +43,7 @@ _COLUMNS = (
 )
 
 
-def table(report: Report) -> tuple[list[str], list[list[str]]]:
+def summary_table(report: BenchReport) -> tuple[list[str], list[list[str]]]:
     """Return headers and rows. Columns in which nobody has a figure are left out."""
     rows = report.rows()
     columns = [
@@ -65,11 +65,11 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
     return [*head, *(column.header for column in columns), "err"], lines
 
 
-def _head(row: Row) -> list[str]:
+def _head(row: SummaryRow) -> list[str]:
     return [row.prompts, str(row.concurrency)]
 
 
-def _cells(columns: list[_Column], figures: Figures) -> list[str]:
+def _cells(columns: list[_Column], figures: LevelMetrics) -> list[str]:
     values = [getattr(figures, column.figure) for column in columns]
     return [
         "-" if value is None else column.write(value)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
-from llmctl.bench.plan import BenchPlan, Endpoint
+from llmctl.bench.plan import BenchConfig, BenchServer
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.openai.wire import api_error_message, api_url
 from llmctl.engine.stream import StreamItem
@@ -22,7 +22,7 @@ TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class TimedReply:
     """When the parts of one reply came, in seconds of `perf_counter`, and what was counted."""
 
     sent_s: float
@@ -45,17 +45,17 @@ class Reply:
         return len(self.arrivals_s) if self.completion_tokens is None else self.completion_tokens
 
 
-class Target(Protocol):
+class BenchTarget(Protocol):
     """Answers conversations, and tells when each part of the answer came."""
 
-    async def reply(self, messages: Sequence[Message], plan: BenchPlan) -> Reply:
+    async def reply(self, messages: Sequence[Message], plan: BenchConfig) -> TimedReply:
         """Answer, and return when all of it has come. Raises `LlmctlError`."""
 
 
 class ServerTarget:
     """A server, through the official client."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: BenchServer) -> None:
         self._url = api_url(endpoint.base_url)
         self._model = endpoint.model
         self._client = openai.AsyncOpenAI(
@@ -90,7 +90,7 @@ class ServerTarget:
                 raise LlmctlError(f"{self._url} lists no model", hint="name one with --model")
             self._model = listed[0]
 
-    async def reply(self, messages: Sequence[Message], plan: BenchPlan) -> Reply:
+    async def reply(self, messages: Sequence[Message], plan: BenchConfig) -> TimedReply:
         try:
             return await self._stream(messages, plan)
         except LlmctlError:
@@ -99,7 +99,7 @@ class ServerTarget:
         except Exception as error:
             raise self._failure(error, ignore_eos=plan.ignore_eos) from error
 
-    async def _stream(self, messages: Sequence[Message], plan: BenchPlan) -> Reply:
+    async def _stream(self, messages: Sequence[Message], plan: BenchConfig) -> TimedReply:
         arrivals: list[float] = []
         texts: list[str] = []
         usage = None
@@ -125,7 +125,7 @@ class ServerTarget:
                     if text or choice.finish_reason:
                         ended = now
         details = None if usage is None else usage.prompt_tokens_details
-        return Reply(
+        return TimedReply(
             sent,
             tuple(arrivals),
             ended,
@@ -155,7 +155,7 @@ class EngineTarget:
     def __init__(self, engine: BaseEngine) -> None:
         self._engine = engine
 
-    async def reply(self, messages: Sequence[Message], plan: BenchPlan) -> Reply:
+    async def reply(self, messages: Sequence[Message], plan: BenchConfig) -> TimedReply:
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
         items: list[tuple[float, StreamItem]] = []
@@ -179,7 +179,7 @@ class EngineTarget:
         return _reply_of(sent, items)
 
 
-def _reply_of(sent: float, items: Sequence[tuple[float, StreamItem]]) -> Reply:
+def _reply_of(sent: float, items: Sequence[tuple[float, StreamItem]]) -> TimedReply:
     for _, item in items:
         if isinstance(item, LlmctlError):
             raise item
@@ -187,7 +187,7 @@ def _reply_of(sent: float, items: Sequence[tuple[float, StreamItem]]) -> Reply:
     usage = chunks[-1][1].usage if chunks else None
     if usage is None:
         raise EngineStoppedError("the engine stopped before the reply was complete")
-    return Reply(
+    return TimedReply(
         sent,
         tuple(now for now, chunk in chunks if chunk.text),
         chunks[-1][0],

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from llmctl.bench.plan import BenchPlan, Endpoint, OwnEngine
+from llmctl.bench.plan import BenchConfig, BenchEngine, BenchServer
 from llmctl.bench.prompts import PROMPT_SETS, PromptSet
 from llmctl.cli import options, render
 from llmctl.errors import ConfigError, LlmctlError
 
 if TYPE_CHECKING:
-    from llmctl.bench.report import Report
-    from llmctl.bench.stats import Level
+    from llmctl.bench.report import BenchReport
+    from llmctl.bench.stats import LevelResult
 
-DEFAULT = BenchPlan()
+DEFAULT = BenchConfig()
 ROUNDS_OF_TWO = 3
 """Rounds when two servers are compared: the median of three is not the one that was disturbed."""
 
@@ -109,7 +109,7 @@ def bench(
     ttft is the time to the first token, itl the time between tokens, in milliseconds; each and
     sum are output tokens per second of one stream and of all; prefill is prompt tokens per second.
     """
-    plan = BenchPlan(
+    plan = BenchConfig(
         prompts=PROMPT_SETS if prompts == "all" else (prompts,),
         concurrency=_levels(concurrency),
         requests=requests,
@@ -125,17 +125,17 @@ def bench(
     _check(urls, given, pids=pid or [], labels=label or [], plot=plot)
     labels = [*(label or []), *map(_host, urls[len(label or []) :])]
     pids = iter(pid or [])
-    sides: list[Endpoint | OwnEngine] = []
+    sides: list[BenchServer | BenchEngine] = []
     if base_url is None:
         spec = options.model_spec(
             model, quant, device, dtype, adapter, chat_template, trust_remote_code, allow_pickle
         )
-        sides.append(OwnEngine(spec, labels[0]))
+        sides.append(BenchEngine(spec, labels[0]))
     else:
         name = model if "model" in given else None
-        sides.append(Endpoint(base_url, labels[0], name, api_key, next(pids, None)))
+        sides.append(BenchServer(base_url, labels[0], name, api_key, next(pids, None)))
     if vs is not None:
-        sides.append(Endpoint(vs, labels[1], vs_model, api_key, next(pids, None)))
+        sides.append(BenchServer(vs, labels[1], vs_model, api_key, next(pids, None)))
 
     from llmctl.services import bench as service  # openai begins here, and torch without a URL
 
@@ -144,7 +144,7 @@ def bench(
     with session:
         for side in session.sides:
             render.note(f"{side.label}: {side.model}, {side.where}{side.details}")
-        levels: list[Level] = []
+        levels: list[LevelResult] = []
         complete = False
         try:
             with render.progress() as progress:
@@ -160,19 +160,19 @@ def bench(
         raise LlmctlError(f"{' and '.join(side.label for side in silent)} answered no request")
 
 
-def _show(report: "Report", as_json: bool, plot: Path | None) -> None:
-    from llmctl.bench.table import table
+def _show(report: "BenchReport", as_json: bool, plot: Path | None) -> None:
+    from llmctl.bench.table import summary_table
 
     if as_json:
         render.as_json(report.plain())
     else:
-        render.table(*table(report))
+        render.table(*summary_table(report))
     for line in report.notes():
         render.note(f"note: {line}")
     if plot is not None:
-        from llmctl.bench.plot import draw
+        from llmctl.bench.plot import draw_report
 
-        draw(report, plot)
+        draw_report(report, plot)
         render.note(f"drawn: {plot}")
 
 

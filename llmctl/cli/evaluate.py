@@ -9,7 +9,7 @@ import typer
 
 from llmctl.cli import options, render, setting_options
 from llmctl.config import EvalConfig
-from llmctl.config.evaluation import SPELLINGS
+from llmctl.config.evaluation import SETTING_ALIASES
 
 app = typer.Typer(no_args_is_help=False, rich_markup_mode=None)
 
@@ -85,7 +85,7 @@ evaluate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         *(p for p in _own.values() if p.kind is not inspect.Parameter.VAR_KEYWORD),
         *setting_options.options_of(
-            EvalConfig, spellings=SPELLINGS, short=_SHORT, variables=_VARIABLES
+            EvalConfig, aliases=SETTING_ALIASES, short=_SHORT, variables=_VARIABLES
         ),
     ]
 )

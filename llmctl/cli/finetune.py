@@ -12,7 +12,7 @@ import typer
 from llmctl.cli import options, render, setting_options
 from llmctl.cli.views import eval_view, train_view
 from llmctl.config import TrainConfig
-from llmctl.config.finetune import SPELLINGS
+from llmctl.config.finetune import SETTING_ALIASES
 from llmctl.types import TrainReport
 
 _SHORT = {"model": "-m", "data": "-d", "output": "-o"}
@@ -109,7 +109,7 @@ finetune.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         *(p for p in _own.values() if p.kind is not inspect.Parameter.VAR_KEYWORD),
         *setting_options.options_of(
-            TrainConfig, spellings=SPELLINGS, short=_SHORT, variables=_VARIABLES
+            TrainConfig, aliases=SETTING_ALIASES, short=_SHORT, variables=_VARIABLES
         ),
     ]
 )

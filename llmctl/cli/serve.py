@@ -11,11 +11,11 @@ import typer
 
 from llmctl.cli import options, render
 from llmctl.cli.views.estimate_view import show_estimate
-from llmctl.config import Overflow, ServeOptions
+from llmctl.config import ContextOverflow, ServeConfig
 from llmctl.errors import ConfigError
-from llmctl.types import DEFAULT_ROWS, EngineInfo, KVQuant, MemoryLimits
+from llmctl.types import DEFAULT_MAX_ROWS, EngineInfo, KVQuant, MemoryLimits
 
-DEFAULT = ServeOptions()
+DEFAULT = ServeConfig()
 LIMITS = MemoryLimits()
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -132,7 +132,7 @@ def serve(
         typer.Option("--ping", min=0, help="A stream silent for so many seconds says it lives."),
     ] = DEFAULT.ping_s,
     overflow: Annotated[
-        Overflow,
+        ContextOverflow,
         typer.Option("--overflow", help="What to do with a conversation longer than the context."),
     ] = DEFAULT.overflow,
     request_log: Annotated[
@@ -187,7 +187,7 @@ def serve(
         typer.Option(
             "--max-rows",
             min=1,
-            help=f"Replies written at the same time.  [default: {DEFAULT_ROWS}]",
+            help=f"Replies written at the same time.  [default: {DEFAULT_MAX_ROWS}]",
         ),
     ] = None,
     kv_memory: Annotated[
@@ -235,7 +235,7 @@ def serve(
         return
     if free is not None or as_json:
         raise ConfigError("--free and --json are only for --estimate", hint="add --estimate")
-    where = ServeOptions(
+    where = ServeConfig(
         host=host,
         port=port,
         served_names=tuple(served_name or ()),

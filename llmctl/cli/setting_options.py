@@ -14,14 +14,14 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
-from llmctl.config.settings import Layer, Setting
+from llmctl.config.settings import ConfigSource, Setting
 from llmctl.errors import ConfigError
 
 
 def options_of(
     kind: type,
     *,
-    spellings: Mapping[str, str],
+    aliases: Mapping[str, str],
     short: Mapping[str, str],
     variables: Mapping[str, str],
 ) -> list[inspect.Parameter]:
@@ -41,7 +41,7 @@ def options_of(
             annotation=Annotated[
                 _option_type(hints[f.name]) | None,
                 typer.Option(
-                    *_names(f.name, hints[f.name], spellings, short),
+                    *_names(f.name, hints[f.name], aliases, short),
                     help=_help(f, docs.get(f.name, "")),
                     envvar=variables.get(f.name),
                     show_default=False,
@@ -52,7 +52,7 @@ def options_of(
     ]
 
 
-def chosen(kind: type, context: typer.Context, values: Mapping[str, Any]) -> Layer:
+def chosen(kind: type, context: typer.Context, values: Mapping[str, Any]) -> ConfigSource:
     """Return what was given by option or variable.
 
     Raises:
@@ -73,13 +73,11 @@ def chosen(kind: type, context: typer.Context, values: Mapping[str, Any]) -> Lay
     return layer
 
 
-def _names(
-    name: str, hint: Any, spellings: Mapping[str, str], short: Mapping[str, str]
-) -> list[str]:
+def _names(name: str, hint: Any, aliases: Mapping[str, str], short: Mapping[str, str]) -> list[str]:
     option = f"--{name.replace('_', '-')}"
     if hint is bool or bool in get_args(hint):
         return [f"{option}/--no-{name.replace('_', '-')}"]
-    others = [f"--{other}" for other, field in spellings.items() if field == name]
+    others = [f"--{other}" for other, field in aliases.items() if field == name]
     return [option, *([short[name]] if name in short else []), *others]
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from llmctl.config.evaluation import EvalConfig
 from llmctl.config.finetune import TrainConfig
 from llmctl.config.model import DEFAULT_MODEL
-from llmctl.config.serve import Overflow, ServeOptions, is_loopback
+from llmctl.config.serve import ContextOverflow, ServeConfig, is_loopback
 
 __all__ = [
     "DEFAULT_MODEL",
     "EvalConfig",
-    "Overflow",
-    "ServeOptions",
+    "ContextOverflow",
+    "ServeConfig",
     "TrainConfig",
     "is_loopback",
     "store_home",

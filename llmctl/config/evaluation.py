@@ -13,7 +13,7 @@ from llmctl.config.model import DEFAULT_MODEL
 from llmctl.errors import ConfigError
 from llmctl.types import DType, EvalBackend, EvalMode, Quant
 
-SPELLINGS: Final = {"model_path": "model"}
+SETTING_ALIASES: Final = {"model_path": "model"}
 """Other names that are understood, for those who come from other tools."""
 
 _Count = Annotated[int, Ge(1)]

@@ -15,12 +15,12 @@ from llmctl.config.model import DEFAULT_MODEL
 from llmctl.errors import ConfigError
 from llmctl.types import DType, EvalMode, Quant
 
-Method = Literal["lora", "qlora", "dora", "rslora", "full", "dpo"]
-Scheduler = Literal["cosine", "linear", "constant"]
+TrainMethod = Literal["lora", "qlora", "dora", "rslora", "full", "dpo"]
+LrScheduler = Literal["cosine", "linear", "constant"]
 Optimizer = Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit"]
-Attention = Literal["auto", "sdpa", "flash", "eager"]
+AttentionBackend = Literal["auto", "sdpa", "flash", "eager"]
 
-SPELLINGS: Final = {"model_path": "model", "data_path": "data", "output_dir": "output"}
+SETTING_ALIASES: Final = {"model_path": "model", "data_path": "data", "output_dir": "output"}
 """Other names that are understood, for those who come from other tools."""
 
 _Count = Annotated[int, Ge(1)]
@@ -44,7 +44,7 @@ class TrainConfig:
     """File, folder or hub id of the examples; may be repeated."""
     output: str
     """Folder for the adapter, the checkpoints and the record of the run."""
-    method: Method = "lora"
+    method: TrainMethod = "lora"
     """How to teach: lora; qlora (LoRA on weights in 4 bits); dora; rslora; full (all weights); dpo
     (LoRA from pairs of a better and a worse answer)."""
 
@@ -101,7 +101,7 @@ class TrainConfig:
     learning_rate: Annotated[float, Gt(0), Le(1)] | None = None
     """Highest learning rate. [default: 2e-4; 1e-4 from 30 B parameters on; 2e-5 for full; 5e-6 for
     dpo]"""
-    scheduler: Scheduler = "cosine"
+    scheduler: LrScheduler = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup_ratio: _Share = 0.03
     """Share of the steps in which the learning rate rises."""
@@ -130,7 +130,7 @@ class TrainConfig:
     quant: Quant | None = None
     """Bits of the frozen weights, through bitsandbytes: 4bit (NF4, double quantisation) or 8bit.
     [default: 4bit for qlora, else none]"""
-    attention: Attention = "auto"
+    attention: AttentionBackend = "auto"
     """auto is flash attention where it is installed, else PyTorch's own (sdpa)."""
     gradient_checkpointing: bool | None = None
     """Compute activations twice in place of keeping them: less memory, a third more time. [default:

@@ -6,11 +6,11 @@ from typing import Literal
 
 from llmctl.errors import ConfigError
 
-Overflow = Literal["refuse", "truncate-oldest"]
+ContextOverflow = Literal["refuse", "truncate-oldest"]
 
 
 @dataclass(frozen=True, slots=True)
-class ServeOptions:
+class ServeConfig:
     """Where a server listens, whom it answers, and how much it takes on."""
 
     host: str = "127.0.0.1"
@@ -42,7 +42,7 @@ class ServeOptions:
     ping_s: float = 15.0
     """A stream that is silent so long sends a comment, so that nobody takes it for dead; 0 never
     does."""
-    overflow: Overflow = "refuse"
+    overflow: ContextOverflow = "refuse"
     """What happens to a conversation that is longer than the context."""
 
     log_requests: bool = True

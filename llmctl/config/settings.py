@@ -22,12 +22,12 @@ class Setting(NamedTuple):
     """Where: `option`, `LLMCTL_MODEL`, `finetune.yaml:12`, ..."""
 
 
-Layer = Mapping[str, Setting]
+ConfigSource = Mapping[str, Setting]
 """What one place says, by the names it uses."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings(Generic[T]):
+class ResolvedConfig(Generic[T]):
     """The settings of a command, and where each one was chosen."""
 
     values: T
@@ -35,7 +35,7 @@ class Settings(Generic[T]):
     """By field; what is not in it is the default."""
 
 
-def read_layer(path: Path) -> Layer:
+def read_config_file(path: Path) -> ConfigSource:
     """Read the top of a YAML (or JSON) file.
 
     Raises:
@@ -71,7 +71,9 @@ def read_layer(path: Path) -> Layer:
     return found
 
 
-def build(kind: type[T], *layers: Layer, spellings: Mapping[str, str] | None = None) -> Settings[T]:
+def build_config(
+    kind: type[T], *layers: ConfigSource, aliases: Mapping[str, str] | None = None
+) -> ResolvedConfig[T]:
     """Make a settings dataclass of what was chosen, the last layer first in rank.
 
     Args:
@@ -85,11 +87,11 @@ def build(kind: type[T], *layers: Layer, spellings: Mapping[str, str] | None = N
     known = get_type_hints(kind)
     chosen: dict[str, Setting] = {}
     problems: list[str] = []
-    names = [*known, *(spellings or {})]
+    names = [*known, *(aliases or {})]
     for layer in layers:
         named: dict[str, str] = {}
         for written, setting in layer.items():
-            name = (spellings or {}).get(written, written)
+            name = (aliases or {}).get(written, written)
             if name not in known:
                 problems.append(f"{setting.origin}: {_unknown(written, names)}")
             elif name in named:
@@ -108,7 +110,7 @@ def build(kind: type[T], *layers: Layer, spellings: Mapping[str, str] | None = N
         problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems), hint="nothing has been started")
-    return Settings(values, {name: setting.origin for name, setting in chosen.items()})
+    return ResolvedConfig(values, {name: setting.origin for name, setting in chosen.items()})
 
 
 def _listed(kind: Any, value: object) -> object:

@@ -13,16 +13,16 @@ import torch
 
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.batching.executor import choose_executor
-from llmctl.engine.batching.forward.threads import let_team_go
-from llmctl.engine.batching.output_state import Row
+from llmctl.engine.batching.forward.threads import release_openmp_threads
+from llmctl.engine.batching.output_state import OutputState
 from llmctl.engine.batching.sampling.grammar import GrammarCompiler
-from llmctl.engine.batching.sampling.logprobs import TokenTexts
-from llmctl.engine.batching.sampling.sampler import RowSampler
+from llmctl.engine.batching.sampling.logprobs import TokenBytes
+from llmctl.engine.batching.sampling.sampler import SequenceSampler
 from llmctl.engine.batching.sampling.speculation import PromptLookup
-from llmctl.engine.batching.scoring import describe_nothing, describe_tokens
-from llmctl.engine.batching.sequence import Job
-from llmctl.engine.batching.sequence import Sequence as RowSequence
-from llmctl.engine.batching.worker import Worker
+from llmctl.engine.batching.scoring import no_token_logprobs, top_token_logprobs
+from llmctl.engine.batching.sequence import RequestState
+from llmctl.engine.batching.sequence import ScheduledSequence as RowSequence
+from llmctl.engine.batching.worker import EngineWorker
 from llmctl.engine.chat.detokenize import incremental_decoder
 from llmctl.engine.chat.response_parser import ResponseParserFactory
 from llmctl.engine.loading.adapters import read_adapter
@@ -42,7 +42,7 @@ from llmctl.types import (
     SamplingParams,
     Score,
     ScoreRequest,
-    check_text,
+    check_unicode,
     ignore_progress,
 )
 
@@ -53,7 +53,7 @@ class HFRunner(BaseEngine):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self._loaded: LoadedModel | None = None
-        self._worker: Worker | None = None
+        self._worker: EngineWorker | None = None
         self._streams: set[GenerationStream] = set()
         # By name; a key is never used again, nor is then what was computed under it. `None` names
         # the adapter of the spec, for requests that name none.
@@ -67,7 +67,7 @@ class HFRunner(BaseEngine):
     def load(self, progress: ProgressCallback = ignore_progress) -> None:
         loaded = load_model(self.spec, progress)
         progress(Progress(f"trying how {loaded.info.model_id} runs best here"))
-        self._texts = TokenTexts(loaded.tokenizer)
+        self._texts = TokenBytes(loaded.tokenizer)
         self._replies = ResponseParserFactory(loaded.tokenizer, loaded.template)
         self._grammars = GrammarCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
         executor, self.path, notes = choose_executor(
@@ -82,8 +82,8 @@ class HFRunner(BaseEngine):
             executor.put_adapter("", read_adapter(loaded.adapter, loaded.model))
         info = replace(loaded.info, notes=loaded.info.notes + notes)
         self._loaded = replace(loaded, info=info)
-        let_team_go()  # the worker gets one of its own
-        self._worker = Worker(executor)
+        release_openmp_threads()  # the worker gets one of its own
+        self._worker = EngineWorker(executor)
         # A thread that is inside torch while the interpreter goes away brings the process down.
         atexit.register(self.close)
 
@@ -94,7 +94,7 @@ class HFRunner(BaseEngine):
         return self._loaded
 
     @property
-    def _running_worker(self) -> Worker:
+    def _running_worker(self) -> EngineWorker:
         """The engine thread, which takes work as long as the lock is held."""
         if self._worker is None or self._closing:
             raise EngineStoppedError("the engine is not running")
@@ -103,7 +103,9 @@ class HFRunner(BaseEngine):
     def submit(self, request: GenerationRequest) -> GenerationStream:
         loaded = self._ready
         prompt_ids = self._prompt_ids(request)
-        params = request.sampling.over(loaded.sampling_defaults).over(DEFAULT_SAMPLING)
+        params = request.sampling.with_defaults(loaded.sampling_defaults).with_defaults(
+            DEFAULT_SAMPLING
+        )
         if (forced := self._replies.grammar(request)) is not None:
             params = replace(params, grammar=forced)
         self._check_token_ids([i for i, _ in params.logit_bias or ()], "logit_bias")
@@ -111,7 +113,7 @@ class HFRunner(BaseEngine):
         room = self._room(len(prompt_ids), "messages" if request.messages else "prompt")
         limit = room if params.max_new_tokens is None else min(params.max_new_tokens, room)
         stream = GenerationStream(request.request_id)
-        job = Job(prompt_ids, stream)
+        job = RequestState(prompt_ids, stream)
         sequences = [self._sequence(i, job, request, params, limit) for i in range(params.n or 1)]
         job.rows += [sequence.row for sequence in sequences]
         stream.on_end(self._forget)
@@ -129,12 +131,17 @@ class HFRunner(BaseEngine):
             self._streams.discard(stream)
 
     def _sequence(
-        self, index: int, job: Job, request: GenerationRequest, params: SamplingParams, limit: int
+        self,
+        index: int,
+        job: RequestState,
+        request: GenerationRequest,
+        params: SamplingParams,
+        limit: int,
     ) -> RowSequence:
         loaded = self._ready
         reader, skip_special_tokens = self._replies.reader(request, job.prompt_ids)
         end_ids = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else loaded.eos_ids)}
-        row = Row(
+        row = OutputState(
             index,
             job.prompt_ids,
             params,
@@ -146,7 +153,7 @@ class HFRunner(BaseEngine):
         )
         grammar = params.grammar
         matcher = None if grammar is None else self._grammars.compile(grammar)
-        sampler = RowSampler(params, job.prompt_ids, index, end_ids=end_ids, matcher=matcher)
+        sampler = SequenceSampler(params, job.prompt_ids, index, end_ids=end_ids, matcher=matcher)
         return RowSequence(
             job, row, sampler, lookup=PromptLookup() if sampler.plain_greedy else None
         )
@@ -169,7 +176,7 @@ class HFRunner(BaseEngine):
     def _encode(self, text: str | Sequence[int]) -> list[int]:
         """Tokenise raw text, with the BOS token where the tokenizer adds one."""
         if isinstance(text, str):
-            check_text(text, param="prompt")
+            check_unicode(text, param="prompt")
             ids: list[int] = self._ready.tokenizer(text, verbose=False).input_ids
             return ids
         self._check_token_ids(text, "prompt")
@@ -178,7 +185,7 @@ class HFRunner(BaseEngine):
     def tokenize(self, text: str | Sequence[int], *, add_special_tokens: bool = True) -> list[int]:
         if add_special_tokens or not isinstance(text, str):
             return self._encode(text)
-        check_text(text, param="prompt")
+        check_unicode(text, param="prompt")
         tokenizer = self._ready.tokenizer
         ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return ids
@@ -216,9 +223,9 @@ class HFRunner(BaseEngine):
                 (
                     pairs,
                     self._adapter_key(request.adapter),
-                    describe_nothing
+                    no_token_logprobs
                     if request.logprobs is None
-                    else describe_tokens(self._texts, request.logprobs),
+                    else top_token_logprobs(self._texts, request.logprobs),
                 )
                 for request, pairs in zip(requests, encoded, strict=True)
             ]

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from llmctl import __version__
-from llmctl.config import ServeOptions
+from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine
 from llmctl.server import errors
 from llmctl.server.endpoints.chat import make_router
@@ -20,12 +20,12 @@ from llmctl.server.request_record import Observer
 from llmctl.server.served_model import Serving
 from llmctl.server.truncate_context import DROPPED_HEADER
 
-DEFAULTS = ServeOptions(log_requests=False)
+DEFAULTS = ServeConfig(log_requests=False)
 
 
 def create_app(
     engine: BaseEngine,
-    options: ServeOptions = DEFAULTS,
+    options: ServeConfig = DEFAULTS,
     observers: Sequence[Observer] = (),
     *,
     scoring: bool = False,

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from contextlib import aclosing, contextmanager
 from typing import TypeVar
 
-from llmctl.config import ServeOptions
+from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.stream import ResultAccumulator
 from llmctl.errors import EngineBusyError, ModelNotFoundError, RequestError
@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Serving:
     """One engine behind a server. Used in the event loop alone."""
 
-    def __init__(self, engine: BaseEngine, options: ServeOptions) -> None:
+    def __init__(self, engine: BaseEngine, options: ServeConfig) -> None:
         self.engine = engine
         self.options = options
         self._started = int(time.time())

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from llmctl.config import ServeOptions
+from llmctl.config import ServeConfig
 from llmctl.errors import EngineStoppedError
 from llmctl.server.errors import error_body, error_response
 from llmctl.server.middleware.request_context import Boundary
@@ -22,7 +22,7 @@ PATIENCE_S = 1.0
 
 
 @contextmanager
-def answering_meanwhile(sock: socket.socket, options: ServeOptions) -> Iterator[None]:
+def answering_meanwhile(sock: socket.socket, options: ServeConfig) -> Iterator[None]:
     """Answer on a listening socket from a thread; who comes later is left to the socket's owner.
 
     The caller's own thread loads, so that errors and Ctrl-C come to it.

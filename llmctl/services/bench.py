@@ -11,12 +11,12 @@ from types import TracebackType
 from typing import Self
 
 from llmctl.bench.load import run_level
-from llmctl.bench.machine import MemoryWatch, this_machine
-from llmctl.bench.plan import BenchPlan, Endpoint, OwnEngine
+from llmctl.bench.machine import MemorySampler, describe_host
+from llmctl.bench.plan import BenchConfig, BenchEngine, BenchServer
 from llmctl.bench.prompts import PromptSet, prompt_batch
-from llmctl.bench.report import Report, Side
-from llmctl.bench.stats import Level, summarise
-from llmctl.bench.target import EngineTarget, ServerTarget, Target
+from llmctl.bench.report import BenchReport, Side
+from llmctl.bench.stats import LevelResult, summarize_level
+from llmctl.bench.target import BenchTarget, EngineTarget, ServerTarget
 from llmctl.engine.openai.wire import api_url
 from llmctl.engine.registry import create_engine
 from llmctl.types import Progress, ProgressCallback, ignore_progress
@@ -25,8 +25,8 @@ from llmctl.types import Progress, ProgressCallback, ignore_progress
 @dataclass(frozen=True, slots=True)
 class _Measured:
     side: Side
-    target: Target
-    memory: MemoryWatch | None
+    target: BenchTarget
+    memory: MemorySampler | None
 
 
 class BenchSession:
@@ -34,7 +34,7 @@ class BenchSession:
 
     def __init__(
         self,
-        plan: BenchPlan,
+        plan: BenchConfig,
         measured: Sequence[_Measured],
         runner: asyncio.Runner,
         resources: ExitStack,
@@ -43,14 +43,16 @@ class BenchSession:
         self._measured = measured
         self._runner = runner
         self._resources = resources
-        self._machine = this_machine()
+        self._machine = describe_host()
         self._date = datetime.now(UTC).isoformat(timespec="seconds")
 
     @property
     def sides(self) -> tuple[Side, ...]:
         return tuple(measured.side for measured in self._measured)
 
-    def levels(self, progress: ProgressCallback = ignore_progress) -> Generator[Level, None, None]:
+    def levels(
+        self, progress: ProgressCallback = ignore_progress
+    ) -> Generator[LevelResult, None, None]:
         """Measure, and yield each level when it is over. The sides take turns within a level.
 
         Raises:
@@ -91,7 +93,7 @@ class BenchSession:
         concurrency: int,
         side: int,
         on_done: Callable[[], None],
-    ) -> Level:
+    ) -> LevelResult:
         plan, measured = self._plan, self._measured[side]
         # The same prompts for every side, and for nobody else.
         key = f"{plan.seed}/{round_}/{concurrency}"
@@ -101,13 +103,15 @@ class BenchSession:
                 measured.target, batch, concurrency, plan, memory=measured.memory, on_done=on_done
             )
         )
-        return summarise(
+        return summarize_level(
             run, plan, side=side, prompts=prompts, concurrency=concurrency, round_=round_
         )
 
-    def report(self, levels: Sequence[Level], *, complete: bool) -> Report:
+    def report(self, levels: Sequence[LevelResult], *, complete: bool) -> BenchReport:
         """Gather what has been measured."""
-        return Report(self._date, self._machine, self._plan, self.sides, tuple(levels), complete)
+        return BenchReport(
+            self._date, self._machine, self._plan, self.sides, tuple(levels), complete
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -122,8 +126,8 @@ class BenchSession:
 
 
 def open_session(
-    plan: BenchPlan,
-    sides: Sequence[Endpoint | OwnEngine],
+    plan: BenchConfig,
+    sides: Sequence[BenchServer | BenchEngine],
     progress: ProgressCallback = ignore_progress,
 ) -> BenchSession:
     """Reach the servers and load the model. The engine in this process is the first side.
@@ -135,24 +139,28 @@ def open_session(
     with ExitStack() as resources:
         runner = resources.enter_context(asyncio.Runner())
         # Servers first: a missing one must not cost the minutes that loading takes.
-        reached = [_reach(side, runner, resources) for side in sides if isinstance(side, Endpoint)]
-        loaded = [_load(side, progress, resources) for side in sides if isinstance(side, OwnEngine)]
+        reached = [
+            _reach(side, runner, resources) for side in sides if isinstance(side, BenchServer)
+        ]
+        loaded = [
+            _load(side, progress, resources) for side in sides if isinstance(side, BenchEngine)
+        ]
         return BenchSession(plan, [*loaded, *reached], runner, resources.pop_all())
 
 
-def _reach(endpoint: Endpoint, runner: asyncio.Runner, resources: ExitStack) -> _Measured:
-    memory = None if endpoint.pid is None else MemoryWatch(endpoint.pid)
+def _reach(endpoint: BenchServer, runner: asyncio.Runner, resources: ExitStack) -> _Measured:
+    memory = None if endpoint.pid is None else MemorySampler(endpoint.pid)
     target = ServerTarget(endpoint)
     resources.callback(lambda: runner.run(target.close()))
     runner.run(target.open())
     return _Measured(Side(endpoint.label, api_url(endpoint.base_url), target.model), target, memory)
 
 
-def _load(own: OwnEngine, progress: ProgressCallback, resources: ExitStack) -> _Measured:
+def _load(own: BenchEngine, progress: ProgressCallback, resources: ExitStack) -> _Measured:
     engine = resources.enter_context(create_engine(own.spec))
     engine.load(progress)
     info = engine.info()
     quant = "" if info.quant == "none" else f", {info.quant}"
     how = f", {info.dtype}{quant} on {info.device}"
     side = Side(own.label, "in process", info.model_id, how, own.spec)
-    return _Measured(side, EngineTarget(engine), MemoryWatch(os.getpid()))
+    return _Measured(side, EngineTarget(engine), MemorySampler(os.getpid()))

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from llmctl.config import DEFAULT_MODEL
-from llmctl.config.settings import read_layer
+from llmctl.config.settings import read_config_file
 from llmctl.data.cleaner import Cleaned, cleaned
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
 from llmctl.data.cleaning.pipeline.outputs import Outputs, write
@@ -43,7 +43,7 @@ def choose(choices: Choices, file: Path | None) -> CleanSettings:
     Raises:
         ConfigError: one message with everything that is wrong.
     """
-    settings = settings_of(choices, read_layer(file) if file else None)
+    settings = settings_of(choices, read_config_file(file) if file else None)
     if settings.language.is_on:
         check_codes(settings.language.keep)
     return settings

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from llmctl.config import ServeOptions
+from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine
 from llmctl.evaluation.backend import Candidate, Endpoint
 from llmctl.server.app import create_app
@@ -18,23 +18,23 @@ MAX_QUEUE = 4096
 
 
 @contextmanager
-def reachable(candidate: Candidate) -> Iterator[Endpoint]:
+def endpoint_for(candidate: Candidate) -> Iterator[Endpoint]:
     """Yield who sits an exam as an address: an engine is served, a server has one."""
     if isinstance(candidate, Endpoint):
         yield candidate
         return
-    with private_endpoint(candidate) as endpoint:
+    with serve_privately(candidate) as endpoint:
         yield endpoint
 
 
 @contextmanager
-def private_endpoint(engine: BaseEngine) -> Iterator[Endpoint]:
+def serve_privately(engine: BaseEngine) -> Iterator[Endpoint]:
     """Serve an engine, which stays the caller's, for as long as the context lasts.
 
     Besides what every server has it answers `/v1/score`.
     """
     key = secrets.token_urlsafe(32)
-    options = ServeOptions(
+    options = ServeConfig(
         api_keys=(key,),
         log_requests=False,
         max_queue=MAX_QUEUE,

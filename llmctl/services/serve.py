@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from llmctl.config import ServeOptions
+from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.models.provenance import Provenance
 from llmctl.engine.registry import create_engine
@@ -29,7 +29,7 @@ from llmctl.types import (
 
 def serve(
     spec: ModelSpec,
-    options: ServeOptions,
+    options: ServeConfig,
     ready: Callable[[str, EngineInfo], None],
     progress: ProgressCallback = ignore_progress,
     warn: Callable[[str], None] = lambda _: None,
@@ -68,7 +68,7 @@ def serve(
         )
 
 
-def _check_certificate(options: ServeOptions) -> None:
+def _check_certificate(options: ServeConfig) -> None:
     if options.ssl_certfile is None:
         return
     try:
@@ -85,7 +85,7 @@ def _check_certificate(options: ServeOptions) -> None:
 @contextmanager
 def _tracking(
     engine: BaseEngine,
-    options: ServeOptions,
+    options: ServeConfig,
     progress: ProgressCallback,
     warn: Callable[[str], None],
 ) -> Iterator[list[Observer]]:
@@ -114,7 +114,7 @@ def _tracking(
                 tracker,
                 share=options.trace_share,
                 log_content=options.log_content,
-                model_id=logged_model(engine.spec),
+                model_id=logged_model_id(engine.spec),
                 gauges=lambda: _gauges(engine),
             )
         ) as monitor,
@@ -122,7 +122,7 @@ def _tracking(
         yield [_Traced(monitor)]
 
 
-def logged_model(spec: ModelSpec) -> str | None:
+def logged_model_id(spec: ModelSpec) -> str | None:
     """Return the id under which the tracker knows an adapter that we trained."""
     for folder in (spec.adapter, spec.model):
         if folder is not None and (known := Provenance.read(Path(folder))) is not None:

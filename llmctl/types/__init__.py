@@ -3,8 +3,8 @@
 `None` means "not given" throughout; every other value, however falsy, is a value.
 """
 
-from llmctl.types.conversation import Message, Role, Tool, ToolCall, check_text
-from llmctl.types.data import DatasetRef, Example, Origin
+from llmctl.types.conversation import Message, Role, Tool, ToolCall, check_unicode
+from llmctl.types.data import DatasetRef, Example, SourceLocation
 from llmctl.types.evaluation import (
     Comparison,
     EvalBackend,
@@ -32,7 +32,7 @@ from llmctl.types.generation import (
 )
 from llmctl.types.memory import Estimate, MemoryPlan, QuantFit, WeightsPlan
 from llmctl.types.model import (
-    DEFAULT_ROWS,
+    DEFAULT_MAX_ROWS,
     ApiEndpoint,
     DType,
     EngineInfo,
@@ -45,8 +45,9 @@ from llmctl.types.model import (
 from llmctl.types.progress import Progress, ProgressCallback, ignore_progress
 from llmctl.types.runs import (
     TAG_ADAPTER,
-    TAG_CHANGED,
+    TAG_CHANGED_PREFIX,
     TAG_ERROR,
+    TAG_HEARTBEAT,
     TAG_KEY_METRIC,
     TAG_KIND,
     TAG_MODEL,
@@ -54,7 +55,6 @@ from llmctl.types.runs import (
     TAG_NOTE,
     TAG_PARENT,
     TAG_PROCESS,
-    TAG_SEEN,
     TAG_USED_MODEL_ID,
     DatasetContext,
     DatasetUse,
@@ -80,11 +80,11 @@ from llmctl.types.training import (
 )
 
 __all__ = [
-    "DEFAULT_ROWS",
+    "DEFAULT_MAX_ROWS",
     "DEFAULT_SAMPLING",
     "SAMPLING_RANGES",
     "TAG_ADAPTER",
-    "TAG_CHANGED",
+    "TAG_CHANGED_PREFIX",
     "TAG_ERROR",
     "TAG_KEY_METRIC",
     "TAG_KIND",
@@ -93,7 +93,7 @@ __all__ = [
     "TAG_NOTE",
     "TAG_PARENT",
     "TAG_PROCESS",
-    "TAG_SEEN",
+    "TAG_HEARTBEAT",
     "TAG_USED_MODEL_ID",
     "ApiEndpoint",
     "Choice",
@@ -121,7 +121,7 @@ __all__ = [
     "Message",
     "MetricPoint",
     "ModelSpec",
-    "Origin",
+    "SourceLocation",
     "Progress",
     "ProgressCallback",
     "Quant",
@@ -157,7 +157,7 @@ __all__ = [
     "TrainStep",
     "Usage",
     "WeightsPlan",
-    "check_text",
+    "check_unicode",
     "ignore_progress",
     "new_request_id",
 ]

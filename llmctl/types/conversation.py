@@ -72,12 +72,12 @@ class Message:
             )
         if self.tool_calls and self.role != "assistant":
             raise RequestError(f"a {self.role} calls no tools", param="messages")
-        check_text(self.content, param="messages")
+        check_unicode(self.content, param="messages")
         if self.reasoning is not None:
-            check_text(self.reasoning, param="messages")
+            check_unicode(self.reasoning, param="messages")
 
 
-def check_text(text: str, *, param: str) -> None:
+def check_unicode(text: str, *, param: str) -> None:
     """Refuse what no tokenizer can read: JSON admits half a surrogate pair, UTF-8 does not."""
     try:
         text.encode()

@@ -20,7 +20,7 @@ class DatasetRef:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class SourceLocation:
     """Where a row was read."""
 
     file: str
@@ -35,7 +35,7 @@ class Example:
     It is either a conversation (`messages`) or plain text (`text`), never both.
     """
 
-    origin: Origin
+    origin: SourceLocation
     format: str
     messages: tuple[Message, ...] = ()
     tools: tuple[Tool, ...] = ()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmctl.errors import RequestError
-from llmctl.types.conversation import Message, Tool, ToolCall, check_text
+from llmctl.types.conversation import Message, Tool, ToolCall, check_unicode
 from llmctl.types.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -42,7 +42,7 @@ class GenerationRequest:
         if bool(self.messages) == (self.prompt is not None):
             raise RequestError("a request has either messages or a prompt", param="messages")
         if isinstance(self.prompt, str):
-            check_text(self.prompt, param="prompt")
+            check_unicode(self.prompt, param="prompt")
         unknown = set(self.required_tools) - {tool.name for tool in self.tools}
         if unknown:
             raise RequestError(

@@ -16,7 +16,7 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ConfigError(f"unknown {name} {value!r}", hint=f"one of: {', '.join(allowed)}")
 
 
-DEFAULT_ROWS = 16
+DEFAULT_MAX_ROWS = 16
 """Replies written at the same time where nobody says how many."""
 
 

@@ -70,7 +70,7 @@ class SamplingParams:
         if self.stop is not None and "" in self.stop:
             raise RequestError("a stop string is empty", param="stop")
 
-    def over(self, lower: "SamplingParams") -> Self:
+    def with_defaults(self, lower: "SamplingParams") -> Self:
         """Return these parameters with every `None` taken from `lower`."""
         given = {f.name: v for f in fields(self) if (v := getattr(lower, f.name)) is not None}
         missing = {name: v for name, v in given.items() if getattr(self, name) is None}

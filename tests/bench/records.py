@@ -1,14 +1,14 @@
 """Hand-made replies and reports, with times that are easy to reckon with."""
 
 from llmctl.bench.load import LevelRun
-from llmctl.bench.machine import Machine
-from llmctl.bench.plan import BenchPlan
-from llmctl.bench.report import Report, Side
-from llmctl.bench.stats import Level, summarise
-from llmctl.bench.target import Reply
+from llmctl.bench.machine import HostInfo
+from llmctl.bench.plan import BenchConfig
+from llmctl.bench.report import BenchReport, Side
+from llmctl.bench.stats import LevelResult, summarize_level
+from llmctl.bench.target import TimedReply
 from llmctl.errors import LlmctlError
 
-MACHINE = Machine("a cpu", 2, 8 * 2**30, (), "a system", "3.11", 0.0, {})
+MACHINE = HostInfo("a cpu", 2, 8 * 2**30, (), "a system", "3.11", 0.0, {})
 
 
 def reply(
@@ -17,26 +17,28 @@ def reply(
     ended_s: float | None = None,
     prompt_tokens: int | None = None,
     cached_tokens: int | None = None,
-) -> Reply:
+) -> TimedReply:
     """A reply to a request that was sent at second 0."""
     ended = arrivals_s[-1] if ended_s is None else ended_s
-    return Reply(0.0, arrivals_s, ended, "text", prompt_tokens, tokens, cached_tokens)
+    return TimedReply(0.0, arrivals_s, ended, "text", prompt_tokens, tokens, cached_tokens)
 
 
-def level_run(*conversations: tuple[Reply, ...], wall_s: float = 1.0, errors: int = 0) -> LevelRun:
+def level_run(
+    *conversations: tuple[TimedReply, ...], wall_s: float = 1.0, errors: int = 0
+) -> LevelRun:
     failed = tuple(LlmctlError("it broke") for _ in range(errors))
     return LevelRun(conversations, failed, wall_s, peak_rss_bytes=None)
 
 
-def level(pace_s: float, *, side: int = 0, concurrency: int = 1, errors: int = 0) -> Level:
+def level(pace_s: float, *, side: int = 0, concurrency: int = 1, errors: int = 0) -> LevelResult:
     """A level of short prompts in which four tokens came, one every `pace_s`."""
     replies = reply(*(pace_s * n for n in range(1, 5)), tokens=4, prompt_tokens=10)
     run = level_run((replies,), wall_s=4 * pace_s, errors=errors)
-    plan = BenchPlan(max_tokens=4)
-    return summarise(run, plan, side=side, prompts="short", concurrency=concurrency, round_=0)
+    plan = BenchConfig(max_tokens=4)
+    return summarize_level(run, plan, side=side, prompts="short", concurrency=concurrency, round_=0)
 
 
-def report(*levels: Level, sides: int = 2, complete: bool = True) -> Report:
+def report(*levels: LevelResult, sides: int = 2, complete: bool = True) -> BenchReport:
     names = [Side(label, f"http://{label}/v1", "m") for label in "ab"]
-    plan = BenchPlan(concurrency=(1, 2), max_tokens=4)
-    return Report("2026-01-01T00:00:00", MACHINE, plan, tuple(names[:sides]), levels, complete)
+    plan = BenchConfig(concurrency=(1, 2), max_tokens=4)
+    return BenchReport("2026-01-01T00:00:00", MACHINE, plan, tuple(names[:sides]), levels, complete)

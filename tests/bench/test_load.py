@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pytest
 
 from llmctl.bench.load import LevelRun, run_level
-from llmctl.bench.machine import MemoryWatch, this_machine
-from llmctl.bench.plan import BenchPlan
+from llmctl.bench.machine import MemorySampler, describe_host
+from llmctl.bench.plan import BenchConfig
 from llmctl.bench.prompts import PromptBatch
-from llmctl.bench.target import Reply
+from llmctl.bench.target import TimedReply
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.types import Message
 from tests.bench.records import reply
@@ -24,7 +24,7 @@ class Echo:
         self.most_at_once = 0
         self._now = 0
 
-    async def reply(self, messages: Sequence[Message], _: BenchPlan) -> Reply:
+    async def reply(self, messages: Sequence[Message], _: BenchConfig) -> TimedReply:
         self.asked.append([message.content for message in messages])
         self._now += 1
         self.most_at_once = max(self.most_at_once, self._now)
@@ -38,7 +38,7 @@ class Echo:
 def hold(target: Echo, batch: PromptBatch, streams: int) -> tuple[LevelRun, int]:
     done: list[None] = []
     run = asyncio.run(
-        run_level(target, batch, streams, BenchPlan(), on_done=lambda: done.append(None))
+        run_level(target, batch, streams, BenchConfig(), on_done=lambda: done.append(None))
     )
     return run, len(done)
 
@@ -76,22 +76,22 @@ def test_the_opening_is_held_first_and_not_measured() -> None:
 
 
 def test_the_memory_of_a_process_is_watched_while_a_level_runs() -> None:
-    memory = MemoryWatch(os.getpid())
-    run = asyncio.run(run_level(Echo(), PromptBatch((("one",),)), 1, BenchPlan(), memory=memory))
+    memory = MemorySampler(os.getpid())
+    run = asyncio.run(run_level(Echo(), PromptBatch((("one",),)), 1, BenchConfig(), memory=memory))
     assert run.peak_rss_bytes is not None
     assert run.peak_rss_bytes > 10**7
 
 
 def test_a_process_that_is_not_there_cannot_be_watched() -> None:
     with pytest.raises(ConfigError, match="process 4194305 is not running"):
-        MemoryWatch(2**22 + 1)
+        MemorySampler(2**22 + 1)
 
 
 def test_the_machine_is_described_with_its_thread_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    machine = this_machine()
+    machine = describe_host()
     assert machine.cpu
     assert machine.cores >= 1
     assert machine.variables["OMP_NUM_THREADS"] == "3"

@@ -1,8 +1,8 @@
 import json
 from pathlib import Path
 
-from llmctl.bench.plot import draw
-from llmctl.bench.table import table
+from llmctl.bench.plot import draw_report
+from llmctl.bench.table import summary_table
 from tests.bench.records import level, report
 
 
@@ -21,7 +21,7 @@ def test_an_interrupted_run_shows_what_it_has() -> None:
 
 
 def test_the_table_has_a_line_per_side_and_one_for_the_ratio() -> None:
-    columns, lines = table(report(level(0.1), level(0.2, side=1, errors=3)))
+    columns, lines = summary_table(report(level(0.1), level(0.2, side=1, errors=3)))
     assert [line[2] for line in lines] == ["a", "b", "ratio"]
     assert [line[-1] for line in lines] == ["0", "3", ""]
     ttft = columns.index("ttft\np50")
@@ -30,7 +30,7 @@ def test_the_table_has_a_line_per_side_and_one_for_the_ratio() -> None:
 
 
 def test_the_table_of_one_side_leaves_out_what_nobody_has() -> None:
-    columns, lines = table(report(level(0.1), sides=1))
+    columns, lines = summary_table(report(level(0.1), sides=1))
     assert len(lines) == 1
     assert not {"side", "in\ncache", "RAM\nMB"} & {*columns}
 
@@ -63,5 +63,5 @@ def test_a_report_can_be_drawn_whole_or_in_part(tmp_path: Path) -> None:
         )
     ):
         picture = tmp_path / f"{number}.png"
-        draw(some, picture)
+        draw_report(some, picture)
         assert picture.read_bytes().startswith(b"\x89PNG")

@@ -5,16 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.bench.load import LevelRun
-from llmctl.bench.plan import BenchPlan
+from llmctl.bench.plan import BenchConfig
 from llmctl.bench.prompts import PromptSet
 from llmctl.bench.stats import (
-    Figures,
-    Level,
-    median_figures,
+    LevelMetrics,
+    LevelResult,
+    inter_token_latencies,
+    median_metrics,
+    metric_ratios,
     percentile,
-    ratio,
-    summarise,
-    token_gaps,
+    summarize_level,
 )
 from tests.bench.records import level_run, reply
 
@@ -23,9 +23,9 @@ numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)
 
 def level(
     run: LevelRun, prompts: PromptSet = "short", concurrency: int = 1, **settings: Any
-) -> Level:
-    plan = BenchPlan(**{"max_tokens": 4} | settings)
-    return summarise(run, plan, side=0, prompts=prompts, concurrency=concurrency, round_=0)
+) -> LevelResult:
+    plan = BenchConfig(**{"max_tokens": 4} | settings)
+    return summarize_level(run, plan, side=0, prompts=prompts, concurrency=concurrency, round_=0)
 
 
 @given(numbers, st.floats(0, 100))
@@ -41,24 +41,24 @@ def test_of_no_values_there_is_no_percentile() -> None:
 
 
 def test_gaps_are_between_chunks_where_every_token_has_one() -> None:
-    assert token_gaps(reply(1.0, 1.5, 3.5, tokens=3)) == [0.5, 2.0]
-    assert token_gaps(reply(1.0, 1.5, 3.5)) == [0.5, 2.0]
-    assert token_gaps(reply(1.0, tokens=1)) == []
+    assert inter_token_latencies(reply(1.0, 1.5, 3.5, tokens=3)) == [0.5, 2.0]
+    assert inter_token_latencies(reply(1.0, 1.5, 3.5)) == [0.5, 2.0]
+    assert inter_token_latencies(reply(1.0, tokens=1)) == []
 
 
 def test_several_tokens_in_a_chunk_share_its_gap() -> None:
     # Nine tokens after the first in three gaps.
-    gaps = token_gaps(reply(1.0, 2.0, 4.0, tokens=10, ended_s=7.0))
+    gaps = inter_token_latencies(reply(1.0, 2.0, 4.0, tokens=10, ended_s=7.0))
     assert gaps == pytest.approx([1 / 3, 2 / 3, 1.0])
     assert sum(gaps) * 3 == pytest.approx(7.0 - 1.0)
 
 
 def test_a_reply_that_ends_with_text_has_no_gap_after_it() -> None:
-    assert token_gaps(reply(1.0, 2.0, tokens=3)) == [0.5]
+    assert inter_token_latencies(reply(1.0, 2.0, tokens=3)) == [0.5]
 
 
 def test_chunks_without_a_token_of_their_own_do_not_stretch_the_gaps() -> None:
-    assert token_gaps(reply(1.0, 2.0, 3.0, tokens=2)) == [1.0, 1.0]
+    assert inter_token_latencies(reply(1.0, 2.0, 3.0, tokens=2)) == [1.0, 1.0]
 
 
 def test_the_figures_of_one_stream() -> None:
@@ -105,17 +105,17 @@ def test_short_replies_and_errors_are_counted() -> None:
 
 
 def test_a_level_in_which_all_failed_has_no_figures() -> None:
-    assert level(level_run((), (), errors=2)).figures == Figures()
+    assert level(level_run((), (), errors=2)).figures == LevelMetrics()
 
 
 def test_the_median_is_of_every_figure_by_itself() -> None:
-    several = [Figures(ttft_p50_s=value) for value in (3.0, 1.0, 2.0)]
-    several.append(Figures(itl_p50_s=0.5))
-    assert median_figures(several) == Figures(ttft_p50_s=2.0, itl_p50_s=0.5)
-    assert median_figures([]) == Figures()
+    several = [LevelMetrics(ttft_p50_s=value) for value in (3.0, 1.0, 2.0)]
+    several.append(LevelMetrics(itl_p50_s=0.5))
+    assert median_metrics(several) == LevelMetrics(ttft_p50_s=2.0, itl_p50_s=0.5)
+    assert median_metrics([]) == LevelMetrics()
 
 
 def test_a_ratio_needs_both_sides() -> None:
-    ours = Figures(ttft_p50_s=1.0, itl_p50_s=1.0, cached_tokens=0.0)
-    theirs = Figures(ttft_p50_s=4.0, sum_tokens_per_s=5.0, cached_tokens=0.0)
-    assert ratio(ours, theirs) == Figures(ttft_p50_s=0.25)
+    ours = LevelMetrics(ttft_p50_s=1.0, itl_p50_s=1.0, cached_tokens=0.0)
+    theirs = LevelMetrics(ttft_p50_s=4.0, sum_tokens_per_s=5.0, cached_tokens=0.0)
+    assert metric_ratios(ours, theirs) == LevelMetrics(ttft_p50_s=0.25)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from llmctl.bench.plan import BenchPlan, Endpoint
-from llmctl.bench.target import EngineTarget, Reply, ServerTarget
+from llmctl.bench.plan import BenchConfig, BenchServer
+from llmctl.bench.target import EngineTarget, ServerTarget, TimedReply
 from llmctl.engine.openai.wire import api_url
 from llmctl.errors import ConfigError, EngineFailedError, LlmctlError
 from llmctl.types import Message
@@ -15,12 +15,12 @@ from tests.fakes import FakeEngine
 from tests.server.servers import running
 
 ASKED = [Message("user", "one"), Message("assistant", "two"), Message("user", "three")]
-PLAN = BenchPlan(max_tokens=5)
+PLAN = BenchConfig(max_tokens=5)
 
 
-def over_http(engine: FakeEngine, plan: BenchPlan = PLAN, **fields: Any) -> Reply:
-    async def talk(url: str) -> Reply:
-        target = ServerTarget(Endpoint(url, "server", **fields))
+def over_http(engine: FakeEngine, plan: BenchConfig = PLAN, **fields: Any) -> TimedReply:
+    async def talk(url: str) -> TimedReply:
+        target = ServerTarget(BenchServer(url, "server", **fields))
         try:
             await target.open()
             return await target.reply(ASKED, plan)
@@ -31,7 +31,7 @@ def over_http(engine: FakeEngine, plan: BenchPlan = PLAN, **fields: Any) -> Repl
         return asyncio.run(talk(url))
 
 
-def in_process(engine: FakeEngine, plan: BenchPlan = PLAN) -> Reply:
+def in_process(engine: FakeEngine, plan: BenchConfig = PLAN) -> TimedReply:
     return asyncio.run(EngineTarget(engine).reply(ASKED, plan))
 
 
@@ -51,7 +51,7 @@ def test_a_reply_is_timed_and_counted(ask: Any) -> None:
 def test_both_ask_the_same(ask: Any) -> None:
     engine = FakeEngine()
     ask(engine)
-    ask(engine, BenchPlan(max_tokens=9, temperature=0.5, ignore_eos=False))
+    ask(engine, BenchConfig(max_tokens=9, temperature=0.5, ignore_eos=False))
     first, second = engine.requests
     assert list(first.messages) == ASKED
     assert (first.sampling.max_new_tokens, first.sampling.temperature) == (5, 0.0)
@@ -81,7 +81,7 @@ def test_an_unknown_model_is_an_error_that_names_the_way_out() -> None:
 def test_a_server_that_is_not_there_is_one_clear_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    target = ServerTarget(Endpoint(f"http://127.0.0.1:{port}", "server"))
+    target = ServerTarget(BenchServer(f"http://127.0.0.1:{port}", "server"))
     with pytest.raises(LlmctlError, match=f"no server answers at http://127.0.0.1:{port}/v1"):
         asyncio.run(target.open())
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from llmctl.config import TrainConfig
-from llmctl.config.settings import Settings
+from llmctl.config.settings import ResolvedConfig
 from llmctl.data.tokenized.storage import Sample, TokenDataset, TokenWriter
 from llmctl.engine.loading.trainable import load_model_metadata
 from llmctl.train.run import Job, TrainRun
@@ -24,7 +24,7 @@ from llmctl.train.setup.defaults import resolve_for_model
 from llmctl.train.setup.distributed import Share
 from llmctl.train.setup.memory import TrainMemory
 from llmctl.train.stop import StopRequest
-from llmctl.types import ModelSpec, Origin
+from llmctl.types import ModelSpec, SourceLocation
 
 CASES: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("LoRA, bfloat16", 256, {"dtype": "bfloat16"}),
@@ -47,7 +47,7 @@ def _rows(folder: Path, count: int, length: int) -> TokenDataset:
         for number in range(count):
             ids = chance.integers(10, 400, length).astype(np.int32)
             learn = np.arange(length) >= length // 2
-            writer.add(Sample(ids, learn, Origin("rows", number)), held_out=False)
+            writer.add(Sample(ids, learn, SourceLocation("rows", number)), held_out=False)
     return TokenDataset(folder, held_out=False)
 
 
@@ -69,7 +69,7 @@ def measure(model: str, device: str, case: int) -> None:
         spec = ModelSpec(model, quant=config.weights_quant, dtype=config.dtype, device=device)
         outline = load_model_metadata(spec)
         origins = dict.fromkeys([*settings, "max_length"], "benchmark")
-        config = resolve_for_model(Settings(config, origins), outline).config
+        config = resolve_for_model(ResolvedConfig(config, origins), outline).config
         predicted = TrainMemory(outline).predict(config, length=length, supervised=length // 2)
         rows = Path(folder) / "rows"
         rows.mkdir()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.adapters import teach
+from tests.adapters import save_trained_adapter
 from tests.cli.process import error_lines, here
 from tests.tiny import save_tiny_model
 
@@ -14,7 +14,9 @@ from tests.tiny import save_tiny_model
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     base = save_tiny_model(folder / "tiny")
-    return teach(folder / "checkpoints" / "v1", base, strength=0.1, target_modules=["q_proj"])
+    return save_trained_adapter(
+        folder / "checkpoints" / "v1", base, strength=0.1, target_modules=["q_proj"]
+    )
 
 
 def test_chat_answers_from_an_adapters_folder(taught: Path) -> None:

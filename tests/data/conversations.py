@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from llmctl.types import Example, Message, Origin, Tool, ToolCall
+from llmctl.types import Example, Message, SourceLocation, Tool, ToolCall
 
-ORIGIN = Origin("made.jsonl", 1)
+ORIGIN = SourceLocation("made.jsonl", 1)
 NAMES = st.sampled_from(["weather", "查询", "open_door"])
 TEXTS = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12

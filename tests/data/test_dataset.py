@@ -12,7 +12,7 @@ from llmctl.data.rows.row_errors import DataError
 from llmctl.data.tokenized import cache
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import ConfigError, LlmctlError, TemplateError
-from llmctl.types import DatasetRef, Example, Message, Origin
+from llmctl.types import DatasetRef, Example, Message, SourceLocation
 from tests.data.families import CHATML, GEMMA, QWEN3, Family
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant<|im_end|>\n"
@@ -27,11 +27,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def chat(line: int, *turns: str) -> Example:
     said = (Message("assistant" if i % 2 else "user", turn) for i, turn in enumerate(turns))
-    return Example(Origin("a.jsonl", line), "messages", tuple(said))
+    return Example(SourceLocation("a.jsonl", line), "messages", tuple(said))
 
 
 def text(line: int, words: str) -> Example:
-    return Example(Origin("a.jsonl", line), "text", text=words)
+    return Example(SourceLocation("a.jsonl", line), "text", text=words)
 
 
 class Source:
@@ -69,7 +69,7 @@ def test_every_row_is_a_sequence_that_ends_with_its_end_of_turn_token() -> None:
         for q, a in (("Hi", "Hello"), ("2+2?", "4"))
     ]
     sample = prepared.train[1]
-    assert sample.origin == Origin("a.jsonl", 2)
+    assert sample.origin == SourceLocation("a.jsonl", 2)
     assert CHATML.tokenizer().decode(sample.ids[sample.learn]) == "4<|im_end|>"
     report = prepared.report
     assert (report.rows, report.sequences, report.supervised_tokens) == (2, 2, len("Hello4") + 2)
@@ -92,7 +92,7 @@ def test_what_is_on_the_disk_is_used_the_second_time() -> None:
 
 def test_samples_name_the_file_they_come_from_even_if_another_has_equal_rows() -> None:
     first = prepare(chat(1, "Hi", "Hello"))
-    copied = replace(chat(4, "Hi", "Hello"), origin=Origin("b.jsonl", 4))
+    copied = replace(chat(4, "Hi", "Hello"), origin=SourceLocation("b.jsonl", 4))
     second = build_dataset(
         Source([copied]),
         CHATML.template(),
@@ -101,7 +101,7 @@ def test_samples_name_the_file_they_come_from_even_if_another_has_equal_rows() -
         dataset=replace(ref(), source="b.jsonl"),
     )
     assert second.report.key == first.report.key
-    assert second.train[0].origin == Origin("b.jsonl", 4)
+    assert second.train[0].origin == SourceLocation("b.jsonl", 4)
 
 
 def test_other_rows_options_stop_tokens_or_templates_are_tokenised_anew() -> None:
@@ -169,7 +169,7 @@ def test_a_long_conversation_ends_after_its_last_whole_reply_that_fits() -> None
     (kept,) = words(prepared.train)
     assert kept.endswith("assistant\nHello<|im_end|>")
     (loss,) = prepared.report.truncated
-    assert (loss.kind, loss.count, loss.origins) == ("too-long", 1, (Origin("a.jsonl", 1),))
+    assert (loss.kind, loss.count, loss.origins) == ("too-long", 1, (SourceLocation("a.jsonl", 1),))
     assert prepared.report.dropped == ()
 
 
@@ -179,7 +179,7 @@ def test_a_conversation_of_which_no_reply_fits_is_dropped_and_counted() -> None:
     assert len(prepared.train) == 1
     (loss,) = prepared.report.dropped
     assert loss.reason == "its first reply ends after 150 tokens"
-    assert loss.origins == (Origin("a.jsonl", 1),)
+    assert loss.origins == (SourceLocation("a.jsonl", 1),)
     assert prepared.report.dropped_rows == 1
 
 
@@ -214,7 +214,7 @@ def test_replies_that_do_not_end_where_the_model_stops_are_refused() -> None:
 
 def test_rows_that_teach_nothing_are_counted_by_reason() -> None:
     asks_twice = Example(
-        Origin("a.jsonl", 2),
+        SourceLocation("a.jsonl", 2),
         "messages",
         (Message("user", "Hi"), Message("user", "Hello?"), Message("assistant", "Yes")),
     )

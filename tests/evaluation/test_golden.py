@@ -19,7 +19,7 @@ from llmctl.evaluation.opencompass import OpenCompassBackend, venv
 from llmctl.evaluation.plan import Wanted, plan_suite
 from llmctl.evaluation.runner import NativeBackend
 from llmctl.evaluation.scoring.aggregate import score_suite
-from llmctl.services.private_server import private_endpoint
+from llmctl.services.private_server import serve_privately
 from llmctl.types import SuitePlan, ignore_progress
 from tests.evaluation.answering import answering, chat_reply
 
@@ -61,7 +61,7 @@ def test_every_label_s_loss_is_opencompass_own_to_five_digits(
     smollm: HFRunner, tmp_path: Path, name: str
 ) -> None:
     plan = planned("mmlu", mode="ppl", subjects=("anatomy",), limit=8)
-    with private_endpoint(smollm) as endpoint:
+    with serve_privately(smollm) as endpoint:
         candidate = smollm if name == "native" else endpoint
         results = backend(name, tmp_path).run([plan], candidate, lambda _: None, ignore_progress)
     for result, question in zip(results, plan.subjects[0].questions, strict=True):

@@ -17,7 +17,7 @@ from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError, ModelLoadError, OutOfMemoryError
 from llmctl.services.merge import MergeFailedError, MergeOptions, merge
 from llmctl.types import GenerationRequest, ModelSpec, SamplingParams
-from tests.adapters import save_adapter, teach
+from tests.adapters import save_adapter, save_trained_adapter
 from tests.tiny import save_tiny_model
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -75,7 +75,7 @@ def merged_logits(folder: Path, **options: Any) -> torch.Tensor:
 def test_the_merged_model_has_the_logits_of_base_and_adapter(
     base: Path, tmp_path: Path, kind: str
 ) -> None:
-    adapter = teach(tmp_path / "v1", base, strength=0.1, **KINDS[kind])
+    adapter = save_trained_adapter(tmp_path / "v1", base, strength=0.1, **KINDS[kind])
     options = MergeOptions(adapter=str(adapter), output=tmp_path / "out", dtype="float32")
     report = merge(options)
     expected = adapted_logits(base, adapter)
@@ -88,7 +88,7 @@ def test_the_merged_model_has_the_logits_of_base_and_adapter(
 
 
 def test_a_merge_takes_one_tensor_at_a_time_where_it_can(base: Path, tmp_path: Path) -> None:
-    adapter = teach(tmp_path / "v1", base, strength=0.1, **KINDS["dora"])
+    adapter = save_trained_adapter(tmp_path / "v1", base, strength=0.1, **KINDS["dora"])
     report = merge(MergeOptions(adapter=str(adapter), output=tmp_path / "out", dtype="float32"))
     assert report.merged.layers == 2 * len(ALL)
     names = sorted(path.name for path in base.glob("model*"))
@@ -96,7 +96,9 @@ def test_a_merge_takes_one_tensor_at_a_time_where_it_can(base: Path, tmp_path: P
 
 
 def test_the_folder_is_a_model_with_all_that_belongs_to_it(base: Path, tmp_path: Path) -> None:
-    adapter = teach(tmp_path / "v1", base, model_id="m-1", strength=0.1, **KINDS["lora"])
+    adapter = save_trained_adapter(
+        tmp_path / "v1", base, model_id="m-1", strength=0.1, **KINDS["lora"]
+    )
     output = tmp_path / "deep" / "bot"
     merge(MergeOptions(adapter=str(adapter), output=output))
     assert json.loads((output / "config.json").read_text())["dtype"] == "bfloat16"
@@ -160,7 +162,7 @@ def test_an_embedding_that_grew_comes_along(tmp_path: Path) -> None:
 def test_a_merge_that_lost_what_was_learnt_is_thrown_away(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = teach(tmp_path / "v1", base, strength=0.1, **KINDS["lora"])
+    adapter = save_trained_adapter(tmp_path / "v1", base, strength=0.1, **KINDS["lora"])
     # As if the adapter had never been there: the base itself, which is close to both.
     monkeypatch.setattr("peft.tuners.lora.layer.Linear.merge", lambda *_, **__: None)
     with pytest.raises(MergeFailedError, match="nothing of it is kept") as caught:
@@ -175,7 +177,7 @@ def test_changes_too_small_for_sixteen_bits_are_refused_there_and_kept_in_thirty
     base = save_tiny_model(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     model.save_pretrained(base)
-    adapter = teach(tmp_path / "v1", base, strength=0.004, **KINDS["lora"])
+    adapter = save_trained_adapter(tmp_path / "v1", base, strength=0.004, **KINDS["lora"])
     options = MergeOptions(adapter=str(adapter), output=tmp_path / "out")
     with pytest.raises(MergeFailedError):
         merge(options)
@@ -186,7 +188,7 @@ def test_changes_too_small_for_sixteen_bits_are_refused_there_and_kept_in_thirty
 def test_nothing_is_overwritten_unasked_and_only_what_is_ours_when_asked(
     base: Path, tmp_path: Path
 ) -> None:
-    adapter = teach(tmp_path / "v1", base, strength=0.1, **KINDS["lora"])
+    adapter = save_trained_adapter(tmp_path / "v1", base, strength=0.1, **KINDS["lora"])
     output = tmp_path / "out"
     output.mkdir()
     (output / "letter.txt").write_text("dear")
@@ -204,7 +206,7 @@ def test_nothing_is_overwritten_unasked_and_only_what_is_ours_when_asked(
 
 
 def test_other_weights_of_the_base_are_refused_unless_named(base: Path, tmp_path: Path) -> None:
-    adapter = teach(tmp_path / "v1", base, strength=0.1, **KINDS["lora"])
+    adapter = save_trained_adapter(tmp_path / "v1", base, strength=0.1, **KINDS["lora"])
     other = Path(shutil.copytree(base, tmp_path / "other"))
     file = max(other.glob("model-*.safetensors"))
     save_file({name: tensor * 1.01 for name, tensor in load_file(file).items()}, file)

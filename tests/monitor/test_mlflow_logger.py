@@ -12,7 +12,7 @@ from llmctl.monitor import NullTracker, open_tracker
 from llmctl.monitor.store import Store
 from llmctl.monitor.write.start import begin as begin_run
 from llmctl.types import (
-    TAG_CHANGED,
+    TAG_CHANGED_PREFIX,
     TAG_KIND,
     TAG_MODEL,
     TAG_MODEL_ID,
@@ -142,8 +142,8 @@ def test_a_parameter_never_changes_and_its_new_value_stands_beside_it(
     assert second.run_id == first.run_id is not None
     run = store.client.get_run(first.run_id)
     assert run.data.params == {"lr": "0.1", "epochs": "1", "batch": "4"}
-    assert run.data.tags[TAG_CHANGED + "epochs"] == "2"
-    assert TAG_CHANGED + "lr" not in run.data.tags
+    assert run.data.tags[TAG_CHANGED_PREFIX + "epochs"] == "2"
+    assert TAG_CHANGED_PREFIX + "lr" not in run.data.tags
     assert run.info.status == "FINISHED"
     assert "llmctl.error" not in run.data.tags
     assert warnings == []

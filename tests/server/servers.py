@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from llmctl.config import ServeOptions
+from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine
 from llmctl.server.app import create_app
 from llmctl.server.run import Server, bind, url_of
@@ -26,9 +26,9 @@ def chat_body(**fields: Any) -> dict[str, Any]:
 
 def request(engine: BaseEngine, method: str, path: str, **options: Any) -> httpx.Response:
     """Send one request to the bare app."""
-    names = {f.name for f in fields(ServeOptions)}
+    names = {f.name for f in fields(ServeConfig)}
     chosen = {name: options.pop(name) for name in list(options) if name in names}
-    app = create_app(engine, ServeOptions(**{"log_requests": False} | chosen))
+    app = create_app(engine, ServeConfig(**{"log_requests": False} | chosen))
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app)
@@ -62,7 +62,7 @@ def events_of(response: httpx.Response) -> list[Any]:
 def running(engine: BaseEngine, **options: Any) -> Iterator[str]:
     """Run a real server in a thread; yield its URL."""
     sock = bind("127.0.0.1", 0)
-    app = create_app(engine, ServeOptions(**{"log_requests": False} | options))
+    app = create_app(engine, ServeConfig(**{"log_requests": False} | options))
     server = Server(app, on_deadline=engine.close, drain_s=2)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()

@@ -6,7 +6,7 @@ Usage: python -m tests.server.slow_server SECONDS_PER_REPLY DRAIN_SECONDS
 import sys
 import threading
 
-from llmctl.config import ServeOptions
+from llmctl.config import ServeConfig
 from llmctl.engine.registry import BACKENDS
 from llmctl.engine.stream import GenerationStream
 from llmctl.services.serve import serve
@@ -37,7 +37,7 @@ def announce(url: str, _: EngineInfo) -> None:
 
 def main() -> int:
     BACKENDS["hf"] = f"{__name__}:SlowEngine"
-    options = ServeOptions(port=0, drain_s=float(sys.argv[2]), log_requests=False)
+    options = ServeConfig(port=0, drain_s=float(sys.argv[2]), log_requests=False)
     ended_by = serve(ModelSpec("fake-model"), options, announce)
     sys.stdout.write(f"ended by {ended_by.name if ended_by else 'nothing'}\n")
     return 0

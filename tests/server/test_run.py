@@ -15,7 +15,7 @@ from typing import ClassVar
 import httpx
 import pytest
 
-from llmctl.config import ServeOptions
+from llmctl.config import ServeConfig
 from llmctl.engine.registry import BACKENDS
 from llmctl.errors import ConfigError, ModelLoadError
 from llmctl.server.app import create_app
@@ -140,7 +140,7 @@ def test_a_taken_port_is_named_with_a_way_out() -> None:
 
 def test_a_taken_port_is_found_before_the_model_is_looked_at() -> None:
     with closing(bind("127.0.0.1", 0)) as sock:
-        options = ServeOptions(port=sock.getsockname()[1])
+        options = ServeConfig(port=sock.getsockname()[1])
         with pytest.raises(ConfigError, match="in use"):
             serve(ModelSpec("/no/such/model"), options, lambda *_: pytest.fail("was ready"))
 
@@ -174,7 +174,7 @@ def test_who_comes_while_the_model_loads_is_told_so(
     monkeypatch.setattr(LoadingEngine, "url", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(LoadingEngine, "error", error)
     with pytest.raises(type(error)):
-        serve(ModelSpec("fake-model"), ServeOptions(port=port), lambda *_: pytest.fail("was ready"))
+        serve(ModelSpec("fake-model"), ServeConfig(port=port), lambda *_: pytest.fail("was ready"))
     health, ready, chat = LoadingEngine.heard
     assert (health.status_code, health.json()) == (200, {"status": "loading"})
     for reply in (ready, chat):
@@ -189,7 +189,7 @@ def test_the_loaded_model_answers_next_whoever_is_half_way_through_a_request() -
         with (
             socket.create_connection(sock.getsockname()) as idle,
             socket.create_connection(sock.getsockname()) as slow,
-            answering_meanwhile(sock, ServeOptions()),
+            answering_meanwhile(sock, ServeConfig()),
         ):
             idle.sendall(b"GET /health HTTP/1.1\r\n")
             slow.sendall(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")

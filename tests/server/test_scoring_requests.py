@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmctl.config import ServeOptions
+from llmctl.config import ServeConfig
 from llmctl.server.app import create_app
 from llmctl.types import Score, ScoreRequest
 from tests.fakes import FakeEngine
@@ -103,7 +103,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def serve(
     engine: FakeEngine, talk: Callable[[Any], Coroutine[Any, Any, None]], **options: Any
 ) -> None:
-    app = create_app(engine, ServeOptions(**{"log_requests": False} | options), scoring=True)
+    app = create_app(engine, ServeConfig(**{"log_requests": False} | options), scoring=True)
     asyncio.run(talk(app))
 
 

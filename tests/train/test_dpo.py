@@ -16,7 +16,7 @@ from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError, MissingDependencyError
 from llmctl.types import ModelSpec, ScoreRequest
-from tests.adapters import teach as teach_adapter
+from tests.adapters import save_trained_adapter as teach_adapter
 from tests.train.conftest import Teach, Watched
 
 pytest.importorskip("trl")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from llmctl.data.operations.check import CheckReport, Spread
     from llmctl.data.operations.overlap import Repeats
     from llmctl.data.rows.row_errors import Problem, ProblemLog
-    from llmctl.types import Origin
+    from llmctl.types import SourceLocation
 
 _MOST = 20
 """Problems that are printed where nobody asks for all."""
@@ -91,10 +91,10 @@ class _Places:
     def __init__(self, files: "Sequence[str]") -> None:
         self._many = len(files) > 1 or Path(files[0]).is_dir()
 
-    def __call__(self, origin: "Origin") -> str:
+    def __call__(self, origin: "SourceLocation") -> str:
         return f"{origin.file}:{origin.line}" if self._many else f"line {origin.line}"
 
-    def all(self, origins: "Sequence[Origin]", between: str = ", ") -> str:
+    def all(self, origins: "Sequence[SourceLocation]", between: str = ", ") -> str:
         return between.join(map(self, origins))
 
 

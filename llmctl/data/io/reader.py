@@ -13,7 +13,7 @@ from llmctl.data.io.sources import Part, Source, open_bytes, parts_of
 from llmctl.data.rows.json_text import Fault, kind_of, no_utf8, parse
 from llmctl.data.rows.row import Row
 from llmctl.data.rows.row_errors import OnProblem, Problem
-from llmctl.types import Example, Origin, Progress, ProgressCallback, ignore_progress
+from llmctl.types import Example, Progress, ProgressCallback, SourceLocation, ignore_progress
 
 __all__ = ["Row", "read_examples", "read_rows", "understand"]
 
@@ -83,7 +83,7 @@ def understand(
         unseen -= row.value.keys()
         yield row, to_example(row, columns=columns, format=format)
     if row is not None and unseen:
-        origin = Origin(row.origin.file, 1)
+        origin = SourceLocation(row.origin.file, 1)
         what, fix = "no row has this column", "check the name after --column"
         problems = (Problem(origin, "unknown-column", what, fix, name) for name in sorted(unseen))
         yield Row(origin, b""), tuple(problems)
@@ -103,7 +103,7 @@ def _rows_of(part: Part, progress: ProgressCallback) -> Iterator[Row]:
 
 def _table(name: str, rows: Iterable[tuple[bytes, Mapping[str, object]]]) -> Iterator[Row]:
     for number, (raw, value) in enumerate(rows, 1):
-        yield Row(Origin(name, number), raw, value)
+        yield Row(SourceLocation(name, number), raw, value)
 
 
 def _parquet(name: str, progress: ProgressCallback) -> Iterator[Row]:
@@ -196,7 +196,7 @@ def _text_lines(file: str, stream: BinaryIO) -> Iterator[Row]:
             yield _row(file, number, b"", None, (too_long(),))
         elif line.strip():
             try:
-                yield Row(Origin(file, number), line, {"text": line.decode()})
+                yield Row(SourceLocation(file, number), line, {"text": line.decode()})
             except UnicodeDecodeError as error:
                 yield _row(file, number, line, None, (no_utf8(line, error),))
 
@@ -219,12 +219,14 @@ def _row(file: str, line: int, raw: bytes, value: object, faults: tuple[Fault, .
         faults = (Fault("no-object", f"the row is {kind_of(value)}", "an object", ""),)
     if not faults:
         assert isinstance(value, dict)
-        return Row(Origin(file, line), raw, value)
+        return Row(SourceLocation(file, line), raw, value)
     problems = tuple(
-        Problem(Origin(file, line + fault.line), fault.kind, fault.what, fault.fix, fault.field)
+        Problem(
+            SourceLocation(file, line + fault.line), fault.kind, fault.what, fault.fix, fault.field
+        )
         for fault in faults
     )
-    return Row(Origin(file, line), raw, {}, problems)
+    return Row(SourceLocation(file, line), raw, {}, problems)
 
 
 def _broken(file: str, line: int, kind: str, what: str, fix: str) -> Row:

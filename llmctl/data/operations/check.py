@@ -18,7 +18,7 @@ from llmctl.data.rows.row_errors import Problem
 from llmctl.data.tokenized.loss_mask import MaskedExample, mask_examples
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import LlmctlError
-from llmctl.types import Example, Origin, ProgressCallback, ignore_progress
+from llmctl.types import Example, ProgressCallback, SourceLocation, ignore_progress
 
 _CONFIDENCE = 0.8
 _SAMPLE = 2000
@@ -47,7 +47,7 @@ class Overlong:
     not know when to stop."""
     lose_all: int
     """Not one whole reply fits; training leaves these rows out."""
-    first: tuple[Origin, ...]
+    first: tuple[SourceLocation, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ class _Survey:
     too_long: int = 0
     lose_end: int = 0
     lose_all: int = 0
-    first_too_long: list[Origin] = field(default_factory=list)
+    first_too_long: list[SourceLocation] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
     def of_rows(self, intake: Intake) -> Iterator[Example]:

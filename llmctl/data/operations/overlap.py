@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.data.rows.digests import answer_key, content_key, prompt_key
-from llmctl.types import Example, Origin
+from llmctl.types import Example, SourceLocation
 
 _SHOWN_CLUSTERS = 3
 _SHOWN_ROWS = 5
@@ -22,7 +22,7 @@ class Repeats:
 
     rows: int
     clusters: int
-    largest: tuple[tuple[Origin, ...], ...]
+    largest: tuple[tuple[SourceLocation, ...], ...]
     """The first rows of the largest clusters."""
 
 
@@ -89,8 +89,8 @@ class RowIndex:
         )
         return Repeats(rows, len(groups), shown)
 
-    def _origin(self, row: int) -> Origin:
-        return Origin(self._files[self._file[row]], self._line[row])
+    def _origin(self, row: int) -> SourceLocation:
+        return SourceLocation(self._files[self._file[row]], self._line[row])
 
 
 def _groups(keys: Keys) -> Iterator[NDArray[np.int64]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from llmctl.data.rows.json_text import line_of
 from llmctl.data.rows.row import Row
 from llmctl.data.rows.row_errors import FieldPath, Problem, field_name
-from llmctl.types import Origin
+from llmctl.types import SourceLocation
 
 _LONGEST_NAME = 30
 
@@ -27,7 +27,9 @@ class Findings:
         """Note one problem; `path` is in our names."""
         if path and isinstance(path[0], str):
             path = (self._columns.get(path[0], path[0]), *path[1:])
-        origin = Origin(self._row.origin.file, self._row.origin.line + self._lines_below(path))
+        origin = SourceLocation(
+            self._row.origin.file, self._row.origin.line + self._lines_below(path)
+        )
         self.problems.append(Problem(origin, kind, what, fix, field_name(path)))
 
     def _lines_below(self, path: FieldPath) -> int:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from llmctl.data.rows.row_errors import Problem
 from llmctl.errors import ConfigError
-from llmctl.types import Origin
+from llmctl.types import SourceLocation
 
 _Any = TypeVar("_Any")
 
@@ -15,7 +15,7 @@ _Any = TypeVar("_Any")
 class Row:
     """One row as it stands in its file."""
 
-    origin: Origin
+    origin: SourceLocation
     raw: bytes
     """As it is in the file; the row of a Parquet file or a hub's dataset as JSON. Empty where the
     problem is not one of a row, such as an array that is not closed."""
@@ -30,7 +30,7 @@ class Row:
         return self.raw.count(b"\n")
 
 
-def at_line(rows: Iterable[tuple[Origin, int, _Any]], line: int) -> _Any:
+def at_line(rows: Iterable[tuple[SourceLocation, int, _Any]], line: int) -> _Any:
     """Return what stands at a line of the first of several files, and look no further.
 
     Args:

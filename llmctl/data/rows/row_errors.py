@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmctl.errors import LlmctlError
-from llmctl.types import Origin
+from llmctl.types import SourceLocation
 
 FieldPath = tuple[str | int, ...]
 """The way to a value inside a row: `("messages", 2, "role")`."""
@@ -21,7 +21,7 @@ class DataError(LlmctlError):
 class Problem:
     """One thing that is wrong, said so that a person can mend it without asking."""
 
-    origin: Origin
+    origin: SourceLocation
     """The line of the fault itself, which in an indented file may be below the row's first."""
     kind: str
     """A short name to count by, such as `unknown-role`."""

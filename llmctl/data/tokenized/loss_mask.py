@@ -9,7 +9,7 @@ from llmctl.data.tokenized.assistant_spans import Conversation, Draft, Turns
 from llmctl.engine.chat.control_tokens import CharSpan
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import LlmctlError
-from llmctl.types import Example, Message, Origin
+from llmctl.types import Example, Message, SourceLocation
 
 __all__ = ["MaskedExample", "Turns", "mask_example", "mask_examples", "reply_end"]
 
@@ -93,7 +93,7 @@ def reply_end(template: ChatTemplate) -> int | None:
         return None
     # The first of two replies: some templates close a whole conversation with another token.
     turns = (Message("user", "Ask"), Message("assistant", "Answer")) * 2
-    masked = mask_example(template, Example(Origin("", 0), "messages", turns))[0]
+    masked = mask_example(template, Example(SourceLocation("", 0), "messages", turns))[0]
     first = masked.learn.index(True)
     last = first + sum(1 for _ in takewhile(bool, masked.learn[first:])) - 1
     first_char, last_char = masked.offsets[last]

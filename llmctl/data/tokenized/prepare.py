@@ -17,7 +17,7 @@ from llmctl.data.tokenized.report import PrepareReport, Tally
 from llmctl.data.tokenized.storage import Sample, TokenWriter
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.types import Example, Origin, Progress, ProgressCallback
+from llmctl.types import Example, Progress, ProgressCallback, SourceLocation
 
 Overlong = Literal["truncate", "drop"]
 
@@ -186,7 +186,7 @@ class _Account:
         sequence: MaskedExample,
         ids: NDArray[np.int32],
         ends: NDArray[np.int64],
-        origin: Origin,
+        origin: SourceLocation,
     ) -> None:
         for end in ends.tolist():
             if int(ids[end]) not in self._stop_ids:
@@ -225,7 +225,7 @@ class _Account:
         return (*several, *(f"{note} (x{n})" if n > 1 else note for note, n in self.notes.items()))
 
 
-def _overlapping(ids: NDArray[np.int32], limit: int, origin: Origin) -> list[Sample]:
+def _overlapping(ids: NDArray[np.int32], limit: int, origin: SourceLocation) -> list[Sample]:
     """Cut plain text so that every token but the first is learnt exactly once.
 
     A piece begins with the last token of the one before, which is context there.

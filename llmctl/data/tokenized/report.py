@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from llmctl.types import Origin
+from llmctl.types import SourceLocation
 
 LossKind = Literal["refused", "nothing-to-learn", "no-pair", "too-long"]
 """Why a row is not learnt as it stands: the template refuses it; it has no reply that a server
@@ -23,7 +23,7 @@ class Loss:
     kind: LossKind
     reason: str
     count: int
-    origins: tuple[Origin, ...]
+    origins: tuple[SourceLocation, ...]
     """The first 20 of them."""
 
 
@@ -71,7 +71,10 @@ class PrepareReport:
         fields = json.loads(file.read_text(encoding="utf-8"))
         for name in ("truncated", "dropped"):
             fields[name] = tuple(
-                Loss(**loss | {"origins": tuple(Origin(**origin) for origin in loss["origins"])})
+                Loss(
+                    **loss
+                    | {"origins": tuple(SourceLocation(**origin) for origin in loss["origins"])}
+                )
                 for loss in fields[name]
             )
         fields |= {"notes": tuple(fields["notes"]), "key": key, "cached": cached}
@@ -83,9 +86,9 @@ class Tally:
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[LossKind, str]] = Counter()
-        self._origins: dict[tuple[LossKind, str], list[Origin]] = {}
+        self._origins: dict[tuple[LossKind, str], list[SourceLocation]] = {}
 
-    def add(self, kind: LossKind, reason: str, origin: Origin) -> None:
+    def add(self, kind: LossKind, reason: str, origin: SourceLocation) -> None:
         if (kind, reason) not in self._counts and len(self._counts) >= _SHOWN:
             reason = "other reasons"  # a template may put the row's own words into its refusal
         self._counts[kind, reason] += 1

@@ -10,9 +10,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.types import Origin
+from llmctl.types import SourceLocation
 
-_NOWHERE = Origin("", 0)
+_NOWHERE = SourceLocation("", 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +22,7 @@ class Sample:
     ids: NDArray[np.int32]
     learn: NDArray[np.bool_]
     """True where the token is a target of the loss; the first of a sequence never is."""
-    origin: Origin = _NOWHERE
+    origin: SourceLocation = _NOWHERE
     """The row that it comes from."""
 
 
@@ -111,7 +111,7 @@ class TokenDataset:
             raise IndexError(f"sequence {index} of {len(self)}")
         last = int(self._ends[index])
         span = slice(last - int(self.lengths[index]), last)
-        origin = Origin(self._names[self._files[index]], int(self._lines[index]))
+        origin = SourceLocation(self._names[self._files[index]], int(self._lines[index]))
         return Sample(np.array(self._ids[span]), np.array(self._learn[span]), origin)
 
 

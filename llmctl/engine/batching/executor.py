@@ -7,20 +7,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llmctl.engine.batching.forward.cpu_load import Neighbours
+from llmctl.engine.batching.forward.cpu_load import CpuLoadMonitor
 from llmctl.engine.batching.forward.fused import FusedForward
-from llmctl.engine.batching.forward.lora import Adapter
-from llmctl.engine.batching.forward.packed import Forward, PackedForward, Work, kv_shape
+from llmctl.engine.batching.forward.lora import LoraAdapter
+from llmctl.engine.batching.forward.packed import BatchItem, Forward, PackedForward, kv_shape
 from llmctl.engine.batching.forward.threads import ThreadedForward, measure_decode_threads
 from llmctl.engine.batching.kv import KVPool, KVShape
-from llmctl.engine.batching.sampling.logprobs import TokenTexts
+from llmctl.engine.batching.sampling.logprobs import TokenBytes
 from llmctl.engine.batching.scheduler import Scheduler
-from llmctl.engine.batching.scoring import Describe, Pair
-from llmctl.engine.batching.sequence import Sequence as RowSequence
+from llmctl.engine.batching.scoring import LogprobsFn, TokenizedContinuation
+from llmctl.engine.batching.sequence import ScheduledSequence as RowSequence
 from llmctl.engine.batching.serial import SerialExecutor
 from llmctl.types import EngineState, KVQuant, MemoryPlan, Quant, Score
 
-FUSED_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+FUSED_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """`model_type`s whose layers have the shape that `FusedForward` writes out."""
 
 _PROBE_TOKENS = 24
@@ -42,14 +42,17 @@ class Executor(Protocol):
     def step(self) -> None: ...
 
     def score(
-        self, pairs: Sequence[Pair], adapter: str | None, describe: Describe = ...
+        self,
+        pairs: Sequence[TokenizedContinuation],
+        adapter: str | None,
+        describe: LogprobsFn = ...,
     ) -> Generator[None, None, tuple[Score, ...]]: ...
 
     def embed(
         self, ids: Sequence[int], adapter: str | None
     ) -> Generator[None, None, tuple[float, ...]]: ...
 
-    def put_adapter(self, key: str, adapter: Adapter) -> None: ...
+    def put_adapter(self, key: str, adapter: LoraAdapter) -> None: ...
 
     def drop_adapter(self, key: str) -> bool: ...
 
@@ -57,7 +60,7 @@ class Executor(Protocol):
 
 
 def choose_executor(
-    model: Any, texts: TokenTexts, plan: MemoryPlan, *, quant: Quant, kv_quant: KVQuant
+    model: Any, texts: TokenBytes, plan: MemoryPlan, *, quant: Quant, kv_quant: KVQuant
 ) -> tuple[Executor, str, tuple[str, ...]]:
     """Return the fastest way to run this model that gives the model's own logits.
 
@@ -78,7 +81,7 @@ def choose_executor(
             pool = KVPool(replace(shape, quant=kv_quant), plan.kv_budget_tokens)
             name = "fused" if isinstance(forward, FusedForward) else "batched"
             if shape.device.type == "cpu":
-                neighbours, most = Neighbours(), torch.get_num_threads()
+                neighbours, most = CpuLoadMonitor(), torch.get_num_threads()
                 count = measure_decode_threads(forward, pool, neighbours)
                 notes.append(
                     f"decodes with {count} of {most} threads, measured; fewer beside other programs"
@@ -90,7 +93,7 @@ def choose_executor(
 
 
 def _batching_forward(model: Any, shape: KVShape, tolerance: float) -> Forward | None:
-    if model.config.model_type in FUSED_TYPES and _fused_agrees(model, shape, tolerance):
+    if model.config.model_type in FUSED_MODEL_TYPES and _fused_agrees(model, shape, tolerance):
         return FusedForward(model, release=True)
     stock_attention = model.config._attn_implementation
     try:
@@ -138,11 +141,11 @@ def _agrees(forward: Any, shape: KVShape, expected: Tensor, tolerance: float) ->
     cache, other = (pool.open(part, None, _PROBE_TOKENS) for part in (ids, ids[::-1]))
     assert cache is not None
     assert other is not None
-    forward.run([Work(other, ids[::-1][:5])])
+    forward.run([BatchItem(other, ids[::-1][:5])])
     parts = []
     for part in (ids[:16], ids[16:-2], ids[-2:-1], ids[-1:]):
         wanted = tuple(range(len(part)))
-        both = forward.run([Work(other, ids[:1]), Work(cache, part, wanted)])
+        both = forward.run([BatchItem(other, ids[:1]), BatchItem(cache, part, wanted)])
         parts.append(both[1:].float())
     error = (torch.cat(parts) - expected).norm(dim=-1) / expected.norm(dim=-1)
     return bool((error < tolerance).all())

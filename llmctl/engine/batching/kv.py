@@ -25,9 +25,9 @@ _COMPARED = 64
 """Tokens compared at once when prefixes are measured."""
 
 
-Writer = Callable[[int, Tensor, Tensor], None]
+KVWriter = Callable[[int, Tensor, Tensor], None]
 """Writes keys and values of a layer, (kv_heads, count, head_dim) each."""
-Reader = Callable[[int], tuple[Tensor, Tensor]]
+KVReader = Callable[[int], tuple[Tensor, Tensor]]
 """Returns keys and values of a layer, (1, kv_heads, n, head_dim) each."""
 
 
@@ -73,7 +73,7 @@ class KVCache:
         self.keys, self.values = whole[0].unbind(0), whole[1].unbind(0)
         self.capacity = capacity
 
-    def writer(self, past: int, count: int) -> Writer:
+    def writer(self, past: int, count: int) -> KVWriter:
         """Return what writes a layer's new keys and values after `past` tokens."""
         keys, values = self._layers(past, count)
 
@@ -83,7 +83,7 @@ class KVCache:
 
         return write
 
-    def reader(self, first: int, total: int) -> Reader:
+    def reader(self, first: int, total: int) -> KVReader:
         """Return what reads a layer's keys and values of tokens `first` to `total`."""
         keys, values = self._layers(first, total - first)
         return lambda layer: (keys[layer], values[layer])
@@ -123,7 +123,7 @@ class Int8KVCache(KVCache):
         self._buffers = [whole, scales]
         self.capacity = capacity
 
-    def writer(self, past: int, count: int) -> Writer:
+    def writer(self, past: int, count: int) -> KVWriter:
         """Round to the nearest of 255 steps up to the largest of each head and token."""
         whole, scales = (buffer.narrow(4, past, count) for buffer in self._buffers)
 
@@ -135,7 +135,7 @@ class Int8KVCache(KVCache):
 
         return write
 
-    def reader(self, first: int, total: int) -> Reader:
+    def reader(self, first: int, total: int) -> KVReader:
         """Read back in the model's type; see `KVCache.reader`."""
         whole, scales = (buffer.narrow(4, first, total - first) for buffer in self._buffers)
 

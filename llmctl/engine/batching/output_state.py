@@ -9,12 +9,12 @@ from llmctl.engine.chat.response_delta import ResponseParser
 from llmctl.types import FinishReason, GenerationChunk, SamplingParams, TokenLogprob
 
 
-class _Pending(NamedTuple):
+class _PendingLogprob(NamedTuple):
     start: int  # characters of decoded text before this token
     entry: TokenLogprob
 
 
-class Row:
+class OutputState:
     """The state of one reply while the model writes it.
 
     `accept` takes the sampled tokens one by one and hands chunks to `emit`, which must not block.
@@ -46,7 +46,7 @@ class Row:
         self._called = False
         self._decoded = 0
         self._shown = 0
-        self._pending: deque[_Pending] = deque()
+        self._pending: deque[_PendingLogprob] = deque()
 
     def accept(self, token_id: int, logprob: TokenLogprob | None = None) -> None:
         """Take the next token. Must not be called once there is a `finish_reason`."""
@@ -55,7 +55,7 @@ class Row:
             self._finish("stop", self._scanner.flush())
             return
         if logprob is not None:
-            self._pending.append(_Pending(self._decoded, logprob))
+            self._pending.append(_PendingLogprob(self._decoded, logprob))
         piece = self._decoder.push(token_id)
         self._decoded += len(piece)
         text = self._scanner.feed(piece)

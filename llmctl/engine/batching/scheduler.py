@@ -13,21 +13,26 @@ from collections.abc import Sequence as Sequence_
 from torch import Tensor
 
 from llmctl.engine.batching.embedding import embed_steps
-from llmctl.engine.batching.forward.lora import Adapter
-from llmctl.engine.batching.forward.packed import IDLE_CHUNK, Forward, Work
+from llmctl.engine.batching.forward.lora import LoraAdapter
+from llmctl.engine.batching.forward.packed import PREFILL_CHUNK_TOKENS, BatchItem, Forward
 from llmctl.engine.batching.kv import KVPool, common_prefix
-from llmctl.engine.batching.sampling.logprobs import TokenTexts, token_logprobs
+from llmctl.engine.batching.sampling.logprobs import TokenBytes, token_logprobs
 from llmctl.engine.batching.sampling.sampler import sample
-from llmctl.engine.batching.scoring import Describe, Pair, describe_nothing, score_steps
-from llmctl.engine.batching.sequence import Sequence
+from llmctl.engine.batching.scoring import (
+    LogprobsFn,
+    TokenizedContinuation,
+    no_token_logprobs,
+    score_steps,
+)
+from llmctl.engine.batching.sequence import ScheduledSequence
 from llmctl.engine.error_translation import is_out_of_memory, translate_error
 from llmctl.types import EngineState, Score, TokenLogprob
 
 _log = logging.getLogger(__name__)
 
-BUSY_CHUNK = 128
+MIXED_CHUNK_TOKENS = 128
 """Tokens that are read per step while replies are running."""
-GUESSING_ROWS = 2
+SPECULATION_MAX_ROWS = 2
 """Guessing pays while a step is bound by reading weights: with few rows."""
 _WORTH_WAITING = 32
 """Prompt tokens that must be shared for a request to wait until another has computed them."""
@@ -43,13 +48,13 @@ class Scheduler:
         max_rows: sequences that run at the same time.
     """
 
-    def __init__(self, forward: Forward, pool: KVPool, max_rows: int, texts: TokenTexts) -> None:
+    def __init__(self, forward: Forward, pool: KVPool, max_rows: int, texts: TokenBytes) -> None:
         self._forward = forward
         self._pool = pool
         self._max_rows = max_rows
         self._texts = texts
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
+        self._waiting: deque[ScheduledSequence] = deque()
+        self._running: list[ScheduledSequence] = []
 
     @property
     def busy(self) -> bool:
@@ -75,7 +80,7 @@ class Scheduler:
             kv_budget_tokens=self._pool.budget_tokens,
         )
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: ScheduledSequence) -> None:
         """Put a sequence in line."""
         self._waiting.append(sequence)
 
@@ -97,7 +102,7 @@ class Scheduler:
             return
         self._digest(chosen, logits)
 
-    def _digest(self, chosen: list[tuple[Sequence, Work]], logits: Tensor) -> None:
+    def _digest(self, chosen: list[tuple[ScheduledSequence, BatchItem]], logits: Tensor) -> None:
         """Hand each row its logits (wanted, vocab), in order."""
         plain = [sequence for sequence, item in chosen if len(item.logits) == 1]
         if sum(len(item.logits) for _, item in chosen) == len(plain):
@@ -111,7 +116,10 @@ class Scheduler:
                 self._accept([sequence], part)
 
     def score(
-        self, pairs: Sequence_[Pair], adapter: str | None, describe: Describe = describe_nothing
+        self,
+        pairs: Sequence_[TokenizedContinuation],
+        adapter: str | None,
+        describe: LogprobsFn = no_token_logprobs,
     ) -> Generator[None, None, tuple[Score, ...]]:
         """Score the continuations of one context; yields between forward passes."""
         return score_steps(self._forward, self._pool, pairs, adapter, describe, self._chunk)
@@ -124,9 +132,9 @@ class Scheduler:
 
     def _chunk(self) -> int:
         """Say how much may be read without a reply before replies have their next step."""
-        return BUSY_CHUNK if self._running else IDLE_CHUNK
+        return MIXED_CHUNK_TOKENS if self._running else PREFILL_CHUNK_TOKENS
 
-    def put_adapter(self, key: str, adapter: Adapter) -> None:
+    def put_adapter(self, key: str, adapter: LoraAdapter) -> None:
         """Hold an adapter, for sequences that name its key."""
         self._forward.put_adapter(key, adapter)
 
@@ -189,33 +197,33 @@ class Scheduler:
             return False
         return coming >= self._pool.shared_prefix(token_ids, adapter) + _WORTH_WAITING
 
-    def _choose(self) -> list[tuple[Sequence, Work]]:
+    def _choose(self) -> list[tuple[ScheduledSequence, BatchItem]]:
         """Lay out the next step: every decoding row, then prompts up to the chunk.
 
         Rows of one adapter lie next to each other.
         """
-        chosen: list[tuple[Sequence, Work]] = []
+        chosen: list[tuple[ScheduledSequence, BatchItem]] = []
         decoding = [s for s in self._running if s.pending == 1]
-        room = BUSY_CHUNK if decoding else IDLE_CHUNK
+        room = MIXED_CHUNK_TOKENS if decoding else PREFILL_CHUNK_TOKENS
         for sequence in decoding:
             if sequence.cache is None or not self._make_room(sequence):
                 continue  # it has been sent back to wait, for itself or for an older one
-            guess = self._guess(sequence) if len(self._running) <= GUESSING_ROWS else []
+            guess = self._guess(sequence) if len(self._running) <= SPECULATION_MAX_ROWS else []
             ids = sequence.next_ids(1) + guess
             wanted = tuple(range(len(ids))) if guess else (-1,)
-            chosen.append((sequence, Work(sequence.cache, ids, wanted)))
+            chosen.append((sequence, BatchItem(sequence.cache, ids, wanted)))
         for sequence in self._running:
             if sequence.cache is None or sequence.pending == 1 or room <= 0:
                 continue
             ids = sequence.next_ids(room)
             room -= len(ids)
             logits = (-1,) if len(ids) == sequence.pending else ()
-            chosen.append((sequence, Work(sequence.cache, ids, logits)))
+            chosen.append((sequence, BatchItem(sequence.cache, ids, logits)))
         # A row that made room may have been chosen before it lost its cache.
         kept = [(s, item) for s, item in chosen if s.cache is item.cache]
         return sorted(kept, key=lambda pair: pair[0].adapter or "")
 
-    def _guess(self, sequence: Sequence) -> list[int]:
+    def _guess(self, sequence: ScheduledSequence) -> list[int]:
         if sequence.lookup is None or sequence.cache is None:
             return []
         row = sequence.row
@@ -225,7 +233,7 @@ class Scheduler:
         room = sequence.cache.length + 1 + len(guess)
         return guess if self._pool.reserve(sequence.cache, room) else []
 
-    def _make_room(self, sequence: Sequence) -> bool:
+    def _make_room(self, sequence: ScheduledSequence) -> bool:
         """Get room for one more token, at the cost of the youngest if need be."""
         assert sequence.cache is not None
         while not self._pool.reserve(sequence.cache, sequence.cache.length + 1):
@@ -235,7 +243,7 @@ class Scheduler:
                 return False
         return True
 
-    def _accept(self, sequences: list[Sequence], logits: Tensor) -> None:
+    def _accept(self, sequences: list[ScheduledSequence], logits: Tensor) -> None:
         """Sample for every row; `logits` is (rows, vocab)."""
         if not sequences:
             return
@@ -253,7 +261,7 @@ class Scheduler:
         for sequence, token_id, entry in zip(sequences, chosen, described, strict=True):
             self._take(sequence, token_id, entry)
 
-    def _take(self, sequence: Sequence, token_id: int, entry: TokenLogprob | None) -> None:
+    def _take(self, sequence: ScheduledSequence, token_id: int, entry: TokenLogprob | None) -> None:
         try:
             sequence.sampler.remember(token_id)
             sequence.row.accept(token_id, entry)
@@ -265,7 +273,9 @@ class Scheduler:
         if sequence.row.finish_reason is not None:
             self._retire(sequence)
 
-    def _accept_guess(self, sequence: Sequence, guess: Sequence_[int], logits: Tensor) -> None:
+    def _accept_guess(
+        self, sequence: ScheduledSequence, guess: Sequence_[int], logits: Tensor
+    ) -> None:
         """Keep of a guess what the model says too, and the token that it says instead.
 
         Args:
@@ -285,7 +295,9 @@ class Scheduler:
         row = sequence.row
         sequence.lookup.learn(right, len(row.prompt_ids) + len(row.output_ids))
 
-    def _fail_alone(self, chosen: list[tuple[Sequence, Work]], error: Exception) -> None:
+    def _fail_alone(
+        self, chosen: list[tuple[ScheduledSequence, BatchItem]], error: Exception
+    ) -> None:
         """Find out whose fault a failed step was: everybody gets a step alone."""
         if is_out_of_memory(error):
             self._lower_limits(alone=len(chosen) == 1)
@@ -315,18 +327,18 @@ class Scheduler:
         while len(self._running) > self._max_rows:
             self._send_back(self._running[-1])
 
-    def _send_back(self, sequence: Sequence) -> None:
+    def _send_back(self, sequence: ScheduledSequence) -> None:
         """Take a running sequence's room; it waits, first in line, and is computed again."""
         self._retire(sequence, forget=True)
         self._waiting.appendleft(sequence)
 
-    def _fail(self, sequence: Sequence, error: BaseException) -> None:
+    def _fail(self, sequence: ScheduledSequence, error: BaseException) -> None:
         """End a whole request; its other choices go at the next step."""
         self._retire(sequence, forget=True)
         sequence.job.stream.fail(translate_error(error))
         sequence.job.stream.cancel()
 
-    def _retire(self, sequence: Sequence, *, forget: bool = False) -> None:
+    def _retire(self, sequence: ScheduledSequence, *, forget: bool = False) -> None:
         if sequence in self._running:
             self._running.remove(sequence)
         if sequence.cache is not None:

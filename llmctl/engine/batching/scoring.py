@@ -7,31 +7,31 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llmctl.engine.batching.forward.packed import IDLE_CHUNK, Forward, Work
+from llmctl.engine.batching.forward.packed import PREFILL_CHUNK_TOKENS, BatchItem, Forward
 from llmctl.engine.batching.kv import KVCache, KVPool, common_prefix
-from llmctl.engine.batching.sampling.logprobs import TokenTexts, token_logprobs
+from llmctl.engine.batching.sampling.logprobs import TokenBytes, token_logprobs
 from llmctl.types import Score, TokenLogprob
 
-Pair = tuple[list[int], int]
+TokenizedContinuation = tuple[list[int], int]
 """Token ids of a context with its continuation, and how many of them are the continuation."""
 
 
 _ROWS_AT_ONCE = 16
 
 
-class Describe(Protocol):
+class LogprobsFn(Protocol):
     """Says more of the tokens of a continuation than what they add up to."""
 
     def __call__(self, logits: Tensor, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:
         """Describe `targets` under `logits` (targets, vocab)."""
 
 
-def describe_nothing(logits: Tensor, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:  # noqa: ARG001
-    """Be a `Describe` for those who want sums alone."""
+def no_token_logprobs(logits: Tensor, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:  # noqa: ARG001
+    """Be a `LogprobsFn` for those who want sums alone."""
     return ()
 
 
-def describe_tokens(texts: TokenTexts, top: int) -> Describe:
+def top_token_logprobs(texts: TokenBytes, top: int) -> LogprobsFn:
     """Return what describes each token, with the `top` likeliest in its place."""
 
     def describe(logits: Tensor, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:
@@ -41,18 +41,18 @@ def describe_tokens(texts: TokenTexts, top: int) -> Describe:
     return describe
 
 
-def idle_chunk() -> int:
+def prefill_chunk_tokens() -> int:
     """Say how much may be read at once where nothing else is done."""
-    return IDLE_CHUNK
+    return PREFILL_CHUNK_TOKENS
 
 
 def score_steps(
     forward: Forward,
     pool: KVPool,
-    pairs: Sequence[Pair],
+    pairs: Sequence[TokenizedContinuation],
     adapter: str | None,
-    describe: Describe = describe_nothing,
-    chunk: Callable[[], int] = idle_chunk,
+    describe: LogprobsFn = no_token_logprobs,
+    chunk: Callable[[], int] = prefill_chunk_tokens,
 ) -> Generator[None, None, tuple[Score, ...]]:
     """Score the continuations of one context; yields between forward passes.
 
@@ -60,7 +60,7 @@ def score_steps(
     so the next question of the same exam finds its few-shot examples computed.
 
     Args:
-        chunk: says how many tokens may be read at once now, at most `IDLE_CHUNK`. The last of what
+        chunk: says how many tokens may be read at once now, at most `PREFILL_CHUNK_TOKENS`. The last of what
             is shared is read with the first endings, a chunk of each.
 
     Raises:
@@ -72,10 +72,10 @@ def score_steps(
     text, first = pairs[0][0], min(len(ids) - tail for ids, tail in pairs)
     # Nobody reads a text's last token: texts that differ there alone have the same ending.
     ends = dict.fromkeys(tuple(ids[fork:-1]) for ids, _ in pairs)
-    room = fork + max(sum(map(len, endings)) for endings in _passes(ends, idle_chunk))
-    cache = yield from opened(pool, text[: min(first, fork + 1)], adapter, room)
+    room = fork + max(sum(map(len, endings)) for endings in _passes(ends, prefill_chunk_tokens))
+    cache = yield from open_cache(pool, text[: min(first, fork + 1)], adapter, room)
     try:
-        trunk = _Reading(describe)
+        trunk = _ContinuationLogprobs(describe)
         shared = text[:fork]
         while fork - cache.length > chunk():
             _read(forward, cache, shared, chunk(), first, trunk)
@@ -118,7 +118,7 @@ def _passes(
         yield some
 
 
-def opened(
+def open_cache(
     pool: KVPool, ids: list[int], adapter: str | None, room: int
 ) -> Generator[None, None, KVCache]:
     """Get a cache as `KVPool.open` does, waiting for room as long as anybody may make some."""
@@ -129,10 +129,10 @@ def opened(
     return cache
 
 
-class _Reading:
+class _ContinuationLogprobs:
     """How likely each token of a text is after all before it, from the first that counts on."""
 
-    def __init__(self, describe: Describe) -> None:
+    def __init__(self, describe: LogprobsFn) -> None:
         self._describe = describe
         self._logprobs: list[float] = []
         self._greedy: list[bool] = []
@@ -140,9 +140,9 @@ class _Reading:
         self._next: Tensor | None = None
         """Logits (1, vocab) for whatever comes next."""
 
-    def copy(self) -> "_Reading":
+    def copy(self) -> "_ContinuationLogprobs":
         """Return a reading that goes on from here without this one."""
-        twin = _Reading(self._describe)
+        twin = _ContinuationLogprobs(self._describe)
         twin._logprobs, twin._greedy = [*self._logprobs], [*self._greedy]
         twin._tokens, twin._next = self._tokens, self._next
         return twin
@@ -161,7 +161,7 @@ class _Reading:
         self._next = logits[-1:].clone()  # not a view, which would hold all of them
 
     def _add(self, logits: Tensor, targets: Sequence[int]) -> None:
-        logprobs, greedy = picked(logits, targets)
+        logprobs, greedy = target_logprobs(logits, targets)
         self._logprobs += logprobs
         self._greedy += greedy
         self._tokens += self._describe(logits, targets)
@@ -169,7 +169,7 @@ class _Reading:
     def score(self, skipped: int, count: int, last: int) -> Score:
         """Score the text that ends with `last`, but for its first `skipped` tokens that count."""
         assert self._next is not None
-        logprobs, greedy = picked(self._next, [last])
+        logprobs, greedy = target_logprobs(self._next, [last])
         return Score(
             sum(self._logprobs[skipped:]) + logprobs[0],
             count,
@@ -179,13 +179,18 @@ class _Reading:
 
 
 def _read(
-    forward: Forward, cache: KVCache, ids: Sequence[int], most: int, first: int, reading: _Reading
+    forward: Forward,
+    cache: KVCache,
+    ids: Sequence[int],
+    most: int,
+    first: int,
+    reading: _ContinuationLogprobs,
 ) -> None:
     """Read a text on from what the cache holds, by `most` tokens."""
     start = cache.length
     new = ids[start : start + most]
     wanted = tuple(range(max(first - 1 - start, 0), len(new)))
-    reading.take(new, forward.run([Work(cache, new, wanted)]))
+    reading.take(new, forward.run([BatchItem(cache, new, wanted)]))
 
 
 def _side_by_side(
@@ -194,8 +199,8 @@ def _side_by_side(
     shared: list[int],
     endings: Sequence[tuple[int, ...]],
     first: int,
-    trunk: _Reading,
-) -> dict[tuple[int, ...], _Reading]:
+    trunk: _ContinuationLogprobs,
+) -> dict[tuple[int, ...], _ContinuationLogprobs]:
     """Read what is left of the shared beginning, and endings after it, in one step."""
     fork, start = len(shared), cache.length
     new, ends = shared[start:], [ending for ending in endings if ending]
@@ -206,10 +211,10 @@ def _side_by_side(
         wanted += range(len(new) + unread, len(new) + len(ending))
         counts.append(len(ending) - unread)
         new = [*new, *ending]
-    readings: dict[tuple[int, ...], _Reading] = {(): trunk}
+    readings: dict[tuple[int, ...], _ContinuationLogprobs] = {(): trunk}
     if not new:
         return readings
-    work = Work(cache, new, tuple(wanted), branches=tuple(map(len, ends)))
+    work = BatchItem(cache, new, tuple(wanted), branches=tuple(map(len, ends)))
     own, *parts = forward.run([work]).split(counts)
     trunk.take(shared[start:], own)
     for ending, part in zip(ends, parts, strict=True):
@@ -218,7 +223,7 @@ def _side_by_side(
     return readings
 
 
-def picked(logits: Tensor, targets: Sequence[int]) -> tuple[list[float], list[bool]]:
+def target_logprobs(logits: Tensor, targets: Sequence[int]) -> tuple[list[float], list[bool]]:
     """Return the log-probability of each target under its row of logits (targets, vocab).
 
     And whether it is as likely as the likeliest. Computed in float32.

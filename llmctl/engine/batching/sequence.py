@@ -3,20 +3,20 @@
 from dataclasses import dataclass, field, replace
 
 from llmctl.engine.batching.kv import KVCache
-from llmctl.engine.batching.output_state import Row
-from llmctl.engine.batching.sampling.sampler import RowSampler
+from llmctl.engine.batching.output_state import OutputState
+from llmctl.engine.batching.sampling.sampler import SequenceSampler
 from llmctl.engine.batching.sampling.speculation import PromptLookup
 from llmctl.engine.stream import GenerationStream
 from llmctl.types import GenerationChunk, Usage
 
 
-class Job:
+class RequestState:
     """A request in flight: its choices, and the stream they answer on."""
 
     def __init__(self, prompt_ids: list[int], stream: GenerationStream) -> None:
         self.prompt_ids = prompt_ids
         self.stream = stream
-        self.rows: list[Row] = []
+        self.rows: list[OutputState] = []
         self.cached_tokens = 0
 
     def emit(self, chunk: GenerationChunk) -> None:
@@ -36,12 +36,12 @@ class Job:
 
 
 @dataclass(eq=False, slots=True)
-class Sequence:
+class ScheduledSequence:
     """A row, its sampler, and the cache it holds while it runs."""
 
-    job: Job
-    row: Row
-    sampler: RowSampler
+    job: RequestState
+    row: OutputState
+    sampler: SequenceSampler
     adapter: str | None = None
     cache: KVCache | None = field(default=None)
     lookup: PromptLookup | None = None

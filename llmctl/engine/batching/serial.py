@@ -14,12 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmctl.engine.batching.embedding import unit
-from llmctl.engine.batching.forward.lora import Adapter, HookedAdapters, StepRows
-from llmctl.engine.batching.sampling.logprobs import TokenTexts, token_logprobs
+from llmctl.engine.batching.embedding import normalize
+from llmctl.engine.batching.forward.lora import AdapterSegments, HookedAdapters, LoraAdapter
+from llmctl.engine.batching.sampling.logprobs import TokenBytes, token_logprobs
 from llmctl.engine.batching.sampling.sampler import sample
-from llmctl.engine.batching.scoring import Describe, Pair, describe_nothing, picked
-from llmctl.engine.batching.sequence import Sequence as RowSequence
+from llmctl.engine.batching.scoring import (
+    LogprobsFn,
+    TokenizedContinuation,
+    no_token_logprobs,
+    target_logprobs,
+)
+from llmctl.engine.batching.sequence import ScheduledSequence as RowSequence
 from llmctl.engine.error_translation import translate_error
 from llmctl.types import EngineState, Score
 
@@ -29,7 +34,7 @@ _log = logging.getLogger(__name__)
 class SerialExecutor:
     """Runs sequences to their end, one after the other, on the calling thread."""
 
-    def __init__(self, model: Any, texts: TokenTexts) -> None:
+    def __init__(self, model: Any, texts: TokenBytes) -> None:
         from transformers import GenerationConfig
 
         self._model = model
@@ -39,7 +44,7 @@ class SerialExecutor:
         model.generation_config = GenerationConfig()
         self._waiting: deque[RowSequence] = deque()
         self._writing: _Hook | None = None
-        self._rows = StepRows()
+        self._rows = AdapterSegments()
         self._adapters = HookedAdapters(model, self._rows)
 
     @property
@@ -91,7 +96,10 @@ class SerialExecutor:
             )
 
     def score(
-        self, pairs: Sequence[Pair], adapter: str | None, describe: Describe = describe_nothing
+        self,
+        pairs: Sequence[TokenizedContinuation],
+        adapter: str | None,
+        describe: LogprobsFn = no_token_logprobs,
     ) -> Generator[None, None, tuple[Score, ...]]:
         """Score the continuations of one context, a forward pass each."""
         scores = []
@@ -101,7 +109,7 @@ class SerialExecutor:
                 inputs = torch.tensor([ids[:-1]], device=self._model.device)
                 output = self._model(input_ids=inputs, logits_to_keep=tail, use_cache=False)
                 logits = output.logits[0, -tail:]
-                logprobs, greedy = picked(logits, ids[-tail:])
+                logprobs, greedy = target_logprobs(logits, ids[-tail:])
                 tokens = describe(logits, ids[-tail:])
             scores.append(Score(sum(logprobs), tail, all(greedy), tokens))
             yield
@@ -117,9 +125,9 @@ class SerialExecutor:
             output = self._model.base_model(input_ids=inputs, use_cache=False)
             total = output.last_hidden_state[0].float().sum(0).cpu()
         yield
-        return unit(total)
+        return normalize(total)
 
-    def put_adapter(self, key: str, adapter: Adapter) -> None:
+    def put_adapter(self, key: str, adapter: LoraAdapter) -> None:
         """Hold an adapter, for sequences that name its key."""
         self._adapters.put(key, adapter)
 
@@ -139,7 +147,7 @@ class SerialExecutor:
 class _Hook:
     """Both callbacks of one `generate()` call; Transformers calls them in turn at every step."""
 
-    def __init__(self, sequence: RowSequence, texts: TokenTexts) -> None:
+    def __init__(self, sequence: RowSequence, texts: TokenBytes) -> None:
         self._sequence = sequence
         self._texts = texts
         self.last_token = time.monotonic()

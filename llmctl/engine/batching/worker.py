@@ -11,9 +11,9 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 from llmctl.engine.batching.executor import Executor
-from llmctl.engine.batching.forward.lora import Adapter
-from llmctl.engine.batching.scoring import Describe, Pair
-from llmctl.engine.batching.sequence import Sequence as RowSequence
+from llmctl.engine.batching.forward.lora import LoraAdapter
+from llmctl.engine.batching.scoring import LogprobsFn, TokenizedContinuation
+from llmctl.engine.batching.sequence import ScheduledSequence as RowSequence
 from llmctl.engine.error_translation import translate_error
 from llmctl.errors import EngineFailedError, EngineStoppedError, LlmctlError
 from llmctl.types import EngineState, Score
@@ -22,7 +22,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-class _Reading(NamedTuple):
+class _PrefillTask(NamedTuple):
     """Texts that are read without a reply, to score or embed them, a forward pass at a time."""
 
     steps: Generator[None, None, Any]
@@ -34,19 +34,19 @@ class _AdapterChange(NamedTuple):
     """An adapter that comes or, `None`, goes as soon as nothing runs under it."""
 
     key: str
-    adapter: Adapter | None
+    adapter: LoraAdapter | None
     done: Future[None]
 
 
-class Worker:
+class EngineWorker:
     """Takes work from any thread and does it in its own, which starts at once."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self._inbox: SimpleQueue[list[RowSequence] | _Reading | _AdapterChange | None] = (
+        self._inbox: SimpleQueue[list[RowSequence] | _PrefillTask | _AdapterChange | None] = (
             SimpleQueue()
         )
-        self._readings: deque[_Reading] = deque()
+        self._readings: deque[_PrefillTask] = deque()
         self._changes: list[_AdapterChange] = []
         self._last_step = time.monotonic()
         self._thread = threading.Thread(target=self._live, name="llmctl-engine", daemon=True)
@@ -57,7 +57,7 @@ class Worker:
         self._inbox.put(sequences)
 
     def score(
-        self, asked: Sequence[tuple[Sequence[Pair], str | None, Describe]]
+        self, asked: Sequence[tuple[Sequence[TokenizedContinuation], str | None, LogprobsFn]]
     ) -> Future[list[tuple[Score, ...]]]:
         """Score continuations, of one context after the other, between the steps of replies.
 
@@ -76,7 +76,7 @@ class Worker:
     def _read(
         self, parts: Sequence[Generator[None, None, T]], adapters: Collection[str | None]
     ) -> Future[list[T]]:
-        reading = _Reading(_one_by_one(parts), Future(), adapters)
+        reading = _PrefillTask(_one_by_one(parts), Future(), adapters)
         self._inbox.put(reading)
         return reading.result
 
@@ -85,7 +85,7 @@ class Worker:
         """Requests to score or embed that have not ended."""
         return len(self._readings)
 
-    def change_adapter(self, key: str, adapter: Adapter | None) -> Future[None]:
+    def change_adapter(self, key: str, adapter: LoraAdapter | None) -> Future[None]:
         """Hold an adapter under a new key, or with `None` let it go once nobody needs it."""
         change = _AdapterChange(key, adapter, Future())
         change.done.set_running_or_notify_cancel()  # it cannot be called back
@@ -165,7 +165,7 @@ class Worker:
                 return True
             if item is None:
                 return False
-            if isinstance(item, _Reading):
+            if isinstance(item, _PrefillTask):
                 self._readings.append(item)
             elif isinstance(item, _AdapterChange):
                 self._changes.append(item)

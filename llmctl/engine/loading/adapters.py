@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmctl.engine.batching.forward.lora import Adapter, Delta
+from llmctl.engine.batching.forward.lora import LoraAdapter, LoraWeights
 from llmctl.engine.models.adapter_metadata import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llmctl.engine.models.weight_files import read_entries
 from llmctl.errors import ConfigError
@@ -19,7 +19,7 @@ BASE_PRESERVING_INITS = (True, False, "gaussian", "eva", "orthogonal")
 """Ways to begin a training that leave the base model's weights as they are."""
 
 
-def read_adapter(path: str, model: Any) -> Adapter:
+def read_adapter(path: str, model: Any) -> LoraAdapter:
     """Read what an adapter adds to each linear layer of `model`, which is only looked at.
 
     PEFT itself lays the adapter out, on a copy of the model without memory: its patterns of
@@ -166,7 +166,7 @@ def _more_than_matrices(config: Any, names: Collection[str]) -> str | None:
     return next((reason for reason, found in reasons.items() if found), None)
 
 
-def _deltas(path: str, skeleton: Any) -> Adapter:
+def _deltas(path: str, skeleton: Any) -> LoraAdapter:
     deltas = {}
     for name, layer in lora_layers(skeleton).items():
         if layer.lora_variant or META_ADAPTER_NAME not in layer.lora_A:
@@ -175,7 +175,7 @@ def _deltas(path: str, skeleton: Any) -> Adapter:
         up: Tensor = layer.lora_B[META_ADAPTER_NAME].weight.detach()
         if down.is_meta or up.is_meta:
             raise ConfigError(f"{path} was trained on another model: it has nothing for {name}")
-        deltas[name] = Delta(down.T, up.T * layer.scaling[META_ADAPTER_NAME])
+        deltas[name] = LoraWeights(down.T, up.T * layer.scaling[META_ADAPTER_NAME])
     return deltas
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 
-from llmctl.engine.batching.forward.bucket_size import rounded
+from llmctl.engine.batching.forward.bucket_size import bucket_size
 
 GROUP_SIZE = 32
 """Weights of one output that share a scale and an offset."""
@@ -106,7 +106,7 @@ class Int4Linear(nn.Module):
 
     def _many(self, x: Tensor) -> Tensor:
         rows, outputs = x.shape[0], self.scales.shape[1]
-        x = F.pad(x, (0, 0, 0, rounded(rows) - rows))
+        x = F.pad(x, (0, 0, 0, bucket_size(rows) - rows))
         block = 2 * _half_block()
         step = max(_WEIGHTS_AT_ONCE // self.in_features // block, 1) * block
         parts = [x @ self._written_out(at, at + step, x.dtype) for at in range(0, outputs, step)]

@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import nn
 
-from llmctl.engine.batching.forward.packed import IDLE_CHUNK
+from llmctl.engine.batching.forward.packed import PREFILL_CHUNK_TOKENS
 from llmctl.engine.loading.int4 import BYTES_PER_WEIGHT
 from llmctl.errors import ModelLoadError
 from llmctl.types import KVQuant, Quant
@@ -116,8 +116,10 @@ class ModelShape:
         """
         tokens, scores = context, 0
         if self.batched:
-            tokens = IDLE_CHUNK
-            scores = context * (_SCORE_COPIES * _QUERY_BLOCK * self.query_heads + IDLE_CHUNK)
+            tokens = PREFILL_CHUNK_TOKENS
+            scores = context * (
+                _SCORE_COPIES * _QUERY_BLOCK * self.query_heads + PREFILL_CHUNK_TOKENS
+            )
         in_flight = tokens * (6 * self.hidden + 2 * self.intermediate)
         quantised = quant != "none" or self.stored_bytes is not None
         written_out = self.largest_linear if quantised else 0

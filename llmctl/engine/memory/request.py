@@ -8,7 +8,7 @@ import torch
 
 from llmctl.engine.memory.estimate import ModelShape, free_bytes
 from llmctl.engine.memory.hardware import choose_device, choose_dtype
-from llmctl.types import DEFAULT_ROWS, DType, MemoryLimits, Quant
+from llmctl.types import DEFAULT_MAX_ROWS, DType, MemoryLimits, Quant
 
 MIN_CONTEXT = 2048
 """Tokens of context under which a model that was made for more is not worth starting."""
@@ -72,7 +72,7 @@ class MemoryRequest:
     def rows(self) -> int:
         if not self.shape.batched:
             return 1
-        return DEFAULT_ROWS if self.limits.max_rows is None else self.limits.max_rows
+        return DEFAULT_MAX_ROWS if self.limits.max_rows is None else self.limits.max_rows
 
     @property
     def longest(self) -> int:

@@ -49,7 +49,7 @@ class OpenCompassBackend:
         on_result: ResultCallback,
         progress: ProgressCallback,
     ) -> list[QuestionResult]:
-        """Ask as `Backend.run` says; the candidate must be an `Endpoint`.
+        """Ask as `Backend.run` says; the candidate must be an `BenchServer`.
 
         Results come a subject at a time; answers within a subject are kept in a journal, so that a
         run that was killed in the middle of one asks none of them again.

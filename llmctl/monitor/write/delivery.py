@@ -25,7 +25,7 @@ from llmctl.monitor.write.liveness import DIED, this_process
 from llmctl.monitor.write.sanitize import TAG_CHARS, cut, key
 from llmctl.types import (
     TAG_ADAPTER,
-    TAG_CHANGED,
+    TAG_CHANGED_PREFIX,
     TAG_ERROR,
     TAG_MODEL_ID,
     TAG_PROCESS,
@@ -164,7 +164,7 @@ class Delivery:
             if known is None:
                 params[row.key] = row.value
             elif known != row.value:  # a parameter never changes, so what is new stands beside it
-                tags[key(TAG_CHANGED + row.key)] = cut(row.value, TAG_CHARS)
+                tags[key(TAG_CHANGED_PREFIX + row.key)] = cut(row.value, TAG_CHARS)
         self.store.client.log_batch(
             self.run_id,
             [Metric(p.key, p.value, p.time_ms, p.step, p.model_id) for p in points],

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from llmctl.types import TAG_ERROR, TAG_PROCESS, TAG_SEEN
+from llmctl.types import TAG_ERROR, TAG_HEARTBEAT, TAG_PROCESS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -69,7 +69,7 @@ def is_alive(process: str, seen: float | None, now: float | None = None) -> bool
 def seen_at(tags: Mapping[str, str]) -> float | None:
     """Return when a run's process was last heard of, in Unix seconds."""
     with suppress(KeyError, ValueError):
-        return float(tags[TAG_SEEN])
+        return float(tags[TAG_HEARTBEAT])
     return None
 
 

@@ -10,7 +10,7 @@ from llmctl.monitor.write.events import Status, Tag
 from llmctl.monitor.write.liveness import is_alive, seen_at
 from llmctl.monitor.write.spool import Spool, Waiting, orphans, spool_folder
 from llmctl.monitor.write.start import begin
-from llmctl.types import TAG_PROCESS, TAG_SEEN
+from llmctl.types import TAG_HEARTBEAT, TAG_PROCESS
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -41,7 +41,7 @@ def _deliver(store: Store, spool: Spool, refused: Callable[[str], None]) -> int:
     waiting, written = spool.read(), spool.file.stat().st_mtime
     rows = list(waiting.rows)
     if rows:  # the writer lived as long as it wrote
-        rows.append(Tag(TAG_SEEN, f"{written:.0f}"))
+        rows.append(Tag(TAG_HEARTBEAT, f"{written:.0f}"))
     run_id = waiting.run_id or waiting.start.resume_run_id
     if run_id is None:
         delivery = begin(

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 from llmctl.monitor.store import Store
 from llmctl.monitor.write.delivery import Delivery
 from llmctl.monitor.write.liveness import this_process
-from llmctl.types import TAG_ERROR, TAG_KIND, TAG_MODEL, TAG_PARENT, TAG_PROCESS, TAG_SEEN, RunStart
+from llmctl.types import (
+    TAG_ERROR,
+    TAG_HEARTBEAT,
+    TAG_KIND,
+    TAG_MODEL,
+    TAG_PARENT,
+    TAG_PROCESS,
+    RunStart,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -57,7 +65,7 @@ def begin(
         return Delivery(store, made.info.run_id, refused, made.data.params)
     tags = {
         TAG_PROCESS: process or this_process(),
-        TAG_SEEN: f"{time.time() if process is None else started_ms / 1000:.0f}",
+        TAG_HEARTBEAT: f"{time.time() if process is None else started_ms / 1000:.0f}",
         TAG_KIND: start.kind,
         TAG_MODEL: start.model,
         TAG_PARENT: start.parent_run_id or "",
@@ -90,7 +98,7 @@ def _resume(store: Store, run_id: str, refused: Callable[[str], None]) -> Delive
     if run.info.lifecycle_stage == "deleted":
         client.restore_run(run_id)
     # Ours before it runs: whoever looks for dead runs must not find the old process.
-    client.set_tag(run_id, TAG_SEEN, f"{time.time():.0f}")
+    client.set_tag(run_id, TAG_HEARTBEAT, f"{time.time():.0f}")
     client.set_tag(run_id, TAG_PROCESS, this_process())
     client.update_run(run_id, "RUNNING")
     if TAG_ERROR in run.data.tags:

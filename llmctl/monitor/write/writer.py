@@ -18,7 +18,7 @@ from llmctl.errors import LlmctlError
 from llmctl.monitor.write.delivery import Delivery
 from llmctl.monitor.write.events import Point, Row, Tag, Traced
 from llmctl.monitor.write.spool import Spool
-from llmctl.types import TAG_SEEN
+from llmctl.types import TAG_HEARTBEAT
 
 MAX_WAITING: Final = 200_000
 """Rows in memory at most, about 60 MB; then points of curves and traces are dropped and counted."""
@@ -188,7 +188,7 @@ class Writer:
             self._gathered = []
         if now - self._seen_at >= (_SEEN_S if self._taken else _SIGN_S - 1):
             self._seen_at = now
-            self._taken.append(Tag(TAG_SEEN, f"{time.time():.0f}"))
+            self._taken.append(Tag(TAG_HEARTBEAT, f"{time.time():.0f}"))
             with self._disk:
                 if self._spool is not None:
                     self._spool.touch()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from llmctl.config.settings import Layer
+from llmctl.config.settings import ConfigSource
 from llmctl.types import EngineInfo, Progress, QuestionResult, SuitePlan
 
 
@@ -13,7 +13,7 @@ from llmctl.types import EngineInfo, Progress, QuestionResult, SuitePlan
 class EvalRequest:
     """What a person asks of `llmctl eval`."""
 
-    options: Layer
+    options: ConfigSource
     """Settings by option or variable."""
     file: Path | None = None
     """YAML file with settings."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from llmctl import __version__
 from llmctl.config import EvalConfig
-from llmctl.config.evaluation import SPELLINGS
-from llmctl.config.settings import build, read_layer
+from llmctl.config.evaluation import SETTING_ALIASES
+from llmctl.config.settings import build_config, read_config_file
 from llmctl.errors import ConfigError, EngineStoppedError
 from llmctl.evaluation.backend import Backend, Candidate, Endpoint
 from llmctl.evaluation.results.html_report import page
@@ -48,8 +48,8 @@ def evaluate(
         ConfigError: settings, data, or a folder of results cannot be used.
         ModelNotFoundError, ModelLoadError, OutOfMemoryError: as `BaseEngine.load`.
     """
-    layers = [read_layer(request.file)] if request.file else []
-    config = build(EvalConfig, *layers, request.options, spellings=SPELLINGS).values
+    layers = [read_config_file(request.file)] if request.file else []
+    config = build_config(EvalConfig, *layers, request.options, aliases=SETTING_ALIASES).values
     if request.resume and config.output is None:
         raise ConfigError("--resume needs the folder of the run", hint="--resume --output FOLDER")
     plans = plans_of(config, progress)
@@ -180,9 +180,9 @@ class _Run:
         """Yield the candidate as the backend can ask it: OpenCompass knows servers alone."""
         if self.config.backend == "native":
             return nullcontext(self.candidate)
-        from llmctl.services.private_server import reachable
+        from llmctl.services.private_server import endpoint_for
 
-        return reachable(self.candidate)
+        return endpoint_for(self.candidate)
 
     def _keep(self, report: EvalReport) -> None:
         self.folder.keep_run_id(report.run_id)  # the store may have answered late

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from llmctl.config import EvalConfig, TrainConfig
-from llmctl.config.settings import Layer, Setting, build
+from llmctl.config.settings import ConfigSource, Setting, build_config
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.evaluation.results.html_report import page
 from llmctl.evaluation.results.loaded_run import PastRun
@@ -64,7 +64,7 @@ class Exams:
                 hint="`llmctl eval --model` before and after, then `llmctl eval compare`",
             )
         if config.eval:
-            plans_of(build(EvalConfig, self._chosen(config.model)).values, listener.progress)
+            plans_of(build_config(EvalConfig, self._chosen(config.model)).values, listener.progress)
 
     def before(self, tracker: Tracker) -> None:
         """Sit the model that is about to be taught. An earlier, broken off run is gone on with."""
@@ -118,7 +118,7 @@ class Exams:
             self._listen(TrainNote(f"{name}: {report.failed} questions have no answer"))
         return report
 
-    def _chosen(self, model: str) -> Layer:
+    def _chosen(self, model: str) -> ConfigSource:
         """Return the settings of an evaluation: weights, dtype and device as they are taught."""
         config = self._config
         settings = {

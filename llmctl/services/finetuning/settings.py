@@ -4,8 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl.config import TrainConfig
-from llmctl.config.finetune import SPELLINGS
-from llmctl.config.settings import Layer, Setting, Settings, build, read_layer
+from llmctl.config.finetune import SETTING_ALIASES
+from llmctl.config.settings import (
+    ConfigSource,
+    ResolvedConfig,
+    Setting,
+    build_config,
+    read_config_file,
+)
 from llmctl.errors import ConfigError
 from llmctl.monitor.read.files import local_folder
 from llmctl.monitor.read.runs import find, open_runs
@@ -17,7 +23,7 @@ from llmctl.types import TrainListener, TrainNote
 class FinetuneRequest:
     """What a person asks of `llmctl finetune`."""
 
-    options: Layer
+    options: ConfigSource
     """Settings by option or variable."""
     file: Path | None = None
     """YAML file with settings."""
@@ -42,9 +48,9 @@ class FinetuneRequest:
 
 def chosen_settings(
     request: FinetuneRequest,
-) -> tuple[Settings[TrainConfig], Receipt | None]:
+) -> tuple[ResolvedConfig[TrainConfig], Receipt | None]:
     """Put together what was chosen; return the receipt of the run that is gone on with, too."""
-    chosen = [read_layer(request.file)] if request.file else []
+    chosen = [read_config_file(request.file)] if request.file else []
     chosen.append(request.options)
     if request.resume:
         if request.from_run:
@@ -56,7 +62,9 @@ def chosen_settings(
                 f"the run in {output} is finished",
                 hint=f"`llmctl chat --model {output}` talks to it; another --output begins anew",
             )
-        settings = build(TrainConfig, before.layer("the run"), *chosen, spellings=SPELLINGS)
+        settings = build_config(
+            TrainConfig, before.layer("the run"), *chosen, aliases=SETTING_ALIASES
+        )
         origins = {n: o for n, o in settings.origins.items() if o != "the run"}
         before.check_same(settings.values, origins)
         return settings, before
@@ -64,16 +72,16 @@ def chosen_settings(
         before = _receipt_of(request.from_run, request.tracking_uri)
         recalled = before.layer(f"run {request.from_run}")
         recalled = {name: value for name, value in recalled.items() if name != "output"}
-        return build(TrainConfig, recalled, *chosen, spellings=SPELLINGS), before
+        return build_config(TrainConfig, recalled, *chosen, aliases=SETTING_ALIASES), before
     if request.dry_run:
         chosen.insert(0, {"output": Setting("checkpoints/dry-run", "nothing is written")})
-    return build(TrainConfig, *chosen, spellings=SPELLINGS), None
+    return build_config(TrainConfig, *chosen, aliases=SETTING_ALIASES), None
 
 
-def _output(layers: list[Layer]) -> str:
+def _output(layers: list[ConfigSource]) -> str:
     for layer in reversed(layers):
         for name, setting in layer.items():
-            if SPELLINGS.get(name, name) == "output" and setting.value is not None:
+            if SETTING_ALIASES.get(name, name) == "output" and setting.value is not None:
                 return str(setting.value)
     raise ConfigError("--resume needs the folder of the run", hint="--resume --output FOLDER")
 

@@ -17,7 +17,7 @@ from llmctl.data.dataset import PairDataset, Sample, TokenDataset
 from llmctl.train.data.collate import LengthGroupedBatches
 from llmctl.train.data.packing import PackedDataset
 from llmctl.train.setup.distributed import Share
-from llmctl.types import Origin
+from llmctl.types import SourceLocation
 
 ROWS = "rows"
 """Key under which a batch names the rows it is made of."""
@@ -91,7 +91,7 @@ class Feed:
         """Tokens of each row, shape (rows,)."""
         return self._train.lengths
 
-    def origins(self, row: int) -> list[Origin]:
+    def origins(self, row: int) -> list[SourceLocation]:
         """Return where a row was read; a packed one is made of several."""
         item = self._train[row]
         return [sample.origin for sample in (item if isinstance(item, tuple) else (item,))]

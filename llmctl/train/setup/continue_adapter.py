@@ -4,14 +4,16 @@ from dataclasses import replace
 from typing import Any
 
 from llmctl.config import TrainConfig
-from llmctl.config.settings import Settings
+from llmctl.config.settings import ResolvedConfig
 from llmctl.engine.loading.adapters import read_adapter_config
 from llmctl.errors import ConfigError
 
 ORIGIN = "the adapter"
 
 
-def settle_by_adapter(settings: Settings[TrainConfig], adapter: str) -> Settings[TrainConfig]:
+def settle_by_adapter(
+    settings: ResolvedConfig[TrainConfig], adapter: str
+) -> ResolvedConfig[TrainConfig]:
     """Put in what an adapter is made of: its method, rank, alpha, dropout and layers stay.
 
     Raises:
@@ -37,7 +39,7 @@ def settle_by_adapter(settings: Settings[TrainConfig], adapter: str) -> Settings
             "what is taught is a new adapter",
         )
     origins = {**dict.fromkeys(made, ORIGIN), **settings.origins}
-    return Settings(replace(config, **made), origins)
+    return ResolvedConfig(replace(config, **made), origins)
 
 
 def _made_of(adapter: str, config: TrainConfig) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from llmctl.config import TrainConfig
-from llmctl.config.finetune import Method, largest_divisor
-from llmctl.config.settings import Settings
+from llmctl.config.finetune import TrainMethod, largest_divisor
+from llmctl.config.settings import ResolvedConfig
 from llmctl.data.dataset import Prepared
 from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.errors import ConfigError
@@ -23,7 +23,7 @@ _BUSY_TOKENS_GPU = 16384
 """Tokens of a micro-batch past which a device gets no faster."""
 _LARGE = 30e9
 """Parameters from which on the learning rate is halved (Dettmers et al. 2023, table 9)."""
-_RATES: Mapping[Method, float] = {"full": 2e-5, "dpo": 5e-6}
+_RATES: Mapping[TrainMethod, float] = {"full": 2e-5, "dpo": 5e-6}
 _ADAPTER_RATE = 2e-4
 _LEAST_MEASUREMENTS = 4
 _TYPES: Mapping[torch.dtype, DType] = {
@@ -62,7 +62,7 @@ class Resolved:
         )
 
 
-def resolve_for_model(settings: Settings[TrainConfig], outline: ModelMetadata) -> Resolved:
+def resolve_for_model(settings: ResolvedConfig[TrainConfig], outline: ModelMetadata) -> Resolved:
     """Fill in what follows from the model and the machine.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmctl.config import TrainConfig
 from llmctl.config.finetune import largest_divisor
-from llmctl.config.settings import Settings
+from llmctl.config.settings import ResolvedConfig
 from llmctl.data.dataset import PairDataset, Prepared, TokenDataset
 from llmctl.engine.loading.trainable import ModelMetadata, load_model_metadata
 from llmctl.engine.models.provenance import BaseModelRef, check_provenance
@@ -45,7 +45,7 @@ class Preparation:
 
 
 def prepare(
-    settings: Settings[TrainConfig],
+    settings: ResolvedConfig[TrainConfig],
     share: Share,
     progress: ProgressCallback = ignore_progress,
 ) -> Preparation:

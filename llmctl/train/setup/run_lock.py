@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from llmctl.config import TrainConfig
-from llmctl.config.settings import Layer, Setting
+from llmctl.config.settings import ConfigSource, Setting
 from llmctl.engine.models.provenance import BaseModelRef
 from llmctl.errors import ConfigError
 from llmctl.train.checkpoints import LOCK_FILE, write_json
@@ -66,7 +66,7 @@ class Receipt:
     data: DatasetRef
     eval_data: DatasetRef | None
     rows: str
-    """`Rows.key`: the token sequences and their split."""
+    """`AdapterSlices.key`: the token sequences and their split."""
     world: int
     run_id: str | None = None
     finished: bool = False
@@ -102,7 +102,7 @@ class Receipt:
     def write(self, folder: Path) -> None:
         write_json(folder / LOCK_FILE, {"schema": SCHEMA, **asdict(self)})
 
-    def layer(self, origin: str) -> Layer:
+    def layer(self, origin: str) -> ConfigSource:
         """Return the settings as a layer that others may go over."""
         return {name: Setting(value, origin) for name, value in self.config.items()}
 

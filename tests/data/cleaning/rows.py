@@ -5,11 +5,11 @@ from typing import Any
 from llmctl.data.cleaning.pipeline.row_cleaner import CleanedRow, RowCleaner
 from llmctl.data.cleaning.pipeline.settings import CleanSettings
 from llmctl.data.io.reader import Row
-from llmctl.types import Origin
+from llmctl.types import SourceLocation
 
 
 def row(line: int = 1, **value: Any) -> Row:
-    return Row(Origin("rows.jsonl", line), b"{}", value)
+    return Row(SourceLocation("rows.jsonl", line), b"{}", value)
 
 
 def chat(question: str, answer: str, line: int = 1, **more: Any) -> Row:

@@ -8,7 +8,7 @@ import pytest
 from llmctl.data.io.validating_reader import ReadOptions
 from llmctl.data.operations.check import CheckReport, Measure, Spread, check
 from llmctl.engine.chat.template import ChatTemplate
-from llmctl.types import Origin
+from llmctl.types import SourceLocation
 from tests.tiny import byte_tokenizer
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -30,7 +30,7 @@ def report_on(
     return check(files, eval_source=eval_files or None, options=ReadOptions(), measure=measure)
 
 
-def lines(clusters: tuple[tuple[Origin, ...], ...]) -> list[list[int]]:
+def lines(clusters: tuple[tuple[SourceLocation, ...], ...]) -> list[list[int]]:
     return [[origin.line for origin in cluster] for cluster in clusters]
 
 
@@ -91,7 +91,7 @@ def test_an_eval_row_whose_prompt_is_in_train_is_a_leak(tmp_path: Path) -> None:
     assert report.eval_rows == 3
     assert report.leaks is not None
     assert report.leaks.rows == 1
-    assert report.leaks.largest == ((Origin(held, 2), Origin(train, 2)),)
+    assert report.leaks.largest == ((SourceLocation(held, 2), SourceLocation(train, 2)),)
     assert not report.sound
     assert report_on(train, eval_files=(write(tmp_path / "c.jsonl", pair("six", "6")),)).sound
 
@@ -165,7 +165,7 @@ def test_a_row_that_the_template_refuses_is_a_problem_of_that_row(tmp_path: Path
     file = write(tmp_path / "a.jsonl", pair("a", "b"), {"messages": turns})
     report = report_on(file, measure=Measure("picky", template, None))
     assert [problem.kind for problem in report.problems] == ["template"]
-    assert report.problems[0].origin == Origin(file, 2)
+    assert report.problems[0].origin == SourceLocation(file, 2)
     assert "too many turns" in str(report.problems[0])
 
 

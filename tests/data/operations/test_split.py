@@ -13,7 +13,7 @@ from llmctl.data.operations.split import held_out, split
 from llmctl.data.rows.digests import prompt_key
 from llmctl.data.rows.row_errors import DataError
 from llmctl.errors import ConfigError
-from llmctl.types import Example, Message, Origin
+from llmctl.types import Example, Message, SourceLocation
 from tests.data.conversations import TEXTS
 
 
@@ -64,7 +64,7 @@ def test_one_prompt_is_on_one_side_whatever_is_answered(
     found = set()
     for answer in answers:
         turns = (Message("user", question), Message("assistant", answer))
-        example = Example(Origin("a", 1), "messages", turns)
+        example = Example(SourceLocation("a", 1), "messages", turns)
         found.add(held_out(prompt_key(example), 0.5, seed))
     assert len(found) == 1
 

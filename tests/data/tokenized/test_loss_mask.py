@@ -11,7 +11,7 @@ from llmctl.data.tokenized.loss_mask import MaskedExample, mask_example, mask_ex
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.models import resolve
 from llmctl.errors import TemplateError
-from llmctl.types import Example, Message, Origin, Tool, ToolCall
+from llmctl.types import Example, Message, SourceLocation, Tool, ToolCall
 from tests.data.families import (
     CHATML,
     DEEPSEEK_R1,
@@ -36,7 +36,7 @@ def chat(*turns: str, system: str | None = None) -> tuple[Message, ...]:
 
 
 def row(messages: Sequence[Message], **also: object) -> Example:
-    return Example(Origin("file.jsonl", 7), "messages", tuple(messages), **also)  # type: ignore[arg-type]
+    return Example(SourceLocation("file.jsonl", 7), "messages", tuple(messages), **also)  # type: ignore[arg-type]
 
 
 def learnt(tokenizer: object, masked: MaskedExample) -> list[str]:
@@ -237,7 +237,7 @@ def test_plain_text_is_learnt_whole_with_one_bos_and_one_end_of_text_token() -> 
     )
     template = ChatTemplate.of(tokenizer)
     for text in ("One.", "<|begin_of_text|>One.", "One.<|eot_id|>"):
-        (masked,) = mask_example(template, Example(Origin("f", 1), "text", text=text))
+        (masked,) = mask_example(template, Example(SourceLocation("f", 1), "text", text=text))
         assert tokenizer.decode(masked.ids) == "<|begin_of_text|>One.<|eot_id|>"
         assert masked.ids.count(bos) == masked.ids.count(eos) == 1
         assert all(masked.learn)
@@ -257,7 +257,7 @@ def test_a_tokenizer_that_cannot_tell_characters_gives_the_same_mask() -> None:
 def test_many_rows_are_masked_as_each_alone_and_a_refused_one_does_not_stop_them() -> None:
     refused = row((Message("user", "Hi"), Message("user", "Hello?"), Message("assistant", "Yes")))
     examples = [row(chat("Hi", f"Hello {i}")) for i in range(300)]
-    examples[5:5] = [refused, Example(Origin("f", 2), "text", text="plain")]
+    examples[5:5] = [refused, Example(SourceLocation("f", 2), "text", text="plain")]
     results = list(mask_examples(GEMMA.template(), examples))
     assert [example for example, _ in results] == examples
     assert isinstance(results[5][1], TemplateError)

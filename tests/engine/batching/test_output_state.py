@@ -1,6 +1,6 @@
 from typing import Any
 
-from llmctl.engine.batching.output_state import Row
+from llmctl.engine.batching.output_state import OutputState
 from llmctl.engine.chat.detokenize import incremental_decoder
 from llmctl.types import GenerationChunk, SamplingParams, TokenLogprob, TokenProb
 from tests.tiny import byte_tokenizer
@@ -13,7 +13,7 @@ def written(text: str, *, eos: bool = True, limit: int = 1000, **params: Any) ->
     """Let a row take `text` byte by byte; return its chunks and the row."""
     chunks: list[GenerationChunk] = []
     decoder = incremental_decoder(TOKENIZER)
-    row = Row(0, [1], SamplingParams(**params), limit, {EOS}, decoder, chunks.append)
+    row = OutputState(0, [1], SamplingParams(**params), limit, {EOS}, decoder, chunks.append)
     ids = TOKENIZER(text, add_special_tokens=False).input_ids + ([EOS] if eos else [])
     for token_id in ids:
         if row.finish_reason is None:

@@ -13,15 +13,21 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmctl.engine.batching.forward.fused import FusedForward
-from llmctl.engine.batching.forward.packed import IDLE_CHUNK, Forward, PackedForward, Work, kv_shape
+from llmctl.engine.batching.forward.packed import (
+    PREFILL_CHUNK_TOKENS,
+    BatchItem,
+    Forward,
+    PackedForward,
+    kv_shape,
+)
 from llmctl.engine.batching.kv import KVPool, KVShape
-from llmctl.engine.batching.output_state import Row
-from llmctl.engine.batching.sampling.logprobs import TokenTexts
-from llmctl.engine.batching.sampling.sampler import RowSampler, sample
-from llmctl.engine.batching.sampling.speculation import GUESS_TOKENS, PromptLookup
-from llmctl.engine.batching.scheduler import BUSY_CHUNK, Scheduler
-from llmctl.engine.batching.sequence import Job
-from llmctl.engine.batching.sequence import Sequence as RowSequence
+from llmctl.engine.batching.output_state import OutputState
+from llmctl.engine.batching.sampling.logprobs import TokenBytes
+from llmctl.engine.batching.sampling.sampler import SequenceSampler, sample
+from llmctl.engine.batching.sampling.speculation import DRAFT_TOKENS, PromptLookup
+from llmctl.engine.batching.scheduler import MIXED_CHUNK_TOKENS, Scheduler
+from llmctl.engine.batching.sequence import RequestState
+from llmctl.engine.batching.sequence import ScheduledSequence as RowSequence
 from llmctl.engine.stream import GenerationStream, StreamItem
 from llmctl.errors import EngineFailedError, LlmctlError, OutOfMemoryError
 from llmctl.types import DEFAULT_SAMPLING, GenerationChunk, SamplingParams
@@ -57,7 +63,7 @@ class FakeForward:
         self.steps = 0
         self._largest_batch = largest_batch
 
-    def run(self, work: Sequence[Work]) -> Tensor:
+    def run(self, work: Sequence[BatchItem]) -> Tensor:
         self._check(work)
         if any(POISON in item.token_ids for item in work):
             raise RuntimeError("poisoned")
@@ -77,7 +83,7 @@ class FakeForward:
             raise MemoryError("too many rows")
         return torch.cat(parts)
 
-    def states(self, work: Sequence[Work]) -> Tensor:
+    def states(self, work: Sequence[BatchItem]) -> Tensor:
         self.run(work)
         return torch.zeros(sum(len(item.token_ids) for item in work), 1)
 
@@ -85,14 +91,14 @@ class FakeForward:
 
     def drop_adapter(self, *_: Any) -> None: ...
 
-    def _check(self, work: Sequence[Work]) -> None:
+    def _check(self, work: Sequence[BatchItem]) -> None:
         assert len({id(item.cache) for item in work}) == len(work)
         assert self.pool.used_tokens <= self.pool.budget_tokens
         for item in work:
             assert item.cache.length + len(item.token_ids) <= item.cache.capacity
         decoding = [w for w in work if w.logits and len(w.token_ids) in (1, len(w.logits))]
         prompts = sum(len(w.token_ids) for w in work if w not in decoding)
-        assert prompts <= (BUSY_CHUNK if decoding else IDLE_CHUNK)
+        assert prompts <= (MIXED_CHUNK_TOKENS if decoding else PREFILL_CHUNK_TOKENS)
 
 
 class Letters:
@@ -141,7 +147,7 @@ class Asked:
 
     def _expected(self, index: int) -> str:
         """The reply as one would write it who has the model for himself."""
-        sampler = RowSampler(self._full, self.prompt, index, end_ids=(END,))
+        sampler = SequenceSampler(self._full, self.prompt, index, end_ids=(END,))
         ids, text, decoder = list(self.prompt), "", Letters()
         for _ in range(self._full.max_new_tokens or 0):
             ids += sample(fake_logits(ids)[None], [sampler])
@@ -153,15 +159,15 @@ class Asked:
 
     @property
     def _full(self) -> SamplingParams:
-        return self.params.over(DEFAULT_SAMPLING)
+        return self.params.with_defaults(DEFAULT_SAMPLING)
 
     def submit(self, scheduler: Scheduler) -> GenerationStream:
         stream = GenerationStream("request")
         stream.on_end(self._count_end)
         stream.listen(self.items.append)
-        job = Job(self.prompt, stream)
+        job = RequestState(self.prompt, stream)
         for index in range(self.params.n or 1):
-            row = Row(
+            row = OutputState(
                 index,
                 self.prompt,
                 self._full,
@@ -171,7 +177,7 @@ class Asked:
                 job.emit,
             )
             job.rows.append(row)
-            sampler = RowSampler(self._full, self.prompt, index, end_ids=(END,))
+            sampler = SequenceSampler(self._full, self.prompt, index, end_ids=(END,))
             lookup = self.lookup
             if lookup is None and self.guesses and sampler.plain_greedy:
                 lookup = PromptLookup()
@@ -214,7 +220,7 @@ def run_all(scheduler: Scheduler, pool: KVPool, requests: Sequence[Asked], rows:
 def setting(budget: int = 20_000, rows: int = 16, largest_batch: int = 100) -> Any:
     pool = KVPool(SHAPE, budget)
     forward = FakeForward(pool, largest_batch)
-    return Scheduler(forward, pool, rows, TokenTexts(byte_tokenizer())), pool, forward
+    return Scheduler(forward, pool, rows, TokenBytes(byte_tokenizer())), pool, forward
 
 
 @st.composite
@@ -312,7 +318,7 @@ class WrongGuesses(PromptLookup):
     """Guesses as much as it may, and never well."""
 
     def guess(self, token_ids: Sequence[int]) -> list[int]:  # noqa: ARG002
-        return [POISON - 1] * GUESS_TOKENS
+        return [POISON - 1] * DRAFT_TOKENS
 
 
 def test_a_guess_that_finds_no_room_sends_nobody_back_to_wait() -> None:
@@ -327,7 +333,7 @@ def test_a_guess_that_finds_no_room_sends_nobody_back_to_wait() -> None:
     for asked in fits:
         assert_right(asked)
     # No prompt is computed twice; of guesses at most all are wrong.
-    assert forward.computed <= 2 * 121 + 2 * 6 * (1 + GUESS_TOKENS)
+    assert forward.computed <= 2 * 121 + 2 * 6 * (1 + DRAFT_TOKENS)
 
 
 @pytest.mark.parametrize("choices", [1, 4])
@@ -373,7 +379,12 @@ def test_texts_without_a_reply_are_read_in_small_steps_while_replies_are_written
         before = forward.computed
         next(steps)
         sizes.append(forward.computed - before)
-    assert sizes == [BUSY_CHUNK, BUSY_CHUNK, IDLE_CHUNK, IDLE_CHUNK]
+    assert sizes == [
+        MIXED_CHUNK_TOKENS,
+        MIXED_CHUNK_TOKENS,
+        PREFILL_CHUNK_TOKENS,
+        PREFILL_CHUNK_TOKENS,
+    ]
     steps.close()
 
 
@@ -412,7 +423,7 @@ def real_setting(folder: Path, kind: Kind, budget: int) -> tuple[Scheduler, KVPo
     assert shape is not None
     forward: Forward = FusedForward(model) if kind == "fused" else PackedForward(model)
     pool = KVPool(shape, budget)
-    return Scheduler(forward, pool, 16, TokenTexts(byte_tokenizer())), pool
+    return Scheduler(forward, pool, 16, TokenBytes(byte_tokenizer())), pool
 
 
 @pytest.fixture(scope="module")

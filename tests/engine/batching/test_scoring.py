@@ -12,9 +12,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmctl.engine.batching.forward.fused import FusedForward
-from llmctl.engine.batching.forward.packed import IDLE_CHUNK, Forward, PackedForward, Work, kv_shape
+from llmctl.engine.batching.forward.packed import (
+    PREFILL_CHUNK_TOKENS,
+    BatchItem,
+    Forward,
+    PackedForward,
+    kv_shape,
+)
 from llmctl.engine.batching.kv import KVPool, KVShape
-from llmctl.engine.batching.scoring import Pair, score_steps
+from llmctl.engine.batching.scoring import TokenizedContinuation, score_steps
 from llmctl.types import Score
 from tests.tiny import save_tiny_model
 
@@ -34,15 +40,15 @@ class Counted:
     computed: int = 0
     largest_step: int = 0
 
-    def run(self, work: Sequence[Work]) -> Tensor:
+    def run(self, work: Sequence[BatchItem]) -> Tensor:
         self._count(work)
         return self.inner.run(work)
 
-    def states(self, work: Sequence[Work]) -> Tensor:
+    def states(self, work: Sequence[BatchItem]) -> Tensor:
         self._count(work)
         return self.inner.states(work)
 
-    def _count(self, work: Sequence[Work]) -> None:
+    def _count(self, work: Sequence[BatchItem]) -> None:
         count = sum(len(item.token_ids) for item in work)
         self.computed += count
         self.largest_step = max(self.largest_step, count)
@@ -59,7 +65,7 @@ class Setting:
     forward: Forward
     shape: KVShape
 
-    def naive(self, pair: Pair) -> Score:
+    def naive(self, pair: TokenizedContinuation) -> Score:
         ids, tail = pair
         with torch.inference_mode():
             table = self.model(torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
@@ -105,18 +111,18 @@ def text(length: int, seed: int) -> list[int]:
     return random.Random(seed).choices(range(250), k=length)
 
 
-def pairs_of(context: list[int], continuations: Sequence[list[int]]) -> list[Pair]:
+def pairs_of(context: list[int], continuations: Sequence[list[int]]) -> list[TokenizedContinuation]:
     return [(context + continuation, len(continuation)) for continuation in continuations]
 
 
 SHARED = text(40, 9)
-QUESTIONS: dict[str, list[Pair]] = {
+QUESTIONS: dict[str, list[TokenizedContinuation]] = {
     "one token each": pairs_of(text(10, 1), [[3], [4], [5], [3]]),
     "no context": [(ids, len(ids) - 1) for ids in (text(2, 1), text(9, 2), text(40, 3))],
     "a single one without context": [(text(2, 4), 1)],
     "a single long one": pairs_of(text(30, 5), [text(1100, 6)]),
     "a long context": pairs_of(text(600, 7), [text(n, n) for n in (1, 2, 30)]),
-    "a context of just two chunks": pairs_of(text(2 * IDLE_CHUNK + 1, 7), [[1], [2, 3]]),
+    "a context of just two chunks": pairs_of(text(2 * PREFILL_CHUNK_TOKENS + 1, 7), [[1], [2, 3]]),
     "shared beginnings": pairs_of(text(20, 8), [SHARED, [*SHARED, 1], SHARED[:7], SHARED[:39]]),
     "one the beginning of all": pairs_of(text(20, 8), [[1], [1, 2], [1, 2, 3]]),
     "equal texts cut at different places": [(text(50, 1), 3), (text(50, 1), 40)],
@@ -126,7 +132,9 @@ QUESTIONS: dict[str, list[Pair]] = {
 
 
 @pytest.mark.parametrize("pairs", QUESTIONS.values(), ids=QUESTIONS.keys())
-def test_scores_equal_those_of_each_whole_text_alone(model: Setting, pairs: list[Pair]) -> None:
+def test_scores_equal_those_of_each_whole_text_alone(
+    model: Setting, pairs: list[TokenizedContinuation]
+) -> None:
     pool = model.pool()
     scores = finish(score_steps(model.forward, pool, pairs, None))
     assert_equal(scores, [model.naive(pair) for pair in pairs])
@@ -138,7 +146,7 @@ def test_scores_equal_those_of_each_whole_text_alone(model: Setting, pairs: list
 
 @pytest.mark.parametrize("pairs", QUESTIONS.values(), ids=QUESTIONS.keys())
 def test_replies_wait_for_small_steps_and_scores_stay_the_same(
-    llama: Setting, pairs: list[Pair]
+    llama: Setting, pairs: list[TokenizedContinuation]
 ) -> None:
     right = finish(score_steps(llama.forward, llama.pool(), pairs, None))
     forward, pool = Counted(llama.forward), llama.pool()
@@ -149,7 +157,7 @@ def test_replies_wait_for_small_steps_and_scores_stay_the_same(
     dice = random.Random(1)
     steps = score_steps(forward, llama.pool(), pairs, None, chunk=lambda: now)
     while True:
-        now = dice.choice([100, IDLE_CHUNK])
+        now = dice.choice([100, PREFILL_CHUNK_TOKENS])
         try:
             next(steps)
         except StopIteration as end:
@@ -196,7 +204,7 @@ def test_the_examples_of_an_exam_are_computed_once(llama: Setting, length: int) 
         asked += 20 + 4 * length
         finish(score_steps(forward, pool, pairs, None))
     assert forward.computed <= len(head) + asked
-    assert forward.largest_step <= 2 * IDLE_CHUNK
+    assert forward.largest_step <= 2 * PREFILL_CHUNK_TOKENS
     assert pool.active_count == 0
 
 
@@ -237,7 +245,7 @@ def test_a_score_waits_for_room_that_a_reply_holds(llama: Setting) -> None:
     scoring = score_steps(llama.forward, pool, pairs, None)
     for _ in range(3):
         next(scoring)
-    llama.forward.run([Work(reply, text(200, 2))])
+    llama.forward.run([BatchItem(reply, text(200, 2))])
     pool.release(reply)
     assert_equal(finish(scoring), [llama.naive(pair) for pair in pairs])
 
@@ -248,12 +256,12 @@ def test_scores_stay_right_while_replies_are_written_between_their_steps(llama: 
     scoring = score_steps(llama.forward, pool, pairs, None)
     reply = pool.open(ids, None, 400)
     assert reply is not None
-    logits = llama.forward.run([Work(reply, ids)])
+    logits = llama.forward.run([BatchItem(reply, ids)])
     written, scores = [], None
     while scores is None:
         written.append(int(logits.argmax()))
         assert pool.reserve(reply, reply.length + 1)
-        logits = llama.forward.run([Work(reply, written[-1:])])
+        logits = llama.forward.run([BatchItem(reply, written[-1:])])
         try:
             next(scoring)
         except StopIteration as end:

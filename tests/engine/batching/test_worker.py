@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from llmctl.engine.batching.sequence import Sequence
-from llmctl.engine.batching.worker import Worker
+from llmctl.engine.batching.sequence import ScheduledSequence
+from llmctl.engine.batching.worker import EngineWorker
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import EngineFailedError, EngineStoppedError
 from llmctl.types import EngineState, GenerationRequest, ModelSpec, SamplingParams
@@ -32,7 +32,7 @@ def test_a_thread_that_breaks_down_answers_everybody_and_begins_anew(
         assert next(iter(streams[0])).text is not None
         with monkeypatch.context() as patch:
             # What happens inside a step is not ours to foresee; the property is read in each.
-            patch.setattr(Sequence, "pending", property(_break_down))
+            patch.setattr(ScheduledSequence, "pending", property(_break_down))
             for stream in streams:
                 with pytest.raises(EngineFailedError, match="broke down"):
                     list(stream)
@@ -43,7 +43,7 @@ def test_a_thread_that_breaks_down_answers_everybody_and_begins_anew(
         assert again.usage.completion_tokens == 3
 
 
-def _break_down(_: Sequence) -> int:
+def _break_down(_: ScheduledSequence) -> int:
     raise Breakdown
 
 
@@ -87,7 +87,7 @@ class EndlessReader:
 
 def test_a_reading_counts_until_it_is_cancelled_and_then_leaves_nothing() -> None:
     executor: Any = EndlessReader()
-    worker = Worker(executor)
+    worker = EngineWorker(executor)
 
     def counted() -> tuple[int, int, int]:
         state = worker.state()
@@ -108,7 +108,7 @@ def test_a_reading_counts_until_it_is_cancelled_and_then_leaves_nothing() -> Non
 
 def test_a_change_of_adapters_is_made_whoever_has_stopped_waiting() -> None:
     executor: Any = EndlessReader()
-    worker = Worker(executor)
+    worker = EngineWorker(executor)
     reading = worker.embed([[1]], "key")
     change = worker.change_adapter("key", None)
     assert not change.cancel()

@@ -22,7 +22,7 @@ from llmctl.types import (
     Quant,
     SamplingParams,
 )
-from tests.adapters import save_adapter, teach
+from tests.adapters import save_adapter, save_trained_adapter
 from tests.engine.models.fake_sources import COMMIT, isolate, model_files, write_cached
 from tests.tiny import CHATML, save_tiny_model
 
@@ -36,7 +36,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def taught(base: Path, tmp_path: Path) -> Path:
-    return teach(tmp_path / "v1", base, model_id="m-5eed", target_modules=LAYERS)
+    return save_trained_adapter(tmp_path / "v1", base, model_id="m-5eed", target_modules=LAYERS)
 
 
 def spec(folder: Path, **options: Any) -> ModelSpec:
@@ -87,7 +87,7 @@ def test_it_answers_as_peft_does_and_says_what_it_is(base: Path, taught: Path) -
 def test_adapters_of_more_than_two_matrices_are_put_on_for_good(
     base: Path, tmp_path: Path, config: dict[str, Any]
 ) -> None:
-    taught = teach(tmp_path / "v1", base, target_modules=LAYERS, **config)
+    taught = save_trained_adapter(tmp_path / "v1", base, target_modules=LAYERS, **config)
     with HFRunner(spec(taught)) as engine:
         engine.load()
         assert ids_of(engine) == peft_ids(base, taught)
@@ -100,7 +100,7 @@ def test_adapters_of_more_than_two_matrices_are_put_on_for_good(
 def test_quantisation_is_the_base_models(
     base: Path, tmp_path: Path, quant: Quant, dora: bool
 ) -> None:
-    taught = teach(tmp_path / "v1", base, target_modules=LAYERS, use_dora=dora)
+    taught = save_trained_adapter(tmp_path / "v1", base, target_modules=LAYERS, use_dora=dora)
     with HFRunner(spec(taught, quant=quant)) as engine:
         engine.load()
         assert len(ids_of(engine)) == 12
@@ -108,7 +108,7 @@ def test_quantisation_is_the_base_models(
 
 
 def test_dora_on_eight_bits_is_refused_with_what_does(base: Path, tmp_path: Path) -> None:
-    taught = teach(tmp_path / "v1", base, target_modules=LAYERS, use_dora=True)
+    taught = save_trained_adapter(tmp_path / "v1", base, target_modules=LAYERS, use_dora=True)
     with (
         HFRunner(spec(taught, quant="8bit")) as engine,
         pytest.raises(ConfigError, match="does not go with --quant 8bit") as caught,

@@ -20,7 +20,7 @@ from llmctl.evaluation.opencompass.child.response_cache import Journal, key_of
 from llmctl.evaluation.opencompass.launch import LOG, OpenCompassError, launch
 from llmctl.evaluation.opencompass.likelihood_path import likelihood_path
 from llmctl.evaluation.opencompass.outputs import read_subject
-from llmctl.services.private_server import private_endpoint
+from llmctl.services.private_server import serve_privately
 from llmctl.types import Question, SubjectPlan
 from tests.evaluation.answering import answering, chat_reply
 from tests.server.servers import running
@@ -97,7 +97,7 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_not() -> None:
 
 
 def test_scores_over_http_are_the_same_by_either_way(tiny: HFRunner) -> None:
-    with private_endpoint(tiny) as private:
+    with serve_privately(tiny) as private:
         one = Server(private.base_url, private.model, private.api_key)
         shared = [(index, scores) for index, scores, _ in score_shared(one, TEXTS)]
         echoed = [(index, scores) for index, scores, _ in score_echoed(one, TEXTS, 2)]
@@ -119,7 +119,7 @@ def test_a_server_that_dies_in_the_middle_leaves_an_error_for_each_question_left
 
 def test_the_private_server_needs_its_key(tiny: HFRunner) -> None:
     with (
-        private_endpoint(tiny) as private,
+        serve_privately(tiny) as private,
         pytest.raises(AskError, match="401"),
     ):
         Server(private.base_url, private.model, "guess").ask("/completions", {})
@@ -152,7 +152,7 @@ def test_a_server_whose_likelihoods_are_not_real_is_refused(
 
 
 def test_the_probe_finds_both_ways(tiny: HFRunner) -> None:
-    with private_endpoint(tiny) as private:
+    with serve_privately(tiny) as private:
         assert likelihood_path(private) == "score"
     with running(tiny) as url:
         assert likelihood_path(Endpoint(f"{url}/v1", tiny.info().model_id)) == "echo"

@@ -18,7 +18,7 @@ from llmctl.evaluation.opencompass import OpenCompassBackend, venv
 from llmctl.evaluation.opencompass.configs import plan_config
 from llmctl.evaluation.plan import Wanted
 from llmctl.evaluation.runner import NativeBackend
-from llmctl.services.private_server import private_endpoint
+from llmctl.services.private_server import serve_privately
 from llmctl.types import Question, QuestionResult, SuitePlan, ignore_progress
 from tests.evaluation.answering import answering, chat_reply
 from tests.evaluation.small_benchmark import plan, write_ceval, write_mmlu
@@ -134,7 +134,7 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HFRunner]:
 def test_both_backends_agree_question_by_question(
     exams: list[SuitePlan], roomy: HFRunner, tmp_path: Path
 ) -> None:
-    with private_endpoint(roomy) as endpoint:
+    with serve_privately(roomy) as endpoint:
         judged = run(tmp_path, exams, endpoint)
     native = NativeBackend().run(exams, roomy, lambda _: None, ignore_progress)
     assert len(native) == 18 + 4
@@ -159,7 +159,7 @@ def test_any_configuration_is_planned_as_opencompass_words_it_and_sat(
     for question, same in zip(subject.questions, native, strict=True):
         assert _texts(question) == _texts(same)
         assert (question.labels, question.gold) == (same.labels, same.gold)
-    with private_endpoint(roomy) as endpoint:
+    with serve_privately(roomy) as endpoint:
         judged = run(tmp_path / "run", [theirs], endpoint)
     ours = replace(ours, subjects=(replace(anatomy, questions=native),))
     expected = NativeBackend().run([ours], roomy, lambda _: None, ignore_progress)

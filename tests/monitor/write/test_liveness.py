@@ -15,7 +15,7 @@ from llmctl.monitor.store import Store
 from llmctl.monitor.write.events import Point
 from llmctl.monitor.write.liveness import DIED, is_alive, settle_dead_runs, this_process
 from llmctl.monitor.write.spool import Spool
-from llmctl.types import TAG_ERROR, TAG_PROCESS, TAG_SEEN
+from llmctl.types import TAG_ERROR, TAG_HEARTBEAT, TAG_PROCESS
 from tests.monitor.conftest import Opener
 
 Child = subprocess.Popen[str]
@@ -149,9 +149,9 @@ def test_a_process_elsewhere_is_dead_after_a_quarter_of_an_hour_of_silence() -> 
 
 def test_the_runs_of_other_programs_are_left_alone(store: Store) -> None:
     other = store.client.create_run(store.experiment_id)
-    theirs = {TAG_PROCESS: "elsewhere/1 12 1700000000", TAG_SEEN: f"{time.time():.0f}"}
+    theirs = {TAG_PROCESS: "elsewhere/1 12 1700000000", TAG_HEARTBEAT: f"{time.time():.0f}"}
     remote = store.client.create_run(store.experiment_id, tags=theirs)
     assert settle_dead_runs(store.client, [store.experiment_id]) == []
-    store.client.set_tag(remote.info.run_id, TAG_SEEN, "1700000000")
+    store.client.set_tag(remote.info.run_id, TAG_HEARTBEAT, "1700000000")
     assert settle_dead_runs(store.client, [store.experiment_id]) == [remote.info.run_id]
     assert store.client.get_run(other.info.run_id).info.status == "RUNNING"

@@ -12,7 +12,7 @@ from openai.types.responses import Response, ResponseFunctionToolCall
 from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.types import Grammar, Message, ToolCall
-from tests.fakes import CALLS, WRITTEN, FakeEngine
+from tests.fakes import TOOL_CALL_CHUNKS, TOOL_CALLS, FakeEngine
 from tests.server.servers import error_of, request, running
 
 URL = "/v1/responses"
@@ -86,7 +86,7 @@ def test_events_are_numbered_and_lead_to_the_same_response() -> None:
     pieces: tuple[str | ResponseDelta, ...] = (
         "I ",
         "add.",
-        *(ResponseDelta(call=call) for call in WRITTEN),
+        *(ResponseDelta(call=call) for call in TOOL_CALL_CHUNKS),
     )
     streamed = events(respond(FakeEngine(pieces), stream=True, tools=[TOOL]).text)
     whole = respond(FakeEngine(pieces), tools=[TOOL]).json()
@@ -103,12 +103,14 @@ def test_events_are_numbered_and_lead_to_the_same_response() -> None:
         assert read.output_text == "I add."
         calls = [item for item in read.output if isinstance(item, ResponseFunctionToolCall)]
         assert [(c.call_id, c.name, c.arguments) for c in calls] == [
-            (c.id, c.name, c.arguments) for c in CALLS
+            (c.id, c.name, c.arguments) for c in TOOL_CALLS
         ]
 
 
 def test_calls_without_words_are_the_only_items() -> None:
-    output = respond(FakeEngine((ResponseDelta(call=CALLS[0]),)), tools=[TOOL]).json()["output"]
+    output = respond(FakeEngine((ResponseDelta(call=TOOL_CALLS[0]),)), tools=[TOOL]).json()[
+        "output"
+    ]
     assert [item["type"] for item in output] == ["function_call"]
 
 

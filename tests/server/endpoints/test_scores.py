@@ -6,13 +6,13 @@ from typing import Any
 
 import httpx
 
-from llmctl.config import ServeOptions
+from llmctl.config import ServeConfig
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.loglikelihood import GroupScore, score_full_texts
 from llmctl.server.app import create_app
 from tests.server.servers import error_of
 
-OPTIONS = ServeOptions(log_requests=False)
+OPTIONS = ServeConfig(log_requests=False)
 
 
 def post(engine: HFRunner, *, scoring: bool = True, **fields: Any) -> httpx.Response:

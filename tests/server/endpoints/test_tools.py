@@ -8,13 +8,13 @@ import pytest
 
 from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.types import Tool, ToolCall
-from tests.fakes import CALLS, WRITTEN, FakeEngine
+from tests.fakes import TOOL_CALL_CHUNKS, TOOL_CALLS, FakeEngine
 from tests.server.servers import CHAT, chat, chat_body, events_of, request, running
 
 PIECES = (
     ResponseDelta(reasoning="Hm."),
     ResponseDelta(reasoning=" So."),
-    *(ResponseDelta(call=call) for call in WRITTEN),
+    *(ResponseDelta(call=call) for call in TOOL_CALL_CHUNKS),
 )
 ADD: openai.types.chat.ChatCompletionFunctionToolParam = {
     "type": "function",
@@ -57,7 +57,7 @@ def test_the_clients_stream_helper_joins_calls_and_reasoning(client: openai.Open
         message = stream.get_final_completion().choices[0].message
     assert message.tool_calls is not None
     joined = [(c.id, c.function.name, c.function.arguments) for c in message.tool_calls]
-    assert joined == [(c.id, c.name, c.arguments) for c in CALLS]
+    assert joined == [(c.id, c.name, c.arguments) for c in TOOL_CALLS]
 
 
 def test_id_type_and_name_of_a_call_are_streamed_once() -> None:

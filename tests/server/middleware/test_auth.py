@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmctl.config import ServeOptions
+from llmctl.config import ServeConfig
 from llmctl.errors import ConfigError
 from tests.fakes import FakeEngine
 from tests.server.servers import CHAT, chat_body, error_of, request
@@ -69,14 +69,14 @@ def test_an_invited_origin_may_ask_before_it_has_shown_its_key() -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "my-host"])
 def test_other_machines_are_not_served_without_a_key(host: str) -> None:
     with pytest.raises(ConfigError, match="no API key"):
-        ServeOptions(host=host)
-    assert ServeOptions(host=host, insecure=True).host == host
-    assert ServeOptions(host=host, api_keys=("k",)).host == host
+        ServeConfig(host=host)
+    assert ServeConfig(host=host, insecure=True).host == host
+    assert ServeConfig(host=host, api_keys=("k",)).host == host
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_this_machine_is_served_without_a_key(host: str) -> None:
-    assert ServeOptions(host=host).api_keys == ()
+    assert ServeConfig(host=host).api_keys == ()
 
 
 @pytest.mark.parametrize(
@@ -90,4 +90,4 @@ def test_this_machine_is_served_without_a_key(host: str) -> None:
 )
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
-        ServeOptions(**wrong)  # type: ignore[arg-type]
+        ServeConfig(**wrong)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from llmctl.data.io.reader import Row
 from llmctl.data.rows.digests import answer_key, content_key, prompt_key
 from llmctl.data.rows.extended_json import from_json, to_json
 from llmctl.data.rows.row_errors import Problem
-from llmctl.types import Example, Origin
+from llmctl.types import Example, SourceLocation
 
 UNREADABLE = "unreadable"
 UNREAD = 255
@@ -34,7 +34,7 @@ EXAMPLES = 5
 class Record:
     """One row on its way through the disk."""
 
-    origin: Origin
+    origin: SourceLocation
     original: bytes
     """`beyond_json.to_json` of it; what cannot be read as a JSON string."""
     cleaned: bytes | None
@@ -42,7 +42,7 @@ class Record:
     detail: str = ""
     """Why it is removed."""
     lines_below: int = 0
-    """As `Row.lines_below`."""
+    """As `OutputState.lines_below`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmctl.config.settings import Layer
+from llmctl.config.settings import ConfigSource
 from llmctl.data.cleaning.pipeline.settings import CleanSettings, hyphenated
 from llmctl.data.rows.findings import did_you_mean
 from llmctl.errors import ConfigError
@@ -27,7 +27,7 @@ class Choices:
     redact: bool = False
 
 
-def settings_of(choices: Choices, file: Layer | None = None) -> CleanSettings:
+def settings_of(choices: Choices, file: ConfigSource | None = None) -> CleanSettings:
     """Make one set of settings of a file and of the options, which rank higher.
 
     Raises:

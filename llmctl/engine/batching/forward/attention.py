@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 
-from llmctl.engine.batching.forward.bucket_size import rounded, rounded_queries
-from llmctl.engine.batching.kv import KVCache, Reader, Writer
+from llmctl.engine.batching.forward.bucket_size import bucket_size, query_bucket_size
+from llmctl.engine.batching.kv import KVCache, KVReader, KVWriter
 
 NAME = "llmctl_packed"
 _QUERY_BLOCK, _CPU_QUERY_BLOCK = 256, 128
@@ -53,8 +53,8 @@ class PackedStep:
 
     segments: Sequence[Segment]
     _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
-    _writers: list[Writer] = field(default_factory=list)
-    _readers: dict[int | None, list[Reader]] = field(default_factory=dict)
+    _writers: list[KVWriter] = field(default_factory=list)
+    _readers: dict[int | None, list[KVReader]] = field(default_factory=dict)
 
     def split(self, new: Tensor) -> tuple[Tensor, ...]:
         """Cut (heads, tokens, head_dim) into the segments' own; filler after them is left out."""
@@ -63,13 +63,13 @@ class PackedStep:
         parts: tuple[Tensor, ...] = torch.split(new, [*counts, filler], dim=1)
         return parts[: len(counts)]
 
-    def writers(self) -> list[Writer]:
+    def writers(self) -> list[KVWriter]:
         """Return what writes each segment's new keys and values, made once for all layers."""
         if not self._writers:
             self._writers = [s.cache.writer(s.past, s.count) for s in self.segments]
         return self._writers
 
-    def readers(self, window: int | None) -> list[Reader]:
+    def readers(self, window: int | None) -> list[KVReader]:
         """Return what reads all that each segment may see, made once for all layers."""
         if window not in self._readers:
             self._readers[window] = [_reader(segment, window) for segment in self.segments]
@@ -92,10 +92,10 @@ class PackedStep:
             mask = _additive_mask(query, segment, begin, size, window)
             if query.device.type == "cpu":
                 rows, columns = mask.shape
-                wider = min(rounded(columns), segment.cache.capacity) - columns
+                wider = min(bucket_size(columns), segment.cache.capacity) - columns
                 mask = F.pad(mask, (0, wider), value=float("-inf"))
                 # What nobody asked may see anything: a row that sees nothing would be NaN.
-                mask = F.pad(mask, (0, 0, 0, rounded_queries(rows) - rows))
+                mask = F.pad(mask, (0, 0, 0, query_bucket_size(rows) - rows))
             self._masks[key] = mask
         return self._masks[key]
 
@@ -120,11 +120,11 @@ def _additive_mask(
     return mask.to(query.device)
 
 
-def _reader(segment: Segment, window: int | None) -> Reader:
+def _reader(segment: Segment, window: int | None) -> KVReader:
     total = segment.past + segment.count
     if segment.count == 1:
         return segment.cache.reader(0 if window is None else max(total - window, 0), total)
-    return segment.cache.reader(0, min(rounded(total), segment.cache.capacity))
+    return segment.cache.reader(0, min(bucket_size(total), segment.cache.capacity))
 
 
 def register() -> None:

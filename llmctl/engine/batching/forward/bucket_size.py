@@ -8,7 +8,7 @@ _EXACT = 16
 _LEAST_STEP = 8
 
 
-def rounded(count: int) -> int:
+def bucket_size(count: int) -> int:
     """Return the next admitted size: every one up to 16, then about eight per doubling."""
     if count <= _EXACT:
         return count
@@ -16,6 +16,6 @@ def rounded(count: int) -> int:
     return -(-count // step) * step
 
 
-def rounded_queries(count: int) -> int:
+def query_bucket_size(count: int) -> int:
     """Return the next power of two from 16 on: these vary together with the keys they ask."""
     return max(_EXACT, 1 << (count - 1).bit_length())

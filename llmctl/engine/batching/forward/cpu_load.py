@@ -24,7 +24,7 @@ def _busy_s() -> float:
     )
 
 
-class Neighbours:
+class CpuLoadMonitor:
     """Watches how much of the processor other processes use.
 
     Args:

@@ -16,8 +16,18 @@ from torch import Tensor, nn
 
 from llmctl.engine.batching.forward.attention import attend
 from llmctl.engine.batching.forward.linear import Linear, fuse
-from llmctl.engine.batching.forward.lora import Adapter, Rows, Site, StepRows
-from llmctl.engine.batching.forward.packed import Work, note_rows, pack, remember
+from llmctl.engine.batching.forward.lora import (
+    AdapterSegments,
+    AdapterSlices,
+    LoraAdapter,
+    LoraLinear,
+)
+from llmctl.engine.batching.forward.packed import (
+    BatchItem,
+    append_computed_tokens,
+    pack,
+    record_adapter_segments,
+)
 
 _REFINED = 16
 """Tokens of each row whose logits are computed again in float32."""
@@ -64,8 +74,8 @@ class FusedForward:
         self._head_dim = first.head_dim
         self._scaling: float = first.scaling
         self._device = model.device
-        self._rows = StepRows()
-        self._sites: list[Site] = []
+        self._rows = AdapterSegments()
+        self._sites: list[LoraLinear] = []
         self._embed: nn.Embedding = body.embed_tokens
         self._rotary: Any = body.rotary_emb
         self._norm = _norm(body.norm)
@@ -80,7 +90,7 @@ class FusedForward:
         self._head = fuse([head])
 
     @torch.inference_mode()
-    def run(self, work: Sequence[Work]) -> Tensor:
+    def run(self, work: Sequence[BatchItem]) -> Tensor:
         """Compute one step; see `Forward.run`."""
         states, wanted = self._body(work)
         if len(wanted) < len(states):
@@ -88,14 +98,14 @@ class FusedForward:
         return self._logits(self._norm.wide(states))
 
     @torch.inference_mode()
-    def states(self, work: Sequence[Work]) -> Tensor:
+    def states(self, work: Sequence[BatchItem]) -> Tensor:
         """Compute one step up to the head; see `Forward.states`."""
         return self._norm.wide(self._body(work)[0])
 
-    def _body(self, work: Sequence[Work]) -> tuple[Tensor, list[int]]:
+    def _body(self, work: Sequence[BatchItem]) -> tuple[Tensor, list[int]]:
         """Run the layers; return (tokens, hidden) in float32, and for which logits are wanted."""
         step, token_ids, positions, wanted = pack(work)
-        note_rows(self._rows, work)
+        record_adapter_segments(self._rows, work)
         ids = torch.tensor(token_ids, device=self._device)
         embedded = self._embed(ids)
         cos, sin = self._rotary(embedded, torch.tensor([positions], device=self._device))
@@ -120,7 +130,7 @@ class FusedForward:
             x = x + layer.output(seen.reshape(len(token_ids), -1))
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
-        remember(work)
+        append_computed_tokens(work)
         return x, wanted
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -138,7 +148,7 @@ class FusedForward:
         exact = torch.matmul(weight[best].float(), hidden.unsqueeze(-1)).squeeze(-1)
         return logits.float().scatter_(1, best, exact)
 
-    def put_adapter(self, key: str, adapter: Adapter) -> None:
+    def put_adapter(self, key: str, adapter: LoraAdapter) -> None:
         """Hold an adapter; see `Forward.put_adapter`."""
         if not self._sites:
             self._make_sites()
@@ -156,9 +166,9 @@ class FusedForward:
     def _make_sites(self) -> None:
         """Make every linear layer a site for adapters; until the first comes, none pays for it."""
 
-        def adapted(linear: Linear, rows: Rows, *paths: str) -> Linear:
+        def adapted(linear: Linear, rows: AdapterSlices, *paths: str) -> Linear:
             modules = {path: self.model.get_submodule(path) for path in paths}
-            self._sites.append(Site(modules, rows, self.model.dtype))
+            self._sites.append(LoraLinear(modules, rows, self.model.dtype))
             return self._sites[-1].adapt(linear)
 
         for index, layer in enumerate(self._layers):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 
-from llmctl.engine.batching.forward.bucket_size import rounded
+from llmctl.engine.batching.forward.bucket_size import bucket_size
 from llmctl.engine.loading.int4 import Int4Linear
 
 Linear = Callable[[Tensor], Tensor]
@@ -62,7 +62,7 @@ def lay_out(weight: Tensor, bias: Tensor | None = None) -> Linear:
 
     def multiply(x: Tensor) -> Tensor:
         rows = x.shape[0]
-        if (wide := rounded(rows)) != rows:
+        if (wide := bucket_size(rows)) != rows:
             x = F.pad(x, (0, 0, 0, wide - rows))
         result: Tensor = product(x, packed, bias, "none", [], "")
         return result[:rows]

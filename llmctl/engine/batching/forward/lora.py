@@ -18,7 +18,7 @@ _FEW_ROWS = 8
 less time than a bfloat16 product needs to begin."""
 
 
-class Delta(NamedTuple):
+class LoraWeights(NamedTuple):
     """What an adapter adds to one linear layer."""
 
     down: Tensor
@@ -27,19 +27,19 @@ class Delta(NamedTuple):
     """(rank, outputs), scaled."""
 
 
-Adapter = Mapping[str, Delta]
+LoraAdapter = Mapping[str, LoraWeights]
 """By the path of the linear module within the model."""
 
-Rows = list[tuple[str, slice]]
+AdapterSlices = list[tuple[str, slice]]
 """Which rows are under which adapter. Filled anew for every step, in place."""
 
 
-class StepRows:
+class AdapterSegments:
     """Which rows of the running step are under which adapter; of the others nothing is said."""
 
     def __init__(self) -> None:
-        self.tokens: Rows = []
-        self.wanted: Rows = []
+        self.tokens: AdapterSlices = []
+        self.wanted: AdapterSlices = []
         """Of the tokens whose logits are wanted, which are all that the head sees."""
 
     def note(self, segments: Iterable[tuple[str | None, int, int]]) -> None:
@@ -60,7 +60,7 @@ class StepRows:
         self.tokens[:] = self.wanted[:] = [] if key is None else [(key, slice(None))]
 
 
-class Site:
+class LoraLinear:
     """One or several linear layers of the same input, and what adapters add to their outputs.
 
     Args:
@@ -69,13 +69,13 @@ class Site:
         dtype: of the deltas, where the layers' own weights are quantised.
     """
 
-    def __init__(self, modules: Mapping[str, Any], rows: Rows, dtype: torch.dtype) -> None:
+    def __init__(self, modules: Mapping[str, Any], rows: AdapterSlices, dtype: torch.dtype) -> None:
         self._modules = modules
         self._rows = rows
         self._dtype = dtype
-        self._deltas: dict[str, Delta] = {}
+        self._deltas: dict[str, LoraWeights] = {}
 
-    def put(self, key: str, adapter: Adapter) -> None:
+    def put(self, key: str, adapter: LoraAdapter) -> None:
         """Hold what an adapter adds here, if anything."""
         own = [adapter.get(path) for path in self._modules]
         if not any(own):
@@ -87,7 +87,7 @@ class Site:
         # One product for all parts: `up` is block-diagonal, with no rows for parts left alone.
         down = torch.cat([d.down for d in own if d is not None], dim=1)
         up = torch.block_diag(*map(_up, own, self._modules.values()))
-        self._deltas[key] = Delta(down.to(weight.device, dtype), up.to(weight.device, dtype))
+        self._deltas[key] = LoraWeights(down.to(weight.device, dtype), up.to(weight.device, dtype))
 
     def drop(self, key: str) -> None:
         """Forget an adapter."""
@@ -125,19 +125,19 @@ class Site:
 class HookedAdapters:
     """Adapters on a model that runs its own forward pass, by hooks on the layers they change."""
 
-    def __init__(self, model: Any, rows: StepRows) -> None:
+    def __init__(self, model: Any, rows: AdapterSegments) -> None:
         self._rows = rows
         self._model = model
-        self._sites: dict[str, tuple[Site, Any]] = {}
+        self._sites: dict[str, tuple[LoraLinear, Any]] = {}
 
-    def put(self, key: str, adapter: Adapter) -> None:
+    def put(self, key: str, adapter: LoraAdapter) -> None:
         """Hold an adapter."""
         for path in adapter:
             if path not in self._sites:
                 module = self._model.get_submodule(path)
                 is_head = module is self._model.get_output_embeddings()
                 rows = self._rows.wanted if is_head else self._rows.tokens
-                site = Site({path: module}, rows, self._model.dtype)
+                site = LoraLinear({path: module}, rows, self._model.dtype)
                 self._sites[path] = site, module.register_forward_hook(site.hook)
             self._sites[path][0].put(key, adapter)
 
@@ -150,5 +150,5 @@ class HookedAdapters:
                 del self._sites[path]
 
 
-def _up(delta: Delta | None, module: Any) -> Tensor:
+def _up(delta: LoraWeights | None, module: Any) -> Tensor:
     return torch.empty(0, module.out_features) if delta is None else delta.up

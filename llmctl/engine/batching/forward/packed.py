@@ -9,16 +9,16 @@ from torch import Tensor
 
 from llmctl.engine.batching.forward import attention
 from llmctl.engine.batching.forward.attention import PackedStep, Segment
-from llmctl.engine.batching.forward.bucket_size import rounded
-from llmctl.engine.batching.forward.lora import Adapter, HookedAdapters, StepRows
+from llmctl.engine.batching.forward.bucket_size import bucket_size
+from llmctl.engine.batching.forward.lora import AdapterSegments, HookedAdapters, LoraAdapter
 from llmctl.engine.batching.kv import KVCache, KVShape
 
-IDLE_CHUNK = 512
+PREFILL_CHUNK_TOKENS = 512
 """Prompt tokens per step while nobody decodes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class BatchItem:
     """New tokens of one row: they are appended to its cache, which must have room for them."""
 
     cache: KVCache
@@ -32,21 +32,21 @@ class Work:
 class Forward(Protocol):
     """Computes one step."""
 
-    def run(self, work: Sequence[Work]) -> Tensor:
+    def run(self, work: Sequence[BatchItem]) -> Tensor:
         """Compute the new tokens and note them in their caches.
 
         Returns:
             Logits (sum of the wanted, vocab), in the order of `work`, in the model's type.
         """
 
-    def states(self, work: Sequence[Work]) -> Tensor:
+    def states(self, work: Sequence[BatchItem]) -> Tensor:
         """Compute the new tokens like `run`.
 
         Returns:
             What the head would see of each of them, (tokens, hidden).
         """
 
-    def put_adapter(self, key: str, adapter: Adapter) -> None:
+    def put_adapter(self, key: str, adapter: LoraAdapter) -> None:
         """Hold an adapter from the next step on, for rows whose cache names its key.
 
         Rows of one adapter are best next to each other.
@@ -61,34 +61,34 @@ class PackedForward:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._rows = StepRows()
+        self._rows = AdapterSegments()
         self._adapters = HookedAdapters(model, self._rows)
         attention.register()
         model.set_attn_implementation(attention.NAME)
 
     @torch.inference_mode()
-    def run(self, work: Sequence[Work]) -> Tensor:
+    def run(self, work: Sequence[BatchItem]) -> Tensor:
         """Compute one step; see `Forward.run`."""
         inputs, wanted = self._inputs(work)
         kept = torch.tensor(wanted, dtype=torch.long, device=self.model.device)
         logits: Tensor = self.model(**inputs, logits_to_keep=kept).logits[0]
-        remember(work)
+        append_computed_tokens(work)
         return logits
 
     @torch.inference_mode()
-    def states(self, work: Sequence[Work]) -> Tensor:
+    def states(self, work: Sequence[BatchItem]) -> Tensor:
         """Compute one step up to the head; see `Forward.states`."""
         inputs, _ = self._inputs(work)
         states: Tensor = self.model.base_model(**inputs).last_hidden_state[0]
-        remember(work)
+        append_computed_tokens(work)
         return states[: sum(len(item.token_ids) for item in work)]
 
-    def _inputs(self, work: Sequence[Work]) -> tuple[dict[str, Any], list[int]]:
+    def _inputs(self, work: Sequence[BatchItem]) -> tuple[dict[str, Any], list[int]]:
         step, token_ids, positions, wanted = pack(work)
-        note_rows(self._rows, work)
+        record_adapter_segments(self._rows, work)
         device = self.model.device
         if device.type == "cpu":
-            filler = [0] * (rounded(len(token_ids)) - len(token_ids))
+            filler = [0] * (bucket_size(len(token_ids)) - len(token_ids))
             token_ids, positions = token_ids + filler, positions + filler
         inputs = {
             "input_ids": torch.tensor([token_ids], device=device),
@@ -98,7 +98,7 @@ class PackedForward:
         }
         return inputs, wanted
 
-    def put_adapter(self, key: str, adapter: Adapter) -> None:
+    def put_adapter(self, key: str, adapter: LoraAdapter) -> None:
         """Hold an adapter; see `Forward.put_adapter`."""
         self._adapters.put(key, adapter)
 
@@ -107,7 +107,7 @@ class PackedForward:
         self._adapters.drop(key)
 
 
-def pack(work: Sequence[Work]) -> tuple[PackedStep, list[int], list[int], list[int]]:
+def pack(work: Sequence[BatchItem]) -> tuple[PackedStep, list[int], list[int], list[int]]:
     """Lay rows end to end.
 
     Returns:
@@ -128,12 +128,12 @@ def pack(work: Sequence[Work]) -> tuple[PackedStep, list[int], list[int], list[i
     return PackedStep(segments), token_ids, positions, wanted
 
 
-def note_rows(rows: StepRows, work: Sequence[Work]) -> None:
+def record_adapter_segments(rows: AdapterSegments, work: Sequence[BatchItem]) -> None:
     """Note which rows of the step are under which adapter."""
     rows.note((item.cache.adapter, len(item.token_ids), len(item.logits)) for item in work)
 
 
-def remember(work: Sequence[Work]) -> None:
+def append_computed_tokens(work: Sequence[BatchItem]) -> None:
     """Note in each cache what the step has put there."""
     for item in work:
         trunk = len(item.token_ids) - sum(item.branches)

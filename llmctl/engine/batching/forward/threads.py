@@ -11,9 +11,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from llmctl.engine.batching.forward.cpu_load import Neighbours
-from llmctl.engine.batching.forward.lora import Adapter
-from llmctl.engine.batching.forward.packed import Forward, Work
+from llmctl.engine.batching.forward.cpu_load import CpuLoadMonitor
+from llmctl.engine.batching.forward.lora import LoraAdapter
+from llmctl.engine.batching.forward.packed import BatchItem, Forward
 from llmctl.engine.batching.kv import KVCache, KVPool
 
 _PAUSE_SOFT = 1
@@ -33,28 +33,28 @@ class ThreadedForward:
     its work, and a thread that has to share its core with another process holds up all others.
     """
 
-    def __init__(self, forward: Forward, decode_threads: int, neighbours: Neighbours) -> None:
+    def __init__(self, forward: Forward, decode_threads: int, neighbours: CpuLoadMonitor) -> None:
         self._forward = forward
         self._all_threads = torch.get_num_threads()
         self._decode_threads = decode_threads
         self._neighbours = neighbours
 
-    def run(self, work: Sequence[Work]) -> Tensor:
+    def run(self, work: Sequence[BatchItem]) -> Tensor:
         """Compute one step; see `Forward.run`."""
         self._suit(work)
         return self._forward.run(work)
 
-    def states(self, work: Sequence[Work]) -> Tensor:
+    def states(self, work: Sequence[BatchItem]) -> Tensor:
         """Compute one step up to the head; see `Forward.states`."""
         self._suit(work)
         return self._forward.states(work)
 
-    def _suit(self, work: Sequence[Work]) -> None:
+    def _suit(self, work: Sequence[BatchItem]) -> None:
         small = sum(len(item.token_ids) for item in work) <= _SMALL_STEP
         most = self._decode_threads if small else self._all_threads
         torch.set_num_threads(self._neighbours.threads(most))
 
-    def put_adapter(self, key: str, adapter: Adapter) -> None:
+    def put_adapter(self, key: str, adapter: LoraAdapter) -> None:
         """Hold an adapter; see `Forward.put_adapter`."""
         self._forward.put_adapter(key, adapter)
 
@@ -63,7 +63,7 @@ class ThreadedForward:
         self._forward.drop_adapter(key)
 
 
-def measure_decode_threads(forward: Forward, pool: KVPool, neighbours: Neighbours) -> int:
+def measure_decode_threads(forward: Forward, pool: KVPool, neighbours: CpuLoadMonitor) -> int:
     """Return how many threads decode fastest: all, half or one. Leaves no trace in the pool.
 
     While other programs are at work all count as fastest: what is measured then would be kept after
@@ -90,7 +90,7 @@ def measure_decode_threads(forward: Forward, pool: KVPool, neighbours: Neighbour
     return best if neighbours.threads(most) == most else most
 
 
-def let_team_go() -> None:
+def release_openmp_threads() -> None:
     """Let go of the OpenMP threads that have computed for the calling thread.
 
     GNU's OpenMP gives every thread that computes a team of its own, and keeps it. While there are
@@ -111,6 +111,6 @@ def _fastest_step(forward: Forward, rows: Sequence[KVCache]) -> float:
         for cache in rows:
             cache.truncate(0)
         begin = time.perf_counter()
-        forward.run([Work(cache, [1]) for cache in rows])
+        forward.run([BatchItem(cache, [1]) for cache in rows])
         times.append(time.perf_counter() - begin)
     return min(times)

@@ -17,7 +17,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from llmctl.engine.batching.sampling.logprobs import TokenTexts
+from llmctl.engine.batching.sampling.logprobs import TokenBytes
 from llmctl.errors import RequestError
 from llmctl.types import Grammar
 
@@ -193,7 +193,7 @@ class _Vocabulary:
     bos_token_id = None
 
     def __init__(self, tokenizer: Any, size: int, eos_ids: Sequence[int]) -> None:
-        texts = TokenTexts(tokenizer)
+        texts = TokenBytes(tokenizer)
         self.tokens = [texts.of(i) for i in range(size)]
         self.eos_token_id = eos_ids[0] if eos_ids else None
         added = tokenizer.added_tokens_decoder.items()

@@ -12,7 +12,7 @@ from llmctl.types import TokenLogprob, TokenProb
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-class TokenTexts:
+class TokenBytes:
     """Says what each token id stands for. One per tokenizer; answers are kept."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -50,7 +50,7 @@ class TokenTexts:
 
 
 def token_logprobs(
-    logits: Tensor, chosen: Sequence[int], wanted: Sequence[int | None], texts: TokenTexts
+    logits: Tensor, chosen: Sequence[int], wanted: Sequence[int | None], texts: TokenBytes
 ) -> list[TokenLogprob | None]:
     """Describe the chosen tokens under the distribution the model gave, before any adjustment.
 

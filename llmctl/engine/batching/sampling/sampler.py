@@ -16,13 +16,13 @@ from torch import Tensor
 from llmctl.engine.batching.sampling.grammar import GrammarMatcher
 from llmctl.types import SamplingParams
 
-CANDIDATES = 256
+SORTED_CANDIDATES = 256
 """How many of the likeliest tokens are sorted; rows that need to look further sort them all."""
-COLDEST = 1e-5
+MIN_TEMPERATURE = 1e-5
 """A lower temperature chooses no differently, and logits over it would leave float32's range."""
 
 
-class RowSampler:
+class SequenceSampler:
     """What one row brings to each of its choices: parameters, history, random numbers.
 
     Args:
@@ -128,7 +128,7 @@ class RowSampler:
         return logits
 
 
-def sample(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+def sample(logits: Tensor, rows: Sequence[SequenceSampler]) -> list[int]:
     """Choose one token per row.
 
     Args:
@@ -141,7 +141,7 @@ def sample(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
     return _sample_mixed(logits.float(), rows)
 
 
-def _sample_mixed(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+def _sample_mixed(logits: Tensor, rows: Sequence[SequenceSampler]) -> list[int]:
     if any(row.adjusts for row in rows):
         logits = torch.stack(
             [row.adjust(own) if row.adjusts else own for row, own in zip(rows, logits, strict=True)]
@@ -161,25 +161,27 @@ def _sample_mixed(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
     return chosen
 
 
-def _likeliest(logits: Tensor, _: Sequence[RowSampler]) -> list[int]:
+def _likeliest(logits: Tensor, _: Sequence[SequenceSampler]) -> list[int]:
     chosen: list[int] = logits.argmax(-1).tolist()
     return chosen
 
 
-def _drawn(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+def _drawn(logits: Tensor, rows: Sequence[SequenceSampler]) -> list[int]:
     return _draw(_probabilities(logits, rows), rows)
 
 
-def _drawn_filtered(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+def _drawn_filtered(logits: Tensor, rows: Sequence[SequenceSampler]) -> list[int]:
     return list(map(_draw_filtered, _probabilities(logits, rows), rows))
 
 
-def _probabilities(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:
-    temperatures = torch.tensor([max(row.params.temperature or 1.0, COLDEST) for row in rows])
+def _probabilities(logits: Tensor, rows: Sequence[SequenceSampler]) -> Tensor:
+    temperatures = torch.tensor(
+        [max(row.params.temperature or 1.0, MIN_TEMPERATURE) for row in rows]
+    )
     return (logits / temperatures.to(logits.device).unsqueeze(1)).softmax(-1)
 
 
-def _draw(probs: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+def _draw(probs: Tensor, rows: Sequence[SequenceSampler]) -> list[int]:
     """Invert the cumulative distribution of `probs` (rows, n), which need not sum to one."""
     cumulative = probs.cumsum(-1)
     mass = cumulative[:, -1:].contiguous()
@@ -190,10 +192,10 @@ def _draw(probs: Tensor, rows: Sequence[RowSampler]) -> list[int]:
     return chosen
 
 
-def _draw_filtered(probs: Tensor, row: RowSampler) -> int:
+def _draw_filtered(probs: Tensor, row: SequenceSampler) -> int:
     p = row.params
     top_k = min(p.top_k or probs.numel(), probs.numel())
-    size = min(CANDIDATES, probs.numel())
+    size = min(SORTED_CANDIDATES, probs.numel())
     best, ids = probs.topk(size)
     whole_mass = 1.0 if top_k == probs.numel() else None
     if size < top_k and not _enough(best, row, whole_mass):
@@ -208,7 +210,7 @@ def _draw_filtered(probs: Tensor, row: RowSampler) -> int:
     return int(ids[_draw(best.unsqueeze(0), [row])[0]])
 
 
-def _enough(best: Tensor, row: RowSampler, whole_mass: float | None) -> bool:
+def _enough(best: Tensor, row: SequenceSampler, whole_mass: float | None) -> bool:
     """Whether top-p or min-p provably ends within the sorted candidates `best` (n,)."""
     p = row.params
     if p.min_p and bool(best[-1] < p.min_p * best[0]):

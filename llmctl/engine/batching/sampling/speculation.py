@@ -7,7 +7,7 @@ the text is the same as without (Saxena 2023, "Prompt Lookup Decoding").
 
 from collections.abc import Sequence
 
-GUESS_TOKENS = 6
+DRAFT_TOKENS = 6
 """Tokens guessed at once. A step over a few more tokens takes little longer than over one, since
 both read every weight once."""
 _NGRAM = 3
@@ -39,7 +39,7 @@ class PromptLookup:
         if end < self._pause_until:
             return []
         found = self._followed.get(tuple(token_ids[-_NGRAM:]))
-        return [] if found is None else list(token_ids[found : found + GUESS_TOKENS])
+        return [] if found is None else list(token_ids[found : found + DRAFT_TOKENS])
 
     def learn(self, accepted: int, length: int) -> None:
         """Note how many of the last guess were right, and how long the sequence is now."""

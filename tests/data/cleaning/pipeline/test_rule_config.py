@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.config.settings import read_layer
+from llmctl.config.settings import read_config_file
 from llmctl.data.cleaning.pipeline.rule_config import Choices, settings_of
 from llmctl.errors import ConfigError
 
@@ -34,7 +34,7 @@ def test_a_rule_does_what_it_is_told() -> None:
 def test_options_rank_above_the_file(tmp_path: Path) -> None:
     file = tmp_path / "rules.yaml"
     file.write_text("near-duplicates: {threshold: 0.9}\nunicode: off\nrefusal: remove\n")
-    found = settings_of(Choices(thresholds=["threshold=0.7"]), read_layer(file))
+    found = settings_of(Choices(thresholds=["threshold=0.7"]), read_config_file(file))
     assert found.near_duplicates.threshold == 0.7
     assert not found.unicode.is_on
     assert found.refusal.action == "remove"
@@ -50,7 +50,7 @@ def test_everything_that_is_wrong_is_said_at_once_with_its_place(tmp_path: Path)
         skip=["empty"],
     )
     with pytest.raises(ConfigError) as failed:
-        settings_of(choices, read_layer(file))
+        settings_of(choices, read_config_file(file))
     text = str(failed.value)
     assert f"{file}:1: there is no rule 'refusl'; did you mean refusal?" in text
     assert f"{file}:2: near-duplicates.threshold is 'high'" in text

@@ -6,7 +6,7 @@ import sys
 import psutil
 import pytest
 
-from llmctl.engine.batching.forward.cpu_load import Neighbours
+from llmctl.engine.batching.forward.cpu_load import CpuLoadMonitor
 
 
 class Machine:
@@ -20,8 +20,8 @@ class Machine:
         self.own += seconds * own
         self.busy += seconds * (own + others)
 
-    def watched(self, cores: int) -> Neighbours:
-        return Neighbours(
+    def watched(self, cores: int) -> CpuLoadMonitor:
+        return CpuLoadMonitor(
             cores, busy_s=lambda: self.busy, own_s=lambda: self.own, clock=lambda: self.now
         )
 
@@ -61,7 +61,7 @@ def test_the_last_moments_count_and_not_the_whole_past() -> None:
 
 
 def test_the_readings_are_of_this_machine() -> None:
-    neighbours = Neighbours()
+    neighbours = CpuLoadMonitor()
     assert 1 <= neighbours.threads(psutil.cpu_count() or 1) <= (psutil.cpu_count() or 1)
 
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from llmctl.engine.batching.sampling.grammar import GrammarCompiler, GrammarMatcher
-from llmctl.engine.batching.sampling.logprobs import TokenTexts
+from llmctl.engine.batching.sampling.logprobs import TokenBytes
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import RequestError
 from llmctl.types import Grammar
@@ -73,7 +73,7 @@ class Speaker:
         self.tokenizer = tokenizer
         self.size = len(tokenizer)
         self.eos: int = tokenizer.eos_token_id
-        texts = TokenTexts(tokenizer)
+        texts = TokenBytes(tokenizer)
         self.words = [texts.of(i) for i in range(self.size)]
         self.compiler = GrammarCompiler(tokenizer, self.size, [self.eos])
 

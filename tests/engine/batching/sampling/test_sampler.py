@@ -5,16 +5,16 @@ from typing import Any
 import pytest
 import torch
 
-from llmctl.engine.batching.sampling.sampler import RowSampler, sample
+from llmctl.engine.batching.sampling.sampler import SequenceSampler, sample
 from llmctl.errors import RequestError
 from llmctl.types import DEFAULT_SAMPLING, SamplingParams
 
 DRAWS = 4000
 
 
-def sampler(prompt: tuple[int, ...] = (), **params: Any) -> RowSampler:
-    resolved = SamplingParams(**params).over(DEFAULT_SAMPLING)
-    return RowSampler(resolved, prompt)
+def sampler(prompt: tuple[int, ...] = (), **params: Any) -> SequenceSampler:
+    resolved = SamplingParams(**params).with_defaults(DEFAULT_SAMPLING)
+    return SequenceSampler(resolved, prompt)
 
 
 def shares(logits: torch.Tensor, **params: Any) -> dict[int, float]:

@@ -1,9 +1,9 @@
-from llmctl.engine.batching.sampling.speculation import GUESS_TOKENS, PromptLookup
+from llmctl.engine.batching.sampling.speculation import DRAFT_TOKENS, PromptLookup
 
 
 def test_what_followed_the_same_tokens_before_is_guessed() -> None:
     text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 1, 2, 3]
-    assert PromptLookup().guess(text) == [4, 5, 6, 7, 8, 9][:GUESS_TOKENS]
+    assert PromptLookup().guess(text) == [4, 5, 6, 7, 8, 9][:DRAFT_TOKENS]
 
 
 def test_the_latest_occurrence_counts() -> None:
