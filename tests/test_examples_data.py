@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmctl.data.io.reader import read_examples
-from llmctl.data.rows.row_errors import Problem
+from llmctl.data.rows.row_errors import RowError
 from llmctl.types import Example
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -32,8 +32,8 @@ is_right = demo().is_right
 
 
 def examples(name: str) -> list[Example]:
-    problems: list[Problem] = []
-    found = list(read_examples(EXAMPLES / "data" / f"{name}.jsonl", on_problem=problems.append))
+    problems: list[RowError] = []
+    found = list(read_examples(EXAMPLES / "data" / f"{name}.jsonl", on_row_error=problems.append))
     assert problems == []
     return found
 

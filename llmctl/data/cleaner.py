@@ -11,9 +11,9 @@ from llmctl.data.cleaning.dedup.sketch import Banding
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
 from llmctl.data.cleaning.pipeline.row_index import Ledger
 from llmctl.data.cleaning.pipeline.workers import clean_chunks
-from llmctl.data.formats.columns import check_names
-from llmctl.data.io.reader import Row, read_rows
-from llmctl.data.io.sources import Source
+from llmctl.data.formats.columns import validate_format_options
+from llmctl.data.io.reader import RawRow, read_rows
+from llmctl.data.io.sources import DataSource
 from llmctl.data.io.validating_reader import BadRowsError, OnError
 from llmctl.errors import ConfigError
 from llmctl.types import ProgressCallback, ignore_progress
@@ -31,11 +31,11 @@ class Cleaned:
 
 @contextmanager
 def cleaned(
-    source: Source,
+    source: DataSource,
     job: CleanJob,
     *,
     on_error: OnError = "fail",
-    keep_problems: int | None = None,
+    max_kept_errors: int | None = None,
     folder: Path | None = None,
     workers: int | None = None,
     progress: ProgressCallback = ignore_progress,
@@ -53,12 +53,12 @@ def cleaned(
         ConfigError: the source, a column or the format does not exist.
         BadRowsError: rows cannot be read and `on_error` is `fail`, or no row at all can be read.
     """
-    check_names(job.columns, job.format)
+    validate_format_options(job.columns, job.format)
     near = job.settings.near_duplicates
     bands = Banding.at(near.threshold).bands if near.is_on else 0
     with (
         tempfile.TemporaryDirectory(prefix=".llmctl-clean-", dir=folder) as spool,
-        Ledger(Path(spool), bands, keep_problems) as ledger,
+        Ledger(Path(spool), bands, max_kept_errors) as ledger,
     ):
         rows = _rows(source, job, progress)
         with closing(rows), closing(clean_chunks(rows, job, workers)) as chunks:
@@ -74,7 +74,9 @@ def cleaned(
         yield Cleaned(job, ledger, relate(ledger, job, progress))
 
 
-def _rows(source: Source, job: CleanJob, progress: ProgressCallback) -> Generator[Row, None, None]:
+def _rows(
+    source: DataSource, job: CleanJob, progress: ProgressCallback
+) -> Generator[RawRow, None, None]:
     unseen = set(job.columns.values())
     for row in read_rows(source, progress):
         unseen -= row.value.keys()

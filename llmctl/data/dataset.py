@@ -10,22 +10,22 @@ from pathlib import Path
 from llmctl.data.operations import split
 from llmctl.data.tokenized import assistant_spans, cache, loss_mask, storage
 from llmctl.data.tokenized import prepare as preparing
-from llmctl.data.tokenized.prepare import Overlong, PrepareOptions, prepare
-from llmctl.data.tokenized.report import Loss, PrepareReport
-from llmctl.data.tokenized.storage import PairDataset, Sample, TokenDataset
+from llmctl.data.tokenized.prepare import OverlongPolicy, TokenizeOptions, tokenize_examples
+from llmctl.data.tokenized.report import AffectedRows, TokenizeReport
+from llmctl.data.tokenized.storage import PairDataset, TokenDataset, TokenSequence
 from llmctl.engine.chat import control_tokens, tokenize
 from llmctl.engine.chat import template as template_module
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.types import DatasetRef, Example, ProgressCallback, ignore_progress
 
 __all__ = [
-    "Loss",
-    "Overlong",
+    "AffectedRows",
+    "OverlongPolicy",
     "PairDataset",
-    "PrepareOptions",
-    "PrepareReport",
-    "Prepared",
-    "Sample",
+    "TokenizeOptions",
+    "TokenizeReport",
+    "TokenizedDataset",
+    "TokenSequence",
     "TokenDataset",
     "build_dataset",
 ]
@@ -45,24 +45,24 @@ _REPORT = "report.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class TokenizedDataset:
     """Token sequences to learn from, and to be measured by."""
 
     train: TokenDataset
     eval: TokenDataset | None
     """`None` where nothing is held out."""
-    report: PrepareReport
+    report: TokenizeReport
 
 
 def build_dataset(
     examples: Callable[[], Iterable[Example]],
     template: ChatTemplate,
     stop_ids: Sequence[int],
-    options: PrepareOptions,
+    options: TokenizeOptions,
     *,
     dataset: DatasetRef,
     progress: ProgressCallback = ignore_progress,
-) -> Prepared:
+) -> TokenizedDataset:
     """Tokenise and mask `examples()`, or find the result in the cache.
 
     Every reply that is learnt ends with a token at which the server stops, which is checked on
@@ -81,7 +81,7 @@ def build_dataset(
     key = _key(template, stop_ids, options, dataset)
 
     def build(folder: Path) -> None:
-        report = prepare(
+        report = tokenize_examples(
             examples(),
             template,
             frozenset(stop_ids),
@@ -94,14 +94,14 @@ def build_dataset(
 
     # Samples name the lines they come from, which are those of one file.
     source = hashlib.sha256(dataset.source.encode()).hexdigest()[:8]
-    folder, found = cache.fetch(f"{key}-{source}", build, progress)
-    report = PrepareReport.read(folder / _REPORT, key=key, cached=found)
+    folder, found = cache.get_or_build(f"{key}-{source}", build, progress)
+    report = TokenizeReport.read(folder / _REPORT, key=key, cached=found)
     held = TokenDataset(folder, held_out=True) if report.eval_sequences else None
-    return Prepared(TokenDataset(folder, held_out=False), held, report)
+    return TokenizedDataset(TokenDataset(folder, held_out=False), held, report)
 
 
 def _key(
-    template: ChatTemplate, stop_ids: Sequence[int], options: PrepareOptions, dataset: DatasetRef
+    template: ChatTemplate, stop_ids: Sequence[int], options: TokenizeOptions, dataset: DatasetRef
 ) -> str:
     parts = {
         "rows": dataset.digest,

@@ -5,35 +5,35 @@ from dataclasses import dataclass
 from itertools import islice
 
 from llmctl.config import DEFAULT_MODEL
-from llmctl.data.formats.columns import check_names
-from llmctl.data.formats.parse import to_example
-from llmctl.data.io.reader import Row, read_rows
+from llmctl.data.formats.columns import validate_format_options
+from llmctl.data.formats.parse import parse_row
+from llmctl.data.io.reader import RawRow, read_rows
 from llmctl.data.io.validating_reader import ReadOptions
 from llmctl.data.operations import check as checking
-from llmctl.data.operations.check import CheckReport, Measure
-from llmctl.data.operations.convert import convert
-from llmctl.data.operations.merge import merge
-from llmctl.data.operations.split import split
-from llmctl.data.rows.row import at_line
+from llmctl.data.operations.check import CheckReport, TargetModel
+from llmctl.data.operations.convert import convert_rows
+from llmctl.data.operations.merge import merge_sources
+from llmctl.data.operations.split import split_rows
+from llmctl.data.rows.row import find_at_line
 from llmctl.data.rows.row_errors import DataError
-from llmctl.data.tokenized.loss_mask import MaskedExample, mask_example
+from llmctl.data.tokenized.loss_mask import MaskedSequence, mask_example
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.models import model_folder, resolve
 from llmctl.engine.models.resolve import ResolvedModel
 from llmctl.errors import ConfigError, ModelNotFoundError
 from llmctl.types import Example, ModelSpec, ProgressCallback, ignore_progress
 
-__all__ = ["Shown", "check", "convert", "merge", "show", "split"]
+__all__ = ["TokenizedRow", "check", "convert_rows", "merge_sources", "show", "split_rows"]
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class TokenizedRow:
     """One row as a model would learn it."""
 
     example: Example
     number: int
     """Of the row in its source, from 1."""
-    sequences: tuple[MaskedExample, ...]
+    sequences: tuple[MaskedSequence, ...]
 
 
 def check(
@@ -57,7 +57,7 @@ def check(
         ModelNotFoundError: no source has the model that was asked for, or there is a `max_length`
             and nothing to measure it with.
     """
-    return checking.check(
+    return checking.check_rows(
         files,
         eval_source=eval_files or None,
         options=options,
@@ -75,7 +75,7 @@ def show(
     spec: ModelSpec,
     options: ReadOptions,
     progress: ProgressCallback = ignore_progress,
-) -> Iterator[Shown]:
+) -> Iterator[TokenizedRow]:
     """Yield rows with their tokens and which of these are learnt.
 
     Args:
@@ -88,23 +88,23 @@ def show(
         DataError: a row to show has problems.
         TemplateError: the chat template refuses it, or there is none.
     """
-    check_names(options.columns, options.format)
+    validate_format_options(options.columns, options.format)
     wanted = _find(file, number, line)
     template = _template(spec, _resolve(spec, progress))
     for at, row in islice(wanted, count):
-        example = to_example(row, columns=options.columns, format=options.format)
+        example = parse_row(row, columns=options.columns, format=options.format)
         if not isinstance(example, Example):
             raise DataError(
                 "\n".join(map(str, example)), hint="mend the row, or look at another one"
             )
-        yield Shown(example, at, mask_example(template, example))
+        yield TokenizedRow(example, at, mask_example(template, example))
 
 
-def _find(file: str, number: int | None, line: int | None) -> Iterator[tuple[int, Row]]:
+def _find(file: str, number: int | None, line: int | None) -> Iterator[tuple[int, RawRow]]:
     """Yield the rows from the wanted one on, numbered from 1."""
-    rows = ((at, row) for at, row in enumerate(read_rows(file), 1) if row.raw or row.problems)
+    rows = ((at, row) for at, row in enumerate(read_rows(file), 1) if row.raw or row.errors)
     if line is not None:
-        yield at_line(((row.origin, row.lines_below, (at, row)) for at, row in rows), line)
+        yield find_at_line(((row.origin, row.lines_below, (at, row)) for at, row in rows), line)
         yield from rows
         return
     at = 0
@@ -118,7 +118,7 @@ def _find(file: str, number: int | None, line: int | None) -> Iterator[tuple[int
 
 def _measure(
     spec: ModelSpec | None, max_length: int | None, progress: ProgressCallback
-) -> Measure | None:
+) -> TargetModel | None:
     if spec is None:
         spec = ModelSpec(DEFAULT_MODEL)
         try:
@@ -131,7 +131,7 @@ def _measure(
         found = _resolve(spec, progress)
     if max_length is None and found.gguf_file is None:
         max_length = model_folder.read_folder_metadata(found.whole.path).context_length
-    return Measure(spec.model, _template(spec, found), max_length)
+    return TargetModel(spec.model, _template(spec, found), max_length)
 
 
 def _resolve(spec: ModelSpec, progress: ProgressCallback) -> ResolvedModel:

@@ -18,7 +18,7 @@ from llmctl.data.cleaning.report.summarize import explain as explain_row
 from llmctl.data.cleaning.report.summarize import report as report_on
 from llmctl.data.cleaning.rules.language import check_codes
 from llmctl.data.cleaning.rules.lengths import TemplateCounter, TokenCounter
-from llmctl.data.io.sources import parts_of, refuse_inside
+from llmctl.data.io.sources import list_source_files, refuse_output_in_source
 from llmctl.data.io.validating_reader import ReadOptions
 from llmctl.monitor import Tracker, open_tracker, tracked
 from llmctl.types import DatasetRef, ModelSpec, ProgressCallback, RunStart, ignore_progress
@@ -69,7 +69,7 @@ def clean(
         ModelNotFoundError: no source has the model that counts tokens.
     """
     outputs = Outputs.beside(output.expanduser())
-    refuse_inside(request.files, outputs.rows)
+    refuse_output_in_source(request.files, outputs.rows)
     outputs.check(overwrite=overwrite)
     settings = request.settings.model_dump(mode="json", by_alias=True)
     start = RunStart("clean", model=request.spec.model if request.spec else "", params=settings)
@@ -141,7 +141,7 @@ def _cleaned(
         request.files,
         job,
         on_error=request.options.on_error,
-        keep_problems=request.options.keep_problems,
+        max_kept_errors=request.options.max_kept_errors,
         folder=folder,
         workers=request.workers,
         progress=progress,
@@ -155,7 +155,7 @@ def _name(request: CleanRequest) -> str:
 
 def _tell(tracker: Tracker, request: CleanRequest, report: CleanReport, outputs: Outputs) -> None:
     format = "+".join(report.formats)
-    parts = parts_of(request.files)
+    parts = list_source_files(request.files)
     source = DatasetRef(
         name="+".join(dict.fromkeys(part.stem for part in parts)),
         source=", ".join(part.location for part in parts),
@@ -163,7 +163,7 @@ def _tell(tracker: Tracker, request: CleanRequest, report: CleanReport, outputs:
         rows=report.before.rows,
         format=format,
     )
-    (written,) = parts_of(str(outputs.rows))
+    (written,) = list_source_files(str(outputs.rows))
     output = DatasetRef(
         written.stem, written.location, report.digest_after, report.after.rows, format
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from llmctl.config import TrainConfig
-from llmctl.data.tokenized.storage import Sample
+from llmctl.data.tokenized.storage import TokenSequence
 from llmctl.errors import ConfigError, MissingDependencyError
 from llmctl.train.trainer import SftTrainer
 
@@ -62,7 +62,7 @@ class PairCollator:
         self._pad_id = pad_id
         self._multiple_of = multiple_of
 
-    def __call__(self, pairs: Sequence[tuple[Sample, Sample]]) -> dict[str, Any]:
+    def __call__(self, pairs: Sequence[tuple[TokenSequence, TokenSequence]]) -> dict[str, Any]:
         rows = [pair[side] for side in (0, 1) for pair in pairs]
         longest = max(len(row.ids) for row in rows)
         shape = (len(rows), -(-longest // self._multiple_of) * self._multiple_of)
@@ -70,7 +70,7 @@ class PairCollator:
         mask = np.zeros(shape, dtype=np.int64)
         for number, row in enumerate(rows):
             ids[number, : len(row.ids)] = row.ids
-            mask[number, : len(row.ids)] = row.learn
+            mask[number, : len(row.ids)] = row.loss_mask
         return {"input_ids": torch.from_numpy(ids), "completion_mask": torch.from_numpy(mask)}
 
 

@@ -36,7 +36,7 @@ def held_out_questions(rows: TokenDataset, count: int, tokenizer: Any) -> list[Q
     seen: set[tuple[int, ...]] = set()
     for index in np.linspace(0, len(rows) - 1, num=min(len(rows), 4 * count), dtype=int):
         row = rows[int(index)]
-        length = int(np.argmax(row.learn))
+        length = int(np.argmax(row.loss_mask))
         ids = row.ids[:length].tolist()
         if length < _SHORTEST or tuple(ids) in seen:
             continue

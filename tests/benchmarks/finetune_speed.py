@@ -92,10 +92,10 @@ def run_trl(args: argparse.Namespace) -> None:
     trl: Any = importlib.import_module("trl")
 
     from llmctl.data.io.reader import read_examples
-    from llmctl.data.rows.row_errors import ProblemLog
+    from llmctl.data.rows.row_errors import RowErrorLog
     from llmctl.engine.models.resolve import resolve_model
 
-    found = read_examples([args.data], on_problem=ProblemLog())
+    found = read_examples([args.data], on_row_error=RowErrorLog())
     rows = [
         {
             "prompt": [{"role": m.role, "content": m.content} for m in example.messages[:-1]],

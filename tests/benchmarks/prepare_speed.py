@@ -32,9 +32,9 @@ def write_rows(file: Path, rows: int) -> None:
 def main(rows: int, folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    from llmctl.data.dataset import PrepareOptions, build_dataset
+    from llmctl.data.dataset import TokenizeOptions, build_dataset
     from llmctl.data.io.reader import read_examples
-    from llmctl.data.rows.row_errors import ProblemLog
+    from llmctl.data.rows.row_errors import RowErrorLog
     from llmctl.engine.chat.template import ChatTemplate
     from llmctl.engine.models import resolve
     from llmctl.types import DatasetRef
@@ -47,10 +47,10 @@ def main(rows: int, folder: Path) -> None:
     for _ in range(2):
         start, cpu = time.perf_counter(), time.process_time()
         report = build_dataset(
-            lambda: read_examples(file, on_problem=ProblemLog()),
+            lambda: read_examples(file, on_row_error=RowErrorLog()),
             ChatTemplate.of(tokenizer),
             (tokenizer.eos_token_id,),
-            PrepareOptions(1024, eval_fraction=0.01),
+            TokenizeOptions(1024, eval_fraction=0.01),
             dataset=DatasetRef("rows", str(file), f"generated {rows}", rows),
         ).report
         seconds = time.perf_counter() - start

@@ -17,7 +17,7 @@ import torch
 
 from llmctl.config import TrainConfig
 from llmctl.config.settings import ResolvedConfig
-from llmctl.data.tokenized.storage import Sample, TokenDataset, TokenWriter
+from llmctl.data.tokenized.storage import TokenDataset, TokenSequence, TokenWriter
 from llmctl.engine.loading.trainable import load_model_metadata
 from llmctl.train.run import Job, TrainRun
 from llmctl.train.setup.defaults import resolve_for_model
@@ -47,7 +47,7 @@ def _rows(folder: Path, count: int, length: int) -> TokenDataset:
         for number in range(count):
             ids = chance.integers(10, 400, length).astype(np.int32)
             learn = np.arange(length) >= length // 2
-            writer.add(Sample(ids, learn, SourceLocation("rows", number)), held_out=False)
+            writer.add(TokenSequence(ids, learn, SourceLocation("rows", number)), held_out=False)
     return TokenDataset(folder, held_out=False)
 
 

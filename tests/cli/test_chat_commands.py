@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.data.io.reader import read_examples
-from llmctl.data.rows.row_errors import Problem
+from llmctl.data.rows.row_errors import RowError
 from llmctl.types import Message
 from tests.cli.chat_server import SCRIPT, Place
 from tests.cli.process import here
@@ -201,8 +201,8 @@ def test_a_conversation_goes_to_files_and_the_clipboard(place: Place, tmp_path: 
     assert [m["role"] for m in first["messages"]] == ["system", *["user", "assistant"] * 2]
     assert [m.get("weight") for m in first["messages"]] == [None, None, None, None, 0]
     assert second["messages"][-1] == {"role": "assistant", "content": "another"}
-    problems: list[Problem] = []
-    examples = list(read_examples([str(exported)], on_problem=problems.append))
+    problems: list[RowError] = []
+    examples = list(read_examples([str(exported)], on_row_error=problems.append))
     assert problems == []
     assert examples[0].messages[-1] == Message("assistant", "Once upon a time ")
     assert examples[0].masked == (4,)

@@ -13,7 +13,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
-class Family:
+class TemplateFamily:
     """What differs between families."""
 
     name: str
@@ -59,14 +59,14 @@ class Family:
         return tuple(sorted({vocabulary[self.end], vocabulary[self.eos or self.end]}))
 
 
-CHATML = Family("chatml", ("<|im_start|>", "<|im_end|>", "<|endoftext|>"), "<|im_end|>")
-LLAMA3 = Family(
+CHATML = TemplateFamily("chatml", ("<|im_start|>", "<|im_end|>", "<|endoftext|>"), "<|im_end|>")
+LLAMA3 = TemplateFamily(
     "llama3",
     ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     "<|eot_id|>",
     bos="<|begin_of_text|>",
 )
-GEMMA = Family(
+GEMMA = TemplateFamily(
     "gemma",
     ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
     "<end_of_turn>",
@@ -74,24 +74,24 @@ GEMMA = Family(
     eos="<eos>",
     words=("\n\n",),
 )
-MISTRAL = Family("mistral", ("<s>", "</s>", "[INST]", "[/INST]"), "</s>", bos="<s>")
-QWEN3 = Family(
+MISTRAL = TemplateFamily("mistral", ("<s>", "</s>", "[INST]", "[/INST]"), "</s>", bos="<s>")
+QWEN3 = TemplateFamily(
     "qwen3",
     ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
     "<|im_end|>",
     words=("<think>", "</think>", "<tool_call>", "</tool_call>"),
 )
-FIVE = (CHATML, LLAMA3, GEMMA, MISTRAL, QWEN3)
+FIVE_FAMILIES = (CHATML, LLAMA3, GEMMA, MISTRAL, QWEN3)
 
-GENERATION = Family("chatml_generation", CHATML.control, "<|im_end|>")
-PHI3 = Family(
+GENERATION = TemplateFamily("chatml_generation", CHATML.control, "<|im_end|>")
+PHI3 = TemplateFamily(
     "phi3",
     ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"),
     "<|end|>",
     eos="<|endoftext|>",
     swallows=True,
 )
-DEEPSEEK_R1 = Family(
+DEEPSEEK_R1 = TemplateFamily(
     "deepseek_r1",
     ("<|User|>", "<|Assistant|>", "<|begin_of_sentence|>", "<|end_of_sentence|>"),
     "<|end_of_sentence|>",

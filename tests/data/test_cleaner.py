@@ -26,7 +26,7 @@ from llmctl.data.cleaning.report.report import CleanReport
 from llmctl.data.cleaning.report.summarize import explain, report
 from llmctl.data.io.validating_reader import BadRowsError
 from llmctl.data.rows.digests import dataset_ref
-from llmctl.data.rows.row_errors import ProblemLog
+from llmctl.data.rows.row_errors import RowErrorLog
 from llmctl.errors import ConfigError
 from llmctl.types import ignore_progress
 from tests.data.cleaning.rows import settings
@@ -292,7 +292,7 @@ def test_digests_are_those_that_training_gives_the_same_rows(tmp_path: Path) -> 
     source = save(tmp_path / "in.jsonl", MIXED)
     done = run(source, tmp_path / "out.jsonl")
     for path, digest in ((source, done.digest_before), (tmp_path / "out.jsonl", done.digest_after)):
-        assert dataset_ref(str(path), on_problem=ProblemLog()).digest == digest
+        assert dataset_ref(str(path), on_row_error=RowErrorLog()).digest == digest
 
 
 def test_a_column_that_no_row_has_is_an_error(tmp_path: Path) -> None:

@@ -7,16 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmctl.data.dataset import PairDataset, Prepared, PrepareOptions, TokenDataset, build_dataset
+from llmctl.data.dataset import (
+    PairDataset,
+    TokenDataset,
+    TokenizedDataset,
+    TokenizeOptions,
+    build_dataset,
+)
 from llmctl.data.rows.row_errors import DataError
 from llmctl.data.tokenized import cache
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import ConfigError, LlmctlError, TemplateError
 from llmctl.types import DatasetRef, Example, Message, SourceLocation
-from tests.data.families import CHATML, GEMMA, QWEN3, Family
+from tests.data.families import CHATML, GEMMA, QWEN3, TemplateFamily
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant<|im_end|>\n"
-ROOMY = PrepareOptions(max_length=1000)
+ROOMY = TokenizeOptions(max_length=1000)
 
 
 @pytest.fixture(autouse=True)
@@ -51,14 +57,17 @@ def ref(digest: str = "d") -> DatasetRef:
 
 
 def prepare(
-    *examples: Example, options: PrepareOptions = ROOMY, family: Family = CHATML, digest: str = "d"
-) -> Prepared:
+    *examples: Example,
+    options: TokenizeOptions = ROOMY,
+    family: TemplateFamily = CHATML,
+    digest: str = "d",
+) -> TokenizedDataset:
     return build_dataset(
         Source(examples), family.template(), family.stop_ids, options, dataset=ref(digest)
     )
 
 
-def words(data: TokenDataset, family: Family = CHATML) -> list[str]:
+def words(data: TokenDataset, family: TemplateFamily = CHATML) -> list[str]:
     return [str(family.tokenizer().decode(data[i].ids)) for i in range(len(data))]
 
 
@@ -70,7 +79,7 @@ def test_every_row_is_a_sequence_that_ends_with_its_end_of_turn_token() -> None:
     ]
     sample = prepared.train[1]
     assert sample.origin == SourceLocation("a.jsonl", 2)
-    assert CHATML.tokenizer().decode(sample.ids[sample.learn]) == "4<|im_end|>"
+    assert CHATML.tokenizer().decode(sample.ids[sample.loss_mask]) == "4<|im_end|>"
     report = prepared.report
     assert (report.rows, report.sequences, report.supervised_tokens) == (2, 2, len("Hello4") + 2)
     assert (
@@ -144,10 +153,10 @@ def test_a_build_that_breaks_off_leaves_nothing_behind(store: Path) -> None:
 def test_the_longest_unused_entries_go_when_all_are_too_large(store: Path) -> None:
     made = [prepare(chat(1, "Hi", "Hello"), digest=d).report.key for d in "abc"]
     keys = [entry.name for key in made for entry in store.glob(f"{key}-*")]
-    assert cache.tidy(limit_bytes=0) == []  # used a moment ago
+    assert cache.evict(limit_bytes=0) == []  # used a moment ago
     size = sum(file.stat().st_size for file in (store / keys[0]).iterdir())
     prepare(chat(1, "Hi", "Hello"), digest="a")  # used again
-    assert cache.tidy(limit_bytes=2 * size, days=0) == [keys[1]]
+    assert cache.evict(limit_bytes=2 * size, days=0) == [keys[1]]
     assert {p.name for p in store.iterdir() if not p.name.startswith(".")} == {keys[0], keys[2]}
 
 
@@ -157,7 +166,7 @@ def test_a_full_disk_is_told_with_the_folder_and_leaves_nothing(store: Path) -> 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(LlmctlError, match="No space left") as caught:
-        cache.fetch("key", build)
+        cache.get_or_build("key", build)
     assert str(store) in str(caught.value)
     assert "LLMCTL_HOME" in caught.value.hint
     assert list((store / ".aside").iterdir()) == []
@@ -165,7 +174,7 @@ def test_a_full_disk_is_told_with_the_folder_and_leaves_nothing(store: Path) -> 
 
 def test_a_long_conversation_ends_after_its_last_whole_reply_that_fits() -> None:
     long = chat(1, "Hi", "Hello", "More", "x" * 200)
-    prepared = prepare(long, options=PrepareOptions(max_length=150))
+    prepared = prepare(long, options=TokenizeOptions(max_length=150))
     (kept,) = words(prepared.train)
     assert kept.endswith("assistant\nHello<|im_end|>")
     (loss,) = prepared.report.truncated
@@ -175,7 +184,7 @@ def test_a_long_conversation_ends_after_its_last_whole_reply_that_fits() -> None
 
 def test_a_conversation_of_which_no_reply_fits_is_dropped_and_counted() -> None:
     rows = (chat(1, "Hi", "x" * 200), chat(2, "Hi", "Hello"))
-    prepared = prepare(*rows, options=PrepareOptions(max_length=150))
+    prepared = prepare(*rows, options=TokenizeOptions(max_length=150))
     assert len(prepared.train) == 1
     (loss,) = prepared.report.dropped
     assert loss.reason == "its first reply ends after 150 tokens"
@@ -185,18 +194,18 @@ def test_a_conversation_of_which_no_reply_fits_is_dropped_and_counted() -> None:
 
 def test_drop_drops_what_truncate_would_cut() -> None:
     rows = (chat(1, "Hi", "Hello", "More", "x" * 200), text(2, "y" * 200), chat(3, "Hi", "Hello"))
-    prepared = prepare(*rows, options=PrepareOptions(max_length=150, overlong="drop"))
+    prepared = prepare(*rows, options=TokenizeOptions(max_length=150, overlong="drop"))
     assert [prepared.train[i].origin.line for i in range(len(prepared.train))] == [3]
     assert prepared.report.dropped_rows == 2
 
 
 def test_long_plain_text_is_cut_so_that_each_token_is_learnt_once() -> None:
     words_of_it = "".join(chr(97 + i % 26) for i in range(100))
-    prepared = prepare(text(1, words_of_it), options=PrepareOptions(max_length=8))
+    prepared = prepare(text(1, words_of_it), options=TokenizeOptions(max_length=8))
     taught = [
         token
         for i in range(len(prepared.train))
-        for token in prepared.train[i].ids[prepared.train[i].learn]
+        for token in prepared.train[i].ids[prepared.train[i].loss_mask]
     ]
     assert CHATML.tokenizer().decode(taught) == words_of_it[1:] + "<|im_end|>"
     assert prepared.report.length_max == 8
@@ -227,7 +236,7 @@ def test_rows_that_teach_nothing_are_counted_by_reason() -> None:
 
 def test_nothing_left_to_learn_is_an_error_that_says_why() -> None:
     with pytest.raises(DataError, match="1 rows: its first reply ends after 20 tokens") as caught:
-        prepare(chat(1, "Hi", "Hello"), options=PrepareOptions(max_length=20))
+        prepare(chat(1, "Hi", "Hello"), options=TokenizeOptions(max_length=20))
     assert "max_length" in caught.value.hint
 
 
@@ -242,7 +251,7 @@ def test_rows_are_held_out_by_their_prompt_and_stay_there_when_rows_are_added() 
     options = replace(ROOMY, eval_fraction=0.3)
     rows = [chat(i, f"Question {i // 2}", f"Answer {i}") for i in range(80)]
 
-    def sides(prepared: Prepared) -> tuple[set[int], set[int]]:
+    def sides(prepared: TokenizedDataset) -> tuple[set[int], set[int]]:
         assert prepared.eval is not None
         data = (prepared.train, prepared.eval)
         train, held = ({d[i].origin.line for i in range(len(d))} for d in data)
@@ -267,7 +276,7 @@ def test_pairs_keep_both_sides_together_and_rows_without_a_worse_answer_are_name
     prepared = prepare(pair, chat(2, "Hi", "Hello"), options=options)
     pairs = PairDataset(prepared.train)
     assert len(pairs) == 1
-    taught = [CHATML.tokenizer().decode(side.ids[side.learn]) for side in pairs[0]]
+    taught = [CHATML.tokenizer().decode(side.ids[side.loss_mask]) for side in pairs[0]]
     assert taught == ["4<|im_end|>", "five<|im_end|>"]
     assert [loss.kind for loss in prepared.report.dropped] == ["no-pair"]
     assert pairs.lengths.tolist() == [max(len(side.ids) for side in pairs[0])]
@@ -303,4 +312,4 @@ def test_options_out_of_range_are_refused_with_their_value(
     wrong: dict[str, object], told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told):
-        PrepareOptions(**wrong)  # type: ignore[arg-type]
+        TokenizeOptions(**wrong)  # type: ignore[arg-type]

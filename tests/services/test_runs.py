@@ -77,7 +77,7 @@ def test_data_that_was_clean_already_leads_to_the_run_that_learnt_from_it(
     report, _ = clean(request, rows, track=True, warn=forbid)
     assert report.digest_before == report.digest_after
     taught = begin("finetune", name="taught")
-    taught.log_dataset(dataset_ref(str(rows), on_problem=forbid), "training")
+    taught.log_dataset(dataset_ref(str(rows), on_row_error=forbid), "training")
     end(taught)
 
     def outline(node: Node) -> object:

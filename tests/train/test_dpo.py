@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from llmctl.data.tokenized.storage import Sample
+from llmctl.data.tokenized.storage import TokenSequence
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError, MissingDependencyError
@@ -106,12 +106,12 @@ def test_a_run_that_was_broken_off_goes_on_with_the_same_losses(
 
 
 def test_a_pair_becomes_two_rows_the_better_ones_first() -> None:
-    def sample(*ids: int, learn: int) -> Sample:
-        return Sample(np.array(ids, np.int32), np.arange(len(ids)) >= learn)
+    def sample(*ids: int, loss_mask: int) -> TokenSequence:
+        return TokenSequence(np.array(ids, np.int32), np.arange(len(ids)) >= loss_mask)
 
     pairs = [
-        (sample(5, 6, 7, learn=2), sample(5, 6, learn=1)),
-        (sample(8, 9, learn=1), sample(8, 1, 2, 3, learn=1)),
+        (sample(5, 6, 7, loss_mask=2), sample(5, 6, loss_mask=1)),
+        (sample(8, 9, loss_mask=1), sample(8, 1, 2, 3, loss_mask=1)),
     ]
     from llmctl.train.dpo import PairCollator
 

@@ -21,7 +21,7 @@ from llmctl.errors import ConfigError
 from llmctl.types import ModelSpec, ProgressCallback
 
 if TYPE_CHECKING:
-    from llmctl.data.operations.convert import Written
+    from llmctl.data.operations.convert import WriteSummary
 
 app = typer.Typer(no_args_is_help=False, rich_markup_mode=None)
 app.command("clean")(clean.clean)
@@ -95,7 +95,7 @@ def check(
             options=ReadOptions(
                 column_names(column),
                 format,
-                keep_problems=None if all_problems or as_json else 1000,
+                max_kept_errors=None if all_problems or as_json else 1000,
             ),
             progress=progress,
         )
@@ -169,7 +169,7 @@ def convert(
 
     reading = ReadOptions(column_names(column), format, on_error, _kept(all_problems))
     _write(
-        lambda progress: service.convert(
+        lambda progress: service.convert_rows(
             files, to, output, options=reading, overwrite=overwrite, progress=progress
         ),
         everything=all_problems,
@@ -200,7 +200,7 @@ def split(
 
     reading = ReadOptions(column_names(column), format, on_error, _kept(all_problems))
     _write(
-        lambda progress: service.split(
+        lambda progress: service.split_rows(
             files,
             train,
             eval,
@@ -242,7 +242,7 @@ def merge(
     reading = ReadOptions(column_names(column), format, on_error, _kept(all_problems))
     weighted = [_weighted(source) for source in sources]
     _write(
-        lambda progress: service.merge(
+        lambda progress: service.merge_sources(
             weighted,
             output,
             to=to,
@@ -255,7 +255,7 @@ def merge(
     )
 
 
-def _write(make: "Callable[[ProgressCallback], Written]", *, everything: bool) -> None:
+def _write(make: "Callable[[ProgressCallback], WriteSummary]", *, everything: bool) -> None:
     """Do the work, then say what was left out and what was written."""
     from llmctl.cli.views import data_view
     from llmctl.data.io.validating_reader import BadRowsError
@@ -274,13 +274,13 @@ def _write(make: "Callable[[ProgressCallback], Written]", *, everything: bool) -
 
 
 def _weighted(text: str) -> Any:
-    from llmctl.data.operations.merge import Weighted
+    from llmctl.data.operations.merge import WeightedSource
 
     source, sign, weight = text.rpartition("=")
     if not sign or Path(text).exists():
-        return Weighted(text)
+        return WeightedSource(text)
     try:
-        return Weighted(source, float(weight))
+        return WeightedSource(source, float(weight))
     except ValueError as error:
         raise ConfigError(
             f"{weight!r} in {text} is no weight", hint="a number, such as a.jsonl=0.5"

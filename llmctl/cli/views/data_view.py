@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from llmctl.cli import render
 
 if TYPE_CHECKING:
-    from llmctl.data.operations.check import CheckReport, Spread
-    from llmctl.data.operations.overlap import Repeats
-    from llmctl.data.rows.row_errors import Problem, ProblemLog
+    from llmctl.data.operations.check import CheckReport, Percentiles
+    from llmctl.data.operations.overlap import DuplicateGroups
+    from llmctl.data.rows.row_errors import RowError, RowErrorLog
     from llmctl.types import SourceLocation
 
 _MOST = 20
@@ -60,14 +60,14 @@ def show_report(report: "CheckReport", *, everything: bool) -> None:
         render.line(line)
 
 
-def show_problems(log: "ProblemLog", *, everything: bool) -> None:
+def show_problems(log: "RowErrorLog", *, everything: bool) -> None:
     """Tell a person of the problems that came up while something else was done."""
     for line in _problem_lines(log.first, dict(log.kinds), everything):
         render.note(line)
 
 
 def _problem_lines(
-    problems: "Sequence[Problem]", kinds: dict[str, int], everything: bool
+    problems: "Sequence[RowError]", kinds: dict[str, int], everything: bool
 ) -> list[str]:
     """Return the first problems, few of a kind, and how many more there are."""
     if everything:
@@ -123,7 +123,7 @@ def _tokens(report: "CheckReport", where: _Places) -> dict[str, str]:
     return lines
 
 
-def _spread(spread: "Spread | None", what: str) -> str:
+def _spread(spread: "Percentiles | None", what: str) -> str:
     if spread is None:
         return ""
     return f"{what}: p50 {spread.p50:,}, p95 {spread.p95:,}, max {spread.max:,}"
@@ -150,7 +150,7 @@ def _languages(report: "CheckReport") -> str:
     return ", ".join(known) + chinese
 
 
-def _repeats(repeats: "Repeats", what: str, where: _Places) -> str:
+def _repeats(repeats: "DuplicateGroups", what: str, where: _Places) -> str:
     if not repeats.rows:
         return ""
     shown = "; ".join(where.all(cluster, " = ") for cluster in repeats.largest)

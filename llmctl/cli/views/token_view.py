@@ -9,8 +9,8 @@ from llmctl.cli import render
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llmctl.data.tokenized.loss_mask import MaskedExample
-    from llmctl.services.data import Shown
+    from llmctl.data.tokenized.loss_mask import MaskedSequence
+    from llmctl.services.data import TokenizedRow
 
 _STYLES = {
     True: ("black on green", "black on bright_green"),
@@ -21,7 +21,7 @@ _PART = "·"
 """A token that is part of a character which an earlier one shows."""
 
 
-def show_rows(rows: "Sequence[Shown]") -> None:
+def show_rows(rows: "Sequence[TokenizedRow]") -> None:
     """Print rows, each with a line that says what it is."""
     console = _console()
     for row in rows:
@@ -30,7 +30,7 @@ def show_rows(rows: "Sequence[Shown]") -> None:
             part = f", {sequence.part}" if sequence.part else ""
             render.line(
                 f"{origin.file}:{origin.line}{part}: {len(sequence.ids):,} tokens, "
-                f"{sum(sequence.learn):,} learnt ({row.example.format})"
+                f"{sum(sequence.loss_mask):,} learnt ({row.example.format})"
             )
             if sequence.note:
                 render.line(f"note: {sequence.note}")
@@ -46,7 +46,7 @@ def show_rows(rows: "Sequence[Shown]") -> None:
         _legend(console)
 
 
-def plain(row: "Shown") -> dict[str, Any]:
+def plain(row: "TokenizedRow") -> dict[str, Any]:
     """Return what JSON can say."""
     return {
         "file": row.example.origin.file,
@@ -68,17 +68,17 @@ def plain(row: "Shown") -> dict[str, Any]:
     }
 
 
-def _pieces(sequence: "MaskedExample") -> Iterator[tuple[str, bool]]:
+def _pieces(sequence: "MaskedSequence") -> Iterator[tuple[str, bool]]:
     """Yield each token's text; what no token stands for goes to the token before it."""
     shown = 0
     ends = [*(start for start, _ in sequence.offsets[1:]), len(sequence.text)]
-    for (_, end), following, learnt in zip(sequence.offsets, ends, sequence.learn, strict=True):
+    for (_, end), following, learnt in zip(sequence.offsets, ends, sequence.loss_mask, strict=True):
         until = max(shown, end, following)
         yield sequence.text[shown:until] or _PART, learnt
         shown = until
 
 
-def _print_signs(sequence: "MaskedExample") -> None:
+def _print_signs(sequence: "MaskedSequence") -> None:
     text = ""
     for piece, learnt in _pieces(sequence):
         visible = piece.replace("\n", "↵")
@@ -87,7 +87,7 @@ def _print_signs(sequence: "MaskedExample") -> None:
     render.line(text.rstrip("\n"))
 
 
-def _print_colours(console: "Console", sequence: "MaskedExample") -> None:
+def _print_colours(console: "Console", sequence: "MaskedSequence") -> None:
     from rich.text import Text
 
     text = Text()

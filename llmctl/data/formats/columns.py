@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmctl.data.rows.findings import Findings, did_you_mean, listed
-from llmctl.data.rows.json_text import kind_of
+from llmctl.data.rows.findings import RowErrorCollector, did_you_mean, join_names
+from llmctl.data.rows.json_text import json_type_name
 from llmctl.errors import ConfigError
 
 
@@ -68,7 +68,7 @@ FORMATS: dict[str, Format] = {
 turns look like tells them apart."""
 
 
-def check_names(columns: Mapping[str, str] | None, format: str | None) -> None:
+def validate_format_options(columns: Mapping[str, str] | None, format: str | None) -> None:
     """Refuse a mapping or a format that names what does not exist.
 
     Raises:
@@ -91,12 +91,12 @@ def check_names(columns: Mapping[str, str] | None, format: str | None) -> None:
             )
 
 
-def used_columns(format: str) -> set[str]:
+def format_columns(format: str) -> set[str]:
     """Return every name under which a format's columns are read."""
     return {name for column in FORMATS[format].columns() for name in column.names()}
 
 
-def recognise(value: Mapping[str, object], findings: Findings) -> str | None:
+def detect_format(value: Mapping[str, object], findings: RowErrorCollector) -> str | None:
     """Return the format that has the row's columns, or note what would make it one."""
     # A CSV file of several formats has every column in every row, most of them empty.
     for present in (_filled, _present):
@@ -107,22 +107,24 @@ def recognise(value: Mapping[str, object], findings: Findings) -> str | None:
         FORMATS, key=lambda name: sum(_present(column, value) for column in FORMATS[name].needed)
     )
     if any(_present(column, value) for column in FORMATS[nearest].needed):
-        note_missing(nearest, value, findings)
+        report_missing_columns(nearest, value, findings)
     else:
         _note_unknown(value, findings)
     return None
 
 
-def note_missing(format: str, value: Mapping[str, object], findings: Findings) -> bool:
+def report_missing_columns(
+    format: str, value: Mapping[str, object], findings: RowErrorCollector
+) -> bool:
     """Note each needed column that a row has not; return whether it lacks any."""
     missing = [column for column in FORMATS[format].needed if not _present(column, value)]
     for column in missing:
         null = next((name for name in column.names() if name in value), None)
         if null is not None:
             fix = "a list of turns" if column is _TURNS else "text"
-            findings.add("wrong-type", (null,), kind_of(value[null]), fix)
+            findings.add("wrong-type", (null,), json_type_name(value[null]), fix)
             continue
-        strange = [name for name in value if name not in used_columns(format)]
+        strange = [name for name in value if name not in format_columns(format)]
         near = next(
             filter(None, (did_you_mean(name, strange, _CLOSE) for name in column.names())), None
         )
@@ -133,13 +135,13 @@ def note_missing(format: str, value: Mapping[str, object], findings: Findings) -
             findings.add(
                 "missing-column",
                 (column.name,),
-                f"missing; the row has {listed(value)}",
+                f"missing; the row has {join_names(value)}",
                 f"name the column that holds it: --column {column.name}=YOURS",
             )
     return bool(missing)
 
 
-def _note_unknown(value: Mapping[str, object], findings: Findings) -> None:
+def _note_unknown(value: Mapping[str, object], findings: RowErrorCollector) -> None:
     if not value:
         findings.add("unknown-format", (), "the row is empty", _FORMS)
         return
@@ -162,7 +164,9 @@ def _note_unknown(value: Mapping[str, object], findings: Findings) -> None:
         fix = f"rename it, or --column messages={turns}"
         findings.add("unknown-column", (turns,), "unknown; did you mean 'messages'?", fix)
         return
-    findings.add("unknown-format", (), f"no known format has the columns {listed(value)}", _FORMS)
+    findings.add(
+        "unknown-format", (), f"no known format has the columns {join_names(value)}", _FORMS
+    )
 
 
 _CLOSE = 0.85

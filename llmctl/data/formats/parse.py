@@ -3,22 +3,22 @@
 import re
 from collections.abc import Mapping
 
-from llmctl.data.formats.columns import FORMATS, note_missing, recognise
-from llmctl.data.formats.tool_calls import decoded, read_tools
-from llmctl.data.formats.turn_order import answer_begin, check_end, check_order
-from llmctl.data.formats.turns import Turns, is_sharegpt, read_text, read_turns
-from llmctl.data.rows.findings import Findings
-from llmctl.data.rows.json_text import kind_of
-from llmctl.data.rows.row import Row
-from llmctl.data.rows.row_errors import FieldPath, Problem
+from llmctl.data.formats.columns import FORMATS, detect_format, report_missing_columns
+from llmctl.data.formats.tool_calls import decode_json_cell, parse_tools
+from llmctl.data.formats.turn_order import response_start, validate_last_turn, validate_turn_order
+from llmctl.data.formats.turns import TurnList, is_sharegpt, parse_text, parse_turns
+from llmctl.data.rows.findings import RowErrorCollector
+from llmctl.data.rows.json_text import json_type_name
+from llmctl.data.rows.row import RawRow
+from llmctl.data.rows.row_errors import FieldPath, RowError
 from llmctl.types import Example, Message, Role, Tool
 
-__all__ = ["FORMATS", "to_example"]
+__all__ = ["FORMATS", "parse_row"]
 
 
-def to_example(
-    row: Row, *, columns: Mapping[str, str] | None = None, format: str | None = None
-) -> Example | tuple[Problem, ...]:
+def parse_row(
+    row: RawRow, *, columns: Mapping[str, str] | None = None, format: str | None = None
+) -> Example | tuple[RowError, ...]:
     """Return what a row says, or everything that is wrong with it.
 
     Args:
@@ -26,21 +26,21 @@ def to_example(
         format: the format that the row must have; recognised by its columns where not given.
     """
     columns = columns or {}
-    if row.problems:
-        return row.problems
-    findings = Findings(row, columns)
-    value = renamed(row.value, columns)
+    if row.errors:
+        return row.errors
+    findings = RowErrorCollector(row, columns)
+    value = rename_columns(row.value, columns)
     if format is None:
-        format = recognise(value, findings)
-    elif note_missing(format, value, findings):
+        format = detect_format(value, findings)
+    elif report_missing_columns(format, value, findings):
         format = None
     if format is None:
-        return tuple(findings.problems)
-    example = _Reader(format, row, value, findings).read()
-    return tuple(findings.problems) if findings.problems or example is None else example
+        return tuple(findings.errors)
+    example = _RowParser(format, row, value, findings).read()
+    return tuple(findings.errors) if findings.errors or example is None else example
 
 
-def renamed(value: Mapping[str, object], columns: Mapping[str, str]) -> Mapping[str, object]:
+def rename_columns(value: Mapping[str, object], columns: Mapping[str, str]) -> Mapping[str, object]:
     """Return a row with its columns under our names."""
     if not columns:
         return value
@@ -50,11 +50,11 @@ def renamed(value: Mapping[str, object], columns: Mapping[str, str]) -> Mapping[
     return {theirs.get(name, name): v for name, v in value.items() if name not in replaced}
 
 
-class _Reader:
+class _RowParser:
     """Reads one row as one format; whatever is wrong goes to `findings`."""
 
     def __init__(
-        self, format: str, row: Row, value: Mapping[str, object], findings: Findings
+        self, format: str, row: RawRow, value: Mapping[str, object], findings: RowErrorCollector
     ) -> None:
         self._format = format
         self._names = {column.name: column.names() for column in FORMATS[format].columns()}
@@ -65,7 +65,7 @@ class _Reader:
     def read(self) -> Example | None:
         match self._format:
             case "text":
-                text = read_text(*self._take("text"), self._findings)
+                text = parse_text(*self._take("text"), self._findings)
                 return None if text is None else Example(self._row.origin, "text", text=text)
             case "preference":
                 return self._preference()
@@ -84,17 +84,17 @@ class _Reader:
                 value, path = self._take("messages")
                 self._format = "sharegpt" if is_sharegpt(value) else "messages"
                 turns = self._system()
-                turns.extend(read_turns(value, path, self._findings))
+                turns.extend(parse_turns(value, path, self._findings))
         return self._example(turns, self._tools())
 
     def _example(
-        self, turns: Turns, tools: tuple[Tool, ...], rejected: tuple[Message, ...] = ()
+        self, turns: TurnList, tools: tuple[Tool, ...], rejected: tuple[Message, ...] = ()
     ) -> Example | None:
         # A turn that could not be read leaves a hole: its neighbours are not in a wrong order.
-        if not self._findings.problems:
-            check_order(turns, tools, self._findings)
-            check_end(turns, self._findings)
-        if self._findings.problems:
+        if not self._findings.errors:
+            validate_turn_order(turns, tools, self._findings)
+            validate_last_turn(turns, self._findings)
+        if self._findings.errors:
             return None
         messages, masked = tuple(turns.messages), tuple(turns.masked)
         return Example(self._row.origin, self._format, messages, tools, rejected, masked)
@@ -109,37 +109,37 @@ class _Reader:
     def _tools(self) -> tuple[Tool, ...]:
         if "tools" not in self._names:
             return ()
-        return read_tools(*self._take("tools"), self._findings)
+        return parse_tools(*self._take("tools"), self._findings)
 
-    def _system(self) -> Turns:
-        turns = Turns()
+    def _system(self) -> TurnList:
+        turns = TurnList()
         value, path = self._take("system")
         # People leave the column empty where there is no system prompt.
         if value is not None and value != "":
-            text = read_text(value, path, self._findings)
+            text = parse_text(value, path, self._findings)
             if text is not None:
                 turns.add(Message("system", text), path)
         return turns
 
-    def _instruction(self, turns: Turns) -> None:
+    def _instruction(self, turns: TurnList) -> None:
         """Add alpaca's history, instruction and input."""
         history, path = self._take("history")
         if history is not None and history != "":
-            self._history(decoded(history), path, turns)
+            self._history(decode_json_cell(history), path, turns)
         instruction, path = self._take("instruction")
         given, input_path = self._take("input")
         if given is not None and not isinstance(given, str):
-            self._findings.add("wrong-type", input_path, kind_of(given), "text")
+            self._findings.add("wrong-type", input_path, json_type_name(given), "text")
         elif isinstance(instruction, str) and given is not None and given.strip():
             text = f"{instruction}\n{given}" if instruction.strip() else given
             turns.add(Message("user", text), path)
         else:
             turns.extend(self._text("user", instruction, path))
 
-    def _history(self, history: object, path: FieldPath, turns: Turns) -> None:
+    def _history(self, history: object, path: FieldPath, turns: TurnList) -> None:
         if not isinstance(history, list):
             fix = 'a list of pairs: [["question", "answer"]]'
-            self._findings.add("wrong-type", path, kind_of(history), fix)
+            self._findings.add("wrong-type", path, json_type_name(history), fix)
             return
         for index, pair in enumerate(history):
             here = (*path, index)
@@ -147,20 +147,20 @@ class _Reader:
                 turns.extend(self._text("user", pair[0], (*here, 0)))
                 turns.extend(self._text("assistant", pair[1], (*here, 1)))
             else:
-                found = f"{len(pair)} items" if isinstance(pair, list) else kind_of(pair)
+                found = f"{len(pair)} items" if isinstance(pair, list) else json_type_name(pair)
                 self._findings.add("wrong-type", here, found, 'a pair: ["question", "answer"]')
 
-    def _said(self, role: Role, value: object, path: FieldPath) -> Turns:
+    def _said(self, role: Role, value: object, path: FieldPath) -> TurnList:
         """Read what is either text that `role` says, or a list of turns."""
         if _is_turns(value):
-            value = decoded(value)
+            value = decode_json_cell(value)
         if isinstance(value, list | dict):
-            return read_turns(value, path, self._findings)
+            return parse_turns(value, path, self._findings)
         return self._text(role, value, path)
 
-    def _text(self, role: Role, value: object, path: FieldPath) -> Turns:
-        turns = Turns()
-        text = read_text(value, path, self._findings)
+    def _text(self, role: Role, value: object, path: FieldPath) -> TurnList:
+        turns = TurnList()
+        text = parse_text(value, path, self._findings)
         if text is not None:
             turns.add(Message(role, text), path)
         return turns
@@ -170,9 +170,9 @@ class _Reader:
         lead, tools = self._lead(), self._tools()
         chosen, rejected = (self._side(lead, name) for name in ("chosen", "rejected"))
         findings = self._findings
-        if findings.problems:
+        if findings.errors:
             return None
-        begin = answer_begin(chosen.messages)
+        begin = response_start(chosen.messages)
         if begin == 0:
             fix = "a prompt column, or whole conversations as chosen and rejected"
             findings.add("missing-column", ("prompt",), "nothing is asked", fix)
@@ -182,11 +182,11 @@ class _Reader:
         elif chosen.messages == rejected.messages:
             findings.add("pair", ("rejected",), "the same as chosen", "a worse answer")
         else:
-            check_order(rejected, tools, findings)
-            check_end(rejected, findings)
+            validate_turn_order(rejected, tools, findings)
+            validate_last_turn(rejected, findings)
         return self._example(chosen, tools, tuple(rejected.messages[begin:]))
 
-    def _lead(self) -> Turns:
+    def _lead(self) -> TurnList:
         """Read what leads to both answers of a pair; nothing where they are whole conversations."""
         lead = self._system()
         if self._take("instruction")[0] is not None:
@@ -199,14 +199,14 @@ class _Reader:
                 break
         return lead
 
-    def _side(self, lead: Turns, name: str) -> Turns:
+    def _side(self, lead: TurnList, name: str) -> TurnList:
         """Read one answer of a pair, together with what leads to it."""
         value, path = self._take(name)
         if isinstance(value, str) and value.lstrip().startswith("Human:"):
             side = self._dialogue(value, path)
         else:
             side = self._said("assistant", value, path)
-        whole = Turns()
+        whole = TurnList()
         # A side that is a whole conversation repeats the prompt, but not always the system's.
         for start in range(len(lead.messages)):
             rest = lead.messages[start:]
@@ -218,9 +218,9 @@ class _Reader:
         whole.extend(side)
         return whole
 
-    def _dialogue(self, text: str, path: FieldPath) -> Turns:
+    def _dialogue(self, text: str, path: FieldPath) -> TurnList:
         """Read a conversation written as one text, as Anthropic's HH-RLHF has it."""
-        turns = Turns()
+        turns = TurnList()
         pieces = _SPEAKER.split("\n\n" + text.lstrip())[1:]
         for speaker, said in zip(pieces[::2], pieces[1::2], strict=True):
             turns.extend(self._text(_SPEAKERS[speaker], said.strip(), path))
@@ -233,7 +233,7 @@ _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 
 def _is_turns(value: object) -> bool:
     """Whether a text is a list of turns as a table's cell holds it, not an answer in JSON."""
-    turns = decoded(value)
+    turns = decode_json_cell(value)
     if isinstance(turns, dict):
         turns = [turns]
     return isinstance(turns, list) and bool(turns) and all(map(_is_turn, turns))

@@ -3,28 +3,28 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from llmctl.data.formats.columns import check_names
-from llmctl.data.formats.turn_order import answer_begin
-from llmctl.data.rows.row_errors import Problem
+from llmctl.data.formats.columns import validate_format_options
+from llmctl.data.formats.turn_order import response_start
+from llmctl.data.rows.row_errors import RowError
 from llmctl.types import Example, Message, Tool, ToolCall
 
 Lack = tuple[str, str]
 """What cannot be held, and what to do."""
 
 
-def from_example(example: Example, format: str) -> dict[str, object] | tuple[Problem, ...]:
+def render_example(example: Example, format: str) -> dict[str, object] | tuple[RowError, ...]:
     """Return the row that says the same in a format, or everything that the format cannot hold.
 
-    `to_example` of the row gives the messages, tools and masks back.
+    `parse_row` of the row gives the messages, tools and masks back.
 
     Raises:
         ConfigError: there is no such format.
     """
-    check_names(None, format)
+    validate_format_options(None, format)
     lacks = list(_LACKS[format](example))
     if lacks:
         return tuple(
-            Problem(example.origin, "cannot-hold", f"{format} cannot hold {what}", fix)
+            RowError(example.origin, "cannot-hold", f"{format} cannot hold {what}", fix)
             for what, fix in lacks
         )
     return _WRITERS[format](example)
@@ -61,7 +61,7 @@ def _alpaca(example: Example) -> dict[str, object]:
 
 
 def _prompt_completion(example: Example) -> dict[str, object]:
-    begin = answer_begin(example.messages)
+    begin = response_start(example.messages)
     prompt, completion = example.messages[:begin], example.messages[begin:]
     if _are_plain(prompt, completion) and not example.tools:
         return {"prompt": prompt[0].content, "completion": completion[0].content}
@@ -73,7 +73,7 @@ def _prompt_completion(example: Example) -> dict[str, object]:
 
 
 def _preference(example: Example) -> dict[str, object]:
-    begin = answer_begin(example.messages)
+    begin = response_start(example.messages)
     prompt, chosen = example.messages[:begin], example.messages[begin:]
     if _are_plain(prompt, chosen, example.rejected) and not example.tools:
         texts = (prompt[0].content, chosen[0].content, example.rejected[0].content)
@@ -142,7 +142,7 @@ def _alpaca_lacks(example: Example) -> Iterator[Lack]:
 
 def _completion_lacks(example: Example) -> Iterator[Lack]:
     yield from _conversation_lacks(example)
-    begin = answer_begin(example.messages)
+    begin = response_start(example.messages)
     said = [i for i, message in enumerate(example.messages) if message.role == "assistant"]
     if any(i < begin and i not in example.masked for i in said):
         yield "a loss on earlier answers, only on the last", "--to messages"

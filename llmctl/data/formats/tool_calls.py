@@ -4,13 +4,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from llmctl.data.rows.findings import Findings, listed
-from llmctl.data.rows.json_text import kind_of
+from llmctl.data.rows.findings import RowErrorCollector, join_names
+from llmctl.data.rows.json_text import json_type_name
 from llmctl.data.rows.row_errors import FieldPath
 from llmctl.types import Tool, ToolCall
 
 
-def decoded(value: object) -> object:
+def decode_json_cell(value: object) -> object:
     """Return the list or object that a table's cell holds as JSON text, or the value as it is."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
@@ -20,13 +20,13 @@ def decoded(value: object) -> object:
     return value
 
 
-def read_tools(value: object, path: FieldPath, findings: Findings) -> tuple[Tool, ...]:
+def parse_tools(value: object, path: FieldPath, findings: RowErrorCollector) -> tuple[Tool, ...]:
     """Read tools: a list, or such a list as JSON text, of OpenAI's objects or bare functions."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return ()
-    value = decoded(value)
+    value = decode_json_cell(value)
     if not isinstance(value, list):
-        found = "text that is no JSON" if isinstance(value, str) else kind_of(value)
+        found = "text that is no JSON" if isinstance(value, str) else json_type_name(value)
         findings.add("wrong-type", path, found, "a list of tools")
         return ()
     tools = []
@@ -37,37 +37,39 @@ def read_tools(value: object, path: FieldPath, findings: Findings) -> tuple[Tool
         if inner is function:
             here = (*here, "function")
         if not isinstance(function, dict):
-            findings.add("wrong-type", here, kind_of(function), 'an object with a "name"')
+            findings.add("wrong-type", here, json_type_name(function), 'an object with a "name"')
             continue
         parameters = function.get("parameters")
         if parameters is not None and not isinstance(parameters, dict):
             fix = "a JSON schema, which is an object"
-            findings.add("wrong-type", (*here, "parameters"), kind_of(parameters), fix)
+            findings.add("wrong-type", (*here, "parameters"), json_type_name(parameters), fix)
         elif name := _name(function, here, findings):
             description = function.get("description") or ""
             if not isinstance(description, str):
                 where = (*here, "description")
-                findings.add("wrong-type", where, kind_of(description), "text")
+                findings.add("wrong-type", where, json_type_name(description), "text")
                 continue
             tools.append(Tool(name, description, parameters, bool(function.get("strict"))))
     return tuple(tools)
 
 
-def read_calls(
-    item: Mapping[str, Any], path: FieldPath, findings: Findings
+def parse_calls(
+    item: Mapping[str, Any], path: FieldPath, findings: RowErrorCollector
 ) -> tuple[ToolCall, ...]:
     """Read the calls of an assistant's turn as OpenAI has them, today and before."""
     calls: tuple[ToolCall, ...] = ()
     if item.get("tool_calls"):
-        calls += read_call_list(item["tool_calls"], (*path, "tool_calls"), findings)
+        calls += parse_call_list(item["tool_calls"], (*path, "tool_calls"), findings)
     if item.get("function_call"):
-        calls += read_call_list(item["function_call"], (*path, "function_call"), findings)
+        calls += parse_call_list(item["function_call"], (*path, "function_call"), findings)
     return calls
 
 
-def read_call_list(value: object, path: FieldPath, findings: Findings) -> tuple[ToolCall, ...]:
+def parse_call_list(
+    value: object, path: FieldPath, findings: RowErrorCollector
+) -> tuple[ToolCall, ...]:
     """Read one call or a list of them, or the same as JSON text; none where one is wrong."""
-    value = decoded(value)
+    value = decode_json_cell(value)
     listed_calls = value if isinstance(value, list) else [value]
     calls = []
     for index, call in enumerate(listed_calls):
@@ -75,14 +77,16 @@ def read_call_list(value: object, path: FieldPath, findings: Findings) -> tuple[
         if isinstance(call, dict):
             calls.append(_read_call(call, here, findings))
         else:
-            found = "text that is no JSON" if isinstance(call, str) else kind_of(call)
+            found = "text that is no JSON" if isinstance(call, str) else json_type_name(call)
             findings.add("wrong-type", here, found, '{"name": "...", "arguments": {...}}')
             calls.append(None)
     made = tuple(call for call in calls if call is not None)
     return made if len(made) == len(calls) else ()
 
 
-def _read_call(call: dict[str, Any], path: FieldPath, findings: Findings) -> ToolCall | None:
+def _read_call(
+    call: dict[str, Any], path: FieldPath, findings: RowErrorCollector
+) -> ToolCall | None:
     inner = call.get("function")
     function, here = (inner, (*path, "function")) if isinstance(inner, dict) else (call, path)
     name = _name(function, here, findings)
@@ -99,23 +103,25 @@ def _read_call(call: dict[str, Any], path: FieldPath, findings: Findings) -> Too
     else:
         parsed, arguments = arguments, json.dumps(arguments, ensure_ascii=False)
     if not isinstance(parsed, dict):
-        findings.add("bad-arguments", where, kind_of(parsed), "a JSON object")
+        findings.add("bad-arguments", where, json_type_name(parsed), "a JSON object")
         return None
     call_id = call.get("id") or ""
     if not isinstance(call_id, str):
-        findings.add("wrong-type", (*path, "id"), kind_of(call_id), "text")
+        findings.add("wrong-type", (*path, "id"), json_type_name(call_id), "text")
         return None
     return None if name is None else ToolCall(name, arguments, call_id)
 
 
-def _name(function: Mapping[str, object], path: FieldPath, findings: Findings) -> str | None:
+def _name(
+    function: Mapping[str, object], path: FieldPath, findings: RowErrorCollector
+) -> str | None:
     name = function.get("name")
     if isinstance(name, str) and name.strip():
         return name
     if "name" not in function:
-        found = f"missing; there is {listed(function) or 'nothing'}"
+        found = f"missing; there is {join_names(function) or 'nothing'}"
         findings.add("missing-key", (*path, "name"), found, "the function's name")
     else:
-        found = "empty" if isinstance(name, str) else kind_of(name)
+        found = "empty" if isinstance(name, str) else json_type_name(name)
         findings.add("wrong-type", (*path, "name"), found, "the function's name")
     return None

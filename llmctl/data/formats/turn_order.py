@@ -2,20 +2,22 @@
 
 from collections.abc import Sequence
 
-from llmctl.data.formats.turns import Turns
-from llmctl.data.rows.findings import Findings, did_you_mean, listed
+from llmctl.data.formats.turns import TurnList
+from llmctl.data.rows.findings import RowErrorCollector, did_you_mean, join_names
 from llmctl.types import Message, Tool
 
 _NAMES = {"assistant": "an assistant", "user": "a user", "tool": "a tool"}
 
 
-def answer_begin(messages: Sequence[Message]) -> int:
+def response_start(messages: Sequence[Message]) -> int:
     """Return the index of the message after the last user's, 0 where no user speaks."""
     return max((i + 1 for i, message in enumerate(messages) if message.role == "user"), default=0)
 
 
-def check_order(turns: Turns, tools: Sequence[Tool], findings: Findings) -> None:
-    """Note every turn that stands where it cannot: the end is left to `check_end`."""
+def validate_turn_order(
+    turns: TurnList, tools: Sequence[Tool], findings: RowErrorCollector
+) -> None:
+    """Note every turn that stands where it cannot: the end is left to `validate_last_turn`."""
     known = [tool.name for tool in tools]
     previous: Message | None = None
     called: list[str] = []
@@ -26,7 +28,7 @@ def check_order(turns: Turns, tools: Sequence[Tool], findings: Findings) -> None
         for call in message.tool_calls:
             if known and call.name not in known:
                 near = did_you_mean(call.name, known)
-                fix = f"did you mean {near!r}?" if near else f"one of {listed(known)}"
+                fix = f"did you mean {near!r}?" if near else f"one of {join_names(known)}"
                 what = f"calls {call.name!r}, which is none of the tools"
                 findings.add("unknown-tool", path, what, fix)
         if message.role == "assistant":
@@ -34,12 +36,12 @@ def check_order(turns: Turns, tools: Sequence[Tool], findings: Findings) -> None
         answered = message.tool_call_id
         if message.role == "tool" and answered is not None and called and answered not in called:
             what = f"answers the call {answered!r}, which nobody made"
-            findings.add("tool-call-id", path, what, f"one of {listed(called)}")
+            findings.add("tool-call-id", path, what, f"one of {join_names(called)}")
         if message.role not in ("system", "developer"):
             previous = message
 
 
-def check_end(turns: Turns, findings: Findings) -> None:
+def validate_last_turn(turns: TurnList, findings: RowErrorCollector) -> None:
     """Note a conversation that does not end with an assistant's turn to learn."""
     if not turns.messages:
         return

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llmctl.data.formats.tool_calls import decoded, read_call_list, read_calls
-from llmctl.data.rows.findings import Findings, did_you_mean, listed
-from llmctl.data.rows.json_text import kind_of
+from llmctl.data.formats.tool_calls import decode_json_cell, parse_call_list, parse_calls
+from llmctl.data.rows.findings import RowErrorCollector, did_you_mean, join_names
+from llmctl.data.rows.json_text import json_type_name
 from llmctl.data.rows.row_errors import FieldPath
 from llmctl.types import Message, Role
 
@@ -35,7 +35,7 @@ _WEIGHTS = ("weight", "loss_weight", "loss", "train")
 
 
 @dataclass(slots=True)
-class Turns:
+class TurnList:
     """Turns as they are read, each with the place it came from."""
 
     messages: list[Message] = field(default_factory=list)
@@ -49,12 +49,12 @@ class Turns:
         self.messages.append(message)
         self.paths.append(path)
 
-    def before(self, index: int) -> "Turns":
+    def before(self, index: int) -> "TurnList":
         """Return the turns before an index."""
         masked = [i for i in self.masked if i < index]
-        return Turns(self.messages[:index], self.paths[:index], masked)
+        return TurnList(self.messages[:index], self.paths[:index], masked)
 
-    def extend(self, other: "Turns") -> None:
+    def extend(self, other: "TurnList") -> None:
         self.masked += [len(self.messages) + index for index in other.masked]
         self.messages += other.messages
         self.paths += other.paths
@@ -62,20 +62,20 @@ class Turns:
 
 def is_sharegpt(value: object) -> bool:
     """Whether a list of turns names who speaks `from`, not `role`."""
-    value = decoded(value)
+    value = decode_json_cell(value)
     first = value[0] if isinstance(value, list) and value else value
     return isinstance(first, dict) and "from" in first
 
 
-def read_turns(value: object, path: FieldPath, findings: Findings) -> Turns:
+def parse_turns(value: object, path: FieldPath, findings: RowErrorCollector) -> TurnList:
     """Read a list of turns, or a single one. Their order is not checked here."""
-    turns = Turns()
-    value = decoded(value)
+    turns = TurnList()
+    value = decode_json_cell(value)
     if isinstance(value, dict):
         _read_turn(value, path, turns, findings)
         return turns
     if not isinstance(value, list):
-        findings.add("wrong-type", path, kind_of(value), "a list of turns")
+        findings.add("wrong-type", path, json_type_name(value), "a list of turns")
         return turns
     if not value:
         findings.add("empty", path, "no turns", "at least a user's and an assistant's")
@@ -84,15 +84,15 @@ def read_turns(value: object, path: FieldPath, findings: Findings) -> Turns:
             _read_turn(item, (*path, index), turns, findings)
         else:
             fix = 'an object: {"role": "user", "content": "text"}'
-            findings.add("wrong-type", (*path, index), kind_of(item), fix)
+            findings.add("wrong-type", (*path, index), json_type_name(item), fix)
     _number_calls(turns)
     return turns
 
 
-def read_text(value: object, path: FieldPath, findings: Findings) -> str | None:
+def parse_text(value: object, path: FieldPath, findings: RowErrorCollector) -> str | None:
     """Return a text that is there and not blank, or note why it is not one."""
     if not isinstance(value, str):
-        findings.add("wrong-type", path, kind_of(value), "text")
+        findings.add("wrong-type", path, json_type_name(value), "text")
         return None
     if not value.strip():
         findings.add("empty", path, "empty" if not value else "only blanks", "text")
@@ -100,14 +100,16 @@ def read_text(value: object, path: FieldPath, findings: Findings) -> str | None:
     return value
 
 
-def _read_turn(item: dict[str, Any], path: FieldPath, turns: Turns, findings: Findings) -> None:
+def _read_turn(
+    item: dict[str, Any], path: FieldPath, turns: TurnList, findings: RowErrorCollector
+) -> None:
     role_key = next((key for key in ("role", "from") if key in item), None)
     if role_key is None:
         _note_missing_key(item, "role", ("role", "from"), path, findings)
         return
     role = item[role_key]
     if not isinstance(role, str):
-        findings.add("wrong-type", (*path, role_key), kind_of(role), "a role as text")
+        findings.add("wrong-type", (*path, role_key), json_type_name(role), "a role as text")
         return
     if role in _CALLS:
         _read_call_turn(item, path, turns, findings)
@@ -118,9 +120,9 @@ def _read_turn(item: dict[str, Any], path: FieldPath, turns: Turns, findings: Fi
         fix = f"did you mean {near!r}?" if near else f"one of {', '.join(known)}, system, tool"
         findings.add("unknown-role", (*path, role_key), f"unknown role {role!r}", fix)
         return
-    before = len(findings.problems)
+    before = len(findings.errors)
     known_role = _ROLES[role]
-    calls = read_calls(item, path, findings)
+    calls = parse_calls(item, path, findings)
     content = _read_content(item, known_role, bool(calls), path, findings)
     reasoning = _optional_text(item, ("reasoning_content", "reasoning", "thinking"), path, findings)
     call_id = _optional_text(item, ("tool_call_id",), path, findings)
@@ -128,21 +130,21 @@ def _read_turn(item: dict[str, Any], path: FieldPath, turns: Turns, findings: Fi
     masked = _is_masked(item, known_role, path, findings)
     if calls and known_role != "assistant":
         findings.add("role-order", path, f"a {known_role} calls no tools", "an assistant's turn")
-    if len(findings.problems) == before:
+    if len(findings.errors) == before:
         assert content is not None
         message = Message(known_role, content, reasoning, calls, call_id, name)
         turns.add(message, path, masked=masked)
 
 
 def _read_call_turn(
-    item: dict[str, Any], path: FieldPath, turns: Turns, findings: Findings
+    item: dict[str, Any], path: FieldPath, turns: TurnList, findings: RowErrorCollector
 ) -> None:
     """Read ShareGPT's turn that is nothing but calls; it belongs to the text right before it."""
     key = "value" if "value" in item else "content"
     if item.get(key) is None:
         _note_missing_key(item, key, (key,), path, findings)
         return
-    made = read_call_list(item[key], (*path, key), findings)
+    made = parse_call_list(item[key], (*path, key), findings)
     masked = _is_masked(item, "assistant", path, findings)
     if not made:
         return
@@ -154,7 +156,7 @@ def _read_call_turn(
 
 
 def _read_content(
-    item: dict[str, Any], role: Role, has_calls: bool, path: FieldPath, findings: Findings
+    item: dict[str, Any], role: Role, has_calls: bool, path: FieldPath, findings: RowErrorCollector
 ) -> str | None:
     key = next((key for key in ("content", "value") if key in item), None)
     if key is None and has_calls:
@@ -170,7 +172,7 @@ def _read_content(
     if content is None and has_calls:
         return ""
     if not isinstance(content, str):
-        findings.add("wrong-type", here, kind_of(content), "text")
+        findings.add("wrong-type", here, json_type_name(content), "text")
         return None
     # An empty system prompt says "none", an empty result that a tool returned nothing.
     if role in ("user", "assistant") and not has_calls and not content.strip():
@@ -180,7 +182,9 @@ def _read_content(
     return content
 
 
-def _join_parts(parts: Sequence[object], path: FieldPath, findings: Findings) -> str | None:
+def _join_parts(
+    parts: Sequence[object], path: FieldPath, findings: RowErrorCollector
+) -> str | None:
     texts = []
     for index, part in enumerate(parts):
         here = (*path, index)
@@ -188,7 +192,9 @@ def _join_parts(parts: Sequence[object], path: FieldPath, findings: Findings) ->
             texts.append(part)
             continue
         if not isinstance(part, dict):
-            findings.add("wrong-type", here, kind_of(part), '{"type": "text", "text": "..."}')
+            findings.add(
+                "wrong-type", here, json_type_name(part), '{"type": "text", "text": "..."}'
+            )
             return None
         kind = part.get("type", "text")
         if kind not in ("text", "input_text", "output_text"):
@@ -196,13 +202,13 @@ def _join_parts(parts: Sequence[object], path: FieldPath, findings: Findings) ->
             return None
         text = part.get("text", part.get("value"))
         if not isinstance(text, str):
-            findings.add("wrong-type", (*here, "text"), kind_of(text), "text")
+            findings.add("wrong-type", (*here, "text"), json_type_name(text), "text")
             return None
         texts.append(text)
     return "".join(texts)
 
 
-def _number_calls(turns: Turns) -> None:
+def _number_calls(turns: TurnList) -> None:
     """Give each result that names no call the next call that has an id and no result yet."""
     waiting: list[str] = []
     for index, message in enumerate(turns.messages):
@@ -216,25 +222,27 @@ def _number_calls(turns: Turns) -> None:
 
 
 def _optional_text(
-    item: dict[str, Any], names: tuple[str, ...], path: FieldPath, findings: Findings
+    item: dict[str, Any], names: tuple[str, ...], path: FieldPath, findings: RowErrorCollector
 ) -> str | None:
     for name in names:
         value = item.get(name)
         if value is not None:
             if isinstance(value, str):
                 return value
-            findings.add("wrong-type", (*path, name), kind_of(value), "text")
+            findings.add("wrong-type", (*path, name), json_type_name(value), "text")
     return None
 
 
-def _is_masked(item: dict[str, Any], role: Role, path: FieldPath, findings: Findings) -> bool:
+def _is_masked(
+    item: dict[str, Any], role: Role, path: FieldPath, findings: RowErrorCollector
+) -> bool:
     for name in _WEIGHTS:
         weight = item.get(name)
         if weight is None:
             continue
         if weight not in (0, 1):
             fix = "1 learns the turn, 0 does not"
-            said = weight if isinstance(weight, int | float) else kind_of(weight)
+            said = weight if isinstance(weight, int | float) else json_type_name(weight)
             findings.add("weight", (*path, name), f"{said}", fix)
         elif weight == 1 and role != "assistant" and name != "train":
             fix = "0, or leave it out: only an assistant's turns are learnt"
@@ -249,7 +257,7 @@ def _note_missing_key(
     key: str,
     names: tuple[str, ...],
     path: FieldPath,
-    findings: Findings,
+    findings: RowErrorCollector,
 ) -> None:
     near = next(
         filter(None, (did_you_mean(name, item) for name in names or ("content", "value"))), None
@@ -257,5 +265,5 @@ def _note_missing_key(
     if near is not None and near not in ("role", "from", "content", "value"):
         findings.add("missing-key", (*path, key), f"missing; did you mean {near!r}?", "rename it")
     else:
-        found = f"missing; the turn has {listed(item) or 'nothing'}"
+        found = f"missing; the turn has {join_names(item) or 'nothing'}"
         findings.add("missing-key", (*path, key), found, "who speaks" if names else "text")

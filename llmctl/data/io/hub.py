@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llmctl.data.io.sources import hub_id
-from llmctl.data.io.tables import arrow_row
+from llmctl.data.io.sources import parse_hub_id
+from llmctl.data.io.tables import encode_arrow_row
 from llmctl.data.rows.row_errors import DataError
 from llmctl.errors import ConfigError
 from llmctl.types import Progress, ProgressCallback
@@ -12,7 +12,7 @@ from llmctl.types import Progress, ProgressCallback
 _ANSWER_SECONDS = 10.0
 
 
-def hub_rows(
+def read_hub_rows(
     source: str, progress: ProgressCallback
 ) -> Iterator[tuple[bytes, Mapping[str, object]]]:
     """Yield the rows of `owner/name[@revision][:split]` as JSON text and as value.
@@ -24,7 +24,7 @@ def hub_rows(
         DataError: neither the hub nor the cache has it.
         ConfigError: it has no such split.
     """
-    name, revision, split = hub_id(source)
+    name, revision, split = parse_hub_id(source)
     progress(Progress(f"fetching {name}"))
     data = _load(name, revision)
     split = split or ("train" if "train" in data else next(iter(data)))
@@ -35,7 +35,7 @@ def hub_rows(
     for index, value in enumerate(data[split]):
         if index % 1000 == 0:
             progress(Progress(f"reading {name}", index, len(data[split])))
-        yield arrow_row(value)
+        yield encode_arrow_row(value)
 
 
 def _load(name: str, revision: str | None) -> Any:

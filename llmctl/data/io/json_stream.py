@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from llmctl.data.rows.json_text import Fault, parse
+from llmctl.data.rows.json_text import ParseError, parse_json
 
-LONGEST_ROW = 64 * 2**20
+MAX_ROW_BYTES = 64 * 2**20
 """Bytes; beyond it a bracket or a quote is missing rather than a row that long."""
 _CHUNK = 2**20
 _WIDEST_INDENT = 256
@@ -20,19 +20,19 @@ _OPENER = {b"}": b"{", b"]": b"["}
 
 
 @dataclass(frozen=True, slots=True)
-class Element:
+class JsonElement:
     """One element of the array as it stands in the file, and what it says."""
 
     raw: bytes
     line: int
     value: object
-    faults: tuple[Fault, ...] = ()
+    errors: tuple[ParseError, ...] = ()
 
 
-def too_long() -> Fault:
+def row_too_long() -> ParseError:
     """Say that a row has no end."""
-    what = f"the row has no end within {LONGEST_ROW // 2**20} MiB"
-    return Fault("half-row", what, "is a quote, a bracket or a line end missing?", "")
+    what = f"the row has no end within {MAX_ROW_BYTES // 2**20} MiB"
+    return ParseError("half-row", what, "is a quote, a bracket or a line end missing?", "")
 
 
 class JsonStream:
@@ -50,7 +50,7 @@ class JsonStream:
         self._ended = False
         self._dropped = 0
 
-    def elements(self) -> Iterator[Element]:
+    def elements(self) -> Iterator[JsonElement]:
         """Yield every element in order; where the array itself is broken, an element says so."""
         self._skip_blank()
         self._in_array = self._peek() == b"["
@@ -85,30 +85,30 @@ class JsonStream:
         if self._peek():
             yield self._oddity("more after the array's end", "one array and nothing else")
 
-    def _oddity(self, what: str, fix: str, kind: str = "json") -> Element:
-        return Element(b"", self._line, None, (Fault(kind, what, fix, ""),))
+    def _oddity(self, what: str, fix: str, kind: str = "json") -> JsonElement:
+        return JsonElement(b"", self._line, None, (ParseError(kind, what, fix, ""),))
 
-    def _element(self) -> Element:
+    def _element(self) -> JsonElement:
         start = self._line
         end = self._end()  # may read on, and move what is before it
         raw = self._buffer[self._at : end]
         value: object = None
-        faults: tuple[Fault, ...]
-        if len(raw) > LONGEST_ROW:
-            faults = (too_long(),)
+        faults: tuple[ParseError, ...]
+        if len(raw) > MAX_ROW_BYTES:
+            faults = (row_too_long(),)
         elif raw:
-            value, faults = parse(raw.rstrip())
+            value, faults = parse_json(raw.rstrip())
         else:
-            faults = (Fault("json", "no JSON value", "an object", ""),)
+            faults = (ParseError("json", "no JSON value", "an object", ""),)
         cut = self._next_row(raw) if faults and value is None else None
         if cut is not None:
             # What looks like the next row was swallowed because a bracket is missing.
             raw = raw[:cut].rstrip().removesuffix(b",").rstrip()
-            value, faults = parse(raw)
+            value, faults = parse_json(raw)
         raw = raw or self._buffer[self._at : self._at + 1]
         self._line += raw.count(b"\n")
         self._at += len(raw)
-        return Element(raw.rstrip(), start, value, faults)
+        return JsonElement(raw.rstrip(), start, value, faults)
 
     def _end(self) -> int:
         """Return where in the buffer the element that begins at `_at` ends."""
@@ -127,7 +127,7 @@ class JsonStream:
                 mark[0][:1] == b'"' and mark.end() >= len(self._buffer) - 1 and not self._ended
             ):
                 position = len(self._buffer) if mark is None else mark.start()
-                if position - self._at > LONGEST_ROW:
+                if position - self._at > MAX_ROW_BYTES:
                     return len(self._buffer)
                 if self._more():
                     position -= self._dropped

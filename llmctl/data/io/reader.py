@@ -6,22 +6,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from llmctl.data.formats.columns import check_names
-from llmctl.data.formats.parse import to_example
-from llmctl.data.io.json_stream import LONGEST_ROW, JsonStream, too_long
-from llmctl.data.io.sources import Part, Source, open_bytes, parts_of
-from llmctl.data.rows.json_text import Fault, kind_of, no_utf8, parse
-from llmctl.data.rows.row import Row
-from llmctl.data.rows.row_errors import OnProblem, Problem
+from llmctl.data.formats.columns import validate_format_options
+from llmctl.data.formats.parse import parse_row
+from llmctl.data.io.json_stream import MAX_ROW_BYTES, JsonStream, row_too_long
+from llmctl.data.io.sources import DataSource, SourceFile, list_source_files, open_binary
+from llmctl.data.rows.json_text import ParseError, invalid_utf8, json_type_name, parse_json
+from llmctl.data.rows.row import RawRow
+from llmctl.data.rows.row_errors import OnRowError, RowError
 from llmctl.types import Example, Progress, ProgressCallback, SourceLocation, ignore_progress
 
-__all__ = ["Row", "read_examples", "read_rows", "understand"]
+__all__ = ["RawRow", "read_examples", "read_rows", "parse_rows"]
 
 _REPORT_ROWS = 256
 _MARK = b"\xef\xbb\xbf"
 
 
-def read_rows(source: Source, progress: ProgressCallback = ignore_progress) -> Iterator[Row]:
+def read_rows(source: DataSource, progress: ProgressCallback = ignore_progress) -> Iterator[RawRow]:
     """Yield every row of every file in order, those that cannot be read too.
 
     Memory is bounded by the longest row, whatever the size of the files.
@@ -30,7 +30,7 @@ def read_rows(source: Source, progress: ProgressCallback = ignore_progress) -> I
         ConfigError: a file is not there, cannot be opened, or its kind is not known.
         DataError: a folder or file holds nothing at all, or a hub's dataset cannot be had.
     """
-    for part in parts_of(source):
+    for part in list_source_files(source):
         any_row = False
         for row in _rows_of(part, progress):
             any_row = True
@@ -40,11 +40,11 @@ def read_rows(source: Source, progress: ProgressCallback = ignore_progress) -> I
 
 
 def read_examples(
-    source: Source,
+    source: DataSource,
     *,
     columns: Mapping[str, str] | None = None,
     format: str | None = None,
-    on_problem: OnProblem,
+    on_row_error: OnRowError,
     progress: ProgressCallback = ignore_progress,
 ) -> Iterator[Example]:
     """Yield every row that is a whole example, in order; tell of every one that is not.
@@ -57,65 +57,65 @@ def read_examples(
     Raises:
         ConfigError, DataError: as `read_rows`; or `columns` or `format` name what does not exist.
     """
-    for _, found in understand(source, columns=columns, format=format, progress=progress):
+    for _, found in parse_rows(source, columns=columns, format=format, progress=progress):
         if isinstance(found, Example):
             yield found
         else:
             for problem in found:
-                on_problem(problem)
+                on_row_error(problem)
 
 
-def understand(
-    source: Source,
+def parse_rows(
+    source: DataSource,
     *,
     columns: Mapping[str, str] | None = None,
     format: str | None = None,
     progress: ProgressCallback = ignore_progress,
-) -> Iterator[tuple[Row, Example | tuple[Problem, ...]]]:
+) -> Iterator[tuple[RawRow, Example | tuple[RowError, ...]]]:
     """Yield every row of every file with what it says, or with everything that is wrong with it.
 
     Arguments and errors are those of `read_examples`.
     """
-    check_names(columns, format)
+    validate_format_options(columns, format)
     unseen = set((columns or {}).values())
     row = None
     for row in read_rows(source, progress):
         unseen -= row.value.keys()
-        yield row, to_example(row, columns=columns, format=format)
+        yield row, parse_row(row, columns=columns, format=format)
     if row is not None and unseen:
         origin = SourceLocation(row.origin.file, 1)
         what, fix = "no row has this column", "check the name after --column"
-        problems = (Problem(origin, "unknown-column", what, fix, name) for name in sorted(unseen))
-        yield Row(origin, b""), tuple(problems)
+        problems = (RowError(origin, "unknown-column", what, fix, name) for name in sorted(unseen))
+        yield RawRow(origin, b""), tuple(problems)
 
 
-def _rows_of(part: Part, progress: ProgressCallback) -> Iterator[Row]:
+def _rows_of(part: SourceFile, progress: ProgressCallback) -> Iterator[RawRow]:
     match part.kind:
         case "hub":
-            from llmctl.data.io.hub import hub_rows
+            from llmctl.data.io.hub import read_hub_rows
 
-            yield from _table(part.name, hub_rows(part.name, progress))
+            yield from _table(part.name, read_hub_rows(part.name, progress))
         case "parquet":
             yield from _parquet(part.name, progress)
         case _:
             yield from _text_file(part, progress)
 
 
-def _table(name: str, rows: Iterable[tuple[bytes, Mapping[str, object]]]) -> Iterator[Row]:
+def _table(name: str, rows: Iterable[tuple[bytes, Mapping[str, object]]]) -> Iterator[RawRow]:
     for number, (raw, value) in enumerate(rows, 1):
-        yield Row(SourceLocation(name, number), raw, value)
+        yield RawRow(SourceLocation(name, number), raw, value)
 
 
-def _parquet(name: str, progress: ProgressCallback) -> Iterator[Row]:
+def _parquet(name: str, progress: ProgressCallback) -> Iterator[RawRow]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    from llmctl.data.io.tables import parquet_rows
+    from llmctl.data.io.tables import read_parquet_rows
 
     number = 0
     try:
         with ParquetFile(Path(name).expanduser()) as file:
-            for row in _table(name, parquet_rows(name, file, progress)):
+            for row in _table(name, read_parquet_rows(name, file, progress)):
                 number = row.origin.line
                 yield row
     except (ArrowException, OSError) as error:
@@ -123,9 +123,9 @@ def _parquet(name: str, progress: ProgressCallback) -> Iterator[Row]:
         yield _broken(name, number + 1, "parquet", what, "is the file whole?")
 
 
-def _text_file(part: Part, progress: ProgressCallback) -> Iterator[Row]:
+def _text_file(part: SourceFile, progress: ProgressCallback) -> Iterator[RawRow]:
     path = Path(part.name).expanduser()
-    stream, on_disk = open_bytes(path)
+    stream, on_disk = open_binary(path)
     with stream:
         total = path.stat().st_size
         line = 0
@@ -145,7 +145,7 @@ def _text_file(part: Part, progress: ProgressCallback) -> Iterator[Row]:
             )
 
 
-def _text_rows(part: Part, stream: BinaryIO) -> Iterator[Row]:
+def _text_rows(part: SourceFile, stream: BinaryIO) -> Iterator[RawRow]:
     start = _peek(stream)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start[:64]:
         what = "the text is UTF-16 or UTF-32" if b"\0" in start else "the text is UTF-16"
@@ -155,9 +155,9 @@ def _text_rows(part: Part, stream: BinaryIO) -> Iterator[Row]:
         stream.read(len(_MARK))
         start = start[len(_MARK) :]
     if part.kind == "csv":
-        from llmctl.data.io.tables import csv_rows
+        from llmctl.data.io.tables import read_csv_rows
 
-        for line, raw, value, faults in csv_rows(stream):
+        for line, raw, value, faults in read_csv_rows(stream):
             yield _row(part.name, line, raw, value, faults)
     elif part.kind == "text":
         yield from _text_lines(part.name, stream)
@@ -165,7 +165,7 @@ def _text_rows(part: Part, stream: BinaryIO) -> Iterator[Row]:
         yield from _json_lines(part.name, stream)
     else:
         for found in JsonStream(stream).elements():
-            yield _row(part.name, found.line, found.raw, found.value, found.faults)
+            yield _row(part.name, found.line, found.raw, found.value, found.errors)
 
 
 def _peek(stream: BinaryIO) -> bytes:
@@ -181,53 +181,53 @@ def _is_lines(start: bytes) -> bool:
     return not first.endswith((b"{", b"[", b",")) or first.endswith(b"},")
 
 
-def _json_lines(file: str, stream: BinaryIO) -> Iterator[Row]:
+def _json_lines(file: str, stream: BinaryIO) -> Iterator[RawRow]:
     for number, line in _lines(stream):
         if line is None:
-            yield _row(file, number, b"", None, (too_long(),))
+            yield _row(file, number, b"", None, (row_too_long(),))
         elif line.strip():
             # Files that were joined have a mark in the middle.
-            yield _row(file, number, line, *parse(line.removeprefix(_MARK)))
+            yield _row(file, number, line, *parse_json(line.removeprefix(_MARK)))
 
 
-def _text_lines(file: str, stream: BinaryIO) -> Iterator[Row]:
+def _text_lines(file: str, stream: BinaryIO) -> Iterator[RawRow]:
     for number, line in _lines(stream):
         if line is None:
-            yield _row(file, number, b"", None, (too_long(),))
+            yield _row(file, number, b"", None, (row_too_long(),))
         elif line.strip():
             try:
-                yield Row(SourceLocation(file, number), line, {"text": line.decode()})
+                yield RawRow(SourceLocation(file, number), line, {"text": line.decode()})
             except UnicodeDecodeError as error:
-                yield _row(file, number, line, None, (no_utf8(line, error),))
+                yield _row(file, number, line, None, (invalid_utf8(line, error),))
 
 
 def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
     """Number the lines from 1, without their ends; `None` is one that is too long to hold."""
     number = 0
-    while line := stream.readline(LONGEST_ROW + 1):
+    while line := stream.readline(MAX_ROW_BYTES + 1):
         number += 1
-        if len(line) <= LONGEST_ROW or line.endswith(b"\n"):
+        if len(line) <= MAX_ROW_BYTES or line.endswith(b"\n"):
             yield number, line.removesuffix(b"\n").removesuffix(b"\r")
             continue
         while line and not line.endswith(b"\n"):
-            line = stream.readline(LONGEST_ROW)
+            line = stream.readline(MAX_ROW_BYTES)
         yield number, None
 
 
-def _row(file: str, line: int, raw: bytes, value: object, faults: tuple[Fault, ...]) -> Row:
-    if not faults and not isinstance(value, dict):
-        faults = (Fault("no-object", f"the row is {kind_of(value)}", "an object", ""),)
-    if not faults:
+def _row(file: str, line: int, raw: bytes, value: object, errors: tuple[ParseError, ...]) -> RawRow:
+    if not errors and not isinstance(value, dict):
+        errors = (ParseError("no-object", f"the row is {json_type_name(value)}", "an object", ""),)
+    if not errors:
         assert isinstance(value, dict)
-        return Row(SourceLocation(file, line), raw, value)
+        return RawRow(SourceLocation(file, line), raw, value)
     problems = tuple(
-        Problem(
+        RowError(
             SourceLocation(file, line + fault.line), fault.kind, fault.what, fault.fix, fault.field
         )
-        for fault in faults
+        for fault in errors
     )
-    return Row(SourceLocation(file, line), raw, {}, problems)
+    return RawRow(SourceLocation(file, line), raw, {}, problems)
 
 
-def _broken(file: str, line: int, kind: str, what: str, fix: str) -> Row:
-    return _row(file, line, b"", None, (Fault(kind, what, fix, ""),))
+def _broken(file: str, line: int, kind: str, what: str, fix: str) -> RawRow:
+    return _row(file, line, b"", None, (ParseError(kind, what, fix, ""),))

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, Literal
 from llmctl.data.rows.row_errors import DataError
 from llmctl.errors import ConfigError
 
-Source = str | Path | Sequence[str | Path]
-Kind = Literal["json", "csv", "parquet", "text", "hub"]
+DataSource = str | Path | Sequence[str | Path]
+FileKind = Literal["json", "csv", "parquet", "text", "hub"]
 
-_SUFFIXES: dict[str, Kind] = {
+_SUFFIXES: dict[str, FileKind] = {
     ".json": "json",
     ".jsonl": "json",
     ".ndjson": "json",
@@ -34,12 +34,12 @@ _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SourceFile:
     """One file, or one dataset on the hub."""
 
     name: str
     """As the person wrote it; within a folder, that folder's name and the way from there."""
-    kind: Kind
+    kind: FileKind
 
     @property
     def stem(self) -> str:
@@ -57,7 +57,7 @@ class Part:
         return self.name if self.kind == "hub" else str(Path(self.name).expanduser().resolve())
 
 
-def parts_of(source: Source) -> list[Part]:
+def list_source_files(source: DataSource) -> list[SourceFile]:
     """List what a source consists of, the files of a folder in the order of their names.
 
     Raises:
@@ -65,7 +65,7 @@ def parts_of(source: Source) -> list[Part]:
         DataError: a folder holds nothing to read.
     """
     if not isinstance(source, str | Path):
-        return [part for single in source for part in parts_of(single)]
+        return [part for single in source for part in list_source_files(single)]
     path = Path(source).expanduser()
     if path.is_dir():
         parts, _ = _look_into(path)
@@ -76,29 +76,29 @@ def parts_of(source: Source) -> list[Part]:
             )
         return parts
     if path.is_file():
-        return [Part(str(source), _kind(path) or _look(path))]
+        return [SourceFile(str(source), _kind(path) or _look(path))]
     if path.exists():
         raise ConfigError(
             f"{source} is no regular file",
             hint="rows are read more than once: write them to a file, and name that",
         )
     if _HUB_ID.fullmatch(str(source)) and _kind(path) is None:
-        return [Part(str(source), "hub")]
+        return [SourceFile(str(source), "hub")]
     raise ConfigError(f"there is no file {source}", hint=_near(path))
 
 
-def left_out(source: Source) -> list[str]:
+def skipped_files(source: DataSource) -> list[str]:
     """Name the files of the source's folders that are not read.
 
     They are readmes, licences, metadata, and what `data clean` writes beside the rows that stay.
     """
     if not isinstance(source, str | Path):
-        return [name for single in source for name in left_out(single)]
+        return [name for single in source for name in skipped_files(single)]
     path = Path(source).expanduser()
     return _look_into(path)[1] if path.is_dir() else []
 
 
-def refuse_inside(source: Source, *outputs: Path) -> None:
+def refuse_output_in_source(source: DataSource, *outputs: Path) -> None:
     """Refuse to write into a folder that is read: the next reader would take rows twice.
 
     Raises:
@@ -106,7 +106,7 @@ def refuse_inside(source: Source, *outputs: Path) -> None:
     """
     if not isinstance(source, str | Path):
         for single in source:
-            refuse_inside(single, *outputs)
+            refuse_output_in_source(single, *outputs)
         return
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -119,14 +119,14 @@ def refuse_inside(source: Source, *outputs: Path) -> None:
             )
 
 
-def hub_id(name: str) -> tuple[str, str | None, str | None]:
+def parse_hub_id(name: str) -> tuple[str, str | None, str | None]:
     """Take `owner/name[@revision][:split]` apart."""
     found = _HUB_ID.fullmatch(name)
     assert found is not None
     return found["name"], found["revision"], found["split"]
 
 
-def open_bytes(path: Path) -> tuple[BinaryIO, BinaryIO]:
+def open_binary(path: Path) -> tuple[BinaryIO, BinaryIO]:
     """Open a file for reading, unpacked if it is gzip.
 
     Returns:
@@ -185,16 +185,16 @@ class _Gzip(io.RawIOBase):
         return filled
 
 
-def _kind(path: Path) -> Kind | None:
+def _kind(path: Path) -> FileKind | None:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".gz"]:
         suffixes.pop()
     return _SUFFIXES.get(suffixes[-1]) if suffixes else None
 
 
-def _look(path: Path) -> Kind:
+def _look(path: Path) -> FileKind:
     """Tell the kind of a file whose name does not."""
-    stream, _ = open_bytes(path)
+    stream, _ = open_binary(path)
     with stream:
         start = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(b"PAR1"):
@@ -207,7 +207,7 @@ def _look(path: Path) -> Kind:
     )
 
 
-def _look_into(folder: Path) -> tuple[list[Part], list[str]]:
+def _look_into(folder: Path) -> tuple[list[SourceFile], list[str]]:
     parts, others = [], []
     for path in sorted(folder.rglob("*")):
         within = path.relative_to(folder)
@@ -219,7 +219,7 @@ def _look_into(folder: Path) -> tuple[list[Part], list[str]]:
         if kind is None or path.suffix == ".md" or named_otherwise:
             others.append(str(path))
         else:
-            parts.append(Part(str(path), kind))
+            parts.append(SourceFile(str(path), kind))
     return parts, others
 
 

@@ -4,17 +4,17 @@ import csv
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from llmctl.data.io.json_stream import LONGEST_ROW
+from llmctl.data.io.json_stream import MAX_ROW_BYTES
 from llmctl.data.rows.extended_json import to_json
-from llmctl.data.rows.json_text import Fault, no_utf8
+from llmctl.data.rows.json_text import ParseError, invalid_utf8
 from llmctl.types import Progress, ProgressCallback
 
 _BATCH = 512
 
 
-def csv_rows(
-    stream: BinaryIO, *, longest: int = LONGEST_ROW
-) -> Iterator[tuple[int, bytes, dict[str, object] | None, tuple[Fault, ...]]]:
+def read_csv_rows(
+    stream: BinaryIO, *, longest: int = MAX_ROW_BYTES
+) -> Iterator[tuple[int, bytes, dict[str, object] | None, tuple[ParseError, ...]]]:
     """Yield the rows of a CSV file: first line, text, cells by column, and what is wrong.
 
     The first row names the columns. Comma, semicolon or tab, whichever that row has most of,
@@ -39,7 +39,7 @@ def csv_rows(
         try:
             raw.decode()
         except UnicodeDecodeError as error:
-            fault = no_utf8(raw, error)
+            fault = invalid_utf8(raw, error)
         if fault is None and not cells:
             continue  # a blank line
         if header is None:
@@ -50,7 +50,7 @@ def csv_rows(
                 return
             continue
         if fault is None and len(cells) != len(header):
-            fault = Fault(
+            fault = ParseError(
                 "cells",
                 f"{len(cells)} cells where the first row has {len(header)}",
                 f'"quotes" around a text that holds {separator!r} or a line end',
@@ -60,19 +60,19 @@ def csv_rows(
         yield first, raw, value, (fault,) if fault else ()
 
 
-def parquet_rows(
+def read_parquet_rows(
     name: str, file: Any, progress: ProgressCallback
 ) -> Iterator[tuple[bytes, Mapping[str, object]]]:
     """Yield the rows of an open `pyarrow.parquet.ParquetFile` as JSON text and as value."""
     done, total = 0, file.metadata.num_rows
     for batch in file.iter_batches(batch_size=_BATCH):
         for value in batch.to_pylist():
-            yield arrow_row(value)
+            yield encode_arrow_row(value)
         done += len(batch)
         progress(Progress(f"reading {name}", done, total))
 
 
-def arrow_row(value: dict[str, Any]) -> tuple[bytes, Mapping[str, object]]:
+def encode_arrow_row(value: dict[str, Any]) -> tuple[bytes, Mapping[str, object]]:
     """Return a row of Arrow's as JSON text and as value."""
     whole = _without_null(value)
     return to_json(whole), whole
@@ -117,23 +117,23 @@ def _names(cells: list[str]) -> list[str]:
     return [names[0] or "Unnamed: 0", *names[1:]] if any(names) else names
 
 
-def _check_header(names: list[str]) -> Fault | None:
+def _check_header(names: list[str]) -> ParseError | None:
     if "" in names:
         what = f"column {names.index('') + 1} has no name"
-        return Fault("header", what, "the first row names every column", "")
+        return ParseError("header", what, "the first row names every column", "")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        return Fault("header", f"two columns are named {twice!r}", "each name once", "")
+        return ParseError("header", f"two columns are named {twice!r}", "each name once", "")
     return None
 
 
-def _explain(said: str, lines: int) -> Fault:
+def _explain(said: str, lines: int) -> ParseError:
     """Turn a message of Python's CSV parser into one of ours."""
     if "unexpected end of data" in said or "field limit" in said:
         what = "a quote that opens in this row never closes"
         if lines > 1:
             what += f"; the {lines} lines to the end of the file are one row by it"
-        return Fault("half-row", what, 'a closing quote; "" for a quote within a text', "")
+        return ParseError("half-row", what, 'a closing quote; "" for a quote within a text', "")
     if "expected after" in said:
-        return Fault("csv", "text after a closing quote", '"" for a quote within a text', "")
-    return Fault("csv", said, "RFC 4180", "")
+        return ParseError("csv", "text after a closing quote", '"" for a quote within a text', "")
+    return ParseError("csv", said, "RFC 4180", "")

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from llmctl.data.rows.extended_json import from_json, plain_json, plain_text, to_json
+from llmctl.data.rows.extended_json import from_json, to_json, to_standard_json, value_as_text
 from llmctl.errors import ConfigError
 
 _LINES = (".jsonl", ".ndjson")
@@ -84,7 +84,7 @@ class RowWriter:
     def write_raw(self, raw: bytes) -> None:
         """Write one row that is JSON on one line already, by `beyond_json.to_json`."""
         if self._suffix != ".parquet":
-            raw = plain_json(raw)
+            raw = to_standard_json(raw)
         if self._suffix == ".json":
             self._stream.write(b",\n" if self.rows else b"[\n")
             self._stream.write(raw)
@@ -135,8 +135,8 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, dict | list | int | float):
-        return json.dumps(value, ensure_ascii=False, default=plain_text)
-    return plain_text(value)
+        return json.dumps(value, ensure_ascii=False, default=value_as_text)
+    return value_as_text(value)
 
 
 def _write_parquet(rows: Callable[[], Iterator[dict[str, Any]]], path: Path) -> None:

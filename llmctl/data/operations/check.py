@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from llmctl.data.cleaning.rules.language import language
-from llmctl.data.formats.columns import used_columns
-from llmctl.data.io.sources import Source, left_out
-from llmctl.data.io.validating_reader import Intake, ReadOptions
-from llmctl.data.operations.overlap import Repeats, RowIndex
-from llmctl.data.rows.row_errors import Problem
-from llmctl.data.tokenized.loss_mask import MaskedExample, mask_examples
+from llmctl.data.formats.columns import format_columns
+from llmctl.data.io.sources import DataSource, skipped_files
+from llmctl.data.io.validating_reader import ReadOptions, ValidatingReader
+from llmctl.data.operations.overlap import DuplicateGroups, OverlapIndex
+from llmctl.data.rows.row_errors import RowError
+from llmctl.data.tokenized.loss_mask import MaskedSequence, mask_examples
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import LlmctlError
 from llmctl.types import Example, ProgressCallback, SourceLocation, ignore_progress
@@ -28,7 +28,7 @@ _CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class Percentiles:
     """How a number is spread over the rows."""
 
     p50: int
@@ -37,7 +37,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Overlong:
+class OverlongRows:
     """Rows with more tokens than a sequence may have, and what cutting does to them."""
 
     limit: int
@@ -51,16 +51,16 @@ class Overlong:
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class TokenStatistics:
     """Rows as one model's tokenizer and chat template make them."""
 
     model: str
-    per_row: Spread
+    per_row: Percentiles
     """Of a preference pair and of a row that becomes several sequences, the longest."""
     total: int
     learnt: int
     """Tokens that the loss falls on."""
-    overlong: Overlong | None
+    overlong: OverlongRows | None
     notes: tuple[tuple[str, int], ...]
     """What the template does to rows, each with the number of rows."""
 
@@ -75,7 +75,7 @@ class CheckReport:
     formats: dict[str, int]
     unused: dict[str, tuple[str, ...]]
     """By format, the columns that rows have and nothing reads."""
-    turns: Spread | None
+    turns: Percentiles | None
     """User's turns per conversation."""
     with_system: int
     with_tools: int
@@ -83,15 +83,15 @@ class CheckReport:
     """ISO 639-1 code -> rows; `?` where it cannot be told."""
     cjk_share: float
     """Chinese characters among all characters but blanks, from 0 to 1."""
-    tokens: Tokens | None
-    duplicates: Repeats
-    contradictions: Repeats
+    tokens: TokenStatistics | None
+    duplicates: DuplicateGroups
+    contradictions: DuplicateGroups
     eval_rows: int | None
-    leaks: Repeats | None
+    leaks: DuplicateGroups | None
     """Rows of the eval files whose prompt is in the train files."""
     problem_count: int
     problem_kinds: dict[str, int]
-    problems: tuple[Problem, ...]
+    problems: tuple[RowError, ...]
     not_read: tuple[str, ...]
     """Files in folders that hold no examples."""
 
@@ -102,7 +102,7 @@ class CheckReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
+class TargetModel:
     """The model that rows are measured with."""
 
     name: str
@@ -111,12 +111,12 @@ class Measure:
     """Tokens that a sequence may have; `None` asks for no forecast."""
 
 
-def check(
-    source: Source,
+def check_rows(
+    source: DataSource,
     *,
-    eval_source: Source | None = None,
+    eval_source: DataSource | None = None,
     options: ReadOptions,
-    measure: Measure | None = None,
+    measure: TargetModel | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> CheckReport:
     """Read every row once and report on all of them.
@@ -126,15 +126,18 @@ def check(
     Raises:
         ConfigError, DataError: as `read_rows`.
     """
-    intake = Intake(source, options, progress)
-    survey = _Survey()
+    intake = ValidatingReader(source, options, progress)
+    survey = _RowStatistics()
     _look(intake, survey, measure)
     log, eval_survey, eval_rows = intake.log, None, None
     if eval_source is not None:
-        eval_intake, eval_survey = Intake(eval_source, options, progress), _Survey()
+        eval_intake, eval_survey = (
+            ValidatingReader(eval_source, options, progress),
+            _RowStatistics(),
+        )
         _look(eval_intake, eval_survey, measure)
         eval_rows = eval_intake.rows
-        log.absorb(eval_intake.log)
+        log.extend(eval_intake.log)
     others = [] if eval_source is None else _names(eval_source)
     return CheckReport(
         files=(*_names(source), *others),
@@ -155,11 +158,11 @@ def check(
         problem_count=log.total,
         problem_kinds=dict(log.kinds.most_common()),
         problems=tuple(log.first),
-        not_read=tuple(left_out(source)),
+        not_read=tuple(skipped_files(source)),
     )
 
 
-def _look(intake: Intake, survey: "_Survey", measure: Measure | None) -> None:
+def _look(intake: ValidatingReader, survey: "_RowStatistics", measure: TargetModel | None) -> None:
     examples = survey.of_rows(intake)
     if measure is None:
         for _ in examples:
@@ -167,14 +170,14 @@ def _look(intake: Intake, survey: "_Survey", measure: Measure | None) -> None:
         return
     for example, made in mask_examples(measure.template, examples):
         if isinstance(made, LlmctlError):
-            problem = Problem(example.origin, "template", str(made), made.hint)
-            intake.refuse((problem,))
+            problem = RowError(example.origin, "template", str(made), made.hint)
+            intake.reject((problem,))
         else:
             survey.add_tokens(example, made, measure.max_length)
 
 
 @dataclass(slots=True)
-class _Survey:
+class _RowStatistics:
     """What has been seen so far."""
 
     formats: Counter[str] = field(default_factory=Counter)
@@ -185,7 +188,7 @@ class _Survey:
     languages: Counter[str] = field(default_factory=Counter)
     cjk: int = 0
     characters: int = 0
-    index: RowIndex = field(default_factory=RowIndex)
+    index: OverlapIndex = field(default_factory=OverlapIndex)
     lengths: "array[int]" = field(default_factory=lambda: array("L"))
     total: int = 0
     learnt: int = 0
@@ -195,11 +198,11 @@ class _Survey:
     first_too_long: list[SourceLocation] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
-    def of_rows(self, intake: Intake) -> Iterator[Example]:
+    def of_rows(self, intake: ValidatingReader) -> Iterator[Example]:
         for row in intake:
             example = row.example
             self.formats[example.format] += 1
-            extra = row.value.keys() - used_columns(example.format)
+            extra = row.value.keys() - format_columns(example.format)
             self.unused.setdefault(example.format, set()).update(extra)
             self._add_conversation(example)
             self._add_language(example)
@@ -221,7 +224,7 @@ class _Survey:
         self.cjk += sum(map(len, _CJK.findall(text)))
 
     def add_tokens(
-        self, example: Example, made: Sequence[MaskedExample], limit: int | None
+        self, example: Example, made: Sequence[MaskedSequence], limit: int | None
     ) -> None:
         """Take in the sequences that a row became."""
         if not made:
@@ -229,7 +232,7 @@ class _Survey:
         longest = max(made, key=lambda sequence: len(sequence.ids))
         self.lengths.append(len(longest.ids))
         self.total += sum(len(sequence.ids) for sequence in made)
-        self.learnt += sum(sum(sequence.learn) for sequence in made)
+        self.learnt += sum(sum(sequence.loss_mask) for sequence in made)
         self.notes.update({sequence.note for sequence in made if sequence.note})
         if limit is None or len(longest.ids) <= limit:
             return
@@ -237,22 +240,22 @@ class _Survey:
         if len(self.first_too_long) < _SHOWN_ROWS:
             self.first_too_long.append(example.origin)
         if example.text is None:
-            ends = [end for sequence in made for end in _reply_ends(sequence.learn)]
+            ends = [end for sequence in made for end in _reply_ends(sequence.loss_mask)]
             self.lose_end += any(end > limit for end in ends)
             self.lose_all += all(end > limit for end in ends)
 
-    def tokens(self, measure: Measure) -> Tokens | None:
+    def tokens(self, measure: TargetModel) -> TokenStatistics | None:
         per_row = _spread(self.lengths)
         if per_row is None:
             return None
-        overlong = measure.max_length and Overlong(
+        overlong = measure.max_length and OverlongRows(
             measure.max_length,
             self.too_long,
             self.lose_end,
             self.lose_all,
             tuple(self.first_too_long),
         )
-        return Tokens(
+        return TokenStatistics(
             measure.name,
             per_row,
             self.total,
@@ -262,21 +265,21 @@ class _Survey:
         )
 
 
-def _reply_ends(learn: Sequence[bool]) -> Iterator[int]:
+def _reply_ends(loss_mask: Sequence[bool]) -> Iterator[int]:
     """Yield how many tokens there are up to and with the last of each reply."""
-    for at, (here, after) in enumerate(zip(learn, [*learn[1:], False], strict=True), 1):
+    for at, (here, after) in enumerate(zip(loss_mask, [*loss_mask[1:], False], strict=True), 1):
         if here and not after:
             yield at
 
 
-def _spread(values: "array[int]") -> Spread | None:
+def _spread(values: "array[int]") -> Percentiles | None:
     if not values:
         return None
     ordered = np.sort(np.asarray(values))
     # The smallest value that so many rows do not exceed, which is always one of the values.
     p50, p95 = (int(ordered[-(-len(ordered) * share // 100) - 1]) for share in (50, 95))
-    return Spread(p50, p95, int(ordered[-1]))
+    return Percentiles(p50, p95, int(ordered[-1]))
 
 
-def _names(source: Source) -> list[str]:
+def _names(source: DataSource) -> list[str]:
     return [str(source)] if isinstance(source, str | Path) else [str(name) for name in source]

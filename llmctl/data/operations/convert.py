@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmctl.data.formats.columns import check_names
-from llmctl.data.formats.render import from_example
-from llmctl.data.io.sources import Source, refuse_inside
-from llmctl.data.io.validating_reader import Intake, ReadOptions
+from llmctl.data.formats.columns import validate_format_options
+from llmctl.data.formats.render import render_example
+from llmctl.data.io.sources import DataSource, refuse_output_in_source
+from llmctl.data.io.validating_reader import ReadOptions, ValidatingReader
 from llmctl.data.io.writer import RowWriter
-from llmctl.data.rows.row_errors import ProblemLog
+from llmctl.data.rows.row_errors import RowErrorLog
 from llmctl.types import ProgressCallback, ignore_progress
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WriteSummary:
     """What was read, and where it went."""
 
     rows: int
@@ -21,18 +21,18 @@ class Written:
     """Left out, each with its problems in `log`."""
     files: tuple[tuple[Path, int], ...]
     """Each with the number of its rows."""
-    log: ProblemLog
+    log: RowErrorLog
 
 
-def convert(
-    source: Source,
+def convert_rows(
+    source: DataSource,
     to: str,
     output: Path,
     *,
     options: ReadOptions,
     overwrite: bool = False,
     progress: ProgressCallback = ignore_progress,
-) -> Written:
+) -> WriteSummary:
     """Write every row in the format `to`, one of `FORMATS`; columns that no format has are lost.
 
     A row that the format cannot hold is a problem of that row.
@@ -41,15 +41,15 @@ def convert(
         BadRowsError: there are problems and `options.on_error` is `fail`; nothing is written.
         ConfigError, DataError: as `read_rows` and `RowWriter`.
     """
-    check_names(None, to)
-    refuse_inside(source, output)
-    intake = Intake(source, options, progress)
+    validate_format_options(None, to)
+    refuse_output_in_source(source, output)
+    intake = ValidatingReader(source, options, progress)
     with RowWriter(output, overwrite=overwrite) as writer:
         for row in intake:
-            value = from_example(row.example, to)
+            value = render_example(row.example, to)
             if isinstance(value, dict):
                 writer.write(value)
             else:
-                intake.refuse(value)
-        intake.settle()
-    return Written(intake.rows, intake.bad_rows, ((output, writer.rows),), intake.log)
+                intake.reject(value)
+        intake.raise_if_failed()
+    return WriteSummary(intake.rows, intake.bad_rows, ((output, writer.rows),), intake.log)

@@ -4,21 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmctl.data.formats.columns import check_names
-from llmctl.data.formats.render import from_example
-from llmctl.data.io.sources import refuse_inside
-from llmctl.data.io.validating_reader import BadRowsError, Intake, ReadOptions
+from llmctl.data.formats.columns import validate_format_options
+from llmctl.data.formats.render import render_example
+from llmctl.data.io.sources import refuse_output_in_source
+from llmctl.data.io.validating_reader import BadRowsError, ReadOptions, ValidatingReader
 from llmctl.data.io.writer import RowWriter
-from llmctl.data.operations.convert import Written
-from llmctl.data.operations.split import place
+from llmctl.data.operations.convert import WriteSummary
+from llmctl.data.operations.split import uniform_hash
 from llmctl.data.rows.digests import content_key
-from llmctl.data.rows.row_errors import ProblemLog
+from llmctl.data.rows.row_errors import RowErrorLog
 from llmctl.errors import ConfigError
 from llmctl.types import ProgressCallback, ignore_progress
 
 
 @dataclass(frozen=True, slots=True)
-class Weighted:
+class WeightedSource:
     """A source, and how often each of its rows is written."""
 
     source: str
@@ -33,8 +33,8 @@ class Weighted:
             )
 
 
-def merge(
-    sources: Sequence[Weighted],
+def merge_sources(
+    sources: Sequence[WeightedSource],
     output: Path,
     *,
     to: str | None = None,
@@ -42,7 +42,7 @@ def merge(
     options: ReadOptions,
     overwrite: bool = False,
     progress: ProgressCallback = ignore_progress,
-) -> Written:
+) -> WriteSummary:
     """Write the rows of all sources one source after the other, each as often as it weighs.
 
     Which rows a broken weight writes once more follows from their content and the seed alone.
@@ -54,24 +54,24 @@ def merge(
         BadRowsError: there are problems and `options.on_error` is `fail`; nothing is written.
         ConfigError, DataError: as `read_rows` and `RowWriter`.
     """
-    check_names(None, to)
-    refuse_inside([part.source for part in sources], output)
+    validate_format_options(None, to)
+    refuse_output_in_source([part.source for part in sources], output)
     rows = bad_rows = 0
-    log = ProblemLog(options.keep_problems)
+    log = RowErrorLog(options.max_kept_errors)
     with RowWriter(output, overwrite=overwrite) as writer:
         for part in sources:
-            intake = Intake(part.source, options, progress)
+            intake = ValidatingReader(part.source, options, progress)
             for row in intake:
-                value = row.value if to is None else from_example(row.example, to)
+                value = row.value if to is None else render_example(row.example, to)
                 if isinstance(value, tuple):
-                    intake.refuse(value)
+                    intake.reject(value)
                     continue
                 whole, rest = divmod(part.weight, 1)
-                again = place(content_key(row.example), seed) < rest
+                again = uniform_hash(content_key(row.example), seed) < rest
                 for _ in range(int(whole) + again):
                     writer.write(value)
             rows, bad_rows = rows + intake.rows, bad_rows + intake.bad_rows
-            log.absorb(intake.log)
+            log.extend(intake.log)
         if log.total and options.on_error == "fail":
             raise BadRowsError(log, rows)
-    return Written(rows, bad_rows, ((output, writer.rows),), log)
+    return WriteSummary(rows, bad_rows, ((output, writer.rows),), log)

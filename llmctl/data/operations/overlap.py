@@ -17,7 +17,7 @@ Keys = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
-class Repeats:
+class DuplicateGroups:
     """Rows that belong together, counted, and the largest clusters of them."""
 
     rows: int
@@ -26,7 +26,7 @@ class Repeats:
     """The first rows of the largest clusters."""
 
 
-class RowIndex:
+class OverlapIndex:
     """What each row says, asks and answers as 8-byte keys: some 30 bytes per row.
 
     Two of a million rows are taken for the same by chance once in thirty million such files.
@@ -54,12 +54,12 @@ class RowIndex:
         # Plain text asks nothing; a pair answers twice by its nature, and other tools otherwise.
         self._asks.append(not (example.text or example.rejected or example.tools))
 
-    def duplicates(self) -> Repeats:
+    def duplicates(self) -> DuplicateGroups:
         """Return the rows that say what an earlier row says, to the letter."""
         groups = list(_groups(_keys(self._content)))
         return self._repeats(groups, rows=sum(len(group) - 1 for group in groups))
 
-    def contradictions(self) -> Repeats:
+    def contradictions(self) -> DuplicateGroups:
         """Return the rows that ask the same and answer differently."""
         asks = np.flatnonzero(np.frombuffer(self._asks, np.int8)) if self._asks else _none()
         answers = _keys(self._answer)
@@ -70,7 +70,7 @@ class RowIndex:
         ]
         return self._repeats(groups, rows=sum(map(len, groups)))
 
-    def leaks_into(self, other: "RowIndex") -> Repeats:
+    def leaks_into(self, other: "OverlapIndex") -> DuplicateGroups:
         """Return the rows of `other` whose prompt is here too; a cluster is one with its twin."""
         mine, theirs = _keys(self._prompt), _keys(other._prompt)
         known, first = np.unique(mine, return_index=True)
@@ -79,15 +79,15 @@ class RowIndex:
             (other._origin(row), self._origin(int(first[np.searchsorted(known, theirs[row])])))
             for row in leaked[:_SHOWN_CLUSTERS]
         )
-        return Repeats(len(leaked), len(np.unique(theirs[leaked])), shown)
+        return DuplicateGroups(len(leaked), len(np.unique(theirs[leaked])), shown)
 
-    def _repeats(self, groups: list[NDArray[np.int64]], rows: int) -> Repeats:
+    def _repeats(self, groups: list[NDArray[np.int64]], rows: int) -> DuplicateGroups:
         largest = sorted(groups, key=lambda group: (-len(group), int(group[0])))
         shown = tuple(
             tuple(self._origin(int(row)) for row in group[:_SHOWN_ROWS])
             for group in largest[:_SHOWN_CLUSTERS]
         )
-        return Repeats(rows, len(groups), shown)
+        return DuplicateGroups(rows, len(groups), shown)
 
     def _origin(self, row: int) -> SourceLocation:
         return SourceLocation(self._files[self._file[row]], self._line[row])

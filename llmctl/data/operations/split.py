@@ -3,17 +3,17 @@
 import hashlib
 from pathlib import Path
 
-from llmctl.data.io.sources import Source, refuse_inside
-from llmctl.data.io.validating_reader import Intake, ReadOptions
+from llmctl.data.io.sources import DataSource, refuse_output_in_source
+from llmctl.data.io.validating_reader import ReadOptions, ValidatingReader
 from llmctl.data.io.writer import RowWriter
-from llmctl.data.operations.convert import Written
+from llmctl.data.operations.convert import WriteSummary
 from llmctl.data.rows.digests import prompt_key
 from llmctl.data.rows.row_errors import DataError
 from llmctl.errors import ConfigError
 from llmctl.types import ProgressCallback, ignore_progress
 
 
-def held_out(key: bytes, fraction: float, seed: int = 0) -> bool:
+def is_held_out(key: bytes, fraction: float, seed: int = 0) -> bool:
     """Whether what has this key belongs to the share that is kept for evaluation.
 
     It depends on nothing but the arguments: rows that are added later move no other row. Give
@@ -22,18 +22,18 @@ def held_out(key: bytes, fraction: float, seed: int = 0) -> bool:
     Args:
         fraction: from 0 to 1, the share of all keys that are held out.
     """
-    return place(key, seed) < fraction
+    return uniform_hash(key, seed) < fraction
 
 
-def place(key: bytes, seed: int) -> float:
+def uniform_hash(key: bytes, seed: int) -> float:
     """Return a number from 0 to 1, evenly spread over keys, that a key and a seed always have."""
     salt = seed.to_bytes(8, "big", signed=True)
     digest = hashlib.blake2b(key, digest_size=8, salt=salt).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
-def split(
-    source: Source,
+def split_rows(
+    source: DataSource,
     train: Path,
     eval: Path,
     *,
@@ -42,7 +42,7 @@ def split(
     options: ReadOptions,
     overwrite: bool = False,
     progress: ProgressCallback = ignore_progress,
-) -> Written:
+) -> WriteSummary:
     """Write every row, as it is, to one of two files.
 
     Raises:
@@ -52,16 +52,16 @@ def split(
     """
     if train == eval:
         raise ConfigError(f"both sides would be written to {train}", hint="name two files")
-    refuse_inside(source, train, eval)
-    intake = Intake(source, options, progress)
+    refuse_output_in_source(source, train, eval)
+    intake = ValidatingReader(source, options, progress)
     with (
         RowWriter(train, overwrite=overwrite) as train_rows,
         RowWriter(eval, overwrite=overwrite) as eval_rows,
     ):
         for row in intake:
-            kept = held_out(prompt_key(row.example), fraction, seed)
+            kept = is_held_out(prompt_key(row.example), fraction, seed)
             (eval_rows if kept else train_rows).write(row.value)
-        intake.settle()
+        intake.raise_if_failed()
         if not train_rows.rows or not eval_rows.rows:
             side = "eval" if train_rows.rows else "train"
             whole = train_rows.rows + eval_rows.rows
@@ -70,4 +70,4 @@ def split(
                 hint="another --fraction, another --seed, or more rows with different prompts",
             )
     files = ((train, train_rows.rows), (eval, eval_rows.rows))
-    return Written(intake.rows, intake.bad_rows, files, intake.log)
+    return WriteSummary(intake.rows, intake.bad_rows, files, intake.log)

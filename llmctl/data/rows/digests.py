@@ -4,10 +4,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from llmctl.data.formats.turn_order import answer_begin
+from llmctl.data.formats.turn_order import response_start
 from llmctl.data.io.reader import read_examples
-from llmctl.data.io.sources import Source, parts_of
-from llmctl.data.rows.row_errors import OnProblem
+from llmctl.data.io.sources import DataSource, list_source_files
+from llmctl.data.rows.row_errors import OnRowError
 from llmctl.types import DatasetRef, Example, Message, ProgressCallback, ignore_progress
 
 
@@ -22,7 +22,7 @@ def prompt_key(example: Example) -> bytes:
     The prompt is everything to the last user's message, without regard to case and to how wide the
     blanks are; of plain text, all of it.
     """
-    prompt = example.messages[: answer_begin(example.messages)]
+    prompt = example.messages[: response_start(example.messages)]
     if not prompt:
         return _digest(_plain(example.text or ""))
     return _digest([(m.role, _plain(m.content)) for m in prompt])
@@ -30,17 +30,17 @@ def prompt_key(example: Example) -> bytes:
 
 def answer_key(example: Example) -> bytes:
     """Return 16 bytes that are equal for examples which answer their last question the same."""
-    answer = example.messages[answer_begin(example.messages) :]
+    answer = example.messages[response_start(example.messages) :]
     calls = [(call.name, call.arguments) for message in answer for call in message.tool_calls]
     return _digest([[_plain(message.content) for message in answer], calls])
 
 
 def dataset_ref(
-    source: Source,
+    source: DataSource,
     *,
     columns: Mapping[str, str] | None = None,
     format: str | None = None,
-    on_problem: OnProblem,
+    on_row_error: OnRowError,
     progress: ProgressCallback = ignore_progress,
 ) -> DatasetRef:
     """Read a source once and say which data it is.
@@ -51,10 +51,10 @@ def dataset_ref(
     Raises:
         ConfigError, DataError: as `read_examples`.
     """
-    parts = parts_of(source)
+    parts = list_source_files(source)
     digest, formats, rows = hashlib.sha256(), set[str](), 0
     found = read_examples(
-        source, columns=columns, format=format, on_problem=on_problem, progress=progress
+        source, columns=columns, format=format, on_row_error=on_row_error, progress=progress
     )
     for example in found:
         digest.update(content_key(example))

@@ -55,14 +55,14 @@ def from_json(raw: bytes) -> Any:
     return json.loads(raw, object_hook=_restored if _MARK in raw else None)
 
 
-def plain_json(raw: bytes) -> bytes:
+def to_standard_json(raw: bytes) -> bytes:
     """Turn what `to_json` returned into JSON for others: base64, ISO 8601, seconds, digits."""
     if _MARK not in raw:
         return raw
     return json.dumps(json.loads(raw, object_hook=_text_alone), ensure_ascii=False).encode()
 
 
-def plain_text(value: object) -> str:
+def value_as_text(value: object) -> str:
     """Write a value that JSON has no word for as text."""
     match value:
         case bytes():
@@ -77,7 +77,7 @@ def plain_text(value: object) -> str:
 def _tagged(value: object) -> object:
     """Say what a value is, beside its text; of a class that nobody foresaw, the text alone."""
     kind = next((each.__name__ for each in type(value).__mro__ if each.__name__ in _BACK), None)
-    text = plain_text(value)
+    text = value_as_text(value)
     zone = getattr(getattr(value, "tzinfo", None), "key", None)
     if zone is not None:  # an offset from UTC would not do: half of the year it is another one
         text += f"[{zone}]"

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llmctl.data.rows.row_errors import FieldPath, field_name
+from llmctl.data.rows.row_errors import FieldPath, format_field_path
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """What is wrong with a text; a `Problem` that does not know its file yet."""
+class ParseError:
+    """What is wrong with a text; a `RowError` that does not know its file yet."""
 
     kind: str
     what: str
@@ -27,7 +27,7 @@ class _Twice(dict[str, Any]):
     key = ""
 
 
-def parse(raw: bytes) -> tuple[Any, tuple[Fault, ...]]:
+def parse_json(raw: bytes) -> tuple[Any, tuple[ParseError, ...]]:
     """Parse JSON without duplicate keys, NaN, infinities or text that is not Unicode.
 
     Returns:
@@ -37,7 +37,7 @@ def parse(raw: bytes) -> tuple[Any, tuple[Fault, ...]]:
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        return None, (no_utf8(raw, error),)
+        return None, (invalid_utf8(raw, error),)
     odd = False
 
     def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -63,12 +63,12 @@ def parse(raw: bytes) -> tuple[Any, tuple[Fault, ...]]:
     except json.JSONDecodeError as error:
         return None, (_explain(error.msg, error.pos, text),)
     except RecursionError:
-        return None, (Fault("json", "brackets are nested too deep to read", "a flat row", ""),)
+        return None, (ParseError("json", "brackets are nested too deep to read", "a flat row", ""),)
     except ValueError:
-        return None, (Fault("json", "a number of thousands of digits", "a shorter one", ""),)
+        return None, (ParseError("json", "a number of thousands of digits", "a shorter one", ""),)
 
 
-def no_utf8(raw: bytes, error: UnicodeDecodeError) -> Fault:
+def invalid_utf8(raw: bytes, error: UnicodeDecodeError) -> ParseError:
     """Say which byte is no UTF-8, and what the text seems to be in its place."""
     line_start = raw.rfind(b"\n", 0, error.start) + 1
     column = len(raw[line_start : error.start].decode(errors="replace")) + 1
@@ -80,7 +80,7 @@ def no_utf8(raw: bytes, error: UnicodeDecodeError) -> Fault:
     else:
         if any("\u4e00" <= char <= "\u9fff" for char in text):
             fix = "the text looks like GB18030: save the file as UTF-8"
-    return Fault(
+    return ParseError(
         "utf8",
         f"the byte 0x{raw[error.start]:02x} is no UTF-8",
         fix,
@@ -89,7 +89,7 @@ def no_utf8(raw: bytes, error: UnicodeDecodeError) -> Fault:
     )
 
 
-def kind_of(value: object) -> str:
+def json_type_name(value: object) -> str:
     """Name the type of a JSON value as a person would."""
     match value:
         case None:
@@ -107,7 +107,7 @@ def kind_of(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def line_of(text: str, path: FieldPath) -> int:
+def line_offset(text: str, path: FieldPath) -> int:
     """Return how many lines below its first a value of an indented JSON text begins.
 
     A path that leads out of the text ends at the last value that is there.
@@ -141,12 +141,12 @@ def _blank(text: str, at: int) -> int:
     return at
 
 
-def _oddities(value: Any, path: FieldPath, text: str) -> Iterator[Fault]:
+def _oddities(value: Any, path: FieldPath, text: str) -> Iterator[ParseError]:
     """Find what `json.loads` lets through."""
 
-    def fault(kind: str, path: FieldPath, what: str, fix: str) -> Fault:
-        line = line_of(text, path) if "\n" in text else 0
-        return Fault(kind, what, fix, field_name(path), line)
+    def fault(kind: str, path: FieldPath, what: str, fix: str) -> ParseError:
+        line = line_offset(text, path) if "\n" in text else 0
+        return ParseError(kind, what, fix, format_field_path(path), line)
 
     match value:
         case dict():
@@ -191,14 +191,14 @@ _CUT = "or is the row cut off?"
 _CONTROL_NAMES = {"\n": ("line end", r"\n"), "\t": ("tab", r"\t"), "\r": ("return", r"\r")}
 
 
-def _explain(said: str, at: int, text: str) -> Fault:
+def _explain(said: str, at: int, text: str) -> ParseError:
     """Turn a message of Python's JSON parser, which differs between versions, into one of ours."""
     if text[:at].rstrip().endswith(",") and text[at:].lstrip().startswith(("}", "]")):
         at = text.rindex(",", 0, at)  # where newer versions of Python point
     what, fix = _words(said, at, text)
     kind = "half-row" if what.startswith("the row ends") else "json"
     line_start = text.rfind("\n", 0, at) + 1
-    return Fault(kind, what, fix, f"column {at - line_start + 1}", text.count("\n", 0, at))
+    return ParseError(kind, what, fix, f"column {at - line_start + 1}", text.count("\n", 0, at))
 
 
 def _words(said: str, at: int, text: str) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from llmctl.data.rows.row_errors import Problem
+from llmctl.data.rows.row_errors import RowError
 from llmctl.errors import ConfigError
 from llmctl.types import SourceLocation
 
@@ -12,7 +12,7 @@ _Any = TypeVar("_Any")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RawRow:
     """One row as it stands in its file."""
 
     origin: SourceLocation
@@ -21,7 +21,7 @@ class Row:
     problem is not one of a row, such as an array that is not closed."""
     value: Mapping[str, object] = field(default_factory=dict)
     """Empty where there are problems."""
-    problems: tuple[Problem, ...] = ()
+    errors: tuple[RowError, ...] = ()
     """Why the row cannot be read."""
 
     @property
@@ -30,7 +30,7 @@ class Row:
         return self.raw.count(b"\n")
 
 
-def at_line(rows: Iterable[tuple[SourceLocation, int, _Any]], line: int) -> _Any:
+def find_at_line(rows: Iterable[tuple[SourceLocation, int, _Any]], line: int) -> _Any:
     """Return what stands at a line of the first of several files, and look no further.
 
     Args:

@@ -18,7 +18,7 @@ class DataError(LlmctlError):
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class RowError:
     """One thing that is wrong, said so that a person can mend it without asking."""
 
     origin: SourceLocation
@@ -39,10 +39,10 @@ class Problem:
         return f"{where} {self.what} ({self.fix})" if self.fix else f"{where} {self.what}"
 
 
-OnProblem = Callable[[Problem], None]
+OnRowError = Callable[[RowError], None]
 
 
-class ProblemLog:
+class RowErrorLog:
     """Keeps the first problems and counts them all; give it as `on_problem`.
 
     Args:
@@ -51,15 +51,15 @@ class ProblemLog:
 
     def __init__(self, keep: int | None = None) -> None:
         self._keep = keep
-        self.first: list[Problem] = []
+        self.first: list[RowError] = []
         self.kinds: Counter[str] = Counter()
 
-    def __call__(self, problem: Problem) -> None:
+    def __call__(self, problem: RowError) -> None:
         self.kinds[problem.kind] += 1
         if self._keep is None or len(self.first) < self._keep:
             self.first.append(problem)
 
-    def absorb(self, other: "ProblemLog") -> None:
+    def extend(self, other: "RowErrorLog") -> None:
         """Take over what another log has."""
         room = None if self._keep is None else max(0, self._keep - len(self.first))
         self.first += other.first[:room]
@@ -70,7 +70,7 @@ class ProblemLog:
         return self.kinds.total()
 
 
-def field_name(path: FieldPath) -> str:
+def format_field_path(path: FieldPath) -> str:
     """Write a path as people do: `messages[2].role`."""
     text = ""
     for step in path:

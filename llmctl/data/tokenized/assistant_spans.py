@@ -15,7 +15,7 @@ from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import LlmctlError
 from llmctl.types import Example, Message
 
-Turns = Literal["all", "last"]
+TurnSelection = Literal["all", "last"]
 """Which of the assistant's turns are learnt."""
 
 _OPENING = 16
@@ -23,7 +23,7 @@ _OPENING = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class RenderedSequence:
     """A sequence before it is tokenised."""
 
     written: str
@@ -34,7 +34,7 @@ class Draft:
     """Plain text, of which `replies` says nothing."""
 
 
-class Conversation:
+class AssistantSpanFinder:
     """One list of messages, written out as often as it takes to know what is a reply in it."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Conversation:
         self._all = [i for i, m in enumerate(example.messages) if m.role == "assistant"]
         self._finished: dict[int, str] = {}
 
-    def drafts(self, first: int, turns: Turns = "all") -> list[Draft]:
+    def drafts(self, first: int, turns: TurnSelection = "all") -> list[RenderedSequence]:
         """Return the sequences in which the replies from message `first` on are learnt."""
         learnt = [i for i in self._all if i >= first and i not in self._masked]
         if turns == "last":
@@ -56,7 +56,7 @@ class Conversation:
         marked = self._marked_by_template(learnt) if learnt else None
         return self._compared(learnt) if marked is None else [replace(marked, part="")]
 
-    def _marked_by_template(self, learnt: Sequence[int]) -> Draft | None:
+    def _marked_by_template(self, learnt: Sequence[int]) -> RenderedSequence | None:
         if not self._template.has_generation_blocks:
             return None
         shown = self._messages[: learnt[-1] + 1]
@@ -70,9 +70,9 @@ class Conversation:
         spans = {i: (a, self._end_after(written, a, b)) for i, (a, b) in found if i in learnt}
         return self._draft(written, spans)
 
-    def _compared(self, learnt: Sequence[int]) -> list[Draft]:
+    def _compared(self, learnt: Sequence[int]) -> list[RenderedSequence]:
         prompts = {i: prompt for i in learnt if (prompt := self._prompt(i)) is not None}
-        drafts: list[Draft] = []
+        drafts: list[RenderedSequence] = []
         waiting = list(prompts)
         while waiting:
             last = waiting[-1]
@@ -92,7 +92,7 @@ class Conversation:
             return [replace(drafts[0], part="")]
         return drafts[::-1]
 
-    def _draft(self, written: str, spans: Mapping[int, CharSpan], *notes: str) -> Draft:
+    def _draft(self, written: str, spans: Mapping[int, CharSpan], *notes: str) -> RenderedSequence:
         """Make a sequence of replies, and say what of them the template does not write."""
         hide = self._template.escaper.escape
         said = list(notes)
@@ -110,7 +110,7 @@ class Conversation:
         if self._tools and not any(hide(tool.name) in written for tool in self._tools):
             said.append("the template leaves out the tools")
         note = "; ".join(dict.fromkeys(said)) or None
-        return Draft(written, tuple(shown), self._part(list(spans)), note)
+        return RenderedSequence(written, tuple(shown), self._part(list(spans)), note)
 
     def _prompt(self, reply: int) -> str | None:
         """Return what the server would send to get this reply, `None` where it never would."""
@@ -161,7 +161,7 @@ class Conversation:
             rest = rest[:a] + rest[b:]
         return (first, end) if end > first and not rest.strip() else None
 
-    def _unlike_its_prompt(self, reply: int, prompt: str, whole: str) -> Draft:
+    def _unlike_its_prompt(self, reply: int, prompt: str, whole: str) -> RenderedSequence:
         """Take a reply that the template does not write after the prompt it makes for it."""
         begin = self._begin(reply, whole)
         # The prompt may differ only further up (Mistral's shows the system's words while the

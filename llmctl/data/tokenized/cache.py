@@ -18,15 +18,15 @@ from llmctl.config import store_home
 from llmctl.errors import LlmctlError
 from llmctl.types import Progress, ProgressCallback, ignore_progress
 
-KEEP_BYTES = 10 * 10**9
-"""Past this, entries that nothing has opened for `KEEP_DAYS` go, the longest unused first."""
-KEEP_DAYS = 7
+MAX_BYTES = 10 * 10**9
+"""Past this, entries that nothing has opened for `MIN_IDLE_DAYS` go, the longest unused first."""
+MIN_IDLE_DAYS = 7
 _SIZES = "sizes.json"
 """The last file written: the size of every other one."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 
 
-def fetch(
+def get_or_build(
     key: str, build: Callable[[Path], None], progress: ProgressCallback = ignore_progress
 ) -> tuple[Path, bool]:
     """Return the folder of an entry and whether it was there; if not, `build` fills an empty one.
@@ -51,7 +51,7 @@ def fetch(
             hint="free some space there, or set LLMCTL_HOME to a folder that has it",
         ) from error
     if not found:
-        tidy(keep=key)
+        evict(keep=key)
     return folder, found
 
 
@@ -68,7 +68,9 @@ def _make(folder: Path, aside: Path, build: Callable[[Path], None]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def tidy(*, keep: str = "", limit_bytes: int = KEEP_BYTES, days: float = KEEP_DAYS) -> list[str]:
+def evict(
+    *, keep: str = "", limit_bytes: int = MAX_BYTES, days: float = MIN_IDLE_DAYS
+) -> list[str]:
     """Delete the longest unused entries while all are larger than `limit_bytes`; return their keys.
 
     Entries used within `days` stay: a run may be reading them. What dead processes left unfinished

@@ -5,27 +5,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 
-from llmctl.data.tokenized.assistant_spans import Conversation, Draft, Turns
+from llmctl.data.tokenized.assistant_spans import (
+    AssistantSpanFinder,
+    RenderedSequence,
+    TurnSelection,
+)
 from llmctl.engine.chat.control_tokens import CharSpan
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import LlmctlError
 from llmctl.types import Example, Message, SourceLocation
 
-__all__ = ["MaskedExample", "Turns", "mask_example", "mask_examples", "reply_end"]
+__all__ = ["MaskedSequence", "TurnSelection", "mask_example", "mask_examples", "reply_end"]
 
 _BATCH = 256
 """Rows that are tokenised in one call."""
 
 
 @dataclass(frozen=True, slots=True)
-class MaskedExample:
+class MaskedSequence:
     """One token sequence to learn from. The lists are of equal length, one entry per token."""
 
     text: str
     ids: list[int]
     offsets: list[CharSpan]
     """Of each token, the half-open span of characters in `text`; see `TokenizedText`."""
-    learn: list[bool]
+    loss_mask: list[bool]
     """True where the loss falls: on this token as a target."""
     part: str = ""
     """Which part of its row this is, where a row makes several sequences: `chosen`, `rejected`,
@@ -38,9 +42,9 @@ def mask_example(
     template: ChatTemplate,
     example: Example,
     *,
-    turns: Turns = "all",
+    turns: TurnSelection = "all",
     template_kwargs: Mapping[str, object] | None = None,
-) -> tuple[MaskedExample, ...]:
+) -> tuple[MaskedSequence, ...]:
     """Render and tokenise a row as the server would, and say which tokens are learnt.
 
     Of a conversation: everything the assistant would have to write itself after the prompt that
@@ -65,13 +69,13 @@ def mask_examples(
     template: ChatTemplate,
     examples: Iterable[Example],
     *,
-    turns: Turns = "all",
+    turns: TurnSelection = "all",
     template_kwargs: Mapping[str, object] | None = None,
-) -> Iterator[tuple[Example, tuple[MaskedExample, ...] | LlmctlError]]:
+) -> Iterator[tuple[Example, tuple[MaskedSequence, ...] | LlmctlError]]:
     """Do many as `mask_example` does one, in order, faster; of a refused row comes the error."""
     rows = iter(examples)
     while batch := list(islice(rows, _BATCH)):
-        drafts: list[list[Draft] | LlmctlError] = []
+        drafts: list[list[RenderedSequence] | LlmctlError] = []
         for example in batch:
             try:
                 drafts.append(_drafts(template, example, turns, template_kwargs or {}))
@@ -94,8 +98,8 @@ def reply_end(template: ChatTemplate) -> int | None:
     # The first of two replies: some templates close a whole conversation with another token.
     turns = (Message("user", "Ask"), Message("assistant", "Answer")) * 2
     masked = mask_example(template, Example(SourceLocation("", 0), "messages", turns))[0]
-    first = masked.learn.index(True)
-    last = first + sum(1 for _ in takewhile(bool, masked.learn[first:])) - 1
+    first = masked.loss_mask.index(True)
+    last = first + sum(1 for _ in takewhile(bool, masked.loss_mask[first:])) - 1
     first_char, last_char = masked.offsets[last]
     controls = template.escaper.control_tokens(masked.text)
     ends_with_control = any(a < last_char and first_char < b for a, b in controls)
@@ -103,10 +107,10 @@ def reply_end(template: ChatTemplate) -> int | None:
 
 
 def _drafts(
-    template: ChatTemplate, example: Example, turns: Turns, kwargs: Mapping[str, object]
-) -> list[Draft]:
+    template: ChatTemplate, example: Example, turns: TurnSelection, kwargs: Mapping[str, object]
+) -> list[RenderedSequence]:
     if example.text is not None:
-        return [Draft(example.text, (), document=True)]
+        return [RenderedSequence(example.text, (), document=True)]
     if example.rejected:
         asked = max((i for i, m in enumerate(example.messages) if m.role == "user"), default=-1)
         worse = example.messages[: asked + 1] + example.rejected
@@ -115,12 +119,12 @@ def _drafts(
             replace(draft, part=side)
             for side, row in sides
             # The last sequence holds the end of the conversation, where the two sides differ.
-            for draft in Conversation(template, row, kwargs).drafts(asked + 1)[-1:]
+            for draft in AssistantSpanFinder(template, row, kwargs).drafts(asked + 1)[-1:]
         ]
-    return Conversation(template, example, kwargs).drafts(0, turns)
+    return AssistantSpanFinder(template, example, kwargs).drafts(0, turns)
 
 
-def _finish(template: ChatTemplate, drafts: Sequence[Draft]) -> list[MaskedExample]:
+def _finish(template: ChatTemplate, drafts: Sequence[RenderedSequence]) -> list[MaskedSequence]:
     tokens = template.tokens
     documents = iter(tokens.encode_documents([d.written for d in drafts if d.document]))
     conversations = iter(
@@ -139,6 +143,6 @@ def _finish(template: ChatTemplate, drafts: Sequence[Draft]) -> list[MaskedExamp
             last = bisect_left(made.offsets, end, key=lambda span: span[0])
             learn[first:last] = [True] * (last - first)
         finished.append(
-            MaskedExample(made.text, made.ids, made.offsets, learn, draft.part, draft.note)
+            MaskedSequence(made.text, made.ids, made.offsets, learn, draft.part, draft.note)
         )
     return finished

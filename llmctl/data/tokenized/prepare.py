@@ -9,30 +9,30 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.operations.split import held_out
+from llmctl.data.operations.split import is_held_out
 from llmctl.data.rows.digests import prompt_key
 from llmctl.data.rows.row_errors import DataError
-from llmctl.data.tokenized.loss_mask import MaskedExample, Turns, mask_examples
-from llmctl.data.tokenized.report import PrepareReport, Tally
-from llmctl.data.tokenized.storage import Sample, TokenWriter
+from llmctl.data.tokenized.loss_mask import MaskedSequence, TurnSelection, mask_examples
+from llmctl.data.tokenized.report import AffectedRowsCounter, TokenizeReport
+from llmctl.data.tokenized.storage import TokenSequence, TokenWriter
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.types import Example, Progress, ProgressCallback, SourceLocation
 
-Overlong = Literal["truncate", "drop"]
+OverlongPolicy = Literal["truncate", "drop"]
 
 
 @dataclass(frozen=True, slots=True)
-class PrepareOptions:
+class TokenizeOptions:
     """How rows become sequences. Every field is part of the cache's key."""
 
     max_length: int
     """Tokens that a sequence has at most."""
-    overlong: Overlong = "truncate"
+    overlong: OverlongPolicy = "truncate"
     """What becomes of longer ones. `truncate` ends a conversation after its last whole reply that
     fits, so that its end-of-turn token stays, and drops it where none fits; it cuts plain text into
     pieces. `drop` drops the row. Preference pairs are always dropped."""
-    turns: Turns = "all"
+    turns: TurnSelection = "all"
     eval_fraction: float = 0.0
     """Share of the rows held out: the same prompt is never on both sides."""
     seed: int = 0
@@ -50,23 +50,23 @@ class PrepareOptions:
                 f"eval_fraction is {self.eval_fraction}; it must be from 0 to less than 1"
             )
         for name, value, allowed in (
-            ("overlong", self.overlong, get_args(Overlong)),
-            ("turns", self.turns, get_args(Turns)),
+            ("overlong", self.overlong, get_args(OverlongPolicy)),
+            ("turns", self.turns, get_args(TurnSelection)),
         ):
             if value not in allowed:
                 raise ConfigError(f"unknown {name} {value!r}", hint=f"one of: {', '.join(allowed)}")
 
 
-def prepare(
+def tokenize_examples(
     examples: Iterable[Example],
     template: ChatTemplate,
     stop_ids: frozenset[int],
-    options: PrepareOptions,
+    options: TokenizeOptions,
     folder: Path,
     *,
     total: int,
     progress: ProgressCallback,
-) -> PrepareReport:
+) -> TokenizeReport:
     """Write the sequences of `examples` into `folder`, an empty one, and say what became of them.
 
     Args:
@@ -76,18 +76,18 @@ def prepare(
         ConfigError, TemplateError, DataError: as `build_dataset`.
     """
     rows = supervised = 0
-    account = _Account(template, stop_ids, options)
+    account = _TokenizeStats(template, stop_ids, options)
     wanted = (e if options.pairs else replace(e, rejected=()) for e in examples)
     with TokenWriter(folder) as writer:
         for example, masked in mask_examples(
             template, wanted, turns=options.turns, template_kwargs=options.template_kwargs
         ):
             rows += 1
-            aside = options.eval_fraction > 0 and held_out(
+            aside = options.eval_fraction > 0 and is_held_out(
                 prompt_key(example), options.eval_fraction, options.seed
             )
             for sample in account.samples(example, masked):
-                supervised += int(sample.learn.sum())
+                supervised += int(sample.loss_mask.sum())
                 writer.add(sample, held_out=aside)
             if rows % 256 == 0 or rows == total:
                 progress(Progress("tokenising", rows, max(rows, total)))
@@ -96,7 +96,7 @@ def prepare(
     if options.eval_fraction and not held:
         account.notes[f"none of the {rows} rows fell into the share that is held out"] = 1
     p50, p95, longest = np.quantile(lengths, (0.5, 0.95, 1), method="higher").tolist()
-    return PrepareReport(
+    return TokenizeReport(
         rows=rows,
         sequences=len(lengths),
         eval_sequences=held,
@@ -111,23 +111,23 @@ def prepare(
     )
 
 
-class _Account:
+class _TokenizeStats:
     """Takes each row's sequences, cuts what is too long, and counts what is lost."""
 
     def __init__(
-        self, template: ChatTemplate, stop_ids: frozenset[int], options: PrepareOptions
+        self, template: ChatTemplate, stop_ids: frozenset[int], options: TokenizeOptions
     ) -> None:
         self._template = template
         self._stop_ids = stop_ids
         self._options = options
-        self.truncated, self.dropped = Tally(), Tally()
+        self.truncated, self.dropped = AffectedRowsCounter(), AffectedRowsCounter()
         self.notes: Counter[str] = Counter()
         self._several, self._parts = 0, 0
         """Rows that make more than one sequence, and these sequences."""
 
     def samples(
-        self, example: Example, masked: tuple[MaskedExample, ...] | LlmctlError
-    ) -> list[Sample]:
+        self, example: Example, masked: tuple[MaskedSequence, ...] | LlmctlError
+    ) -> list[TokenSequence]:
         """Return what is learnt of a row."""
         origin, options = example.origin, self._options
         if isinstance(masked, LlmctlError):
@@ -138,7 +138,7 @@ class _Account:
         if options.pairs and not example.rejected:
             self.dropped.add("no-pair", "it has no rejected answer", origin)
             return []
-        kept: list[Sample] = []
+        kept: list[TokenSequence] = []
         whole = True
         for sequence in masked:
             pieces, all_of_it = self._pieces(sequence, example)
@@ -151,7 +151,9 @@ class _Account:
             self._parts += len(masked)
         return kept if kept and whole else self._not_whole(example, kept, whole)
 
-    def _not_whole(self, example: Example, kept: list[Sample], whole: bool) -> list[Sample]:
+    def _not_whole(
+        self, example: Example, kept: list[TokenSequence], whole: bool
+    ) -> list[TokenSequence]:
         limit, origin = self._options.max_length, example.origin
         if whole:
             self.dropped.add("nothing-to-learn", "it has no reply to learn", origin)
@@ -166,11 +168,13 @@ class _Account:
             self.truncated.add("too-long", f"a reply ends after {limit} tokens", origin)
         return kept
 
-    def _pieces(self, sequence: MaskedExample, example: Example) -> tuple[list[Sample], bool]:
+    def _pieces(
+        self, sequence: MaskedSequence, example: Example
+    ) -> tuple[list[TokenSequence], bool]:
         """Return what of a sequence fits, and whether that is all of it."""
         limit = self._options.max_length
         ids = np.array(sequence.ids, dtype=np.int32)
-        learn = np.array(sequence.learn, dtype=np.bool_)
+        learn = np.array(sequence.loss_mask, dtype=np.bool_)
         learn[:1] = False  # nothing precedes it from which it could be told
         ends = np.flatnonzero(learn & ~np.append(learn[1:], False))
         self._check_stops(sequence, ids, ends, example.origin)
@@ -178,12 +182,12 @@ class _Account:
             return _overlapping(ids, limit, example.origin), len(ids) <= limit
         fitting = ends[ends < limit]
         cut = int(fitting[-1]) + 1 if len(fitting) else 0
-        pieces = [Sample(ids[:cut], learn[:cut], example.origin)] if cut else []
+        pieces = [TokenSequence(ids[:cut], learn[:cut], example.origin)] if cut else []
         return pieces, len(fitting) == len(ends)
 
     def _check_stops(
         self,
-        sequence: MaskedExample,
+        sequence: MaskedSequence,
         ids: NDArray[np.int32],
         ends: NDArray[np.int64],
         origin: SourceLocation,
@@ -225,7 +229,7 @@ class _Account:
         return (*several, *(f"{note} (x{n})" if n > 1 else note for note, n in self.notes.items()))
 
 
-def _overlapping(ids: NDArray[np.int32], limit: int, origin: SourceLocation) -> list[Sample]:
+def _overlapping(ids: NDArray[np.int32], limit: int, origin: SourceLocation) -> list[TokenSequence]:
     """Cut plain text so that every token but the first is learnt exactly once.
 
     A piece begins with the last token of the one before, which is context there.
@@ -235,5 +239,5 @@ def _overlapping(ids: NDArray[np.int32], limit: int, origin: SourceLocation) -> 
         piece = ids[first : first + limit]
         learn = np.ones(len(piece), dtype=np.bool_)
         learn[0] = False
-        pieces.append(Sample(piece, learn, origin))
+        pieces.append(TokenSequence(piece, learn, origin))
     return pieces

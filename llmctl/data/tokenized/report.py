@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from llmctl.types import SourceLocation
 
-LossKind = Literal["refused", "nothing-to-learn", "no-pair", "too-long"]
+AffectedKind = Literal["refused", "nothing-to-learn", "no-pair", "too-long"]
 """Why a row is not learnt as it stands: the template refuses it; it has no reply that a server
 would be asked for; it is no preference pair, where pairs are wanted; it exceeds max_length."""
 
@@ -17,10 +17,10 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class AffectedRows:
     """Rows that did not become what they were, for one reason."""
 
-    kind: LossKind
+    kind: AffectedKind
     reason: str
     count: int
     origins: tuple[SourceLocation, ...]
@@ -28,7 +28,7 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
-class PrepareReport:
+class TokenizeReport:
     """What became of the rows, train and eval together unless named otherwise."""
 
     rows: int
@@ -42,9 +42,9 @@ class PrepareReport:
     """Tokens per sequence, like the next two."""
     length_p95: int
     length_max: int
-    truncated: tuple[Loss, ...]
+    truncated: tuple[AffectedRows, ...]
     """Rows of which a part is left: whole replies, or pieces of plain text."""
-    dropped: tuple[Loss, ...]
+    dropped: tuple[AffectedRows, ...]
     """Rows of which nothing is left."""
     notes: tuple[str, ...]
     """What a person should know, a sentence each."""
@@ -71,7 +71,7 @@ class PrepareReport:
         fields = json.loads(file.read_text(encoding="utf-8"))
         for name in ("truncated", "dropped"):
             fields[name] = tuple(
-                Loss(
+                AffectedRows(
                     **loss
                     | {"origins": tuple(SourceLocation(**origin) for origin in loss["origins"])}
                 )
@@ -81,14 +81,14 @@ class PrepareReport:
         return cls(**fields)
 
 
-class Tally:
+class AffectedRowsCounter:
     """Counts losses by reason, keeping the first origins of each."""
 
     def __init__(self) -> None:
-        self._counts: Counter[tuple[LossKind, str]] = Counter()
-        self._origins: dict[tuple[LossKind, str], list[SourceLocation]] = {}
+        self._counts: Counter[tuple[AffectedKind, str]] = Counter()
+        self._origins: dict[tuple[AffectedKind, str], list[SourceLocation]] = {}
 
-    def add(self, kind: LossKind, reason: str, origin: SourceLocation) -> None:
+    def add(self, kind: AffectedKind, reason: str, origin: SourceLocation) -> None:
         if (kind, reason) not in self._counts and len(self._counts) >= _SHOWN:
             reason = "other reasons"  # a template may put the row's own words into its refusal
         self._counts[kind, reason] += 1
@@ -96,9 +96,9 @@ class Tally:
         if len(first) < _SHOWN:
             first.append(origin)
 
-    def losses(self) -> tuple[Loss, ...]:
+    def losses(self) -> tuple[AffectedRows, ...]:
         """Return them, the most frequent first."""
         return tuple(
-            Loss(kind, reason, count, tuple(self._origins[kind, reason]))
+            AffectedRows(kind, reason, count, tuple(self._origins[kind, reason]))
             for (kind, reason), count in self._counts.most_common()
         )

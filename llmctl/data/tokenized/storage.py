@@ -16,11 +16,11 @@ _NOWHERE = SourceLocation("", 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sample:
+class TokenSequence:
     """One sequence: `ids` and `learn` have shape (length,)."""
 
     ids: NDArray[np.int32]
-    learn: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
     """True where the token is a target of the loss; the first of a sequence never is."""
     origin: SourceLocation = _NOWHERE
     """The row that it comes from."""
@@ -44,9 +44,9 @@ class TokenWriter:
         self._learn = self._open.enter_context((self._folder / "learn.bin").open("wb"))
         return self
 
-    def add(self, sample: Sample, *, held_out: bool) -> None:
+    def add(self, sample: TokenSequence, *, held_out: bool) -> None:
         self._ids.write(sample.ids.astype(np.int32).tobytes())
-        self._learn.write(sample.learn.astype(np.bool_).tobytes())
+        self._learn.write(sample.loss_mask.astype(np.bool_).tobytes())
         self._written += len(sample.ids)
         self._ends.append(self._written)
         self._lines.append(sample.origin.line)
@@ -106,13 +106,13 @@ class TokenDataset:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> TokenSequence:
         if not 0 <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
         last = int(self._ends[index])
         span = slice(last - int(self.lengths[index]), last)
         origin = SourceLocation(self._names[self._files[index]], int(self._lines[index]))
-        return Sample(np.array(self._ids[span]), np.array(self._learn[span]), origin)
+        return TokenSequence(np.array(self._ids[span]), np.array(self._learn[span]), origin)
 
 
 class PairDataset:
@@ -126,7 +126,7 @@ class PairDataset:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: int) -> tuple[Sample, Sample]:
+    def __getitem__(self, index: int) -> tuple[TokenSequence, TokenSequence]:
         """Return the chosen side and the rejected one, prompt included in both."""
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.dataset import Sample
+from llmctl.data.dataset import TokenSequence
 
 IGNORED = -100
 """The label of a position without loss, as PyTorch's cross entropy knows it."""
@@ -41,7 +41,9 @@ class Collator:
         self._multiple_of = multiple_of
         self._flash = flash
 
-    def __call__(self, items: Sequence[Sample] | Sequence[tuple[Sample, ...]]) -> dict[str, Any]:
+    def __call__(
+        self, items: Sequence[TokenSequence] | Sequence[tuple[TokenSequence, ...]]
+    ) -> dict[str, Any]:
         import torch
 
         rows = [item if isinstance(item, tuple) else (item,) for item in items]
@@ -59,7 +61,9 @@ class Collator:
                 last = first + len(sample.ids)
                 starts.append(number * width + first)
                 ids[number, first:last] = sample.ids
-                labels[number, first + 1 : last] = np.where(sample.learn, sample.ids, IGNORED)[1:]
+                labels[number, first + 1 : last] = np.where(sample.loss_mask, sample.ids, IGNORED)[
+                    1:
+                ]
                 positions[number, first:last] = np.arange(last - first)
                 first = last
             if first < width:  # the padding is a sample of its own, which no other sees
@@ -94,7 +98,7 @@ def keeps_apart(model: Any, collator: Collator) -> bool:
 
     def logits(first: Sequence[int]) -> Any:
         row = tuple(
-            Sample(np.array(ids, dtype=np.int32), np.ones(len(ids), dtype=np.bool_))
+            TokenSequence(np.array(ids, dtype=np.int32), np.ones(len(ids), dtype=np.bool_))
             for ids in (first, second)
         )
         batch = {

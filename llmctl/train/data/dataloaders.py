@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from llmctl.data.dataset import PairDataset, Sample, TokenDataset
+from llmctl.data.dataset import PairDataset, TokenDataset, TokenSequence
 from llmctl.train.data.collate import LengthGroupedBatches
 from llmctl.train.data.packing import PackedDataset
 from llmctl.train.setup.distributed import Share
@@ -27,7 +27,7 @@ TOKENS = "tokens"
 Learnable = TokenDataset | PackedDataset | PairDataset
 """Rows of one sample, of several behind one another, or of a better and a worse one."""
 
-_Row = tuple[int, Sample | tuple[Sample, ...]]
+_Row = tuple[int, TokenSequence | tuple[TokenSequence, ...]]
 
 
 class MicroBatches:
@@ -136,7 +136,7 @@ class Feed:
     def _with_rows(self, items: Sequence[_Row]) -> dict[str, Any]:
         return self._batch([item for _, item in items]) | {ROWS: [number for number, _ in items]}
 
-    def _batch(self, items: Sequence[Sample | tuple[Sample, ...]]) -> dict[str, Any]:
+    def _batch(self, items: Sequence[TokenSequence | tuple[TokenSequence, ...]]) -> dict[str, Any]:
         batch = self._collate(items)
         # Padding is on the right, where no causal model looks: without a mask its attention may
         # take the fast way, and what it makes of the padding carries no label.
@@ -161,9 +161,9 @@ class _Numbered(Dataset[_Row]):
         return ~index, silent
 
 
-def _tokens(row: Sample | tuple[Sample, ...]) -> int:
+def _tokens(row: TokenSequence | tuple[TokenSequence, ...]) -> int:
     return sum(len(s.ids) for s in row) if isinstance(row, tuple) else len(row.ids)
 
 
-def _silent(sample: Sample) -> Sample:
-    return replace(sample, learn=np.zeros_like(sample.learn))
+def _silent(sample: TokenSequence) -> TokenSequence:
+    return replace(sample, loss_mask=np.zeros_like(sample.loss_mask))

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from llmctl.config import TrainConfig
-from llmctl.data.dataset import Prepared, PrepareOptions, build_dataset
+from llmctl.data.dataset import TokenizedDataset, TokenizeOptions, build_dataset
 from llmctl.data.io.reader import read_examples
 from llmctl.data.rows.digests import dataset_ref
-from llmctl.data.rows.row_errors import DataError, ProblemLog
+from llmctl.data.rows.row_errors import DataError, RowErrorLog
 from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.types import DatasetRef, Example, ProgressCallback, ignore_progress
 
@@ -18,7 +18,7 @@ _SHOWN = 50
 class Rows:
     """The rows of a training, on the disk."""
 
-    prepared: Prepared
+    prepared: TokenizedDataset
     data: DatasetRef
     eval_data: DatasetRef | None
     """`None` where what is measured on is a share of the data."""
@@ -55,12 +55,12 @@ def _look_at(
     config: TrainConfig, source: Sequence[str], progress: ProgressCallback
 ) -> tuple[DatasetRef, list[str]]:
     """Read files once, for what is wrong with them and for their digest."""
-    problems = ProblemLog(_SHOWN)
+    problems = RowErrorLog(_SHOWN)
     found = dataset_ref(
         source,
         columns=config.columns,
         format=config.format,
-        on_problem=problems,
+        on_row_error=problems,
         progress=progress,
     )
     if not problems.total:
@@ -82,18 +82,18 @@ def _tokenise(
     data: DatasetRef,
     eval_fraction: float,
     progress: ProgressCallback,
-) -> Prepared:
+) -> TokenizedDataset:
     def examples() -> Iterator[Example]:
         return read_examples(
             source,
             columns=config.columns,
             format=config.format,
-            on_problem=ProblemLog(0),
+            on_row_error=RowErrorLog(0),
             progress=progress,
         )
 
     assert config.max_length is not None
-    options = PrepareOptions(
+    options = TokenizeOptions(
         max_length=config.max_length,
         overlong=config.overlong,
         turns=config.turns,
@@ -107,7 +107,7 @@ def _tokenise(
     )
 
 
-def _account(prepared: Prepared) -> list[str]:
+def _account(prepared: TokenizedDataset) -> list[str]:
     """Say what did not become of rows what they were."""
     report = prepared.report
     notes = list(report.notes)

@@ -5,7 +5,7 @@ from bisect import bisect_left, insort
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.dataset import Sample, TokenDataset
+from llmctl.data.dataset import TokenDataset, TokenSequence
 from llmctl.errors import ConfigError
 
 
@@ -64,5 +64,5 @@ class PackedDataset:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> tuple[Sample, ...]:
+    def __getitem__(self, index: int) -> tuple[TokenSequence, ...]:
         return tuple(self._samples[i] for i in self._rows[index])

@@ -11,7 +11,7 @@ import torch
 from llmctl.config import TrainConfig
 from llmctl.config.finetune import TrainMethod, largest_divisor
 from llmctl.config.settings import ResolvedConfig
-from llmctl.data.dataset import Prepared
+from llmctl.data.dataset import TokenizedDataset
 from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.errors import ConfigError
 from llmctl.types import DType, TrainSetting
@@ -112,7 +112,7 @@ def _attention(config: TrainConfig, *, cuda: bool) -> str:
 
 
 def resolve_for_data(
-    resolved: Resolved, prepared: Prepared, world: int, device_type: str
+    resolved: Resolved, prepared: TokenizedDataset, world: int, device_type: str
 ) -> Resolved:
     """Fill in what follows from the rows: micro-batches, and when to measure and save.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from llmctl.config import TrainConfig
 from llmctl.config.finetune import largest_divisor
 from llmctl.config.settings import ResolvedConfig
-from llmctl.data.dataset import PairDataset, Prepared, TokenDataset
+from llmctl.data.dataset import PairDataset, TokenDataset, TokenizedDataset
 from llmctl.engine.loading.trainable import ModelMetadata, load_model_metadata
 from llmctl.engine.models.provenance import BaseModelRef, check_provenance
 from llmctl.engine.models.weight_files import fingerprint
@@ -95,7 +95,7 @@ def prepare(
 
 
 def _in_rows(
-    config: TrainConfig, prepared: Prepared
+    config: TrainConfig, prepared: TokenizedDataset
 ) -> tuple[Learnable, TokenDataset | PairDataset | None]:
     """Return what is learnt from and what is held out, in the rows that the method takes."""
     if config.method == "dpo":
@@ -125,7 +125,7 @@ def _fitted(
     samples = longest if isinstance(longest, tuple) else (longest,)
     row = {
         "length": int(learnt.lengths.max()),
-        "supervised": sum(int(sample.learn.sum()) for sample in samples),
+        "supervised": sum(int(sample.loss_mask.sum()) for sample in samples),
     }
     memory = TrainMemory(outline, world=share.world)
     plan = memory.predict(config, **row)

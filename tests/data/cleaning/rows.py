@@ -4,15 +4,15 @@ from typing import Any
 
 from llmctl.data.cleaning.pipeline.row_cleaner import CleanedRow, RowCleaner
 from llmctl.data.cleaning.pipeline.settings import CleanSettings
-from llmctl.data.io.reader import Row
+from llmctl.data.io.reader import RawRow
 from llmctl.types import SourceLocation
 
 
-def row(line: int = 1, **value: Any) -> Row:
-    return Row(SourceLocation("rows.jsonl", line), b"{}", value)
+def row(line: int = 1, **value: Any) -> RawRow:
+    return RawRow(SourceLocation("rows.jsonl", line), b"{}", value)
 
 
-def chat(question: str, answer: str, line: int = 1, **more: Any) -> Row:
+def chat(question: str, answer: str, line: int = 1, **more: Any) -> RawRow:
     """A question and its answer in OpenAI's form."""
     messages = [
         {"role": "user", "content": question},
@@ -27,7 +27,7 @@ def settings(**rules: Any) -> CleanSettings:
     return CleanSettings.model_validate(values)
 
 
-def clean(of: Row, **rules: Any) -> CleanedRow:
+def clean(of: RawRow, **rules: Any) -> CleanedRow:
     """Clean a row that can be read."""
     cleaned = RowCleaner(settings(**rules)).clean(of)
     assert isinstance(cleaned, CleanedRow), cleaned

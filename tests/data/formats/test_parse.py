@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.data.io.reader import read_examples
-from llmctl.data.rows.row_errors import Problem, ProblemLog
+from llmctl.data.rows.row_errors import RowError, RowErrorLog
 from llmctl.errors import ConfigError
 from llmctl.types import Example, Message, Tool, ToolCall
 
@@ -15,8 +15,8 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 def sample(name: str) -> list[Example]:
-    log = ProblemLog()
-    examples = list(read_examples(SAMPLES / name, on_problem=log))
+    log = RowErrorLog()
+    examples = list(read_examples(SAMPLES / name, on_row_error=log))
     assert log.first == []
     return examples
 
@@ -24,9 +24,9 @@ def sample(name: str) -> list[Example]:
 def one(tmp_path: Path, value: Mapping[str, object], **options: object) -> Example:
     path = tmp_path / "one.jsonl"
     path.write_text(json.dumps(value))
-    problems: list[Problem] = []
+    problems: list[RowError] = []
     examples = list(
-        read_examples(path, on_problem=problems.append, **options)  # type: ignore[arg-type]
+        read_examples(path, on_row_error=problems.append, **options)  # type: ignore[arg-type]
     )
     assert problems == []
     return examples[0]
@@ -134,8 +134,8 @@ def test_all_formats_can_stand_in_one_file(tmp_path: Path) -> None:
     path = tmp_path / "mixed.jsonl"
     names = ("messages.jsonl", "prompt-completion.jsonl", "text.jsonl", "preference.jsonl")
     path.write_bytes(b"".join((SAMPLES / name).read_bytes() for name in names))
-    log = ProblemLog()
-    formats = [example.format for example in read_examples(path, on_problem=log)]
+    log = RowErrorLog()
+    formats = [example.format for example in read_examples(path, on_row_error=log)]
     assert log.total == 0
     assert (
         formats == ["messages"] * 4 + ["prompt-completion"] * 3 + ["text"] * 2 + ["preference"] * 6
@@ -191,8 +191,8 @@ def test_columns_can_be_named_by_option(tmp_path: Path) -> None:
 def test_a_row_that_has_our_name_already_needs_no_mapping(tmp_path: Path) -> None:
     path = tmp_path / "mixed.jsonl"
     path.write_text('{"prompt": "a", "reply": "b"}\n{"prompt": "a", "completion": "b"}\n')
-    log = ProblemLog()
-    examples = list(read_examples(path, columns={"completion": "reply"}, on_problem=log))
+    log = RowErrorLog()
+    examples = list(read_examples(path, columns={"completion": "reply"}, on_row_error=log))
     assert log.first == []
     assert [said(example) for example in examples] == [[("user", "a"), ("assistant", "b")]] * 2
 
@@ -200,17 +200,17 @@ def test_a_row_that_has_our_name_already_needs_no_mapping(tmp_path: Path) -> Non
 def test_a_problem_names_the_column_as_the_file_does(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
     path.write_text('{"ask": "a", "reply": 3}')
-    log = ProblemLog()
+    log = RowErrorLog()
     columns = {"prompt": "ask", "completion": "reply"}
-    assert list(read_examples(path, columns=columns, on_problem=log)) == []
+    assert list(read_examples(path, columns=columns, on_row_error=log)) == []
     assert str(log.first[0]) == f"{path}:1:reply: a number (text)"
 
 
 def test_a_column_that_no_row_has_is_told(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
     path.write_text('{"prompt": "a", "completion": "b"}')
-    log = ProblemLog()
-    assert len(list(read_examples(path, columns={"system": "sytem"}, on_problem=log))) == 1
+    log = RowErrorLog()
+    assert len(list(read_examples(path, columns={"system": "sytem"}, on_row_error=log))) == 1
     assert str(log.first[0]) == (
         f"{path}:1:sytem: no row has this column (check the name after --column)"
     )
@@ -227,11 +227,11 @@ def test_an_option_that_names_what_does_not_exist_says_what_does(
     options: dict[str, object], hint: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        list(read_examples(SAMPLES / "text.txt", on_problem=ProblemLog(), **options))  # type: ignore[arg-type]
+        list(read_examples(SAMPLES / "text.txt", on_row_error=RowErrorLog(), **options))  # type: ignore[arg-type]
     assert caught.value.hint == hint
 
 
 def test_a_format_that_is_given_must_be_that_of_every_row() -> None:
-    log = ProblemLog()
-    assert list(read_examples(SAMPLES / "text.jsonl", format="alpaca", on_problem=log)) == []
+    log = RowErrorLog()
+    assert list(read_examples(SAMPLES / "text.jsonl", format="alpaca", on_row_error=log)) == []
     assert log.kinds == {"missing-column": 4}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.data.io.reader import read_examples
-from llmctl.data.rows.row_errors import Problem
+from llmctl.data.rows.row_errors import RowError
 
 GOOD = b'{"prompt": "Where is the key?", "completion": "Under the mat."}\n'
 
@@ -139,9 +139,9 @@ CORPUS: list[tuple[str, bytes, str]] = [
 ]  # fmt: skip
 
 
-def problems_of(path: Path) -> list[Problem]:
-    found: list[Problem] = []
-    for _ in read_examples(str(path), on_problem=found.append):
+def problems_of(path: Path) -> list[RowError]:
+    found: list[RowError] = []
+    for _ in read_examples(str(path), on_row_error=found.append):
         pass
     return found
 
@@ -176,8 +176,8 @@ def test_everything_wrong_with_a_file_is_told_at_once_and_whole_rows_are_kept(
         + b"\n"
         + GOOD
     )
-    found: list[Problem] = []
-    examples = list(read_examples(str(path), on_problem=found.append))
+    found: list[RowError] = []
+    examples = list(read_examples(str(path), on_row_error=found.append))
     assert [example.origin.line for example in examples] == [1, 6]
     assert [(problem.origin.line, problem.kind) for problem in found] == [
         (2, "half-row"),
@@ -193,8 +193,8 @@ def test_a_missing_brace_in_an_indented_array_costs_one_row(tmp_path: Path) -> N
     assert lines[8] == "  },"
     path = tmp_path / "brace.json"
     path.write_text("\n".join(lines[:8] + lines[9:]))
-    found: list[Problem] = []
-    examples = list(read_examples(str(path), on_problem=found.append))
+    found: list[RowError] = []
+    examples = list(read_examples(str(path), on_row_error=found.append))
     asked = [example.messages[0].content for example in examples]
     assert asked == ["question 0", "question 2", "question 3", "question 4"]
     assert [problem.kind for problem in found] == ["half-row", "json"]

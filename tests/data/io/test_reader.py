@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from llmctl.data.io.json_stream import JsonStream
 from llmctl.data.io.reader import read_examples, read_rows
-from llmctl.data.io.sources import left_out
+from llmctl.data.io.sources import skipped_files
 from llmctl.data.io.writer import RowWriter
-from llmctl.data.rows.row_errors import DataError, ProblemLog
+from llmctl.data.rows.row_errors import DataError, RowErrorLog
 from llmctl.errors import ConfigError
 from llmctl.types import Progress
 
@@ -31,8 +31,8 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 def asked(source: str | Path | Sequence[Path]) -> list[str]:
-    log = ProblemLog()
-    found = [e.messages[0].content for e in read_examples(source, on_problem=log)]
+    log = RowErrorLog()
+    found = [e.messages[0].content for e in read_examples(source, on_row_error=log)]
     assert log.first == []
     return found
 
@@ -114,7 +114,7 @@ def test_a_folder_is_read_whole_in_the_order_of_its_names(tmp_path: Path) -> Non
     for name in ("README.md", "LICENSE", "dataset_info.json", ".hidden.jsonl", *beside):
         (tmp_path / name).write_text("{}")
     assert asked(tmp_path) == [*ASKED[:2], "x"]
-    assert [Path(name).name for name in left_out(tmp_path)] == [
+    assert [Path(name).name for name in skipped_files(tmp_path)] == [
         "LICENSE",
         "README.md",
         "dataset_info.json",
@@ -165,7 +165,7 @@ def test_every_row_before_the_place_where_gzip_breaks_off_is_read(
     *read, last = read_rows(path)
     assert [row.value for row in read] == rows[: len(read)]
     assert whole - 2 <= len(read) <= whole
-    (problem,) = last.problems
+    (problem,) = last.errors
     assert (problem.kind, problem.origin.line - read[-1].origin.line) == ("gzip", 1)
 
 
@@ -198,7 +198,7 @@ def test_an_array_read_in_pieces_is_the_array(
 ) -> None:
     content = json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode(errors="replace")
     elements = list(JsonStream(Dribble(content, step)).elements())
-    assert [element.faults for element in elements] == [()] * len(rows)
+    assert [element.errors for element in elements] == [()] * len(rows)
     assert [element.value for element in elements] == json.loads(content)
     lines = content.split(b"\n")
     for element in elements:
@@ -208,7 +208,7 @@ def test_an_array_read_in_pieces_is_the_array(
 @given(content=st.binary(max_size=60) | st.text('[]{}",:\\ \n1a', max_size=60).map(str.encode))
 def test_no_bytes_at_all_break_the_reader_of_arrays(content: bytes) -> None:
     for element in JsonStream(io.BytesIO(b"[" + content)).elements():
-        assert element.faults or element.raw
+        assert element.errors or element.raw
 
 
 def hub(home: Path, *names: str) -> list[str]:

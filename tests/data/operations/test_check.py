@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.data.io.validating_reader import ReadOptions
-from llmctl.data.operations.check import CheckReport, Measure, Spread, check
+from llmctl.data.operations.check import CheckReport, Percentiles, TargetModel, check_rows
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.types import SourceLocation
 from tests.tiny import byte_tokenizer
@@ -25,9 +25,9 @@ def pair(prompt: str, completion: str, **more: object) -> dict[str, object]:
 
 
 def report_on(
-    *files: str, eval_files: tuple[str, ...] = (), measure: Measure | None = None
+    *files: str, eval_files: tuple[str, ...] = (), measure: TargetModel | None = None
 ) -> CheckReport:
-    return check(files, eval_source=eval_files or None, options=ReadOptions(), measure=measure)
+    return check_rows(files, eval_source=eval_files or None, options=ReadOptions(), measure=measure)
 
 
 def lines(clusters: tuple[tuple[SourceLocation, ...], ...]) -> list[list[int]]:
@@ -47,7 +47,7 @@ def test_a_folder_of_all_formats_is_counted_whole() -> None:
         "sharegpt": 2,
     }
     assert report.unused == {"sharegpt": ("id",), "prompt-completion": ("source",)}
-    assert report.turns == Spread(1, 2, 3)
+    assert report.turns == Percentiles(1, 2, 3)
     assert (report.with_system, report.with_tools) == (4, 2)
     assert report.languages["zh"] == 9
     assert 0.1 < report.cjk_share < 0.3
@@ -125,10 +125,10 @@ def length(*texts: str) -> int:
 def test_lengths_are_those_of_the_models_tokenizer_and_template(tmp_path: Path) -> None:
     rows = [("a" * n, "你" * n) for n in range(1, 21)]
     file = write(tmp_path / "a.jsonl", *(pair(*row) for row in rows))
-    tokens = report_on(file, measure=Measure("tiny", TEMPLATE, None)).tokens
+    tokens = report_on(file, measure=TargetModel("tiny", TEMPLATE, None)).tokens
     assert tokens is not None
     lengths = [length(*row) for row in rows]
-    assert tokens.per_row == Spread(lengths[9], lengths[18], lengths[19])
+    assert tokens.per_row == Percentiles(lengths[9], lengths[18], lengths[19])
     assert tokens.total == sum(lengths)
     assert tokens.learnt == sum(3 * n + 1 for n in range(1, 21))
     assert tokens.overlong is None
@@ -147,11 +147,11 @@ def test_rows_that_a_cut_would_spoil_are_counted(tmp_path: Path) -> None:
     )
     # All but the newline after the last end-of-turn token of the second row.
     whole = length(*turns) - 1
-    found = report_on(file, measure=Measure("tiny", TEMPLATE, whole)).tokens
+    found = report_on(file, measure=TargetModel("tiny", TEMPLATE, whole)).tokens
     assert found is not None
     assert found.overlong is not None
     assert (found.overlong.rows, found.overlong.lose_end, found.overlong.lose_all) == (3, 1, 1)
-    found = report_on(file, measure=Measure("tiny", TEMPLATE, whole - 1)).tokens
+    found = report_on(file, measure=TargetModel("tiny", TEMPLATE, whole - 1)).tokens
     assert found is not None
     assert found.overlong is not None
     assert (found.overlong.rows, found.overlong.lose_end, found.overlong.lose_all) == (3, 2, 1)
@@ -163,7 +163,7 @@ def test_a_row_that_the_template_refuses_is_a_problem_of_that_row(tmp_path: Path
     template = ChatTemplate.of(byte_tokenizer(picky + byte_tokenizer().chat_template))
     turns = [{"role": r, "content": "a"} for r in ("system", "user", "assistant")]
     file = write(tmp_path / "a.jsonl", pair("a", "b"), {"messages": turns})
-    report = report_on(file, measure=Measure("picky", template, None))
+    report = report_on(file, measure=TargetModel("picky", template, None))
     assert [problem.kind for problem in report.problems] == ["template"]
     assert report.problems[0].origin == SourceLocation(file, 2)
     assert "too many turns" in str(report.problems[0])

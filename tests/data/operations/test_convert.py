@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmctl.data.formats.parse import FORMATS, to_example
-from llmctl.data.formats.render import from_example
+from llmctl.data.formats.parse import FORMATS, parse_row
+from llmctl.data.formats.render import render_example
 from llmctl.data.io.reader import read_examples
 from llmctl.data.io.validating_reader import BadRowsError, ReadOptions
 from llmctl.data.io.writer import RowWriter
-from llmctl.data.operations.convert import convert
-from llmctl.data.rows.row import Row
-from llmctl.data.rows.row_errors import ProblemLog
+from llmctl.data.operations.convert import convert_rows
+from llmctl.data.rows.row import RawRow
+from llmctl.data.rows.row_errors import RowErrorLog
 from llmctl.errors import ConfigError
 from llmctl.types import Example, Message, ToolCall
 from tests.data.conversations import ORIGIN, TEXTS, examples, pairs, plain_turns
@@ -29,14 +29,14 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 def again(value: dict[str, object]) -> Example:
     """Read what was written, through JSON."""
     text = json.dumps(value, ensure_ascii=False)
-    example = to_example(Row(ORIGIN, text.encode(), json.loads(text)))
+    example = parse_row(RawRow(ORIGIN, text.encode(), json.loads(text)))
     assert isinstance(example, Example), [str(problem) for problem in example]
     return example
 
 
 @given(example=examples(), format=st.sampled_from(sorted(FORMATS)))
 def test_what_a_format_can_hold_comes_back_from_it_the_same(example: Example, format: str) -> None:
-    row = from_example(example, format)
+    row = render_example(example, format)
     if isinstance(row, dict):
         back = again(row)
         assert back.format == format
@@ -49,14 +49,14 @@ def test_what_a_format_can_hold_comes_back_from_it_the_same(example: Example, fo
 def test_a_plain_conversation_fits_every_format_of_conversations(
     turns: tuple[Message, ...], format: str
 ) -> None:
-    row = from_example(Example(ORIGIN, "messages", turns), format)
+    row = render_example(Example(ORIGIN, "messages", turns), format)
     assert isinstance(row, dict)
     assert again(row).messages == turns
 
 
 @given(pair=pairs())
 def test_a_pair_comes_back_the_same(pair: Example) -> None:
-    row = from_example(pair, "preference")
+    row = render_example(pair, "preference")
     assert isinstance(row, dict)
     assert again(row) == pair
 
@@ -72,11 +72,11 @@ def test_rows_of_all_formats_survive_files_of_all_kinds(rows: list[Example], kin
         path = Path(folder) / f"rows.{kind}"
         with RowWriter(path) as writer:
             for example in rows:
-                row = from_example(example, example.format)
+                row = render_example(example, example.format)
                 assert isinstance(row, dict)
                 writer.write(row)
-        log = ProblemLog()
-        back = list(read_examples(path, on_problem=log))
+        log = RowErrorLog()
+        back = list(read_examples(path, on_row_error=log))
         assert log.first == []
         assert [replace(example, origin=ORIGIN) for example in back] == rows
 
@@ -102,14 +102,16 @@ def test_a_format_says_what_it_cannot_hold(
     turns: Sequence[Message], masked: tuple[int, ...], format: str, said: str
 ) -> None:
     example = Example(ORIGIN, "messages", tuple(turns), masked=masked)
-    problems = from_example(example, format)
+    problems = render_example(example, format)
     assert isinstance(problems, tuple)
     assert f"made.jsonl:1: {format} cannot hold {said}" in str(problems[0])
 
 
 def test_nothing_is_written_where_a_row_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(BadRowsError) as caught:
-        convert(SAMPLES / "messages.jsonl", "alpaca", tmp_path / "out.json", options=ReadOptions())
+        convert_rows(
+            SAMPLES / "messages.jsonl", "alpaca", tmp_path / "out.json", options=ReadOptions()
+        )
     assert caught.value.log.kinds == {"cannot-hold": 3}
     assert [problem.origin.line for problem in caught.value.log.first] == [2, 3, 4]
     assert os.listdir(tmp_path) == []
@@ -117,7 +119,7 @@ def test_nothing_is_written_where_a_row_does_not_fit(tmp_path: Path) -> None:
 
 def test_rows_that_do_not_fit_can_be_left_out_and_are_counted(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    written = convert(
+    written = convert_rows(
         [str(SAMPLES / "messages.jsonl"), str(SAMPLES / "text.jsonl")],
         "alpaca",
         out,
@@ -136,9 +138,9 @@ def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(tmp_path:
     out.write_text("mine")
     source = SAMPLES / "sharegpt.json"
     with pytest.raises(ConfigError, match="is there already"):
-        convert(source, "messages", out, options=ReadOptions())
+        convert_rows(source, "messages", out, options=ReadOptions())
     assert out.read_text() == "mine"
-    convert(source, "messages", out, options=ReadOptions(), overwrite=True)
+    convert_rows(source, "messages", out, options=ReadOptions(), overwrite=True)
     assert len(out.read_text().splitlines()) == 2
 
 
@@ -162,7 +164,7 @@ def test_a_writer_that_is_interrupted_leaves_nothing_and_the_old_file_whole(
 
 def test_equal_rows_make_equal_files_even_packed(tmp_path: Path) -> None:
     for name in ("a.jsonl.gz", "b.jsonl.gz"):
-        convert(SAMPLES / "sharegpt.json", "messages", tmp_path / name, options=ReadOptions())
+        convert_rows(SAMPLES / "sharegpt.json", "messages", tmp_path / name, options=ReadOptions())
     assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
 
 
@@ -176,8 +178,8 @@ def test_columns_without_a_type_in_common_go_into_parquet_as_text(tmp_path: Path
     with RowWriter(path) as writer:
         for row in rows:
             writer.write(row)
-    log = ProblemLog()
-    assert [e.text for e in read_examples(path, on_problem=log)] == ["a", "b", "c"]
+    log = RowErrorLog()
+    assert [e.text for e in read_examples(path, on_row_error=log)] == ["a", "b", "c"]
     assert log.total == 0
 
 
@@ -186,4 +188,4 @@ def test_a_file_that_cannot_be_written_is_refused_before_any_work(
     tmp_path: Path, name: str
 ) -> None:
     with pytest.raises(ConfigError):
-        convert(SAMPLES / "text.txt", "text", tmp_path / name, options=ReadOptions())
+        convert_rows(SAMPLES / "text.txt", "text", tmp_path / name, options=ReadOptions())

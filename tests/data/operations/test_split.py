@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.data.io.validating_reader import ReadOptions
-from llmctl.data.operations.merge import Weighted, merge
-from llmctl.data.operations.split import held_out, split
+from llmctl.data.operations.merge import WeightedSource, merge_sources
+from llmctl.data.operations.split import is_held_out, split_rows
 from llmctl.data.rows.digests import prompt_key
 from llmctl.data.rows.row_errors import DataError
 from llmctl.errors import ConfigError
@@ -34,7 +34,7 @@ def sides(folder: Path, rows: list[dict[str, object]], **how: float) -> tuple[li
     source = write(folder / "all.jsonl", rows)
     train, held = folder / "train.jsonl", folder / "eval.jsonl"
     how = {"fraction": 0.2} | how
-    split(source, train, held, options=ReadOptions(), overwrite=True, **how)  # type: ignore[arg-type]
+    split_rows(source, train, held, options=ReadOptions(), overwrite=True, **how)  # type: ignore[arg-type]
     return tuple([row["id"] for row in read(path)] for path in (train, held))
 
 
@@ -65,20 +65,20 @@ def test_one_prompt_is_on_one_side_whatever_is_answered(
     for answer in answers:
         turns = (Message("user", question), Message("assistant", answer))
         example = Example(SourceLocation("a", 1), "messages", turns)
-        found.add(held_out(prompt_key(example), 0.5, seed))
+        found.add(is_held_out(prompt_key(example), 0.5, seed))
     assert len(found) == 1
 
 
 @given(key=st.binary(min_size=16, max_size=16), seed=st.integers(-(2**63), 2**63 - 1))
 def test_what_is_held_out_stays_so_at_a_larger_fraction(key: bytes, seed: int) -> None:
-    held = [held_out(key, fraction / 10, seed) for fraction in range(11)]
+    held = [is_held_out(key, fraction / 10, seed) for fraction in range(11)]
     assert held == sorted(held)
     assert not held[0]
     assert held[-1]
 
 
 def test_the_share_that_is_held_out_is_the_share_that_was_asked_for() -> None:
-    held = sum(held_out(n.to_bytes(16, "big"), 0.1) for n in range(20_000))
+    held = sum(is_held_out(n.to_bytes(16, "big"), 0.1) for n in range(20_000))
     assert 1850 < held < 2150
 
 
@@ -95,29 +95,29 @@ def test_one_file_cannot_be_both_sides(tmp_path: Path) -> None:
     source = write(tmp_path / "all.jsonl", questions(0, 9))
     same = tmp_path / "same.jsonl"
     with pytest.raises(ConfigError, match="both sides"):
-        split(source, same, same, fraction=0.5, options=ReadOptions())
+        split_rows(source, same, same, fraction=0.5, options=ReadOptions())
 
 
-def merged(tmp_path: Path, *parts: Weighted, seed: int = 0) -> list[object]:
+def merged(tmp_path: Path, *parts: WeightedSource, seed: int = 0) -> list[object]:
     out = tmp_path / "out.jsonl"
-    merge(parts, out, seed=seed, options=ReadOptions(), overwrite=True)
+    merge_sources(parts, out, seed=seed, options=ReadOptions(), overwrite=True)
     return [row["id"] for row in read(out)]
 
 
 def test_a_weight_says_how_often_each_row_is_written(tmp_path: Path) -> None:
     a = str(write(tmp_path / "a.jsonl", questions(0, 3)))
     b = str(write(tmp_path / "b.jsonl", questions(100, 300)))
-    found = merged(tmp_path, Weighted(a, 2), Weighted(b, 0.5))
+    found = merged(tmp_path, WeightedSource(a, 2), WeightedSource(b, 0.5))
     assert found[:6] == [0, 0, 1, 1, 2, 2]
     assert 70 < len(found[6:]) < 130
     assert len(set(found[6:])) == len(found[6:])
-    assert found == merged(tmp_path, Weighted(a, 2), Weighted(b, 0.5))
-    assert found != merged(tmp_path, Weighted(a, 2), Weighted(b, 0.5), seed=1)
+    assert found == merged(tmp_path, WeightedSource(a, 2), WeightedSource(b, 0.5))
+    assert found != merged(tmp_path, WeightedSource(a, 2), WeightedSource(b, 0.5), seed=1)
 
 
 def test_a_larger_weight_keeps_the_rows_of_a_smaller_one(tmp_path: Path) -> None:
     a = str(write(tmp_path / "a.jsonl", questions(0, 100)))
-    few, many = (set(merged(tmp_path, Weighted(a, weight))) for weight in (0.3, 0.6))
+    few, many = (set(merged(tmp_path, WeightedSource(a, weight))) for weight in (0.3, 0.6))
     assert few < many
 
 
@@ -125,11 +125,11 @@ def test_merging_can_bring_everything_into_one_format(tmp_path: Path) -> None:
     a = str(write(tmp_path / "a.jsonl", questions(0, 2)))
     b = str(write(tmp_path / "b.jsonl", [{"instruction": "Sing.", "output": "La."}]))
     out = tmp_path / "out.jsonl"
-    merge([Weighted(a), Weighted(b)], out, to="messages", options=ReadOptions())
+    merge_sources([WeightedSource(a), WeightedSource(b)], out, to="messages", options=ReadOptions())
     assert [list(row) for row in read(out)] == [["messages"]] * 3
 
 
 @pytest.mark.parametrize("weight", [0, -1, 1001, float("nan")])
 def test_a_weight_that_makes_no_sense_is_refused(weight: float) -> None:
     with pytest.raises(ConfigError, match="weight"):
-        Weighted("a.jsonl", weight)
+        WeightedSource("a.jsonl", weight)

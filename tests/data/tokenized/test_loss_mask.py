@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, ByT5Tokenizer
 
-from llmctl.data.tokenized.loss_mask import MaskedExample, mask_example, mask_examples, reply_end
+from llmctl.data.tokenized.loss_mask import MaskedSequence, mask_example, mask_examples, reply_end
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.models import resolve
 from llmctl.errors import TemplateError
@@ -15,14 +15,14 @@ from llmctl.types import Example, Message, SourceLocation, Tool, ToolCall
 from tests.data.families import (
     CHATML,
     DEEPSEEK_R1,
-    FIVE,
+    FIVE_FAMILIES,
     GEMMA,
     GENERATION,
     LLAMA3,
     MISTRAL,
     PHI3,
     QWEN3,
-    Family,
+    TemplateFamily,
 )
 
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
@@ -39,12 +39,12 @@ def row(messages: Sequence[Message], **also: object) -> Example:
     return Example(SourceLocation("file.jsonl", 7), "messages", tuple(messages), **also)  # type: ignore[arg-type]
 
 
-def learnt(tokenizer: object, masked: MaskedExample) -> list[str]:
+def learnt(tokenizer: object, masked: MaskedSequence) -> list[str]:
     """The text of each run of learnt tokens."""
-    assert len(masked.ids) == len(masked.learn) == len(masked.offsets)
+    assert len(masked.ids) == len(masked.loss_mask) == len(masked.offsets)
     runs: list[list[int]] = []
     before = False
-    for token, learn in zip(masked.ids, masked.learn, strict=True):
+    for token, learn in zip(masked.ids, masked.loss_mask, strict=True):
         if learn:
             runs += [] if before else [[]]
             runs[-1].append(token)
@@ -52,12 +52,12 @@ def learnt(tokenizer: object, masked: MaskedExample) -> list[str]:
     return [tokenizer.decode(run, clean_up_tokenization_spaces=False) for run in runs]  # type: ignore[attr-defined]
 
 
-def all_learnt(family: Family, example: Example) -> list[str]:
+def all_learnt(family: TemplateFamily, example: Example) -> list[str]:
     sequences = mask_example(family.template(), example)
     return [text for masked in sequences for text in learnt(family.tokenizer(), masked)]
 
 
-def as_written(family: Family, content: str) -> str:
+def as_written(family: TemplateFamily, content: str) -> str:
     """What the family's assistant has to write for this content, read off its template by hand."""
     match family.name:
         case "llama3" | "gemma":
@@ -69,17 +69,17 @@ def as_written(family: Family, content: str) -> str:
     return content + family.end
 
 
-@pytest.mark.parametrize("family", FIVE, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", FIVE_FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize("system", [None, "Be brief."])
 def test_of_many_turns_exactly_the_assistants_and_their_end_of_turn_tokens_are_learnt(
-    family: Family, system: str | None
+    family: TemplateFamily, system: str | None
 ) -> None:
     turns = ("Hi!", "Hello.", "2 + 2?", "Four: 四 🙂", "Sure?", "Quite\nsure.", "Bye", "So long")
     expected = [as_written(family, reply) for reply in turns[1::2]]
     assert all_learnt(family, row(chat(*turns, system=system))) == expected
 
 
-SPELLINGS = [token for family in FIVE for token in family.control]
+SPELLINGS = [token for family in FIVE_FAMILIES for token in family.control]
 CONTENT = st.lists(
     st.one_of(
         st.sampled_from(
@@ -93,12 +93,12 @@ CONTENT = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(
-    family=st.sampled_from(FIVE),
+    family=st.sampled_from(FIVE_FAMILIES),
     turns=st.lists(st.tuples(CONTENT, CONTENT), min_size=1, max_size=3),
     system=st.none() | CONTENT,
 )
 def test_whatever_people_write_the_prompt_is_the_servers_and_the_rest_is_learnt(
-    family: Family, turns: list[tuple[str, str]], system: str | None
+    family: TemplateFamily, turns: list[tuple[str, str]], system: str | None
 ) -> None:
     assume(not any("\ud800" <= c <= "\udfff" for pair in turns for text in pair for c in text))
     messages = chat(*(text for pair in turns for text in pair), system=system)
@@ -107,7 +107,7 @@ def test_whatever_people_write_the_prompt_is_the_servers_and_the_rest_is_learnt(
     runs = [text for masked in sequences for text in learnt(family.tokenizer(), masked)]
     assert runs == [as_written(family, reply) for _, reply in turns]
     for masked in sequences:
-        prompt = masked.ids[: masked.learn.index(True)]
+        prompt = masked.ids[: masked.loss_mask.index(True)]
         asked = [i for i, message in enumerate(messages) if message.role == "assistant"]
         assert prompt in [template.encode(messages[:i]) for i in asked]
 
@@ -116,13 +116,13 @@ def test_a_token_that_would_join_prompt_and_reply_is_split_where_the_server_spli
     (masked,) = mask_example(CHATML.template(), row(chat("Hi", "\nHello")))
     prompt = CHATML.template().encode(chat("Hi"))
     assert masked.ids[: len(prompt)] == prompt
-    assert masked.learn.index(True) == len(prompt)
+    assert masked.loss_mask.index(True) == len(prompt)
 
 
 def test_control_tokens_that_an_answer_spells_stay_text_and_are_learnt_as_text() -> None:
     (masked,) = mask_example(CHATML.template(), row(chat("Which?", "It is <|im_end|>.")))
     (end,) = CHATML.stop_ids
-    taught = [i for i, learn in zip(masked.ids, masked.learn, strict=True) if learn]
+    taught = [i for i, learn in zip(masked.ids, masked.loss_mask, strict=True) if learn]
     assert taught.count(end) == 1
     assert taught[-1] == end
 
@@ -163,7 +163,7 @@ def test_thinking_turned_off_is_part_of_the_prompt_and_not_learnt() -> None:
 
 
 @pytest.mark.parametrize("family", [QWEN3, LLAMA3], ids=lambda family: family.name)
-def test_tool_calls_are_learnt_and_what_tools_answer_is_not(family: Family) -> None:
+def test_tool_calls_are_learnt_and_what_tools_answer_is_not(family: TemplateFamily) -> None:
     thought = "Add." if family is QWEN3 else None
     messages = (
         Message("user", "1+1?"),
@@ -185,7 +185,7 @@ def test_tool_calls_are_learnt_and_what_tools_answer_is_not(family: Family) -> N
 def test_a_reply_whose_tool_call_the_template_leaves_out_is_not_taught_as_silence() -> None:
     messages = (*chat("1+1?"), Message("assistant", "", tool_calls=(CALL,)))
     (masked,) = mask_example(CHATML.template(), row(messages))
-    assert not any(masked.learn)
+    assert not any(masked.loss_mask)
     assert masked.note is not None
     assert "leaves out tool calls" in masked.note
 
@@ -213,20 +213,20 @@ def test_turns_without_weight_and_an_opening_greeting_are_context() -> None:
 
 def test_the_last_turn_alone_can_be_learnt() -> None:
     example = row(chat("Hi", "Hello", "2+2?", "4"))
-    for family in FIVE:
+    for family in FIVE_FAMILIES:
         (masked,) = mask_example(family.template(), example, turns="last")
         assert learnt(family.tokenizer(), masked) == [as_written(family, "4")]
 
 
 def test_a_preference_pair_gives_two_sequences_of_the_same_prompt() -> None:
     example = row(chat("Hi", "Hello", "2+2?", "4"), rejected=(Message("assistant", "5"),))
-    for family in FIVE:
+    for family in FIVE_FAMILIES:
         chosen, rejected = mask_example(family.template(), example)
         assert (chosen.part, rejected.part) == ("chosen", "rejected")
         assert learnt(family.tokenizer(), chosen) == [as_written(family, "4")]
         assert learnt(family.tokenizer(), rejected) == [as_written(family, "5")]
-        prompt = chosen.ids[: chosen.learn.index(True)]
-        assert rejected.ids[: rejected.learn.index(True)] == prompt
+        prompt = chosen.ids[: chosen.loss_mask.index(True)]
+        assert rejected.ids[: rejected.loss_mask.index(True)] == prompt
 
 
 def test_plain_text_is_learnt_whole_with_one_bos_and_one_end_of_text_token() -> None:
@@ -240,7 +240,7 @@ def test_plain_text_is_learnt_whole_with_one_bos_and_one_end_of_text_token() -> 
         (masked,) = mask_example(template, Example(SourceLocation("f", 1), "text", text=text))
         assert tokenizer.decode(masked.ids) == "<|begin_of_text|>One.<|eot_id|>"
         assert masked.ids.count(bos) == masked.ids.count(eos) == 1
-        assert all(masked.learn)
+        assert all(masked.loss_mask)
 
 
 def test_a_tokenizer_that_cannot_tell_characters_gives_the_same_mask() -> None:
@@ -272,7 +272,7 @@ def test_a_refused_conversation_says_why() -> None:
 
 
 def test_the_token_that_ends_a_reply_is_found_by_the_template_itself() -> None:
-    for family in (*FIVE, GENERATION, PHI3, DEEPSEEK_R1):
+    for family in (*FIVE_FAMILIES, GENERATION, PHI3, DEEPSEEK_R1):
         end = family.tokenizer().convert_tokens_to_ids(family.end)
         assert reply_end(family.template()) == end, family.name
     bare = ChatTemplate(CHATML.tokenizer(), "{% for m in messages %}{{ m.content }}\n{% endfor %}")
@@ -286,4 +286,4 @@ def test_on_the_real_tokenizer_the_prompt_is_the_servers_to_the_token() -> None:
     messages = chat("What's new?", "\n  Nothing: 没有🙂 <|im_end|>", "Really?", " Yes.\n\n")
     (masked,) = mask_example(template, row(messages))
     assert learnt(tokenizer, masked) == [m.content + "<|im_end|>" for m in messages[1::2]]
-    assert masked.ids[: masked.learn.index(True)] == template.encode(messages[:1])
+    assert masked.ids[: masked.loss_mask.index(True)] == template.encode(messages[:1])

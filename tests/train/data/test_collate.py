@@ -5,18 +5,20 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening
 
-from llmctl.data.tokenized.storage import Sample
+from llmctl.data.tokenized.storage import TokenSequence
 from llmctl.train.data.collate import IGNORED, Collator, LengthGroupedBatches
 
 
-def sample(*ids: int, learn: str = "") -> Sample:
-    marks = learn or "x" * len(ids)
-    return Sample(np.array(ids, dtype=np.int32), np.array([m == "x" for m in marks]))
+def sample(*ids: int, loss_mask: str = "") -> TokenSequence:
+    marks = loss_mask or "x" * len(ids)
+    return TokenSequence(np.array(ids, dtype=np.int32), np.array([m == "x" for m in marks]))
 
 
 def test_labels_are_the_learnt_tokens_and_padding_goes_by_length_not_by_id() -> None:
     end = 7  # of the reply, and what rows are padded with
-    batch = Collator(pad_id=end)([sample(1, 2, 3, end, learn="..xx"), sample(4, end, learn=".x")])
+    batch = Collator(pad_id=end)(
+        [sample(1, 2, 3, end, loss_mask="..xx"), sample(4, end, loss_mask=".x")]
+    )
     assert batch["input_ids"].tolist() == [[1, 2, 3, end], [4, end, end, end]]
     assert batch["labels"].tolist() == [
         [IGNORED, IGNORED, 3, end],
@@ -99,7 +101,7 @@ def test_an_incomplete_batch_comes_last_or_not_at_all() -> None:
 def test_a_data_loader_takes_the_sampler_and_the_collator() -> None:
     data = [sample(*range(1, n)) for n in (4, 9, 5, 3, 8)]
     lengths = np.array([len(s.ids) for s in data], dtype=np.int32)
-    loader: DataLoader[Sample] = DataLoader(
+    loader: DataLoader[TokenSequence] = DataLoader(
         data,  # type: ignore[arg-type]
         batch_sampler=LengthGroupedBatches(lengths, 2, seed=0),
         collate_fn=Collator(pad_id=0),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llmctl.data.tokenized.storage import Sample
+from llmctl.data.tokenized.storage import TokenSequence
 from llmctl.engine.models import resolve
 from llmctl.errors import ConfigError
 from llmctl.train.data.collate import IGNORED, Collator, keeps_apart
@@ -37,12 +37,12 @@ def test_a_sample_longer_than_a_row_is_refused() -> None:
         pack(np.array([3, 65], dtype=np.int32), 64)
 
 
-def some_samples(vocabulary: int, *lengths: int) -> list[Sample]:
+def some_samples(vocabulary: int, *lengths: int) -> list[TokenSequence]:
     rng = np.random.default_rng(1)
     made = []
     for length in lengths:
         ids = rng.integers(3, vocabulary, length).astype(np.int32)
-        made.append(Sample(ids, rng.random(length) < 0.6))
+        made.append(TokenSequence(ids, rng.random(length) < 0.6))
     return made
 
 
@@ -66,7 +66,7 @@ def tiny_model(model_type: str, attention: str = "sdpa", **shape: Any) -> Any:
     return model.eval()
 
 
-def assert_same_losses(model: Any, samples: list[Sample]) -> None:
+def assert_same_losses(model: Any, samples: list[TokenSequence]) -> None:
     collator = Collator(pad_id=0, multiple_of=8)
     alone = torch.cat([token_losses(model, collator([sample])) for sample in samples])
     rows = [tuple(samples[:3]), tuple(samples[3:4]), tuple(samples[4:])]
@@ -94,7 +94,9 @@ def test_packed_samples_of_the_real_model_have_the_losses_they_have_alone() -> N
     assert keeps_apart(model, Collator(pad_id=2))
     # The ids of plain English words, whose losses are small enough to compare to 1e-5.
     text = np.array([504, 3575, 282, 4649, 314, 7042, 30, 657, 314, 260, 2240], dtype=np.int32)
-    samples = [Sample(np.tile(text, n), np.ones(11 * n, dtype=np.bool_)) for n in (1, 3, 2, 1, 2)]
+    samples = [
+        TokenSequence(np.tile(text, n), np.ones(11 * n, dtype=np.bool_)) for n in (1, 3, 2, 1, 2)
+    ]
     for attention in ("sdpa", "eager"):
         model.set_attn_implementation(attention)
         assert_same_losses(model, samples)

@@ -16,11 +16,11 @@ from llmctl.data.cleaning.pipeline.settings import CleanSettings
 from llmctl.data.cleaning.rules.language import UNKNOWN, LanguageRule, script
 from llmctl.data.cleaning.rules.lengths import TokenCounter
 from llmctl.data.cleaning.rules.rule import RowView, texts_of
-from llmctl.data.formats.parse import to_example
-from llmctl.data.io.reader import Row
+from llmctl.data.formats.parse import parse_row
+from llmctl.data.io.reader import RawRow
 from llmctl.data.rows.digests import answer_key, content_key, prompt_key
 from llmctl.data.rows.extended_json import from_json, to_json
-from llmctl.data.rows.row_errors import Problem
+from llmctl.data.rows.row_errors import RowError
 from llmctl.types import Example, SourceLocation
 
 UNREADABLE = "unreadable"
@@ -58,8 +58,8 @@ class CleanJob:
     def example(self, record: Record, *, after: bool = True) -> Example:
         """Return what a row says that was readable."""
         text = record.cleaned if after and record.cleaned is not None else record.original
-        row = Row(record.origin, b"", from_json(text))
-        example = to_example(row, columns=self.columns, format=self.format)
+        row = RawRow(record.origin, b"", from_json(text))
+        example = parse_row(row, columns=self.columns, format=self.format)
         assert isinstance(example, Example)
         return example
 
@@ -119,7 +119,7 @@ class ChunkResult:
     languages: list[str] = field(default_factory=lambda: [UNKNOWN])
     """What `ROW`'s `language` counts in."""
     counts: dict[str, RuleCount] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[RowError] = field(default_factory=list)
     formats: set[str] = field(default_factory=set)
     files: set[str] = field(default_factory=set)
 
@@ -158,7 +158,7 @@ class ChunkCleaner:
         near = job.settings.near_duplicates
         self._banding = Banding.at(near.threshold) if near.is_on else Banding(0, 1)
 
-    def clean(self, rows: Sequence[Row]) -> ChunkResult:
+    def clean(self, rows: Sequence[RawRow]) -> ChunkResult:
         """Clean some rows."""
         chunk = ChunkResult.of(len(rows), self._banding.bands)
         for place, row in enumerate(rows):
@@ -176,7 +176,7 @@ class ChunkCleaner:
             chunk.records.append(pickle.dumps(record, pickle.HIGHEST_PROTOCOL))
         return chunk
 
-    def _take(self, place: int, row: Row, cleaned: CleanedRow, chunk: ChunkResult) -> Record:
+    def _take(self, place: int, row: RawRow, cleaned: CleanedRow, chunk: ChunkResult) -> Record:
         """Note all that is remembered of a row which can be read."""
         before, after = cleaned.before, cleaned.after
         is_same = after is before

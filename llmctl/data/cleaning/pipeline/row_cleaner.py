@@ -12,9 +12,9 @@ from llmctl.data.cleaning.rules.language import LanguageRule
 from llmctl.data.cleaning.rules.lengths import LengthRule, TokenCounter
 from llmctl.data.cleaning.rules.repetition import RepetitionRule
 from llmctl.data.cleaning.rules.rule import Finding, RowRule, RowView
-from llmctl.data.formats.parse import to_example
-from llmctl.data.io.reader import Row
-from llmctl.data.rows.row_errors import Problem
+from llmctl.data.formats.parse import parse_row
+from llmctl.data.io.reader import RawRow
+from llmctl.data.rows.row_errors import RowError
 from llmctl.errors import ConfigError
 from llmctl.types import Example
 
@@ -65,18 +65,18 @@ class RowCleaner:
                 raise ConfigError("the rule length needs a model, whose tokenizer counts")
             self._rules["length"] = LengthRule(settings.length, counter)
 
-    def clean(self, row: Row) -> CleanedRow | tuple[Problem, ...]:
+    def clean(self, row: RawRow) -> CleanedRow | tuple[RowError, ...]:
         """Clean one row, or return why it cannot be read."""
-        before = to_example(row, columns=self._columns, format=self._format)
+        before = parse_row(row, columns=self._columns, format=self._format)
         if not isinstance(before, Example):
             return before
         repairs = Repairs(self._actions)
         value = map_texts(row.value, before, self._columns, repairs)
         findings = repairs.findings()
-        after: Example | tuple[Problem, ...] = before
+        after: Example | tuple[RowError, ...] = before
         if value is not row.value:
-            after = to_example(
-                Row(row.origin, b"", value), columns=self._columns, format=self._format
+            after = parse_row(
+                RawRow(row.origin, b"", value), columns=self._columns, format=self._format
             )
         if not isinstance(after, Example):
             return self._emptied(row, before, after, repairs)
@@ -91,7 +91,7 @@ class RowCleaner:
         return CleanedRow(before, after, value, findings, frozenset(repairs.changed_by), removed_by)
 
     def _emptied(
-        self, row: Row, before: Example, problems: tuple[Problem, ...], repairs: Repairs
+        self, row: RawRow, before: Example, problems: tuple[RowError, ...], repairs: Repairs
     ) -> CleanedRow:
         """Judge a row that is none any more once its texts are repaired."""
         findings = repairs.findings()

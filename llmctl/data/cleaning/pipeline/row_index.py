@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llmctl.data.cleaning.dedup.near_duplicates import SketchFile
 from llmctl.data.cleaning.pipeline.chunk import ROW, UNREAD, ChunkResult, Record, RuleCount
-from llmctl.data.rows.row_errors import ProblemLog
+from llmctl.data.rows.row_errors import RowErrorLog
 
 
 class Ledger:
@@ -22,7 +22,7 @@ class Ledger:
     Use it as a context manager: it has files open in `folder`.
     """
 
-    def __init__(self, folder: Path, bands: int, keep_problems: int | None = None) -> None:
+    def __init__(self, folder: Path, bands: int, max_kept_errors: int | None = None) -> None:
         self._path = folder / "rows"
         self._spool = self._path.open("w+b")
         self._contents = (folder / "contents").open("w+b")
@@ -32,7 +32,7 @@ class Ledger:
         self._count = 0
         self.sketches = SketchFile(folder, bands) if bands else None
         self.counts: dict[str, RuleCount] = {}
-        self.problems = ProblemLog(keep_problems)
+        self.problems = RowErrorLog(max_kept_errors)
         self.languages: dict[str, int] = {}
         self.formats: set[str] = set()
         self._files: set[str] = set()

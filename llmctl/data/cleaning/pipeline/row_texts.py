@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from llmctl.data.formats.columns import FORMATS
-from llmctl.data.formats.tool_calls import decoded
+from llmctl.data.formats.tool_calls import decode_json_cell
 from llmctl.types import Example
 
 _ANSWERS = frozenset(("output", "completion", "chosen", "rejected", "text"))
@@ -65,7 +65,7 @@ def _strings(value: Any, change: Callable[[str], str]) -> Any:
     """
     match value:
         case str():
-            inner = decoded(value)
+            inner = decode_json_cell(value)
             if isinstance(inner, str):
                 return change(inner)
             new = _strings(inner, change)
@@ -79,7 +79,7 @@ def _strings(value: Any, change: Callable[[str], str]) -> Any:
 
 def _column(value: object, name: str, change: TextChange) -> object:
     """Change a text, turns, or the turns that a table's cell holds as JSON."""
-    inner = decoded(value)
+    inner = decode_json_cell(value)
     if isinstance(value, str) and not (name in ("messages", "history") or _are_turns(inner)):
         return change.text(value, is_answer=name in _ANSWERS)
     new = _turns(inner, change)
@@ -163,7 +163,7 @@ def map_data(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _map_json_text(text: str, change: Callable[[str], str]) -> str:
-    inner = decoded(text)
+    inner = decode_json_cell(text)
     if isinstance(inner, str):
         return change(text)
     new = map_data(inner, change)

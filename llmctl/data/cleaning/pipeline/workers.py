@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from itertools import chain, islice
 
 from llmctl.data.cleaning.pipeline.chunk import ChunkCleaner, ChunkResult, CleanJob
-from llmctl.data.io.reader import Row
+from llmctl.data.io.reader import RawRow
 from llmctl.errors import LlmctlError
 
 CHUNK = 256
@@ -23,7 +23,7 @@ _WORTH_IT = 16
 
 
 def clean_chunks(
-    rows: Iterable[Row], job: CleanJob, workers: int | None = None
+    rows: Iterable[RawRow], job: CleanJob, workers: int | None = None
 ) -> Generator[ChunkResult, None, None]:
     """Clean rows chunk by chunk, in their order.
 
@@ -64,7 +64,7 @@ def clean_chunks(
 
 
 def _in_order(
-    pool: ProcessPoolExecutor, chunks: Iterable[Sequence[Row]], ahead: int
+    pool: ProcessPoolExecutor, chunks: Iterable[Sequence[RawRow]], ahead: int
 ) -> Iterator[ChunkResult]:
     waiting: deque[Future[ChunkResult]] = deque()
     for chunk in chunks:
@@ -92,8 +92,8 @@ def _ctrl_c_waits() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    chunk: list[Row] = []
+def _chunks(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
+    chunk: list[RawRow] = []
     size = 0
     for row in rows:
         chunk.append(row)
@@ -122,6 +122,6 @@ def _begin(job: CleanJob) -> None:
     _cleaner = ChunkCleaner(job)
 
 
-def _clean(rows: Sequence[Row]) -> ChunkResult:
+def _clean(rows: Sequence[RawRow]) -> ChunkResult:
     assert _cleaner is not None
     return _cleaner.clean(rows)

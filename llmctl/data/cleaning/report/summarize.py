@@ -12,9 +12,9 @@ from llmctl.data.cleaning.report.report import CleanReport, Cluster, Explanation
 from llmctl.data.cleaning.report.statistics import statistics
 from llmctl.data.cleaning.rules.lengths import TokenCounter
 from llmctl.data.cleaning.rules.rule import texts_of
-from llmctl.data.formats.columns import used_columns
+from llmctl.data.formats.columns import format_columns
 from llmctl.data.rows.extended_json import from_json
-from llmctl.data.rows.row import Row, at_line
+from llmctl.data.rows.row import RawRow, find_at_line
 from llmctl.errors import ConfigError
 
 _CLUSTERS = 3
@@ -125,7 +125,7 @@ def explain(cleaned: Cleaned, line: int, counter: TokenCounter | None) -> Explan
         return Explanation(where, said, UNREADABLE, ())
     cleaner = RowCleaner(job.settings, columns=job.columns, format=job.format, counter=counter)
     original = from_json(record.original)
-    row = cleaner.clean(Row(record.origin, b"", original))
+    row = cleaner.clean(RawRow(record.origin, b"", original))
     assert isinstance(row, CleanedRow)
     says = {name: finding.detail for name, finding in row.findings.items()}
     for name, relation in cleaned.relations.items():
@@ -133,7 +133,7 @@ def explain(cleaned: Cleaned, line: int, counter: TokenCounter | None) -> Explan
             says[name] = what_relation(cleaned, name, index)
     rules = job.settings.rules()
     texts = [*zip(texts_of(row.before), texts_of(row.after), strict=True)]
-    read = used_columns(row.before.format).union(job.columns.values())
+    read = format_columns(row.before.format).union(job.columns.values())
     further = [name for name in original if name not in read]
     texts += [(f"{name}: {original[name]}", f"{name}: {row.value[name]}") for name in further]
     return Explanation(
@@ -156,4 +156,4 @@ def _at(cleaned: Cleaned, line: int) -> tuple[int, Record]:
             )
         return line - 1, ledger.record(line - 1)
     records = enumerate(ledger.records())
-    return at_line(((r.origin, r.lines_below, (index, r)) for index, r in records), line)
+    return find_at_line(((r.origin, r.lines_below, (index, r)) for index, r in records), line)

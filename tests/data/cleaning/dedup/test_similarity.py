@@ -11,8 +11,8 @@ from llmctl.data.cleaning.dedup.duplicates import first_equal, first_of_prompt
 from llmctl.data.cleaning.dedup.shingles import shingle_hashes, shingles, units
 from llmctl.data.cleaning.dedup.similarity import Comparable, Parts, jaccard, parts, row_digest
 from llmctl.data.cleaning.dedup.sketch import PERMUTATIONS, Banding, signature, similarity
-from llmctl.data.formats.parse import to_example
-from llmctl.data.io.reader import Row
+from llmctl.data.formats.parse import parse_row
+from llmctl.data.io.reader import RawRow
 from llmctl.types import Example
 from tests.data.cleaning.rows import chat, row
 
@@ -20,13 +20,13 @@ WORDS = [f"w{n}x" for n in range(3000)]
 ANSWER = "海纳百川，有容乃大；壁立千仞，无欲则刚。学而时习之，不亦说乎？有朋自远方来，不亦乐乎？"
 
 
-def example(of: Row) -> Example:
-    found = to_example(of)
+def example(of: RawRow) -> Example:
+    found = parse_row(of)
     assert isinstance(found, Example)
     return found
 
 
-def likeness(one: Row, other: Row, at_least: float = 0.8, **options: bool) -> float | None:
+def likeness(one: RawRow, other: RawRow, at_least: float = 0.8, **options: bool) -> float | None:
     a, b = (
         Comparable(parts(example(of), ignore_numbers=options.get("ignore_numbers", False)))
         for of in (one, other)
@@ -59,7 +59,7 @@ def test_case_width_and_space_make_no_other_row() -> None:
         row(text="What is AI?\nAI is this."),
     ],
 )
-def test_another_answer_system_prompt_tool_or_kind_makes_another_row(other: Row) -> None:
+def test_another_answer_system_prompt_tool_or_kind_makes_another_row(other: RawRow) -> None:
     assert row_digest(example(chat("What is AI?", "AI is this."))) != row_digest(example(other))
 
 
