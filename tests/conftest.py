@@ -14,7 +14,7 @@ from llmctl.types import ModelSpec
 
 if TYPE_CHECKING:  # torch is imported by the tests that need it
     from llmctl.engine.hf_runner import HFRunner
-    from tests.monitor.tracking_history import Remembered
+    from tests.monitor.tracking_history import TrackingHistory
 
 
 @pytest.fixture(scope="session")
@@ -47,18 +47,20 @@ def smollm() -> Iterator["HFRunner"]:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tracking store without runs, to be copied: making one takes seconds."""
-    from llmctl.monitor.store import create_file, load_mlflow
+    from llmctl.monitor.store import create_sqlite_store, import_mlflow
     from llmctl.types import ignore_progress
 
-    load_mlflow()
+    import_mlflow()
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    create_file(file, ignore_progress)
+    create_sqlite_store(file, ignore_progress)
     return file
 
 
 @pytest.fixture(scope="session")
-def remembered(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> "Remembered":
+def tracking_history(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Path
+) -> "TrackingHistory":
     """A tracking store with the history of an adapter in it; to be read, never written."""
-    from tests.monitor.tracking_history import remember
+    from tests.monitor.tracking_history import create_history
 
-    return remember(tmp_path_factory.mktemp("remembered"), empty_store)
+    return create_history(tmp_path_factory.mktemp("remembered"), empty_store)

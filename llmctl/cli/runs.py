@@ -13,7 +13,7 @@ from llmctl.errors import ConfigError
 from llmctl.types import TAG_ADAPTER, RunKind, RunRecord, RunStatus
 
 if TYPE_CHECKING:
-    from llmctl.services.runs import Better, RunFilter
+    from llmctl.services.runs import MetricDirection, RunFilter
 
 app = typer.Typer(no_args_is_help=False, rich_markup_mode=None)
 
@@ -59,13 +59,13 @@ def list_(
     )
     shown = found[:limit] if limit else found
     if as_json:
-        render.as_json([service.plain(run) for run in shown])
+        render.as_json([service.run_to_dict(run) for run in shown])
     elif found:
         run_view.show_list(shown, sort.removeprefix("-"))
     if not found:
         given = any(option is not None for option in (kind, model, status, since))
         none = "no such runs" if given else "the trash is empty" if trash else "no runs yet"
-        render.note(service.missing(tracking_uri) or none)
+        render.note(service.missing_store_message(tracking_uri) or none)
     if len(shown) < len(found):
         render.note(f"{len(shown):,} of {len(found):,} runs; --limit 0 shows all")
 
@@ -110,7 +110,7 @@ def compare(
     if metric and output is None:
         raise ConfigError("--metric is for the picture", hint="add -o FILE.png")
     if output is not None:
-        service.check_picture(output)
+        service.check_plot_path(output)
     comparison = service.compare(runs, tracking_uri)
     if as_json:
         render.as_json(run_view.plain_comparison(comparison))
@@ -156,11 +156,11 @@ def best(
     """Name the run with the best latest value of a metric."""
     from llmctl.services import runs as service
 
-    wanted: Better | None = None if lowest is None else "lower" if lowest else "higher"
+    wanted: MetricDirection | None = None if lowest is None else "lower" if lowest else "higher"
     where = _filter(kind, model, status, since)
     run, side = service.best(metric, wanted, where, tracking_uri)
     if as_json:
-        render.as_json(service.plain(run))
+        render.as_json(service.run_to_dict(run))
         return
     run_view.show_list([run], metric)
     value = render.number(run.metrics[metric])
@@ -181,7 +181,7 @@ def rm(
 
     found = service.resolve(runs, deleted=None if purge else False, tracking_uri=tracking_uri)
     if purge and not yes:
-        names = ", ".join(f"{run.name} [{run.run_id[: service.SHORT_ID]}]" for run in found)
+        names = ", ".join(f"{run.name} [{run.run_id[: service.SHORT_ID_CHARS]}]" for run in found)
         render.confirm(f"Delete for good, with figures, files and traces: {names}?", unless="--yes")
 
     def done(run: RunRecord) -> None:
@@ -189,7 +189,7 @@ def rm(
 
     service.remove(found, done, purge=purge, tracking_uri=tracking_uri)
     if not purge:
-        ids = " ".join(run.run_id[: service.SHORT_ID] for run in found)
+        ids = " ".join(run.run_id[: service.SHORT_ID_CHARS] for run in found)
         render.note(
             f"`llmctl runs restore {ids}` brings {'it' if len(found) == 1 else 'them'} back"
         )
@@ -281,12 +281,12 @@ def ui(
     """Open MLflow's own web page of the runs, on this machine only, until Ctrl-C."""
     from llmctl.services import runs as service
 
-    page = service.page_of_server(tracking_uri)
+    page = service.server_url(tracking_uri)
     if page is not None:
         render.note("the store is a server, which shows the runs itself:")
         render.line(page)
         return
-    if missing := service.missing(tracking_uri):
+    if missing := service.missing_store_message(tracking_uri):
         render.note(missing)
         return
 
@@ -303,5 +303,5 @@ def _filter(
 ) -> "RunFilter":
     from llmctl.services import runs as service
 
-    begin = None if since is None else service.moment(since, datetime.now())
+    begin = None if since is None else service.parse_time(since, datetime.now())
     return service.RunFilter(kind, model, status, begin)

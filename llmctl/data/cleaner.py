@@ -6,10 +6,10 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmctl.data.cleaning.dedup.corpus_rules import Relation, relate
+from llmctl.data.cleaning.dedup.corpus_rules import EarlierRows, apply_corpus_rules
 from llmctl.data.cleaning.dedup.sketch import Banding
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
-from llmctl.data.cleaning.pipeline.row_index import Ledger
+from llmctl.data.cleaning.pipeline.row_index import RowIndex
 from llmctl.data.cleaning.pipeline.workers import clean_chunks
 from llmctl.data.formats.columns import validate_format_options
 from llmctl.data.io.reader import RawRow, read_rows
@@ -20,17 +20,17 @@ from llmctl.types import ProgressCallback, ignore_progress
 
 
 @dataclass(frozen=True, slots=True)
-class Cleaned:
+class CleanedDataset:
     """A dataset after all rules, before anything is written."""
 
     job: CleanJob
-    ledger: Ledger
-    relations: dict[str, Relation]
+    ledger: RowIndex
+    relations: dict[str, EarlierRows]
     """By the names of the rules that compare rows."""
 
 
 @contextmanager
-def cleaned(
+def clean_dataset(
     source: DataSource,
     job: CleanJob,
     *,
@@ -39,7 +39,7 @@ def cleaned(
     folder: Path | None = None,
     workers: int | None = None,
     progress: ProgressCallback = ignore_progress,
-) -> Iterator[Cleaned]:
+) -> Iterator[CleanedDataset]:
     """Read a dataset once and apply every rule; what is found lives as long as the block.
 
     The rows wait on the disk; memory grows by some 350 bytes per row.
@@ -58,7 +58,7 @@ def cleaned(
     bands = Banding.at(near.threshold).bands if near.is_on else 0
     with (
         tempfile.TemporaryDirectory(prefix=".llmctl-clean-", dir=folder) as spool,
-        Ledger(Path(spool), bands, max_kept_errors) as ledger,
+        RowIndex(Path(spool), bands, max_kept_errors) as ledger,
     ):
         rows = _rows(source, job, progress)
         with closing(rows), closing(clean_chunks(rows, job, workers)) as chunks:
@@ -71,7 +71,7 @@ def cleaned(
             if not readable.any():
                 error.hint = "no row can be read; --column names columns that are called otherwise"
             raise error
-        yield Cleaned(job, ledger, relate(ledger, job, progress))
+        yield CleanedDataset(job, ledger, apply_corpus_rules(ledger, job, progress))
 
 
 def _rows(

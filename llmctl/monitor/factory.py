@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from llmctl.monitor.base import NullTracker, Tracker
-from llmctl.monitor.store import sqlite_file, store_uri
+from llmctl.monitor.store import sqlite_path, store_uri
 from llmctl.types import ProgressCallback, RunStart, ignore_progress
 
 _FILE_WAIT_S: Final = 60.0
@@ -40,5 +40,5 @@ def open_tracker(
     from llmctl.monitor.mlflow_logger import MLflowLogger
 
     tracker = MLflowLogger(start, uri, warn=warn, progress=progress)
-    tracker.wait_until_open(_SERVER_WAIT_S if sqlite_file(uri) is None else _FILE_WAIT_S)
+    tracker.wait_until_open(_SERVER_WAIT_S if sqlite_path(uri) is None else _FILE_WAIT_S)
     return tracker

@@ -23,12 +23,18 @@ from llmctl.monitor.write.events import (
     Traced,
     Used,
 )
-from llmctl.monitor.write.liveness import settle_dead_runs
-from llmctl.monitor.write.recovery import deliver_leftovers
-from llmctl.monitor.write.sanitize import PARAM_CHARS, TAG_CHARS, cut, flat, key
+from llmctl.monitor.write.liveness import mark_dead_runs
+from llmctl.monitor.write.recovery import deliver_orphaned_spools
+from llmctl.monitor.write.sanitize import (
+    PARAM_CHARS,
+    TAG_CHARS,
+    flatten_params,
+    sanitize_key,
+    truncate,
+)
 from llmctl.monitor.write.spool import Spool, spool_folder
-from llmctl.monitor.write.start import begin, make_name
-from llmctl.monitor.write.writer import Writer
+from llmctl.monitor.write.start import generate_run_name, start_run
+from llmctl.monitor.write.writer import EventWriter
 from llmctl.types import (
     TAG_ERROR,
     DatasetContext,
@@ -61,7 +67,7 @@ class MLflowLogger:
         warn: Callable[[str], None],
         progress: ProgressCallback,
     ) -> None:
-        self.name = start.name or make_name(start)
+        self.name = start.name or generate_run_name(start)
         self._ended = False
         self._warn = warn
         started_ms = _now_ms()
@@ -79,14 +85,14 @@ class MLflowLogger:
 
         def connect(again: bool) -> Delivery:
             store = open_store(uri, progress)
-            return begin(store, start, self.name, started_ms, refused, again=again)
+            return start_run(store, start, self.name, started_ms, refused, again=again)
 
         def connected(delivery: Delivery) -> None:
             store = delivery.store
-            deliver_leftovers(store, refused)
-            settle_dead_runs(store.client, [store.experiment_id])
+            deliver_orphaned_spools(store, refused)
+            mark_dead_runs(store.client, [store.experiment_id])
 
-        self._writer = Writer(connect, connected, self._spool, warn)
+        self._writer = EventWriter(connect, connected, self._spool, warn)
         self.log_params(start.params)
         self.set_tags(start.tags)
         self._writer.start()
@@ -101,8 +107,8 @@ class MLflowLogger:
 
     def log_params(self, params: Mapping[str, object]) -> None:
         rows: list[Row] = []
-        for name, text in flat(params).items():
-            rows.append(Param(name, cut(text, PARAM_CHARS)))
+        for name, text in flatten_params(params).items():
+            rows.append(Param(name, truncate(text, PARAM_CHARS)))
             if len(text) > PARAM_CHARS:
                 rows += self._text_rows(text, f"params/{name[:_FILE_CHARS]}.txt")
         self._put(rows)
@@ -114,15 +120,15 @@ class MLflowLogger:
         rows = []
         for name, value in metrics.items():
             with suppress(TypeError, ValueError):  # no number, no point
-                rows.append(Point(key(name), float(value), step, now, model_id))
+                rows.append(Point(sanitize_key(name), float(value), step, now, model_id))
         self._put(rows)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         rows: list[Row] = []
         for name, value in tags.items():
-            rows.append(Tag(key(name), cut(str(value), TAG_CHARS)))
+            rows.append(Tag(sanitize_key(name), truncate(str(value), TAG_CHARS)))
             if len(str(value)) > TAG_CHARS:
-                rows += self._text_rows(str(value), f"tags/{key(name)[:_FILE_CHARS]}.txt")
+                rows += self._text_rows(str(value), f"tags/{sanitize_key(name)[:_FILE_CHARS]}.txt")
         self._put(rows)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
@@ -146,7 +152,10 @@ class MLflowLogger:
             key=secrets.token_hex(8),
             name=_NOT_IN_MODEL_NAMES.sub("-", name) or "model",
             folder=str(folder.resolve()),
-            tags={key(tag): cut(str(value), TAG_CHARS) for tag, value in (tags or {}).items()},
+            tags={
+                sanitize_key(tag): truncate(str(value), TAG_CHARS)
+                for tag, value in (tags or {}).items()
+            },
         )
         self._put([row])
         self._writer.hurry()

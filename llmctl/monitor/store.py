@@ -35,7 +35,7 @@ _SETTINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class TrackingStore:
     """An open store, and llmctl's place in it."""
 
     uri: str
@@ -59,11 +59,11 @@ def store_uri(option: str | None = None) -> str:
             hint="write http://HOST:PORT, or sqlite:///FILE.db; plain folders MLflow no longer "
             "writes",
         )
-    file = sqlite_file(uri)
+    file = sqlite_path(uri)
     return uri if file is None else f"sqlite:///{file.as_posix()}"
 
 
-def sqlite_file(uri: str) -> Path | None:
+def sqlite_path(uri: str) -> Path | None:
     """Return the absolute path of a SQLite store; None for any other."""
     if not uri.startswith("sqlite:///"):
         return None
@@ -75,7 +75,7 @@ def artifacts_folder() -> Path:
     return store_home() / "artifacts"
 
 
-def load_mlflow() -> None:
+def import_mlflow() -> None:
     """Import MLflow without telemetry and without its talk. Takes a second or more."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -87,24 +87,24 @@ def load_mlflow() -> None:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
-def open_store(uri: str, progress: ProgressCallback = ignore_progress) -> Store:
+def open_store(uri: str, progress: ProgressCallback = ignore_progress) -> TrackingStore:
     """Open a store, and make it first if it is a SQLite file that is not there yet.
 
     Raises:
         LlmctlError: the store is of another MLflow and could not be brought up to date.
         mlflow.exceptions.MlflowException, sqlite3.Error, OSError: it cannot be reached or written.
     """
-    load_mlflow()
+    import_mlflow()
     from mlflow import MlflowClient
 
-    file = sqlite_file(uri)
+    file = sqlite_path(uri)
     if file is None:
         client = MlflowClient(uri, registry_uri=uri)
     else:
         if not file.exists():
-            create_file(file, progress)
+            create_sqlite_store(file, progress)
         client = _open_file(file, progress)
-    return Store(uri, client, _experiment(client, uri))
+    return TrackingStore(uri, client, _experiment(client, uri))
 
 
 def _open_file(file: Path, progress: ProgressCallback) -> "MlflowClient":
@@ -146,7 +146,7 @@ def _experiment(client: "MlflowClient", uri: str) -> str:
     return str(found.experiment_id)
 
 
-def create_file(file: Path, progress: ProgressCallback) -> None:
+def create_sqlite_store(file: Path, progress: ProgressCallback) -> None:
     """Build a SQLite store aside and move it in by one rename: no crash leaves half a store."""
     from filelock import FileLock
     from mlflow import MlflowClient

@@ -13,7 +13,7 @@ _PREVIEW_CHARS = 1000
 _SECOND_NS = 1_000_000_000
 
 
-def as_trace(row: Traced, experiment_id: str, run_id: str) -> "tuple[TraceInfo, Span]":
+def build_trace(row: Traced, experiment_id: str, run_id: str) -> "tuple[TraceInfo, Span]":
     """Return the trace and its one span. The same row always makes the same trace."""
     from mlflow.entities import Span, TraceInfo, TraceLocation, TraceState
     from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey, TraceTagKey

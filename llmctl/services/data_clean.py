@@ -8,16 +8,16 @@ from pathlib import Path
 
 from llmctl.config import DEFAULT_MODEL
 from llmctl.config.settings import read_config_file
-from llmctl.data.cleaner import Cleaned, cleaned
+from llmctl.data.cleaner import CleanedDataset, clean_dataset
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
-from llmctl.data.cleaning.pipeline.outputs import Outputs, write
-from llmctl.data.cleaning.pipeline.rule_config import Choices, settings_of
+from llmctl.data.cleaning.pipeline.outputs import CleanOutputs, write_outputs
+from llmctl.data.cleaning.pipeline.rule_config import RuleOptions, resolve_rules
 from llmctl.data.cleaning.pipeline.settings import CleanSettings
-from llmctl.data.cleaning.report.report import CleanReport, Explanation
-from llmctl.data.cleaning.report.summarize import explain as explain_row
-from llmctl.data.cleaning.report.summarize import report as report_on
+from llmctl.data.cleaning.report.report import CleanReport, RowExplanation
+from llmctl.data.cleaning.report.summarize import build_report as report_on
+from llmctl.data.cleaning.report.summarize import explain_row
 from llmctl.data.cleaning.rules.language import check_codes
-from llmctl.data.cleaning.rules.lengths import TemplateCounter, TokenCounter
+from llmctl.data.cleaning.rules.lengths import TemplateTokenCounter, TokenCounter
 from llmctl.data.io.sources import list_source_files, refuse_output_in_source
 from llmctl.data.io.validating_reader import ReadOptions
 from llmctl.monitor import Tracker, open_tracker, tracked
@@ -37,13 +37,13 @@ class CleanRequest:
     """Processes; `None` takes one per core, and one alone for what is small."""
 
 
-def choose(choices: Choices, file: Path | None) -> CleanSettings:
+def read_settings(choices: RuleOptions, file: Path | None) -> CleanSettings:
     """Make settings of a file and of the options.
 
     Raises:
         ConfigError: one message with everything that is wrong.
     """
-    settings = settings_of(choices, read_config_file(file) if file else None)
+    settings = resolve_rules(choices, read_config_file(file) if file else None)
     if settings.language.is_on:
         check_codes(settings.language.keep)
     return settings
@@ -57,7 +57,7 @@ def clean(
     track: bool = False,
     warn: Callable[[str], None],
     progress: ProgressCallback = ignore_progress,
-) -> tuple[CleanReport, Outputs]:
+) -> tuple[CleanReport, CleanOutputs]:
     """Clean files into one; write the report and the rows that go beside it.
 
     Args:
@@ -68,7 +68,7 @@ def clean(
         BadRowsError: rows cannot be read and are not to be left out.
         ModelNotFoundError: no source has the model that counts tokens.
     """
-    outputs = Outputs.beside(output.expanduser())
+    outputs = CleanOutputs.beside(output.expanduser())
     refuse_output_in_source(request.files, outputs.rows)
     outputs.check(overwrite=overwrite)
     settings = request.settings.model_dump(mode="json", by_alias=True)
@@ -78,13 +78,13 @@ def clean(
         _cleaned(request, outputs.rows.parent, progress) as (found, counter),
     ):
         report = report_on(found, _name(request), str(output), counter)
-        write(found, report, outputs, overwrite=overwrite, progress=progress)
+        write_outputs(found, report, outputs, overwrite=overwrite, progress=progress)
         if track:
             _tell(tracker, request, report, outputs)
     return report, outputs
 
 
-def look(request: CleanRequest, progress: ProgressCallback = ignore_progress) -> CleanReport:
+def preview(request: CleanRequest, progress: ProgressCallback = ignore_progress) -> CleanReport:
     """Report what `clean` would do; nothing is written.
 
     Raises:
@@ -96,7 +96,7 @@ def look(request: CleanRequest, progress: ProgressCallback = ignore_progress) ->
 
 def explain(
     request: CleanRequest, line: int, progress: ProgressCallback = ignore_progress
-) -> Explanation:
+) -> RowExplanation:
     """Say what every rule says of one row; nothing is written.
 
     Raises:
@@ -106,7 +106,7 @@ def explain(
         return explain_row(found, line, counter)
 
 
-def load_counter(spec: ModelSpec) -> TokenCounter:
+def load_token_counter(spec: ModelSpec) -> TokenCounter:
     """Load what counts tokens. Every process that counts calls this once.
 
     Raises:
@@ -119,25 +119,27 @@ def load_counter(spec: ModelSpec) -> TokenCounter:
     found = resolve.resolve_model(
         spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle
     )
-    return TemplateCounter(ChatTemplate.of(load.read_tokenizer(spec, found), spec.chat_template))
+    return TemplateTokenCounter(
+        ChatTemplate.of(load.read_tokenizer(spec, found), spec.chat_template)
+    )
 
 
 @contextmanager
 def _cleaned(
     request: CleanRequest, folder: Path | None, progress: ProgressCallback
-) -> Iterator[tuple[Cleaned, TokenCounter | None]]:
+) -> Iterator[tuple[CleanedDataset, TokenCounter | None]]:
     spec = request.spec
     if spec is None and request.settings.length.is_on:
         spec = ModelSpec(DEFAULT_MODEL)
     # First here: an error in another process is told less well.
-    counter = None if spec is None else load_counter(spec)
+    counter = None if spec is None else load_token_counter(spec)
     job = CleanJob(
         request.settings,
         request.options.columns,
         request.options.format,
-        None if spec is None else partial(load_counter, spec),
+        None if spec is None else partial(load_token_counter, spec),
     )
-    with cleaned(
+    with clean_dataset(
         request.files,
         job,
         on_error=request.options.on_error,
@@ -153,7 +155,9 @@ def _name(request: CleanRequest) -> str:
     return ", ".join(request.files)
 
 
-def _tell(tracker: Tracker, request: CleanRequest, report: CleanReport, outputs: Outputs) -> None:
+def _tell(
+    tracker: Tracker, request: CleanRequest, report: CleanReport, outputs: CleanOutputs
+) -> None:
     format = "+".join(report.formats)
     parts = list_source_files(request.files)
     source = DatasetRef(

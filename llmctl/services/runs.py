@@ -11,27 +11,34 @@ from llmctl.errors import ConfigError, LlmctlError
 from llmctl.monitor import NullTracker, tracked
 from llmctl.monitor.read import query
 from llmctl.monitor.read.files import RunFile, list_files, write_export
-from llmctl.monitor.read.lineage import Lineage, Node
-from llmctl.monitor.read.metrics import Comparison, MetricSummary, summaries, x_values
-from llmctl.monitor.read.metrics import compare as side_by_side
-from llmctl.monitor.read.query import Better, RunFilter, moment
-from llmctl.monitor.read.record import finite, plain
-from llmctl.monitor.read.runs import SHORT_ID, RunNotFoundError, RunReader, choose, find, open_runs
-from llmctl.monitor.store import URI_VARIABLE, sqlite_file, store_uri
+from llmctl.monitor.read.lineage import Lineage, LineageNode
+from llmctl.monitor.read.metrics import MetricSummary, RunComparison, summarize_metrics, x_values
+from llmctl.monitor.read.metrics import compare_runs as side_by_side
+from llmctl.monitor.read.query import MetricDirection, RunFilter, parse_time
+from llmctl.monitor.read.record import finite_or_none, run_to_dict
+from llmctl.monitor.read.runs import (
+    SHORT_ID_CHARS,
+    RunNotFoundError,
+    RunReader,
+    find_run,
+    find_runs,
+    open_runs,
+)
+from llmctl.monitor.store import URI_VARIABLE, sqlite_path, store_uri
 from llmctl.monitor.write.sanitize import check_tag
 from llmctl.types import MetricPoint, RunRecord
 
 __all__ = [
-    "SHORT_ID",
-    "Better",
-    "Comparison",
-    "Details",
+    "SHORT_ID_CHARS",
+    "MetricDirection",
+    "RunComparison",
+    "RunDetails",
     "MetricSummary",
-    "Node",
+    "LineageNode",
     "RunFilter",
-    "finite",
-    "moment",
-    "plain",
+    "finite_or_none",
+    "parse_time",
+    "run_to_dict",
     "x_values",
 ]
 
@@ -39,15 +46,15 @@ _RESERVED = ("llmctl.", "mlflow.")
 
 
 @dataclass(frozen=True, slots=True)
-class Details:
+class RunDetails:
     """Everything about one run."""
 
     run: RunRecord
     summaries: list[MetricSummary]
     curves: Mapping[str, Sequence[MetricPoint]]
-    sources: Node
+    sources: LineageNode
     """The run with what it was made from as branches."""
-    results: Node
+    results: LineageNode
     """The run with what was made from it as branches."""
     files: list[RunFile]
     traces: int
@@ -69,10 +76,10 @@ def list_runs(
     """
     with open_runs(tracking_uri) as store:
         runs = [run for run in store.runs(deleted=deleted) if where.admits(run)]
-    return query.ordered(runs, sort)
+    return query.sort_runs(runs, sort)
 
 
-def show(reference: str, tracking_uri: str | None = None) -> Details:
+def show(reference: str, tracking_uri: str | None = None) -> RunDetails:
     """Gather everything about one run, in the trash or not.
 
     Raises:
@@ -85,9 +92,9 @@ def show(reference: str, tracking_uri: str | None = None) -> Details:
         curves = store.curves(run.run_id)
         traces = store.count_traces(run.run_id)
     lineage = Lineage.of([run, *runs] if run.deleted else runs)
-    return Details(
+    return RunDetails(
         run=run,
-        summaries=summaries(curves),
+        summaries=summarize_metrics(curves),
         curves=curves,
         sources=lineage.sources(run),
         results=lineage.results(run),
@@ -96,10 +103,10 @@ def show(reference: str, tracking_uri: str | None = None) -> Details:
     )
 
 
-def compare(references: Sequence[str], tracking_uri: str | None = None) -> Comparison:
+def compare(references: Sequence[str], tracking_uri: str | None = None) -> RunComparison:
     """Lay runs side by side. Raises as `show`, and `ConfigError` for fewer than two runs."""
     with open_runs(tracking_uri) as store:
-        runs = choose(store, references)
+        runs = find_runs(store, references)
     if len(runs) < 2:
         raise ConfigError("there is nothing to compare one run with", hint="name a second run")
     return side_by_side(runs)
@@ -120,9 +127,9 @@ def plot(
         ConfigError: `path` is no PNG file in a folder that exists, or no run has such a metric.
         LlmctlError: as `show`; or no run has a curve; or the file cannot be written.
     """
-    check_picture(path)
+    check_plot_path(path)
     with open_runs(tracking_uri) as store:
-        runs = choose(store, references)
+        runs = find_runs(store, references)
         curves = [store.curves(run.run_id) for run in runs]
     known = sorted({name for of_run in curves for name in of_run})
     if missing := [name for name in metrics if name not in known]:
@@ -134,11 +141,11 @@ def plot(
     drawn = list(dict.fromkeys(metrics)) or sorted(lines)
     if not drawn:
         raise LlmctlError("no run given has a curve: a metric with more than one point")
-    from llmctl.monitor.read.plot import draw
+    from llmctl.monitor.read.plot import plot_curves
 
-    draw(
+    plot_curves(
         [
-            (run.name, run.run_id[:SHORT_ID], of_run)
+            (run.name, run.run_id[:SHORT_ID_CHARS], of_run)
             for run, of_run in zip(runs, curves, strict=True)
         ],
         drawn,
@@ -147,7 +154,7 @@ def plot(
     return drawn
 
 
-def check_picture(path: Path) -> None:
+def check_plot_path(path: Path) -> None:
     """Raise `ConfigError` for a path where no PNG can be written, before any work."""
     if path.suffix.lower() != ".png" or not path.absolute().parent.is_dir():
         raise ConfigError(f"-o {path} is no .png file in a folder that exists")
@@ -155,10 +162,10 @@ def check_picture(path: Path) -> None:
 
 def best(
     metric: str,
-    better: Better | None,
+    better: MetricDirection | None,
     where: RunFilter,
     tracking_uri: str | None = None,
-) -> tuple[RunRecord, Better]:
+) -> tuple[RunRecord, MetricDirection]:
     """Return the run with the best latest value of a metric, and which side counted as better.
 
     Args:
@@ -168,8 +175,8 @@ def best(
         LlmctlError: no run has a value, or the store cannot be read.
     """
     runs = list_runs(where, tracking_uri=tracking_uri)
-    better = better or query.better(metric) or "higher"
-    return query.best(runs, metric, better), better
+    better = better or query.metric_direction(metric) or "higher"
+    return query.best_run(runs, metric, better), better
 
 
 def resolve(
@@ -184,7 +191,7 @@ def resolve(
         LlmctlError, ConfigError: as `show`.
     """
     with open_runs(tracking_uri) as store:
-        return choose(store, references, deleted=deleted)
+        return find_runs(store, references, deleted=deleted)
 
 
 def remove(
@@ -207,12 +214,12 @@ def remove(
         raise ConfigError(f"{alive.name} still runs", hint="end its command first")
     from llmctl.monitor.read import changes
 
-    with changes.changing(tracking_uri) as store:
+    with changes.open_writable_store(tracking_uri) as store:
         if purge:
             changes.purge(store, runs, done)
             return
         for run in runs:
-            changes.trash(store, run)
+            changes.move_to_trash(store, run)
             done(run)
 
 
@@ -221,7 +228,7 @@ def restore(references: Sequence[str], tracking_uri: str | None = None) -> list[
     runs = resolve(references, deleted=True, tracking_uri=tracking_uri)
     from llmctl.monitor.read import changes
 
-    with changes.changing(tracking_uri) as store:
+    with changes.open_writable_store(tracking_uri) as store:
         for run in runs:
             changes.restore(store, run)
     return runs
@@ -237,7 +244,7 @@ def export(reference: str, target: Path, tracking_uri: str | None = None) -> Run
     with open_runs(tracking_uri) as store:
         run = _find_anywhere(store, store.runs(), reference)
         curves = store.curves(run.run_id)
-    write_export(run, plain(run), curves, target, tracking_uri)
+    write_export(run, run_to_dict(run), curves, target, tracking_uri)
     return run
 
 
@@ -252,7 +259,7 @@ def write_note(reference: str, text: str, tracking_uri: str | None = None) -> Ru
     (run,) = resolve([reference], tracking_uri=tracking_uri)
     from llmctl.monitor.read import changes
 
-    with changes.changing(tracking_uri) as store:
+    with changes.open_writable_store(tracking_uri) as store:
         changes.set_note(store, run.run_id, text)
     return run
 
@@ -278,24 +285,24 @@ def write_tags(
     (run,) = resolve([reference], tracking_uri=tracking_uri)
     from llmctl.monitor.read import changes
 
-    with changes.changing(tracking_uri) as store:
+    with changes.open_writable_store(tracking_uri) as store:
         for name, value in tags.items():
             changes.set_tag(store, run.run_id, name, value)
     return run
 
 
-def page_of_server(tracking_uri: str | None = None) -> str | None:
+def server_url(tracking_uri: str | None = None) -> str | None:
     """Return the address of the store if it is a server, which shows its runs itself."""
     uri = store_uri(tracking_uri)
     return uri if uri.startswith(("http://", "https://")) else None
 
 
-def missing(tracking_uri: str | None = None) -> str | None:
+def missing_store_message(tracking_uri: str | None = None) -> str | None:
     """Say in a line that there is no store to look into; None where there is one.
 
     Its file is named if a person named it. One that is no file is taken to be there.
     """
-    file = sqlite_file(store_uri(tracking_uri))
+    file = sqlite_path(store_uri(tracking_uri))
     if file is None or file.exists():
         return None
     named = tracking_uri or os.environ.get(URI_VARIABLE)
@@ -314,19 +321,19 @@ def ui(port: int, ready: Callable[[str], None], tracking_uri: str | None = None)
         LlmctlError: the page does not start, or ended by itself.
     """
     from llmctl.monitor.read import changes
-    from llmctl.monitor.read.ui import free_port, serve_page
+    from llmctl.monitor.read.ui import check_port, run_ui_server
 
-    port = free_port(port)
+    port = check_port(port)
     with tracked(NullTracker()):  # SIGTERM becomes an exception, as Ctrl-C is one
-        with changes.changing(tracking_uri) as store:
+        with changes.open_writable_store(tracking_uri) as store:
             uri, experiment_id = store.uri, store.experiment_id
-        serve_page(uri, experiment_id, port, ready)
+        run_ui_server(uri, experiment_id, port, ready)
 
 
 def _find_anywhere(store: RunReader, runs: Sequence[RunRecord], reference: str) -> RunRecord:
     try:
-        return find(runs, reference)
+        return find_run(runs, reference)
     except RunNotFoundError:
         with suppress(RunNotFoundError):
-            return find(store.runs(deleted=True), reference)
+            return find_run(store.runs(deleted=True), reference)
         raise

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llmctl.monitor.read.plot import draw
+from llmctl.monitor.read.plot import plot_curves
 from llmctl.types import MetricPoint, TrainReport
 
 CURVE_FILE = "curves.png"
@@ -17,4 +17,4 @@ def draw_curves(report: TrainReport, path: Path) -> None:
         if losses
     }
     if points:
-        draw([(path.parent.name, report.run_id or "run", points)], list(points), path)
+        plot_curves([(path.parent.name, report.run_id or "run", points)], list(points), path)

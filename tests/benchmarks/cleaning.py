@@ -19,11 +19,11 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
-from llmctl.data.cleaner import Cleaned, cleaned
+from llmctl.data.cleaner import CleanedDataset, clean_dataset
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
-from llmctl.data.cleaning.pipeline.outputs import Outputs, write
+from llmctl.data.cleaning.pipeline.outputs import CleanOutputs, write_outputs
 from llmctl.data.cleaning.pipeline.settings import CleanSettings
-from llmctl.data.cleaning.report.summarize import report
+from llmctl.data.cleaning.report.summarize import build_report
 from llmctl.types import ModelSpec, Progress
 
 THRESHOLD = 0.8
@@ -138,9 +138,9 @@ def measure(args: argparse.Namespace) -> Iterator[str]:
     settings = CleanSettings()
     counter = None
     if args.length:
-        from llmctl.services.data_clean import load_counter
+        from llmctl.services.data_clean import load_token_counter
 
-        counter = partial(load_counter, ModelSpec("smollm2-135m"))
+        counter = partial(load_token_counter, ModelSpec("smollm2-135m"))
         settings = settings.model_copy(
             update={"length": settings.length.model_copy(update={"max_tokens": 4096})}
         )
@@ -150,7 +150,7 @@ def measure(args: argparse.Namespace) -> Iterator[str]:
         with ProcessPoolExecutor(1) as elsewhere:
             planted = elsewhere.submit(corpus, source, args.rows, args.seed).result()
         yield f"{args.rows:,} rows, {source.stat().st_size / 1e6:.0f} MB, {len(planted):,} planted"
-        outputs = Outputs.beside(Path(folder) / "out.jsonl")
+        outputs = CleanOutputs.beside(Path(folder) / "out.jsonl")
         stages: dict[str, float] = {}
 
         def note(progress: Progress) -> None:
@@ -158,9 +158,9 @@ def measure(args: argparse.Namespace) -> Iterator[str]:
 
         began, cpu_began = time.perf_counter(), _cpu()
         job = CleanJob(settings, counter=counter)
-        with cleaned(str(source), job, workers=args.workers, progress=note) as found:
+        with clean_dataset(str(source), job, workers=args.workers, progress=note) as found:
             loaded = counter() if counter else None
-            write(found, report(found, "in", "out", loaded), outputs, progress=note)
+            write_outputs(found, build_report(found, "in", "out", loaded), outputs, progress=note)
             took, cpu = time.perf_counter() - began, _cpu() - cpu_began
             for stage, at in stages.items():
                 yield f"  {stage} began after {at - began:.1f} s"
@@ -170,7 +170,7 @@ def measure(args: argparse.Namespace) -> Iterator[str]:
             yield from _judge(found, planted, source)
 
 
-def _judge(found: Cleaned, planted: list[Planted], source: Path) -> Iterator[str]:
+def _judge(found: CleanedDataset, planted: list[Planted], source: Path) -> Iterator[str]:
     rows = [json.loads(line)["messages"] for line in source.open(encoding="utf-8")]
     gone = ~found.ledger.is_kept
     found_pairs = sum(bool(gone[pair.row]) for pair in planted)

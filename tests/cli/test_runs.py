@@ -21,7 +21,7 @@ from llmctl.cli import render
 from llmctl.cli.app import main
 from llmctl.cli.views import curve
 from tests.cli.process import COMMAND, error_lines
-from tests.monitor.tracking_history import Remembered, begin, empty_home, end
+from tests.monitor.tracking_history import TrackingHistory, empty_home, end_tracker, start_tracker
 from tests.server.servers import eventually
 
 
@@ -40,10 +40,12 @@ Runs = Callable[..., Ended]
 
 @pytest.fixture
 def runs(
-    remembered: Remembered, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tracking_history: TrackingHistory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Runs:
     """Run the command in this process, on the store with a history."""
-    remembered.enter(monkeypatch)
+    tracking_history.enter(monkeypatch)
 
     def run_here(*words: str) -> Ended:
         with pytest.raises(SystemExit) as end:
@@ -56,10 +58,10 @@ def runs(
 
 @pytest.fixture
 def own(
-    remembered: Remembered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
+    tracking_history: TrackingHistory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
 ) -> Runs:
     """The same on an empty store, to be changed."""
-    empty_home(remembered, tmp_path / "home", monkeypatch)
+    empty_home(tracking_history, tmp_path / "home", monkeypatch)
     return runs
 
 
@@ -74,10 +76,11 @@ def on_terminal(*words: str) -> list[str]:
     return plain.replace("\r", "").splitlines()
 
 
-def test_runs_alone_lists_the_newest_first(runs: Runs, remembered: Remembered) -> None:
+def test_runs_alone_lists_the_newest_first(runs: Runs, tracking_history: TrackingHistory) -> None:
     done = runs()
     assert [cells[0] for cells in done.cells] == [
-        remembered.ids[name][:8] for name in ("broken", "serve", "eval", "fast", "slow", "clean")
+        tracking_history.ids[name][:8]
+        for name in ("broken", "serve", "eval", "fast", "slow", "clean")
     ]
     fast = done.cells[3]
     assert fast[1:5] == ["微调-fast", "finetune", "smollm2-135m", "finished"]
@@ -102,11 +105,11 @@ def test_runs_alone_lists_the_newest_first(runs: Runs, remembered: Remembered) -
     ],
 )
 def test_a_list_is_narrowed_and_ordered(
-    runs: Runs, remembered: Remembered, words: tuple[str, ...], names: list[str]
+    runs: Runs, tracking_history: TrackingHistory, words: tuple[str, ...], names: list[str]
 ) -> None:
     done = runs("list", *words)
     assert done.code == 0
-    assert [cells[0] for cells in done.cells] == [remembered.ids[name][:8] for name in names]
+    assert [cells[0] for cells in done.cells] == [tracking_history.ids[name][:8] for name in names]
     if not names:
         assert done.err == "no such runs\n"
 
@@ -134,7 +137,7 @@ def test_without_a_store_there_are_no_runs_and_none_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_show_says_everything_in_order(runs: Runs, remembered: Remembered) -> None:
+def test_show_says_everything_in_order(runs: Runs, tracking_history: TrackingHistory) -> None:
     done = runs("show", "微调-fast")
     assert done.code == 0
     parts = ["parameters", "metrics", "train/loss", "made from", "led to", "files"]
@@ -143,7 +146,7 @@ def test_show_says_everything_in_order(runs: Runs, remembered: Remembered) -> No
     assert "└─ training: 客服.clean.jsonl (bbbbbbbb, 1,100 rows)" in tree
     assert "      └─ source: 客服.jsonl (aaaaaaaa, 1,200 rows)" in tree
     assert f"   ├─ {next(c[1] for c in runs().cells if c[2] == 'eval')} [" in tree
-    assert f"adapter {remembered.adapter}" in tree
+    assert f"adapter {tracking_history.adapter}" in tree
     assert "config.yaml\t11 B" in tree
 
 
@@ -153,11 +156,13 @@ def test_show_of_a_failed_run_says_why_and_draws_what_is_a_number(runs: Runs) ->
     assert "train/loss\t2\tinf\t2\tinf\t3" in done.out.splitlines()
 
 
-def test_show_as_json_holds_lineage_and_files(runs: Runs, remembered: Remembered) -> None:
+def test_show_as_json_holds_lineage_and_files(
+    runs: Runs, tracking_history: TrackingHistory
+) -> None:
     shown: dict[str, Any] = json.loads(runs("show", "@", "--json").out)
-    assert shown["id"] == remembered.ids["broken"]
+    assert shown["id"] == tracking_history.ids["broken"]
     assert [one["highest"] for one in shown["curves"]] == [None]
-    shown = json.loads(runs("show", remembered.ids["clean"][:6], "--json").out)
+    shown = json.loads(runs("show", tracking_history.ids["clean"][:6], "--json").out)
     (source,) = shown["made_from"]
     assert (source["type"], source["role"], source["rows"]) == ("dataset", "source", 1200)
     assert [branch["type"] for branch in shown["led_to"][0]["branches"]] == ["run", "run"]
@@ -178,12 +183,12 @@ def test_compare_marks_the_better_value(runs: Runs, tmp_path: Path) -> None:
     assert plain["equal"] == {"batch": "8", "lora.rank": "16"}
 
 
-def test_best_names_one_run(runs: Runs, remembered: Remembered) -> None:
+def test_best_names_one_run(runs: Runs, tracking_history: TrackingHistory) -> None:
     done = runs("best", "--metric", "eval/loss")
-    assert [cells[0] for cells in done.cells] == [remembered.ids["fast"][:8]]
+    assert [cells[0] for cells in done.cells] == [tracking_history.ids["fast"][:8]]
     assert done.err == "lowest eval/loss: 1.400\n"
     done = runs("best", "--metric", "eval/loss", "--max", "--json")
-    assert json.loads(done.out)["id"] == remembered.ids["slow"]
+    assert json.loads(done.out)["id"] == tracking_history.ids["slow"]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +218,7 @@ def test_what_makes_no_sense_is_one_error(
 
 
 def test_a_run_is_annotated_thrown_away_brought_back_and_deleted(own: Runs) -> None:
-    end(begin("bench", name="一次"))
+    end_tracker(start_tracker("bench", name="一次"))
     assert own("note", "一次", "the good one").code == 0
     assert own("note", "@").out == "the good one\n"
     own("tag", "@", "team=a")
@@ -227,9 +232,9 @@ def test_a_run_is_annotated_thrown_away_brought_back_and_deleted(own: Runs) -> N
 
 
 def test_every_line_fits_eighty_columns_and_brackets_are_text(
-    remembered: Remembered, monkeypatch: pytest.MonkeyPatch
+    tracking_history: TrackingHistory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remembered.enter(monkeypatch)
+    tracking_history.enter(monkeypatch)
     lines = on_terminal("runs")
     assert lines[0].split()[:3] == ["ID", "NAME", "KIND"]
     assert len(lines) == 1 + 6
@@ -240,9 +245,9 @@ def test_every_line_fits_eighty_columns_and_brackets_are_text(
 
 
 def test_the_web_page_answers_and_ends_with_all_its_processes(
-    remembered: Remembered, monkeypatch: pytest.MonkeyPatch
+    tracking_history: TrackingHistory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remembered.enter(monkeypatch)
+    tracking_history.enter(monkeypatch)
     process = subprocess.Popen(
         [*COMMAND, "runs", "ui"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -264,7 +269,7 @@ def test_the_web_page_answers_and_ends_with_all_its_processes(
         answer = json.load(opener.open(request, timeout=30))
         names = {run["info"]["run_name"] for run in answer["runs"]}
         assert {"微调-fast", "微调-slow", "清洗-客服"} <= names
-        fast = remembered.ids["fast"]
+        fast = tracking_history.ids["fast"]
         file = opener.open(f"{found[1]}/get-artifact?path=config.yaml&run_uuid={fast}", timeout=30)
         assert file.read() == b"lr: 0.0001\n"
     finally:
@@ -286,9 +291,9 @@ def test_a_taken_port_is_refused_before_the_page_is_started(runs: Runs) -> None:
 
 
 def test_listing_imports_neither_mlflow_nor_numpy(
-    remembered: Remembered, monkeypatch: pytest.MonkeyPatch
+    tracking_history: TrackingHistory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remembered.enter(monkeypatch)
+    tracking_history.enter(monkeypatch)
     code = (
         "import sys\n"
         "from llmctl.cli.app import main\n"

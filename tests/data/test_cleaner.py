@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from llmctl.data.cleaner import Cleaned, cleaned
+from llmctl.data.cleaner import CleanedDataset, clean_dataset
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
-from llmctl.data.cleaning.pipeline.outputs import Outputs, write
+from llmctl.data.cleaning.pipeline.outputs import CleanOutputs, write_outputs
 from llmctl.data.cleaning.pipeline.settings import CleanSettings
-from llmctl.data.cleaning.pipeline.workers import CHUNK
+from llmctl.data.cleaning.pipeline.workers import CHUNK_ROWS
 from llmctl.data.cleaning.report.report import CleanReport
-from llmctl.data.cleaning.report.summarize import explain, report
+from llmctl.data.cleaning.report.summarize import build_report, explain_row
 from llmctl.data.io.validating_reader import BadRowsError
 from llmctl.data.rows.digests import dataset_ref
 from llmctl.data.rows.row_errors import RowErrorLog
@@ -43,17 +43,21 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def opened(source: Path, rules: CleanSettings | None = None, **options: Any) -> Iterator[Cleaned]:
+def opened(
+    source: Path, rules: CleanSettings | None = None, **options: Any
+) -> Iterator[CleanedDataset]:
     job = CleanJob(rules or CleanSettings())
     defaults: dict[str, Any] = {"on_error": "skip", "workers": 1, "folder": source.parent}
-    with cleaned(str(source), job, **defaults | options) as found:
+    with clean_dataset(str(source), job, **defaults | options) as found:
         yield found
 
 
 def run(source: Path, out: Path, rules: CleanSettings | None = None, **options: Any) -> CleanReport:
     with opened(source, rules, **options) as found:
-        done = report(found, "in", "out", None)
-        write(found, done, Outputs.beside(out), overwrite=True, progress=ignore_progress)
+        done = build_report(found, "in", "out", None)
+        write_outputs(
+            found, done, CleanOutputs.beside(out), overwrite=True, progress=ignore_progress
+        )
     return done
 
 
@@ -192,7 +196,7 @@ def test_cleaning_again_changes_nothing_and_any_number_of_processes_writes_the_s
 ) -> None:
     random_ = random.Random(3)
     rows: list[dict[str, Any]] = []
-    for n in range(2 * CHUNK + 50):
+    for n in range(2 * CHUNK_ROWS + 50):
         text = essay(random_) if n % 4 or n == 0 else rows[random_.randrange(n)]["completion"]
         if n % 8 == 0:
             text = text.replace("w1", "v1", 1) + random_.choice([" ", "\u200b", ""])
@@ -231,22 +235,22 @@ def test_a_chain_of_small_changes_does_not_swallow_rows_that_have_little_in_comm
 def test_a_row_that_is_explained_names_the_row_it_is_like(tmp_path: Path) -> None:
     source = save(tmp_path / "in.jsonl", [{"text": "one text"}, {"text": "one  text\u200b"}])
     with opened(source) as found:
-        told = explain(found, 2, None)
+        told = explain_row(found, 2, None)
         with pytest.raises(ConfigError, match="no row is at line 0"):
-            explain(found, 0, None)
+            explain_row(found, 0, None)
         with pytest.raises(ConfigError, match="no row is at line 3"):
-            explain(found, 3, None)
+            explain_row(found, 3, None)
     source.write_text(json.dumps([{"text": "one"}, {"text": "two"}], indent=1))
     with opened(source) as found:
-        assert explain(found, 6, None).where == "5"
+        assert explain_row(found, 6, None).where == "5"
         with pytest.raises(ConfigError) as failed:
-            explain(found, 8, None)
+            explain_row(found, 8, None)
         assert failed.value.hint == "the last row is at line 7"
     source.write_text(json.dumps([{"text": "one"}, {"text": "two"}]))
     with opened(source) as found:
-        assert explain(found, 2, None).where == "row 2"
+        assert explain_row(found, 2, None).where == "row 2"
         with pytest.raises(ConfigError, match="there is no row 3"):
-            explain(found, 3, None)
+            explain_row(found, 3, None)
     assert told.removed_by == "duplicates"
     assert {said.rule: said.says for said in told.said if said.says} == {
         "control-characters": "'\\u200b' -> ''",
@@ -274,12 +278,14 @@ def test_a_failure_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), opened(source) as found:
-        write(found, report(found, "in", "out", None), Outputs.beside(out), progress=stop)
+        write_outputs(
+            found, build_report(found, "in", "out", None), CleanOutputs.beside(out), progress=stop
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_a_file_that_is_there_is_not_overwritten_unasked(tmp_path: Path) -> None:
-    outputs = Outputs.beside(tmp_path / "out.v2.jsonl.gz")
+    outputs = CleanOutputs.beside(tmp_path / "out.v2.jsonl.gz")
     assert outputs.report.name == "out.v2.report.json"
     outputs.check(overwrite=False)
     outputs.report.touch()
@@ -298,7 +304,7 @@ def test_digests_are_those_that_training_gives_the_same_rows(tmp_path: Path) -> 
 def test_a_column_that_no_row_has_is_an_error(tmp_path: Path) -> None:
     source = save(tmp_path / "in.jsonl", [{"text": "fine"}])
     job = CleanJob(CleanSettings(), columns={"output": "reply"})
-    with pytest.raises(ConfigError, match="'reply'"), cleaned(str(source), job):
+    with pytest.raises(ConfigError, match="'reply'"), clean_dataset(str(source), job):
         pass
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.monitor import Tracker, open_tracker
-from llmctl.monitor.store import Store, open_store, store_uri
+from llmctl.monitor.store import TrackingStore, open_store, store_uri
 from llmctl.types import RunKind, RunStart
 
 Opener = Callable[..., Tracker]
@@ -26,7 +26,7 @@ def home(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def store(home: Path) -> Store:
+def store(home: Path) -> TrackingStore:
     """The store of `home`, through MLflow's own client."""
     assert home.is_dir()
     return open_store(store_uri())

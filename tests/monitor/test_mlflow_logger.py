@@ -9,8 +9,8 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from llmctl.monitor import NullTracker, open_tracker
-from llmctl.monitor.store import Store
-from llmctl.monitor.write.start import begin as begin_run
+from llmctl.monitor.store import TrackingStore
+from llmctl.monitor.write.start import start_run as begin_run
 from llmctl.types import (
     TAG_CHANGED_PREFIX,
     TAG_KIND,
@@ -24,7 +24,7 @@ from tests.monitor.conftest import Opener
 
 
 def test_a_run_is_kept_with_all_that_was_told(
-    home: Path, store: Store, begin: Opener, warnings: list[str]
+    home: Path, store: TrackingStore, begin: Opener, warnings: list[str]
 ) -> None:
     tracker = begin(
         params={"lora": {"r": 8, "dropout": None}, "packing": False}, tags={"who": "me"}
@@ -56,7 +56,7 @@ def test_a_run_is_kept_with_all_that_was_told(
 
 
 def test_what_a_run_was_told_to_do_is_in_the_store_from_its_first_moment(
-    begin: Opener, store: Store
+    begin: Opener, store: TrackingStore
 ) -> None:
     tracker = begin(params={"lr": 0.1}, tags={"who": "me"})
     data = store.client.get_run(str(tracker.run_id)).data
@@ -64,7 +64,7 @@ def test_what_a_run_was_told_to_do_is_in_the_store_from_its_first_moment(
     tracker.end("finished")
 
 
-def test_names_are_unique_whatever_the_seed(begin: Opener, store: Store) -> None:
+def test_names_are_unique_whatever_the_seed(begin: Opener, store: TrackingStore) -> None:
     import random
 
     names = set()
@@ -79,7 +79,7 @@ def test_names_are_unique_whatever_the_seed(begin: Opener, store: Store) -> None
 
 
 def test_a_file_is_kept_as_it_was_when_it_was_logged(
-    begin: Opener, store: Store, tmp_path: Path
+    begin: Opener, store: TrackingStore, tmp_path: Path
 ) -> None:
     file, folder = tmp_path / "report.json", tmp_path / "plots"
     file.write_text("before")
@@ -98,7 +98,7 @@ def test_a_file_is_kept_as_it_was_when_it_was_logged(
 
 
 def test_texts_over_the_stores_limit_are_cut_and_kept_whole_as_files(
-    begin: Opener, store: Store, tmp_path: Path, warnings: list[str]
+    begin: Opener, store: TrackingStore, tmp_path: Path, warnings: list[str]
 ) -> None:
     long = "x" * 20_000
     tracker = begin(params={"system prompt": long, "lr": 1})
@@ -118,7 +118,7 @@ def test_texts_over_the_stores_limit_are_cut_and_kept_whole_as_files(
 
 
 def test_not_a_number_stays_one_and_no_bad_value_stops_the_others(
-    begin: Opener, store: Store, warnings: list[str]
+    begin: Opener, store: TrackingStore, warnings: list[str]
 ) -> None:
     tracker = begin()
     bad = {"a/loss": math.nan, "b": math.inf, "no": "text", "c (%)": 1.0, "../d": 2.0}
@@ -133,7 +133,7 @@ def test_not_a_number_stays_one_and_no_bad_value_stops_the_others(
 
 
 def test_a_parameter_never_changes_and_its_new_value_stands_beside_it(
-    begin: Opener, store: Store, warnings: list[str]
+    begin: Opener, store: TrackingStore, warnings: list[str]
 ) -> None:
     first = begin(params={"lr": 0.1, "epochs": 1})
     first.end("failed", "out of memory")
@@ -159,7 +159,9 @@ def test_a_run_to_resume_that_is_not_there_becomes_a_new_one(
     assert "f" * 32 in warnings[0]
 
 
-def test_a_run_whose_making_was_not_answered_is_found_and_not_made_twice(store: Store) -> None:
+def test_a_run_whose_making_was_not_answered_is_found_and_not_made_twice(
+    store: TrackingStore,
+) -> None:
     start = RunStart("eval", "tiny")
     names = ("eval-tiny-1", "eval-tiny-1", "eval-tiny-2")
     first, second, other = (
@@ -169,7 +171,7 @@ def test_a_run_whose_making_was_not_answered_is_found_and_not_made_twice(store: 
 
 
 def test_a_metric_of_an_unknown_model_stays_with_the_run(
-    begin: Opener, store: Store, warnings: list[str]
+    begin: Opener, store: TrackingStore, warnings: list[str]
 ) -> None:
     tracker = begin("eval")
     tracker.log_metrics({"eval/loss": 2.0})
@@ -183,7 +185,7 @@ def test_a_metric_of_an_unknown_model_stays_with_the_run(
 
 
 def test_a_model_is_known_at_once_and_its_files_stay_where_they_are(
-    begin: Opener, store: Store, tmp_path: Path
+    begin: Opener, store: TrackingStore, tmp_path: Path
 ) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -202,7 +204,7 @@ def test_a_model_is_known_at_once_and_its_files_stay_where_they_are(
     assert [file.name for file in adapter.iterdir()] == ["adapter_model.safetensors"]
 
 
-def test_a_trace_holds_content_only_if_it_was_given(begin: Opener, store: Store) -> None:
+def test_a_trace_holds_content_only_if_it_was_given(begin: Opener, store: TrackingStore) -> None:
     tracker = begin("serve")
     times = (1_800_000_000.0, 1.5, 0.25)
     messages = [{"role": "user", "content": "你好"}]
@@ -227,7 +229,7 @@ def test_a_trace_holds_content_only_if_it_was_given(begin: Opener, store: Store)
     assert (str(quiet.info.state), str(full.info.state)) == ("OK", "ERROR")
 
 
-def test_a_child_run_knows_its_parent(begin: Opener, store: Store) -> None:
+def test_a_child_run_knows_its_parent(begin: Opener, store: TrackingStore) -> None:
     parent = begin()
     child = begin("eval", parent_run_id=parent.run_id)
     child.end("finished")
@@ -246,7 +248,7 @@ def test_only_the_first_of_several_processes_tells(
     assert not (home / "tracking").exists()
 
 
-def test_what_comes_after_the_end_is_ignored(begin: Opener, store: Store) -> None:
+def test_what_comes_after_the_end_is_ignored(begin: Opener, store: TrackingStore) -> None:
     tracker = begin()
     tracker.end("killed", "stopped by Ctrl-C")
     tracker.end("finished")

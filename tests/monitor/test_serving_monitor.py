@@ -5,7 +5,7 @@ import time
 
 from llmctl.errors import EngineStoppedError
 from llmctl.monitor import ServingMonitor
-from llmctl.monitor.store import Store
+from llmctl.monitor.store import TrackingStore
 from llmctl.types import RequestTrace
 from tests.fakes import RecordingTracker
 from tests.monitor.conftest import Opener
@@ -100,7 +100,7 @@ def test_gauges_of_an_engine_that_is_closing_do_not_end_the_record() -> None:
     assert ("serve/requests", 1, 1) in tracker.points
 
 
-def test_requests_of_many_threads_are_all_in_the_store(begin: Opener, store: Store) -> None:
+def test_requests_of_many_threads_are_all_in_the_store(begin: Opener, store: TrackingStore) -> None:
     tracker = begin("serve")
     monitor = ServingMonitor(tracker, share=1.0)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.errors import ConfigError
-from llmctl.monitor.store import EXPERIMENT, Store, open_store, store_uri
+from llmctl.monitor.store import EXPERIMENT, TrackingStore, open_store, store_uri
 from llmctl.types import Progress
 from tests.monitor.conftest import Opener
 
@@ -66,7 +66,7 @@ def test_making_the_store_is_said_once_and_reading_does_not_wait_for_writing(
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_an_experiment_in_the_trash_is_taken_out_again(store: Store) -> None:
+def test_an_experiment_in_the_trash_is_taken_out_again(store: TrackingStore) -> None:
     store.client.delete_experiment(store.experiment_id)
     again = open_store(store.uri)
     assert again.experiment_id == store.experiment_id
@@ -75,7 +75,7 @@ def test_an_experiment_in_the_trash_is_taken_out_again(store: Store) -> None:
     assert found.lifecycle_stage == "active"
 
 
-def test_a_store_of_an_older_mlflow_opens_with_its_runs(home: Path, store: Store) -> None:
+def test_a_store_of_an_older_mlflow_opens_with_its_runs(home: Path, store: TrackingStore) -> None:
     run = store.client.create_run(store.experiment_id, run_name="old")
     upgraded = open_store(f"sqlite:///{older_copy(home)}")
     assert upgraded.client.get_run(run.info.run_id).info.run_name == "old"

@@ -12,28 +12,30 @@ from llmctl.data.cleaning.pipeline.settings import CleanSettings
 from llmctl.data.io.validating_reader import ReadOptions
 from llmctl.data.rows.digests import dataset_ref
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.monitor.read.client import told_plainly
-from llmctl.monitor.read.lineage import Node
-from llmctl.monitor.store import Store, load_mlflow, open_store, store_uri
+from llmctl.monitor.read.client import translated_store_errors
+from llmctl.monitor.read.lineage import LineageNode
+from llmctl.monitor.store import TrackingStore, import_mlflow, open_store, store_uri
 from llmctl.services import runs as service
 from llmctl.services.data_clean import CleanRequest, clean
 from llmctl.services.runs import RunFilter
 from llmctl.types import RequestTrace, RunRecord
-from tests.monitor.tracking_history import Remembered, begin, empty_home, end
+from tests.monitor.tracking_history import TrackingHistory, empty_home, end_tracker, start_tracker
 
 ANY = RunFilter()
 
 
 @pytest.fixture
-def history(remembered: Remembered, monkeypatch: pytest.MonkeyPatch) -> Remembered:
-    remembered.enter(monkeypatch)
-    return remembered
+def history(tracking_history: TrackingHistory, monkeypatch: pytest.MonkeyPatch) -> TrackingHistory:
+    tracking_history.enter(monkeypatch)
+    return tracking_history
 
 
 @pytest.fixture
-def home(remembered: Remembered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(
+    tracking_history: TrackingHistory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """An empty store of the test's own."""
-    return empty_home(remembered, tmp_path / "home", monkeypatch)
+    return empty_home(tracking_history, tmp_path / "home", monkeypatch)
 
 
 def names(**options: bool) -> set[str]:
@@ -48,7 +50,7 @@ def forbid(said: object) -> None:
     raise AssertionError(said)
 
 
-def test_show_gathers_figures_lineage_and_files(history: Remembered) -> None:
+def test_show_gathers_figures_lineage_and_files(history: TrackingHistory) -> None:
     details = service.show("微调-fast")
     (loss,) = [one for one in details.summaries if one.name == "train/loss"]
     assert (loss.first, loss.points) == (2.0, 10)
@@ -76,11 +78,11 @@ def test_data_that_was_clean_already_leads_to_the_run_that_learnt_from_it(
     request = CleanRequest([str(raw)], CleanSettings(), ReadOptions())
     report, _ = clean(request, rows, track=True, warn=forbid)
     assert report.digest_before == report.digest_after
-    taught = begin("finetune", name="taught")
+    taught = start_tracker("finetune", name="taught")
     taught.log_dataset(dataset_ref(str(rows), on_row_error=forbid), "training")
-    end(taught)
+    end_tracker(taught)
 
-    def outline(node: Node) -> object:
+    def outline(node: LineageNode) -> object:
         name = node.run.kind if node.run is not None else node.role
         return {name: [outline(branch) for branch in node.branches]}
 
@@ -93,12 +95,12 @@ def test_data_that_was_clean_already_leads_to_the_run_that_learnt_from_it(
     }
 
 
-def test_a_curve_of_no_numbers_alone_has_no_lowest(history: Remembered) -> None:
+def test_a_curve_of_no_numbers_alone_has_no_lowest(history: TrackingHistory) -> None:
     (loss,) = service.show(history.ids["broken"]).summaries
     assert (loss.first, loss.last, loss.lowest, loss.highest) == (2.0, math.inf, 2.0, math.inf)
 
 
-def test_compare_keeps_what_is_equal_apart_and_says_who_is_ahead(history: Remembered) -> None:
+def test_compare_keeps_what_is_equal_apart_and_says_who_is_ahead(history: TrackingHistory) -> None:
     ids = history.ids
     comparison = service.compare([ids["slow"], ids["fast"], ids["eval"]])
     assert comparison.differing["lr"] == ("1e-05", "0.0001", None)
@@ -115,13 +117,15 @@ def test_compare_keeps_what_is_equal_apart_and_says_who_is_ahead(history: Rememb
 
 
 @pytest.mark.parametrize("references", [["微调-fast"], ["微调-fast", "微调-fas"]])
-def test_one_run_is_not_compared_with_itself(history: Remembered, references: list[str]) -> None:
+def test_one_run_is_not_compared_with_itself(
+    history: TrackingHistory, references: list[str]
+) -> None:
     assert history.ids
     with pytest.raises(ConfigError, match="nothing to compare"):
         service.compare(references)
 
 
-def test_plot_draws_the_curves_of_several_runs(history: Remembered, tmp_path: Path) -> None:
+def test_plot_draws_the_curves_of_several_runs(history: TrackingHistory, tmp_path: Path) -> None:
     picture = tmp_path / "curves.png"
     drawn = service.plot([history.ids["slow"], "微调-fast"], [], picture)
     assert drawn == ["train/learning_rate", "train/loss"]
@@ -141,7 +145,7 @@ def test_plot_draws_the_curves_of_several_runs(history: Remembered, tmp_path: Pa
     ],
 )
 def test_what_cannot_be_drawn_is_refused(
-    history: Remembered, tmp_path: Path, run: str, metrics: list[str], file: str, reason: str
+    history: TrackingHistory, tmp_path: Path, run: str, metrics: list[str], file: str, reason: str
 ) -> None:
     assert history.ids
     with pytest.raises(LlmctlError, match=reason):
@@ -149,7 +153,7 @@ def test_what_cannot_be_drawn_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_best_goes_by_the_metric_s_name_unless_told(history: Remembered) -> None:
+def test_best_goes_by_the_metric_s_name_unless_told(history: TrackingHistory) -> None:
     assert service.best("eval/loss", None, ANY)[0].run_id == history.ids["fast"]
     assert service.best("eval/loss", "higher", ANY)[0].run_id == history.ids["slow"]
     assert service.best("eval/ceval", None, ANY) == (service.resolve(["eval-"])[0], "higher")
@@ -157,7 +161,9 @@ def test_best_goes_by_the_metric_s_name_unless_told(history: Remembered) -> None
         service.best("eval/ceval", None, RunFilter(kind="finetune"))
 
 
-def test_an_export_holds_every_point_and_every_file(history: Remembered, tmp_path: Path) -> None:
+def test_an_export_holds_every_point_and_every_file(
+    history: TrackingHistory, tmp_path: Path
+) -> None:
     target = tmp_path / "出口"
     service.export("微调-fast", target)
     assert (target / "artifacts/config.yaml").read_text() == "lr: 0.0001\n"
@@ -171,7 +177,7 @@ def test_an_export_holds_every_point_and_every_file(history: Remembered, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["出口"]
 
 
-def test_an_export_overwrites_nothing(history: Remembered, tmp_path: Path) -> None:
+def test_an_export_overwrites_nothing(history: TrackingHistory, tmp_path: Path) -> None:
     assert history.ids
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").write_text("x")
@@ -182,16 +188,16 @@ def test_an_export_overwrites_nothing(history: Remembered, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "file"]
 
 
-def test_json_has_null_for_what_is_no_number(history: Remembered) -> None:
+def test_json_has_null_for_what_is_no_number(history: TrackingHistory) -> None:
     (broken,) = service.resolve([history.ids["broken"]])
-    plain = service.plain(broken)
+    plain = service.run_to_dict(broken)
     assert plain["metrics"] == {"train/loss": None}
     json.dumps(plain, allow_nan=False)
 
 
 def test_notes_and_tags_are_written_replaced_and_removed(home: Path) -> None:
     assert home.is_dir()
-    run_id = end(begin("bench", name="fast"))
+    run_id = end_tracker(start_tracker("bench", name="fast"))
     service.write_note("fast", "第一")
     service.write_note("fast", "keep this one")
     service.write_tags("fast", {"team": "客服", "用途": "demo"})
@@ -209,7 +215,7 @@ def test_notes_and_tags_are_written_replaced_and_removed(home: Path) -> None:
 
 def test_a_tag_that_no_store_takes_is_refused_by_its_name_and_none_is_written(home: Path) -> None:
     assert home.is_dir()
-    end(begin("bench", name="fast"))
+    end_tracker(start_tracker("bench", name="fast"))
     for name, value in (("sp ace/ü@", "x"), ("a//b", "x"), ("n" * 251, "x"), ("long", "x" * 8001)):
         with pytest.raises(ConfigError, match=f"'{name}'"):
             service.write_tags("fast", {"team": "a", name: value})
@@ -221,7 +227,7 @@ def test_a_tag_that_no_store_takes_is_refused_by_its_name_and_none_is_written(ho
 
 
 def test_what_the_store_answers_becomes_an_error_with_its_own_way_out() -> None:
-    load_mlflow()
+    import_mlflow()
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
@@ -233,7 +239,7 @@ def test_what_the_store_answers_becomes_an_error_with_its_own_way_out() -> None:
         (ConnectionRefusedError("refused"), LlmctlError, "refused", "start the server"),
     ]
     for answer, kind, said, hint in answers:
-        with pytest.raises(kind, match=said) as caught, told_plainly("sqlite:///x.db"):
+        with pytest.raises(kind, match=said) as caught, translated_store_errors("sqlite:///x.db"):
             raise answer
         assert type(caught.value) is kind
         assert hint in caught.value.hint
@@ -241,8 +247,8 @@ def test_what_the_store_answers_becomes_an_error_with_its_own_way_out() -> None:
 
 def test_the_trash_gives_back_what_was_put_there(home: Path) -> None:
     assert home.is_dir()
-    run_id = end(begin("bench", name="one"))
-    end(begin("bench", name="two"))
+    run_id = end_tracker(start_tracker("bench", name="one"))
+    end_tracker(start_tracker("bench", name="two"))
     service.remove(service.resolve(["one"]), forget)
     assert (names(), names(deleted=True)) == ({"two"}, {"one"})
     assert service.show("one").run.deleted
@@ -265,24 +271,27 @@ def test_the_trash_gives_back_what_was_put_there(home: Path) -> None:
 
 def test_a_run_that_goes_on_is_not_removed(home: Path) -> None:
     assert home.is_dir()
-    going = begin("serve", name="going")
+    going = start_tracker("serve", name="going")
     with pytest.raises(ConfigError, match="still runs"):
         service.remove(service.resolve(["going"]), forget, purge=True)
-    end(going)
+    end_tracker(going)
 
 
 def test_purge_leaves_nothing_of_a_run_but_its_adapter(home: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
-    doomed, other = begin("finetune", name="doomed"), begin("finetune", name="other")
+    doomed, other = (
+        start_tracker("finetune", name="doomed"),
+        start_tracker("finetune", name="other"),
+    )
     for tracker in (doomed, other):
         tracker.log_metrics({"train/loss": 1.0})
         tracker.log_text("x", "notes/file.txt")
         assert tracker.log_model("adapter", adapter) is not None
         tracker.log_trace(RequestTrace(f"c-{tracker.run_id}", 1_800_000_000.0, 1.0))
-        end(tracker)
-    trashed = end(begin("finetune", name="trashed before"))
+        end_tracker(tracker)
+    trashed = end_tracker(start_tracker("finetune", name="trashed before"))
     service.remove(service.resolve(["trashed"]), forget)
 
     gone: list[str] = []
@@ -299,7 +308,7 @@ def test_purge_leaves_nothing_of_a_run_but_its_adapter(home: Path, tmp_path: Pat
     assert _models_and_traces(store) == ([other.run_id], [other.run_id])
 
 
-def _models_and_traces(store: Store) -> tuple[list[object], list[object]]:
+def _models_and_traces(store: TrackingStore) -> tuple[list[object], list[object]]:
     models = store.client.search_logged_models([store.experiment_id])
     traces = store.client.search_traces(locations=[store.experiment_id], include_spans=False)
     return (

@@ -131,7 +131,7 @@ def clean(
     changes nothing.
     """
     from llmctl.cli.views import clean_view, data_view
-    from llmctl.data.cleaning.pipeline.rule_config import Choices
+    from llmctl.data.cleaning.pipeline.rule_config import RuleOptions
     from llmctl.data.io.validating_reader import BadRowsError, ReadOptions
     from llmctl.services import data_clean as service
 
@@ -142,8 +142,8 @@ def clean(
         raise ConfigError("--track is for runs that write", hint="leave it out")
     if model is None and (chat_template is not None or trust_remote_code):
         raise ConfigError("--chat-template and --trust-remote-code need --model")
-    settings = service.choose(
-        Choices(only or (), skip or (), rule or (), threshold or (), redact), config
+    settings = service.read_settings(
+        RuleOptions(only or (), skip or (), rule or (), threshold or (), redact), config
     )
     request = service.CleanRequest(
         files,
@@ -172,7 +172,7 @@ def clean(
                     progress=progress,
                 )
             else:
-                report, outputs = service.look(request, progress), None
+                report, outputs = service.preview(request, progress), None
     except BadRowsError as error:
         data_view.show_problems(error.log, everything=all_problems)
         raise

@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING
 from llmctl.cli import render
 
 if TYPE_CHECKING:
-    from llmctl.data.cleaning.pipeline.outputs import Outputs
-    from llmctl.data.cleaning.report.report import CleanReport, Explanation, Spread, Statistics
+    from llmctl.data.cleaning.pipeline.outputs import CleanOutputs
+    from llmctl.data.cleaning.report.report import (
+        CleanReport,
+        DatasetStatistics,
+        RowExplanation,
+        SizePercentiles,
+    )
 
 _KINDS = 6
 _LANGUAGES = 5
@@ -35,7 +40,7 @@ def list_rules() -> None:
     render.table(("RULE", "DOES", "CAN", "WHAT IT LOOKS FOR"), rows)
 
 
-def show_report(report: "CleanReport", outputs: "Outputs | None", *, as_json: bool) -> None:
+def show_report(report: "CleanReport", outputs: "CleanOutputs | None", *, as_json: bool) -> None:
     """Print the table of rules, figures before and after, and where everything lies."""
     if as_json:
         render.as_json(report.plain())
@@ -92,7 +97,7 @@ def _print_figures(report: "CleanReport") -> None:
     render.table(("", "BEFORE", "AFTER"), rows)
 
 
-def _figures(of: "Statistics") -> dict[str, str]:
+def _figures(of: "DatasetStatistics") -> dict[str, str]:
     figures = {
         "rows": f"{of.rows:,}",
         "characters": f"{of.characters:,}",
@@ -118,7 +123,7 @@ def _print_clusters(report: "CleanReport") -> None:
         render.line(f"{cluster.rows:,} rows: {cluster.kept} is kept, like it {others}{more}")
 
 
-def show_explanation(explanation: "Explanation", *, as_json: bool) -> None:
+def show_explanation(explanation: "RowExplanation", *, as_json: bool) -> None:
     """Print what every rule says of a row, and its texts before and after."""
     if as_json:
         render.as_json(asdict(explanation))
@@ -144,7 +149,7 @@ def _visible(line: str) -> str:
     return shown.rstrip(" ") + "·" * (len(shown) - len(shown.rstrip(" ")))
 
 
-def _spread(spread: "Spread") -> str:
+def _spread(spread: "SizePercentiles") -> str:
     return f"p50 {spread.p50:,}, p95 {spread.p95:,}, max {spread.max:,}"
 
 

@@ -13,7 +13,7 @@ from llmctl.cli.views import curve
 from llmctl.types import TAG_ADAPTER, MetricPoint, RunRecord
 
 if TYPE_CHECKING:
-    from llmctl.services.runs import Comparison, Details, Node
+    from llmctl.services.runs import LineageNode, RunComparison, RunDetails
 
 _CURVE_WIDTH = 64
 _CURVE_HEIGHT = 8
@@ -49,7 +49,7 @@ def show_list(found: Sequence[RunRecord], metric: str) -> None:
     )
 
 
-def show(details: "Details", metrics: Sequence[str] | None) -> None:
+def show(details: "RunDetails", metrics: Sequence[str] | None) -> None:
     """Print a run: facts, settings, figures, curves, lineage and files."""
     run = details.run
     render.fields({label: text for label, text in _facts(run, details.traces) if text})
@@ -86,14 +86,17 @@ def show(details: "Details", metrics: Sequence[str] | None) -> None:
             render.note(f"and {len(details.files) - len(some):,} more files; --json names all")
 
 
-def plain(details: "Details") -> dict[str, Any]:
+def plain(details: "RunDetails") -> dict[str, Any]:
     """Return what JSON can say of a run."""
     from llmctl.services import runs as service
 
     return {
-        **service.plain(details.run),
+        **service.run_to_dict(details.run),
         "curves": [
-            {name: service.finite(v) if isinstance(v, float) else v for name, v in one.items()}
+            {
+                name: service.finite_or_none(v) if isinstance(v, float) else v
+                for name, v in one.items()
+            }
             for one in map(asdict, details.summaries)
         ],
         "made_from": [_plain_node(branch) for branch in details.sources.branches],
@@ -103,11 +106,11 @@ def plain(details: "Details") -> dict[str, Any]:
     }
 
 
-def show_comparison(comparison: "Comparison") -> None:
+def show_comparison(comparison: "RunComparison") -> None:
     """Print runs side by side, each under the beginning of its id."""
-    from llmctl.services.runs import SHORT_ID
+    from llmctl.services.runs import SHORT_ID_CHARS
 
-    ids = [run.run_id[:SHORT_ID] for run in comparison.runs]
+    ids = [run.run_id[:SHORT_ID_CHARS] for run in comparison.runs]
     render.table(
         ("ID", "NAME", "KIND", "STATUS", "STARTED"),
         [
@@ -147,17 +150,17 @@ def show_comparison(comparison: "Comparison") -> None:
         render.note(f"{_BETTER} best, {_WORSE} worst, as far as a metric's name tells")
 
 
-def plain_comparison(comparison: "Comparison") -> dict[str, Any]:
+def plain_comparison(comparison: "RunComparison") -> dict[str, Any]:
     """Return what JSON can say of runs side by side."""
     from llmctl.services import runs as service
 
     return {
-        "runs": [service.plain(run) for run in comparison.runs],
+        "runs": [service.run_to_dict(run) for run in comparison.runs],
         "differing": {name: list(values) for name, values in comparison.differing.items()},
         "equal": dict(comparison.equal),
         "metrics": {
             row.name: {
-                "values": [service.finite(value) for value in row.values],
+                "values": [service.finite_or_none(value) for value in row.values],
                 "better": row.better,
                 "best": sorted(row.best),
                 "worst": sorted(row.worst),
@@ -182,7 +185,7 @@ def _facts(run: RunRecord, traces: int) -> Iterator[tuple[str, str]]:
     yield "note", run.note
 
 
-def _curves_of_interest(details: "Details") -> list[str]:
+def _curves_of_interest(details: "RunDetails") -> list[str]:
     lines = [one.name for one in details.summaries if one.points > 1]
     wanted = [details.run.key_metric, "train/loss", "eval/loss"]
     found = [name for name in dict.fromkeys(wanted) if name in lines]
@@ -222,25 +225,25 @@ def _cell(value: float | None, best: bool, worst: bool) -> str:
     return render.number(value) + mark
 
 
-def _show_tree(root: "Node") -> None:
+def _show_tree(root: "LineageNode") -> None:
     for text in [_label(root), *_branches(root.branches, "")]:
         render.line(render.shortened(text))
 
 
-def _branches(nodes: Sequence["Node"], indent: str) -> Iterator[str]:
+def _branches(nodes: Sequence["LineageNode"], indent: str) -> Iterator[str]:
     for index, node in enumerate(nodes):
         last = index == len(nodes) - 1
         yield f"{indent}{'└─' if last else '├─'} {_label(node)}"
         yield from _branches(node.branches, indent + ("   " if last else "│  "))
 
 
-def _label(node: "Node") -> str:
+def _label(node: "LineageNode") -> str:
     role = f"{node.role}: " if node.role and node.kind != "model" else ""
     above = " (see above)" if node.seen else ""
     return f"{role}{_title(node)}{above}"
 
 
-def _title(node: "Node") -> str:
+def _title(node: "LineageNode") -> str:
     run, dataset = node.run, node.dataset
     if run is not None:
         value = None if run.key_metric is None else run.metrics.get(run.key_metric)
@@ -252,7 +255,7 @@ def _title(node: "Node") -> str:
     return f"adapter {node.name}" if node.kind == "model" else f"{node.name} [{node.id[:8]}]"
 
 
-def _plain_node(node: "Node") -> dict[str, Any]:
+def _plain_node(node: "LineageNode") -> dict[str, Any]:
     return {
         "type": node.kind,
         "id": node.id,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmctl.data.cleaning.rules.language import language
+from llmctl.data.cleaning.rules.language import detect_language
 from llmctl.data.formats.columns import format_columns
 from llmctl.data.io.sources import DataSource, skipped_files
 from llmctl.data.io.validating_reader import ReadOptions, ValidatingReader
@@ -219,7 +219,7 @@ class _RowStatistics:
     def _add_language(self, example: Example) -> None:
         said = [m.content for m in example.messages if m.role in ("user", "assistant")]
         text = "\n".join(said)[:_SAMPLE] if example.text is None else example.text[:_SAMPLE]
-        self.languages[language(text, _CONFIDENCE)] += 1
+        self.languages[detect_language(text, _CONFIDENCE)] += 1
         self.characters += sum(map(len, text.split()))
         self.cjk += sum(map(len, _CJK.findall(text)))
 

@@ -8,17 +8,17 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from llmctl.errors import LlmctlError
-from llmctl.monitor.read.client import told_plainly
-from llmctl.monitor.read.files import local_folder
-from llmctl.monitor.store import Store, load_mlflow, open_store, store_uri
-from llmctl.monitor.write.liveness import settle_dead_runs
+from llmctl.monitor.read.client import translated_store_errors
+from llmctl.monitor.read.files import local_artifact_folder
+from llmctl.monitor.store import TrackingStore, import_mlflow, open_store, store_uri
+from llmctl.monitor.write.liveness import mark_dead_runs
 from llmctl.types import TAG_NOTE, RunRecord
 
 _TRACES_AT_ONCE: Final = 100
 
 
 @contextmanager
-def changing(tracking_uri: str | None = None) -> Iterator[Store]:
+def open_writable_store(tracking_uri: str | None = None) -> Iterator[TrackingStore]:
     """Open the store to write it; what raises there becomes a plain error.
 
     Runs that have lost their process are written down as killed first, as readers see them already.
@@ -27,19 +27,19 @@ def changing(tracking_uri: str | None = None) -> Iterator[Store]:
         LlmctlError: the store does not answer or refuses.
     """
     uri = store_uri(tracking_uri)
-    load_mlflow()
-    with told_plainly(uri):
+    import_mlflow()
+    with translated_store_errors(uri):
         store = open_store(uri)
-        settle_dead_runs(store.client, [store.experiment_id])
+        mark_dead_runs(store.client, [store.experiment_id])
         yield store
 
 
-def set_note(store: Store, run_id: str, text: str) -> None:
+def set_note(store: TrackingStore, run_id: str, text: str) -> None:
     """Write a run's note in place of the one before; an empty text removes it."""
     set_tag(store, run_id, TAG_NOTE, text)
 
 
-def set_tag(store: Store, run_id: str, key: str, value: str) -> None:
+def set_tag(store: TrackingStore, run_id: str, key: str, value: str) -> None:
     """Set a tag of a run; an empty value removes it."""
     if value:
         store.client.set_tag(run_id, key, value)
@@ -47,17 +47,19 @@ def set_tag(store: Store, run_id: str, key: str, value: str) -> None:
         store.client.delete_tag(run_id, key)
 
 
-def trash(store: Store, run: RunRecord) -> None:
+def move_to_trash(store: TrackingStore, run: RunRecord) -> None:
     """Put a run into the trash, from where `restore` brings it back."""
     store.client.delete_run(run.run_id)
 
 
-def restore(store: Store, run: RunRecord) -> None:
+def restore(store: TrackingStore, run: RunRecord) -> None:
     """Take a run out of the trash."""
     store.client.restore_run(run.run_id)
 
 
-def purge(store: Store, runs: Sequence[RunRecord], done: Callable[[RunRecord], None]) -> None:
+def purge(
+    store: TrackingStore, runs: Sequence[RunRecord], done: Callable[[RunRecord], None]
+) -> None:
     """Delete runs for good: their figures, files, traces, and the record of the model they made.
 
     The model's own folder stays. `mlflow gc` would do the same to runs, but also to everything
@@ -82,7 +84,7 @@ def purge(store: Store, runs: Sequence[RunRecord], done: Callable[[RunRecord], N
         done(run)
 
 
-def _backend(store: Store) -> Any:
+def _backend(store: TrackingStore) -> Any:
     """Return what deletes for good: a store with tables of its own can, and no server offers it."""
     backend: Any = store.client._tracking_client.store
     if not hasattr(backend, "_hard_delete_run"):
@@ -93,7 +95,7 @@ def _backend(store: Store) -> Any:
     return backend
 
 
-def _delete_traces(store: Store, run_id: str) -> None:
+def _delete_traces(store: TrackingStore, run_id: str) -> None:
     while True:
         traces = store.client.search_traces(
             locations=[store.experiment_id],
@@ -107,7 +109,7 @@ def _delete_traces(store: Store, run_id: str) -> None:
         store.client.delete_traces(store.experiment_id, trace_ids=ids)
 
 
-def _delete_model(store: Store, backend: Any, model_id: str) -> None:
+def _delete_model(store: TrackingStore, backend: Any, model_id: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -121,7 +123,7 @@ def _delete_model(store: Store, backend: Any, model_id: str) -> None:
 def _delete_files(artifact_uri: str) -> None:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    folder = local_folder(artifact_uri)
+    folder = local_artifact_folder(artifact_uri)
     if folder is None or folder.exists():
         repository: Any = get_artifact_repository(artifact_uri)
         repository.delete_artifacts()

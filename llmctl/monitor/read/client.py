@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.monitor.read.record import as_logged, dataset_use, record
-from llmctl.monitor.store import EXPERIMENT, load_mlflow
+from llmctl.monitor.read.record import dataset_use, restore_infinity, run_record
+from llmctl.monitor.store import EXPERIMENT, import_mlflow
 from llmctl.types import MetricPoint, RunRecord
 
 if TYPE_CHECKING:
@@ -17,16 +17,16 @@ _PAGE = 1000
 _TRACE_PAGE = 100
 
 
-class ClientRuns:
+class ClientRunReader:
     """Reads a store as MLflow does; makes no experiment where there is none."""
 
     def __init__(self, uri: str) -> None:
         """Open the store. Raises `LlmctlError`: it does not answer, or needs an upgrade."""
-        load_mlflow()
+        import_mlflow()
         from mlflow import MlflowClient
 
         self._uri = uri
-        with told_plainly(uri):
+        with translated_store_errors(uri):
             self._client = MlflowClient(uri, registry_uri=uri)
             found = self._client.get_experiment_by_name(EXPERIMENT)
         self._experiments = [] if found is None else [found.experiment_id]
@@ -43,7 +43,7 @@ class ClientRuns:
         view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         runs: list[RunRecord] = []
         token = None
-        with told_plainly(self._uri):
+        with translated_store_errors(self._uri):
             while True:
                 page = self._client.search_runs(
                     self._experiments, "", view, _PAGE, ["attributes.start_time DESC"], token
@@ -56,10 +56,10 @@ class ClientRuns:
     def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:
         """Return every metric's points in the order of their steps."""
         found = {}
-        with told_plainly(self._uri):
+        with translated_store_errors(self._uri):
             for key in sorted(self._client.get_run(run_id).data.metrics):
                 points = [
-                    MetricPoint(point.step, point.timestamp / 1000, as_logged(point.value))
+                    MetricPoint(point.step, point.timestamp / 1000, restore_infinity(point.value))
                     for point in self._client.get_metric_history(run_id, key)
                 ]
                 found[key] = sorted(points, key=lambda point: (point.step, point.time))
@@ -68,7 +68,7 @@ class ClientRuns:
     def count_traces(self, run_id: str) -> int:
         """Return how many requests of a server's run are kept."""
         count, token = 0, None
-        with told_plainly(self._uri):
+        with translated_store_errors(self._uri):
             while True:
                 page = self._client.search_traces(
                     locations=self._experiments,
@@ -84,7 +84,7 @@ class ClientRuns:
 
 
 @contextmanager
-def told_plainly(uri: str) -> Iterator[None]:
+def translated_store_errors(uri: str) -> Iterator[None]:
     """Turn what MLflow raises into an error that a person can act on.
 
     Raises:
@@ -121,7 +121,7 @@ def _record(run: "Run") -> RunRecord:
                 data.name, data.digest, next(contexts, ""), data.source or "", data.profile or ""
             )
         )
-    return record(
+    return run_record(
         run.info.run_id,
         run.info.run_name,
         run.info.status,
@@ -129,7 +129,7 @@ def _record(run: "Run") -> RunRecord:
         run.info.end_time,
         artifact_uri=run.info.artifact_uri,
         params=dict(sorted(run.data.params.items())),
-        metrics={name: as_logged(value) for name, value in sorted(run.data.metrics.items())},
+        metrics={name: restore_infinity(value) for name, value in sorted(run.data.metrics.items())},
         tags=dict(sorted(run.data.tags.items())),
         datasets=datasets,
         deleted=run.info.lifecycle_stage == "deleted",

@@ -27,7 +27,7 @@ class RunFile:
     bytes: int
 
 
-def local_folder(artifact_uri: str) -> Path | None:
+def local_artifact_folder(artifact_uri: str) -> Path | None:
     """Return the folder of a run's files on this machine; None if they are elsewhere."""
     parts = urlsplit(artifact_uri)
     if parts.scheme == "file":
@@ -40,7 +40,7 @@ def list_files(run: RunRecord, tracking_uri: str | None) -> list[RunFile]:
     """List the files of a run, by path. Raises `LlmctlError`: the server does not answer."""
     if not run.artifact_uri:
         return []
-    folder = local_folder(run.artifact_uri)
+    folder = local_artifact_folder(run.artifact_uri)
     if folder is None:
         return sorted(_remote_files(run, store_uri(tracking_uri)), key=lambda file: file.path)
     return [
@@ -51,13 +51,13 @@ def list_files(run: RunRecord, tracking_uri: str | None) -> list[RunFile]:
 
 
 def _remote_files(run: RunRecord, uri: str) -> Iterator[RunFile]:
-    from llmctl.monitor.read.client import told_plainly
-    from llmctl.monitor.store import load_mlflow
+    from llmctl.monitor.read.client import translated_store_errors
+    from llmctl.monitor.store import import_mlflow
 
-    load_mlflow()
+    import_mlflow()
     from mlflow import MlflowClient
 
-    with told_plainly(uri):
+    with translated_store_errors(uri):
         client = MlflowClient(uri, registry_uri=uri)
         folders: list[str | None] = [None]
         while folders:
@@ -70,7 +70,7 @@ def _remote_files(run: RunRecord, uri: str) -> Iterator[RunFile]:
 
 def copy_files(run: RunRecord, target: Path, tracking_uri: str | None) -> None:
     """Copy the files of a run into a new folder; none is made if there are no files."""
-    folder = local_folder(run.artifact_uri) if run.artifact_uri else None
+    folder = local_artifact_folder(run.artifact_uri) if run.artifact_uri else None
     if folder is not None:
         if folder.is_dir():
             shutil.copytree(folder, target)
@@ -81,10 +81,10 @@ def copy_files(run: RunRecord, target: Path, tracking_uri: str | None) -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
-    from llmctl.monitor.read.client import told_plainly
+    from llmctl.monitor.read.client import translated_store_errors
 
     target.mkdir()
-    with told_plainly(uri):
+    with translated_store_errors(uri):
         client = MlflowClient(uri, registry_uri=uri)
         client.download_artifacts(run.run_id, "", str(target))
 

@@ -11,14 +11,14 @@ from typing import Literal
 
 from llmctl.types import TAG_ADAPTER, DatasetUse, RunRecord
 
-NodeKind = Literal["run", "dataset", "model"]
+LineageNodeKind = Literal["run", "dataset", "model"]
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class LineageNode:
     """A run, a dataset or a model, and what hangs on it in one direction."""
 
-    kind: NodeKind
+    kind: LineageNodeKind
     id: str
     """Run id, digest or LoggedModel id."""
     name: str
@@ -26,7 +26,7 @@ class Node:
     """What it is to the node above: `training`, `output`, `model`, `part`, ..."""
     run: RunRecord | None = None
     dataset: DatasetUse | None = None
-    branches: tuple["Node", ...] = ()
+    branches: tuple["LineageNode", ...] = ()
     seen: bool = False
     """Its branches are drawn where it came first."""
 
@@ -36,10 +36,10 @@ class Lineage:
     """The links between all runs of a store."""
 
     _runs: dict[str, RunRecord] = field(default_factory=dict)
-    _made_by: dict[tuple[NodeKind, str], list[RunRecord]] = field(
+    _made_by: dict[tuple[LineageNodeKind, str], list[RunRecord]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    _used_by: dict[tuple[NodeKind, str], list[RunRecord]] = field(
+    _used_by: dict[tuple[LineageNodeKind, str], list[RunRecord]] = field(
         default_factory=lambda: defaultdict(list)
     )
 
@@ -59,17 +59,22 @@ class Lineage:
                 links._used_by["run", run.parent_run_id].append(run)
         return links
 
-    def sources(self, run: RunRecord) -> Node:
+    def sources(self, run: RunRecord) -> LineageNode:
         """Return the run with everything that it was made from as branches."""
         return self._grow(self._node_of(run), up=True, seen=set())
 
-    def results(self, run: RunRecord) -> Node:
+    def results(self, run: RunRecord) -> LineageNode:
         """Return the run with everything that was made from it as branches."""
         return self._grow(self._node_of(run), up=False, seen=set())
 
     def _grow(
-        self, node: Node, *, up: bool, seen: set[tuple[NodeKind, str]], above: str = ""
-    ) -> Node:
+        self,
+        node: LineageNode,
+        *,
+        up: bool,
+        seen: set[tuple[LineageNodeKind, str]],
+        above: str = "",
+    ) -> LineageNode:
         key = (node.kind, node.id)
         if key in seen:  # two ways lead here, or a run's output is its own input again
             return _with(node, seen=bool(self._next(node, up=up)))
@@ -81,15 +86,15 @@ class Lineage:
         ]
         return _with(node, branches=tuple(branches))
 
-    def _next(self, node: Node, up: bool) -> list[Node]:
+    def _next(self, node: LineageNode, up: bool) -> list[LineageNode]:
         if node.run is not None:
             return self._around(node.run, up=up)
         side = self._made_by if up else self._used_by
         return [self._node_of(run) for run in side.get((node.kind, node.id), ())]
 
-    def _around(self, run: RunRecord, *, up: bool) -> list[Node]:
+    def _around(self, run: RunRecord, *, up: bool) -> list[LineageNode]:
         found = [
-            Node("dataset", use.digest, use.name, use.context, dataset=use)
+            LineageNode("dataset", use.digest, use.name, use.context, dataset=use)
             for use in run.datasets
             if (use.context == "output") is not up
         ]
@@ -101,7 +106,9 @@ class Lineage:
                 found.append(
                     self._node_of(parent, "whole")
                     if parent is not None
-                    else Node("run", run.parent_run_id, "not in this store any more", "whole")
+                    else LineageNode(
+                        "run", run.parent_run_id, "not in this store any more", "whole"
+                    )
                 )
             return found
         if run.model_id:
@@ -109,15 +116,19 @@ class Lineage:
         parts: Sequence[RunRecord] = self._used_by.get(("run", run.run_id), ())
         return found + [self._node_of(part, "part") for part in parts]
 
-    def _model(self, model_id: str) -> Node:
-        key: tuple[NodeKind, str] = ("model", model_id)
+    def _model(self, model_id: str) -> LineageNode:
+        key: tuple[LineageNodeKind, str] = ("model", model_id)
         known = [*self._made_by.get(key, ()), *self._used_by.get(key, ())]
         folders = (run.tags[TAG_ADAPTER] for run in known if TAG_ADAPTER in run.tags)
-        return Node("model", model_id, next(folders, model_id), "model")
+        return LineageNode("model", model_id, next(folders, model_id), "model")
 
-    def _node_of(self, run: RunRecord, role: str = "") -> Node:
-        return Node("run", run.run_id, run.name, role, run=run)
+    def _node_of(self, run: RunRecord, role: str = "") -> LineageNode:
+        return LineageNode("run", run.run_id, run.name, role, run=run)
 
 
-def _with(node: Node, *, branches: tuple[Node, ...] = (), seen: bool = False) -> Node:
-    return Node(node.kind, node.id, node.name, node.role, node.run, node.dataset, branches, seen)
+def _with(
+    node: LineageNode, *, branches: tuple[LineageNode, ...] = (), seen: bool = False
+) -> LineageNode:
+    return LineageNode(
+        node.kind, node.id, node.name, node.role, node.run, node.dataset, branches, seen
+    )

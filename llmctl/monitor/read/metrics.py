@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llmctl.monitor.read.query import Better, better
+from llmctl.monitor.read.query import MetricDirection, metric_direction
 from llmctl.types import MetricPoint, RunRecord
 
 
@@ -21,29 +21,29 @@ class MetricSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class MetricRow:
+class MetricComparison:
     """The latest value of one metric in each of several runs."""
 
     name: str
     values: tuple[float | None, ...]
-    better: Better | None
+    better: MetricDirection | None
     best: frozenset[int] = frozenset()
     """Indexes of the runs that are ahead; empty if the metric has no better side, or all agree."""
     worst: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class RunComparison:
     """Several runs side by side; every row has one value per run."""
 
     runs: tuple[RunRecord, ...]
     differing: Mapping[str, tuple[str | None, ...]]
     """Parameters that are not the same in all of the runs."""
     equal: Mapping[str, str]
-    metrics: tuple[MetricRow, ...]
+    metrics: tuple[MetricComparison, ...]
 
 
-def summaries(curves: Mapping[str, Sequence[MetricPoint]]) -> list[MetricSummary]:
+def summarize_metrics(curves: Mapping[str, Sequence[MetricPoint]]) -> list[MetricSummary]:
     """Reduce every curve that has a point."""
     return [_summary(name, points) for name, points in curves.items() if points]
 
@@ -55,7 +55,7 @@ def _summary(name: str, points: Sequence[MetricPoint]) -> MetricSummary:
     )
 
 
-def compare(runs: Sequence[RunRecord]) -> Comparison:
+def compare_runs(runs: Sequence[RunRecord]) -> RunComparison:
     """Lay the settings and the latest figures of runs side by side."""
     rows = {
         name: tuple(run.params.get(name) for run in runs)
@@ -64,18 +64,18 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     differing = {name: row for name, row in rows.items() if len(set(row)) > 1}
     equal = {name: str(row[0]) for name, row in rows.items() if name not in differing}
     names = sorted({name for run in runs for name in run.metrics})
-    return Comparison(tuple(runs), differing, equal, tuple(_metric_row(n, runs) for n in names))
+    return RunComparison(tuple(runs), differing, equal, tuple(_metric_row(n, runs) for n in names))
 
 
-def _metric_row(name: str, runs: Sequence[RunRecord]) -> MetricRow:
+def _metric_row(name: str, runs: Sequence[RunRecord]) -> MetricComparison:
     values = tuple(run.metrics.get(name) for run in runs)
-    side = better(name)
+    side = metric_direction(name)
     numbers = [value for value in values if value is not None and not math.isnan(value)]
     if side is None or len(set(numbers)) < 2:
-        return MetricRow(name, values, side)
+        return MetricComparison(name, values, side)
     low, high = min(numbers), max(numbers)
     best, worst = (low, high) if side == "lower" else (high, low)
-    return MetricRow(name, values, side, _where(values, best), _where(values, worst))
+    return MetricComparison(name, values, side, _where(values, best), _where(values, worst))
 
 
 def _where(values: Sequence[float | None], wanted: float) -> frozenset[int]:

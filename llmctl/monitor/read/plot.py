@@ -40,7 +40,9 @@ _FIRST_EASTERN: Final = "\u2e80"
 _FEW_POINTS = 30
 
 
-def draw(runs: Sequence[tuple[str, str, Curves]], metrics: Sequence[str], path: Path) -> None:
+def plot_curves(
+    runs: Sequence[tuple[str, str, Curves]], metrics: Sequence[str], path: Path
+) -> None:
     """Write a PNG, whole or not at all.
 
     Args:

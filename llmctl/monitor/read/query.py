@@ -10,8 +10,8 @@ from typing import Final, Literal
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.types import RunKind, RunRecord, RunStatus
 
-Better = Literal["higher", "lower"]
-FIELDS: Final = ("started", "duration", "name", "kind", "model", "status")
+MetricDirection = Literal["higher", "lower"]
+SORT_FIELDS: Final = ("started", "duration", "name", "kind", "model", "status")
 """What runs are ordered by, besides their metrics."""
 
 _UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -44,7 +44,7 @@ class RunFilter:
         )
 
 
-def moment(text: str, now: datetime) -> float:
+def parse_time(text: str, now: datetime) -> float:
     """Return Unix seconds of `7d`, `2h`, `30m`, `1w` before `now`, or of an ISO date or time.
 
     Raises:
@@ -62,7 +62,7 @@ def moment(text: str, now: datetime) -> float:
         ) from None
 
 
-def ordered(runs: Sequence[RunRecord], by: str) -> list[RunRecord]:
+def sort_runs(runs: Sequence[RunRecord], by: str) -> list[RunRecord]:
     """Sort runs by a field or by the latest value of a metric; a leading `-` turns it round.
 
     Runs without such a value come last either way.
@@ -71,10 +71,10 @@ def ordered(runs: Sequence[RunRecord], by: str) -> list[RunRecord]:
         ConfigError: no run has such a metric.
     """
     name = by.removeprefix("-")
-    if runs and name not in FIELDS and not any(name in run.metrics for run in runs):
+    if runs and name not in SORT_FIELDS and not any(name in run.metrics for run in runs):
         raise ConfigError(
             f"there is neither a field nor a metric {name!r} to sort by",
-            hint=f"fields: {', '.join(FIELDS)}; metrics: {names_of(runs)}",
+            hint=f"fields: {', '.join(SORT_FIELDS)}; metrics: {metric_names(runs)}",
         )
     keys = [(_sort_key(run, name), run) for run in runs]
     known = [(key, run) for key, run in keys if key is not None]
@@ -88,14 +88,14 @@ def _sort_key(run: RunRecord, name: str) -> tuple[float, str] | None:
         number = run.started
     elif name == "duration":
         number = run.duration_s
-    elif name in FIELDS:
+    elif name in SORT_FIELDS:
         return 0.0, str(getattr(run, name)).casefold()
     else:
         number = run.metrics.get(name)
     return None if number is None or math.isnan(number) else (number, "")
 
 
-def best(runs: Sequence[RunRecord], metric: str, better: Better) -> RunRecord:
+def best_run(runs: Sequence[RunRecord], metric: str, better: MetricDirection) -> RunRecord:
     """Return the run whose latest value of a metric is the highest, or the lowest.
 
     Raises:
@@ -107,18 +107,18 @@ def best(runs: Sequence[RunRecord], metric: str, better: Better) -> RunRecord:
     if not rated:
         raise LlmctlError(
             f"none of the {len(runs)} runs has a value of {metric!r}",
-            hint=f"their metrics: {names_of(runs)}" if names_of(runs) else "",
+            hint=f"their metrics: {metric_names(runs)}" if metric_names(runs) else "",
         )
     choose = max if better == "higher" else min
     return choose(rated, key=lambda run: run.metrics[metric])
 
 
-def names_of(runs: Iterable[RunRecord]) -> str:
+def metric_names(runs: Iterable[RunRecord]) -> str:
     """Name the metrics that these runs have."""
     return ", ".join(sorted({name for run in runs for name in run.metrics}))
 
 
-def better(metric: str) -> Better | None:
+def metric_direction(metric: str) -> MetricDirection | None:
     """Say by a metric's name which values are better; None where neither is (a learning rate)."""
     folder, _, name = metric.rpartition("/")
     words = re.sub(r"[^a-z0-9]+", "_", f"_{name.lower()}")

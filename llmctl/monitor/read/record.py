@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from llmctl.monitor.write.liveness import DIED, is_alive, seen_at
+from llmctl.monitor.write.liveness import DIED_ERROR, is_alive, last_seen
 from llmctl.types import (
     TAG_ERROR,
     TAG_KEY_METRIC,
@@ -36,7 +36,7 @@ _INFINITE: Final = 1.7e308
 _LIKELY_KEY_METRICS: Final = ("eval/ceval", "eval/loss", "train/loss", "serve/tokens_per_s")
 
 
-def record(
+def run_record(
     run_id: str,
     name: str | None,
     status: str,
@@ -83,10 +83,10 @@ def record(
 
 def _as_found(read: RunRecord) -> RunRecord:
     process = read.tags.get(TAG_PROCESS)
-    if read.status != "running" or process is None or is_alive(process, seen_at(read.tags)):
+    if read.status != "running" or process is None or is_alive(process, last_seen(read.tags)):
         return read
-    ended = seen_at(read.tags) or read.started
-    return replace(read, status="killed", ended=ended, error=read.error or DIED)
+    ended = last_seen(read.tags) or read.started
+    return replace(read, status="killed", ended=ended, error=read.error or DIED_ERROR)
 
 
 def dataset_use(name: str, digest: str, context: str, source: str, profile: str) -> DatasetUse:
@@ -110,12 +110,12 @@ def _mapping(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def as_logged(value: float) -> float:
+def restore_infinity(value: float) -> float:
     """Return a value as it was logged."""
     return math.copysign(math.inf, value) if abs(value) > _INFINITE else value
 
 
-def plain(run: RunRecord) -> dict[str, Any]:
+def run_to_dict(run: RunRecord) -> dict[str, Any]:
     """Return what JSON can say of a run; times in UTC, null for a number that is none."""
     return {
         "id": run.run_id,
@@ -127,7 +127,7 @@ def plain(run: RunRecord) -> dict[str, Any]:
         "ended": None if run.ended is None else _utc(run.ended),
         "duration_s": run.duration_s,
         "key_metric": run.key_metric,
-        "metrics": {name: finite(value) for name, value in run.metrics.items()},
+        "metrics": {name: finite_or_none(value) for name, value in run.metrics.items()},
         "params": dict(run.params),
         "tags": dict(run.tags),
         "datasets": [asdict(use) for use in run.datasets],
@@ -141,7 +141,7 @@ def plain(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def finite(value: float | None) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     """Return a number that JSON knows, or None."""
     return value if value is not None and math.isfinite(value) else None
 

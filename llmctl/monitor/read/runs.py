@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.monitor.read.sqlite import SqliteRuns
-from llmctl.monitor.store import open_store, sqlite_file, store_uri
-from llmctl.monitor.write.spool import orphans
+from llmctl.monitor.read.sqlite import SqliteRunReader
+from llmctl.monitor.store import open_store, sqlite_path, store_uri
+from llmctl.monitor.write.spool import orphaned_spools
 from llmctl.types import MetricPoint, RunRecord
 
-SHORT_ID: Final = 8
+SHORT_ID_CHARS: Final = 8
 """Characters of an id that a person sees."""
-NEWEST: Final = ("latest", "@")
+LATEST_ALIASES: Final = ("latest", "@")
 _MOST_CANDIDATES = 10
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class RunReader(Protocol):
     def close(self) -> None: ...
 
 
-class NoRuns:
+class EmptyRunReader:
     """A store that is not there."""
 
     def runs(self, *, deleted: bool = False) -> list[RunRecord]:  # noqa: ARG002
@@ -76,13 +76,13 @@ def open_runs(tracking_uri: str | None = None) -> Iterator[RunReader]:
         LlmctlError: the store does not answer, or is none.
     """
     uri = store_uri(tracking_uri)
-    reader = _reader(uri, sqlite_file(uri))
+    reader = _reader(uri, sqlite_path(uri))
     try:
-        if orphans(uri) and not isinstance(reader, NoRuns):
-            from llmctl.monitor.write.recovery import deliver_leftovers
+        if orphaned_spools(uri) and not isinstance(reader, EmptyRunReader):
+            from llmctl.monitor.write.recovery import deliver_orphaned_spools
 
             with suppress(Exception):  # what cannot be delivered now waits on
-                deliver_leftovers(open_store(uri), _log.warning)
+                deliver_orphaned_spools(open_store(uri), _log.warning)
         yield reader
     finally:
         reader.close()
@@ -91,16 +91,16 @@ def open_runs(tracking_uri: str | None = None) -> Iterator[RunReader]:
 def _reader(uri: str, file: Path | None) -> RunReader:
     if file is not None:
         if not file.exists() or not file.stat().st_size:
-            return NoRuns()
-        direct = SqliteRuns.open(file)
+            return EmptyRunReader()
+        direct = SqliteRunReader.open(file)
         if direct is not None:
             return direct
-    from llmctl.monitor.read.client import ClientRuns
+    from llmctl.monitor.read.client import ClientRunReader
 
-    return ClientRuns(uri)
+    return ClientRunReader(uri)
 
 
-def find(runs: Sequence[RunRecord], reference: str) -> RunRecord:
+def find_run(runs: Sequence[RunRecord], reference: str) -> RunRecord:
     """Return the run that a person means.
 
     Args:
@@ -112,7 +112,7 @@ def find(runs: Sequence[RunRecord], reference: str) -> RunRecord:
         RunNotFoundError: there is none.
         ConfigError: there are several; they are named.
     """
-    if reference in NEWEST and runs:
+    if reference in LATEST_ALIASES and runs:
         return runs[0]
     wanted = reference.strip().casefold()
     tries = (
@@ -138,7 +138,7 @@ def find(runs: Sequence[RunRecord], reference: str) -> RunRecord:
     )
 
 
-def choose(
+def find_runs(
     store: RunReader, references: Sequence[str], *, deleted: bool | None = False
 ) -> list[RunRecord]:
     """Return the runs that a person means, each once.
@@ -154,7 +154,7 @@ def choose(
     if deleted is None:
         runs = [*runs, *store.runs(deleted=True)]
     try:
-        found = [find(runs, reference) for reference in references]
+        found = [find_run(runs, reference) for reference in references]
     except RunNotFoundError as error:
         if deleted is None:
             raise
@@ -162,11 +162,11 @@ def choose(
             hint = "`llmctl runs list --trash` names what is in it" if runs else ""
             error = RunNotFoundError(error.reference, hint, "" if runs else "the trash is empty")
         with suppress(LlmctlError):
-            run = find(store.runs(deleted=not deleted), error.reference)
+            run = find_run(store.runs(deleted=not deleted), error.reference)
             error.hint = (
                 f"{run.name} is not in the trash"
                 if deleted
-                else f"it is in the trash; `llmctl runs restore {run.run_id[:SHORT_ID]}` first"
+                else f"it is in the trash; `llmctl runs restore {run.run_id[:SHORT_ID_CHARS]}` first"
             )
         raise error from None
     return list({run.run_id: run for run in found}.values())
@@ -174,5 +174,5 @@ def choose(
 
 def _line(run: RunRecord) -> str:
     started = datetime.fromtimestamp(run.started).strftime("%Y-%m-%d %H:%M")
-    shown = run.run_id[: SHORT_ID + 4]
+    shown = run.run_id[: SHORT_ID_CHARS + 4]
     return f"  {shown}  {started}  {run.status:<8}  {run.name}"

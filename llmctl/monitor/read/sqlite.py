@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from llmctl.errors import LlmctlError
-from llmctl.monitor.read.record import as_logged, dataset_use, record
+from llmctl.monitor.read.record import dataset_use, restore_infinity, run_record
 from llmctl.monitor.store import EXPERIMENT
 from llmctl.types import DatasetUse, MetricPoint, RunRecord
 
@@ -40,7 +40,7 @@ _OURS = (
 )
 
 
-class SqliteRuns:
+class SqliteRunReader:
     """Reads a store in a SQLite file; never writes, and works beside a writer."""
 
     @classmethod
@@ -99,7 +99,7 @@ class SqliteRuns:
             metrics[run_id][key] = _number(value, is_nan)
         datasets = self._datasets()
         return [
-            record(
+            run_record(
                 run_id,
                 name,
                 status,
@@ -172,7 +172,7 @@ class SqliteRuns:
 
 
 def _number(value: float, is_nan: int) -> float:
-    return math.nan if is_nan else as_logged(value)
+    return math.nan if is_nan else restore_infinity(value)
 
 
 def _unreadable(file: Path, error: sqlite3.Error) -> LlmctlError:

@@ -26,14 +26,16 @@ _SETTINGS: Final = {
 """No word to anybody, and no workers for jobs that llmctl never gives it."""
 
 
-def serve_page(uri: str, experiment_id: str, port: int, ready: Callable[[str], None]) -> NoReturn:
+def run_ui_server(
+    uri: str, experiment_id: str, port: int, ready: Callable[[str], None]
+) -> NoReturn:
     """Run MLflow's server for a store until something interrupts it.
 
     It listens on this machine alone and tells nobody of its use. However this function is left,
     the server's processes have ended.
 
     Args:
-        port: as `free_port` gave it.
+        port: as `check_port` gave it.
         ready: called once, with the page's address, when it answers.
 
     Raises:
@@ -67,7 +69,7 @@ def _command(uri: str, port: int) -> list[str]:
     ]
 
 
-def free_port(port: int) -> int:
+def check_port(port: int) -> int:
     """Return the port if it is free, and any free one for 0. Raises `ConfigError`: it is taken."""
     with socket.socket() as probe:
         if os.name == "posix":  # else a page that was closed a moment ago would block its port

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llmctl.monitor.store import Store
-from llmctl.monitor.traces import as_trace
+from llmctl.monitor.store import TrackingStore
+from llmctl.monitor.traces import build_trace
 from llmctl.monitor.write.events import (
     Data,
     File,
@@ -21,8 +21,8 @@ from llmctl.monitor.write.events import (
     Traced,
     Used,
 )
-from llmctl.monitor.write.liveness import DIED, this_process
-from llmctl.monitor.write.sanitize import TAG_CHARS, cut, key
+from llmctl.monitor.write.liveness import DIED_ERROR, process_identity
+from llmctl.monitor.write.sanitize import TAG_CHARS, sanitize_key, truncate
 from llmctl.types import (
     TAG_ADAPTER,
     TAG_CHANGED_PREFIX,
@@ -77,7 +77,7 @@ class Delivery:
 
     def __init__(
         self,
-        store: Store,
+        store: TrackingStore,
         run_id: str,
         refused: Callable[[str], None],
         params: Mapping[str, str] | None = None,
@@ -110,10 +110,10 @@ class Delivery:
         """Say that the run goes on, after a time in which others may have thought it dead."""
         client = self.store.client
         run = client.get_run(self.run_id)
-        if run.info.status == "RUNNING" or run.data.tags.get(TAG_PROCESS) != this_process():
+        if run.info.status == "RUNNING" or run.data.tags.get(TAG_PROCESS) != process_identity():
             return
         client.update_run(self.run_id, "RUNNING")
-        if run.data.tags.get(TAG_ERROR) == DIED:
+        if run.data.tags.get(TAG_ERROR) == DIED_ERROR:
             client.delete_tag(self.run_id, TAG_ERROR)
 
     def _send(self, rows: list[Row]) -> None:
@@ -164,7 +164,7 @@ class Delivery:
             if known is None:
                 params[row.key] = row.value
             elif known != row.value:  # a parameter never changes, so what is new stands beside it
-                tags[key(TAG_CHANGED_PREFIX + row.key)] = cut(row.value, TAG_CHARS)
+                tags[sanitize_key(TAG_CHANGED_PREFIX + row.key)] = truncate(row.value, TAG_CHARS)
         self.store.client.log_batch(
             self.run_id,
             [Metric(p.key, p.value, p.time_ms, p.step, p.model_id) for p in points],
@@ -251,7 +251,7 @@ class Delivery:
         spans = []
         for row in rows:
             assert isinstance(row, Traced)
-            info, span = as_trace(row, self.store.experiment_id, self.run_id)
+            info, span = build_trace(row, self.store.experiment_id, self.run_id)
             client.start_trace(info)
             spans.append(span)
         client.log_spans(self.store.experiment_id, spans)

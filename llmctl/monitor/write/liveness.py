@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-SILENT_S: Final = 900.0
+DEAD_AFTER_S: Final = 900.0
 """After this many seconds without a sign a process that cannot be looked at counts as dead. It says
 that it lives every minute; if it was only cut off, it sets its run right when it is back."""
-DIED: Final = "the process ended without a word: it was killed, or its machine stopped"
+DIED_ERROR: Final = "the process ended without a word: it was killed, or its machine stopped"
 _CLOCK_SLACK_S: Final = 30.0
 """A process's start time moves with corrections of the clock, never by so much."""
 
@@ -35,7 +35,7 @@ def _machine() -> str:
     return socket.gethostname()
 
 
-def this_process() -> str:
+def process_identity() -> str:
     """Say which process this is: machine, process id and start time, separated by spaces."""
     import psutil
 
@@ -43,7 +43,7 @@ def this_process() -> str:
 
 
 def is_alive(process: str, seen: float | None, now: float | None = None) -> bool:
-    """Whether the process that `this_process` named still runs.
+    """Whether the process that `process_identity` named still runs.
 
     Args:
         seen: when it was last heard of, in Unix seconds; None if never.
@@ -63,17 +63,17 @@ def is_alive(process: str, seen: float | None, now: float | None = None) -> bool
         except psutil.Error:  # it is there, and not ours to look at
             return True
         return abs(actual - float(started)) <= _CLOCK_SLACK_S
-    return seen is not None and (time.time() if now is None else now) - seen <= SILENT_S
+    return seen is not None and (time.time() if now is None else now) - seen <= DEAD_AFTER_S
 
 
-def seen_at(tags: Mapping[str, str]) -> float | None:
+def last_seen(tags: Mapping[str, str]) -> float | None:
     """Return when a run's process was last heard of, in Unix seconds."""
     with suppress(KeyError, ValueError):
         return float(tags[TAG_HEARTBEAT])
     return None
 
 
-def settle_dead_runs(client: "MlflowClient", experiment_ids: Sequence[str]) -> list[str]:
+def mark_dead_runs(client: "MlflowClient", experiment_ids: Sequence[str]) -> list[str]:
     """Mark as KILLED what is RUNNING and has no process any more; return the ids of those runs.
 
     Their end is when they were last heard of. Runs that llmctl did not begin stay as they are.
@@ -92,9 +92,9 @@ def settle_dead_runs(client: "MlflowClient", experiment_ids: Sequence[str]) -> l
         run = client.get_run(run.info.run_id)
         if run.info.status != "RUNNING" or not _is_dead(run):
             continue
-        ended = seen_at(run.data.tags) or run.info.start_time / 1000
+        ended = last_seen(run.data.tags) or run.info.start_time / 1000
         if TAG_ERROR not in run.data.tags:
-            client.set_tag(run.info.run_id, TAG_ERROR, DIED)
+            client.set_tag(run.info.run_id, TAG_ERROR, DIED_ERROR)
         client.set_terminated(run.info.run_id, "KILLED", int(ended * 1000))
         settled.append(run.info.run_id)
     return settled
@@ -102,4 +102,4 @@ def settle_dead_runs(client: "MlflowClient", experiment_ids: Sequence[str]) -> l
 
 def _is_dead(run: "Run") -> bool:
     process = run.data.tags.get(TAG_PROCESS)
-    return process is not None and not is_alive(process, seen_at(run.data.tags))
+    return process is not None and not is_alive(process, last_seen(run.data.tags))

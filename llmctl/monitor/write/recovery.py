@@ -4,19 +4,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from llmctl.monitor.store import Store
+from llmctl.monitor.store import TrackingStore
 from llmctl.monitor.write.delivery import Delivery
 from llmctl.monitor.write.events import Status, Tag
-from llmctl.monitor.write.liveness import is_alive, seen_at
-from llmctl.monitor.write.spool import Spool, Waiting, orphans, spool_folder
-from llmctl.monitor.write.start import begin
+from llmctl.monitor.write.liveness import is_alive, last_seen
+from llmctl.monitor.write.spool import Spool, SpoolContents, orphaned_spools, spool_folder
+from llmctl.monitor.write.start import start_run
 from llmctl.types import TAG_HEARTBEAT, TAG_PROCESS
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-def deliver_leftovers(store: Store, refused: Callable[[str], None]) -> int:
+def deliver_orphaned_spools(store: TrackingStore, refused: Callable[[str], None]) -> int:
     """Deliver what ended processes left waiting for this store; return how many rows that were.
 
     Two processes never deliver at the same time: the second finds it is being done, and leaves.
@@ -27,15 +27,15 @@ def deliver_leftovers(store: Store, refused: Callable[[str], None]) -> int:
     from filelock import FileLock, Timeout
 
     count = 0
-    if orphans(store.uri):
+    if orphaned_spools(store.uri):
         with suppress(Timeout), FileLock(spool_folder() / ".lock", timeout=0):
-            for spool in orphans(store.uri):
+            for spool in orphaned_spools(store.uri):
                 with suppress(ValueError):  # damaged: the others are not
                     count += _deliver(store, spool, refused)
     return count
 
 
-def _deliver(store: Store, spool: Spool, refused: Callable[[str], None]) -> int:
+def _deliver(store: TrackingStore, spool: Spool, refused: Callable[[str], None]) -> int:
     from mlflow.exceptions import MlflowException
 
     waiting, written = spool.read(), spool.file.stat().st_mtime
@@ -44,7 +44,7 @@ def _deliver(store: Store, spool: Spool, refused: Callable[[str], None]) -> int:
         rows.append(Tag(TAG_HEARTBEAT, f"{written:.0f}"))
     run_id = waiting.run_id or waiting.start.resume_run_id
     if run_id is None:
-        delivery = begin(
+        delivery = start_run(
             store,
             waiting.start,
             waiting.name,
@@ -70,12 +70,12 @@ def _deliver(store: Store, spool: Spool, refused: Callable[[str], None]) -> int:
     return len(waiting.rows)
 
 
-def _speaks_for(run: "Run", waiting: Waiting) -> bool:
+def _speaks_for(run: "Run", waiting: SpoolContents) -> bool:
     """Whether what waited is the run's latest word: nobody has taken the run up again since."""
     owner = run.data.tags.get(TAG_PROCESS, "")
     if owner == waiting.process:
         return True
-    if is_alive(owner, seen_at(run.data.tags)):
+    if is_alive(owner, last_seen(run.data.tags)):
         return False
     ended_ms = run.info.end_time or 0
     return any(row.time_ms > ended_ms for row in waiting.rows if isinstance(row, Status))

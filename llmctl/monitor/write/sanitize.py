@@ -18,7 +18,7 @@ _CUT = "… (cut; whole in the files of the run)"
 
 
 @lru_cache(maxsize=4096)
-def key(name: str) -> str:
+def sanitize_key(name: str) -> str:
     """Make a name that every store takes: letters, digits, `_`, `-`, `.`, space, and `/` inside."""
     parts = (part.strip() for part in _FOREIGN.sub("_", str(name)).split("/"))
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:KEY_CHARS] or "_"
@@ -27,7 +27,7 @@ def key(name: str) -> str:
 def check_tag(name: str, text: str) -> None:
     """Raise `ConfigError` for a tag that the store would refuse or cut."""
     plain = name.replace(":", "_")
-    if key(plain) != plain:
+    if sanitize_key(plain) != plain:
         raise ConfigError(
             f"the tag {name!r} has a name that no store takes",
             hint="letters, digits, _ - . : and spaces are allowed, and / inside; "
@@ -40,18 +40,21 @@ def check_tag(name: str, text: str) -> None:
         )
 
 
-def flat(params: Mapping[str, object]) -> dict[str, str]:
+def flatten_params(params: Mapping[str, object]) -> dict[str, str]:
     """Write settings as texts: a mapping inside becomes `outer.inner`, None is left out."""
     rows: dict[str, str] = {}
     for name, value in params.items():
         if isinstance(value, Mapping):
-            rows |= {f"{key(name)}.{inner}": text for inner, text in flat(value).items()}
+            rows |= {
+                f"{sanitize_key(name)}.{inner}": text
+                for inner, text in flatten_params(value).items()
+            }
         elif value is not None:
-            rows[key(name)] = _text(value)
+            rows[sanitize_key(name)] = _text(value)
     return rows
 
 
-def cut(text: str, limit: int) -> str:
+def truncate(text: str, limit: int) -> str:
     """Return a text of at most `limit` characters that says so when it was longer."""
     return text if len(text) <= limit else text[: limit - len(_CUT)] + _CUT
 

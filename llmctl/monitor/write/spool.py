@@ -18,14 +18,14 @@ from typing import Any, Final, Self
 
 from llmctl.config import store_home
 from llmctl.monitor.write.events import Row, decode, encode
-from llmctl.monitor.write.liveness import is_alive, this_process
+from llmctl.monitor.write.liveness import is_alive, process_identity
 from llmctl.types import RunStart
 
 _START_FIELDS: Final = ("kind", "model", "parent_run_id", "resume_run_id")
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class SpoolContents:
     """What a spool holds."""
 
     start: RunStart
@@ -57,7 +57,7 @@ class Spool:
         spool = cls(spool_folder() / f"{_store_mark(uri)}-{secrets.token_hex(4)}.jsonl")
         spool.file.parent.mkdir(parents=True, exist_ok=True)
         head = {
-            "process": this_process(),
+            "process": process_identity(),
             # Parameters and tags are rows of their own.
             "start": {field: getattr(start, field) for field in _START_FIELDS},
             "name": name,
@@ -100,7 +100,7 @@ class Spool:
         folder.mkdir(parents=True)
         return folder / name
 
-    def read(self) -> Waiting:
+    def read(self) -> SpoolContents:
         """Return all that waits. A line cut off by a crash is left out.
 
         Raises:
@@ -117,7 +117,7 @@ class Spool:
                 elif line:
                     with suppress(ValueError):
                         rows.append(decode(line))
-            return Waiting(
+            return SpoolContents(
                 RunStart(**fields["start"]),
                 fields["name"],
                 fields["started_ms"],
@@ -153,7 +153,7 @@ _ours: set[Path] = set()
 """Spools that this process still writes."""
 
 
-def orphans(uri: str) -> list[Spool]:
+def orphaned_spools(uri: str) -> list[Spool]:
     """Return the spools for this store whose writers are gone, oldest first."""
     found = []
     for file in spool_folder().glob(f"{_store_mark(uri)}-*.jsonl"):
@@ -163,7 +163,7 @@ def orphans(uri: str) -> list[Spool]:
             changed = file.stat().st_mtime
             with file.open(encoding="utf-8") as opened:
                 process = str(json.loads(opened.readline()).get("process", ""))
-            if process == this_process() or not is_alive(process, changed):
+            if process == process_identity() or not is_alive(process, changed):
                 found.append((changed, Spool(file)))
     return [spool for _, spool in sorted(found, key=lambda pair: pair[0])]
 

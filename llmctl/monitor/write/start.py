@@ -7,9 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from llmctl.monitor.store import Store
+from llmctl.monitor.store import TrackingStore
 from llmctl.monitor.write.delivery import Delivery
-from llmctl.monitor.write.liveness import this_process
+from llmctl.monitor.write.liveness import process_identity
 from llmctl.types import (
     TAG_ERROR,
     TAG_HEARTBEAT,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-def make_name(start: RunStart) -> str:
+def generate_run_name(start: RunStart) -> str:
     """Return a name a person can say and no other run has: kind, model, and six random digits.
 
     They come from the operating system, so that a seed set for training repeats no name.
@@ -33,8 +33,8 @@ def make_name(start: RunStart) -> str:
     return "-".join(part for part in (start.kind, model, secrets.token_hex(3)) if part)
 
 
-def begin(
-    store: Store,
+def start_run(
+    store: TrackingStore,
     start: RunStart,
     name: str,
     started_ms: int,
@@ -64,7 +64,7 @@ def begin(
     if made is not None:
         return Delivery(store, made.info.run_id, refused, made.data.params)
     tags = {
-        TAG_PROCESS: process or this_process(),
+        TAG_PROCESS: process or process_identity(),
         TAG_HEARTBEAT: f"{time.time() if process is None else started_ms / 1000:.0f}",
         TAG_KIND: start.kind,
         TAG_MODEL: start.model,
@@ -78,14 +78,14 @@ def begin(
     return Delivery(store, run.info.run_id, refused)
 
 
-def _made_before(store: Store, name: str, started_ms: int) -> "Run | None":
+def _made_before(store: TrackingStore, name: str, started_ms: int) -> "Run | None":
     runs = store.client.search_runs(
         [store.experiment_id], f"attributes.start_time = {started_ms}", max_results=100
     )
     return next((run for run in runs if run.info.run_name == name), None)
 
 
-def _resume(store: Store, run_id: str, refused: Callable[[str], None]) -> Delivery | None:
+def _resume(store: TrackingStore, run_id: str, refused: Callable[[str], None]) -> Delivery | None:
     from mlflow.exceptions import MlflowException
 
     client = store.client
@@ -99,7 +99,7 @@ def _resume(store: Store, run_id: str, refused: Callable[[str], None]) -> Delive
         client.restore_run(run_id)
     # Ours before it runs: whoever looks for dead runs must not find the old process.
     client.set_tag(run_id, TAG_HEARTBEAT, f"{time.time():.0f}")
-    client.set_tag(run_id, TAG_PROCESS, this_process())
+    client.set_tag(run_id, TAG_PROCESS, process_identity())
     client.update_run(run_id, "RUNNING")
     if TAG_ERROR in run.data.tags:
         client.delete_tag(run_id, TAG_ERROR)

@@ -39,7 +39,7 @@ _SIGN_S: Final = 60.0
 """and an idle one."""
 
 
-class Writer:
+class EventWriter:
     """Takes rows from any thread, and never makes it wait."""
 
     def __init__(

@@ -13,8 +13,8 @@ from llmctl.config.settings import (
     read_config_file,
 )
 from llmctl.errors import ConfigError
-from llmctl.monitor.read.files import local_folder
-from llmctl.monitor.read.runs import find, open_runs
+from llmctl.monitor.read.files import local_artifact_folder
+from llmctl.monitor.read.runs import find_run, open_runs
 from llmctl.train.setup.run_lock import PATHS, Receipt
 from llmctl.types import TrainListener, TrainNote
 
@@ -92,8 +92,8 @@ def _receipt_of(reference: str, tracking_uri: str | None) -> Receipt:
     if folder.exists():
         return Receipt.read(folder)
     with open_runs(tracking_uri) as runs:
-        run = find(runs.runs(), reference)
-    files = local_folder(run.artifact_uri)
+        run = find_run(runs.runs(), reference)
+    files = local_artifact_folder(run.artifact_uri)
     if files is None:
         raise ConfigError(
             f"the files of run {reference} are on another machine",

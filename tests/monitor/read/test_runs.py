@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.monitor.read.client import ClientRuns
-from llmctl.monitor.read.lineage import Lineage, Node
-from llmctl.monitor.read.query import RunFilter, best, better, moment, ordered
-from llmctl.monitor.read.runs import NoRuns, find, open_runs
-from llmctl.monitor.read.sqlite import KNOWN_SCHEMAS, SqliteRuns
+from llmctl.monitor.read.client import ClientRunReader
+from llmctl.monitor.read.lineage import Lineage, LineageNode
+from llmctl.monitor.read.query import RunFilter, best_run, metric_direction, parse_time, sort_runs
+from llmctl.monitor.read.runs import EmptyRunReader, find_run, open_runs
+from llmctl.monitor.read.sqlite import KNOWN_SCHEMAS, SqliteRunReader
 from llmctl.monitor.store import store_uri
-from llmctl.monitor.write.liveness import DIED
+from llmctl.monitor.write.liveness import DIED_ERROR
 from llmctl.types import TAG_PROCESS, DatasetUse, MetricPoint, RunRecord
-from tests.monitor.tracking_history import Remembered, begin, empty_home
+from tests.monitor.tracking_history import TrackingHistory, empty_home, start_tracker
 
 
 @pytest.fixture
-def runs(remembered: Remembered, monkeypatch: pytest.MonkeyPatch) -> list[RunRecord]:
-    remembered.enter(monkeypatch)
+def runs(tracking_history: TrackingHistory, monkeypatch: pytest.MonkeyPatch) -> list[RunRecord]:
+    tracking_history.enter(monkeypatch)
     with open_runs() as store:
         return store.runs()
 
@@ -36,25 +36,25 @@ def run(run_id: str, name: str = "", **fields: object) -> RunRecord:
 
 
 def test_the_direct_way_and_mlflow_s_client_read_the_same(
-    remembered: Remembered, monkeypatch: pytest.MonkeyPatch
+    tracking_history: TrackingHistory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remembered.enter(monkeypatch)
-    direct = SqliteRuns.open(remembered.home / "mlflow.db")
+    tracking_history.enter(monkeypatch)
+    direct = SqliteRunReader.open(tracking_history.home / "mlflow.db")
     assert direct is not None
-    through_client = ClientRuns(store_uri())
+    through_client = ClientRunReader(store_uri())
     with closing(direct):
         ours, theirs = direct.runs(), through_client.runs()
         assert [repr(run) for run in ours] == [repr(run) for run in theirs]
-        for run_id in remembered.ids.values():
+        for run_id in tracking_history.ids.values():
             assert repr(direct.curves(run_id)) == repr(through_client.curves(run_id))
             assert direct.count_traces(run_id) == through_client.count_traces(run_id)
-        assert direct.count_traces(remembered.ids["serve"]) == 3
+        assert direct.count_traces(tracking_history.ids["serve"]) == 3
 
 
 def test_a_record_holds_what_the_command_said(
-    runs: list[RunRecord], remembered: Remembered
+    runs: list[RunRecord], tracking_history: TrackingHistory
 ) -> None:
-    fast = find(runs, remembered.ids["fast"])
+    fast = find_run(runs, tracking_history.ids["fast"])
     assert (fast.name, fast.kind, fast.model) == ("微调-fast", "finetune", "smollm2-135m")
     assert (fast.status, fast.error, fast.key_metric) == ("finished", "", "eval/loss")
     assert fast.params == {"batch": "8", "lora.rank": "16", "lr": "0.0001"}
@@ -67,11 +67,11 @@ def test_a_record_holds_what_the_command_said(
 
 
 def test_a_value_that_is_no_number_is_read_as_it_was_logged(
-    remembered: Remembered, monkeypatch: pytest.MonkeyPatch
+    tracking_history: TrackingHistory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remembered.enter(monkeypatch)
+    tracking_history.enter(monkeypatch)
     with open_runs() as store:
-        points = store.curves(remembered.ids["broken"])["train/loss"]
+        points = store.curves(tracking_history.ids["broken"])["train/loss"]
     assert [point.step for point in points] == [0, 1, 2]
     assert points[0] == MetricPoint(0, points[0].time, 2.0)
     assert math.isnan(points[1].value)
@@ -84,7 +84,7 @@ def test_a_store_that_is_not_there_has_no_runs_and_is_not_made(
     monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with open_runs() as store:
-        assert isinstance(store, NoRuns)
+        assert isinstance(store, EmptyRunReader)
         assert store.runs() == []
     assert not (tmp_path / "home").exists()
 
@@ -105,21 +105,21 @@ def test_a_file_that_is_no_store_is_named_and_left_as_it_is(tmp_path: Path) -> N
 
 
 def test_tables_of_another_mlflow_are_left_to_mlflow(
-    remembered: Remembered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracking_history: TrackingHistory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = empty_home(remembered, tmp_path / "home", monkeypatch)
+    home = empty_home(tracking_history, tmp_path / "home", monkeypatch)
     with closing(sqlite3.connect(home / "mlflow.db")) as connection, connection:
         ((version,),) = connection.execute("SELECT * FROM alembic_version").fetchall()
         assert version in KNOWN_SCHEMAS
         connection.execute("UPDATE alembic_version SET version_num = 'of the future'")
-    assert SqliteRuns.open(home / "mlflow.db") is None
+    assert SqliteRunReader.open(home / "mlflow.db") is None
 
 
 def test_reading_does_not_wait_for_a_writer_and_sees_no_half_of_its_work(
-    remembered: Remembered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracking_history: TrackingHistory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = empty_home(remembered, tmp_path / "home", monkeypatch)
-    begin("bench").end("finished")
+    home = empty_home(tracking_history, tmp_path / "home", monkeypatch)
+    start_tracker("bench").end("finished")
     with closing(sqlite3.connect(home / "mlflow.db", isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         writer.execute("UPDATE runs SET name = 'half done'")
@@ -129,9 +129,9 @@ def test_reading_does_not_wait_for_a_writer_and_sees_no_half_of_its_work(
 
 
 def test_a_run_whose_process_is_gone_is_read_as_killed(
-    remembered: Remembered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracking_history: TrackingHistory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    empty_home(remembered, tmp_path / "home", monkeypatch)
+    empty_home(tracking_history, tmp_path / "home", monkeypatch)
     code = (
         "import os\n"
         "from tests.monitor.remembered import begin\n"
@@ -145,11 +145,11 @@ def test_a_run_whose_process_is_gone_is_read_as_killed(
     with open_runs() as store:
         (dead,) = store.runs()
     assert dead.run_id == done.stdout.strip(), done.stderr
-    assert (dead.status, dead.error) == ("killed", DIED)
+    assert (dead.status, dead.error) == ("killed", DIED_ERROR)
     assert dead.ended is not None
-    alive = begin("serve")
+    alive = start_tracker("serve")
     with open_runs() as store:
-        assert find(store.runs(), str(alive.run_id)).status == "running"
+        assert find_run(store.runs(), str(alive.run_id)).status == "running"
     alive.end("finished")
 
 
@@ -159,23 +159,23 @@ def test_ids_names_and_their_beginnings_find_a_run() -> None:
         run("ab34", "eval-b"),
         run("cd56", "eval-a", tags={TAG_PROCESS: ""}),
     ]
-    assert find(runs, "cd").run_id == "cd56"
-    assert find(runs, "AB12").run_id == "ab12"
-    assert find(runs, "微调").run_id == "ab12"
-    assert find(runs, "eval-a").run_id == "cd56"
-    assert find(runs, "latest") is find(runs, "@") is runs[0]
+    assert find_run(runs, "cd").run_id == "cd56"
+    assert find_run(runs, "AB12").run_id == "ab12"
+    assert find_run(runs, "微调").run_id == "ab12"
+    assert find_run(runs, "eval-a").run_id == "cd56"
+    assert find_run(runs, "latest") is find_run(runs, "@") is runs[0]
 
 
 def test_a_whole_name_goes_before_a_beginning_and_an_id_before_a_name() -> None:
     runs = [run("aaa1", "base"), run("bbb2", "base-2"), run("base9", "other")]
-    assert find(runs, "base").run_id == "aaa1"
-    assert find(runs, "bas").run_id == "base9"
+    assert find_run(runs, "base").run_id == "aaa1"
+    assert find_run(runs, "bas").run_id == "base9"
 
 
 def test_what_may_be_several_runs_names_them() -> None:
     runs = [run(f"ab{number:02}", f"eval-{number}") for number in range(12)]
     with pytest.raises(ConfigError, match="12 runs") as caught:
-        find(runs, "ab")
+        find_run(runs, "ab")
     lines = str(caught.value).splitlines()
     assert "ab00" in lines[1]
     assert "eval-0" in lines[1]
@@ -185,31 +185,31 @@ def test_what_may_be_several_runs_names_them() -> None:
 @pytest.mark.parametrize("reference", ["zz", "", " ", "latest"])
 def test_what_is_no_run_is_said_to_be_none(reference: str) -> None:
     with pytest.raises(LlmctlError, match="there is no run"):
-        find([run("ab12")] if reference != "latest" else [], reference)
+        find_run([run("ab12")] if reference != "latest" else [], reference)
 
 
 def test_lineage_leads_from_the_raw_data_to_the_server_and_back(
-    runs: list[RunRecord], remembered: Remembered
+    runs: list[RunRecord], tracking_history: TrackingHistory
 ) -> None:
     lineage = Lineage.of(runs)
-    ids = remembered.ids
+    ids = tracking_history.ids
 
-    def outline(node: Node) -> object:
+    def outline(node: LineageNode) -> object:
         return {node.id if node.kind != "model" else "model": [*map(outline, node.branches)]}
 
     taught: object = {ids["slow"]: [{"model": []}]}
     used: object = {"model": [{ids["eval"]: []}, {ids["serve"]: []}]}
-    assert outline(lineage.results(find(runs, ids["clean"]))) == {
+    assert outline(lineage.results(find_run(runs, ids["clean"]))) == {
         ids["clean"]: [{"b" * 36: [taught, {ids["fast"]: [used]}]}]
     }
-    assert outline(lineage.sources(find(runs, ids["eval"]))) == {
+    assert outline(lineage.sources(find_run(runs, ids["eval"]))) == {
         ids["eval"]: [
             {"c" * 36: []},
             {"model": [{ids["fast"]: [{"b" * 36: [{ids["clean"]: [{"a" * 36: []}]}]}]}]},
         ]
     }
-    (model,) = lineage.results(find(runs, ids["fast"])).branches
-    assert model.name == str(remembered.adapter)
+    (model,) = lineage.results(find_run(runs, ids["fast"])).branches
+    assert model.name == str(tracking_history.adapter)
 
 
 def test_a_run_that_changed_nothing_is_no_source_of_itself() -> None:
@@ -239,19 +239,19 @@ def test_runs_without_the_value_come_last_in_either_order() -> None:
         run("c", metrics={"loss": 1.0}),
         run("d", metrics={"loss": math.nan}),
     ]
-    assert [one.run_id for one in ordered(runs, "loss")] == ["c", "a", "b", "d"]
-    assert [one.run_id for one in ordered(runs, "-loss")] == ["a", "c", "b", "d"]
+    assert [one.run_id for one in sort_runs(runs, "loss")] == ["c", "a", "b", "d"]
+    assert [one.run_id for one in sort_runs(runs, "-loss")] == ["a", "c", "b", "d"]
     with pytest.raises(ConfigError, match="los"):
-        ordered(runs, "los")
+        sort_runs(runs, "los")
 
 
 def test_the_best_run_is_never_one_without_a_number() -> None:
     runs = [run("a", metrics={"l": math.nan}), run("b", metrics={"l": 2.0}), run("c")]
     runs.append(run("d", metrics={"l": 1.0}))
-    assert best(runs, "l", "lower").run_id == "d"
-    assert best(runs, "l", "higher").run_id == "b"
+    assert best_run(runs, "l", "lower").run_id == "d"
+    assert best_run(runs, "l", "higher").run_id == "b"
     with pytest.raises(LlmctlError, match="none of the 4 runs"):
-        best(runs, "x", "lower")
+        best_run(runs, "x", "lower")
 
 
 def test_a_filter_admits_what_fits_all_of_it() -> None:
@@ -268,13 +268,13 @@ def test_a_filter_admits_what_fits_all_of_it() -> None:
 
 def test_a_moment_is_a_span_back_or_a_date() -> None:
     now = datetime(2026, 5, 31, 12)
-    assert moment("7d", now) == datetime(2026, 5, 24, 12).timestamp()
-    assert moment("1.5h", now) == datetime(2026, 5, 31, 10, 30).timestamp()
-    assert moment("2026-05-30", now) == datetime(2026, 5, 30).timestamp()
-    assert moment("2026-05-30T08:00:00+00:00", now) == 1_780_128_000
+    assert parse_time("7d", now) == datetime(2026, 5, 24, 12).timestamp()
+    assert parse_time("1.5h", now) == datetime(2026, 5, 31, 10, 30).timestamp()
+    assert parse_time("2026-05-30", now) == datetime(2026, 5, 30).timestamp()
+    assert parse_time("2026-05-30T08:00:00+00:00", now) == 1_780_128_000
     for text in ("yesterday", "7", "7x", "", "999999999999w"):
         with pytest.raises(ConfigError, match="is no time"):
-            moment(text, now)
+            parse_time(text, now)
 
 
 @pytest.mark.parametrize(
@@ -295,4 +295,4 @@ def test_a_moment_is_a_span_back_or_a_date() -> None:
     ],
 )
 def test_a_metric_s_name_tells_which_values_are_better(metric: str, side: str | None) -> None:
-    assert better(metric) == side
+    assert metric_direction(metric) == side

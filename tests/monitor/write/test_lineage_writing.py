@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.monitor import ServingMonitor
-from llmctl.monitor.store import Store
+from llmctl.monitor.store import TrackingStore
 from llmctl.types import TAG_MODEL_ID, TAG_USED_MODEL_ID, DatasetRef, RequestTrace
 from tests.monitor.conftest import Opener
 
@@ -14,7 +14,7 @@ HUB = DatasetRef("ceval", "ceval/ceval-exam", "cc" * 32, 1346)
 
 
 def test_the_way_from_the_data_to_a_served_request_can_be_walked_both_ways(
-    begin: Opener, store: Store, tmp_path: Path
+    begin: Opener, store: TrackingStore, tmp_path: Path
 ) -> None:
     clean = begin("clean", model="")
     clean.log_dataset(RAW, "source")

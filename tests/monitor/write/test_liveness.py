@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from llmctl.monitor.read.runs import open_runs
-from llmctl.monitor.store import Store
+from llmctl.monitor.store import TrackingStore
 from llmctl.monitor.write.events import Point
-from llmctl.monitor.write.liveness import DIED, is_alive, settle_dead_runs, this_process
+from llmctl.monitor.write.liveness import DIED_ERROR, is_alive, mark_dead_runs, process_identity
 from llmctl.monitor.write.spool import Spool
 from llmctl.types import TAG_ERROR, TAG_HEARTBEAT, TAG_PROCESS
 from tests.monitor.conftest import Opener
@@ -22,7 +22,7 @@ Child = subprocess.Popen[str]
 
 
 @pytest.fixture
-def start(store: Store) -> Iterator[Callable[..., Child]]:
+def start(store: TrackingStore) -> Iterator[Callable[..., Child]]:
     """Start `child.py`; whatever still runs is killed after the test."""
     assert store.uri
     children: list[Child] = []
@@ -44,11 +44,11 @@ def run_id_of(child: Child) -> str:
     return child.stdout.readline().strip()
 
 
-def points(store: Store, run_id: str) -> int:
+def points(store: TrackingStore, run_id: str) -> int:
     return len(store.client.get_metric_history(run_id, "train/loss"))
 
 
-def wait_for_points(store: Store, run_id: str) -> None:
+def wait_for_points(store: TrackingStore, run_id: str) -> None:
     for _ in range(200):
         if points(store, run_id):
             return
@@ -69,7 +69,9 @@ def stopped_with_rows_on_the_disk(child: Child, home: Path) -> set[int]:
     raise AssertionError("nothing came to the disk")
 
 
-def test_signals_and_a_crash_give_their_states(store: Store, start: Callable[..., Child]) -> None:
+def test_signals_and_a_crash_give_their_states(
+    store: TrackingStore, start: Callable[..., Child]
+) -> None:
     children = {number: start("long") for number in (signal.SIGINT, signal.SIGTERM)}
     crashing = start("crash")
     runs = {}
@@ -94,12 +96,12 @@ def test_signals_and_a_crash_give_their_states(store: Store, start: Callable[...
 
 
 def test_what_kill_9_leaves_is_read_and_found_by_the_next_run_and_can_be_resumed(
-    home: Path, store: Store, start: Callable[..., Child], begin: Opener
+    home: Path, store: TrackingStore, start: Callable[..., Child], begin: Opener
 ) -> None:
     child = start("long")
     run_id = run_id_of(child)
     wait_for_points(store, run_id)
-    assert settle_dead_runs(store.client, [store.experiment_id]) == []  # it lives
+    assert mark_dead_runs(store.client, [store.experiment_id]) == []  # it lives
     waiting = stopped_with_rows_on_the_disk(child, home)
     child.kill()
     child.wait()
@@ -119,7 +121,7 @@ def test_what_kill_9_leaves_is_read_and_found_by_the_next_run_and_can_be_resumed
     begin("eval").end("finished")
     run = store.client.get_run(run_id)
     assert run.info.status == "KILLED"
-    assert run.data.tags[TAG_ERROR] == DIED
+    assert run.data.tags[TAG_ERROR] == DIED_ERROR
     assert abs(run.info.end_time / 1000 - time.time()) < 120
 
     again = start("short", run_id)
@@ -132,7 +134,7 @@ def test_what_kill_9_leaves_is_read_and_found_by_the_next_run_and_can_be_resumed
 
 
 def test_a_process_of_this_machine_is_known_by_its_start_too() -> None:
-    mine = this_process()
+    mine = process_identity()
     machine, pid, started = mine.rsplit(" ", 2)
     assert is_alive(mine, seen=None)
     assert pid == str(os.getpid())
@@ -147,11 +149,11 @@ def test_a_process_elsewhere_is_dead_after_a_quarter_of_an_hour_of_silence() -> 
     assert not is_alive("nonsense", seen=None)
 
 
-def test_the_runs_of_other_programs_are_left_alone(store: Store) -> None:
+def test_the_runs_of_other_programs_are_left_alone(store: TrackingStore) -> None:
     other = store.client.create_run(store.experiment_id)
     theirs = {TAG_PROCESS: "elsewhere/1 12 1700000000", TAG_HEARTBEAT: f"{time.time():.0f}"}
     remote = store.client.create_run(store.experiment_id, tags=theirs)
-    assert settle_dead_runs(store.client, [store.experiment_id]) == []
+    assert mark_dead_runs(store.client, [store.experiment_id]) == []
     store.client.set_tag(remote.info.run_id, TAG_HEARTBEAT, "1700000000")
-    assert settle_dead_runs(store.client, [store.experiment_id]) == [remote.info.run_id]
+    assert mark_dead_runs(store.client, [store.experiment_id]) == [remote.info.run_id]
     assert store.client.get_run(other.info.run_id).info.status == "RUNNING"

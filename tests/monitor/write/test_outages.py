@@ -17,8 +17,8 @@ from urllib.request import urlopen
 import pytest
 
 from llmctl.monitor import Tracker
-from llmctl.monitor.store import Store, open_store, store_uri
-from llmctl.monitor.write.liveness import DIED
+from llmctl.monitor.store import TrackingStore, open_store, store_uri
+from llmctl.monitor.write.liveness import DIED_ERROR
 from llmctl.types import TAG_ERROR, TAG_MODEL_ID, DatasetRef
 from tests.monitor.conftest import Opener
 
@@ -31,7 +31,7 @@ def work(tracker: Tracker, steps: int) -> None:
         tracker.log_metrics({"loss": float(step)}, step=step)
 
 
-def losses(store: Store, run_id: str | None) -> list[float]:
+def losses(store: TrackingStore, run_id: str | None) -> list[float]:
     assert run_id is not None
     return [point.value for point in store.client.get_metric_history(run_id, "loss")]
 
@@ -60,7 +60,7 @@ def locked(file: Path) -> Iterator[None]:
 
 
 def test_a_store_locked_for_five_seconds_loses_nothing_and_holds_nobody_up(
-    home: Path, store: Store, begin: Opener, warnings: list[str]
+    home: Path, store: TrackingStore, begin: Opener, warnings: list[str]
 ) -> None:
     tracker = begin()
     with locked(home / "mlflow.db"):
@@ -119,7 +119,7 @@ def test_what_a_killed_process_could_not_deliver_arrives_with_the_next_run(
     runs = store.client.search_runs([store.experiment_id], "tags.`llmctl.kind` = 'finetune'")
     (run,) = runs
     assert run.info.status == "KILLED"
-    assert run.data.tags[TAG_ERROR] == DIED
+    assert run.data.tags[TAG_ERROR] == DIED_ERROR
     assert len(store.client.get_metric_history(run.info.run_id, "train/loss")) == kept
     assert list((no_store / "tracking").glob("*.jsonl")) == []
 

@@ -19,7 +19,7 @@ from llmctl.monitor.write.events import (
     decode,
     encode,
 )
-from llmctl.monitor.write.spool import Spool, orphans
+from llmctl.monitor.write.spool import Spool, orphaned_spools
 from llmctl.types import DatasetRef, RequestTrace, RunStart
 
 ROWS: list[Row] = [
@@ -68,10 +68,10 @@ def test_only_what_nobody_writes_any_more_is_for_others_and_for_the_same_store(h
     assert home.is_dir()
     ours = Spool.create(URI, RunStart("eval"), "a", 1)
     other = Spool.create("http://user:secret@other.example", RunStart("eval"), "b", 1)
-    assert orphans(URI) == []
+    assert orphaned_spools(URI) == []
     ours.abandon()
     other.abandon()
-    assert [spool.file for spool in orphans(URI)] == [ours.file]
+    assert [spool.file for spool in orphaned_spools(URI)] == [ours.file]
     assert all("secret" not in file.read_text() for file in ours.file.parent.iterdir())
     ours.remove()
-    assert orphans(URI) == []
+    assert orphaned_spools(URI) == []

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.data.cleaning.dedup.duplicates import first_equal, first_of_prompt
-from llmctl.data.cleaning.dedup.near_duplicates import find_near
-from llmctl.data.cleaning.dedup.similarity import Comparable, parts
+from llmctl.data.cleaning.dedup.near_duplicates import find_near_duplicates
+from llmctl.data.cleaning.dedup.similarity import ComparableRow, row_parts
 from llmctl.data.cleaning.dedup.sketch import Banding
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
-from llmctl.data.cleaning.pipeline.row_index import Ledger
+from llmctl.data.cleaning.pipeline.row_index import RowIndex
 from llmctl.types import ProgressCallback
 
-SAYS = {
+DETAIL_TEMPLATES = {
     "duplicates": "the same as {where}",
     "same-prompt": "answers otherwise than {where}",
     "near-duplicates": "{likeness:.2f} like {where}",
@@ -25,7 +25,7 @@ SAYS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Relation:
+class EarlierRows:
     """What one rule found: of each row the earlier row it belongs to."""
 
     of: NDArray[np.int32]
@@ -39,12 +39,14 @@ class Relation:
         return found
 
 
-def relate(ledger: Ledger, job: CleanJob, progress: ProgressCallback) -> dict[str, Relation]:
+def apply_corpus_rules(
+    ledger: RowIndex, job: CleanJob, progress: ProgressCallback
+) -> dict[str, EarlierRows]:
     """Compare the rows, and mark in the ledger those that are removed for it."""
     rules, rows = job.settings.rules(), ledger.rows
     names = list(rules)
     found = {}
-    for name in SAYS:
+    for name in DETAIL_TEMPLATES:
         if not rules[name].is_on:
             continue
         alive = rows["removed_by"] == 0
@@ -61,25 +63,25 @@ def relate(ledger: Ledger, job: CleanJob, progress: ProgressCallback) -> dict[st
     return found
 
 
-def _certain(of: NDArray[np.int64]) -> Relation:
-    return Relation(of.astype(np.int32), np.ones(len(of), np.float32))
+def _certain(of: NDArray[np.int64]) -> EarlierRows:
+    return EarlierRows(of.astype(np.int32), np.ones(len(of), np.float32))
 
 
 def _near(
-    ledger: Ledger, job: CleanJob, alive: NDArray[np.bool_], progress: ProgressCallback
-) -> Relation:
+    ledger: RowIndex, job: CleanJob, alive: NDArray[np.bool_], progress: ProgressCallback
+) -> EarlierRows:
     settings = job.settings.near_duplicates
     of = np.full(len(alive), -1, np.int32)
     likeness = np.zeros(len(alive), np.float32)
 
-    def comparable(row: int) -> Comparable:
+    def comparable(row: int) -> ComparableRow:
         example = job.example(ledger.record(row))
-        return Comparable(parts(example, ignore_numbers=settings.ignore_numbers))
+        return ComparableRow(row_parts(example, ignore_numbers=settings.ignore_numbers))
 
     if ledger.sketches is not None:
         bands = Banding.at(settings.threshold).bands
-        for near in find_near(
+        for near in find_near_duplicates(
             ledger.sketches, bands, alive, comparable, settings.threshold, progress
         ):
             of[near.row], likeness[near.row] = near.of, near.likeness
-    return Relation(of, likeness)
+    return EarlierRows(of, likeness)

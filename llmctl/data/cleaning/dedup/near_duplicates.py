@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.cleaning.dedup.similarity import Comparable
-from llmctl.data.cleaning.dedup.sketch import PERMUTATIONS, similarity
+from llmctl.data.cleaning.dedup.similarity import ComparableRow
+from llmctl.data.cleaning.dedup.sketch import PERMUTATIONS, estimate_similarity
 from llmctl.types import Progress, ProgressCallback
 
 _MARGIN = 0.15
@@ -24,7 +24,7 @@ _REMEMBERED = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Near:
+class NearDuplicate:
     """A row that nearly repeats an earlier row which is kept."""
 
     row: int
@@ -75,14 +75,14 @@ class SketchFile:
         return np.memmap(self._bytes_path, np.uint8, "r", shape=shape)
 
 
-def find_near(
+def find_near_duplicates(
     sketches: SketchFile,
     bands: int,
     alive: NDArray[np.bool_],
-    comparable: Callable[[int], Comparable],
+    comparable: Callable[[int], ComparableRow],
     threshold: float,
     progress: ProgressCallback,
-) -> Iterator[Near]:
+) -> Iterator[NearDuplicate]:
     """Yield every row that is nearly an earlier one which is kept, in order of the rows.
 
     Each is compared exactly before it is named. Rows are judged in their order and only against
@@ -103,7 +103,7 @@ def find_near(
         candidates = buckets.before(place)
         found = None
         if len(candidates):
-            guess = similarity(low_bytes[row], low_bytes[candidates])
+            guess = estimate_similarity(low_bytes[row], low_bytes[candidates])
             likely = np.flatnonzero(guess >= threshold - _MARGIN)
             order = likely[np.argsort(-guess[likely], kind="stable")][:_COMPARED]
             found = _first_alike(row, candidates[order], kept, threshold) if len(order) else None
@@ -116,14 +116,14 @@ def find_near(
 def _first_alike(
     row: int,
     candidates: NDArray[np.int64],
-    comparable: Callable[[int], Comparable],
+    comparable: Callable[[int], ComparableRow],
     threshold: float,
-) -> Near | None:
+) -> NearDuplicate | None:
     one = comparable(row)
     for candidate in candidates.tolist():
         likeness = one.likeness(comparable(candidate), threshold)
         if likeness is not None:
-            return Near(row, candidate, likeness)
+            return NearDuplicate(row, candidate, likeness)
     return None
 
 

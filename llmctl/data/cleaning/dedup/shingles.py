@@ -15,9 +15,9 @@ _UNSPACED = (
 _UNIT = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
 _IS_CHARACTER = re.compile(f"[{_UNSPACED}]")
 
-WORDS = 3
+SHINGLE_WORDS = 3
 """Words of a shingle."""
-CHARACTERS = 5
+SHINGLE_CHARACTERS = 5
 """Characters of a shingle that begins with a character of a script without spaces."""
 
 _CHARACTER_FLAG = 1 << 32
@@ -59,12 +59,12 @@ def shingles(text: str) -> frozenset[tuple[str, ...]]:
     of = units(text)
     is_character = (unit_codes(text) >= _CHARACTER_FLAG).tolist()
     runs = [
-        of[start : start + (CHARACTERS if is_character[start] else WORDS)]
+        of[start : start + (SHINGLE_CHARACTERS if is_character[start] else SHINGLE_WORDS)]
         for start in range(len(of))
     ]
     # Runs that the end cuts off are none.
-    for start in range(max(0, len(of) - CHARACTERS), len(of)):
-        if len(runs[start]) < (CHARACTERS if is_character[start] else WORDS):
+    for start in range(max(0, len(of) - SHINGLE_CHARACTERS), len(of)):
+        if len(runs[start]) < (SHINGLE_CHARACTERS if is_character[start] else SHINGLE_WORDS):
             runs[start] = ()
     found = frozenset(runs) - {()}
     return found or frozenset([of] if of else [])
@@ -76,15 +76,15 @@ def shingle_hashes(text: str, seed: int = 0) -> NDArray[np.uint64]:
     if not len(codes):
         return codes
     flagged = codes >= _CHARACTER_FLAG
-    words = windows(codes, WORDS)
-    characters = windows(codes, CHARACTERS)
+    words = ngram_hashes(codes, SHINGLE_WORDS)
+    characters = ngram_hashes(codes, SHINGLE_CHARACTERS)
     found = np.concatenate((characters[flagged[: len(characters)]], words[~flagged[: len(words)]]))
     if not len(found):
-        found = windows(codes, len(codes))
-    return mix(found + np.uint64(seed))
+        found = ngram_hashes(codes, len(codes))
+    return splitmix64(found + np.uint64(seed))
 
 
-def windows(codes: NDArray[np.uint64], width: int) -> NDArray[np.uint64]:
+def ngram_hashes(codes: NDArray[np.uint64], width: int) -> NDArray[np.uint64]:
     """Return a number for every run of `width` codes, shape (max(0, len - width + 1),).
 
     Different runs have different numbers, but for 1 pair in 2^64 or so; the bits are not spread.
@@ -98,7 +98,7 @@ def windows(codes: NDArray[np.uint64], width: int) -> NDArray[np.uint64]:
     return total
 
 
-def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Spread every bit over all of a hash (the finaliser of SplitMix64, Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

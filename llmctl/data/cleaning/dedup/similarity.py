@@ -24,7 +24,7 @@ def row_digest(example: Example) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class RowParts:
     """A row as near duplicates are looked for: each part must be alike by itself."""
 
     prompt: str
@@ -39,7 +39,7 @@ class Parts:
     unless they are ignored."""
 
 
-def parts(example: Example, *, ignore_numbers: bool) -> Parts:
+def row_parts(example: Example, *, ignore_numbers: bool) -> RowParts:
     """Take a row apart for comparing."""
     asked = [m.content for m in example.messages if m.role == "user"]
     said = [_words_of(m) for m in example.messages if m.role in ("assistant", "tool")]
@@ -52,17 +52,17 @@ def parts(example: Example, *, ignore_numbers: bool) -> Parts:
     tools = [tool.name for tool in example.tools]
     numbers = [] if ignore_numbers else [_numbers(text) for text in (prompt, answer, rejected)]
     rest = _digest([list(map(_normal, system)), tools, example.masked, numbers], 8)
-    return Parts(prompt, answer, rejected, lines, rest)
+    return RowParts(prompt, answer, rejected, lines, rest)
 
 
-class Comparable:
+class ComparableRow:
     """A row that can be compared with others exactly."""
 
-    def __init__(self, of: Parts) -> None:
+    def __init__(self, of: RowParts) -> None:
         self._of = of
         self._shingles = [shingles(part) for part in (of.prompt, of.answer, of.rejected)]
 
-    def likeness(self, other: "Comparable", at_least: float) -> float | None:
+    def likeness(self, other: "ComparableRow", at_least: float) -> float | None:
         """Return the least Jaccard similarity of all parts; `None` if the rows are not alike.
 
         Alike are rows that are equal in what must be equal, and of which prompt and answers by

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.cleaning.dedup.shingles import mix, shingle_hashes
-from llmctl.data.cleaning.dedup.similarity import Parts
+from llmctl.data.cleaning.dedup.shingles import shingle_hashes, splitmix64
+from llmctl.data.cleaning.dedup.similarity import RowParts
 
 PERMUTATIONS = 128
 _RECALL = 0.995
@@ -21,7 +21,9 @@ _SLICE = 4096
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 # From SplitMix64, not from NumPy's generator, whose streams may change with its version.
-_CONSTANTS = (mix(np.arange(2 * PERMUTATIONS, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32)
+_CONSTANTS = (splitmix64(np.arange(2 * PERMUTATIONS, dtype=np.uint64)) >> np.uint64(32)).astype(
+    np.uint32
+)
 _FLIP = _CONSTANTS[:PERMUTATIONS, None]
 _FACTOR = _CONSTANTS[PERMUTATIONS:, None] | np.uint32(1)
 
@@ -48,10 +50,10 @@ class Banding:
         total = np.full(self.bands, int.from_bytes(seed, "little"), np.uint64)
         for column in range(self.values):
             total = total * _BASE + banded[:, column]
-        return (mix(total) >> np.uint64(32)).astype(np.uint32)
+        return (splitmix64(total) >> np.uint64(32)).astype(np.uint32)
 
 
-def signature(of: Parts) -> NDArray[np.uint32]:
+def minhash_signature(of: RowParts) -> NDArray[np.uint32]:
     """Return the MinHash signature of all parts of a row together, shape (PERMUTATIONS,).
 
     Where every part has a Jaccard similarity of at least t, so have all of them together: the
@@ -69,7 +71,7 @@ def signature(of: Parts) -> NDArray[np.uint32]:
     return found
 
 
-def similarity(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
+def estimate_similarity(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Estimate the Jaccard similarity of a row and n others by the low bytes of their signatures.
 
     Args:

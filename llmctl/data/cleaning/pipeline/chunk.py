@@ -9,11 +9,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.cleaning.dedup.similarity import parts, row_digest
-from llmctl.data.cleaning.dedup.sketch import PERMUTATIONS, Banding, signature
+from llmctl.data.cleaning.dedup.similarity import row_digest, row_parts
+from llmctl.data.cleaning.dedup.sketch import PERMUTATIONS, Banding, minhash_signature
 from llmctl.data.cleaning.pipeline.row_cleaner import CleanedRow, RowCleaner
 from llmctl.data.cleaning.pipeline.settings import CleanSettings
-from llmctl.data.cleaning.rules.language import UNKNOWN, LanguageRule, script
+from llmctl.data.cleaning.rules.language import UNKNOWN_LANGUAGE, LanguageRule, dominant_script
 from llmctl.data.cleaning.rules.lengths import TokenCounter
 from llmctl.data.cleaning.rules.rule import RowView, texts_of
 from llmctl.data.formats.parse import parse_row
@@ -24,14 +24,14 @@ from llmctl.data.rows.row_errors import RowError
 from llmctl.types import Example, SourceLocation
 
 UNREADABLE = "unreadable"
-UNREAD = 255
+UNREADABLE_CODE = 255
 """In place of a rule: the row could not be read."""
-EXAMPLES = 5
+MAX_EXAMPLES = 5
 """Lines that the report names for each rule."""
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class SpooledRow:
     """One row on its way through the disk."""
 
     origin: SourceLocation
@@ -55,7 +55,7 @@ class CleanJob:
     counter: Callable[[], TokenCounter] | None = None
     """Makes what counts tokens; called once in each process."""
 
-    def example(self, record: Record, *, after: bool = True) -> Example:
+    def example(self, record: SpooledRow, *, after: bool = True) -> Example:
         """Return what a row says that was readable."""
         text = record.cleaned if after and record.cleaned is not None else record.original
         row = RawRow(record.origin, b"", from_json(text))
@@ -81,11 +81,11 @@ class RuleCount:
         self.changed += other.changed
         self.removed += other.removed
         self.examples += [begin + index for index in other.examples]
-        del self.examples[EXAMPLES:]
+        del self.examples[MAX_EXAMPLES:]
         self.kinds.update(other.kinds)
 
 
-ROW = np.dtype(
+ROW_DTYPE = np.dtype(
     [
         ("line", np.uint32),
         ("removed_by", np.uint8),
@@ -107,7 +107,7 @@ class ChunkResult:
     """What became of a chunk, in the order of its rows."""
 
     rows: NDArray[np.void]
-    """Shape (rows,), of type `ROW`."""
+    """Shape (rows,), of type `ROW_DTYPE`."""
     contents: NDArray[np.uint8]
     """`identity.content_key` of each row before and after, shape (rows, 2, 16)."""
     keys: NDArray[np.uint32]
@@ -115,9 +115,9 @@ class ChunkResult:
     low_bytes: NDArray[np.uint8]
     """Shape (rows, PERMUTATIONS)."""
     records: list[bytes] = field(default_factory=list)
-    """Pickled `Record`s."""
-    languages: list[str] = field(default_factory=lambda: [UNKNOWN])
-    """What `ROW`'s `language` counts in."""
+    """Pickled `SpooledRow`s."""
+    languages: list[str] = field(default_factory=lambda: [UNKNOWN_LANGUAGE])
+    """What `ROW_DTYPE`'s `language` counts in."""
     counts: dict[str, RuleCount] = field(default_factory=dict)
     problems: list[RowError] = field(default_factory=list)
     formats: set[str] = field(default_factory=set)
@@ -126,7 +126,7 @@ class ChunkResult:
     @classmethod
     def of(cls, rows: int, bands: int) -> Self:
         return cls(
-            np.zeros(rows, ROW),
+            np.zeros(rows, ROW_DTYPE),
             np.zeros((rows, 2, 16), np.uint8),
             np.zeros((rows, bands), np.uint32),
             np.zeros((rows, PERMUTATIONS if bands else 0), np.uint8),
@@ -140,7 +140,7 @@ class ChunkResult:
             count.changed += name in cleaned.changed_by
             count.removed += name == cleaned.removed_by
             count.kinds.update(finding.kinds)
-            if len(count.examples) < EXAMPLES:
+            if len(count.examples) < MAX_EXAMPLES:
                 count.examples.append(place)
 
 
@@ -168,15 +168,15 @@ class ChunkCleaner:
             if isinstance(cleaned, CleanedRow):
                 record = self._take(place, row, cleaned, chunk)
             else:
-                chunk.rows["removed_by"][place] = UNREAD
+                chunk.rows["removed_by"][place] = UNREADABLE_CODE
                 chunk.problems += cleaned
                 why = "; ".join(f"{p.field}: {p.what}" if p.field else p.what for p in cleaned)
                 raw = to_json(row.raw.decode("utf-8", "replace"))
-                record = Record(row.origin, raw, None, why, row.lines_below)
+                record = SpooledRow(row.origin, raw, None, why, row.lines_below)
             chunk.records.append(pickle.dumps(record, pickle.HIGHEST_PROTOCOL))
         return chunk
 
-    def _take(self, place: int, row: RawRow, cleaned: CleanedRow, chunk: ChunkResult) -> Record:
+    def _take(self, place: int, row: RawRow, cleaned: CleanedRow, chunk: ChunkResult) -> SpooledRow:
         """Note all that is remembered of a row which can be read."""
         before, after = cleaned.before, cleaned.after
         is_same = after is before
@@ -199,7 +199,7 @@ class ChunkCleaner:
         else:
             self._sketch(place, after, chunk)
         new = None if is_same else to_json(cleaned.value)
-        return Record(row.origin, to_json(row.value), new, detail, row.lines_below)
+        return SpooledRow(row.origin, to_json(row.value), new, detail, row.lines_below)
 
     def _sketch(self, place: int, example: Example, chunk: ChunkResult) -> None:
         """Note what a row is compared with others by."""
@@ -208,8 +208,8 @@ class ChunkCleaner:
         table["prompt"][place], table["answer"][place] = _asked(example)
         if self._banding.bands:
             ignore_numbers = self._settings.near_duplicates.ignore_numbers
-            of = parts(example, ignore_numbers=ignore_numbers)
-            found = signature(of)
+            of = row_parts(example, ignore_numbers=ignore_numbers)
+            found = minhash_signature(of)
             chunk.keys[place] = self._banding.keys(found, of.rest)
             chunk.low_bytes[place] = found.astype(np.uint8)
 
@@ -218,7 +218,7 @@ class ChunkCleaner:
         if self._settings.language.is_on:
             name = self._language.of(view)
         else:
-            name, _ = script("\n".join(view.answers))
+            name, _ = dominant_script("\n".join(view.answers))
         if name not in known:
             known.append(name)
         return known.index(name)

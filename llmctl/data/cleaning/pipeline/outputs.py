@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from llmctl.data.cleaner import Cleaned
-from llmctl.data.cleaning.pipeline.chunk import UNREAD, UNREADABLE
+from llmctl.data.cleaner import CleanedDataset
+from llmctl.data.cleaning.pipeline.chunk import UNREADABLE, UNREADABLE_CODE
 from llmctl.data.cleaning.report.report import CleanReport
-from llmctl.data.cleaning.report.summarize import what_relation
+from llmctl.data.cleaning.report.summarize import corpus_rule_detail
 from llmctl.data.io.writer import RowWriter
 from llmctl.data.rows.extended_json import from_json
 from llmctl.errors import ConfigError
@@ -22,7 +22,7 @@ _EVERY = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Outputs:
+class CleanOutputs:
     """The files of one run, side by side."""
 
     rows: Path
@@ -47,10 +47,10 @@ class Outputs:
             raise ConfigError(f"{self.report} is there already", hint="--overwrite")
 
 
-def write(
-    cleaned: Cleaned,
+def write_outputs(
+    cleaned: CleanedDataset,
     report: CleanReport,
-    outputs: Outputs,
+    outputs: CleanOutputs,
     *,
     overwrite: bool = False,
     progress: ProgressCallback,
@@ -58,7 +58,7 @@ def write(
     """Write all files, or none: they appear together when the last row is written.
 
     Raises:
-        ConfigError: as `Outputs.check`.
+        ConfigError: as `CleanOutputs.check`.
     """
     ledger = cleaned.ledger
     names = list(cleaned.job.settings.rules())
@@ -75,14 +75,14 @@ def write(
             if number == 0:
                 rows.write_raw(record.original if record.cleaned is None else record.cleaned)
                 continue
-            rule = UNREADABLE if number == UNREAD else names[number - 1]
+            rule = UNREADABLE if number == UNREADABLE_CODE else names[number - 1]
             rejected.write(
                 {
                     "file": record.origin.file,
                     "line": record.origin.line,
                     "row": index + 1,
                     "rule": rule,
-                    "detail": what_relation(cleaned, rule, index)
+                    "detail": corpus_rule_detail(cleaned, rule, index)
                     if rule in cleaned.relations
                     else record.detail,
                     "original": from_json(record.original),

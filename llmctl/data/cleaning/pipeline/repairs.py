@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from llmctl.data.cleaning.pipeline.settings import Action
+from llmctl.data.cleaning.pipeline.settings import RuleAction
 from llmctl.data.cleaning.rules import personal_data, text_repair
 from llmctl.data.cleaning.rules.rule import Finding
 
@@ -18,7 +18,7 @@ class Repairs:
     A repaired text is at rest: repairing it again changes nothing.
     """
 
-    def __init__(self, actions: Mapping[str, Action]) -> None:
+    def __init__(self, actions: Mapping[str, RuleAction]) -> None:
         self._actions = {name: actions[name] for name in _STEPS if actions[name] != "off"}
         self._personal = actions["personal-data"]
         self._first: dict[str, tuple[str, str]] = {}
@@ -67,13 +67,13 @@ class Repairs:
         return start
 
     def _redacted(self, text: str) -> str:
-        if self._personal == "off" or not (found := personal_data.find(text)):
+        if self._personal == "off" or not (found := personal_data.find_personal_data(text)):
             return text
         self._kinds += [each.kind for each in found]
         if self._personal != "change":
             return text
         self.changed_by.add("personal-data")
-        return personal_data.replaced(text, found)
+        return personal_data.redact(text, found)
 
 
 _STEPS: dict[str, Callable[[str, bool], str]] = {

@@ -12,11 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.data.cleaning.dedup.near_duplicates import SketchFile
-from llmctl.data.cleaning.pipeline.chunk import ROW, UNREAD, ChunkResult, Record, RuleCount
+from llmctl.data.cleaning.pipeline.chunk import (
+    ROW_DTYPE,
+    UNREADABLE_CODE,
+    ChunkResult,
+    RuleCount,
+    SpooledRow,
+)
 from llmctl.data.rows.row_errors import RowErrorLog
 
 
-class Ledger:
+class RowIndex:
     """Takes chunks as they come, in order; afterwards gives back any row by its index from 0.
 
     Use it as a context manager: it has files open in `folder`.
@@ -36,8 +42,8 @@ class Ledger:
         self.languages: dict[str, int] = {}
         self.formats: set[str] = set()
         self._files: set[str] = set()
-        self.rows = np.zeros(0, ROW)
-        """Shape (rows,), of type `ROW`; there once `finish` was called."""
+        self.rows = np.zeros(0, ROW_DTYPE)
+        """Shape (rows,), of type `ROW_DTYPE`; there once `finish` was called."""
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +106,7 @@ class Ledger:
     @property
     def is_readable(self) -> NDArray[np.bool_]:
         """Of each row whether it could be read, shape (rows,)."""
-        found: NDArray[np.bool_] = self.rows["removed_by"] != UNREAD
+        found: NDArray[np.bool_] = self.rows["removed_by"] != UNREADABLE_CODE
         return found
 
     @property
@@ -109,14 +115,14 @@ class Ledger:
         found: NDArray[np.bool_] = self.rows["removed_by"] == 0
         return found
 
-    def record(self, row: int) -> Record:
+    def record(self, row: int) -> SpooledRow:
         """Read one row back."""
         self._spool.seek(int(self._starts[row]))
         found = pickle.load(self._spool)
-        assert isinstance(found, Record)
+        assert isinstance(found, SpooledRow)
         return found
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[SpooledRow]:
         """Read all rows back, in order."""
         # A file of its own: single rows may be read meanwhile.
         with self._path.open("rb") as spool:

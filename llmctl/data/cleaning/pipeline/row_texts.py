@@ -18,7 +18,7 @@ _CALLS = frozenset(("function_call", "tool_call", "tool_calls"))
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
-class TextChange(Protocol):
+class TextTransform(Protocol):
     """What is done to the texts of a row."""
 
     def text(self, text: str, *, is_answer: bool) -> str:
@@ -35,7 +35,7 @@ def map_texts(
     value: Mapping[str, object],
     example: Example,
     columns: Mapping[str, str],
-    change: TextChange,
+    change: TextTransform,
 ) -> Mapping[str, object]:
     """Return a row with its texts changed; the same object where none was.
 
@@ -77,7 +77,7 @@ def _strings(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def _column(value: object, name: str, change: TextChange) -> object:
+def _column(value: object, name: str, change: TextTransform) -> object:
     """Change a text, turns, or the turns that a table's cell holds as JSON."""
     inner = decode_json_cell(value)
     if isinstance(value, str) and not (name in ("messages", "history") or _are_turns(inner)):
@@ -95,7 +95,7 @@ def _are_turns(value: object) -> bool:
     )
 
 
-def _turns(value: Any, change: TextChange) -> Any:
+def _turns(value: Any, change: TextTransform) -> Any:
     match value:
         case dict():
             return _turn(value, change)
@@ -107,7 +107,7 @@ def _turns(value: Any, change: TextChange) -> Any:
             return value
 
 
-def _turn(turn: dict[str, Any], change: TextChange) -> dict[str, Any]:
+def _turn(turn: dict[str, Any], change: TextTransform) -> dict[str, Any]:
     role = turn.get("role", turn.get("from"))
     new = dict(turn)
     for key in ("content", "value"):
@@ -124,7 +124,7 @@ def _turn(turn: dict[str, Any], change: TextChange) -> dict[str, Any]:
     return new
 
 
-def _content(value: Any, change: TextChange, *, is_answer: bool) -> Any:
+def _content(value: Any, change: TextTransform, *, is_answer: bool) -> Any:
     match value:
         case str():
             return change.text(value, is_answer=is_answer)

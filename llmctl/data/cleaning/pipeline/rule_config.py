@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
+class RuleOptions:
     """What the options of a command say."""
 
     only: Sequence[str] = ()
@@ -27,7 +27,7 @@ class Choices:
     redact: bool = False
 
 
-def settings_of(choices: Choices, file: ConfigSource | None = None) -> CleanSettings:
+def resolve_rules(choices: RuleOptions, file: ConfigSource | None = None) -> CleanSettings:
     """Make one set of settings of a file and of the options, which rank higher.
 
     Raises:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Action = Literal["off", "report", "change", "remove"]
+RuleAction = Literal["off", "report", "change", "remove"]
 
 
 def hyphenated(name: str) -> str:
@@ -21,10 +21,10 @@ class _Settings(BaseModel):
 class RuleSettings(_Settings):
     """One rule. A subclass's docstring is what a person reads of it."""
 
-    actions: ClassVar[tuple[Action, ...]] = ("off", "report", "remove")
+    actions: ClassVar[tuple[RuleAction, ...]] = ("off", "report", "remove")
     """What the rule can do."""
 
-    action: Action = "remove"
+    action: RuleAction = "remove"
 
     @model_validator(mode="after")
     def _can_do_it(self) -> "RuleSettings":
@@ -43,12 +43,12 @@ class RuleSettings(_Settings):
 
 
 class _Changing(RuleSettings):
-    actions: ClassVar[tuple[Action, ...]] = ("off", "report", "change")
-    action: Action = "change"
+    actions: ClassVar[tuple[RuleAction, ...]] = ("off", "report", "change")
+    action: RuleAction = "change"
 
 
 class _Reporting(RuleSettings):
-    action: Action = "report"
+    action: RuleAction = "report"
 
 
 class Unicode(_Changing):
@@ -66,7 +66,7 @@ class Whitespace(_Changing):
 class PersonalData(_Reporting):
     """e-mail, phone, identity and card numbers, public addresses, keys; change: <EMAIL>, ..."""
 
-    actions: ClassVar[tuple[Action, ...]] = ("off", "report", "change", "remove")
+    actions: ClassVar[tuple[RuleAction, ...]] = ("off", "report", "change", "remove")
 
 
 class Empty(RuleSettings):

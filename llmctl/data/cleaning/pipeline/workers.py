@@ -14,7 +14,7 @@ from llmctl.data.cleaning.pipeline.chunk import ChunkCleaner, ChunkResult, Clean
 from llmctl.data.io.reader import RawRow
 from llmctl.errors import LlmctlError
 
-CHUNK = 256
+CHUNK_ROWS = 256
 """Rows that go to a process at a time."""
 _CHUNK_BYTES = 8 * 2**20
 """Fewer rows, where they are long."""
@@ -98,7 +98,7 @@ def _chunks(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
     for row in rows:
         chunk.append(row)
         size += len(row.raw)
-        if len(chunk) == CHUNK or size > _CHUNK_BYTES:
+        if len(chunk) == CHUNK_ROWS or size > _CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
     if chunk:

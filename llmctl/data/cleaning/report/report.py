@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmctl import __version__
-from llmctl.data.cleaning.pipeline.settings import Action
+from llmctl.data.cleaning.pipeline.settings import RuleAction
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,7 @@ class RuleReport:
     """What one rule did. All counts are of rows."""
 
     name: str
-    action: Action
+    action: RuleAction
     hits: int
     changed: int
     removed: int
@@ -25,7 +25,7 @@ class RuleReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class SizePercentiles:
     """How large rows are."""
 
     p50: int
@@ -34,23 +34,23 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
+class DatasetStatistics:
     """What the rows are like, before or after."""
 
     rows: int
     characters: int
     """Of all rows together."""
-    characters_per_row: Spread
-    turns_per_row: Spread
+    characters_per_row: SizePercentiles
+    turns_per_row: SizePercentiles
     languages: Mapping[str, int]
     """Rows by the language or the script of what is learnt, most first; `?` has too little text."""
-    tokens_per_row: Spread | None = None
+    tokens_per_row: SizePercentiles | None = None
     """Of `token_sample` rows, evenly spread; `None` without a model."""
     token_sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class DuplicateCluster:
     """Rows that say the same, or nearly."""
 
     rows: int
@@ -79,10 +79,10 @@ class CleanReport:
     """Rows that any rule changed."""
     rules: tuple[RuleReport, ...]
     """Those that were on, in their order."""
-    before: Statistics
+    before: DatasetStatistics
     """Of the rows that can be read."""
-    after: Statistics
-    clusters: tuple[Cluster, ...]
+    after: DatasetStatistics
+    clusters: tuple[DuplicateCluster, ...]
     """The largest ones."""
     settings: Mapping[str, Any]
 
@@ -101,21 +101,21 @@ class CleanReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class RuleVerdict:
     """What one rule says of one row."""
 
     rule: str
-    action: Action
+    action: RuleAction
     says: str
     """Empty where it has nothing to say."""
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
+class RowExplanation:
     """What becomes of one row, and why."""
 
     where: str
-    said: tuple[Said, ...]
+    said: tuple[RuleVerdict, ...]
     removed_by: str | None
     changes: tuple[tuple[str, str], ...]
     """Each text or further column that changes, before and after."""

@@ -6,23 +6,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
-from llmctl.data.cleaning.pipeline.row_index import Ledger
-from llmctl.data.cleaning.report.report import Spread, Statistics
+from llmctl.data.cleaning.pipeline.row_index import RowIndex
+from llmctl.data.cleaning.report.report import DatasetStatistics, SizePercentiles
 from llmctl.data.cleaning.rules.lengths import TokenCounter
 from llmctl.errors import TemplateError
 
-TOKEN_SAMPLE = 1000
+TOKEN_SAMPLE_ROWS = 1000
 """Rows whose tokens are counted."""
 
 
-def statistics(
-    ledger: Ledger,
+def dataset_statistics(
+    ledger: RowIndex,
     rows: NDArray[np.bool_],
     job: CleanJob,
     counter: TokenCounter | None,
     *,
     after: bool,
-) -> Statistics:
+) -> DatasetStatistics:
     """Sum up some rows.
 
     Args:
@@ -32,7 +32,7 @@ def statistics(
     table = ledger.rows[rows]
     characters = table["chars_after" if after else "chars_before"]
     tokens = _tokens(ledger, np.flatnonzero(rows), job, counter, after=after)
-    return Statistics(
+    return DatasetStatistics(
         rows=len(table),
         characters=int(characters.sum(dtype=np.int64)),
         characters_per_row=_spread(characters),
@@ -44,7 +44,7 @@ def statistics(
 
 
 def _tokens(
-    ledger: Ledger,
+    ledger: RowIndex,
     rows: NDArray[np.int64],
     job: CleanJob,
     counter: TokenCounter | None,
@@ -53,7 +53,7 @@ def _tokens(
 ) -> list[int]:
     if counter is None or not len(rows):
         return []
-    count = min(len(rows), TOKEN_SAMPLE)
+    count = min(len(rows), TOKEN_SAMPLE_ROWS)
     found = []
     for row in rows[np.arange(count) * len(rows) // count].tolist():
         try:
@@ -63,11 +63,11 @@ def _tokens(
     return found
 
 
-def _spread(values: Sequence[int] | NDArray[np.integer]) -> Spread:
+def _spread(values: Sequence[int] | NDArray[np.integer]) -> SizePercentiles:
     if not len(values):
-        return Spread(0, 0, 0)
+        return SizePercentiles(0, 0, 0)
     p50, p95, most = np.percentile(values, (50, 95, 100), method="inverted_cdf")
-    return Spread(int(p50), int(p95), int(most))
+    return SizePercentiles(int(p50), int(p95), int(most))
 
 
 def _languages(numbers: NDArray[np.uint8], known: Mapping[str, int]) -> dict[str, int]:

@@ -4,12 +4,23 @@ from typing import Any
 
 import numpy as np
 
-from llmctl.data.cleaner import Cleaned
-from llmctl.data.cleaning.dedup.corpus_rules import SAYS
-from llmctl.data.cleaning.pipeline.chunk import EXAMPLES, UNREAD, UNREADABLE, Record
+from llmctl.data.cleaner import CleanedDataset
+from llmctl.data.cleaning.dedup.corpus_rules import DETAIL_TEMPLATES
+from llmctl.data.cleaning.pipeline.chunk import (
+    MAX_EXAMPLES,
+    UNREADABLE,
+    UNREADABLE_CODE,
+    SpooledRow,
+)
 from llmctl.data.cleaning.pipeline.row_cleaner import CleanedRow, RowCleaner
-from llmctl.data.cleaning.report.report import CleanReport, Cluster, Explanation, RuleReport, Said
-from llmctl.data.cleaning.report.statistics import statistics
+from llmctl.data.cleaning.report.report import (
+    CleanReport,
+    DuplicateCluster,
+    RowExplanation,
+    RuleReport,
+    RuleVerdict,
+)
+from llmctl.data.cleaning.report.statistics import dataset_statistics
 from llmctl.data.cleaning.rules.lengths import TokenCounter
 from llmctl.data.cleaning.rules.rule import texts_of
 from llmctl.data.formats.columns import format_columns
@@ -21,8 +32,8 @@ _CLUSTERS = 3
 _PROBLEMS = 20
 
 
-def report(
-    cleaned: Cleaned, source: str, output: str | None, counter: TokenCounter | None
+def build_report(
+    cleaned: CleanedDataset, source: str, output: str | None, counter: TokenCounter | None
 ) -> CleanReport:
     """Sum up what the rules did to a dataset."""
     ledger, job = cleaned.ledger, cleaned.job
@@ -32,9 +43,9 @@ def report(
         if not settings.is_on:
             continue
         removed = int((ledger.rows["removed_by"] == number).sum())
-        if name in SAYS:
+        if name in DETAIL_TEMPLATES:
             hits = cleaned.relations[name].hits
-            first = np.flatnonzero(hits)[:EXAMPLES].tolist()
+            first = np.flatnonzero(hits)[:MAX_EXAMPLES].tolist()
             examples = tuple(map(ledger.place, first))
             rules.append(
                 RuleReport(name, settings.action, int(hits.sum()), 0, removed, examples, {})
@@ -62,28 +73,28 @@ def report(
         problems=tuple(str(problem) for problem in ledger.problems.first[:_PROBLEMS]),
         changed=int(ledger.rows["is_changed"].sum()),
         rules=tuple(rules),
-        before=statistics(ledger, readable, job, counter, after=False),
-        after=statistics(ledger, kept, job, counter, after=True),
+        before=dataset_statistics(ledger, readable, job, counter, after=False),
+        after=dataset_statistics(ledger, kept, job, counter, after=True),
         clusters=_clusters(cleaned),
         settings=_asked(cleaned),
     )
 
 
-def what_relation(cleaned: Cleaned, rule: str, index: int) -> str:
+def corpus_rule_detail(cleaned: CleanedDataset, rule: str, index: int) -> str:
     """Say which earlier row a rule found for a row."""
     relation = cleaned.relations[rule]
     where = cleaned.ledger.place(int(relation.of[index]))
-    return SAYS[rule].format(where=where, likeness=float(relation.likeness[index]))
+    return DETAIL_TEMPLATES[rule].format(where=where, likeness=float(relation.likeness[index]))
 
 
-def _asked(cleaned: Cleaned) -> dict[str, Any]:
+def _asked(cleaned: CleanedDataset) -> dict[str, Any]:
     """Return the settings of the rules that are on, as YAML would have them."""
     dumped = cleaned.job.settings.model_dump(mode="json", by_alias=True)
     rules = cleaned.job.settings.rules()
     return {name: values for name, values in dumped.items() if rules[name].is_on}
 
 
-def _clusters(cleaned: Cleaned) -> tuple[Cluster, ...]:
+def _clusters(cleaned: CleanedDataset) -> tuple[DuplicateCluster, ...]:
     ledger = cleaned.ledger
     of = np.full(len(ledger.rows), -1, np.int32)
     for name in ("duplicates", "near-duplicates"):
@@ -97,16 +108,16 @@ def _clusters(cleaned: Cleaned) -> tuple[Cluster, ...]:
     firsts, sizes = np.unique(of[members], return_counts=True)
     largest = sorted(zip((-sizes).tolist(), firsts.tolist(), strict=True))[:_CLUSTERS]
     return tuple(
-        Cluster(
+        DuplicateCluster(
             rows=1 - size,
             kept=ledger.place(first),
-            others=tuple(map(ledger.place, members[of[members] == first][:EXAMPLES].tolist())),
+            others=tuple(map(ledger.place, members[of[members] == first][:MAX_EXAMPLES].tolist())),
         )
         for size, first in largest
     )
 
 
-def explain(cleaned: Cleaned, line: int, counter: TokenCounter | None) -> Explanation:
+def explain_row(cleaned: CleanedDataset, line: int, counter: TokenCounter | None) -> RowExplanation:
     """Say what every rule says of one row.
 
     Args:
@@ -120,9 +131,9 @@ def explain(cleaned: Cleaned, line: int, counter: TokenCounter | None) -> Explan
     index, record = _at(cleaned, line)
     where = ledger.place(index)
     number = int(ledger.rows["removed_by"][index])
-    if number == UNREAD:
-        said = (Said(UNREADABLE, "remove", record.detail),)
-        return Explanation(where, said, UNREADABLE, ())
+    if number == UNREADABLE_CODE:
+        said = (RuleVerdict(UNREADABLE, "remove", record.detail),)
+        return RowExplanation(where, said, UNREADABLE, ())
     cleaner = RowCleaner(job.settings, columns=job.columns, format=job.format, counter=counter)
     original = from_json(record.original)
     row = cleaner.clean(RawRow(record.origin, b"", original))
@@ -130,16 +141,16 @@ def explain(cleaned: Cleaned, line: int, counter: TokenCounter | None) -> Explan
     says = {name: finding.detail for name, finding in row.findings.items()}
     for name, relation in cleaned.relations.items():
         if relation.hits[index]:
-            says[name] = what_relation(cleaned, name, index)
+            says[name] = corpus_rule_detail(cleaned, name, index)
     rules = job.settings.rules()
     texts = [*zip(texts_of(row.before), texts_of(row.after), strict=True)]
     read = format_columns(row.before.format).union(job.columns.values())
     further = [name for name in original if name not in read]
     texts += [(f"{name}: {original[name]}", f"{name}: {row.value[name]}") for name in further]
-    return Explanation(
+    return RowExplanation(
         where,
         tuple(
-            Said(name, rule.action if rule.is_on else "off", says.get(name, ""))
+            RuleVerdict(name, rule.action if rule.is_on else "off", says.get(name, ""))
             for name, rule in rules.items()
         ),
         list(rules)[number - 1] if number else None,
@@ -147,7 +158,7 @@ def explain(cleaned: Cleaned, line: int, counter: TokenCounter | None) -> Explan
     )
 
 
-def _at(cleaned: Cleaned, line: int) -> tuple[int, Record]:
+def _at(cleaned: CleanedDataset, line: int) -> tuple[int, SpooledRow]:
     ledger = cleaned.ledger
     if ledger.numbers_rows:
         if not 1 <= line <= len(ledger.rows):

@@ -8,7 +8,7 @@ _FENCE = re.compile(r"^[ \t]*(?P<marks>`{3,}|~{3,})(?P<info>[^\n]*)$", re.MULTIL
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class TextSegment:
     """A stretch of a text; the stretches of a text put together are the text."""
 
     text: str
@@ -17,14 +17,14 @@ class Block:
     """Only of code: its closing fence is there. An open block reaches to the end of the text."""
 
 
-def blocks(text: str) -> Iterator[Block]:
+def split_code_blocks(text: str) -> Iterator[TextSegment]:
     """Cut a text where fenced code begins and ends (CommonMark 0.31, section 4.5).
 
     Fences may be indented by any width, as they are inside lists. The line breaks before the
     opening fence and after the closing one belong to the prose.
     """
     if "```" not in text and "~~~" not in text:
-        yield Block(text, is_code=False)
+        yield TextSegment(text, is_code=False)
         return
     position = 0
     start: int | None = None
@@ -35,27 +35,29 @@ def blocks(text: str) -> Iterator[Block]:
             # A backtick in the info string makes it inline code: ```like this```.
             if found[0] == "`" and "`" in info:
                 continue
-            yield Block(text[position : fence.start()], is_code=False)
+            yield TextSegment(text[position : fence.start()], is_code=False)
             start, marks = fence.start(), found
         elif found[0] == marks[0] and len(found) >= len(marks) and not info:
-            yield Block(text[start : fence.end()], is_code=True)
+            yield TextSegment(text[start : fence.end()], is_code=True)
             position, start = fence.end(), None
     if start is None:
-        yield Block(text[position:], is_code=False)
+        yield TextSegment(text[position:], is_code=False)
     else:
-        yield Block(text[start:], is_code=True, closed=False)
+        yield TextSegment(text[start:], is_code=True, closed=False)
 
 
 def map_prose(change: Callable[[str], str], text: str) -> str:
     """Change what is no code."""
-    return "".join(block.text if block.is_code else change(block.text) for block in blocks(text))
+    return "".join(
+        block.text if block.is_code else change(block.text) for block in split_code_blocks(text)
+    )
 
 
-def prose(text: str) -> str:
+def prose_text(text: str) -> str:
     """Return what is no code."""
-    return "".join(block.text for block in blocks(text) if not block.is_code)
+    return "".join(block.text for block in split_code_blocks(text) if not block.is_code)
 
 
 def has_open_block(text: str) -> bool:
     """Whether a code block begins and does not end."""
-    return any(not block.closed for block in blocks(text))
+    return any(not block.closed for block in split_code_blocks(text))

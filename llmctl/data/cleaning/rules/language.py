@@ -8,18 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.data.cleaning.pipeline.settings import Language
-from llmctl.data.cleaning.rules.code_blocks import prose
+from llmctl.data.cleaning.rules.code_blocks import prose_text
 from llmctl.data.cleaning.rules.rule import Finding, RowView
 from llmctl.errors import ConfigError
 
-UNKNOWN = "?"
+UNKNOWN_LANGUAGE = "?"
 _SAMPLE = 2000
 """Characters of a text that are looked at."""
 _FEW_LETTERS = 20
 """With fewer letters of a script that many languages share, nothing can be said."""
 
 SCRIPTS = (
-    (UNKNOWN, ()),
+    (UNKNOWN_LANGUAGE, ()),
     ("latin", ((0x41, 0x5A), (0x61, 0x7A), (0xC0, 0x24F), (0x1E00, 0x1EFF))),
     ("zh", ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))),
     ("ja", ((0x3040, 0x30FF),)),
@@ -48,7 +48,7 @@ def _table() -> NDArray[np.uint8]:
     return table
 
 
-def script(text: str) -> tuple[str, int]:
+def dominant_script(text: str) -> tuple[str, int]:
     """Return whose letters say most in a text, and how many of them there are.
 
     Chinese, Japanese and Korean are told apart by their letters and named by their code; the
@@ -62,21 +62,21 @@ def script(text: str) -> tuple[str, int]:
         counts[zh] = 0 if counts[ja] else counts[zh]
     weighted = counts * _WEIGHTS
     best = int(weighted.argmax())
-    return (_NAMES[best], int(counts[best])) if weighted[best] else (UNKNOWN, 0)
+    return (_NAMES[best], int(counts[best])) if weighted[best] else (UNKNOWN_LANGUAGE, 0)
 
 
 @lru_cache(maxsize=8)
-def language(text: str, min_confidence: float) -> str:
+def detect_language(text: str, min_confidence: float) -> str:
     """Return the ISO 639-1 code of a text's language, or `?` where it cannot be told."""
-    name, letters = script(text)
-    if name in _ONE_LANGUAGE or name == UNKNOWN:
+    name, letters = dominant_script(text)
+    if name in _ONE_LANGUAGE or name == UNKNOWN_LANGUAGE:
         return name
     if name in _BY_SCRIPT:
         return _BY_SCRIPT[name]
     if letters < _FEW_LETTERS:
-        return UNKNOWN
+        return UNKNOWN_LANGUAGE
     found, confidence = _identifier().classify(text[:_SAMPLE])
-    return str(found) if confidence >= min_confidence else UNKNOWN
+    return str(found) if confidence >= min_confidence else UNKNOWN_LANGUAGE
 
 
 def check_codes(codes: Iterable[str]) -> None:
@@ -109,14 +109,14 @@ class LanguageRule:
 
     def look(self, row: RowView) -> Finding | None:
         found = self.of(row)
-        if found == UNKNOWN or found in self._settings.keep:
+        if found == UNKNOWN_LANGUAGE or found in self._settings.keep:
             return None
         return Finding(f"it is written in {found}", (found,))
 
     def of(self, row: RowView) -> str:
-        text = "\n".join(map(prose, row.answers))
-        found = language(text, self._settings.min_confidence)
-        if found == UNKNOWN:
-            asked = prose(row.last_question)
-            found = language(f"{asked}\n{text}", self._settings.min_confidence)
+        text = "\n".join(map(prose_text, row.answers))
+        found = detect_language(text, self._settings.min_confidence)
+        if found == UNKNOWN_LANGUAGE:
+            asked = prose_text(row.last_question)
+            found = detect_language(f"{asked}\n{text}", self._settings.min_confidence)
         return found

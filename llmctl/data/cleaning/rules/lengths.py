@@ -23,7 +23,7 @@ class TokenCounter(Protocol):
         """Count the tokens of a text by itself."""
 
 
-class TemplateCounter:
+class TemplateTokenCounter:
     """Counts by one model's chat template and tokenizer."""
 
     def __init__(self, template: ChatTemplate) -> None:
@@ -69,10 +69,10 @@ class LengthRule:
         return _outside(self._answer, self._counter.text(answer), "the answer")
 
 
-Bounds = tuple[int | None, int | None]
+TokenBounds = tuple[int | None, int | None]
 
 
-def _surely_within(bounds: Bounds, size: int | None) -> bool:
+def _surely_within(bounds: TokenBounds, size: int | None) -> bool:
     """Tell without counting: a token is a byte at least, and `_LONGEST_TOKEN` at most."""
     low, high = bounds
     if size is None:
@@ -90,7 +90,7 @@ def _byte_bound(example: Example) -> int | None:
     return sum(len((said + thought).encode()) + _MARKUP for said, thought in texts)
 
 
-def _outside(bounds: Bounds, tokens: int, what: str) -> Finding | None:
+def _outside(bounds: TokenBounds, tokens: int, what: str) -> Finding | None:
     low, high = bounds
     if low is not None and tokens < low:
         return Finding(f"{what} has {tokens} tokens, fewer than {low}", (f"{what} too short",))

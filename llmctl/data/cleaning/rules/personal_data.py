@@ -23,7 +23,7 @@ PLACEHOLDERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PersonalDataSpan:
     """One stretch of a text: `text[start:end]`."""
 
     kind: str
@@ -31,13 +31,13 @@ class Found:
     end: int
 
 
-def find(text: str) -> list[Found]:
+def find_personal_data(text: str) -> list[PersonalDataSpan]:
     """Return what was found, in order of the text, without overlaps.
 
     Addresses and numbers that manuals use as examples (RFC 2606, public resolvers, test cards) are
     nobody's and not found.
     """
-    found: list[Found] = []
+    found: list[PersonalDataSpan] = []
     taken = bytearray()
     numbers = _BETWEEN.sub(";", text) if _MANY_DIGITS.search(text) else ""
     for kind, search in _SEARCHES.items():
@@ -45,11 +45,11 @@ def find(text: str) -> list[Found]:
             taken = taken or bytearray(len(text))
             if not any(taken[start:end]):
                 taken[start:end] = b"\1" * (end - start)
-                found.append(Found(kind, start, end))
+                found.append(PersonalDataSpan(kind, start, end))
     return sorted(found, key=lambda each: each.start)
 
 
-def replaced(text: str, found: Iterable[Found]) -> str:
+def redact(text: str, found: Iterable[PersonalDataSpan]) -> str:
     """Put a placeholder that names its kind in place of each that `find` found."""
     pieces = []
     position = 0

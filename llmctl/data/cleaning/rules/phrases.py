@@ -61,7 +61,7 @@ TEMPLATE_MARKER = re.compile(
     r"|fim_(?:prefix|middle|suffix))\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
     r"|<[｜|](?:begin▁of▁sentence|end▁of▁sentence|User|Assistant)[｜|]>|\[gMASK\]|<sop>"
 )
-PROMPT_FORM = re.compile(
+PROMPT_HEADING = re.compile(
     r"^#{2,3} ?(?:Instruction|Response|Input|Human|Assistant|指令|回答) ?[:：]\s*$", re.MULTILINE
 )
 """Headings of Alpaca's prompt, which do not belong in an answer."""
@@ -104,7 +104,7 @@ _CLUES = [
 """Text without any of these has no leftovers; words are found much faster than patterns."""
 
 
-def page_leftovers(text: str) -> list[str]:
+def find_boilerplate(text: str) -> list[str]:
     """Return what a web page or a chat window left in a text."""
     lower = text.lower()
     if not any(clue in lower for clue in _CLUES):

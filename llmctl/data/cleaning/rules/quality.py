@@ -73,7 +73,7 @@ class RefusalRule:
 
 class BoilerplateRule:
     def look(self, row: RowView) -> Finding | None:
-        found = [match for answer in row.answers for match in phrases.page_leftovers(answer)]
+        found = [match for answer in row.answers for match in phrases.find_boilerplate(answer)]
         if not found:
             return None
         return Finding(_short(found[0]), tuple(" ".join(each.lower().split()) for each in found))
@@ -89,7 +89,7 @@ class TemplateMarkersRule:
         ]
         for answer in row.answers:
             if "#" in answer:
-                found += [match.group() for match in phrases.PROMPT_FORM.finditer(answer)]
+                found += [match.group() for match in phrases.PROMPT_HEADING.finditer(answer)]
         return Finding(_short(found[0]), tuple(found)) if found else None
 
 

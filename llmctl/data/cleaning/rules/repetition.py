@@ -9,9 +9,9 @@ from collections import Counter
 
 import numpy as np
 
-from llmctl.data.cleaning.dedup.shingles import unit_codes, windows
+from llmctl.data.cleaning.dedup.shingles import ngram_hashes, unit_codes
 from llmctl.data.cleaning.pipeline.settings import Repetition
-from llmctl.data.cleaning.rules.code_blocks import prose
+from llmctl.data.cleaning.rules.code_blocks import prose_text
 from llmctl.data.cleaning.rules.rule import Finding, RowView
 
 NGRAM = 10
@@ -25,8 +25,8 @@ class RepetitionRule:
 
     def look(self, row: RowView) -> Finding | None:
         for answer in row.answers:
-            text = prose(answer) if "```" in answer or "~~~" in answer else answer
-            share = repeated_share(text, self._settings.min_units)
+            text = prose_text(answer) if "```" in answer or "~~~" in answer else answer
+            share = repeated_ngram_share(text, self._settings.min_units)
             if share > self._settings.max_share:
                 return Finding(f"{share:.0%} of an answer lies in repeated {NGRAM}-grams")
             share = repeated_line_share(text)
@@ -35,7 +35,7 @@ class RepetitionRule:
         return None
 
 
-def repeated_share(text: str, min_units: int) -> float:
+def repeated_ngram_share(text: str, min_units: int) -> float:
     """Return the share of units that lie in a 10-gram which the text had before.
 
     Units are words, and characters of scripts without spaces. The first time does not count: a
@@ -44,7 +44,7 @@ def repeated_share(text: str, min_units: int) -> float:
     of = unit_codes(text)
     if len(of) < max(min_units, NGRAM + 1):
         return 0.0
-    grams = windows(of, NGRAM)
+    grams = ngram_hashes(of, NGRAM)
     _, first = np.unique(grams, return_index=True)
     if len(first) == len(grams):
         return 0.0

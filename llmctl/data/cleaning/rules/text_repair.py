@@ -4,7 +4,7 @@ import re
 import unicodedata
 from functools import cache
 
-from llmctl.data.cleaning.rules.code_blocks import blocks, map_prose
+from llmctl.data.cleaning.rules.code_blocks import map_prose, split_code_blocks
 
 # Scripts that are written with joiners: Arabic, Syriac, N'Ko, Mongolian, and those of India and
 # its neighbours.
@@ -104,7 +104,7 @@ def tidy_whitespace(text: str, *, ends: bool) -> str:
     text = map_prose(_tidy_prose, text)
     if not ends:
         return text
-    *_, last = blocks(text)
+    *_, last = split_code_blocks(text)
     if not last.is_code:
         text = text.rstrip()
     return text[found.end() :] if (found := _LEADING_LINES.match(text)) else text

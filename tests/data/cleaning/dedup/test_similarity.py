@@ -9,8 +9,19 @@ from hypothesis import strategies as st
 
 from llmctl.data.cleaning.dedup.duplicates import first_equal, first_of_prompt
 from llmctl.data.cleaning.dedup.shingles import shingle_hashes, shingles, units
-from llmctl.data.cleaning.dedup.similarity import Comparable, Parts, jaccard, parts, row_digest
-from llmctl.data.cleaning.dedup.sketch import PERMUTATIONS, Banding, signature, similarity
+from llmctl.data.cleaning.dedup.similarity import (
+    ComparableRow,
+    RowParts,
+    jaccard,
+    row_digest,
+    row_parts,
+)
+from llmctl.data.cleaning.dedup.sketch import (
+    PERMUTATIONS,
+    Banding,
+    estimate_similarity,
+    minhash_signature,
+)
 from llmctl.data.formats.parse import parse_row
 from llmctl.data.io.reader import RawRow
 from llmctl.types import Example
@@ -28,7 +39,7 @@ def example(of: RawRow) -> Example:
 
 def likeness(one: RawRow, other: RawRow, at_least: float = 0.8, **options: bool) -> float | None:
     a, b = (
-        Comparable(parts(example(of), ignore_numbers=options.get("ignore_numbers", False)))
+        ComparableRow(row_parts(example(of), ignore_numbers=options.get("ignore_numbers", False)))
         for of in (one, other)
     )
     assert a.likeness(b, at_least) == b.likeness(a, at_least)
@@ -122,10 +133,10 @@ def test_figures_may_be_ignored() -> None:
     assert likeness(one, other, 0.7, ignore_numbers=True) is not None
 
 
-def _pair(random_: random.Random, share: float) -> tuple[Parts, Parts]:
+def _pair(random_: random.Random, share: float) -> tuple[RowParts, RowParts]:
     words = random_.choices(WORDS, k=random_.randint(60, 300))
     other = [random_.choice(WORDS) if random_.random() < share else word for word in words]
-    return tuple(Parts("ask", " ".join(text), "", (), b"") for text in (words, other))  # type: ignore[return-value]
+    return tuple(RowParts("ask", " ".join(text), "", (), b"") for text in (words, other))  # type: ignore[return-value]
 
 
 def test_sketches_propose_nearly_all_alike_pairs_and_estimate_them_well() -> None:
@@ -135,11 +146,11 @@ def test_sketches_propose_nearly_all_alike_pairs_and_estimate_them_well() -> Non
     errors = []
     for _ in range(600):
         one, other = _pair(random_, random_.choice((0.01, 0.03, 0.05)))
-        signatures = [signature(of) for of in (one, other)]
+        signatures = [minhash_signature(of) for of in (one, other)]
         keys = [banding.keys(of, b"") for of in signatures]
         low = [of.astype(np.uint8) for of in signatures]
         true = jaccard(shingles(one.answer), shingles(other.answer))
-        errors.append(float(similarity(low[0], low[1][None])[0]) - true)
+        errors.append(float(estimate_similarity(low[0], low[1][None])[0]) - true)
         if true >= 0.8:
             alike += 1
             proposed += bool((keys[0] == keys[1]).any())

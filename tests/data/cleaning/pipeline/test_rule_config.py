@@ -5,27 +5,27 @@ from pathlib import Path
 import pytest
 
 from llmctl.config.settings import read_config_file
-from llmctl.data.cleaning.pipeline.rule_config import Choices, settings_of
+from llmctl.data.cleaning.pipeline.rule_config import RuleOptions, resolve_rules
 from llmctl.errors import ConfigError
 
 
-def on(choices: Choices) -> set[str]:
-    return {name for name, rule in settings_of(choices).rules().items() if rule.is_on}
+def on(choices: RuleOptions) -> set[str]:
+    return {name for name, rule in resolve_rules(choices).rules().items() if rule.is_on}
 
 
 def test_rules_that_need_a_threshold_are_off_until_they_have_it() -> None:
-    assert {"length", "language"}.isdisjoint(on(Choices()))
-    assert "length" in on(Choices(thresholds=["min-answer-tokens=4"]))
-    assert "language" in on(Choices(thresholds=["language.keep=zh,en"]))
+    assert {"length", "language"}.isdisjoint(on(RuleOptions()))
+    assert "length" in on(RuleOptions(thresholds=["min-answer-tokens=4"]))
+    assert "language" in on(RuleOptions(thresholds=["language.keep=zh,en"]))
 
 
 def test_only_and_skip_choose_rules() -> None:
-    assert on(Choices(only=["near-duplicates", "unicode"])) == {"near-duplicates", "unicode"}
-    assert on(Choices()) - on(Choices(skip=["refusal"])) == {"refusal"}
+    assert on(RuleOptions(only=["near-duplicates", "unicode"])) == {"near-duplicates", "unicode"}
+    assert on(RuleOptions()) - on(RuleOptions(skip=["refusal"])) == {"refusal"}
 
 
 def test_a_rule_does_what_it_is_told() -> None:
-    found = settings_of(Choices(rules=["refusal=remove", "whitespace=off"], redact=True))
+    found = resolve_rules(RuleOptions(rules=["refusal=remove", "whitespace=off"], redact=True))
     assert found.refusal.action == "remove"
     assert not found.whitespace.is_on
     assert found.personal_data.action == "change"
@@ -34,7 +34,7 @@ def test_a_rule_does_what_it_is_told() -> None:
 def test_options_rank_above_the_file(tmp_path: Path) -> None:
     file = tmp_path / "rules.yaml"
     file.write_text("near-duplicates: {threshold: 0.9}\nunicode: off\nrefusal: remove\n")
-    found = settings_of(Choices(thresholds=["threshold=0.7"]), read_config_file(file))
+    found = resolve_rules(RuleOptions(thresholds=["threshold=0.7"]), read_config_file(file))
     assert found.near_duplicates.threshold == 0.7
     assert not found.unicode.is_on
     assert found.refusal.action == "remove"
@@ -43,14 +43,14 @@ def test_options_rank_above_the_file(tmp_path: Path) -> None:
 def test_everything_that_is_wrong_is_said_at_once_with_its_place(tmp_path: Path) -> None:
     file = tmp_path / "rules.yaml"
     file.write_text("refusl: remove\nnear-duplicates:\n  threshold: high\nlanguage: on\n")
-    choices = Choices(
+    choices = RuleOptions(
         rules=["unicode=remove"],
         thresholds=["min-units=3", "treshold=1", "refusal.max=2"],
         only=["empty"],
         skip=["empty"],
     )
     with pytest.raises(ConfigError) as failed:
-        settings_of(choices, read_config_file(file))
+        resolve_rules(choices, read_config_file(file))
     text = str(failed.value)
     assert f"{file}:1: there is no rule 'refusl'; did you mean refusal?" in text
     assert f"{file}:2: near-duplicates.threshold is 'high'" in text
@@ -62,4 +62,4 @@ def test_everything_that_is_wrong_is_said_at_once_with_its_place(tmp_path: Path)
 
 def test_a_rule_that_is_asked_for_says_what_it_lacks() -> None:
     with pytest.raises(ConfigError, match="length needs a bound, such as max-tokens=2048"):
-        settings_of(Choices(only=["length"]))
+        resolve_rules(RuleOptions(only=["length"]))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.data.cleaning.rules.personal_data import find, is_chinese_id, passes_luhn
+from llmctl.data.cleaning.rules.personal_data import find_personal_data, is_chinese_id, passes_luhn
 from tests.data.cleaning.rows import chat, clean, row
 
 
@@ -34,7 +34,9 @@ from tests.data.cleaning.rows import chat, clean, row
     ],
 )
 def test_personal_data_is_found_with_its_kind(text: str, kind: str, found: str) -> None:
-    assert [(each.kind, text[each.start : each.end]) for each in find(text)] == [(kind, found)]
+    assert [(each.kind, text[each.start : each.end]) for each in find_personal_data(text)] == [
+        (kind, found)
+    ]
 
 
 PEM = (
@@ -62,7 +64,7 @@ PEM = (
 def test_lists_pairs_of_name_and_value_and_addresses_of_pages_hold_personal_data(
     text: str, found: list[str]
 ) -> None:
-    assert [text[each.start : each.end] for each in find(text)] == found
+    assert [text[each.start : each.end] for each in find_personal_data(text)] == found
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_lists_pairs_of_name_and_value_and_addresses_of_pages_hold_personal_data
     ],
 )
 def test_what_only_looks_like_personal_data_is_not_found(text: str) -> None:
-    assert find(text) == []
+    assert find_personal_data(text) == []
 
 
 def test_checksums_are_those_of_the_standards() -> None:

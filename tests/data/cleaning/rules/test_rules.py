@@ -4,9 +4,9 @@ import pytest
 
 from llmctl.data.cleaning.pipeline.row_cleaner import RowCleaner
 from llmctl.data.cleaning.pipeline.settings import Length
-from llmctl.data.cleaning.rules.language import language, script
+from llmctl.data.cleaning.rules.language import detect_language, dominant_script
 from llmctl.data.cleaning.rules.lengths import LengthRule
-from llmctl.data.cleaning.rules.repetition import repeated_line_share, repeated_share
+from llmctl.data.cleaning.rules.repetition import repeated_line_share, repeated_ngram_share
 from llmctl.data.cleaning.rules.rule import RowView
 from llmctl.errors import TemplateError
 from llmctl.types import Example
@@ -132,8 +132,8 @@ def test_lists_tables_poems_and_code_do_not_go_in_circles(answer: str) -> None:
 
 def test_shares_of_repetition_are_what_they_say() -> None:
     once = " ".join(f"word{n}" for n in range(50))
-    assert repeated_share(once, 50) == 0
-    assert repeated_share(f"{once} {once}", 50) == pytest.approx(0.5)
+    assert repeated_ngram_share(once, 50) == 0
+    assert repeated_ngram_share(f"{once} {once}", 50) == pytest.approx(0.5)
     assert repeated_line_share("line one\n" * 3 + "line two\n" * 3) == pytest.approx(2 / 3)
 
 
@@ -153,7 +153,7 @@ def test_shares_of_repetition_are_what_they_say() -> None:
     ],
 )
 def test_languages_are_told_apart(text: str, code: str) -> None:
-    assert language(text, 0.8) == code
+    assert detect_language(text, 0.8) == code
 
 
 def test_rows_in_other_languages_are_removed_and_doubtful_ones_stay() -> None:
@@ -165,8 +165,8 @@ def test_rows_in_other_languages_are_removed_and_doubtful_ones_stay() -> None:
 
 
 def test_the_script_is_told_without_any_model() -> None:
-    assert script("中文")[0] == "zh"
-    assert script("a" * 30) == ("latin", 30)
+    assert dominant_script("中文")[0] == "zh"
+    assert dominant_script("a" * 30) == ("latin", 30)
 
 
 class WordCounter:

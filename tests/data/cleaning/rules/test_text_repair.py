@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmctl.data.cleaning.pipeline.repairs import Repairs
-from llmctl.data.cleaning.rules.code_blocks import blocks
+from llmctl.data.cleaning.rules.code_blocks import split_code_blocks
 from llmctl.data.cleaning.rules.text_repair import remove_controls, repair_unicode, tidy_whitespace
 
 ALL_ON = {
@@ -138,12 +138,12 @@ def test_code_blocks_are_not_touched(before: str, code: str, after: str) -> None
 
 @given(texts)
 def test_the_blocks_of_a_text_put_together_are_the_text(text: str) -> None:
-    assert "".join(block.text for block in blocks(text)) == text
+    assert "".join(block.text for block in split_code_blocks(text)) == text
 
 
 def test_fences_are_told_apart_as_commonmark_does() -> None:
     text = "a\n~~~~\n```\n~~~\nb\n~~~~\nc ```inline``` d\n"
     text += "- list\n    ```js\n    x\n    ```\n```py\nopen"
-    code = [block for block in blocks(text) if block.is_code]
+    code = [block for block in split_code_blocks(text) if block.is_code]
     assert [block.text.split("\n")[0].strip() for block in code] == ["~~~~", "```js", "```py"]
     assert [block.closed for block in code] == [True, True, False]
