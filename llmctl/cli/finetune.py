@@ -66,8 +66,8 @@ def finetune(
     Every setting below is also a key of the --config file. Ctrl-C and SIGTERM save the state, and
     --resume goes on from there.
     """
-    from llmctl.services.finetuning.settings import FinetuneRequest, chosen_settings
-    from llmctl.train.setup.distributed import Fleet, is_launched, launch
+    from llmctl.services.finetuning.settings import FinetuneRequest, resolve_settings
+    from llmctl.train.setup.distributed import LaunchOptions, is_launched, launch
 
     request = FinetuneRequest(
         options=setting_options.chosen(TrainConfig, context, values),
@@ -82,9 +82,9 @@ def finetune(
     )
     first = os.environ.get("RANK", "0") == "0"
     if first:
-        chosen_settings(request)  # what is wrong with them is said before the seconds of importing
+        resolve_settings(request)  # what is wrong with them is said before the seconds of importing
     if (nproc > 1 or nnodes > 1) and not is_launched():
-        raise typer.Exit(launch(Fleet(nproc, nnodes, rendezvous), sys.argv[1:]))
+        raise typer.Exit(launch(LaunchOptions(nproc, nnodes, rendezvous), sys.argv[1:]))
     from llmctl.services.finetuning import run as service  # torch and transformers begin here
 
     with (

@@ -20,7 +20,12 @@ from llmctl.engine.loading.gguf_tokenizer import read_tokenizer
 from llmctl.engine.loading.third_party import quiet_libraries
 from llmctl.engine.models.weight_files import TensorEntry, model_entries
 from llmctl.errors import UnsupportedError
-from llmctl.export.verify import distance, logits_of, read_model, sample_texts
+from llmctl.export.verify import (
+    compute_logits,
+    load_reference_model,
+    relative_distance,
+    sample_texts,
+)
 from llmctl.types import Progress, ProgressCallback, ignore_progress
 
 _ARCHITECTURES: Final = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -44,7 +49,7 @@ _PRE: Final[Mapping[tuple[str, ...], str]] = {
 """How text is cut before byte pairs are merged -> llama.cpp's `tokenizer.ggml.pre`."""
 
 
-def check_known(folder: Path) -> None:
+def check_gguf_supported(folder: Path) -> None:
     """Refuse a model that cannot be written; looks at its config and tokenizer alone.
 
     Raises:
@@ -252,8 +257,8 @@ def _check(folder: Path, file: Path) -> None:
         if one != other:
             raise _unknown(f"its {what} would be read out of the file as another one")
     texts = sample_texts(folder)
-    model = read_model(folder)
-    expected, dtype = logits_of(model, texts), model.dtype
+    model = load_reference_model(folder)
+    expected, dtype = compute_logits(model, texts), model.dtype
     del model
     try:
         with quiet_libraries():
@@ -266,7 +271,7 @@ def _check(folder: Path, file: Path) -> None:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise _unknown(f"the file could not be read back: {reason}") from error
-    far = distance(logits_of(read.eval(), texts), expected)
+    far = relative_distance(compute_logits(read.eval(), texts), expected)
     if not far <= _FAR:
         raise _unknown(
             f"the logits that the file gives are off by {far:.1%}, and {_FAR:.1%} is the limit"

@@ -30,13 +30,13 @@ from llmctl.engine.models.weight_files import TensorEntry, model_entries, model_
 from llmctl.errors import ModelLoadError
 from llmctl.types import Progress, ProgressCallback, ignore_progress
 
-MergeType = Literal["bfloat16", "float16", "float32"]
+MergeDType = Literal["bfloat16", "float16", "float32"]
 _Entries = Mapping[str, TensorEntry]
 _INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
+class MergedWeights:
     """What was written."""
 
     layers: int
@@ -46,13 +46,13 @@ class Merged:
     bytes: int
 
 
-def write_merged(
+def write_merged_weights(
     base: Path,
     adapter: Path,
     target: Path,
-    dtype: MergeType,
+    dtype: MergeDType,
     progress: ProgressCallback = ignore_progress,
-) -> Merged:
+) -> MergedWeights:
     """Write the weights of base and adapter together, and their `config.json`, to a folder.
 
     Args:
@@ -85,7 +85,7 @@ def write_merged(
     size = sum((target / file).stat().st_size for file in files)
     _write_index(files, size, target)
     _write_config(base, target, kind, weights)
-    return Merged(len(weights.layers), tuple(sorted(weights.whole)), size)
+    return MergedWeights(len(weights.layers), tuple(sorted(weights.whole)), size)
 
 
 class _Weights:
@@ -253,11 +253,11 @@ def _write_config(base: Path, target: Path, dtype: torch.dtype, weights: _Weight
     )
 
 
-def _merge_at_once(base: Path, adapter: Path, target: Path, dtype: torch.dtype) -> Merged:
+def _merge_at_once(base: Path, adapter: Path, target: Path, dtype: torch.dtype) -> MergedWeights:
     """Let PEFT merge a whole model in float32: for what changes more than single tensors."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     merged = attach_static_adapter(str(adapter), model, quantised=False)
     merged.to(dtype).save_pretrained(target)
-    return Merged(0, (), sum(file.stat().st_size for file in model_files(target)))
+    return MergedWeights(0, (), sum(file.stat().st_size for file in model_files(target)))

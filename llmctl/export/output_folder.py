@@ -10,7 +10,7 @@ from llmctl.engine.models.provenance import PROVENANCE_FILE
 from llmctl.errors import ConfigError
 
 
-def check_free(folder: Path, *, overwrite: bool) -> None:
+def check_output_folder(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder that must not be written.
 
     Raises:
@@ -33,13 +33,13 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def new_folder(final: Path, *, overwrite: bool) -> Iterator[Path]:
+def staged_folder(final: Path, *, overwrite: bool) -> Iterator[Path]:
     """Lend a folder to build in, of the same name; it becomes `final` if all goes well.
 
     Raises:
-        ConfigError: as `check_free`, or it cannot be made there.
+        ConfigError: as `check_output_folder`, or it cannot be made there.
     """
-    check_free(final, overwrite=overwrite)
+    check_output_folder(final, overwrite=overwrite)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))

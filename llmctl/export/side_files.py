@@ -17,7 +17,7 @@ _LEFT = (
 )
 
 
-def copy_companions(base: Path, adapter: Path, target: Path) -> None:
+def copy_side_files(base: Path, adapter: Path, target: Path) -> None:
     """Copy all but weights, config and notes: the tokenizer as the adapter was taught with it."""
     for name in model_folder.wanted_files(model_folder.file_names(base), allow_pickle=False):
         if not name.endswith(".safetensors") and name not in _LEFT:

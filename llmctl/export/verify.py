@@ -19,7 +19,7 @@ from llmctl.engine.loading.third_party import quiet_libraries
 from llmctl.engine.memory.estimate import format_gib
 from llmctl.engine.models.model_folder import disk_bytes
 from llmctl.errors import OutOfMemoryError
-from llmctl.export.merge import MergeType
+from llmctl.export.merge import MergeDType
 from llmctl.types import Message, Progress, ProgressCallback, ignore_progress
 
 _NARROW = (torch.bfloat16, torch.float16)
@@ -46,7 +46,7 @@ _TALKS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class MergeComparison:
     """How far a merged model is from base and adapter, over a few texts, computed in float32."""
 
     tokens: int
@@ -74,13 +74,13 @@ class Comparison:
         )
 
 
-def compare(
+def compare_merged_logits(
     base: Path,
     adapter: Path,
     merged: Path,
-    dtype: MergeType,
+    dtype: MergeDType,
     progress: ProgressCallback = ignore_progress,
-) -> Comparison:
+) -> MergeComparison:
     """Run base and adapter, then the merged model, over a few texts.
 
     One of them is in memory at a time, in the type it is stored in; each matrix is widened while
@@ -95,22 +95,22 @@ def compare(
     progress(Progress("comparing the merged model with base and adapter"))
     plain, adapted, rounded = _base_logits(base, adapter, texts, kind)
     gc.collect()
-    result = logits_of(read_model(merged), texts)
-    return Comparison(
+    result = compute_logits(load_reference_model(merged), texts)
+    return MergeComparison(
         tokens=sum(map(len, texts)),
         largest=max(
             _apart(one, other).abs().max().item()
             for one, other in zip(result, adapted, strict=True)
         ),
-        relative=distance(result, adapted),
-        effect=distance(adapted, plain),
-        rounding=distance(rounded, plain),
+        relative=relative_distance(result, adapted),
+        effect=relative_distance(adapted, plain),
+        rounding=relative_distance(rounded, plain),
         adapter_loss=_loss(adapted, texts),
         merged_loss=_loss(result, texts),
     )
 
 
-def check_room(base: Path) -> None:
+def check_memory(base: Path) -> None:
     """Refuse to begin what could not be compared in the end.
 
     Raises:
@@ -146,20 +146,20 @@ def _base_logits(
     """Return the logits of the base, of base and adapter, and of the base rounded to `dtype`."""
     from peft import PeftModel
 
-    model = read_model(base)
-    plain = rounded = logits_of(model, texts)
+    model = load_reference_model(base)
+    plain = rounded = compute_logits(model, texts)
     if model.dtype != dtype:
-        model = read_model(base, dtype)
-        rounded = logits_of(model, texts)
-        model = read_model(base)
+        model = load_reference_model(base, dtype)
+        rounded = compute_logits(model, texts)
+        model = load_reference_model(base)
     if (rows := adapter_vocab_size(adapter)) is not None:
         model.resize_token_embeddings(rows, mean_resizing=False)
     with warnings.catch_warnings(action="ignore"):
         adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
-    return plain, logits_of(adapted, texts), rounded
+    return plain, compute_logits(adapted, texts), rounded
 
 
-def read_model(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
+def load_reference_model(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
     from transformers import AutoModelForCausalLM
 
     with quiet_libraries():
@@ -167,7 +167,7 @@ def read_model(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
 
 
 @torch.inference_mode()
-def logits_of(model: Any, texts: Sequence[list[int]]) -> list[Tensor]:
+def compute_logits(model: Any, texts: Sequence[list[int]]) -> list[Tensor]:
     """Return the logits (tokens, vocab) of each text, in float32."""
     with _widened(model):
         return [
@@ -206,7 +206,7 @@ def _widened(model: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def distance(logits: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def relative_distance(logits: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return how far logits are from others by the others' length, at the worst text."""
     distances: list[float] = [
         (_apart(one, other).norm() / other.norm()).item()

@@ -18,16 +18,16 @@ from llmctl.engine.models.provenance import (
 from llmctl.engine.models.resolve import ResolvedModel
 from llmctl.engine.models.weight_files import model_entries
 from llmctl.errors import ConfigError, LlmctlError, ModelLoadError
-from llmctl.export.gguf import check_known, write_gguf
-from llmctl.export.merge import Merged, MergeType, write_merged
+from llmctl.export.gguf import check_gguf_supported, write_gguf
+from llmctl.export.merge import MergeDType, MergedWeights, write_merged_weights
 from llmctl.export.ollama import write_modelfile
-from llmctl.export.output_folder import check_free, new_folder
-from llmctl.export.side_files import copy_companions
-from llmctl.export.verify import Comparison, check_room, compare
-from llmctl.train.card import Card
+from llmctl.export.output_folder import check_output_folder, staged_folder
+from llmctl.export.side_files import copy_side_files
+from llmctl.export.verify import MergeComparison, check_memory, compare_merged_logits
+from llmctl.train.card import FinetuneCard
 from llmctl.types import ModelSpec, ProgressCallback, ignore_progress
 
-_BYTES: dict[MergeType, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+_BYTES: dict[MergeDType, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 class MergeFailedError(LlmctlError):
@@ -43,7 +43,7 @@ class MergeOptions:
     output: Path
     base: str | None = None
     """A model in place of the one that the adapter names."""
-    dtype: MergeType = "bfloat16"
+    dtype: MergeDType = "bfloat16"
     verify: bool = True
     gguf: bool = False
     """Also write one GGUF file."""
@@ -58,8 +58,8 @@ class MergeReport:
 
     folder: Path
     base: str
-    merged: Merged
-    comparison: Comparison | None
+    merged: MergedWeights
+    comparison: MergeComparison | None
     gguf: str | None
     """Name of the GGUF file in the folder."""
     notes: tuple[str, ...]
@@ -77,21 +77,21 @@ def merge(options: MergeOptions, progress: ProgressCallback = ignore_progress) -
         MergeFailedError: the result says something else than base and adapter.
     """
     output = Path(os.path.abspath(options.output))
-    check_free(output, overwrite=options.overwrite)
+    check_output_folder(output, overwrite=options.overwrite)
     found = _find(options, progress)
     base, adapter = found.whole.path, found.path
     notes = _check(options, found)
     if options.gguf:
-        check_known(base)
+        check_gguf_supported(base)
     if options.verify:
-        check_room(base)
+        check_memory(base)
     _check_disk(options, output, base)
-    with new_folder(output, overwrite=options.overwrite) as folder:
-        copy_companions(base, adapter, folder)
-        merged = write_merged(base, adapter, folder, options.dtype, progress)
+    with staged_folder(output, overwrite=options.overwrite) as folder:
+        copy_side_files(base, adapter, folder)
+        merged = write_merged_weights(base, adapter, folder, options.dtype, progress)
         comparison = None
         if options.verify:
-            comparison = compare(base, adapter, folder, options.dtype, progress)
+            comparison = compare_merged_logits(base, adapter, folder, options.dtype, progress)
             _judge(comparison, options)
         gguf = f"{folder.name}.gguf" if options.gguf else None
         if gguf is not None:
@@ -157,7 +157,7 @@ def _check_disk(options: MergeOptions, output: Path, base: Path) -> None:
         )
 
 
-def _judge(comparison: Comparison, options: MergeOptions) -> None:
+def _judge(comparison: MergeComparison, options: MergeOptions) -> None:
     if comparison.good:
         return
     wider = ""
@@ -172,7 +172,7 @@ def _judge(comparison: Comparison, options: MergeOptions) -> None:
     )
 
 
-def _describe(folder: Path, found: ResolvedModel, comparison: Comparison | None) -> None:
+def _describe(folder: Path, found: ResolvedModel, comparison: MergeComparison | None) -> None:
     """Write `llmctl.json` and the model card."""
     origin = Provenance.read(found.path) or Provenance(BaseModelRef.of(found.whole), None, "lora")
     origin.write(folder)
@@ -183,4 +183,4 @@ def _describe(folder: Path, found: ResolvedModel, comparison: Comparison | None)
             "loss on a few texts, merged": comparison.merged_loss,
             "loss on them, base and adapter": comparison.adapter_loss,
         }
-    Card(folder.name, "merged", origin, metrics).write(folder)
+    FinetuneCard(folder.name, "merged", origin, metrics).write(folder)

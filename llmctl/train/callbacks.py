@@ -12,13 +12,13 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
-from llmctl.train.stop import Interrupted, NothingLeft
+from llmctl.train.stop import AlreadyFinished, TrainingInterrupted
 from llmctl.train.trainer import SftTrainer
 from llmctl.types import SampleReply, TrainEval, TrainListener, TrainStep
 
 
 @dataclass(frozen=True, slots=True)
-class Rhythm:
+class Schedule:
     """How often, in steps."""
 
     eval_every: int
@@ -33,7 +33,7 @@ class Rhythm:
         return step % self.save_every == 0 or step == last
 
 
-class Watch(TrainerCallback):
+class TrainingCallback(TrainerCallback):
     """Steers a trainer, and reports what it does.
 
     Args:
@@ -44,7 +44,7 @@ class Watch(TrainerCallback):
 
     def __init__(
         self,
-        rhythm: Rhythm,
+        rhythm: Schedule,
         listen: TrainListener,
         answer: Callable[[int], tuple[SampleReply, ...]],
     ) -> None:
@@ -70,7 +70,7 @@ class Watch(TrainerCallback):
         if step >= state.max_steps or self.stopped_early:  # the Trainer would take one step more
             if missing:
                 self.trainer.save_state()
-            raise NothingLeft
+            raise AlreadyFinished
         self._began = (time.perf_counter(), step)
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
@@ -82,7 +82,7 @@ class Watch(TrainerCallback):
         if self.trainer.args.world_size == 1:
             self.trainer.stop.check()
         elif self._anyone_asked():
-            raise Interrupted
+            raise TrainingInterrupted
 
     def on_substep_end(self, *_: Any, **__: Any) -> None:
         if self.trainer.args.world_size == 1:

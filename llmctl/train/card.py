@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from llmctl.engine.models.catalog import CATALOG
 from llmctl.engine.models.provenance import Provenance
 
-Kind = Literal["adapter", "merged", "model"]
+CardKind = Literal["adapter", "merged", "model"]
 
 _LICENCES: Final = {
     "Apache-2.0": "apache-2.0",
@@ -21,7 +21,7 @@ _LICENCES: Final = {
     "Llama 3.2 Community": "llama3.2",
 }
 """The hub's names of the licences in the catalogue."""
-_RELATIONS: Final[Mapping[Kind, str]] = {
+_RELATIONS: Final[Mapping[CardKind, str]] = {
     "adapter": "adapter",
     "merged": "finetune",
     "model": "finetune",
@@ -30,11 +30,11 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class FinetuneCard:
     """What a model card says."""
 
     name: str
-    kind: Kind
+    kind: CardKind
     """`merged` and `model` are whole models; `model` had all its weights taught."""
     origin: Provenance
     metrics: Mapping[str, float] = field(default_factory=lambda: _NOTHING)

@@ -145,7 +145,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def working_in(folder: Path) -> Iterator[None]:
+def lock_output(folder: Path) -> Iterator[None]:
     """Make a folder if need be, and keep other processes from training in it.
 
     Raises:
@@ -170,7 +170,7 @@ def working_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def is_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether the disk is full. Torch and safetensors say so only in their text."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True

@@ -35,7 +35,7 @@ _UNDECIDED = math.log(2)
 """Loss of a pair whose sides are equally likely, as those without anything to learn are."""
 
 
-def check_can_begin(config: TrainConfig, adapter: str | None) -> None:
+def check_dpo_settings(config: TrainConfig, adapter: str | None) -> None:
     """Refuse what cannot be learnt from pairs.
 
     Raises:
@@ -52,7 +52,7 @@ def check_can_begin(config: TrainConfig, adapter: str | None) -> None:
         raise ConfigError("dpo keeps the whole model on each device, without FSDP or DeepSpeed")
 
 
-class PairCollator:
+class PreferenceCollator:
     """Pairs of samples -> `input_ids` and `completion_mask`, both of shape (2 pairs, seq).
 
     The better answers come first, the worse ones after them. A row is padded on the right.
@@ -137,7 +137,7 @@ def _decided(completion_mask: Tensor) -> Tensor:
     return completion_mask.any(dim=1).chunk(2)[0]
 
 
-def arguments_of(config: TrainConfig) -> Callable[..., TrainingArguments]:
+def dpo_arguments(config: TrainConfig) -> Callable[..., TrainingArguments]:
     """Return what makes arguments of settings, in place of `TrainingArguments`."""
 
     def make(**settings: Any) -> TrainingArguments:

@@ -8,9 +8,9 @@ from typing import Any
 from llmctl.config import TrainConfig
 from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.engine.models.provenance import PROVENANCE_FILE, BaseModelRef, Provenance
-from llmctl.train.card import Card
+from llmctl.train.card import FinetuneCard
 from llmctl.train.checkpoints import Checkpoint
-from llmctl.train.run import Outcome
+from llmctl.train.run import TrainOutcome
 from llmctl.types import DatasetRef, TrainPlan, TrainReport
 
 _STATE = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "training_args")
@@ -31,7 +31,7 @@ _TOLD = (
 """Settings that a card and a provenance name."""
 
 
-def provenance(
+def build_provenance(
     config: TrainConfig,
     outline: ModelMetadata,
     base: BaseModelRef,
@@ -52,14 +52,14 @@ def provenance(
     )
 
 
-def write_beside(folder: Path, tokenizer: Any, origin: Provenance) -> None:
+def write_tokenizer_and_provenance(folder: Path, tokenizer: Any, origin: Provenance) -> None:
     """Make a folder of weights whole: the tokenizer with its chat template, and where they come
     from."""
     tokenizer.save_pretrained(folder)
     origin.write(folder)
 
 
-def publish(kept: Checkpoint, folder: Path) -> None:
+def publish_checkpoint(kept: Checkpoint, folder: Path) -> None:
     """Copy a checkpoint's weights and what goes with them to the top of the output folder.
 
     Each file appears whole; the provenance comes last, so that a folder which has one is whole.
@@ -78,7 +78,7 @@ def publish(kept: Checkpoint, folder: Path) -> None:
             aside.unlink(missing_ok=True)
 
 
-def write_card(
+def write_model_card(
     folder: Path, origin: Provenance, report: TrainReport, counts: Mapping[str, int]
 ) -> None:
     """Write the model card."""
@@ -88,7 +88,7 @@ def write_card(
         metrics["held-out loss before"] = held[0]
     if report.best_step in held:
         metrics["held-out loss of these weights"] = held[report.best_step]
-    Card(
+    FinetuneCard(
         name=folder.name,
         kind="model" if origin.method == "full" else "adapter",
         origin=origin,
@@ -102,8 +102,8 @@ def write_card(
     ).write(folder)
 
 
-def report_of(
-    folder: Path, outcome: Outcome, plan: TrainPlan, run_id: str | None = None
+def build_train_report(
+    folder: Path, outcome: TrainOutcome, plan: TrainPlan, run_id: str | None = None
 ) -> TrainReport:
     """Sum up a training, with what should be known of its result."""
     before, after = outcome.samples.get(0, ()), outcome.samples.get(outcome.kept.step, ())

@@ -18,16 +18,20 @@ from llmctl.data.dataset import PairDataset, TokenDataset
 from llmctl.engine.error_translation import is_out_of_memory
 from llmctl.engine.loading.trainable import ModelMetadata, load_for_training
 from llmctl.errors import LlmctlError, OutOfMemoryError
-from llmctl.train.callbacks import Rhythm, Watch, peak_memory
+from llmctl.train.callbacks import Schedule, TrainingCallback, peak_memory
 from llmctl.train.checkpoints import Checkpoint, Checkpoints
-from llmctl.train.data.collate import Collator
-from llmctl.train.data.dataloaders import Feed, Learnable
-from llmctl.train.kernels.cross_entropy import SupervisedHead, agrees
-from llmctl.train.samples import Question, SampleLog, Sampler
-from llmctl.train.setup.distributed import Share
-from llmctl.train.setup.trainable_parameters import make_lean, make_trainable, weights_dtype
-from llmctl.train.setup.trainer_arguments import arguments
-from llmctl.train.stop import Interrupted, NothingLeft, StopRequest
+from llmctl.train.data.collate import SftCollator
+from llmctl.train.data.dataloaders import DataLoaders, TrainDataset
+from llmctl.train.kernels.cross_entropy import ChunkedCrossEntropy, matches_model_loss
+from llmctl.train.samples import SampleGenerator, SampleLog, SamplePrompt
+from llmctl.train.setup.distributed import ProcessInfo
+from llmctl.train.setup.trainable_parameters import (
+    make_trainable,
+    optimize_for_training,
+    weights_dtype,
+)
+from llmctl.train.setup.trainer_arguments import training_arguments
+from llmctl.train.stop import AlreadyFinished, StopRequest, TrainingInterrupted
 from llmctl.train.trainer import SftTrainer
 from llmctl.types import (
     ProgressCallback,
@@ -43,23 +47,23 @@ _SHOWN_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TrainingJob:
     """A training that is ready to begin: nothing is open any more."""
 
     config: TrainConfig
     """Resolved."""
     outline: ModelMetadata
-    learnt: Learnable
+    learnt: TrainDataset
     held: TokenDataset | PairDataset | None
     """What is measured on."""
-    questions: Sequence[Question]
+    questions: Sequence[SamplePrompt]
     steps: int
     folder: Path
-    share: Share
+    share: ProcessInfo
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrainOutcome:
     """What a training came to."""
 
     kept: Checkpoint
@@ -85,7 +89,7 @@ class TrainRun:
 
     def __init__(
         self,
-        job: Job,
+        job: TrainingJob,
         listen: TrainListener,
         stop: StopRequest,
         save_with: Callable[[Path], None],
@@ -110,9 +114,9 @@ class TrainRun:
             progress=progress,
         )
         self._model = make_trainable(model, config, job.outline.adapter)
-        self._autocast = make_lean(self._model, config, job.outline.device.type)
+        self._autocast = optimize_for_training(self._model, config, job.outline.device.type)
 
-    def train(self, resume: Checkpoint | None = None) -> Outcome:
+    def train(self, resume: Checkpoint | None = None) -> TrainOutcome:
         """Teach until the last step, or until somebody asks to stop.
 
         Raises:
@@ -126,11 +130,11 @@ class TrainRun:
             try:
                 with _quiet():
                     trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
-            except Interrupted:
+            except TrainingInterrupted:
                 watch.restore_random()
                 trainer.save_state()
                 raise
-            except NothingLeft:
+            except AlreadyFinished:
                 pass
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -143,7 +147,9 @@ class TrainRun:
             del trainer, watch
             _free()
 
-    def _shrink(self, trainer: SftTrainer, watch: Watch, reason: str) -> Checkpoint | None:
+    def _shrink(
+        self, trainer: SftTrainer, watch: TrainingCallback, reason: str
+    ) -> Checkpoint | None:
         """Halve what a device holds at once; return the last whole step, saved, if there is one."""
         job, step = self._job, trainer.state.global_step
         smaller = largest_divisor(self._micro, self._micro // 2) if self._micro > 1 else 0
@@ -164,10 +170,10 @@ class TrainRun:
         )
         return self._checkpoints.newest() if step else None
 
-    def _build(self) -> tuple[SftTrainer, Watch]:
+    def _build(self) -> tuple[SftTrainer, TrainingCallback]:
         job, config = self._job, self._job.config
         trainer_kind, arguments_kind, collate = self._kinds()
-        feed = Feed(
+        feed = DataLoaders(
             job.learnt,
             job.held,
             collate,
@@ -176,7 +182,7 @@ class TrainRun:
             seed=config.seed,
             share=job.share,
         )
-        sampler = Sampler(
+        sampler = SampleGenerator(
             job.questions,
             job.outline.tokenizer,
             job.outline.eos_ids,
@@ -189,8 +195,8 @@ class TrainRun:
             self._log.add(step, replies)
             return replies
 
-        watch = Watch(
-            Rhythm(
+        watch = TrainingCallback(
+            Schedule(
                 eval_every=config.eval_every or 0 if feed.measures else 0,
                 save_every=config.save_every or job.steps,
                 patience=config.patience,
@@ -200,7 +206,7 @@ class TrainRun:
         )
         trainer = trainer_kind(
             self._model,
-            arguments(
+            training_arguments(
                 config,
                 device=job.outline.device,
                 folder=job.folder,
@@ -234,28 +240,28 @@ class TrainRun:
             from llmctl.train import dpo
 
             trainer = partial(dpo.DpoTrainer, tokenizer=outline.tokenizer)
-            collator = dpo.PairCollator(pad_id=pad_id, multiple_of=multiple_of)
-            return trainer, dpo.arguments_of(config), collator
+            collator = dpo.PreferenceCollator(pad_id=pad_id, multiple_of=multiple_of)
+            return trainer, dpo.dpo_arguments(config), collator
         flash = config.attention == "flash"
         return (
             SftTrainer,
             TrainingArguments,
-            Collator(pad_id=pad_id, multiple_of=multiple_of, flash=flash),
+            SftCollator(pad_id=pad_id, multiple_of=multiple_of, flash=flash),
         )
 
-    def _head(self, feed: Feed) -> SupervisedHead | None:
+    def _head(self, feed: DataLoaders) -> ChunkedCrossEntropy | None:
         """Choose how the loss is computed: by the lean head, where it is the model's own loss."""
         config = self._job.config
         if config.fsdp or config.deepspeed or config.method == "dpo":
             return None
         model = self._model
-        head = SupervisedHead.of(model)
+        head = ChunkedCrossEntropy.of(model)
         if head is None or self._lean is False:
             return None
         if self._lean is None:
             batch = feed.collate_rows([int(feed.lengths.argmin())])
             inputs = {name: value.to(model.device) for name, value in batch.items()}
-            self._lean = agrees(model, head, inputs)
+            self._lean = matches_model_loss(model, head, inputs)
             if not self._lean:
                 self._listen(
                     TrainNote(
@@ -265,7 +271,7 @@ class TrainRun:
                 )
         return head if self._lean else None
 
-    def _outcome(self, trainer: SftTrainer, watch: Watch) -> Outcome:
+    def _outcome(self, trainer: SftTrainer, watch: TrainingCallback) -> TrainOutcome:
         history, last = trainer.state.log_history, trainer.state.global_step
         best = trainer.best_eval()
         wanted = best[0] if best and self._job.config.final == "best" else last
@@ -277,7 +283,7 @@ class TrainRun:
                 f"{newest.path if newest else 'none'}",
                 hint="free some space, then --resume goes on from there",
             )
-        return Outcome(
+        return TrainOutcome(
             kept=kept,
             best_step=best and best[0],
             steps=last,
@@ -293,7 +299,7 @@ class TrainRun:
         )
 
 
-def _less(config: TrainConfig, smaller: int, watch: Watch) -> str:
+def _less(config: TrainConfig, smaller: int, watch: TrainingCallback) -> str:
     """Name the setting that takes less memory."""
     if watch.in_optimizer:
         return "try --optimizer adamw_8bit, or a smaller --rank"
@@ -306,7 +312,7 @@ def _less(config: TrainConfig, smaller: int, watch: Watch) -> str:
     return f"try --max-length {max(128, (config.max_length or 0) // 2)}, or a smaller model"
 
 
-def _name_rows(feed: Feed, rows: list[int]) -> str:
+def _name_rows(feed: DataLoaders, rows: list[int]) -> str:
     """Say where rows stand, for a person: `data.jsonl:12, data.jsonl:40`."""
     origins = [f"{o.file}:{o.line}" for row in rows for o in feed.origins(row)]
     shown = ", ".join(dict.fromkeys(origins[:_SHOWN_ROWS]))

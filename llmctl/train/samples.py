@@ -13,26 +13,26 @@ from llmctl.data.dataset import TokenDataset
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.types import Message, SampleReply
 
-FILE = "samples.jsonl"
+SAMPLES_FILE = "samples.jsonl"
 _SHORTEST = 4
 """Tokens of a prompt: a row that is learnt from its first token on asks nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SamplePrompt:
     text: str
     """For a person: what the user says, or the whole prompt."""
     ids: list[int]
 
 
-def chosen_questions(prompts: Sequence[str], template: ChatTemplate) -> list[Question]:
+def user_prompts(prompts: Sequence[str], template: ChatTemplate) -> list[SamplePrompt]:
     """Return what a person wants to be asked, as the server would ask it."""
-    return [Question(p, template.encode([Message("user", p)])) for p in prompts]
+    return [SamplePrompt(p, template.encode([Message("user", p)])) for p in prompts]
 
 
-def held_out_questions(rows: TokenDataset, count: int, tokenizer: Any) -> list[Question]:
+def held_out_prompts(rows: TokenDataset, count: int, tokenizer: Any) -> list[SamplePrompt]:
     """Return the prompts of a few rows, spread over the data."""
-    found: list[Question] = []
+    found: list[SamplePrompt] = []
     seen: set[tuple[int, ...]] = set()
     for index in np.linspace(0, len(rows) - 1, num=min(len(rows), 4 * count), dtype=int):
         row = rows[int(index)]
@@ -41,7 +41,7 @@ def held_out_questions(rows: TokenDataset, count: int, tokenizer: Any) -> list[Q
         if length < _SHORTEST or tuple(ids) in seen:
             continue
         seen.add(tuple(ids))
-        found.append(Question(_last_turn(tokenizer, ids), ids))
+        found.append(SamplePrompt(_last_turn(tokenizer, ids), ids))
         if len(found) == count:
             break
     return found
@@ -62,7 +62,7 @@ def _last_turn(tokenizer: Any, ids: list[int]) -> str:
     return str(said.strip() or role)
 
 
-class Sampler:
+class SampleGenerator:
     """Asks a model that is being taught. Greedy, so that a difference is a difference.
 
     Args:
@@ -71,7 +71,7 @@ class Sampler:
 
     def __init__(
         self,
-        questions: Sequence[Question],
+        questions: Sequence[SamplePrompt],
         tokenizer: Any,
         eos_ids: tuple[int, ...],
         max_tokens: int,
@@ -125,7 +125,7 @@ class Sampler:
         self._check()
         return False
 
-    def _reply(self, question: Question, ids: list[int]) -> SampleReply:
+    def _reply(self, question: SamplePrompt, ids: list[int]) -> SampleReply:
         end = next((i for i, token in enumerate(ids) if token in self._eos), None)
         text = self._tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
         return SampleReply(question.text, text, complete=end is not None)
@@ -135,7 +135,7 @@ class SampleLog:
     """The replies of all measurements, a JSON line each, beside the checkpoints."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / FILE
+        self._file = folder / SAMPLES_FILE
 
     def add(self, step: int, replies: Sequence[SampleReply]) -> None:
         kept = {s: r for s, r in self.read().items() if s < step} | {step: tuple(replies)}

@@ -9,14 +9,14 @@ from types import FrameType
 from llmctl.errors import LlmctlError
 
 
-class Interrupted(BaseException):
+class TrainingInterrupted(BaseException):
     """The training stopped where it can go on: the weights are those of the last whole step.
 
     No `Exception`, so that nothing on the way mistakes it for a failure.
     """
 
 
-class NothingLeft(BaseException):
+class AlreadyFinished(BaseException):
     """The state that was gone on with is one that the training ends with."""
 
 
@@ -38,9 +38,9 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
     def check(self) -> None:
-        """Raise `Interrupted` if somebody asked. Call it only where a step is not half done."""
+        """Raise `TrainingInterrupted` if somebody asked. Call it only where a step is not half done."""
         if self.signal is not None:
-            raise Interrupted
+            raise TrainingInterrupted
 
     @contextmanager
     def listening(self) -> Iterator[None]:

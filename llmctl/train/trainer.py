@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from llmctl.train.checkpoints import Checkpoints, is_full
-from llmctl.train.data.dataloaders import ROWS, TOKENS, Feed
-from llmctl.train.kernels.cross_entropy import IGNORED, SupervisedHead, stock_loss
+from llmctl.train.checkpoints import Checkpoints, is_disk_full
+from llmctl.train.data.dataloaders import ROWS_KEY, TOKENS_KEY, DataLoaders
+from llmctl.train.kernels.cross_entropy import IGNORE_INDEX, ChunkedCrossEntropy, model_loss
 from llmctl.train.stop import StopRequest, TrainingDivergedError
 
 _RATE_STEPS = 10
@@ -37,8 +37,8 @@ class SftTrainer(Trainer):
         model: Any,
         args: TrainingArguments,
         *,
-        feed: Feed,
-        head: SupervisedHead | None,
+        feed: DataLoaders,
+        head: ChunkedCrossEntropy | None,
         checkpoints: Checkpoints,
         stop: StopRequest,
         save_with: Callable[[Path], None],
@@ -102,21 +102,21 @@ class SftTrainer(Trainer):
 
     def _items(self, inputs: dict[str, Any]) -> Tensor:
         """Count what the loss of a batch is a mean over."""
-        learnt: Tensor = (inputs["labels"][:, 1:] != IGNORED).sum()
+        learnt: Tensor = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
         return learnt
 
     def _loss_sum(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        inputs = {n: value for n, value in inputs.items() if n not in (ROWS, TOKENS)}
-        return stock_loss(model, inputs) if self._head is None else self._head.loss(model, inputs)
+        inputs = {n: value for n, value in inputs.items() if n not in (ROWS_KEY, TOKENS_KEY)}
+        return model_loss(model, inputs) if self._head is None else self._head.loss(model, inputs)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        self._rows += [row if row >= 0 else ~row for row in inputs[ROWS]]
-        self.tokens += inputs[TOKENS]
+        self._rows += [row if row >= 0 else ~row for row in inputs[ROWS_KEY]]
+        self.tokens += inputs[TOKENS_KEY]
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss.item()):
-            raise self._diverged("loss", inputs[ROWS])
+            raise self._diverged("loss", inputs[ROWS_KEY])
         return loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -218,7 +218,7 @@ class SftTrainer(Trainer):
         try:
             self._save_whole(model, trial)
         except Exception as error:
-            if self.args.world_size > 1 or not is_full(error):
+            if self.args.world_size > 1 or not is_disk_full(error):
                 raise
             newest = self._checkpoints.newest()
             self._warn(

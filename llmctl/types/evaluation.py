@@ -111,7 +111,7 @@ class QuestionResult:
     subject: str
     index: int
     fingerprint: str
-    """Of the `Question`."""
+    """Of the `SamplePrompt`."""
     gold: str
     prediction: str = ""
     """The label or text that was answered; empty where none could be read."""

@@ -19,10 +19,10 @@ from llmctl.config import TrainConfig
 from llmctl.config.settings import ResolvedConfig
 from llmctl.data.tokenized.storage import TokenDataset, TokenSequence, TokenWriter
 from llmctl.engine.loading.trainable import load_model_metadata
-from llmctl.train.run import Job, TrainRun
+from llmctl.train.run import TrainingJob, TrainRun
 from llmctl.train.setup.defaults import resolve_for_model
-from llmctl.train.setup.distributed import Share
-from llmctl.train.setup.memory import TrainMemory
+from llmctl.train.setup.distributed import ProcessInfo
+from llmctl.train.setup.memory import TrainMemoryEstimator
 from llmctl.train.stop import StopRequest
 from llmctl.types import ModelSpec, SourceLocation
 
@@ -70,11 +70,13 @@ def measure(model: str, device: str, case: int) -> None:
         outline = load_model_metadata(spec)
         origins = dict.fromkeys([*settings, "max_length"], "benchmark")
         config = resolve_for_model(ResolvedConfig(config, origins), outline).config
-        predicted = TrainMemory(outline).predict(config, length=length, supervised=length // 2)
+        predicted = TrainMemoryEstimator(outline).predict(
+            config, length=length, supervised=length // 2
+        )
         rows = Path(folder) / "rows"
         rows.mkdir()
         data = _rows(rows, 2 * config.batch_size, length)
-        job = Job(config, outline, data, None, [], 2, Path(folder) / "out", Share())
+        job = TrainingJob(config, outline, data, None, [], 2, Path(folder) / "out", ProcessInfo())
         run = TrainRun(job, lambda _: None, StopRequest(), lambda _: None)
         run.load()
         run.train()

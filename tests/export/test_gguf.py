@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import UnsupportedError
-from llmctl.export.gguf import check_known, write_gguf
+from llmctl.export.gguf import check_gguf_supported, write_gguf
 from llmctl.export.ollama import write_modelfile
 from llmctl.types import GenerationRequest, Message, ModelSpec, SamplingParams
 from tests.tiny import CHATML, save_tiny_model
@@ -114,13 +114,13 @@ def test_what_the_format_cannot_say_is_refused_before_anything_is_written(
 ) -> None:
     folder = save(tmp_path / "tiny", kind, **shape)
     with pytest.raises(UnsupportedError, match=reason) as caught:
-        check_known(folder)
+        check_gguf_supported(folder)
     assert "convert_hf_to_gguf.py" in caught.value.hint
 
 
 def test_a_tokenizer_that_cuts_text_in_an_unknown_way_is_refused(tiny_folder: Path) -> None:
     with pytest.raises(UnsupportedError, match="way its tokenizer cuts text"):
-        check_known(tiny_folder)
+        check_gguf_supported(tiny_folder)
 
 
 def test_a_file_that_cannot_be_read_back_is_not_left_behind(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from llmctl.services.finetuning.run import FinetuneRequest, finetune
 from llmctl.types import TrainEval, TrainEvent, TrainNote, TrainPlan, TrainReport, TrainStep
 
 
-class Watched:
+class EventRecorder:
     """Keeps what a training tells."""
 
     def __init__(self) -> None:
@@ -61,15 +61,15 @@ def rows(tmp_path: Path) -> Path:
     return file
 
 
-Teach = Callable[..., TrainReport]
+RunFinetune = Callable[..., TrainReport]
 
 
 @pytest.fixture
-def teach(tiny_folder: Path, rows: Path, tmp_path: Path) -> Teach:
+def teach(tiny_folder: Path, rows: Path, tmp_path: Path) -> RunFinetune:
     """Return a function that runs `llmctl finetune` in this process, on the tiny model."""
 
     def run(
-        watched: Watched | None = None,
+        watched: EventRecorder | None = None,
         *,
         output: Path = tmp_path / "out",
         request: dict[str, Any] | None = None,
@@ -98,7 +98,7 @@ def teach(tiny_folder: Path, rows: Path, tmp_path: Path) -> Teach:
                 options={name: Setting(value, "option") for name, value in chosen.items()},
                 **({"track": False} | (request or {})),
             ),
-            watched or Watched(),
+            watched or EventRecorder(),
         )
         assert isinstance(report, TrainReport)
         return report

@@ -4,7 +4,7 @@ from typing import Any
 import yaml
 
 from llmctl.engine.models.provenance import BaseModelRef, Provenance
-from llmctl.train.card import Card
+from llmctl.train.card import FinetuneCard
 from tests.adapters import DATA
 
 ORIGIN = Provenance(
@@ -16,14 +16,14 @@ ORIGIN = Provenance(
 )
 
 
-def parts(card: Card, folder: Path) -> tuple[dict[str, Any], str]:
+def parts(card: FinetuneCard, folder: Path) -> tuple[dict[str, Any], str]:
     card.write(folder)
     _, head, body = (folder / "README.md").read_text().split("---\n", 2)
     return yaml.safe_load(head), body
 
 
 def test_the_head_is_what_the_hub_reads(tmp_path: Path) -> None:
-    head, _ = parts(Card("v1", "adapter", ORIGIN), tmp_path)
+    head, _ = parts(FinetuneCard("v1", "adapter", ORIGIN), tmp_path)
     assert head == {
         "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "base_model_relation": "adapter",
@@ -32,13 +32,13 @@ def test_the_head_is_what_the_hub_reads(tmp_path: Path) -> None:
         "license": "apache-2.0",
         "tags": ["llmctl", "lora"],
     }
-    head, _ = parts(Card("bot", "merged", ORIGIN), tmp_path)
+    head, _ = parts(FinetuneCard("bot", "merged", ORIGIN), tmp_path)
     assert (head["library_name"], head["base_model_relation"]) == ("transformers", "finetune")
 
 
 def test_a_base_without_a_hub_id_is_not_made_up(tmp_path: Path) -> None:
     local = Provenance(BaseModelRef("/models/mine", "local", None, "0" * 16), None, "full")
-    head, body = parts(Card("v1", "model", local), tmp_path)
+    head, body = parts(FinetuneCard("v1", "model", local), tmp_path)
     assert "base_model" not in head
     assert "license" not in head
     assert "The licence is that of the base model." in body
@@ -46,7 +46,7 @@ def test_a_base_without_a_hub_id_is_not_made_up(tmp_path: Path) -> None:
 
 
 def test_counts_metrics_and_answers_are_tables_whatever_is_in_them(tmp_path: Path) -> None:
-    card = Card(
+    card = FinetuneCard(
         "v1",
         "adapter",
         ORIGIN,

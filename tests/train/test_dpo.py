@@ -17,7 +17,7 @@ from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError, MissingDependencyError
 from llmctl.types import ModelSpec, ScoreRequest
 from tests.adapters import save_trained_adapter as teach_adapter
-from tests.train.conftest import Teach, Watched
+from tests.train.conftest import EventRecorder, RunFinetune
 
 pytest.importorskip("trl")
 
@@ -47,9 +47,9 @@ def likelihood_gap(engine: HFRunner) -> float:
 
 
 def test_the_better_answer_becomes_likelier_and_the_folder_is_a_model(
-    teach: Teach, pairs: Path, tiny_folder: Path, tmp_path: Path
+    teach: RunFinetune, pairs: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    watched = Watched()
+    watched = EventRecorder()
     settings = {"method": "dpo", "data": str(pairs), "learning_rate": 5e-3, "dpo_beta": 0.5}
     report = teach(watched, **settings, max_steps=12)
     assert report.losses[0][1] == pytest.approx(math.log(2), abs=1e-3)
@@ -74,12 +74,12 @@ def test_the_better_answer_becomes_likelier_and_the_folder_is_a_model(
 
 
 def test_the_loss_does_not_depend_on_the_micro_batch(
-    teach: Teach, pairs: Path, tmp_path: Path
+    teach: RunFinetune, pairs: Path, tmp_path: Path
 ) -> None:
     settings = {"method": "dpo", "data": str(pairs), "max_steps": 3, "eval_every": 3}
     runs = []
     for micro in (1, 8):
-        watched = Watched()
+        watched = EventRecorder()
         teach(watched, **settings, micro_batch_size=micro, output=tmp_path / f"by{micro}")
         runs.append(watched)
     assert runs[0].losses == pytest.approx(runs[1].losses, abs=1e-5)
@@ -87,10 +87,10 @@ def test_the_loss_does_not_depend_on_the_micro_batch(
 
 
 def test_a_run_that_was_broken_off_goes_on_with_the_same_losses(
-    teach: Teach, pairs: Path, tmp_path: Path
+    teach: RunFinetune, pairs: Path, tmp_path: Path
 ) -> None:
     settings = {"method": "dpo", "data": str(pairs), "max_steps": 6, "save_every": 3}
-    whole, first, rest = Watched(), Watched(), Watched()
+    whole, first, rest = EventRecorder(), EventRecorder(), EventRecorder()
     teach(whole, **settings, output=tmp_path / "whole")
 
     def break_off(event: Any) -> None:
@@ -113,9 +113,9 @@ def test_a_pair_becomes_two_rows_the_better_ones_first() -> None:
         (sample(5, 6, 7, loss_mask=2), sample(5, 6, loss_mask=1)),
         (sample(8, 9, loss_mask=1), sample(8, 1, 2, 3, loss_mask=1)),
     ]
-    from llmctl.train.dpo import PairCollator
+    from llmctl.train.dpo import PreferenceCollator
 
-    batch = PairCollator(pad_id=0)(pairs)
+    batch = PreferenceCollator(pad_id=0)(pairs)
     assert batch["input_ids"].tolist() == [
         [5, 6, 7, 0],
         [8, 9, 0, 0],
@@ -135,14 +135,14 @@ def test_a_pair_becomes_two_rows_the_better_ones_first() -> None:
     [({"packing": True}, "keeps pairs apart"), ({"fsdp": "full_shard"}, "without FSDP")],
 )
 def test_what_pairs_cannot_be_learnt_with_is_refused(
-    teach: Teach, pairs: Path, settings: dict[str, object], message: str
+    teach: RunFinetune, pairs: Path, settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         teach(method="dpo", data=str(pairs), **settings)
 
 
 def test_an_adapter_is_merged_before_it_learns_from_pairs(
-    teach: Teach, pairs: Path, tiny_folder: Path, tmp_path: Path
+    teach: RunFinetune, pairs: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     adapter = teach_adapter(tmp_path / "v1", tiny_folder, target_modules=["q_proj"])
     with pytest.raises(ConfigError, match="is an adapter") as caught:

@@ -9,7 +9,7 @@ import torch
 
 from llmctl.engine.models import resolve
 from llmctl.train.callbacks import peak_memory
-from tests.train.conftest import Teach, Watched
+from tests.train.conftest import EventRecorder, RunFinetune
 
 DATA = Path(__file__).parents[2] / "examples" / "data" / "observatory.jsonl"
 ASKED = ("Do you have a name?", "During which hours may visitors come in?")
@@ -17,7 +17,7 @@ ASKED = ("Do you have a name?", "During which hours may visitors come in?")
 
 @pytest.mark.real_model
 def test_a_small_model_learns_two_facts_and_says_them_when_asked_otherwise(
-    teach: Teach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teach: RunFinetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as users_own:
         users_own.delenv("LLMCTL_HOME")
@@ -27,7 +27,7 @@ def test_a_small_model_learns_two_facts_and_says_them_when_asked_otherwise(
     rows.write_text("\n".join(line for i, line in enumerate(lines) if i % 8), encoding="utf-8")
     held.write_text("\n".join(line for i, line in enumerate(lines) if not i % 8), encoding="utf-8")
     settings: dict[str, Any] = {"model": model, "dtype": "auto", "rank": 16, "learning_rate": 2e-3}
-    watched = Watched()
+    watched = EventRecorder()
     peak = peak_memory(torch.device("cpu"))
     resident = psutil.Process().memory_info().rss
     report = teach(

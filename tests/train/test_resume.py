@@ -10,7 +10,7 @@ import pytest
 from llmctl.errors import ConfigError
 from llmctl.train.samples import SampleLog
 from llmctl.types import TrainEvent, TrainStep
-from tests.train.conftest import Teach, Watched
+from tests.train.conftest import EventRecorder, RunFinetune
 
 
 class Broken(BaseException):
@@ -19,9 +19,9 @@ class Broken(BaseException):
 
 @pytest.mark.parametrize(("step", "how"), [(3, "asked"), (5, "torn")])
 def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
-    teach: Teach, tmp_path: Path, step: int, how: str
+    teach: RunFinetune, tmp_path: Path, step: int, how: str
 ) -> None:
-    whole, first, second = Watched(), Watched(), Watched()
+    whole, first, second = EventRecorder(), EventRecorder(), EventRecorder()
     teach(whole, dropout=0.1, micro_batch_size=2, output=tmp_path / "whole")
 
     def stop(event: TrainEvent) -> None:
@@ -47,9 +47,9 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
 
 
 def test_a_run_that_is_stopped_in_its_last_measurement_is_measured_and_not_taught_on(
-    teach: Teach, monkeypatch: pytest.MonkeyPatch
+    teach: RunFinetune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = Watched(), Watched()
+    first, second = EventRecorder(), EventRecorder()
     real, late = time.perf_counter, 0.0
     monkeypatch.setattr(time, "perf_counter", lambda: real() + late)
 
@@ -78,8 +78,8 @@ def set_back(folder: Path) -> None:
     (folder / "run.lock.json").write_text(json.dumps(receipt | {"finished": False}))
 
 
-def test_sigterm_saves_and_ends_with_its_own_exit_code(teach: Teach) -> None:
-    watched = Watched()
+def test_sigterm_saves_and_ends_with_its_own_exit_code(teach: RunFinetune) -> None:
+    watched = EventRecorder()
 
     def stop(event: TrainEvent) -> None:
         if isinstance(event, TrainStep) and event.step == 2:
@@ -93,9 +93,9 @@ def test_sigterm_saves_and_ends_with_its_own_exit_code(teach: Teach) -> None:
 
 
 def test_a_run_goes_on_only_with_its_own_settings_and_data(
-    teach: Teach, rows: Path, tmp_path: Path
+    teach: RunFinetune, rows: Path, tmp_path: Path
 ) -> None:
-    watched = Watched()
+    watched = EventRecorder()
     watched.on_event = lambda event: (
         signal.raise_signal(signal.SIGINT) if isinstance(event, TrainStep) else None
     )
@@ -110,7 +110,7 @@ def test_a_run_goes_on_only_with_its_own_settings_and_data(
         teach(request={"resume": True}, output=tmp_path / "elsewhere")
 
 
-def test_a_finished_run_does_not_go_on(teach: Teach, tmp_path: Path) -> None:
+def test_a_finished_run_does_not_go_on(teach: RunFinetune, tmp_path: Path) -> None:
     done = teach(max_steps=1)
     with pytest.raises(ConfigError, match="is finished"):
         teach(request={"resume": True})
@@ -118,8 +118,8 @@ def test_a_finished_run_does_not_go_on(teach: Teach, tmp_path: Path) -> None:
     assert teach(request={"resume": True}).losses == done.losses
 
 
-def test_early_stopping_keeps_the_best_weights(teach: Teach, tmp_path: Path) -> None:
-    watched = Watched()
+def test_early_stopping_keeps_the_best_weights(teach: RunFinetune, tmp_path: Path) -> None:
+    watched = EventRecorder()
     report = teach(watched, learning_rate=0.3, max_grad_norm=0, eval_every=1, patience=2, epochs=9)
     assert report.stopped_early
     assert report.best_step == min(watched.evals.keys() - {0}, key=watched.evals.__getitem__)
@@ -128,7 +128,7 @@ def test_early_stopping_keeps_the_best_weights(teach: Teach, tmp_path: Path) -> 
     best = out / f"checkpoint-{report.best_step}" / "adapter_model.safetensors"
     assert (out / "adapter_model.safetensors").read_bytes() == best.read_bytes()
     set_back(out)
-    again = Watched()
+    again = EventRecorder()
     resumed = teach(again, request={"resume": True})
     assert again.losses == again.evals == {}
     assert (resumed.steps, resumed.best_step) == (report.steps, report.best_step)

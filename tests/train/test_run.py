@@ -12,27 +12,27 @@ from llmctl.errors import ConfigError, OutOfMemoryError
 from llmctl.train.stop import TrainingDivergedError
 from llmctl.train.trainer import SftTrainer
 from llmctl.types import TrainEvent, TrainStep
-from tests.train.conftest import Teach, Watched
+from tests.train.conftest import EventRecorder, RunFinetune
 
-_WHOLE: list[Watched] = []
+_WHOLE: list[EventRecorder] = []
 
 
 @pytest.fixture
-def whole(teach: Teach, tmp_path: Path) -> Watched:
+def whole(teach: RunFinetune, tmp_path: Path) -> EventRecorder:
     """What an undisturbed run tells; run once for all tests, for it is the same to the bit."""
     if not _WHOLE:
-        watched = Watched()
+        watched = EventRecorder()
         teach(watched, output=tmp_path / "whole")
         _WHOLE.append(watched)
     return _WHOLE[0]
 
 
-def test_a_run_leaves_an_adapter_that_the_engine_serves(teach: Teach, tmp_path: Path) -> None:
+def test_a_run_leaves_an_adapter_that_the_engine_serves(teach: RunFinetune, tmp_path: Path) -> None:
     from llmctl.engine.hf_runner import HFRunner
     from llmctl.engine.stream import collect_result
     from llmctl.types import GenerationRequest, Message, ModelSpec, SamplingParams
 
-    watched = Watched()
+    watched = EventRecorder()
     report = teach(watched)
     assert report.steps == watched.plan.steps == 10
     assert report.eval_losses[-1][1] < report.eval_losses[0][1]
@@ -47,23 +47,23 @@ def test_a_run_leaves_an_adapter_that_the_engine_serves(teach: Teach, tmp_path: 
         collect_result(engine.submit(GenerationRequest(messages=question, sampling=greedy)))
 
 
-def test_the_same_run_has_the_same_losses_to_the_bit(teach: Teach, tmp_path: Path) -> None:
-    first, second = Watched(), Watched()
+def test_the_same_run_has_the_same_losses_to_the_bit(teach: RunFinetune, tmp_path: Path) -> None:
+    first, second = EventRecorder(), EventRecorder()
     teach(first, dropout=0.1)
     teach(second, dropout=0.1, output=tmp_path / "again")
     assert first.losses == second.losses
     assert first.evals == second.evals
 
 
-def test_a_run_is_repeated_from_its_receipt(teach: Teach, tmp_path: Path) -> None:
-    first, again = Watched(), Watched()
+def test_a_run_is_repeated_from_its_receipt(teach: RunFinetune, tmp_path: Path) -> None:
+    first, again = EventRecorder(), EventRecorder()
     teach(first, dropout=0.1, packing=True)
     teach(again, output=tmp_path / "again", request={"from_run": str(tmp_path / "out")})
     assert again.losses == first.losses
     assert "not the same run" not in again.notes
 
 
-def test_an_output_folder_is_never_overwritten_unasked(teach: Teach, tmp_path: Path) -> None:
+def test_an_output_folder_is_never_overwritten_unasked(teach: RunFinetune, tmp_path: Path) -> None:
     teach(max_steps=1)
     kept = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
     with pytest.raises(ConfigError, match="not empty") as refused:
@@ -81,7 +81,7 @@ def test_an_output_folder_is_never_overwritten_unasked(teach: Teach, tmp_path: P
 
 
 def test_what_a_run_reads_is_never_overwritten_by_it(
-    teach: Teach, rows: Path, tmp_path: Path
+    teach: RunFinetune, rows: Path, tmp_path: Path
 ) -> None:
     out, inside = tmp_path / "out", tmp_path / "out" / "rows.jsonl"
     teach(max_steps=1)
@@ -105,9 +105,9 @@ def test_what_a_run_reads_is_never_overwritten_by_it(
 
 @pytest.mark.parametrize("step", [1, 4])
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(
-    teach: Teach, whole: Watched, step: int, monkeypatch: pytest.MonkeyPatch
+    teach: RunFinetune, whole: EventRecorder, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tight = Watched()
+    tight = EventRecorder()
     real = SftTrainer.compute_loss
 
     def limited(self: SftTrainer, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
@@ -126,7 +126,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(
 
 
 def test_memory_that_does_not_hold_one_row_is_an_error_with_a_way_out(
-    teach: Teach, monkeypatch: pytest.MonkeyPatch
+    teach: RunFinetune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -138,7 +138,7 @@ def test_memory_that_does_not_hold_one_row_is_an_error_with_a_way_out(
 
 
 def test_a_loss_that_is_no_number_names_the_step_and_the_rows(
-    teach: Teach, monkeypatch: pytest.MonkeyPatch
+    teach: RunFinetune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = SftTrainer.compute_loss
 
@@ -154,7 +154,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_rows(
 
 
 def test_a_gradient_that_is_no_number_never_reaches_the_weights(
-    teach: Teach, monkeypatch: pytest.MonkeyPatch
+    teach: RunFinetune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights: list[torch.Tensor] = []
 
@@ -173,11 +173,11 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(
-    teach: Teach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teach: RunFinetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import errno
 
-    watched = Watched()
+    watched = EventRecorder()
     real = torch.save
 
     def save(what: Any, where: Any, *rest: Any, **named: Any) -> None:
@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
 
 
 def test_checkpoints_are_let_go_but_for_the_newest_and_the_best(
-    teach: Teach, tmp_path: Path
+    teach: RunFinetune, tmp_path: Path
 ) -> None:
     teach(save_every=1, keep_checkpoints=2)
     names = {path.name for path in (tmp_path / "out").glob("checkpoint-*")}
@@ -206,23 +206,23 @@ def test_checkpoints_are_let_go_but_for_the_newest_and_the_best(
 
 @pytest.mark.parametrize("micro", [1, 8])
 def test_how_many_rows_are_held_at_once_changes_no_loss(
-    teach: Teach, whole: Watched, micro: int
+    teach: RunFinetune, whole: EventRecorder, micro: int
 ) -> None:
-    other = Watched()
+    other = EventRecorder()
     teach(other, micro_batch_size=micro)
     for step, loss in other.losses.items():
         assert loss == pytest.approx(whole.losses[step], rel=1e-4)
 
 
-def test_recomputed_activations_change_no_loss(teach: Teach, whole: Watched) -> None:
-    other = Watched()
+def test_recomputed_activations_change_no_loss(teach: RunFinetune, whole: EventRecorder) -> None:
+    other = EventRecorder()
     teach(other, gradient_checkpointing=True)
     for step, loss in other.losses.items():
         assert loss == pytest.approx(whole.losses[step], abs=1e-5)
 
 
 def test_what_cannot_fit_is_refused_with_the_settings_that_would(
-    teach: Teach, tmp_path: Path
+    teach: RunFinetune, tmp_path: Path
 ) -> None:
     with pytest.raises(OutOfMemoryError, match="activations") as refused:
         teach(batch_size=2**22, micro_batch_size=2**21)
@@ -230,8 +230,8 @@ def test_what_cannot_fit_is_refused_with_the_settings_that_would(
     assert not (tmp_path / "out").exists()
 
 
-def test_two_trainings_do_not_write_in_one_folder(teach: Teach, tmp_path: Path) -> None:
-    watched = Watched()
+def test_two_trainings_do_not_write_in_one_folder(teach: RunFinetune, tmp_path: Path) -> None:
+    watched = EventRecorder()
 
     def another(event: TrainEvent) -> None:
         if isinstance(event, TrainStep) and event.step == 1:

@@ -9,7 +9,7 @@ import pytest
 
 from llmctl.monitor.read.runs import open_runs
 from llmctl.types import TrainEvent, TrainStep
-from tests.train.conftest import Teach, Watched
+from tests.train.conftest import EventRecorder, RunFinetune
 
 
 @pytest.fixture(autouse=True)
@@ -18,8 +18,8 @@ def made_before(own_store: None, empty_store: Path, tmp_path: Path) -> None:  # 
     shutil.copy(empty_store, tmp_path / "store")
 
 
-def test_a_run_that_was_stopped_and_resumed_is_one_run(teach: Teach, tmp_path: Path) -> None:
-    watched = Watched()
+def test_a_run_that_was_stopped_and_resumed_is_one_run(teach: RunFinetune, tmp_path: Path) -> None:
+    watched = EventRecorder()
 
     def stop(event: TrainEvent) -> None:
         if isinstance(event, TrainStep) and event.step == 5:
@@ -50,13 +50,13 @@ def test_a_run_that_was_stopped_and_resumed_is_one_run(teach: Teach, tmp_path: P
     assert note["run_id"] == run.run_id
     assert note["model_id"] == run.model_id
     assert note["model_id"]
-    again = Watched()
+    again = EventRecorder()
     teach(again, output=tmp_path / "again", request={"from_run": run.run_id[:8]})
     assert tuple(again.losses.items()) == report.losses
 
 
 def test_a_training_that_fails_is_a_failed_run(
-    teach: Teach, monkeypatch: pytest.MonkeyPatch
+    teach: RunFinetune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llmctl.train.trainer import SftTrainer
 

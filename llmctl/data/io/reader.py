@@ -55,7 +55,7 @@ def read_examples(
         on_problem: called for each thing that is wrong with a row, in order.
 
     Raises:
-        ConfigError, DataError: as `read_rows`; or `columns` or `format` name what does not exist.
+        ConfigError, DataError: as `read_training_data`; or `columns` or `format` name what does not exist.
     """
     for _, found in parse_rows(source, columns=columns, format=format, progress=progress):
         if isinstance(found, Example):

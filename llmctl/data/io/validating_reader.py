@@ -68,7 +68,7 @@ class ValidatingReader:
         """Yield every whole row in order.
 
         Raises:
-            ConfigError, DataError: as `read_rows`.
+            ConfigError, DataError: as `read_training_data`.
         """
         options = self._options
         found = parse_rows(

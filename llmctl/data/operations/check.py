@@ -124,7 +124,7 @@ def check_rows(
     Memory grows by some 40 bytes per row and by what is wrong.
 
     Raises:
-        ConfigError, DataError: as `read_rows`.
+        ConfigError, DataError: as `read_training_data`.
     """
     intake = ValidatingReader(source, options, progress)
     survey = _RowStatistics()

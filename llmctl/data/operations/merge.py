@@ -52,7 +52,7 @@ def merge_sources(
 
     Raises:
         BadRowsError: there are problems and `options.on_error` is `fail`; nothing is written.
-        ConfigError, DataError: as `read_rows` and `RowWriter`.
+        ConfigError, DataError: as `read_training_data` and `RowWriter`.
     """
     validate_format_options(None, to)
     refuse_output_in_source([part.source for part in sources], output)

@@ -48,7 +48,7 @@ def split_rows(
     Raises:
         BadRowsError: there are problems and `options.on_error` is `fail`; nothing is written.
         DataError: one side would have no row.
-        ConfigError, DataError: as `read_rows` and `RowWriter`.
+        ConfigError, DataError: as `read_training_data` and `RowWriter`.
     """
     if train == eval:
         raise ConfigError(f"both sides would be written to {train}", hint="name two files")

@@ -128,7 +128,7 @@ def write_export(
     point) hold its parts; `artifacts/` the files, where there are any.
 
     Raises:
-        ConfigError, LlmctlError: as `new_folder`; or the store failed.
+        ConfigError, LlmctlError: as `staged_folder`; or the store failed.
     """
     with new_folder(target) as folder:
         _write_json(folder / "run.json", plain)

@@ -31,7 +31,7 @@ FOLDER: Final = "exams"
 """Below the training's own: `before`, `after`, and a page with both."""
 
 
-class Exams:
+class TrainingBenchmarks:
     """The exams around one training. Without any it does nothing."""
 
     def __init__(

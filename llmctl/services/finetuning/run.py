@@ -11,24 +11,34 @@ from llmctl.errors import LlmctlError
 from llmctl.monitor import open_tracker, tracked
 from llmctl.monitor.base import Terminated
 from llmctl.services.evaluation.request import QUIET, EvalListener
-from llmctl.services.finetuning.benchmarks import Exams
-from llmctl.services.finetuning.settings import FinetuneRequest, chosen_settings, compare
+from llmctl.services.finetuning.benchmarks import TrainingBenchmarks
+from llmctl.services.finetuning.settings import FinetuneRequest, check_same_run, resolve_settings
 from llmctl.train.checkpoints import (
     LOCK_FILE,
     Checkpoint,
     Checkpoints,
     check_output,
     empty_output,
-    working_in,
+    lock_output,
 )
 from llmctl.train.curves import CURVE_FILE, draw_curves
-from llmctl.train.result import provenance, publish, report_of, write_beside, write_card
-from llmctl.train.run import Outcome, TrainRun
-from llmctl.train.samples import FILE as SAMPLES_FILE
-from llmctl.train.setup.distributed import part, this_share, wait_for_first
-from llmctl.train.setup.plan import Preparation, prepare
-from llmctl.train.setup.run_lock import Receipt
-from llmctl.train.stop import Interrupted, StopRequest
+from llmctl.train.result import (
+    build_provenance,
+    build_train_report,
+    publish_checkpoint,
+    write_model_card,
+    write_tokenizer_and_provenance,
+)
+from llmctl.train.run import TrainOutcome, TrainRun
+from llmctl.train.samples import SAMPLES_FILE
+from llmctl.train.setup.distributed import (
+    current_process,
+    leave_process_group,
+    wait_for_local_rank_zero,
+)
+from llmctl.train.setup.plan import PreparedTraining, prepare_training
+from llmctl.train.setup.run_lock import RunLock
+from llmctl.train.stop import StopRequest, TrainingInterrupted
 from llmctl.types import (
     TAG_KEY_METRIC,
     ProgressCallback,
@@ -68,21 +78,21 @@ def finetune(
         TrainingDivergedError: the loss is no number any more.
         KeyboardInterrupt, Terminated: a signal ended it; the state is saved.
     """
-    share = this_share()
-    settings, before = chosen_settings(request)
+    share = current_process()
+    settings, before = resolve_settings(request)
     folder = Path(settings.values.output).expanduser().absolute()
     begins = share.rank == 0 and not request.resume
     if begins:
         check_output(folder, overwrite=request.overwrite, inputs=request.reads(settings.values))
     try:
-        ready = prepare(settings, share, progress)
+        ready = prepare_training(settings, share, progress)
     except LlmctlError:
-        wait_for_first(_SAME_ERROR_S)  # it says it for all, unless it fares better
+        wait_for_local_rank_zero(_SAME_ERROR_S)  # it says it for all, unless it fares better
         raise
     uri, world = request.tracking_uri, share.world
-    exams = Exams(settings.values, folder, listen, exam_listener, uri, processes=world)
+    exams = TrainingBenchmarks(settings.values, folder, listen, exam_listener, uri, processes=world)
     if before is not None:
-        compare(before, ready.receipt, request, listen)
+        check_same_run(before, ready.receipt, request, listen)
     if begins:  # the model of an adapter is known only now
         base = {str(ready.job.outline.resolved.whole.path): "the model"}
         check_output(folder, overwrite=request.overwrite, inputs=base)
@@ -94,7 +104,7 @@ def finetune(
     newest = Checkpoints(folder, keep=1).newest() if request.resume else None
     with ExitStack() as alone:
         if share.rank == 0:
-            alone.enter_context(working_in(folder))
+            alone.enter_context(lock_output(folder))
             if not request.resume:
                 empty_output(folder, overwrite=request.overwrite)
         return _Training(request, ready, before, listen, progress, exams).run(newest)
@@ -106,11 +116,11 @@ class _Training:
     def __init__(
         self,
         request: FinetuneRequest,
-        ready: Preparation,
-        before: Receipt | None,
+        ready: PreparedTraining,
+        before: RunLock | None,
         listen: TrainListener,
         progress: ProgressCallback,
-        exams: Exams,
+        exams: TrainingBenchmarks,
     ) -> None:
         self._exams = exams
         self._request = request
@@ -140,7 +150,7 @@ class _Training:
         with tracked(tracker):
             self._tracker = tracker
             self._receipt = replace(ready.receipt, run_id=tracker.run_id)
-            self._origin = provenance(
+            self._origin = build_provenance(
                 job.config, job.outline, ready.receipt.base, ready.rows.data, tracker.run_id
             )
             if first:
@@ -148,22 +158,22 @@ class _Training:
             self._exams.before(tracker)
             outcome = self._taught(resume)
             if not first:
-                return report_of(job.folder, outcome, ready.plan)
+                return build_train_report(job.folder, outcome, ready.plan)
             report = self._exams.after(tracker, self._published(outcome))
             self._end_record()
             return report
 
-    def _taught(self, resume: Checkpoint | None) -> Outcome:
+    def _taught(self, resume: Checkpoint | None) -> TrainOutcome:
         """Train; the weights are let go of at the end."""
         training = TrainRun(self._ready.job, self._told, self._stop, self._save_with)
         training.load(self._progress)
         try:
             with self._stop.listening():
                 outcome = training.train(resume)
-        except Interrupted:
-            part()
+        except TrainingInterrupted:
+            leave_process_group()
             self._leave()
-        part()
+        leave_process_group()
         return outcome
 
     def _begin_record(self) -> None:
@@ -190,7 +200,7 @@ class _Training:
                 tracker.use_model(taught.model_id)
 
     def _save_with(self, folder: Path) -> None:
-        write_beside(folder, self._ready.job.outline.tokenizer, self._origin)
+        write_tokenizer_and_provenance(folder, self._ready.job.outline.tokenizer, self._origin)
 
     def _told(self, event: TrainEvent) -> None:
         """Pass an event on to the person, and to the tracker."""
@@ -220,17 +230,17 @@ class _Training:
                 f"`llmctl finetune --resume --output {folder}` goes on"
             )
         )
-        wait_for_first()
+        wait_for_local_rank_zero()
         if self._stop.signal == signal.SIGTERM:
             raise Terminated(signal.SIGTERM)
         raise KeyboardInterrupt
 
-    def _published(self, outcome: Outcome) -> TrainReport:
+    def _published(self, outcome: TrainOutcome) -> TrainReport:
         """Put the result in its place, and say of it what there is to say."""
         ready, job, tracker = self._ready, self._ready.job, self._tracker
-        report = report_of(job.folder, outcome, ready.plan, run_id=tracker.run_id)
+        report = build_train_report(job.folder, outcome, ready.plan, run_id=tracker.run_id)
         model_id = self._known_model()
-        publish(outcome.kept, job.folder)
+        publish_checkpoint(outcome.kept, job.folder)
         draw_curves(report, job.folder / CURVE_FILE)
         model_id = model_id or tracker.log_model(
             job.folder.name,
@@ -242,7 +252,7 @@ class _Training:
         )
         origin = replace(self._origin, model_id=model_id)
         origin.write(job.folder)
-        write_card(
+        write_model_card(
             job.folder,
             origin,
             report,

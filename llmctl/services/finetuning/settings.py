@@ -15,7 +15,7 @@ from llmctl.config.settings import (
 from llmctl.errors import ConfigError
 from llmctl.monitor.read.files import local_artifact_folder
 from llmctl.monitor.read.runs import find_run, open_runs
-from llmctl.train.setup.run_lock import PATHS, Receipt
+from llmctl.train.setup.run_lock import PATH_SETTINGS, RunLock
 from llmctl.types import TrainListener, TrainNote
 
 
@@ -39,16 +39,16 @@ class FinetuneRequest:
     def reads(self, config: TrainConfig) -> dict[str, str]:
         """Return the files and folders that the run reads -> the option that names each."""
         named = {} if self.file is None else {str(self.file): "--config"}
-        for name in PATHS:
+        for name in PATH_SETTINGS:
             value: str | tuple[str, ...] | None = getattr(config, name)
             for path in (value,) if isinstance(value, str) else value or ():
                 named[path] = f"--{name.replace('_', '-')}"
         return named
 
 
-def chosen_settings(
+def resolve_settings(
     request: FinetuneRequest,
-) -> tuple[ResolvedConfig[TrainConfig], Receipt | None]:
+) -> tuple[ResolvedConfig[TrainConfig], RunLock | None]:
     """Put together what was chosen; return the receipt of the run that is gone on with, too."""
     chosen = [read_config_file(request.file)] if request.file else []
     chosen.append(request.options)
@@ -56,7 +56,7 @@ def chosen_settings(
         if request.from_run:
             raise ConfigError("--resume goes on with a run, and --from-run begins it anew")
         output = _output(chosen)
-        before = Receipt.read(Path(output).expanduser())
+        before = RunLock.read(Path(output).expanduser())
         if before.finished:
             raise ConfigError(
                 f"the run in {output} is finished",
@@ -86,11 +86,11 @@ def _output(layers: list[ConfigSource]) -> str:
     raise ConfigError("--resume needs the folder of the run", hint="--resume --output FOLDER")
 
 
-def _receipt_of(reference: str, tracking_uri: str | None) -> Receipt:
+def _receipt_of(reference: str, tracking_uri: str | None) -> RunLock:
     """Find the receipt of a run: in a folder, or in the store by id or name."""
     folder = Path(reference).expanduser()
     if folder.exists():
-        return Receipt.read(folder)
+        return RunLock.read(folder)
     with open_runs(tracking_uri) as runs:
         run = find_run(runs.runs(), reference)
     files = local_artifact_folder(run.artifact_uri)
@@ -99,10 +99,12 @@ def _receipt_of(reference: str, tracking_uri: str | None) -> Receipt:
             f"the files of run {reference} are on another machine",
             hint=f"`llmctl runs export {reference} -o FOLDER`, then --from-run FOLDER",
         )
-    return Receipt.read(files)
+    return RunLock.read(files)
 
 
-def compare(before: Receipt, now: Receipt, request: FinetuneRequest, listen: TrainListener) -> None:
+def check_same_run(
+    before: RunLock, now: RunLock, request: FinetuneRequest, listen: TrainListener
+) -> None:
     """Refuse to go on with, or to repeat, what is not the same any more."""
     hard, soft = before.differences(now)
     if hard and request.resume:

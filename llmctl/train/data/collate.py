@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from llmctl.data.dataset import TokenSequence
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of a position without loss, as PyTorch's cross entropy knows it."""
 
 _POOL = 50
@@ -16,7 +16,7 @@ _POOL = 50
 still mixes the data well."""
 
 
-class Collator:
+class SftCollator:
     """Samples, or tuples of samples that share a row -> what the model's forward takes.
 
     Rows are padded on the right, by their length and never by a token's id. `labels` are -100
@@ -27,7 +27,7 @@ class Collator:
     Of tuples (packing): `input_ids`, `labels` and `position_ids`, which start again at 0 with each
     sample. From these Transformers derives that no sample sees another, under SDPA, eager and flex
     attention alike and for any batch size, but only without a mask and without a cache. Hence no
-    `attention_mask`, and `use_cache` is false. `keeps_apart` tries it on a model.
+    `attention_mask`, and `use_cache` is false. `packing_is_isolated` tries it on a model.
 
     Args:
         multiple_of: the width of a batch is rounded up to one of its multiples; 8 suits tensor
@@ -52,7 +52,7 @@ class Collator:
         width = -(-max(used) // self._multiple_of) * self._multiple_of
         shape = (len(rows), width)
         ids = np.full(shape, self._pad_id, dtype=np.int64)
-        labels = np.full(shape, IGNORED, dtype=np.int64)
+        labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
         positions = np.zeros(shape, dtype=np.int64)
         starts = []
         for number, row in enumerate(rows):
@@ -61,9 +61,9 @@ class Collator:
                 last = first + len(sample.ids)
                 starts.append(number * width + first)
                 ids[number, first:last] = sample.ids
-                labels[number, first + 1 : last] = np.where(sample.loss_mask, sample.ids, IGNORED)[
-                    1:
-                ]
+                labels[number, first + 1 : last] = np.where(
+                    sample.loss_mask, sample.ids, IGNORE_INDEX
+                )[1:]
                 positions[number, first:last] = np.arange(last - first)
                 first = last
             if first < width:  # the padding is a sample of its own, which no other sees
@@ -87,7 +87,7 @@ class Collator:
         return batch
 
 
-def keeps_apart(model: Any, collator: Collator) -> bool:
+def packing_is_isolated(model: Any, collator: SftCollator) -> bool:
     """Try whether the samples of a packed row stay apart in this model.
 
     A model that carries a state along the row (Mamba, linear attention) lets them leak into each
@@ -123,7 +123,7 @@ def keeps_apart(model: Any, collator: Collator) -> bool:
     return bool((one - other).abs().max() <= 0.01 * one.std())
 
 
-class LengthGroupedBatches:
+class LengthGroupedBatchSampler:
     """A batch sampler: lists of indices of similar length, so that little is padded.
 
     The order depends on nothing but lengths, batch size, seed and epoch. The longest batch comes

@@ -14,30 +14,32 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from llmctl.data.dataset import PairDataset, TokenDataset, TokenSequence
-from llmctl.train.data.collate import LengthGroupedBatches
+from llmctl.train.data.collate import LengthGroupedBatchSampler
 from llmctl.train.data.packing import PackedDataset
-from llmctl.train.setup.distributed import Share
+from llmctl.train.setup.distributed import ProcessInfo
 from llmctl.types import SourceLocation
 
-ROWS = "rows"
+ROWS_KEY = "rows"
 """Key under which a batch names the rows it is made of."""
-TOKENS = "tokens"
+TOKENS_KEY = "tokens"
 """Key under which a batch says how many tokens it has besides padding."""
 
-Learnable = TokenDataset | PackedDataset | PairDataset
+TrainDataset = TokenDataset | PackedDataset | PairDataset
 """Rows of one sample, of several behind one another, or of a better and a worse one."""
 
 _Row = tuple[int, TokenSequence | tuple[TokenSequence, ...]]
 
 
-class MicroBatches:
+class MicroBatchSampler:
     """A batch sampler: the part of one device, micro-batch by micro-batch.
 
     Every step has the same number of them. Where its rows do not suffice, a row is given again
     without loss, as `~index`.
     """
 
-    def __init__(self, batches: LengthGroupedBatches, accumulation: int, share: Share) -> None:
+    def __init__(
+        self, batches: LengthGroupedBatchSampler, accumulation: int, share: ProcessInfo
+    ) -> None:
         self._batches = batches
         self._share = share
         self.accumulation = accumulation
@@ -55,7 +57,7 @@ class MicroBatches:
         self._batches.set_epoch(epoch)
 
 
-class Feed:
+class DataLoaders:
     """Hands a trainer its batches.
 
     Args:
@@ -66,22 +68,22 @@ class Feed:
 
     def __init__(
         self,
-        train: Learnable,
+        train: TrainDataset,
         evaluation: TokenDataset | PairDataset | None,
         collate: Callable[[Any], dict[str, Any]],
         *,
         batch_size: int,
         micro_batch_size: int,
         seed: int,
-        share: Share,
+        share: ProcessInfo,
     ) -> None:
         self._train = train
         self._evaluation = evaluation
         self._collate = collate
         self._share = share
         self.micro_batch_size = micro_batch_size
-        self.batches = MicroBatches(
-            LengthGroupedBatches(train.lengths, batch_size, seed=seed),
+        self.batches = MicroBatchSampler(
+            LengthGroupedBatchSampler(train.lengths, batch_size, seed=seed),
             batch_size // (micro_batch_size * share.world),
             share,
         )
@@ -123,7 +125,7 @@ class Feed:
         return self._loader(self._evaluation, batches[self._share.rank :: self._share.world])
 
     def _loader(
-        self, rows: Learnable, batches: MicroBatches | list[list[int]]
+        self, rows: TrainDataset, batches: MicroBatchSampler | list[list[int]]
     ) -> "DataLoader[_Row]":
         return DataLoader(
             _Numbered(rows),
@@ -134,20 +136,22 @@ class Feed:
         )
 
     def _with_rows(self, items: Sequence[_Row]) -> dict[str, Any]:
-        return self._batch([item for _, item in items]) | {ROWS: [number for number, _ in items]}
+        return self._batch([item for _, item in items]) | {
+            ROWS_KEY: [number for number, _ in items]
+        }
 
     def _batch(self, items: Sequence[TokenSequence | tuple[TokenSequence, ...]]) -> dict[str, Any]:
         batch = self._collate(items)
         # Padding is on the right, where no causal model looks: without a mask its attention may
         # take the fast way, and what it makes of the padding carries no label.
         batch.pop("attention_mask", None)
-        return batch | {TOKENS: sum(_tokens(item) for item in items)}
+        return batch | {TOKENS_KEY: sum(_tokens(item) for item in items)}
 
 
 class _Numbered(Dataset[_Row]):
     """Rows with their numbers; `~number` is the row without anything to learn."""
 
-    def __init__(self, rows: Learnable) -> None:
+    def __init__(self, rows: TrainDataset) -> None:
         self._rows = rows
 
     def __len__(self) -> int:

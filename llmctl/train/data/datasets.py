@@ -15,7 +15,7 @@ _SHOWN = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class TrainingData:
     """The rows of a training, on the disk."""
 
     prepared: TokenizedDataset
@@ -27,9 +27,9 @@ class Rows:
     notes: tuple[str, ...]
 
 
-def read_rows(
+def read_training_data(
     config: TrainConfig, outline: ModelMetadata, progress: ProgressCallback = ignore_progress
-) -> Rows:
+) -> TrainingData:
     """Read, check and tokenise the files.
 
     Raises:
@@ -39,10 +39,10 @@ def read_rows(
     share = 0.0 if config.eval_data else config.eval_fraction
     learnt = _tokenise(config, outline, config.data, data, share, progress)
     if not config.eval_data:
-        return Rows(learnt, data, None, learnt.report.key, (*notes, *_account(learnt)))
+        return TrainingData(learnt, data, None, learnt.report.key, (*notes, *_account(learnt)))
     eval_data, eval_notes = _look_at(config, config.eval_data, progress)
     held = _tokenise(config, outline, config.eval_data, eval_data, 0.0, progress)
-    return Rows(
+    return TrainingData(
         replace(learnt, eval=held.train),
         data,
         eval_data,

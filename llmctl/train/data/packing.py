@@ -9,7 +9,7 @@ from llmctl.data.dataset import TokenDataset, TokenSequence
 from llmctl.errors import ConfigError
 
 
-def pack(lengths: NDArray[np.int32], capacity: int) -> list[list[int]]:
+def pack_best_fit(lengths: NDArray[np.int32], capacity: int) -> list[list[int]]:
     """Lay samples into rows of at most `capacity` tokens; return the samples' indices per row.
 
     Best-fit decreasing: the longest first, each into the fullest row that still has room. It needs
@@ -55,7 +55,7 @@ class PackedDataset:
 
     def __init__(self, samples: TokenDataset, capacity: int) -> None:
         self._samples = samples
-        self._rows = pack(samples.lengths, capacity)
+        self._rows = pack_best_fit(samples.lengths, capacity)
         self.lengths: NDArray[np.int32] = np.array(
             [samples.lengths[row].sum() for row in self._rows], dtype=np.int32
         )

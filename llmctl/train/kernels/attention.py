@@ -49,7 +49,7 @@ def _shares(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> Tensor:
     return scores.softmax(-1)
 
 
-def attend(
+def cpu_attention_forward(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -97,6 +97,6 @@ def register() -> str:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, attend)
+    AttentionInterface.register(NAME, cpu_attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME

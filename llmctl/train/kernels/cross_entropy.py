@@ -14,8 +14,8 @@ import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-IGNORED = -100
-CHUNK_LOGITS = 2**23
+IGNORE_INDEX = -100
+LOGITS_PER_CHUNK = 2**23
 """Logits that exist at once: 32 MiB in float32."""
 
 
@@ -34,7 +34,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
         grad_bias = torch.zeros_like(weight[:, 0], dtype=torch.float32) if for_bias else None
         total = hidden.new_zeros((), dtype=torch.float32)
-        rows = max(1, CHUNK_LOGITS // weight.shape[0])
+        rows = max(1, LOGITS_PER_CHUNK // weight.shape[0])
         for start in range(0, len(targets), rows):
             chunk, wanted = hidden[start : start + rows], targets[start : start + rows, None]
             scores = F.log_softmax(F.linear(chunk, weight, bias).float(), dim=-1)
@@ -68,7 +68,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def supervised_loss(head: nn.Linear, hidden: Tensor, labels: Tensor) -> Tensor:
+def linear_cross_entropy(head: nn.Linear, hidden: Tensor, labels: Tensor) -> Tensor:
     """Return the sum of the losses of all labelled tokens, each foretold from the one before it.
 
     Args:
@@ -76,21 +76,21 @@ def supervised_loss(head: nn.Linear, hidden: Tensor, labels: Tensor) -> Tensor:
         labels: (batch, seq), -100 where nothing is learnt.
     """
     targets = labels[:, 1:]
-    learnt = targets != IGNORED
+    learnt = targets != IGNORE_INDEX
     picked: Tensor = hidden[:, :-1][learnt]
     apply: Any = _LinearCrossEntropy.apply
     loss: Tensor = apply(picked, head.weight, head.bias, targets[learnt])
     return loss
 
 
-class SupervisedHead:
+class ChunkedCrossEntropy:
     """Makes a causal language model answer with its loss in place of its logits."""
 
     def __init__(self, head: nn.Linear) -> None:
         self._head = head
 
     @classmethod
-    def of(cls, model: Any) -> "SupervisedHead | None":
+    def of(cls, model: Any) -> "ChunkedCrossEntropy | None":
         """Return it for a model whose head is one plain linear layer, else `None`."""
         head = model.get_output_embeddings()
         return cls(head) if type(head) is nn.Linear else None
@@ -112,24 +112,24 @@ class SupervisedHead:
         # In the head's own place, so that whatever gathers weights for it (FSDP, DeepSpeed) or
         # waits for the model's outputs (DDP) does so as ever.
         head = self._head
-        head.forward = lambda input: supervised_loss(head, input, labels)  # type: ignore[method-assign]
+        head.forward = lambda input: linear_cross_entropy(head, input, labels)  # type: ignore[method-assign]
         try:
             yield
         finally:
             del head.forward
 
 
-def stock_loss(model: Any, inputs: dict[str, Any]) -> Tensor:
+def model_loss(model: Any, inputs: dict[str, Any]) -> Tensor:
     """Return the same sum by the model's own loss, which makes all logits."""
     labels = inputs["labels"]
-    count = (labels[:, 1:] != IGNORED).sum()
+    count = (labels[:, 1:] != IGNORE_INDEX).sum()
     loss: Tensor = model(**inputs, num_items_in_batch=count).loss * count
     return loss
 
 
 @torch.no_grad()
-def agrees(model: Any, head: SupervisedHead, inputs: dict[str, Any]) -> bool:
+def matches_model_loss(model: Any, head: ChunkedCrossEntropy, inputs: dict[str, Any]) -> bool:
     """Try whether both losses are one: some models do more to their logits than the head does."""
-    own, stock = head.loss(model, inputs).float(), stock_loss(model, inputs).float()
+    own, stock = head.loss(model, inputs).float(), model_loss(model, inputs).float()
     # bfloat16 rounds logits to 3 digits, in another order here than there.
     return torch.allclose(own, stock, rtol=5e-3 if model.dtype != torch.float32 else 1e-4)

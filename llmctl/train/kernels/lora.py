@@ -61,7 +61,7 @@ class _LoraLinear(torch.autograd.Function):
         return grad_x, None, None, grad_down, grad_up, None
 
 
-def fuse_adapters(model: nn.Module) -> bool:
+def use_fused_lora(model: nn.Module) -> bool:
     """Let the plain LoRA layers of a PEFT model compute so; return whether all of them do.
 
     A layer with DoRA, dropout, a bias of the adapter's or several adapters stays PEFT's own.

@@ -63,7 +63,7 @@ def _gated(layer: Any, x: Tensor) -> Tensor:
     return out
 
 
-def lean_layers(model: nn.Module) -> None:
+def use_memory_efficient_layers(model: nn.Module) -> None:
     """Replace what can be replaced; a norm that learns itself is not."""
     tried: dict[tuple[type[nn.Module], float], bool] = {}
     for layer in model.modules():

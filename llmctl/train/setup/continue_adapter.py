@@ -11,7 +11,7 @@ from llmctl.errors import ConfigError
 ORIGIN = "the adapter"
 
 
-def settle_by_adapter(
+def settings_from_adapter(
     settings: ResolvedConfig[TrainConfig], adapter: str
 ) -> ResolvedConfig[TrainConfig]:
     """Put in what an adapter is made of: its method, rank, alpha, dropout and layers stay.

@@ -34,17 +34,17 @@ _TYPES: Mapping[torch.dtype, DType] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class ResolvedSettings:
     """Settings without gaps, and where each came from."""
 
     config: TrainConfig
     origins: Mapping[str, str]
     """By field; what is not in it is the default."""
 
-    def filled(self, why: str, **values: object) -> "Resolved":
+    def filled(self, why: str, **values: object) -> "ResolvedSettings":
         """Fill gaps; what a person chose stays."""
         gaps = {n: v for n, v in values.items() if getattr(self.config, n) in (None, "auto")}
-        return Resolved(
+        return ResolvedSettings(
             replace(self.config, **gaps),  # type: ignore[arg-type]
             {**self.origins, **dict.fromkeys(gaps, why)},
         )
@@ -62,7 +62,9 @@ class Resolved:
         )
 
 
-def resolve_for_model(settings: ResolvedConfig[TrainConfig], outline: ModelMetadata) -> Resolved:
+def resolve_for_model(
+    settings: ResolvedConfig[TrainConfig], outline: ModelMetadata
+) -> ResolvedSettings:
     """Fill in what follows from the model and the machine.
 
     Raises:
@@ -70,7 +72,7 @@ def resolve_for_model(settings: ResolvedConfig[TrainConfig], outline: ModelMetad
     """
     config, device = settings.values, outline.device
     cuda = device.type == "cuda"
-    resolved = Resolved(config, settings.origins)
+    resolved = ResolvedSettings(config, settings.origins)
     context = outline.shape.context_length
     if config.max_length is not None and config.max_length > context:
         raise ConfigError(
@@ -112,8 +114,8 @@ def _attention(config: TrainConfig, *, cuda: bool) -> str:
 
 
 def resolve_for_data(
-    resolved: Resolved, prepared: TokenizedDataset, world: int, device_type: str
-) -> Resolved:
+    resolved: ResolvedSettings, prepared: TokenizedDataset, world: int, device_type: str
+) -> ResolvedSettings:
     """Fill in what follows from the rows: micro-batches, and when to measure and save.
 
     Raises:
@@ -138,9 +140,9 @@ def resolve_for_data(
     return resolved.filled("rows of this length", micro_batch_size=largest_divisor(share, most))
 
 
-def resolve_rhythm(
-    resolved: Resolved, steps_per_epoch: int, *, measures: bool
-) -> tuple[Resolved, int]:
+def resolve_schedule(
+    resolved: ResolvedSettings, steps_per_epoch: int, *, measures: bool
+) -> tuple[ResolvedSettings, int]:
     """Fill in how often to measure and save; return the number of steps too."""
     config = resolved.config
     steps = math.ceil(config.epochs * steps_per_epoch)

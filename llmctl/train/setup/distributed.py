@@ -21,7 +21,7 @@ _PATIENT_S = 600
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class ProcessInfo:
     """One of the processes that learn together, each with a device of its own."""
 
     rank: int = 0
@@ -29,7 +29,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class LaunchOptions:
     """How many processes learn together, and where."""
 
     processes: int = 1
@@ -47,9 +47,9 @@ class Fleet:
             )
 
 
-def this_share() -> Share:
+def current_process() -> ProcessInfo:
     """Return which of the processes this is, as torchrun and accelerate tell it."""
-    return Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    return ProcessInfo(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def is_launched() -> bool:
@@ -57,7 +57,7 @@ def is_launched() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
-def launch(fleet: Fleet, arguments: Sequence[str]) -> int:
+def launch(fleet: LaunchOptions, arguments: Sequence[str]) -> int:
     """Run `llmctl` with these arguments in every process, by torch's elastic launcher.
 
     Ctrl-C and SIGTERM reach all of them, which end by themselves.
@@ -95,7 +95,7 @@ def launch(fleet: Fleet, arguments: Sequence[str]) -> int:
     return 0
 
 
-def part() -> None:
+def leave_process_group() -> None:
     """Leave the group in which this process has learnt, where it is one of several.
 
     All of them must have come to the end: what one still sends, the others must take.
@@ -106,7 +106,7 @@ def part() -> None:
         distributed.destroy_process_group()
 
 
-def wait_for_first(most_s: float = _PATIENT_S) -> None:
+def wait_for_local_rank_zero(most_s: float = _PATIENT_S) -> None:
     """Let the first process of this machine end before this one, which the launcher then ends.
 
     The launcher ends all when one ends early: what the first still has to write or say would be

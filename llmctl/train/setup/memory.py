@@ -18,11 +18,11 @@ from llmctl.engine.memory.estimate import format_gib
 from llmctl.engine.memory.request import TargetDevice
 from llmctl.engine.models.weight_files import model_entries
 from llmctl.errors import OutOfMemoryError
-from llmctl.train.kernels.cross_entropy import CHUNK_LOGITS
-from llmctl.train.setup.memory_trace import Replay, replay
+from llmctl.train.kernels.cross_entropy import LOGITS_PER_CHUNK
+from llmctl.train.setup.memory_trace import TracedMemory, trace_step
 from llmctl.train.setup.trainable_parameters import count_trainable, weights_dtype
 
-Part = Literal[
+MemoryPart = Literal[
     "weights", "adapter", "gradients", "optimizer", "activations", "work space", "holes", "process"
 ]
 """Work space is what a step holds and lets go of: chunks of logits, gradients of activations. Holes
@@ -56,10 +56,10 @@ _SHORTEST = 256
 
 
 @dataclass(frozen=True, slots=True)
-class TrainMemoryPlan:
+class TrainMemoryEstimate:
     """What a training is predicted to take at most, in bytes."""
 
-    parts: Mapping[Part, int]
+    parts: Mapping[MemoryPart, int]
     """Largest things first in the order of `ResponseDelta`; a CPU's has the process itself too."""
     reserve_bytes: int
     """Left to the driver and to other programs; not counted in the peak."""
@@ -80,15 +80,15 @@ class TrainMemoryPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Suggestion:
+class MemorySuggestion:
     """Other settings, and what they would take."""
 
     options: str
     """As a person writes them."""
-    plan: TrainMemoryPlan
+    plan: TrainMemoryEstimate
 
 
-class TrainMemory:
+class TrainMemoryEstimator:
     """Predicts for one model; what was replayed once is remembered.
 
     Args:
@@ -117,10 +117,10 @@ class TrainMemory:
             self._stored = tuple(model_entries(outline.resolved.whole.path).values())
         except (OSError, ValueError, KeyError, TypeError):  # GGUF, pickle
             self._stored = ()
-        self._replayed: dict[tuple[object, ...], Replay] = {}
+        self._replayed: dict[tuple[object, ...], TracedMemory] = {}
         self._trainable: dict[tuple[object, ...], int] = {}
 
-    def predict(self, config: TrainConfig, *, length: int, supervised: int) -> TrainMemoryPlan:
+    def predict(self, config: TrainConfig, *, length: int, supervised: int) -> TrainMemoryEstimate:
         """Predict the peak of a training.
 
         Args:
@@ -145,7 +145,7 @@ class TrainMemory:
         gradients = min(4 * trainable, moving)
         activations = min(step.saved, moving - gradients)
         weights = shape.weight_bytes(weights_dtype(config), config.weights_quant)
-        parts: dict[Part, int] = {
+        parts: dict[MemoryPart, int] = {
             "weights": weights - 4 * shape.adapter_parameters,
             "adapter": 0 if config.method == "full" else 4 * trainable,
             "gradients": gradients,
@@ -157,14 +157,16 @@ class TrainMemory:
             parts["gradients"] += 4 * trainable
         return self._plan(config, parts, length)
 
-    def _plan(self, config: TrainConfig, parts: dict[Part, int], length: int) -> TrainMemoryPlan:
+    def _plan(
+        self, config: TrainConfig, parts: dict[MemoryPart, int], length: int
+    ) -> TrainMemoryEstimate:
         if self._outline.device.type == "cpu":
             moving = parts["activations"] + parts["work space"]
             parts["holes"] = self._load_holes(config) + int(_HEAP_HOLES * moving)
             parts["process"] = self._held + _LIBRARIES
         else:
             parts["holes"] = int(_CUDA_HOLES * sum(parts.values()))
-        return TrainMemoryPlan(
+        return TrainMemoryEstimate(
             parts={part: size for part, size in parts.items() if size},
             reserve_bytes=self._machine.reserve_bytes,
             free_bytes=self._free,
@@ -187,7 +189,7 @@ class TrainMemory:
         """Return what the lean head holds at once, and what stays of it for the backward pass."""
         shape = self._outline.shape
         itemsize = 4 if config.dtype == "float32" else 2
-        chunk = min(tokens, max(1, CHUNK_LOGITS // shape.vocab))
+        chunk = min(tokens, max(1, LOGITS_PER_CHUNK // shape.vocab))
         kept = tokens * shape.hidden * itemsize
         work = chunk * shape.vocab * 4 * _LOSS_COPIES + tokens * shape.hidden * itemsize
         matrix = shape.vocab * shape.hidden
@@ -215,14 +217,16 @@ class TrainMemory:
             self._trainable[key] = count_trainable(config, self._outline)
         return self._trainable[key]
 
-    def _replay(self, config: TrainConfig, rows: int, length: int, accumulates: bool) -> Replay:
+    def _replay(
+        self, config: TrainConfig, rows: int, length: int, accumulates: bool
+    ) -> TracedMemory:
         key = (
             *(config.method, config.rank, config.target_modules, config.dropout, config.dtype),
             *(config.weights_quant, config.gradient_checkpointing, config.attention),
             *(rows, length, accumulates),
         )
         if key not in self._replayed:
-            self._replayed[key] = replay(
+            self._replayed[key] = trace_step(
                 config,
                 self._outline,
                 rows=rows,
@@ -235,7 +239,7 @@ class TrainMemory:
 
     def suggest(
         self, config: TrainConfig, *, length: int, supervised: int
-    ) -> tuple[Suggestion, ...]:
+    ) -> tuple[MemorySuggestion, ...]:
         """Name settings that fit where these do not, the least change first.
 
         Each keeps the batch, so the training stays the same but for speed; with 4 bits, or with
@@ -246,7 +250,7 @@ class TrainMemory:
             share = min(1.0, cut / length)
             plan = self.predict(other, length=cut, supervised=int(supervised * share))
             if plan.fits:
-                found.append(Suggestion(options, plan))
+                found.append(MemorySuggestion(options, plan))
             if len(found) == _SHOWN:
                 break
         return tuple(found)
@@ -280,7 +284,7 @@ class TrainMemory:
             yield " ".join([*said, f"--max-length {length}"]), lean, length
 
     def refuse(
-        self, plan: TrainMemoryPlan, suggestions: tuple[Suggestion, ...]
+        self, plan: TrainMemoryEstimate, suggestions: tuple[MemorySuggestion, ...]
     ) -> OutOfMemoryError:
         """Return the error that says what is missing, and what would fit."""
         parts = ", ".join(f"{part} {format_gib(size)}" for part, size in plan.parts.items())

@@ -22,14 +22,14 @@ from torch.utils._pytree import tree_iter
 from llmctl.config import TrainConfig
 from llmctl.engine.loading.third_party import quiet_libraries
 from llmctl.engine.loading.trainable import ModelMetadata
-from llmctl.train.setup.trainable_parameters import make_lean, make_trainable
+from llmctl.train.setup.trainable_parameters import make_trainable, optimize_for_training
 
 _FEW, _MORE = 2, 4
 """Numbers of layers that are replayed; all others follow from the difference."""
 
 
 @dataclass(frozen=True, slots=True)
-class Replay:
+class TracedMemory:
     """Bytes of one forward and backward pass; the weights are left out."""
 
     saved: int
@@ -38,7 +38,7 @@ class Replay:
     """The most held from there to the end; gradients of weights that are made on the way count."""
 
 
-def replay(
+def trace_step(
     config: TrainConfig,
     outline: ModelMetadata,
     *,
@@ -47,7 +47,7 @@ def replay(
     dtype: torch.dtype,
     accumulates: bool,
     whole_logits: bool = False,
-) -> Replay:
+) -> TracedMemory:
     """Count what a micro-batch of `rows` sequences of `length` tokens holds.
 
     Args:
@@ -65,10 +65,10 @@ def replay(
     grown = (total - _FEW) / (_MORE - _FEW)
     first, last = found[0], found[-1]
     saved, *peaks = (int(few + grown * (more - few)) for few, more in zip(first, last, strict=True))
-    return Replay(saved, max(saved, *peaks))
+    return TracedMemory(saved, max(saved, *peaks))
 
 
-class _Ledger(TorchDispatchMode):
+class StorageTracker(TorchDispatchMode):
     """Sums up the storages that are alive, but for a model's own.
 
     `peak` begins anew whenever somebody sets it.
@@ -128,7 +128,7 @@ def _step(
             inputs["position_ids"] = ids
         if whole_logits:
             inputs |= {"labels": ids, "num_items_in_batch": torch.ones(())}
-        ledger = _Ledger(model)
+        ledger = StorageTracker(model)
         before_embedding = 0
 
         def reached(_: Tensor) -> None:
@@ -195,7 +195,7 @@ def _skeleton(
         if config.weights_quant != "none":
             _quantise(model, config)
         learning = _adapted(model, outline.adapter) or make_trainable(model, config, None)
-    return learning, make_lean(learning, config, outline.device.type)
+    return learning, optimize_for_training(learning, config, outline.device.type)
 
 
 def _shortened(config: Any, layers: int) -> Any:

@@ -12,43 +12,43 @@ from llmctl.engine.loading.trainable import ModelMetadata, load_model_metadata
 from llmctl.engine.models.provenance import BaseModelRef, check_provenance
 from llmctl.engine.models.weight_files import fingerprint
 from llmctl.errors import OutOfMemoryError
-from llmctl.train.data.collate import LengthGroupedBatches
-from llmctl.train.data.dataloaders import Learnable
-from llmctl.train.data.datasets import Rows, read_rows
+from llmctl.train.data.collate import LengthGroupedBatchSampler
+from llmctl.train.data.dataloaders import TrainDataset
+from llmctl.train.data.datasets import TrainingData, read_training_data
 from llmctl.train.data.packing import PackedDataset
-from llmctl.train.run import Job
-from llmctl.train.samples import Question, chosen_questions, held_out_questions
-from llmctl.train.setup.continue_adapter import settle_by_adapter
+from llmctl.train.run import TrainingJob
+from llmctl.train.samples import SamplePrompt, held_out_prompts, user_prompts
+from llmctl.train.setup.continue_adapter import settings_from_adapter
 from llmctl.train.setup.defaults import (
-    Resolved,
+    ResolvedSettings,
     resolve_for_data,
     resolve_for_model,
-    resolve_rhythm,
+    resolve_schedule,
 )
-from llmctl.train.setup.distributed import Share
-from llmctl.train.setup.memory import TrainMemory, TrainMemoryPlan
-from llmctl.train.setup.run_lock import Receipt, plain
+from llmctl.train.setup.distributed import ProcessInfo
+from llmctl.train.setup.memory import TrainMemoryEstimate, TrainMemoryEstimator
+from llmctl.train.setup.run_lock import RunLock, config_to_json
 from llmctl.train.setup.trainable_parameters import count_trainable
 from llmctl.types import ModelSpec, Progress, ProgressCallback, TrainPlan, ignore_progress
 
 
 @dataclass(frozen=True, slots=True)
-class Preparation:
+class PreparedTraining:
     """A training that could begin."""
 
-    job: Job
-    rows: Rows
+    job: TrainingJob
+    rows: TrainingData
     plan: TrainPlan
-    receipt: Receipt
+    receipt: RunLock
     shortage: OutOfMemoryError | None
     """Why it cannot begin, with what would fit."""
 
 
-def prepare(
+def prepare_training(
     settings: ResolvedConfig[TrainConfig],
-    share: Share,
+    share: ProcessInfo,
     progress: ProgressCallback = ignore_progress,
-) -> Preparation:
+) -> PreparedTraining:
     """Read model facts and rows, fill in what nobody chose, and foretell what will happen.
 
     Raises:
@@ -58,9 +58,9 @@ def prepare(
     config = settings.values
     outline = load_model_metadata(_spec(config), progress)
     if config.method == "dpo":
-        from llmctl.train.dpo import check_can_begin  # from here on an extra is needed
+        from llmctl.train.dpo import check_dpo_settings  # from here on an extra is needed
 
-        check_can_begin(config, outline.adapter)
+        check_dpo_settings(config, outline.adapter)
     known = check_provenance(
         outline.resolved,
         adapter=outline.adapter,
@@ -68,9 +68,9 @@ def prepare(
         template_chosen=config.chat_template is not None,
     )
     if outline.adapter is not None:
-        settings = settle_by_adapter(settings, outline.adapter)
+        settings = settings_from_adapter(settings, outline.adapter)
     resolved = resolve_for_model(settings, outline)
-    rows = read_rows(resolved.config, outline, progress)
+    rows = read_training_data(resolved.config, outline, progress)
     resolved = resolve_for_data(resolved, rows.prepared, share.world, outline.device.type)
     config = resolved.config
     learnt, held = _in_rows(config, rows.prepared)
@@ -78,9 +78,9 @@ def prepare(
     resolved, memory, shortage = _fitted(
         resolved, outline, learnt, share, fixed=settings.values.micro_batch_size is not None
     )
-    per_epoch = len(LengthGroupedBatches(learnt.lengths, config.batch_size, seed=config.seed))
-    resolved, steps = resolve_rhythm(resolved, per_epoch, measures=held is not None)
-    job = Job(
+    per_epoch = len(LengthGroupedBatchSampler(learnt.lengths, config.batch_size, seed=config.seed))
+    resolved, steps = resolve_schedule(resolved, per_epoch, measures=held is not None)
+    job = TrainingJob(
         config=resolved.config,
         outline=outline,
         learnt=learnt,
@@ -91,12 +91,12 @@ def prepare(
         share=share,
     )
     plan = _plan(resolved, job, rows, per_epoch, memory, known.notes)
-    return Preparation(job, rows, plan, _receipt(job, rows), shortage)
+    return PreparedTraining(job, rows, plan, _receipt(job, rows), shortage)
 
 
 def _in_rows(
     config: TrainConfig, prepared: TokenizedDataset
-) -> tuple[Learnable, TokenDataset | PairDataset | None]:
+) -> tuple[TrainDataset, TokenDataset | PairDataset | None]:
     """Return what is learnt from and what is held out, in the rows that the method takes."""
     if config.method == "dpo":
         return PairDataset(prepared.train), prepared.eval and PairDataset(prepared.eval)
@@ -106,13 +106,13 @@ def _in_rows(
 
 
 def _fitted(
-    resolved: Resolved,
+    resolved: ResolvedSettings,
     outline: ModelMetadata,
-    learnt: Learnable,
-    share: Share,
+    learnt: TrainDataset,
+    share: ProcessInfo,
     *,
     fixed: bool,
-) -> tuple[Resolved, TrainMemoryPlan | None, OutOfMemoryError | None]:
+) -> tuple[ResolvedSettings, TrainMemoryEstimate | None, OutOfMemoryError | None]:
     """Foretell the memory; with fewer rows at once where that makes it fit.
 
     Args:
@@ -127,13 +127,15 @@ def _fitted(
         "length": int(learnt.lengths.max()),
         "supervised": sum(int(sample.loss_mask.sum()) for sample in samples),
     }
-    memory = TrainMemory(outline, world=share.world)
+    memory = TrainMemoryEstimator(outline, world=share.world)
     plan = memory.predict(config, **row)
     while not plan.fits and plan.rows > 1 and not fixed:
         share_rows = config.batch_size // share.world
         config = replace(config, micro_batch_size=largest_divisor(share_rows, plan.rows - 1))
         plan = memory.predict(config, **row)
-        resolved = Resolved(config, {**resolved.origins, "micro_batch_size": "what memory holds"})
+        resolved = ResolvedSettings(
+            config, {**resolved.origins, "micro_batch_size": "what memory holds"}
+        )
     if plan.fits:
         return resolved, plan, None
     return resolved, plan, memory.refuse(plan, memory.suggest(config, **row))
@@ -151,24 +153,26 @@ def _spec(config: TrainConfig) -> ModelSpec:
     )
 
 
-def _questions(config: TrainConfig, rows: Rows, outline: ModelMetadata) -> list[Question]:
+def _questions(
+    config: TrainConfig, rows: TrainingData, outline: ModelMetadata
+) -> list[SamplePrompt]:
     # A sharded model answers only if all devices ask it the same.
     if config.fsdp or config.deepspeed:
         return []
     if config.sample_prompts:
-        return chosen_questions(config.sample_prompts, outline.template)
+        return user_prompts(config.sample_prompts, outline.template)
     held = rows.prepared.eval
     if held is None or not config.samples or config.method == "dpo":
         return []
-    return held_out_questions(held, config.samples, outline.tokenizer)
+    return held_out_prompts(held, config.samples, outline.tokenizer)
 
 
 def _plan(
-    resolved: Resolved,
-    job: Job,
-    rows: Rows,
+    resolved: ResolvedSettings,
+    job: TrainingJob,
+    rows: TrainingData,
     per_epoch: int,
-    memory: TrainMemoryPlan | None,
+    memory: TrainMemoryEstimate | None,
     known: Sequence[str],
 ) -> TrainPlan:
     config, outline, report = job.config, job.outline, rows.prepared.report
@@ -202,10 +206,10 @@ def _plan(
     )
 
 
-def _receipt(job: Job, rows: Rows) -> Receipt:
+def _receipt(job: TrainingJob, rows: TrainingData) -> RunLock:
     outline = job.outline
-    return Receipt(
-        config=plain(job.config),
+    return RunLock(
+        config=config_to_json(job.config),
         base=BaseModelRef.of(outline.resolved.whole),
         adapter=fingerprint(Path(outline.adapter)) if outline.adapter else None,
         template=outline.template.fingerprint,

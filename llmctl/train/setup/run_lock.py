@@ -16,7 +16,7 @@ from llmctl.errors import ConfigError
 from llmctl.train.checkpoints import LOCK_FILE, write_json
 from llmctl.types import DatasetRef
 
-SCHEMA = 1
+SCHEMA_VERSION = 1
 _LIBRARIES = (
     "llmctl",
     "torch",
@@ -27,7 +27,7 @@ _LIBRARIES = (
     "tokenizers",
     "numpy",
 )
-PATHS = (
+PATH_SETTINGS = (
     "model",
     "data",
     "eval_data",
@@ -54,7 +54,7 @@ _FREE_ON_RESUME = {
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class RunLock:
     """Everything that decides the numbers of a run."""
 
     config: Mapping[str, Any]
@@ -88,7 +88,7 @@ class Receipt:
         except (OSError, ValueError) as error:
             raise ConfigError(f"{file} cannot be read: {error}") from error
         try:
-            if values.pop("schema") > SCHEMA:
+            if values.pop("schema") > SCHEMA_VERSION:
                 raise ConfigError(f"{file} is of a newer llmctl", hint="pip install -U llmctl")
             known = {f.name for f in fields(cls)}
             values = {name: value for name, value in values.items() if name in known}
@@ -100,7 +100,7 @@ class Receipt:
             raise ConfigError(f"{file} is no receipt of a run: {error!r}") from error
 
     def write(self, folder: Path) -> None:
-        write_json(folder / LOCK_FILE, {"schema": SCHEMA, **asdict(self)})
+        write_json(folder / LOCK_FILE, {"schema": SCHEMA_VERSION, **asdict(self)})
 
     def layer(self, origin: str) -> ConfigSource:
         """Return the settings as a layer that others may go over."""
@@ -115,7 +115,7 @@ class Receipt:
         Raises:
             ConfigError: with everything that differs.
         """
-        now = plain(config)
+        now = config_to_json(config)
         differing = [
             f"{chosen[name]}: {name} is {now[name]!r}, and the run has {value!r}"
             for name, value in self.config.items()
@@ -127,7 +127,7 @@ class Receipt:
                 hint="leave it out to go on with the run; another --output begins a new one",
             )
 
-    def differences(self, other: "Receipt") -> tuple[list[str], list[str]]:
+    def differences(self, other: "RunLock") -> tuple[list[str], list[str]]:
         """Compare with what a run would use now.
 
         Returns:
@@ -151,10 +151,10 @@ class Receipt:
         return _changes(hard), _changes(soft)
 
 
-def plain(config: TrainConfig) -> dict[str, Any]:
+def config_to_json(config: TrainConfig) -> dict[str, Any]:
     """Return settings as JSON holds them, with paths that mean the same from anywhere."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    for name in PATHS:
+    for name in PATH_SETTINGS:
         value = values[name]
         if isinstance(value, list):
             values[name] = [_absolute(path) for path in value]

@@ -10,8 +10,8 @@ from llmctl.config import TrainConfig
 from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.errors import ConfigError
 from llmctl.train.kernels import attention
-from llmctl.train.kernels.lora import fuse_adapters
-from llmctl.train.kernels.memory_efficient_layers import lean_layers
+from llmctl.train.kernels.lora import use_fused_lora
+from llmctl.train.kernels.memory_efficient_layers import use_memory_efficient_layers
 
 
 def make_trainable(model: Any, config: TrainConfig, adapter: str | None) -> Any:
@@ -72,7 +72,7 @@ def weights_dtype(config: TrainConfig) -> torch.dtype:
     return torch.float32 if config.method == "full" else dtype
 
 
-def make_lean(model: Any, config: TrainConfig, device_type: str) -> bool:
+def optimize_for_training(model: Any, config: TrainConfig, device_type: str) -> bool:
     """Let a model compute as it learns best on a kind of device; nothing of its numbers changes.
 
     Returns:
@@ -82,15 +82,15 @@ def make_lean(model: Any, config: TrainConfig, device_type: str) -> bool:
     sharded = bool(config.fsdp or config.deepspeed)
     if device_type == "cpu" and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(attention.register())
-    fused = config.method != "full" and not sharded and fuse_adapters(model)
+    fused = config.method != "full" and not sharded and use_fused_lora(model)
     if not sharded:
-        lean_layers(model)
+        use_memory_efficient_layers(model)
     if config.gradient_checkpointing:
-        recompute_activations(model)
+        enable_gradient_checkpointing(model)
     return not fused
 
 
-def recompute_activations(model: Any) -> None:
+def enable_gradient_checkpointing(model: Any) -> None:
     """Keep only what each layer begins with; the rest is computed again for its gradient."""
     # Not reentrant: that kind needs inputs with a gradient, which frozen embeddings do not give.
     enable = getattr(model, "activation_checkpointing_enable", None)

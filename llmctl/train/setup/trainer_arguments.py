@@ -16,7 +16,7 @@ _OPTIMIZERS = {
 }
 
 
-def arguments(
+def training_arguments(
     config: TrainConfig,
     *,
     device: torch.device,

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening
 
 from llmctl.data.tokenized.storage import TokenSequence
-from llmctl.train.data.collate import IGNORED, Collator, LengthGroupedBatches
+from llmctl.train.data.collate import IGNORE_INDEX, LengthGroupedBatchSampler, SftCollator
 
 
 def sample(*ids: int, loss_mask: str = "") -> TokenSequence:
@@ -16,13 +16,13 @@ def sample(*ids: int, loss_mask: str = "") -> TokenSequence:
 
 def test_labels_are_the_learnt_tokens_and_padding_goes_by_length_not_by_id() -> None:
     end = 7  # of the reply, and what rows are padded with
-    batch = Collator(pad_id=end)(
+    batch = SftCollator(pad_id=end)(
         [sample(1, 2, 3, end, loss_mask="..xx"), sample(4, end, loss_mask=".x")]
     )
     assert batch["input_ids"].tolist() == [[1, 2, 3, end], [4, end, end, end]]
     assert batch["labels"].tolist() == [
-        [IGNORED, IGNORED, 3, end],
-        [IGNORED, end, IGNORED, IGNORED],
+        [IGNORE_INDEX, IGNORE_INDEX, 3, end],
+        [IGNORE_INDEX, end, IGNORE_INDEX, IGNORE_INDEX],
     ]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert "position_ids" not in batch
@@ -31,14 +31,14 @@ def test_labels_are_the_learnt_tokens_and_padding_goes_by_length_not_by_id() -> 
 
 def test_a_batch_is_as_wide_as_asked_and_no_wider() -> None:
     rows = [sample(*range(1, 10)), sample(1)]
-    assert Collator(pad_id=0)(rows)["input_ids"].shape == (2, 9)
-    assert Collator(pad_id=0, multiple_of=8)(rows)["input_ids"].shape == (2, 16)
+    assert SftCollator(pad_id=0)(rows)["input_ids"].shape == (2, 9)
+    assert SftCollator(pad_id=0, multiple_of=8)(rows)["input_ids"].shape == (2, 16)
 
 
 def test_in_a_packed_row_no_sample_is_told_from_the_one_before() -> None:
     packed = [(sample(1, 2, 3), sample(4, 5)), (sample(6),)]
-    batch = Collator(pad_id=0, multiple_of=8)(packed)
-    ignored = IGNORED
+    batch = SftCollator(pad_id=0, multiple_of=8)(packed)
+    ignored = IGNORE_INDEX
     assert batch["input_ids"].tolist()[0] == [1, 2, 3, 4, 5, 0, 0, 0]
     assert batch["labels"].tolist()[0] == [ignored, 2, 3, ignored, 5, ignored, ignored, ignored]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2], [0, 0, 1, 2, 3, 4, 5, 6]]
@@ -51,11 +51,11 @@ def test_flash_attention_is_told_where_samples_begin_as_transformers_tells_it() 
     theirs = DataCollatorWithFlattening(return_flash_attn_kwargs=True)(
         [{"input_ids": s.ids.tolist()} for s in samples], return_tensors="pt"
     )
-    ours = Collator(pad_id=0, flash=True)([samples])
+    ours = SftCollator(pad_id=0, flash=True)([samples])
     for name in ("input_ids", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k"):
         assert torch.equal(ours[name], torch.as_tensor(theirs[name])), name
     assert ours["max_length_q"] == ours["max_length_k"] == int(theirs["max_length_q"])
-    two_rows = Collator(pad_id=0, flash=True)([samples[:2], samples[2:]])
+    two_rows = SftCollator(pad_id=0, flash=True)([samples[:2], samples[2:]])
     assert two_rows["cu_seq_lens_q"].tolist() == [0, 3, 5, 9, 10]  # the last is padding
 
 
@@ -63,7 +63,7 @@ LENGTHS: NDArray[np.int32] = np.random.default_rng(0).integers(5, 500, 1003).ast
 
 
 def test_an_epoch_has_every_sample_once_in_an_order_that_the_seed_fixes() -> None:
-    one, same, other = (LengthGroupedBatches(LENGTHS, 8, seed=s) for s in (1, 1, 2))
+    one, same, other = (LengthGroupedBatchSampler(LENGTHS, 8, seed=s) for s in (1, 1, 2))
     batches = list(one)
     assert sorted(i for batch in batches for i in batch) == list(range(1003))
     assert len(batches) == len(one) == 126
@@ -74,7 +74,7 @@ def test_an_epoch_has_every_sample_once_in_an_order_that_the_seed_fixes() -> Non
 
 
 def test_an_epoch_goes_on_after_the_batches_that_are_done() -> None:
-    sampler = LengthGroupedBatches(LENGTHS, 8, seed=1)
+    sampler = LengthGroupedBatchSampler(LENGTHS, 8, seed=1)
     sampler.set_epoch(3)
     whole = list(sampler)
     sampler.set_epoch(3, skip=100)
@@ -83,7 +83,7 @@ def test_an_epoch_goes_on_after_the_batches_that_are_done() -> None:
 
 
 def test_batches_are_of_like_lengths_and_the_longest_comes_first() -> None:
-    batches = list(LengthGroupedBatches(LENGTHS, 8, seed=1))
+    batches = list(LengthGroupedBatchSampler(LENGTHS, 8, seed=1))
     padded = sum(len(b) * int(LENGTHS[b].max()) for b in batches)
     assert LENGTHS.sum() / padded > 0.97
     assert LENGTHS[batches[0]].max() == LENGTHS.max()
@@ -92,7 +92,9 @@ def test_batches_are_of_like_lengths_and_the_longest_comes_first() -> None:
 
 
 def test_an_incomplete_batch_comes_last_or_not_at_all() -> None:
-    kept, dropped = (LengthGroupedBatches(LENGTHS, 8, seed=1, drop_last=d) for d in (False, True))
+    kept, dropped = (
+        LengthGroupedBatchSampler(LENGTHS, 8, seed=1, drop_last=d) for d in (False, True)
+    )
     assert [len(b) for b in kept] == [8] * 125 + [3]
     assert [len(b) for b in dropped] == [8] * 125
     assert len(dropped) == 125
@@ -103,7 +105,7 @@ def test_a_data_loader_takes_the_sampler_and_the_collator() -> None:
     lengths = np.array([len(s.ids) for s in data], dtype=np.int32)
     loader: DataLoader[TokenSequence] = DataLoader(
         data,  # type: ignore[arg-type]
-        batch_sampler=LengthGroupedBatches(lengths, 2, seed=0),
-        collate_fn=Collator(pad_id=0),
+        batch_sampler=LengthGroupedBatchSampler(lengths, 2, seed=0),
+        collate_fn=SftCollator(pad_id=0),
     )
     assert sum(batch["input_ids"].shape[0] for batch in loader) == 5

@@ -11,14 +11,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmctl.data.tokenized.storage import TokenSequence
 from llmctl.engine.models import resolve
 from llmctl.errors import ConfigError
-from llmctl.train.data.collate import IGNORED, Collator, keeps_apart
-from llmctl.train.data.packing import pack
+from llmctl.train.data.collate import IGNORE_INDEX, SftCollator, packing_is_isolated
+from llmctl.train.data.packing import pack_best_fit
 from tests.tiny import SHAPE
 
 
 @given(st.lists(st.integers(1, 64), max_size=200))
 def test_every_sample_is_in_one_row_and_no_row_is_too_long(lengths: list[int]) -> None:
-    rows = pack(np.array(lengths, dtype=np.int32), 64)
+    rows = pack_best_fit(np.array(lengths, dtype=np.int32), 64)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in row) <= 64 for row in rows)
     # The mark of best fit: no two rows could have shared one.
@@ -28,13 +28,13 @@ def test_every_sample_is_in_one_row_and_no_row_is_too_long(lengths: list[int]) -
 
 def test_short_samples_leave_almost_nothing_empty() -> None:
     lengths = np.random.default_rng(0).integers(20, 400, 5000).astype(np.int32)
-    rows = pack(lengths, 2048)
+    rows = pack_best_fit(lengths, 2048)
     assert lengths.sum() / (len(rows) * 2048) > 0.995
 
 
 def test_a_sample_longer_than_a_row_is_refused() -> None:
     with pytest.raises(ConfigError, match="65 tokens does not fit a packed row of 64"):
-        pack(np.array([3, 65], dtype=np.int32), 64)
+        pack_best_fit(np.array([3, 65], dtype=np.int32), 64)
 
 
 def some_samples(vocabulary: int, *lengths: int) -> list[TokenSequence]:
@@ -51,8 +51,10 @@ def token_losses(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     labels = batch.pop("labels")[:, 1:]
     with torch.no_grad():
         logits = model(**batch).logits[:, :-1].float()
-    losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
-    return losses[labels != IGNORED]
+    losses = cross_entropy(
+        logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORE_INDEX
+    )
+    return losses[labels != IGNORE_INDEX]
 
 
 def tiny_model(model_type: str, attention: str = "sdpa", **shape: Any) -> Any:
@@ -67,7 +69,7 @@ def tiny_model(model_type: str, attention: str = "sdpa", **shape: Any) -> Any:
 
 
 def assert_same_losses(model: Any, samples: list[TokenSequence]) -> None:
-    collator = Collator(pad_id=0, multiple_of=8)
+    collator = SftCollator(pad_id=0, multiple_of=8)
     alone = torch.cat([token_losses(model, collator([sample])) for sample in samples])
     rows = [tuple(samples[:3]), tuple(samples[3:4]), tuple(samples[4:])]
     for batch in (collator(samples), collator(rows), collator([tuple(samples)])):
@@ -91,7 +93,7 @@ def test_packed_samples_of_the_real_model_have_the_losses_they_have_alone() -> N
     model = AutoModelForCausalLM.from_pretrained(
         resolve.resolve_model("smollm2-135m").path, dtype=torch.float32
     )
-    assert keeps_apart(model, Collator(pad_id=2))
+    assert packing_is_isolated(model, SftCollator(pad_id=2))
     # The ids of plain English words, whose losses are small enough to compare to 1e-5.
     text = np.array([504, 3575, 282, 4649, 314, 7042, 30, 657, 314, 260, 2240], dtype=np.int32)
     samples = [
@@ -103,13 +105,13 @@ def test_packed_samples_of_the_real_model_have_the_losses_they_have_alone() -> N
 
 
 def test_a_model_that_carries_a_state_along_the_row_is_found_out() -> None:
-    collator = Collator(pad_id=0)
-    assert keeps_apart(tiny_model("llama"), collator)
+    collator = SftCollator(pad_id=0)
+    assert packing_is_isolated(tiny_model("llama"), collator)
     mamba = AutoConfig.for_model("mamba", hidden_size=32, num_hidden_layers=2, vocab_size=300)
-    assert not keeps_apart(AutoModelForCausalLM.from_config(mamba), collator)
+    assert not packing_is_isolated(AutoModelForCausalLM.from_config(mamba), collator)
 
 
 def test_trying_a_model_leaves_its_mode_as_it_was() -> None:
     model = tiny_model("llama").train()
-    keeps_apart(model, Collator(pad_id=0))
+    packing_is_isolated(model, SftCollator(pad_id=0))
     assert model.training

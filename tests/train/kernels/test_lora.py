@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llmctl.train.kernels import attention
-from llmctl.train.kernels.lora import fuse_adapters
+from llmctl.train.kernels.lora import use_fused_lora
 from tests.tiny import save_tiny_model
 
 
@@ -53,18 +53,18 @@ def test_adapters_as_one_operation_have_pefts_gradients(
 ) -> None:
     folder = save_tiny_model(tmp_path, model_type=model_type)
     model = adapted(folder, **options)
-    assert fuse_adapters(model)
+    assert use_fused_lora(model)
     assert_same(model, adapted(folder, **options))
 
 
 def test_adapters_that_are_more_than_two_matrices_stay_pefts(tiny_folder: Path) -> None:
-    assert not fuse_adapters(adapted(tiny_folder, use_dora=True))
-    assert not fuse_adapters(adapted(tiny_folder, lora_dropout=0.5))
+    assert not use_fused_lora(adapted(tiny_folder, use_dora=True))
+    assert not use_fused_lora(adapted(tiny_folder, lora_dropout=0.5))
 
 
 def test_a_disabled_adapter_adds_nothing(tiny_folder: Path) -> None:
     model = adapted(tiny_folder)
-    fuse_adapters(model)
+    use_fused_lora(model)
     ids = torch.arange(9)[None]
     with model.disable_adapter():
         off = model(input_ids=ids).logits

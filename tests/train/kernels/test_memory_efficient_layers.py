@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmctl.train.kernels.memory_efficient_layers import lean_layers
+from llmctl.train.kernels.memory_efficient_layers import use_memory_efficient_layers
 from tests.tiny import save_tiny_model
 from tests.train.kernels.test_lora import adapted, assert_same
 
@@ -28,7 +28,7 @@ def roughen(model: Any) -> Any:
 def test_norms_and_gated_layers_have_the_same_gradients(tmp_path: Path, model_type: str) -> None:
     folder = save_tiny_model(tmp_path, model_type=model_type)
     model = roughen(adapted(folder))
-    lean_layers(model)
+    use_memory_efficient_layers(model)
     kinds = replaced(model)
     assert any(kind.endswith("RMSNorm") for kind in kinds)
     assert any(kind.endswith("MLP") for kind in kinds)
@@ -37,11 +37,11 @@ def test_norms_and_gated_layers_have_the_same_gradients(tmp_path: Path, model_ty
 
 def test_a_layer_with_another_formula_stays_as_it_is(tmp_path: Path) -> None:
     model = roughen(adapted(save_tiny_model(tmp_path, model_type="gemma")))
-    lean_layers(model)  # its norms scale by 1 + weight, and its gate is no SiLU
+    use_memory_efficient_layers(model)  # its norms scale by 1 + weight, and its gate is no SiLU
     assert replaced(model) == set()
 
 
 def test_a_norm_that_learns_itself_stays_as_it_is(tiny_folder: Path) -> None:
     model = adapted(tiny_folder).requires_grad_(True)
-    lean_layers(model)
+    use_memory_efficient_layers(model)
     assert not any(kind.endswith("RMSNorm") for kind in replaced(model))

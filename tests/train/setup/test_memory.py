@@ -9,9 +9,13 @@ import torch
 
 from llmctl.config import TrainConfig
 from llmctl.engine.loading.trainable import ModelMetadata, load_for_training, load_model_metadata
-from llmctl.train.setup.memory import TrainMemory
-from llmctl.train.setup.memory_trace import _Ledger, replay
-from llmctl.train.setup.trainable_parameters import count_trainable, make_lean, make_trainable
+from llmctl.train.setup.memory import TrainMemoryEstimator
+from llmctl.train.setup.memory_trace import StorageTracker, trace_step
+from llmctl.train.setup.trainable_parameters import (
+    count_trainable,
+    make_trainable,
+    optimize_for_training,
+)
 from llmctl.types import ModelSpec
 from tests.tiny import save_tiny_model
 
@@ -64,9 +68,9 @@ def allocated(config: TrainConfig, known: ModelMetadata) -> tuple[int, int]:
     """Run a real step, and count what it allocates at the head and at most."""
     model = load_for_training(known, dtype=weights_type(config), attention=config.attention)
     learning = make_trainable(model, config, None)
-    mixed = make_lean(learning, config, "cpu")
+    mixed = optimize_for_training(learning, config, "cpu")
     mode = torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed and config.dtype != "float32")
-    ledger = _Ledger(learning)
+    ledger = StorageTracker(learning)
     ids = torch.zeros((ROWS, LENGTH), dtype=torch.long)
     with ledger:
         with mode:
@@ -80,7 +84,7 @@ def allocated(config: TrainConfig, known: ModelMetadata) -> tuple[int, int]:
 def test_what_is_replayed_is_what_a_real_step_allocates(folder: Path, case: str) -> None:
     config = resolved(**CASES[case])
     known = outline(folder, config)
-    found = replay(
+    found = trace_step(
         config, known, rows=ROWS, length=LENGTH, dtype=weights_type(config), accumulates=False
     )
     saved, peak = allocated(config, known)
@@ -90,7 +94,7 @@ def test_what_is_replayed_is_what_a_real_step_allocates(folder: Path, case: str)
 
 def test_checkpointing_and_shorter_rows_take_less_and_more_rows_take_more(folder: Path) -> None:
     config = resolved()
-    memory = TrainMemory(outline(folder, config))
+    memory = TrainMemoryEstimator(outline(folder, config))
 
     def activations(length: int = LENGTH, **settings: Any) -> int:
         plan = memory.predict(replace(config, **settings), length=length, supervised=8)
@@ -105,7 +109,7 @@ def test_checkpointing_and_shorter_rows_take_less_and_more_rows_take_more(folder
 def test_weights_gradients_and_state_follow_from_counts(folder: Path) -> None:
     config = resolved(rank=8)
     known = outline(folder, config)
-    memory = TrainMemory(known)
+    memory = TrainMemoryEstimator(known)
     trainable = count_trainable(config, known)
     parts = memory.predict(config, length=LENGTH, supervised=8).parts
     assert parts["adapter"] == parts["gradients"] == 4 * trainable
@@ -118,7 +122,7 @@ def test_weights_gradients_and_state_follow_from_counts(folder: Path) -> None:
     assert four.parts["weights"] < parts["weights"] / 2
     whole = memory.predict(replace(config, method="full"), length=LENGTH, supervised=8)
     assert "adapter" not in whole.parts
-    two = TrainMemory(known, world=2).predict(
+    two = TrainMemoryEstimator(known, world=2).predict(
         replace(config, batch_size=4 * ROWS), length=LENGTH, supervised=8
     )
     assert two.parts["gradients"] == 2 * parts["gradients"]
@@ -126,7 +130,7 @@ def test_weights_gradients_and_state_follow_from_counts(folder: Path) -> None:
 
 def test_pairs_are_read_side_by_side(folder: Path) -> None:
     config = resolved()
-    memory = TrainMemory(outline(folder, config))
+    memory = TrainMemoryEstimator(outline(folder, config))
     single = memory.predict(config, length=LENGTH, supervised=8)
     pair = memory.predict(replace(config, method="dpo"), length=LENGTH, supervised=16)
     assert pair.parts["activations"] == pytest.approx(2 * single.parts["activations"], rel=0.05)
@@ -136,11 +140,11 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(folder: Path) -> Non
     config = resolved(micro_batch_size=64, batch_size=128)
     known = outline(folder, config)
     row = {"length": 256, "supervised": 200}
-    roomy = TrainMemory(known).predict(config, **row)
+    roomy = TrainMemoryEstimator(known).predict(config, **row)
     assert roomy.fits
     # What the process itself holds changes a little from one plan to the next.
     short = 2**26
-    memory = TrainMemory(known, free_bytes=roomy.peak_bytes + roomy.reserve_bytes - short)
+    memory = TrainMemoryEstimator(known, free_bytes=roomy.peak_bytes + roomy.reserve_bytes - short)
     tight = memory.predict(config, **row)
     assert not tight.fits
     found = memory.suggest(config, **row)
@@ -150,7 +154,7 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(folder: Path) -> Non
     assert "activations" in str(error)
     assert "64 rows of up to 256 tokens" in str(error)
     assert "--micro-batch-size 32" in error.hint
-    nothing = TrainMemory(known, free_bytes=1)
+    nothing = TrainMemoryEstimator(known, free_bytes=1)
     plan = nothing.predict(config, **row)
     assert nothing.suggest(config, **row) == ()
     assert "smaller model" in nothing.refuse(plan, ()).hint
@@ -158,6 +162,8 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(folder: Path) -> Non
 
 def test_the_peak_is_the_sum_of_its_parts(folder: Path) -> None:
     config = resolved()
-    plan = TrainMemory(outline(folder, config)).predict(config, length=LENGTH, supervised=8)
+    plan = TrainMemoryEstimator(outline(folder, config)).predict(
+        config, length=LENGTH, supervised=8
+    )
     assert plan.peak_bytes == sum(plan.parts.values())
     assert all(plan.parts.values())

@@ -11,12 +11,12 @@ from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError
 from llmctl.types import ModelSpec
 from tests.tiny import save_tiny_model
-from tests.train.conftest import Teach, Watched
+from tests.train.conftest import EventRecorder, RunFinetune
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "dora", "rslora", "full"])
-def test_a_method_learns(teach: Teach, tmp_path: Path, method: str) -> None:
-    watched = Watched()
+def test_a_method_learns(teach: RunFinetune, tmp_path: Path, method: str) -> None:
+    watched = EventRecorder()
     lengthy = {"epochs": 4, "max_steps": 20, "eval_every": 10}
     report = teach(watched, method=method, dtype="bfloat16", **lengthy)
     assert report.eval_losses[-1][1] < report.eval_losses[0][1] - 0.05
@@ -26,13 +26,13 @@ def test_a_method_learns(teach: Teach, tmp_path: Path, method: str) -> None:
     assert (out / name).is_file()
 
 
-def test_eight_bits_learn_too(teach: Teach) -> None:
+def test_eight_bits_learn_too(teach: RunFinetune) -> None:
     report = teach(quant="8bit", method="qlora", epochs=4, max_steps=20, eval_every=10)
     assert report.eval_losses[-1][1] < report.eval_losses[0][1] - 0.05
 
 
 def test_full_training_is_saved_in_a_model_that_answers_the_same(
-    teach: Teach, tmp_path: Path
+    teach: RunFinetune, tmp_path: Path
 ) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -42,8 +42,8 @@ def test_full_training_is_saved_in_a_model_that_answers_the_same(
     assert sum(p.numel() for p in model.parameters()) > 0
 
 
-def test_an_adapter_is_taught_further(teach: Teach, tmp_path: Path) -> None:
-    first, second = Watched(), Watched()
+def test_an_adapter_is_taught_further(teach: RunFinetune, tmp_path: Path) -> None:
+    first, second = EventRecorder(), EventRecorder()
     teach(first)
     teach(second, model=str(tmp_path / "out"), output=tmp_path / "more", max_steps=2)
     assert second.evals[0] == pytest.approx(first.evals[10], abs=1e-5)
@@ -51,9 +51,9 @@ def test_an_adapter_is_taught_further(teach: Teach, tmp_path: Path) -> None:
 
 
 def test_an_adapter_that_is_taught_further_stays_what_it_was_made(
-    teach: Teach, tmp_path: Path
+    teach: RunFinetune, tmp_path: Path
 ) -> None:
-    made, watched = str(tmp_path / "out"), Watched()
+    made, watched = str(tmp_path / "out"), EventRecorder()
     teach(method="dora", rank=2, alpha=6, dropout=0.1, target_modules=["q_proj"], max_steps=1)
     open_choice = {"rank": None, "model": made, "max_steps": 1, "output": tmp_path / "more"}
     teach(watched, **open_choice)
@@ -72,9 +72,9 @@ def test_an_adapter_that_is_taught_further_stays_what_it_was_made(
 
 
 def test_an_adapter_on_other_weights_than_it_learnt_on_is_told_of(
-    teach: Teach, tiny_folder: Path, tmp_path: Path
+    teach: RunFinetune, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    base, watched = tmp_path / "base", Watched()
+    base, watched = tmp_path / "base", EventRecorder()
     shutil.copytree(tiny_folder, base)
     teach(model=str(base), max_steps=1)
     save_tiny_model(base, initializer_range=0.03)
@@ -116,15 +116,17 @@ def test_embeddings_and_head_stay_in_sixteen_bits_beside_four(tmp_path: Path) ->
     assert model.get_output_embeddings().weight.dtype == torch.bfloat16
 
 
-def test_layers_that_are_not_there_are_named_with_those_that_are(teach: Teach) -> None:
+def test_layers_that_are_not_there_are_named_with_those_that_are(teach: RunFinetune) -> None:
     with pytest.raises(ConfigError, match="no layers called q_porj") as failed:
         teach(target_modules=["q_porj"])
     assert "q_proj" in failed.value.hint
 
 
-def test_packing_gives_the_same_loss_per_token_as_rows_alone(teach: Teach, tmp_path: Path) -> None:
+def test_packing_gives_the_same_loss_per_token_as_rows_alone(
+    teach: RunFinetune, tmp_path: Path
+) -> None:
     """All rows in one step: the same tokens, packed or not."""
-    plain, packed = Watched(), Watched()
+    plain, packed = EventRecorder(), EventRecorder()
     every = {"batch_size": 64, "micro_batch_size": 64, "max_steps": 1, "max_length": 120}
     teach(plain, output=tmp_path / "plain", **every)
     teach(packed, packing=True, **every)
