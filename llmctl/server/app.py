@@ -9,16 +9,16 @@ from llmctl import __version__
 from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine
 from llmctl.server import errors
-from llmctl.server.endpoints.chat import make_router
-from llmctl.server.endpoints.scores import score_router
+from llmctl.server.endpoints.chat import build_router
+from llmctl.server.endpoints.scores import loglikelihood_router
 from llmctl.server.metrics import Metrics
-from llmctl.server.middleware.auth import KeyGuard
-from llmctl.server.middleware.limits import BodyLimit
-from llmctl.server.middleware.request_context import REQUEST_ID_HEADER, Boundary
+from llmctl.server.middleware.auth import ApiKeyMiddleware
+from llmctl.server.middleware.limits import BodyLimitMiddleware
+from llmctl.server.middleware.request_context import REQUEST_ID_HEADER, RequestContextMiddleware
 from llmctl.server.request_log import RequestLog
-from llmctl.server.request_record import Observer
-from llmctl.server.served_model import Serving
-from llmctl.server.truncate_context import DROPPED_HEADER
+from llmctl.server.request_record import RequestObserver
+from llmctl.server.served_model import ServedModel
+from llmctl.server.truncate_context import DROPPED_MESSAGES_HEADER
 
 DEFAULTS = ServeConfig(log_requests=False)
 
@@ -26,7 +26,7 @@ DEFAULTS = ServeConfig(log_requests=False)
 def create_app(
     engine: BaseEngine,
     options: ServeConfig = DEFAULTS,
-    observers: Sequence[Observer] = (),
+    observers: Sequence[RequestObserver] = (),
     *,
     scoring: bool = False,
 ) -> FastAPI:
@@ -45,13 +45,13 @@ def create_app(
         redirect_slashes=False,
     )
     metrics = Metrics(engine)
-    watching: list[Observer] = [metrics, *observers]
+    watching: list[RequestObserver] = [metrics, *observers]
     if options.log_requests:
         watching.append(RequestLog())
     # The last one added is the first to see a request.
-    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=options.max_body_bytes)
     if options.api_keys:
-        app.add_middleware(KeyGuard, keys=options.api_keys)
+        app.add_middleware(ApiKeyMiddleware, keys=options.api_keys)
     if options.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -59,12 +59,12 @@ def create_app(
             allow_methods=["GET", "POST", "DELETE"],
             # OpenAI's client sends a dozen of its own, which change with its versions.
             allow_headers=["*"],
-            expose_headers=[REQUEST_ID_HEADER, DROPPED_HEADER, "retry-after"],
+            expose_headers=[REQUEST_ID_HEADER, DROPPED_MESSAGES_HEADER, "retry-after"],
         )
-    app.add_middleware(Boundary, observers=watching)
-    errors.install(app)
-    serving = Serving(engine, options)
-    app.include_router(make_router(serving, metrics))
+    app.add_middleware(RequestContextMiddleware, observers=watching)
+    errors.install_error_handlers(app)
+    serving = ServedModel(engine, options)
+    app.include_router(build_router(serving, metrics))
     if scoring:
-        app.include_router(score_router(serving))
+        app.include_router(loglikelihood_router(serving))
     return app

@@ -24,15 +24,15 @@ class Cancellable(Protocol):
 C = TypeVar("C", bound=Cancellable)
 
 
-def ignore_acceptance() -> None:
+def ignore_accepted() -> None:
     """Do without being told that a request is in line."""
 
 
-async def chunks_of(
+async def stream_chunks(
     engine: BaseEngine,
     request: GenerationRequest,
     timeout_s: float | None = None,
-    accepted: Callable[[], None] = ignore_acceptance,
+    accepted: Callable[[], None] = ignore_accepted,
 ) -> AsyncGenerator[GenerationChunk, None]:
     """Submit the request and yield its chunks to the last. Closing the generator cancels it.
 
@@ -53,7 +53,7 @@ async def chunks_of(
             loop.call_soon_threadsafe(items.put_nowait, item)
 
     submit = partial(engine.submit, request)
-    with _deadline(loop, items, timeout_s), await submitted(submit) as stream:
+    with _deadline(loop, items, timeout_s), await submit_in_thread(submit) as stream:
         accepted()
         stream.listen(post)
         complete = False
@@ -66,7 +66,7 @@ async def chunks_of(
             raise EngineStoppedError("the server stopped before the reply was complete")
 
 
-async def reading_of(submit: Callable[[], Future[T]], timeout_s: float | None = None) -> T:
+async def await_result(submit: Callable[[], Future[T]], timeout_s: float | None = None) -> T:
     """Wait for what the engine reads, without holding a thread. Cancelling this ends the reading.
 
     Args:
@@ -78,12 +78,12 @@ async def reading_of(submit: Callable[[], Future[T]], timeout_s: float | None = 
     """
     try:
         async with asyncio.timeout(timeout_s):
-            return await asyncio.wrap_future(await submitted(submit))
+            return await asyncio.wrap_future(await submit_in_thread(submit))
     except TimeoutError as error:
-        raise too_late(timeout_s) from error
+        raise timeout_error(timeout_s) from error
 
 
-def too_late(timeout_s: float | None) -> RequestTimeoutError:
+def timeout_error(timeout_s: float | None) -> RequestTimeoutError:
     """Return what answers a request after the server's `--request-timeout`."""
     return RequestTimeoutError(
         f"The reply took longer than this server's limit of {timeout_s:g} seconds.",
@@ -99,14 +99,14 @@ def _deadline(
     if timeout_s is None:
         yield
         return
-    timer = loop.call_later(timeout_s, items.put_nowait, too_late(timeout_s))
+    timer = loop.call_later(timeout_s, items.put_nowait, timeout_error(timeout_s))
     try:
         yield
     finally:
         timer.cancel()
 
 
-async def submitted(submit: Callable[[], C]) -> C:
+async def submit_in_thread(submit: Callable[[], C]) -> C:
     """Submit in a thread: tokenising a long prompt would hold up every other client."""
     submitting = asyncio.ensure_future(asyncio.to_thread(submit))
     try:

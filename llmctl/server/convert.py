@@ -23,7 +23,7 @@ from llmctl.server.schemas.chat_responses import (
     ChoiceLogprobs,
     CompletionUsage,
     PromptTokensDetails,
-    ReplyMessage,
+    ResponseMessage,
     TokenLogprobEntry,
     TopLogprob,
 )
@@ -43,12 +43,12 @@ from llmctl.types import (
 
 T = TypeVar("T")
 
-LEAST_LOGPROB = -9999.0
+MIN_LOGPROB = -9999.0
 """What OpenAI writes for "very unlikely"; JSON has no negative infinity."""
 
 
 @dataclass(frozen=True, slots=True)
-class ReplyHead:
+class ResponseMetadata:
     """What every part of one reply has in common."""
 
     id: str
@@ -191,7 +191,9 @@ def _maybe_tuple(values: list[T] | None) -> tuple[T, ...] | None:
     return None if values is None else tuple(values)
 
 
-def chat_completion(head: ReplyHead, result: GenerationResult, *, logprobs: bool) -> ChatCompletion:
+def chat_completion(
+    head: ResponseMetadata, result: GenerationResult, *, logprobs: bool
+) -> ChatCompletion:
     return ChatCompletion(
         id=head.id,
         created=head.created,
@@ -209,8 +211,8 @@ def chat_completion(head: ReplyHead, result: GenerationResult, *, logprobs: bool
     )
 
 
-def _reply_message(choice: Choice) -> ReplyMessage:
-    message: ReplyMessage = {"role": "assistant", "content": choice.text, "refusal": None}
+def _reply_message(choice: Choice) -> ResponseMessage:
+    message: ResponseMessage = {"role": "assistant", "content": choice.text, "refusal": None}
     if choice.reasoning:
         message["reasoning_content"] = choice.reasoning
     if choice.tool_calls:
@@ -249,5 +251,5 @@ def choice_logprobs(tokens: tuple[TokenLogprob, ...]) -> ChoiceLogprobs:
 
 def _top_logprob(token: TokenProb) -> TopLogprob:
     # NaN is not above anything either.
-    logprob = token.logprob if token.logprob > LEAST_LOGPROB else LEAST_LOGPROB
+    logprob = token.logprob if token.logprob > MIN_LOGPROB else MIN_LOGPROB
     return TopLogprob(token=token.token, logprob=logprob, bytes=list(token.token_bytes))

@@ -11,7 +11,7 @@ from starlette.types import ExceptionHandler
 from llmctl.errors import EngineBusyError, LlmctlError, RequestError
 from llmctl.server.request_record import RequestRecord
 from llmctl.server.schemas.chat_responses import ErrorBody, ErrorResponse
-from llmctl.server.schemas.validation_errors import first_problem
+from llmctl.server.schemas.validation_errors import first_validation_error
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ def error_response(
     )
 
 
-def install(app: FastAPI) -> None:
-    """Answer every expected exception with the envelope; `Boundary` answers the unexpected."""
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every expected exception with the envelope; `RequestContextMiddleware` answers the unexpected."""
     handlers: dict[type[Exception], ExceptionHandler] = {
         LlmctlError: _on_llmctl_error,
         RequestValidationError: _on_invalid_request,
@@ -82,7 +82,7 @@ async def _on_llmctl_error(request: Request, error: Exception) -> Response:
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _answer(request, RequestError.http_status, first_problem(error))
+    return _answer(request, RequestError.http_status, first_validation_error(error))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

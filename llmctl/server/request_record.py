@@ -51,7 +51,7 @@ class RequestRecord:
         self.duration_s = time.perf_counter() - self._begun
 
 
-class Observer(Protocol):
+class RequestObserver(Protocol):
     """Hears of every request once it is over. Called in the event loop: must not block."""
 
     def observe(self, record: RequestRecord) -> None: ...

@@ -14,9 +14,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from llmctl.errors import ConfigError
-from llmctl.server.middleware.limits import PatientProtocol
+from llmctl.server.middleware.limits import HeaderTimeoutProtocol
 
-LAST_WORDS_S = 5.0
+ABORT_GRACE_S = 5.0
 """How long replies cut off at the deadline have to tell their clients."""
 
 KEEP_ALIVE_S = 75
@@ -28,7 +28,7 @@ def bind(host: str, port: int) -> socket.socket:
     """Take a port and listen on it; 0 takes a free one.
 
     It listens at once, or a second server could take the port while this one loads its model.
-    Whoever connects waits for `run`, or for `answering_meanwhile`.
+    Whoever connects waits for `run`, or for `answer_while_loading`.
 
     Raises:
         ConfigError: the port is taken, privileged or no port, or the host is not this machine's.
@@ -73,7 +73,7 @@ def bind(host: str, port: int) -> socket.socket:
                 ) from error
 
 
-def url_of(sock: socket.socket, *, tls: bool = False) -> str:
+def socket_url(sock: socket.socket, *, tls: bool = False) -> str:
     """Return the base URL of what listens on the socket, without `/v1`."""
     host, port = sock.getsockname()[:2]
     address = f"[{host}]" if sock.family == socket.AF_INET6 else host
@@ -102,7 +102,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=PatientProtocol,
+                http=HeaderTimeoutProtocol,
                 ssl_certfile=ssl_certfile,
                 ssl_keyfile=ssl_keyfile,
                 ws="none",
@@ -113,7 +113,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=math.ceil(drain_s + LAST_WORDS_S),
+                timeout_graceful_shutdown=math.ceil(drain_s + ABORT_GRACE_S),
             )
         )
         self.ended_by: signal.Signals | None = None

@@ -10,7 +10,7 @@ from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.stream import ResultAccumulator
 from llmctl.errors import EngineBusyError, ModelNotFoundError, RequestError
-from llmctl.server.async_bridge import chunks_of, ignore_acceptance, reading_of
+from llmctl.server.async_bridge import await_result, ignore_accepted, stream_chunks
 from llmctl.server.request_record import RequestRecord
 from llmctl.server.schemas.chat_responses import Model
 from llmctl.types import GenerationChunk, GenerationRequest, GenerationResult
@@ -18,7 +18,7 @@ from llmctl.types import GenerationChunk, GenerationRequest, GenerationResult
 T = TypeVar("T")
 
 
-class Serving:
+class ServedModel:
     """One engine behind a server. Used in the event loop alone."""
 
     def __init__(self, engine: BaseEngine, options: ServeConfig) -> None:
@@ -91,17 +91,17 @@ class Serving:
             self._in_flight -= 1
 
     async def read(self, submit: Callable[[], Future[T]]) -> T:
-        """Have texts scored or embedded; see `admitted` and `reading_of`."""
+        """Have texts scored or embedded; see `admitted` and `await_result`."""
         with self.admitted():
-            return await reading_of(submit, self.options.request_timeout_s)
+            return await await_result(submit, self.options.request_timeout_s)
 
     async def chunks(
         self,
         request: GenerationRequest,
         record: RequestRecord,
-        accepted: Callable[[], None] = ignore_acceptance,
+        accepted: Callable[[], None] = ignore_accepted,
     ) -> AsyncGenerator[GenerationChunk, None]:
-        """Answer a request, noting in its record how that went; see `chunks_of`.
+        """Answer a request, noting in its record how that went; see `stream_chunks`.
 
         Raises:
             EngineBusyError: as many wait as may.
@@ -110,7 +110,7 @@ class Serving:
             pieces: list[str] | None = None
             if self.options.log_content:
                 record.prompt, pieces = _content(request), []
-            chunks = chunks_of(self.engine, request, self.options.request_timeout_s, accepted)
+            chunks = stream_chunks(self.engine, request, self.options.request_timeout_s, accepted)
             try:
                 async with aclosing(chunks):
                     async for chunk in chunks:

@@ -9,8 +9,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llmctl.errors import LlmctlError
-from llmctl.server.cancel_on_disconnect import unless_gone
-from llmctl.server.convert import ReplyHead, choice_logprobs, usage
+from llmctl.server.cancel_on_disconnect import cancel_on_disconnect
+from llmctl.server.convert import ResponseMetadata, choice_logprobs, usage
 from llmctl.server.errors import INTERNAL_ERROR, error_body, log_failure
 from llmctl.server.request_record import RequestRecord
 from llmctl.server.schemas.chat_responses import (
@@ -64,7 +64,7 @@ class EventStream(Response):
         )
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
-        await unless_gone(self._send_all(send), receive)
+        await cancel_on_disconnect(self._send_all(send), receive)
 
     async def _send_all(self, send: Send) -> None:
         pinging = asyncio.create_task(self._ping(send)) if self._ping_s else None
@@ -101,12 +101,12 @@ class EventStream(Response):
         log_failure(self._record.request_id, error)
         body = error_body(error) if isinstance(error, LlmctlError) else INTERNAL_ERROR
         self._record.error = body.code or body.type
-        return event_of(ErrorResponse(error=body).model_dump_json())
+        return format_event(ErrorResponse(error=body).model_dump_json())
 
 
 async def chat_events(
     chunks: AsyncGenerator[GenerationChunk, None],
-    head: ReplyHead,
+    head: ResponseMetadata,
     *,
     include_usage: bool,
 ) -> AsyncGenerator[bytes, None]:
@@ -116,7 +116,7 @@ async def chat_events(
         chunk = ChatCompletionChunk(
             id=head.id, created=head.created, model=head.model, choices=list(choices), usage=counted
         )
-        return event_of(chunk.model_dump_json(exclude=None if include_usage else {"usage"}))
+        return format_event(chunk.model_dump_json(exclude=None if include_usage else {"usage"}))
 
     begun: set[int] = set()
     called: dict[int, list[str]] = {}
@@ -171,11 +171,11 @@ def _text_choice(chunk: GenerationChunk) -> ChunkChoice:
     )
 
 
-def named_event(name: str, data: str) -> bytes:
+def format_named_event(name: str, data: str) -> bytes:
     """Write one event with its type, as the Responses API has them; `data` is JSON."""
-    return f"event: {name}\n".encode() + event_of(data)
+    return f"event: {name}\n".encode() + format_event(data)
 
 
-def event_of(data: str) -> bytes:
+def format_event(data: str) -> bytes:
     """Write one event; `data` is JSON."""
     return f"data: {data.translate(_LINE_BREAKS)}\n\n".encode()

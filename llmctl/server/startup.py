@@ -11,24 +11,24 @@ from starlette.types import Receive, Scope, Send
 from llmctl.config import ServeConfig
 from llmctl.errors import EngineStoppedError
 from llmctl.server.errors import error_body, error_response
-from llmctl.server.middleware.request_context import Boundary
+from llmctl.server.middleware.request_context import RequestContextMiddleware
 from llmctl.server.run import Server
 
 RETRY_AFTER_S = 5
 """When to ask again whether the model is loaded."""
 
-PATIENCE_S = 1.0
+SHUTDOWN_WAIT_S = 1.0
 """How long the loaded model waits for who has sent half a request."""
 
 
 @contextmanager
-def answering_meanwhile(sock: socket.socket, options: ServeConfig) -> Iterator[None]:
+def answer_while_loading(sock: socket.socket, options: ServeConfig) -> Iterator[None]:
     """Answer on a listening socket from a thread; who comes later is left to the socket's owner.
 
     The caller's own thread loads, so that errors and Ctrl-C come to it.
     """
     server = Server(
-        Boundary(_answer),
+        RequestContextMiddleware(_answer),
         on_deadline=lambda: None,
         drain_s=0,
         ssl_certfile=options.ssl_certfile,
@@ -42,7 +42,7 @@ def answering_meanwhile(sock: socket.socket, options: ServeConfig) -> Iterator[N
         yield
     finally:
         server.should_exit = True
-        thread.join(PATIENCE_S)
+        thread.join(SHUTDOWN_WAIT_S)
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,18 +3,18 @@
 import asyncio
 from dataclasses import replace
 
-from llmctl.server.served_model import Serving
+from llmctl.server.served_model import ServedModel
 from llmctl.types import GenerationRequest, Message
 
-DROPPED_HEADER = "x-llmctl-dropped-messages"
+DROPPED_MESSAGES_HEADER = "x-llmctl-dropped-messages"
 """How many messages a reply was written without."""
 
 LEAST_REPLY = 256
 """Tokens left for a reply whose length nobody has bounded."""
 
 
-async def fitted(
-    request: GenerationRequest, serving: Serving
+async def truncate_context(
+    request: GenerationRequest, serving: ServedModel
 ) -> tuple[GenerationRequest, dict[str, str]]:
     """Drop the oldest turns, as few as will do, if that is wanted and needed.
 
@@ -50,7 +50,7 @@ async def fitted(
     start = await asyncio.to_thread(longest)
     if start == head:
         return request, {}
-    return without(start), {DROPPED_HEADER: str(start - head)}
+    return without(start), {DROPPED_MESSAGES_HEADER: str(start - head)}
 
 
 def _cuts(messages: tuple[Message, ...]) -> list[int]:

@@ -9,7 +9,7 @@ from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine
 from llmctl.evaluation.backend import Candidate, Endpoint
 from llmctl.server.app import create_app
-from llmctl.server.run import Server, bind, url_of
+from llmctl.server.run import Server, bind, socket_url
 
 HOST = "127.0.0.1"
 MAX_BODY_BYTES = 256 * 2**20
@@ -51,7 +51,7 @@ def serve_privately(engine: BaseEngine) -> Iterator[Endpoint]:
     )
     thread.start()
     try:
-        yield Endpoint(f"{url_of(sock)}/v1", engine.info().model_id, key)
+        yield Endpoint(f"{socket_url(sock)}/v1", engine.info().model_id, key)
     finally:
         server.should_exit = True
         thread.join()

@@ -14,9 +14,9 @@ from llmctl.errors import ConfigError, LlmctlError
 from llmctl.monitor import open_tracker, tracked
 from llmctl.monitor.serving_monitor import ServingMonitor
 from llmctl.server.app import create_app
-from llmctl.server.request_record import Observer, RequestRecord
-from llmctl.server.run import bind, run, url_of
-from llmctl.server.startup import answering_meanwhile
+from llmctl.server.request_record import RequestObserver, RequestRecord
+from llmctl.server.run import bind, run, socket_url
+from llmctl.server.startup import answer_while_loading
 from llmctl.types import (
     EngineInfo,
     ModelSpec,
@@ -51,12 +51,12 @@ def serve(
         create_engine(spec) as engine,
         ExitStack() as stack,
     ):
-        with answering_meanwhile(sock, options):
+        with answer_while_loading(sock, options):
             engine.load(progress)
             for name, folder in options.adapters:
                 engine.load_adapter(name, folder)
             observers = stack.enter_context(_tracking(engine, options, progress, warn))
-        url, info = url_of(sock, tls=options.ssl_certfile is not None), engine.info()
+        url, info = socket_url(sock, tls=options.ssl_certfile is not None), engine.info()
         return run(
             create_app(engine, options, observers),
             sock,
@@ -88,7 +88,7 @@ def _tracking(
     options: ServeConfig,
     progress: ProgressCallback,
     warn: Callable[[str], None],
-) -> Iterator[list[Observer]]:
+) -> Iterator[list[RequestObserver]]:
     """Keep a run of this server, if it is to be tracked."""
     if not options.track:
         yield []

@@ -12,7 +12,7 @@ from llmctl.engine.openai.wire import api_url
 from llmctl.errors import ConfigError, EngineFailedError, LlmctlError
 from llmctl.types import Message
 from tests.fakes import FakeEngine
-from tests.server.servers import running
+from tests.server.servers import running_server
 
 ASKED = [Message("user", "one"), Message("assistant", "two"), Message("user", "three")]
 PLAN = BenchConfig(max_tokens=5)
@@ -27,7 +27,7 @@ def over_http(engine: FakeEngine, plan: BenchConfig = PLAN, **fields: Any) -> Ti
         finally:
             await target.close()
 
-    with running(engine) as url:
+    with running_server(engine) as url:
         return asyncio.run(talk(url))
 
 

@@ -7,11 +7,11 @@ import pytest
 
 from tests.cli.chat_server import SCRIPT, Place
 from tests.cli.scripted import ScriptedEngine
-from tests.server.servers import running
+from tests.server.servers import running_server
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     engine = ScriptedEngine(SCRIPT)
-    with running(engine, served_names=("alias",)) as url:
+    with running_server(engine, served_names=("alias",)) as url:
         yield Place(engine, url, tmp_path / "home")

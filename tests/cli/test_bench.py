@@ -16,7 +16,7 @@ from llmctl.errors import EngineFailedError
 from llmctl.types import GenerationRequest
 from tests.cli.process import COMMAND, error_lines, run
 from tests.fakes import FakeEngine
-from tests.server.servers import eventually, running
+from tests.server.servers import running_server, wait_until
 
 SMALL = ("--concurrency", "1,2", "--requests", "1", "--max-tokens", "2")
 
@@ -49,7 +49,7 @@ def bench(capsys: pytest.CaptureFixture[str]) -> Bench:
 
 def test_a_server_is_measured_level_by_level(bench: Bench) -> None:
     engine = FakeEngine()
-    with running(engine) as url:
+    with running_server(engine) as url:
         done = bench("--base-url", url)
     assert done.code == 0, done.err
     assert [cells[:3] for cells in done.cells] == [["short", "1", "7"], ["short", "2", "7"]]
@@ -61,7 +61,7 @@ def test_a_server_is_measured_level_by_level(bench: Bench) -> None:
 def test_two_servers_take_turns_and_are_asked_the_same(bench: Bench, tmp_path: Path) -> None:
     first, second = FakeEngine(), FakeEngine(("Hello",))
     picture = tmp_path / "figures.png"
-    with running(first) as url, running(second) as other:
+    with running_server(first) as url, running_server(second) as other:
         done = bench(
             *("--base-url", url, "--vs", other, "--prompts", "all", "--rounds", "1", "--json"),
             *("--label", "one", "--label", "two", "--plot", str(picture), "--seed", "5"),
@@ -81,7 +81,7 @@ def test_two_servers_take_turns_and_are_asked_the_same(bench: Bench, tmp_path: P
 
 def test_every_round_and_every_run_has_prompts_of_its_own(bench: Bench) -> None:
     engine = FakeEngine()
-    with running(engine) as url:
+    with running_server(engine) as url:
         for _ in range(2):
             bench("--base-url", url, "--rounds", "2")
     prompts = [request.messages[0].content for request in engine.requests]
@@ -107,7 +107,7 @@ def test_a_server_that_is_not_there_is_one_error() -> None:
 
 
 def test_a_server_that_fails_every_request_is_a_failure_with_its_reason(bench: Bench) -> None:
-    with running(FakeEngine(fail=EngineFailedError("it broke"))) as url:
+    with running_server(FakeEngine(fail=EngineFailedError("it broke"))) as url:
         done = bench("--base-url", url, "--warmup", "0")
     assert done.code == 1
     assert [cells[-1] for cells in done.cells] == ["1", "2"]
@@ -126,14 +126,14 @@ def test_ctrl_c_prints_what_was_measured_and_exits_130() -> None:
             return super().submit(request)
 
     engine = StopsAfterFive()
-    with running(engine) as url:
+    with running_server(engine) as url:
         process = subprocess.Popen(
             [*COMMAND, "bench", *SMALL, "--concurrency", "1,2,4", "--base-url", url],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert eventually(lambda: engine.hold is not None, within_s=60)
+        assert wait_until(lambda: engine.hold is not None, within_s=60)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130

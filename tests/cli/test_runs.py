@@ -22,7 +22,7 @@ from llmctl.cli.app import main
 from llmctl.cli.views import curve
 from tests.cli.process import COMMAND, error_lines
 from tests.monitor.tracking_history import TrackingHistory, empty_home, end_tracker, start_tracker
-from tests.server.servers import eventually
+from tests.server.servers import wait_until
 
 
 class Ended(NamedTuple):
@@ -277,7 +277,7 @@ def test_the_web_page_answers_and_ends_with_all_its_processes(
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert eventually(lambda: not any(member.is_running() for member in family), within_s=5)
+    assert wait_until(lambda: not any(member.is_running() for member in family), within_s=5)
 
 
 def test_a_taken_port_is_refused_before_the_page_is_started(runs: Runs) -> None:

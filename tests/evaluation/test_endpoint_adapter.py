@@ -18,7 +18,7 @@ from tests.evaluation.answering import answering as judging
 from tests.evaluation.answering import chat_reply
 from tests.evaluation.benchmark_files import choice_exam
 from tests.evaluation.flaky_server import answering
-from tests.server.servers import running
+from tests.server.servers import running_server
 
 
 def plan(folder: Path, mode: EvalMode) -> SuitePlan:
@@ -37,7 +37,7 @@ def test_a_server_of_ours_and_its_engine_score_alike(
     tiny: HFRunner, tmp_path: Path, mode: EvalMode
 ) -> None:
     asked = plan(tmp_path, mode)
-    with running(tiny) as url:
+    with running_server(tiny) as url:
         place = endpoint(url, None, "")
         served = NativeBackend().run([asked], place, lambda _: None, ignore_progress)
     direct = NativeBackend().run([asked], tiny, lambda _: None, ignore_progress)

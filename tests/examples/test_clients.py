@@ -9,7 +9,7 @@ import pytest
 
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.types import ModelSpec
-from tests.server.servers import running
+from tests.server.servers import running_server
 from tests.tiny import save_tiny_model
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -22,7 +22,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     with HFRunner(ModelSpec(str(folder), device="cpu")) as engine:
         engine.load()
-        with running(engine) as url:
+        with running_server(engine) as url:
             yield url
 
 

@@ -14,7 +14,7 @@ from llmctl.server.app import create_app
 from llmctl.server.run import Server, bind
 from tests.examples.bot_api import BotAPI, bot_api
 from tests.fakes import FakeEngine
-from tests.server.servers import eventually, running
+from tests.server.servers import running_server, wait_until
 
 pytest.importorskip("telegram")
 
@@ -39,12 +39,12 @@ def bot(api: BotAPI, url: str) -> Iterator[None]:
 
 def soon(api: BotAPI, chat: int, *texts: str) -> None:
     """Wait until the bot's messages in a chat are these."""
-    assert eventually(lambda: api.texts(chat) == list(texts), within_s=20), api.texts(chat)
+    assert wait_until(lambda: api.texts(chat) == list(texts), within_s=20), api.texts(chat)
 
 
 def test_people_are_answered_each_in_their_own_conversation() -> None:
     engine = FakeEngine(("Hel", "lo"))
-    with running(engine) as url, bot_api() as api, bot(api, url):
+    with running_server(engine) as url, bot_api() as api, bot(api, url):
         api.say(7, "Hi")
         api.say(8, "Good day")
         soon(api, 7, "Hello")
@@ -64,12 +64,12 @@ def test_people_are_answered_each_in_their_own_conversation() -> None:
 
 def test_an_answer_is_shown_as_it_grows_and_stops_when_told() -> None:
     engine = FakeEngine(("Begun", " and ended"), hold=threading.Event())
-    with running(engine) as url, bot_api() as api, bot(api, url):
+    with running_server(engine) as url, bot_api() as api, bot(api, url):
         api.say(7, "Hi")
         soon(api, 7, "Begun")
         api.say(7, "/stop")
         soon(api, 7, "Begun ⏹")
-        assert eventually(lambda: engine.in_flight == 0)
+        assert wait_until(lambda: engine.in_flight == 0)
         assert engine.hold is not None
         engine.hold.set()
         api.say(7, "Go on")
@@ -79,11 +79,11 @@ def test_an_answer_is_shown_as_it_grows_and_stops_when_told() -> None:
 
 def test_edits_keep_to_telegrams_limits() -> None:
     engine = FakeEngine(tuple(f"word{i} " * 40 for i in range(60)))
-    with running(engine) as url, bot_api() as api, bot(api, url):
+    with running_server(engine) as url, bot_api() as api, bot(api, url):
         api.limit_next_edits = 1
         api.say(7, "Much, please")
         whole = "".join(engine.pieces)  # type: ignore[arg-type]
-        assert eventually(lambda: "".join(api.texts(7)).strip() == whole.strip(), within_s=30)
+        assert wait_until(lambda: "".join(api.texts(7)).strip() == whole.strip(), within_s=30)
     assert all(len(text) <= 4096 for text in api.texts(7))
     assert len(api.texts(7)) > 1
 
@@ -101,7 +101,7 @@ def test_a_server_that_restarts_is_waited_for() -> None:
         server.should_exit = True
         thread.join()
         api.say(7, "Still there?")
-        assert eventually(lambda: api.texts(7) == ["One", "…"], within_s=10)
+        assert wait_until(lambda: api.texts(7) == ["One", "…"], within_s=10)
         second = FakeEngine(("Two",))
         sock = bind("127.0.0.1", port)
         server = Server(create_app(second), on_deadline=second.close, drain_s=1)

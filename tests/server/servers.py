@@ -14,7 +14,7 @@ import httpx
 from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine
 from llmctl.server.app import create_app
-from llmctl.server.run import Server, bind, url_of
+from llmctl.server.run import Server, bind, socket_url
 from tests.fakes import FakeEngine
 
 CHAT = "/v1/chat/completions"
@@ -24,7 +24,7 @@ def chat_body(**fields: Any) -> dict[str, Any]:
     return {"model": "fake-model", "messages": [{"role": "user", "content": "hi"}]} | fields
 
 
-def request(engine: BaseEngine, method: str, path: str, **options: Any) -> httpx.Response:
+def send_request(engine: BaseEngine, method: str, path: str, **options: Any) -> httpx.Response:
     """Send one request to the bare app."""
     names = {f.name for f in fields(ServeConfig)}
     chosen = {name: options.pop(name) for name in list(options) if name in names}
@@ -38,11 +38,11 @@ def request(engine: BaseEngine, method: str, path: str, **options: Any) -> httpx
     return asyncio.run(send())
 
 
-def chat(engine: BaseEngine | None = None, **fields: Any) -> httpx.Response:
-    return request(engine or FakeEngine(), "POST", CHAT, json=chat_body(**fields))
+def post_chat(engine: BaseEngine | None = None, **fields: Any) -> httpx.Response:
+    return send_request(engine or FakeEngine(), "POST", CHAT, json=chat_body(**fields))
 
 
-def error_of(response: httpx.Response) -> dict[str, Any]:
+def error_body(response: httpx.Response) -> dict[str, Any]:
     body = response.json()
     assert body.keys() == {"error"}
     error: dict[str, Any] = body["error"]
@@ -50,7 +50,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     return error
 
 
-def events_of(response: httpx.Response) -> list[Any]:
+def sse_events(response: httpx.Response) -> list[Any]:
     """Read a stream as a careless client does: line by line, wherever `splitlines` sees one."""
     lines = [line for line in response.text.splitlines() if line]
     assert all(line.startswith("data: ") for line in lines)
@@ -59,7 +59,7 @@ def events_of(response: httpx.Response) -> list[Any]:
 
 
 @contextmanager
-def running(engine: BaseEngine, **options: Any) -> Iterator[str]:
+def running_server(engine: BaseEngine, **options: Any) -> Iterator[str]:
     """Run a real server in a thread; yield its URL."""
     sock = bind("127.0.0.1", 0)
     app = create_app(engine, ServeConfig(**{"log_requests": False} | options))
@@ -67,13 +67,13 @@ def running(engine: BaseEngine, **options: Any) -> Iterator[str]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     try:
-        yield url_of(sock)
+        yield socket_url(sock)
     finally:
         server.should_exit = True
         thread.join()
 
 
-def eventually(condition: Callable[[], bool], within_s: float = 5) -> bool:
+def wait_until(condition: Callable[[], bool], within_s: float = 5) -> bool:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if condition():

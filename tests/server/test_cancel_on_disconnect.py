@@ -11,7 +11,7 @@ import pytest
 from llmctl.engine.stream import GenerationStream
 from llmctl.types import GenerationRequest
 from tests.fakes import FakeEngine
-from tests.server.servers import CHAT, chat_body, eventually, running
+from tests.server.servers import CHAT, chat_body, running_server, wait_until
 
 
 class SlowToSubmit(FakeEngine):
@@ -35,7 +35,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def url(engine: FakeEngine) -> Iterator[str]:
-    with running(engine) as url:
+    with running_server(engine) as url:
         yield url
 
 
@@ -52,32 +52,32 @@ def send_request(url: str, *, stream: bool) -> socket.socket:
 @pytest.mark.parametrize("stream", [False, True])
 def test_hanging_up_cancels_the_request(engine: FakeEngine, url: str, stream: bool) -> None:
     connection = send_request(url, stream=stream)
-    assert eventually(lambda: bool(engine.streams))
+    assert wait_until(lambda: bool(engine.streams))
     if stream:
         assert connection.recv(1000)
     assert not engine.streams[0].cancelled
     connection.close()
-    assert eventually(lambda: engine.streams[0].cancelled)
-    assert eventually(lambda: engine.in_flight == 0)
+    assert wait_until(lambda: engine.streams[0].cancelled)
+    assert wait_until(lambda: engine.in_flight == 0)
     assert httpx.get(f"{url}/health").status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_hanging_up_before_the_request_is_submitted_cancels_it_too(stream: bool) -> None:
     engine = SlowToSubmit()
-    with running(engine) as url:
+    with running_server(engine) as url:
         connection = send_request(url, stream=stream)
         assert engine.submitting.wait(5)
         connection.close()
         # A second request shows that the server has seen the first one go.
         assert httpx.get(f"{url}/health").status_code == 200
         engine.go.set()
-        assert eventually(lambda: bool(engine.streams) and engine.streams[0].cancelled)
+        assert wait_until(lambda: bool(engine.streams) and engine.streams[0].cancelled)
 
 
 def test_a_client_that_stays_is_not_cancelled(engine: FakeEngine, url: str) -> None:
     connection = send_request(url, stream=True)
-    assert eventually(lambda: bool(engine.streams))
+    assert wait_until(lambda: bool(engine.streams))
     assert engine.hold is not None
     engine.hold.set()
     received = b""

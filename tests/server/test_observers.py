@@ -7,7 +7,7 @@ import pytest
 
 from llmctl.errors import EngineFailedError
 from tests.fakes import FakeEngine
-from tests.server.servers import CHAT, chat_body, request
+from tests.server.servers import CHAT, chat_body, send_request
 
 
 def logged(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -19,7 +19,7 @@ def test_a_request_is_a_line_without_what_was_said(
     stream: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     body = chat_body(stream=stream, messages=[{"role": "user", "content": "a secret"}])
-    reply = request(FakeEngine(), "POST", CHAT, json=body, log_requests=True)
+    reply = send_request(FakeEngine(), "POST", CHAT, json=body, log_requests=True)
     (line,) = logged(capsys)
     assert line["request_id"] == reply.headers["x-request-id"]
     assert (line["method"], line["path"], line["status"]) == ("POST", CHAT, 200)
@@ -31,7 +31,7 @@ def test_a_request_is_a_line_without_what_was_said(
 
 
 def test_content_is_logged_where_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    request(FakeEngine(), "POST", CHAT, json=chat_body(), log_requests=True, log_content=True)
+    send_request(FakeEngine(), "POST", CHAT, json=chat_body(), log_requests=True, log_content=True)
     (line,) = logged(capsys)
     assert line["prompt"] == [{"role": "user", "content": "hi"}]
     assert line["answer"] == "Hello"
@@ -39,9 +39,9 @@ def test_content_is_logged_where_that_is_asked_for(capsys: pytest.CaptureFixture
 
 def test_failures_are_logged_with_their_code(capsys: pytest.CaptureFixture[str]) -> None:
     body = chat_body(model="nobody")
-    request(FakeEngine(), "POST", CHAT, json=body, log_requests=True)
+    send_request(FakeEngine(), "POST", CHAT, json=body, log_requests=True)
     failing = FakeEngine(fail=EngineFailedError("broken"))
-    request(failing, "POST", CHAT, json=chat_body(stream=True), log_requests=True)
+    send_request(failing, "POST", CHAT, json=chat_body(stream=True), log_requests=True)
     unknown, broken = logged(capsys)
     assert (unknown["status"], unknown["error"]) == (404, "model_not_found")
     assert (broken["status"], broken["error"]) == (200, "server_error")
@@ -50,9 +50,9 @@ def test_failures_are_logged_with_their_code(capsys: pytest.CaptureFixture[str])
 def test_who_is_refused_at_the_door_is_logged_with_the_code(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    request(FakeEngine(), "GET", "/v1/models", log_requests=True, api_keys=("k",))
+    send_request(FakeEngine(), "GET", "/v1/models", log_requests=True, api_keys=("k",))
     large = {"json": chat_body(user="x" * 5000), "max_body_bytes": 4096}
-    request(FakeEngine(), "POST", CHAT, log_requests=True, **large)
+    send_request(FakeEngine(), "POST", CHAT, log_requests=True, **large)
     stranger, glutton = logged(capsys)
     assert (stranger["status"], stranger["error"]) == (401, "invalid_api_key")
     assert (glutton["status"], glutton["error"]) == (413, "request_too_large")
@@ -60,7 +60,7 @@ def test_who_is_refused_at_the_door_is_logged_with_the_code(
 
 def test_a_watching_machine_leaves_no_lines(capsys: pytest.CaptureFixture[str]) -> None:
     for path in ("/health", "/ready", "/metrics"):
-        assert request(FakeEngine(), "GET", path, log_requests=True).status_code == 200
+        assert send_request(FakeEngine(), "GET", path, log_requests=True).status_code == 200
     assert logged(capsys) == []
 
 

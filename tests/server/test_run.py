@@ -19,12 +19,12 @@ from llmctl.config import ServeConfig
 from llmctl.engine.registry import BACKENDS
 from llmctl.errors import ConfigError, ModelLoadError
 from llmctl.server.app import create_app
-from llmctl.server.run import Server, bind, url_of
-from llmctl.server.startup import answering_meanwhile
+from llmctl.server.run import Server, bind, socket_url
+from llmctl.server.startup import answer_while_loading
 from llmctl.services.serve import serve
 from llmctl.types import ModelSpec, ProgressCallback, ignore_progress
 from tests.fakes import FakeEngine
-from tests.server.servers import CHAT, chat_body, error_of, events_of
+from tests.server.servers import CHAT, chat_body, error_body, sse_events
 
 
 def has_ipv6() -> bool:
@@ -101,7 +101,7 @@ def test_replies_still_running_at_the_deadline_are_told() -> None:
             next(lines)
             server.popen.send_signal(signal.SIGTERM)
             response_text = "".join(f"{line}\n" for line in lines)
-        last = events_of(httpx.Response(200, text=response_text))[-1]
+        last = sse_events(httpx.Response(200, text=response_text))[-1]
         assert last["error"]["type"] == "server_error"
         _, err, took_s = server.end()
         assert err == ""
@@ -127,7 +127,7 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
 
 def test_port_0_takes_a_free_port() -> None:
     with closing(bind("127.0.0.1", 0)) as sock:
-        assert url_of(sock) == f"http://127.0.0.1:{sock.getsockname()[1]}"
+        assert socket_url(sock) == f"http://127.0.0.1:{sock.getsockname()[1]}"
 
 
 def test_a_taken_port_is_named_with_a_way_out() -> None:
@@ -179,7 +179,7 @@ def test_who_comes_while_the_model_loads_is_told_so(
     assert (health.status_code, health.json()) == (200, {"status": "loading"})
     for reply in (ready, chat):
         assert reply.status_code == 503
-        assert "is being loaded" in error_of(reply)["message"]
+        assert "is being loaded" in error_body(reply)["message"]
         assert int(reply.headers["retry-after"]) >= 1
     assert refuses_connections(LoadingEngine.url)
 
@@ -189,16 +189,16 @@ def test_the_loaded_model_answers_next_whoever_is_half_way_through_a_request() -
         with (
             socket.create_connection(sock.getsockname()) as idle,
             socket.create_connection(sock.getsockname()) as slow,
-            answering_meanwhile(sock, ServeConfig()),
+            answer_while_loading(sock, ServeConfig()),
         ):
             idle.sendall(b"GET /health HTTP/1.1\r\n")
             slow.sendall(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
-            assert httpx.get(url_of(sock) + "/health").status_code == 200
+            assert httpx.get(socket_url(sock) + "/health").status_code == 200
         server = Server(create_app(FakeEngine()), on_deadline=lambda: None, drain_s=0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
         try:
-            assert httpx.get(url_of(sock) + "/ready").json()["status"] == "ready"
+            assert httpx.get(socket_url(sock) + "/ready").json()["status"] == "ready"
         finally:
             server.should_exit = True
             thread.join()
@@ -236,7 +236,7 @@ def test_localhost_is_the_ipv4_address_most_clients_try() -> None:
 @needs_ipv6
 def test_an_ipv6_address_is_bracketed_in_the_url() -> None:
     with closing(bind("::1", 0)) as sock:
-        assert url_of(sock).startswith("http://[::1]:")
+        assert socket_url(sock).startswith("http://[::1]:")
 
 
 @needs_ipv6

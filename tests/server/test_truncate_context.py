@@ -7,7 +7,7 @@ import pytest
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.types import GenerationRequest, Message, Tool
 from tests.fakes import FakeEngine
-from tests.server.servers import CHAT, chat_body, error_of, request
+from tests.server.servers import CHAT, chat_body, error_body, send_request
 
 SYSTEM = {"role": "system", "content": "s" * 10}
 
@@ -27,7 +27,7 @@ def conversation(turns: int, size: int = 10) -> list[dict[str, Any]]:
 def test_as_few_of_the_oldest_turns_as_will_do_are_dropped(stream: bool) -> None:
     engine = FakeEngine()
     body = chat_body(messages=conversation(8), max_tokens=20, stream=stream)
-    reply = request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
+    reply = send_request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
     assert reply.status_code == 200
     (asked,) = engine.requests
     assert engine.count_tokens(asked.messages) <= 128 - 20
@@ -42,21 +42,21 @@ def test_as_few_of_the_oldest_turns_as_will_do_are_dropped(stream: bool) -> None
 def test_what_fits_is_left_alone() -> None:
     engine = FakeEngine()
     body = chat_body(messages=conversation(2), max_tokens=20)
-    reply = request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
+    reply = send_request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
     assert len(engine.requests[0].messages) == 6
     assert "x-llmctl-dropped-messages" not in reply.headers
 
 
 def test_nothing_is_dropped_unless_that_was_asked_for() -> None:
     engine = FakeEngine()
-    request(engine, "POST", CHAT, json=chat_body(messages=conversation(8)))
+    send_request(engine, "POST", CHAT, json=chat_body(messages=conversation(8)))
     assert len(engine.requests[0].messages) == 18
 
 
 def test_the_last_question_is_never_dropped() -> None:
     engine = FakeEngine()
     body = chat_body(messages=conversation(2, size=200))
-    request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
+    send_request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
     assert [m.role for m in engine.requests[0].messages] == ["system", "user"]
 
 
@@ -69,7 +69,7 @@ def test_a_response_loses_its_oldest_items_as_a_chat_does(stream: bool) -> None:
         "max_output_tokens": 20,
         "stream": stream,
     }
-    reply = request(engine, "POST", "/v1/responses", json=body, overflow="truncate-oldest")
+    reply = send_request(engine, "POST", "/v1/responses", json=body, overflow="truncate-oldest")
     assert reply.status_code == 200
     (asked,) = engine.requests
     assert 128 - 40 < engine.count_tokens(asked.messages) <= 128 - 20
@@ -80,7 +80,7 @@ def test_tools_take_room_that_turns_must_leave() -> None:
     engine = FakeEngine()
     tool = {"type": "function", "function": {"name": "f" * 50}}
     body = chat_body(messages=conversation(4), max_tokens=20, tools=[tool])
-    request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
+    send_request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
     assert 128 - 90 < engine.count_tokens(engine.requests[0].messages) <= 128 - 70
 
 
@@ -92,5 +92,5 @@ def test_what_is_counted_is_what_the_engine_would_read(tiny: HFRunner) -> None:
         tools=(Tool("add", "adds " * 40, None),),
         required_tools=("add",),
     )
-    refused = error_of(request(tiny, "POST", CHAT, json=body, overflow="truncate-oldest"))
+    refused = error_body(send_request(tiny, "POST", CHAT, json=body, overflow="truncate-oldest"))
     assert f"resulted in {tiny.count_prompt(asked)} tokens" in refused["message"]

@@ -10,7 +10,7 @@ import pytest
 
 from llmctl.engine.chat.response_delta import ResponseDelta
 from tests.fakes import FakeEngine
-from tests.server.servers import eventually, running
+from tests.server.servers import running_server, wait_until
 
 webdriver = pytest.importorskip("selenium.webdriver")
 
@@ -38,7 +38,7 @@ def find(browser: Any, selector: str) -> Any:
 
 def opened(browser: Any, url: str) -> None:
     browser.get(url)
-    assert eventually(lambda: find(browser, "#model").get_property("value") == "fake-model")
+    assert wait_until(lambda: find(browser, "#model").get_property("value") == "fake-model")
 
 
 def ask(browser: Any, text: str) -> None:
@@ -55,17 +55,17 @@ def idle(browser: Any) -> bool:
 
 def test_a_person_chats_and_the_next_turn_brings_the_first_along(browser: Any) -> None:
     engine = FakeEngine(("**Hel", "lo** `x`", "\n\n```py\nif a < b: pass\n```\n- one\n- two"))
-    with running(engine) as url:
+    with running_server(engine) as url:
         opened(browser, url)
         ask(browser, "Hi")
-        assert eventually(lambda: "tokens" in find(browser, "main").text)
+        assert wait_until(lambda: "tokens" in find(browser, "main").text)
         reply = last_reply(browser)
         assert reply.find_element("css selector", "strong").text == "Hello"
         assert reply.find_element("css selector", "pre").text == "if a < b: pass"
         assert len(reply.find_elements("css selector", "li")) == 2
         ask(browser, "And?")
-        assert eventually(lambda: len(engine.requests) == 2)
-        assert eventually(lambda: idle(browser))
+        assert wait_until(lambda: len(engine.requests) == 2)
+        assert wait_until(lambda: idle(browser))
     assert [m.role for m in engine.requests[1].messages] == ["user", "assistant", "user"]
     errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert errors == []
@@ -73,14 +73,14 @@ def test_a_person_chats_and_the_next_turn_brings_the_first_along(browser: Any) -
 
 def test_settings_reach_the_engine(browser: Any) -> None:
     engine = FakeEngine()
-    with running(engine) as url:
+    with running_server(engine) as url:
         opened(browser, url)
         find(browser, "#toggle").click()
         find(browser, "#system").send_keys("Be brief.")
         find(browser, "#temperature").send_keys("0.3")
         find(browser, "#max_tokens").send_keys("9")
         ask(browser, "Hi")
-        assert eventually(lambda: len(engine.requests) == 1)
+        assert wait_until(lambda: len(engine.requests) == 1)
     request = engine.requests[0]
     assert (request.messages[0].role, request.messages[0].content) == ("system", "Be brief.")
     assert (request.sampling.temperature, request.sampling.max_new_tokens) == (0.3, 9)
@@ -89,24 +89,24 @@ def test_settings_reach_the_engine(browser: Any) -> None:
 
 def test_stop_keeps_what_came_and_frees_the_row(browser: Any) -> None:
     engine = FakeEngine(("Begun", " never"), hold=threading.Event())
-    with running(engine) as url:
+    with running_server(engine) as url:
         opened(browser, url)
         ask(browser, "Hi")
-        assert eventually(lambda: "Begun" in find(browser, "main").text)
+        assert wait_until(lambda: "Begun" in find(browser, "main").text)
         find(browser, "#send").click()
-        assert eventually(lambda: "stopped" in find(browser, "main").text)
+        assert wait_until(lambda: "stopped" in find(browser, "main").text)
         assert last_reply(browser).text == "Begun"
-        assert eventually(lambda: engine.in_flight == 0)
+        assert wait_until(lambda: engine.in_flight == 0)
 
 
 def test_what_a_model_writes_is_never_html(browser: Any) -> None:
     attack = '<img src=x onerror="document.title=1"> <script>document.title=2</script>'
     link = "[x](javascript:alert(1)) [y](https://a.example/?q=<b>)"
-    with running(FakeEngine((attack, link))) as url:
+    with running_server(FakeEngine((attack, link))) as url:
         opened(browser, url)
         title = browser.title
         ask(browser, attack)
-        assert eventually(lambda: "javascript" in find(browser, "main").text)
+        assert wait_until(lambda: "javascript" in find(browser, "main").text)
         assert browser.find_elements("css selector", ".turn img, .turn script") == []
         links = browser.find_elements("css selector", ".turn a")
         assert all(a.get_attribute("href").startswith("https://") for a in links)
@@ -114,26 +114,26 @@ def test_what_a_model_writes_is_never_html(browser: Any) -> None:
 
 
 def test_reasoning_is_folded_away(browser: Any) -> None:
-    with running(FakeEngine((ResponseDelta(reasoning="Hm."), "Yes."))) as url:
+    with running_server(FakeEngine((ResponseDelta(reasoning="Hm."), "Yes."))) as url:
         opened(browser, url)
         ask(browser, "Hi")
-        assert eventually(lambda: "tokens" in find(browser, "main").text)
+        assert wait_until(lambda: "tokens" in find(browser, "main").text)
         assert find(browser, "details summary").text == "Reasoning"
         assert find(browser, "details").get_attribute("open") is None
 
 
 def test_a_person_is_asked_for_the_key(browser: Any) -> None:
-    with running(FakeEngine(), api_keys=("secret",)) as url:
+    with running_server(FakeEngine(), api_keys=("secret",)) as url:
         browser.get(url)
-        assert eventually(lambda: "API key" in find(browser, "main .error").text)
+        assert wait_until(lambda: "API key" in find(browser, "main .error").text)
         key = find(browser, "#key")
         key.send_keys("secret\t")
-        assert eventually(lambda: find(browser, "#model").get_property("value") == "fake-model")
+        assert wait_until(lambda: find(browser, "#model").get_property("value") == "fake-model")
         key.clear()
 
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:
-    with running(FakeEngine()) as url:
+    with running_server(FakeEngine()) as url:
         page = httpx.get(url)
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["content-security-policy"]

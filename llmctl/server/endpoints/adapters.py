@@ -8,11 +8,11 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from llmctl.errors import ModelNotFoundError, UnsupportedError
-from llmctl.server.schemas.chat import WireRequest
-from llmctl.server.served_model import Serving
+from llmctl.server.schemas.chat import StrictModel
+from llmctl.server.served_model import ServedModel
 
 
-class AdapterRequest(WireRequest):
+class AdapterRequest(StrictModel):
     name: str
     """Of a folder within the server's `--adapter-dir`."""
 
@@ -37,7 +37,7 @@ class AdapterDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-def add_adapter_routes(router: APIRouter, serving: Serving) -> None:
+def add_adapter_routes(router: APIRouter, serving: ServedModel) -> None:
     """Add what loads, lists and unloads adapters."""
     engine, home = serving.engine, serving.options.adapter_dir
     loading = asyncio.Lock()

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
 from llmctl.errors import EngineStoppedError
-from llmctl.server.cancel_on_disconnect import unless_gone
-from llmctl.server.convert import ReplyHead, chat_completion, generation_request
+from llmctl.server.cancel_on_disconnect import cancel_on_disconnect
+from llmctl.server.convert import ResponseMetadata, chat_completion, generation_request
 from llmctl.server.endpoints.adapters import add_adapter_routes
 from llmctl.server.endpoints.completion_routes import add_completion_routes
 from llmctl.server.endpoints.embeddings import add_embedding_routes
@@ -26,9 +26,9 @@ from llmctl.server.schemas.chat_responses import (
     ModelList,
     Ready,
 )
-from llmctl.server.served_model import Serving
+from llmctl.server.served_model import ServedModel
 from llmctl.server.sse import EventStream, chat_events
-from llmctl.server.truncate_context import fitted
+from llmctl.server.truncate_context import truncate_context
 
 STALLED_S = 120.0
 """An engine that has work and takes no step for so long will not take one any more."""
@@ -45,7 +45,7 @@ def _page() -> str:
     return files("llmctl.server").joinpath("page.html").read_text(encoding="utf-8")
 
 
-def make_router(serving: Serving, metrics: Metrics) -> APIRouter:
+def build_router(serving: ServedModel, metrics: Metrics) -> APIRouter:
     """Build the routes of one engine."""
     engine, ping_s = serving.engine, serving.options.ping_s
     router = APIRouter(
@@ -64,8 +64,8 @@ def make_router(serving: Serving, metrics: Metrics) -> APIRouter:
         record: RequestRecord = request.state.record
         record.model, record.stream = body.model, body.stream is True
         generation = generation_request(body, serving.adapter_of(body.model))
-        generation, told = await fitted(generation, serving)
-        head = ReplyHead(f"chatcmpl-{generation.request_id}", body.model, int(time.time()))
+        generation, told = await truncate_context(generation, serving)
+        head = ResponseMetadata(f"chatcmpl-{generation.request_id}", body.model, int(time.time()))
         if body.stream:
             options = body.stream_options
             events = chat_events(
@@ -75,7 +75,7 @@ def make_router(serving: Serving, metrics: Metrics) -> APIRouter:
             )
             return EventStream(events, record, ping_s=ping_s, headers=told)
         response.headers.update(told)
-        result = await unless_gone(serving.reply(generation, record), request.receive)
+        result = await cancel_on_disconnect(serving.reply(generation, record), request.receive)
         return chat_completion(head, result, logprobs=body.logprobs is True)
 
     add_completion_routes(router, serving)

@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llmctl.server.convert import LEAST_LOGPROB
+from llmctl.server.convert import MIN_LOGPROB
 from llmctl.server.schemas.completions import CompletionLogprobs
 from llmctl.types import TokenLogprob
 
@@ -27,7 +27,7 @@ class TextOffsets:
 
 
 @dataclass(frozen=True, slots=True)
-class Echo:
+class EchoedPrompt:
     """A prompt as it stands before its completion."""
 
     text: str
@@ -54,7 +54,7 @@ class Echo:
         return _with(described, (*self.tokens, *completion), offsets)
 
 
-def logprobs_at(
+def completion_logprobs(
     tokens: Iterable[TokenLogprob], offsets: TextOffsets, most: int
 ) -> CompletionLogprobs:
     """Describe the tokens of a piece of a completion."""
@@ -73,9 +73,9 @@ def _with(
         chosen = token.chosen
         described.tokens.append(chosen.token)
         described.text_offset.append(offsets.next(chosen.token_bytes))
-        described.token_logprobs.append(max(chosen.logprob, LEAST_LOGPROB))
+        described.token_logprobs.append(max(chosen.logprob, MIN_LOGPROB))
         if described.top_logprobs is not None:
             described.top_logprobs.append(
-                {top.token: max(top.logprob, LEAST_LOGPROB) for top in token.top}
+                {top.token: max(top.logprob, MIN_LOGPROB) for top in token.top}
             )
     return described

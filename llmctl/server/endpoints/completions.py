@@ -7,17 +7,21 @@ from dataclasses import replace
 from functools import partial
 
 from llmctl.errors import RequestError
-from llmctl.server.convert import ReplyHead, sampling_params, usage
-from llmctl.server.endpoints.completion_logprobs import Echo, TextOffsets, logprobs_at
+from llmctl.server.convert import ResponseMetadata, sampling_params, usage
+from llmctl.server.endpoints.completion_logprobs import (
+    EchoedPrompt,
+    TextOffsets,
+    completion_logprobs,
+)
 from llmctl.server.request_record import RequestRecord
 from llmctl.server.schemas.completions import (
     Completion,
     CompletionChoice,
     CompletionRequest,
-    prompts_of,
+    split_prompts,
 )
-from llmctl.server.served_model import Serving
-from llmctl.server.sse import DONE, event_of
+from llmctl.server.served_model import ServedModel
+from llmctl.server.sse import DONE, format_event
 from llmctl.types import (
     Choice,
     GenerationChunk,
@@ -49,16 +53,16 @@ def completion_requests(body: CompletionRequest, adapter: str | None) -> list[Ge
     sampling = sampling_params(body, max_new_tokens=max_tokens, logprobs=body.logprobs)
     return [
         GenerationRequest(prompt=prompt, sampling=sampling, adapter=adapter)
-        for prompt in prompts_of(body.prompt)
+        for prompt in split_prompts(body.prompt)
     ]
 
 
 async def complete(
-    serving: Serving,
+    serving: ServedModel,
     body: CompletionRequest,
     requests: Sequence[GenerationRequest],
     record: RequestRecord,
-    head: ReplyHead,
+    head: ResponseMetadata,
 ) -> Completion:
     """Answer all prompts in one piece, side by side."""
     tasks = [asyncio.create_task(_one(serving, body, request, record)) for request in requests]
@@ -80,9 +84,9 @@ async def complete(
 
 
 async def _one(
-    serving: Serving, body: CompletionRequest, request: GenerationRequest, record: RequestRecord
-) -> tuple[Echo, GenerationResult]:
-    echo = await _echo(serving, body, request) if body.echo else Echo("")
+    serving: ServedModel, body: CompletionRequest, request: GenerationRequest, record: RequestRecord
+) -> tuple[EchoedPrompt, GenerationResult]:
+    echo = await _echo(serving, body, request) if body.echo else EchoedPrompt("")
     if body.max_tokens == 0:
         ids = await asyncio.to_thread(serving.engine.tokenize, _given(request))
         none = tuple(Choice("", "length") for _ in range(body.n or 1))
@@ -95,19 +99,21 @@ def _given(request: GenerationRequest) -> str | tuple[int, ...]:
     return request.prompt
 
 
-async def _echo(serving: Serving, body: CompletionRequest, request: GenerationRequest) -> Echo:
+async def _echo(
+    serving: ServedModel, body: CompletionRequest, request: GenerationRequest
+) -> EchoedPrompt:
     """Write the prompt out; with logprobs, as the model would have expected it."""
     engine, prompt = serving.engine, _given(request)
     ids = tuple(await asyncio.to_thread(engine.tokenize, prompt))
     text = prompt if isinstance(prompt, str) else await asyncio.to_thread(engine.detokenize, ids)
     if body.logprobs is None:
-        return Echo(text)
+        return EchoedPrompt(text)
     first = await asyncio.to_thread(engine.detokenize, ids[:1])
     if len(ids) < 2:
-        return Echo(text, first)
+        return EchoedPrompt(text, first)
     asked = ScoreRequest(ids[:1], (ids[1:],), adapter=request.adapter, logprobs=body.logprobs)
     ((score,),) = await serving.read(partial(engine.submit_scores, [asked]))
-    return Echo(text, first, score.tokens)
+    return EchoedPrompt(text, first, score.tokens)
 
 
 def _sum(a: Usage, b: Usage) -> Usage:
@@ -118,7 +124,9 @@ def _sum(a: Usage, b: Usage) -> Usage:
     )
 
 
-def _choice(index: int, choice: Choice, echo: Echo, logprobs: int | None) -> CompletionChoice:
+def _choice(
+    index: int, choice: Choice, echo: EchoedPrompt, logprobs: int | None
+) -> CompletionChoice:
     described = None if logprobs is None else echo.logprobs(choice.logprobs, logprobs)
     return CompletionChoice(
         index=index,
@@ -129,11 +137,11 @@ def _choice(index: int, choice: Choice, echo: Echo, logprobs: int | None) -> Com
 
 
 async def completion_events(
-    serving: Serving,
+    serving: ServedModel,
     body: CompletionRequest,
     requests: Sequence[GenerationRequest],
     record: RequestRecord,
-    head: ReplyHead,
+    head: ResponseMetadata,
 ) -> AsyncGenerator[bytes, None]:
     """Write the replies to all prompts as one stream of `text_completion` events."""
     include_usage = body.stream_options is not None and body.stream_options.include_usage is True
@@ -147,7 +155,7 @@ async def completion_events(
             choices=list(choices),
             usage=None if counted is None else usage(counted),
         )
-        return event_of(completion.model_dump_json(exclude=exclude))
+        return format_event(completion.model_dump_json(exclude=exclude))
 
     counted = Usage(0, 0)
     async with aclosing(_pieces(serving, body, requests, record)) as pieces:
@@ -161,7 +169,7 @@ async def completion_events(
 
 
 async def _pieces(
-    serving: Serving,
+    serving: ServedModel,
     body: CompletionRequest,
     requests: Sequence[GenerationRequest],
     record: RequestRecord,
@@ -185,7 +193,7 @@ async def _pieces(
         async for chunk in chunks:
             described = None
             if body.logprobs is not None and chunk.logprobs:
-                described = logprobs_at(chunk.logprobs, offsets[chunk.index], body.logprobs)
+                described = completion_logprobs(chunk.logprobs, offsets[chunk.index], body.logprobs)
             piece = CompletionChoice(
                 index=chunk.index,
                 text=chunk.text,
@@ -197,7 +205,7 @@ async def _pieces(
 
 @asynccontextmanager
 async def _accepted(
-    serving: Serving, requests: Sequence[GenerationRequest], record: RequestRecord, choices: int
+    serving: ServedModel, requests: Sequence[GenerationRequest], record: RequestRecord, choices: int
 ) -> AsyncGenerator[AsyncIterator[GenerationChunk], None]:
     """Submit several requests; give their chunks as they come, the choices numbered through.
 

@@ -9,15 +9,15 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from llmctl.errors import RequestError
-from llmctl.server.cancel_on_disconnect import unless_gone
+from llmctl.server.cancel_on_disconnect import cancel_on_disconnect
 from llmctl.server.request_record import RequestRecord
-from llmctl.server.schemas.chat import WireRequest
-from llmctl.server.schemas.completions import Prompt, prompts_of
-from llmctl.server.served_model import Serving
+from llmctl.server.schemas.chat import StrictModel
+from llmctl.server.schemas.completions import Prompt, split_prompts
+from llmctl.server.served_model import ServedModel
 from llmctl.types import Usage
 
 
-class EmbeddingRequest(WireRequest):
+class EmbeddingRequest(StrictModel):
     model: str
     input: Prompt
     encoding_format: Literal["float", "base64"] | None = None
@@ -44,7 +44,7 @@ class EmbeddingList(BaseModel):
     usage: EmbeddingUsage
 
 
-def add_embedding_routes(router: APIRouter, serving: Serving) -> None:
+def add_embedding_routes(router: APIRouter, serving: ServedModel) -> None:
     """Add the route."""
     engine = serving.engine
 
@@ -57,10 +57,10 @@ def add_embedding_routes(router: APIRouter, serving: Serving) -> None:
         texts: list[list[int]] = []
 
         def submit() -> Future[list[tuple[float, ...]]]:
-            texts.extend(engine.tokenize(text) for text in prompts_of(body.input))
+            texts.extend(engine.tokenize(text) for text in split_prompts(body.input))
             return engine.submit_embeddings(texts, adapter)
 
-        vectors = await unless_gone(serving.read(submit), request.receive)
+        vectors = await cancel_on_disconnect(serving.read(submit), request.receive)
         count = sum(map(len, texts))
         record.usage = Usage(count, 0)
         return EmbeddingList(

@@ -4,17 +4,17 @@ import time
 
 from fastapi import APIRouter, Request, Response
 
-from llmctl.server.cancel_on_disconnect import unless_gone
-from llmctl.server.convert import ReplyHead
+from llmctl.server.cancel_on_disconnect import cancel_on_disconnect
+from llmctl.server.convert import ResponseMetadata
 from llmctl.server.endpoints.responses import ResponseWriter, response_request
 from llmctl.server.request_record import RequestRecord
 from llmctl.server.schemas.responses import ResponseObject, ResponseRequest
-from llmctl.server.served_model import Serving
+from llmctl.server.served_model import ServedModel
 from llmctl.server.sse import EventStream
-from llmctl.server.truncate_context import fitted
+from llmctl.server.truncate_context import truncate_context
 
 
-def add_response_routes(router: APIRouter, serving: Serving) -> None:
+def add_response_routes(router: APIRouter, serving: ServedModel) -> None:
     """Add the route."""
 
     @router.post(
@@ -29,11 +29,13 @@ def add_response_routes(router: APIRouter, serving: Serving) -> None:
         record: RequestRecord = request.state.record
         record.model, record.stream = body.model, body.stream is True
         generation = response_request(body, serving.adapter_of(body.model))
-        generation, told = await fitted(generation, serving)
-        head = ReplyHead(f"resp_{generation.request_id}", body.model, int(time.time()))
+        generation, told = await truncate_context(generation, serving)
+        head = ResponseMetadata(f"resp_{generation.request_id}", body.model, int(time.time()))
         writer = ResponseWriter(body, head)
         if body.stream:
             events = writer.events(serving.chunks(generation, record))
             return EventStream(events, record, ping_s=serving.options.ping_s, headers=told)
         response.headers.update(told)
-        return writer.whole(await unless_gone(serving.reply(generation, record), request.receive))
+        return writer.whole(
+            await cancel_on_disconnect(serving.reply(generation, record), request.receive)
+        )

@@ -7,23 +7,23 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from llmctl.errors import RequestError
-from llmctl.server.convert import ReplyHead
+from llmctl.server.convert import ResponseMetadata
 from llmctl.server.schemas.chat import JSONObjectFormat
 from llmctl.server.schemas.responses import (
-    CallOutput,
+    FunctionCallItem,
+    FunctionCallOutputItem,
     InputDetails,
     InputMessage,
     InputText,
     OutputDetails,
-    PastCall,
-    PastReasoning,
+    ReasoningItem,
     ResponseNamedTool,
     ResponseObject,
     ResponseRequest,
     ResponseSchemaFormat,
     ResponseUsage,
 )
-from llmctl.server.sse import named_event
+from llmctl.server.sse import format_named_event
 from llmctl.types import (
     Choice,
     GenerationChunk,
@@ -96,7 +96,7 @@ def _messages(body: ResponseRequest) -> tuple[Message, ...]:
         match item:
             case InputMessage():
                 messages.append(Message(item.role, _text(item.content)))
-            case PastCall():
+            case FunctionCallItem():
                 call = ToolCall(item.name, item.arguments, item.call_id)
                 last = messages[-1] if messages else None
                 if last is not None and last.role == "assistant":
@@ -105,9 +105,9 @@ def _messages(body: ResponseRequest) -> tuple[Message, ...]:
                     messages[-1] = Message("assistant", last.content, tool_calls=calls)
                 else:
                     messages.append(Message("assistant", "", tool_calls=(call,)))
-            case CallOutput():
+            case FunctionCallOutputItem():
                 messages.append(Message("tool", _text(item.output), tool_call_id=item.call_id))
-            case PastReasoning():
+            case ReasoningItem():
                 pass  # templates leave the reasoning of past turns out
     return tuple(messages)
 
@@ -140,7 +140,7 @@ def _said(chunk: GenerationChunk) -> list[_Said]:
 class ResponseWriter:
     """Writes the response object as it stands, and the events that lead to it."""
 
-    def __init__(self, body: ResponseRequest, head: ReplyHead) -> None:
+    def __init__(self, body: ResponseRequest, head: ResponseMetadata) -> None:
         self._body = body
         self._head = head
         self._events = 0
@@ -186,7 +186,7 @@ class ResponseWriter:
     def _event(self, kind: str, **fields: Any) -> bytes:
         data = {"type": kind, "sequence_number": self._events} | fields
         self._events += 1
-        return named_event(kind, json.dumps(data, ensure_ascii=False))
+        return format_named_event(kind, json.dumps(data, ensure_ascii=False))
 
     def _item(self, said: "_Said", status: str) -> dict[str, Any]:
         if said.call is not None:

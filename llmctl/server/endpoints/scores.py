@@ -13,17 +13,17 @@ from pydantic import BaseModel, Field
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.loglikelihood import GroupScore, score_full_texts
 from llmctl.errors import EngineStoppedError, LlmctlError
-from llmctl.server.async_bridge import too_late
+from llmctl.server.async_bridge import timeout_error
 from llmctl.server.errors import error_body
 from llmctl.server.middleware.strict_json import StrictJSONRoute
 from llmctl.server.request_record import RequestRecord
-from llmctl.server.schemas.chat import WireRequest
-from llmctl.server.served_model import Serving
+from llmctl.server.schemas.chat import StrictModel
+from llmctl.server.served_model import ServedModel
 from llmctl.server.sse import EventStream
 from llmctl.types import Score, ScoreRequest
 
 
-class ScoreGroup(BaseModel):
+class LoglikelihoodGroup(BaseModel):
     """Texts that begin with the head and the stem, and end differently."""
 
     model_config = {"strict": True, "extra": "forbid"}
@@ -32,17 +32,17 @@ class ScoreGroup(BaseModel):
     endings: Annotated[list[str], Field(min_length=1)]
 
 
-class ScoreTextsRequest(WireRequest):
+class LoglikelihoodRequest(StrictModel):
     model: str
     head: str = ""
     """What all texts begin with. It only keeps the request small: tokens are of whole texts."""
-    groups: Annotated[list[ScoreGroup], Field(min_length=1)]
+    groups: Annotated[list[LoglikelihoodGroup], Field(min_length=1)]
 
 
 class _ExamRoute(StrictJSONRoute):
     """The questions of a whole subject come at once, and nobody else waits."""
 
-    most_objects = math.inf
+    max_objects = math.inf
 
 
 class _Lines(EventStream):
@@ -76,14 +76,14 @@ class _Asking:
             self._pending.cancel()
 
 
-def score_router(serving: Serving) -> APIRouter:
+def loglikelihood_router(serving: ServedModel) -> APIRouter:
     """Build the route."""
     # Whoever waits for the model here leaves the threads alone in which replies are submitted.
     threads = ThreadPoolExecutor(thread_name_prefix="llmctl-score")
     router = APIRouter(route_class=_ExamRoute)
 
     @router.post("/v1/score", response_class=_Lines)
-    async def score(body: ScoreTextsRequest, request: Request) -> _Lines:
+    async def score(body: LoglikelihoodRequest, request: Request) -> _Lines:
         """Answer a line of JSON for each group, in order, as soon as it is known.
 
         `{"index": 0, "computed": 41, "scores": [{"logprob": -12.5, "tokens": 9}, ...]}`, where
@@ -108,7 +108,7 @@ def _next(scored: Iterator[GroupScore | LlmctlError]) -> GroupScore | LlmctlErro
 
 
 async def _lines(
-    serving: Serving, groups: Sequence[Sequence[str]], adapter: str | None, threads: Executor
+    serving: ServedModel, groups: Sequence[Sequence[str]], adapter: str | None, threads: Executor
 ) -> AsyncGenerator[bytes, None]:
     loop, limit_s = asyncio.get_running_loop(), serving.options.request_timeout_s
     deadline = None if limit_s is None else loop.time() + limit_s
@@ -124,7 +124,7 @@ async def _lines(
                 yield json.dumps({"index": index} | _told(group)).encode() + b"\n"
                 index += 1
     except TimeoutError as error:
-        raise too_late(limit_s) from error
+        raise timeout_error(limit_s) from error
     finally:
         ask.leave()
 

@@ -9,11 +9,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llmctl.errors import AuthenticationError
 from llmctl.server.errors import error_body, error_response
 
-OPEN_PATHS = frozenset({"/", "/health"})
+PUBLIC_PATHS = frozenset({"/", "/health"})
 """Liveness for whoever watches over the server, and the page, which asks a person for the key."""
 
 
-class KeyGuard:
+class ApiKeyMiddleware:
     """Lets nobody pass without one of the keys, which are compared in constant time."""
 
     def __init__(self, app: ASGIApp, *, keys: Sequence[str]) -> None:
@@ -21,7 +21,7 @@ class KeyGuard:
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and scope["path"] not in PUBLIC_PATHS:
             problem = self._problem(Headers(scope=scope).get("authorization", ""))
             if problem is not None:
                 scope["state"]["record"].error = problem.code

@@ -16,7 +16,7 @@ HEADERS_TIMEOUT_S = 20.0
 BODY_TIMEOUT_S = 60.0
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """Refuses bodies that are too large, or do not come to an end in time."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
@@ -63,7 +63,7 @@ class BodyLimit:
         return HTTPException(413, f"The body is larger than this server's limit of {limit} bytes.")
 
 
-class PatientProtocol(H11Protocol):
+class HeaderTimeoutProtocol(H11Protocol):
     """HTTP that waits only so long for the headers of a request."""
 
     _giving_up: asyncio.TimerHandle | None = None

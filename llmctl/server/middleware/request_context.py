@@ -8,17 +8,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmctl.errors import LlmctlError
 from llmctl.server.errors import INTERNAL_ERROR, error_response, log_failure
-from llmctl.server.request_record import Observer, RequestRecord
+from llmctl.server.request_record import RequestObserver, RequestRecord
 from llmctl.types import new_request_id
 
 REQUEST_ID_HEADER = "x-request-id"
-MAX_CLIENT_ID_LENGTH = 128
+MAX_REQUEST_ID_LENGTH = 128
 
 
-class Boundary:
+class RequestContextMiddleware:
     """Plain ASGI, because Starlette's BaseHTTPMiddleware hides a client's leaving from routes."""
 
-    def __init__(self, app: ASGIApp, *, observers: Sequence[Observer] = ()) -> None:
+    def __init__(self, app: ASGIApp, *, observers: Sequence[RequestObserver] = ()) -> None:
         self._app = app
         self._observers = tuple(observers)
 
@@ -59,5 +59,5 @@ class Boundary:
 def _client_id(scope: Scope) -> str | None:
     """Return the id the client sent, if it is fit to be echoed and logged."""
     sent = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-    fit = sent.isascii() and sent.isprintable() and len(sent) <= MAX_CLIENT_ID_LENGTH
+    fit = sent.isascii() and sent.isprintable() and len(sent) <= MAX_REQUEST_ID_LENGTH
     return sent if fit and sent else None

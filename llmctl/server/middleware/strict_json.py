@@ -9,14 +9,14 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-MOST_OBJECTS = 2**16
+MAX_OBJECTS = 2**16
 """In one body. Making a request of more of them would hold up everybody else."""
 
-LARGE_BODY = 2**18
+LARGE_BODY_BYTES = 2**18
 """Bytes from which on a body is parsed beside the event loop, which goes on meanwhile."""
 
 
-def parse(body: bytes, most_objects: float = MOST_OBJECTS) -> Any:
+def parse_json(body: bytes, max_objects: float = MAX_OBJECTS) -> Any:
     """Parse JSON without duplicate keys, NaN, infinities or text that is not Unicode.
 
     Raises:
@@ -28,9 +28,9 @@ def parse(body: bytes, most_objects: float = MOST_OBJECTS) -> Any:
     def counted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal objects
         objects += 1
-        if objects > most_objects:
-            raise ValueError(f"it holds more than {most_objects} objects")
-        return object_of(pairs)
+        if objects > max_objects:
+            raise ValueError(f"it holds more than {max_objects} objects")
+        return object_from_pairs(pairs)
 
     try:
         text = body.decode()
@@ -50,7 +50,7 @@ def parse(body: bytes, most_objects: float = MOST_OBJECTS) -> Any:
     return value
 
 
-def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def object_from_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object of its members; raise `ValueError` if two have one key."""
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -74,26 +74,26 @@ def _finite(digits: str) -> float:
 
 
 class StrictJSONRequest(Request):
-    most_objects: float = MOST_OBJECTS
+    max_objects: float = MAX_OBJECTS
 
     async def json(self) -> Any:
         body = await self.body()
-        if len(body) < LARGE_BODY:
-            return parse(body, self.most_objects)
-        return await asyncio.to_thread(parse, body, self.most_objects)
+        if len(body) < LARGE_BODY_BYTES:
+            return parse_json(body, self.max_objects)
+        return await asyncio.to_thread(parse_json, body, self.max_objects)
 
 
 class StrictJSONRoute(APIRoute):
     """A route whose JSON body goes through `parse`."""
 
-    most_objects: float = MOST_OBJECTS
+    max_objects: float = MAX_OBJECTS
 
     def get_route_handler(self) -> Callable[[Request], Any]:
         handle = super().get_route_handler()
 
         async def strictly(request: Request) -> Response:
             strict = StrictJSONRequest(request.scope, request.receive)
-            strict.most_objects = self.most_objects
+            strict.max_objects = self.max_objects
             response: Response = await handle(strict)
             return response
 

@@ -21,25 +21,25 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from llmctl.types import SAMPLING_RANGES
 
-MAX_STOPS = 4
-MOST_TOOLS = 128
-MOST_ITEMS = 4096
+MAX_STOP_STRINGS = 4
+MAX_TOOLS = 128
+MAX_ITEMS = 4096
 """Of any list: checking more of them would hold up everybody else."""
 
-MANY_FIELDS = 64
+MAX_CHECKED_FIELDS = 64
 """More than any object here has."""
 
-MOST_BIASES = 2**16
+MAX_LOGIT_BIASES = 2**16
 """Enough to forbid a whole script of a large vocabulary."""
 
 
-def within(name: str) -> Any:
+def sampling_range(name: str) -> Any:
     """Bound a sampling parameter."""
     low, high = SAMPLING_RANGES[name]
     return Field(ge=low, le=high)
 
 
-def only(*honoured: object) -> BeforeValidator:
+def accept_only(*honoured: object) -> BeforeValidator:
     """Refuse every value but null and the ones that ask for what happens anyway."""
 
     def check(value: object) -> object:
@@ -50,7 +50,7 @@ def only(*honoured: object) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def needs(switch: str) -> AfterValidator:
+def requires_true(switch: str) -> AfterValidator:
     """Refuse a value while the boolean field `switch`, declared before it, is not true."""
 
     def check(value: object, info: ValidationInfo) -> object:
@@ -61,12 +61,12 @@ def needs(switch: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def items(least: int = 0, most: int | None = MOST_ITEMS) -> Any:
+def list_length(least: int = 0, most: int | None = MAX_ITEMS) -> Any:
     """Bound a list, which is read to the first wrong item only: one is reported."""
     return Field(min_length=least, max_length=most, fail_fast=True)
 
 
-def at_most(most: int) -> BeforeValidator:
+def max_keys(most: int) -> BeforeValidator:
     """Bound an object before any of it is read."""
 
     def check(value: object) -> object:
@@ -85,66 +85,66 @@ def _shape(value: object) -> str | None:
 
 
 # A plain union would report every member's complaint; this one reports the right member's.
-by_shape = Discriminator(
+string_or_array = Discriminator(
     _shape, custom_error_type="string_or_array", custom_error_message="neither string nor array"
 )
 
-Unsupported = Annotated[None, only()]
-Metadata = Annotated[dict[str, str], at_most(MOST_ITEMS)]
+Unsupported = Annotated[None, accept_only()]
+Metadata = Annotated[dict[str, str], max_keys(MAX_ITEMS)]
 
 
-class WireRequest(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
     def _one_stranger(cls, value: object) -> object:
         """Keep one of many fields that nobody knows: one is reported, and each costs time."""
-        if not isinstance(value, dict) or len(value) <= MANY_FIELDS:
+        if not isinstance(value, dict) or len(value) <= MAX_CHECKED_FIELDS:
             return value
         known = {field.alias or name for name, field in cls.model_fields.items()}
         strange = next((name for name in value if name not in known), None)
         return {name: v for name, v in value.items() if name in known or name == strange}
 
 
-class TextPart(WireRequest):
+class TextPart(StrictModel):
     type: Literal["text"]
     text: str
 
 
 Content = Annotated[
-    Annotated[str, Tag("string")] | Annotated[list[TextPart], items(1), Tag("array")],
-    by_shape,
+    Annotated[str, Tag("string")] | Annotated[list[TextPart], list_length(1), Tag("array")],
+    string_or_array,
 ]
 
 
-class PromptMessage(WireRequest):
+class PromptMessage(StrictModel):
     role: Literal["system", "developer", "user"]
     content: Content
     name: str | None = None
 
 
-class CalledFunction(WireRequest):
+class MessageFunctionCall(StrictModel):
     name: str
     arguments: str
 
 
-class PastToolCall(WireRequest):
+class MessageToolCall(StrictModel):
     id: str
     type: Literal["function"] = "function"
-    function: CalledFunction
+    function: MessageFunctionCall
     index: int | None = None
     """Without effect: clients that gather a stream send it back."""
 
 
-class ToolMessage(WireRequest):
+class ToolMessage(StrictModel):
     role: Literal["tool"]
     content: Content
     name: str | None = None
     tool_call_id: str
 
 
-class AssistantMessage(WireRequest):
+class AssistantMessage(StrictModel):
     """Also what clients send back from an earlier reply, with all its nulls and empty lists."""
 
     role: Literal["assistant"]
@@ -153,25 +153,25 @@ class AssistantMessage(WireRequest):
     refusal: Unsupported = None
     audio: Unsupported = None
     function_call: Unsupported = None
-    tool_calls: Annotated[list[PastToolCall], items()] | None = None
+    tool_calls: Annotated[list[MessageToolCall], list_length()] | None = None
     reasoning_content: str | None = None
-    annotations: Annotated[list[Any] | None, only([])] = None
+    annotations: Annotated[list[Any] | None, accept_only([])] = None
 
 
-class StreamOptions(WireRequest):
+class StreamOptions(StrictModel):
     include_usage: bool | None = None
-    include_obfuscation: Annotated[bool | None, only(False)] = None
+    include_obfuscation: Annotated[bool | None, accept_only(False)] = None
 
 
-class TextFormat(WireRequest):
+class TextFormat(StrictModel):
     type: Literal["text"]
 
 
-class JSONObjectFormat(WireRequest):
+class JSONObjectFormat(StrictModel):
     type: Literal["json_object"]
 
 
-class JSONSchema(WireRequest):
+class JSONSchema(StrictModel):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
     # `schema` is taken: pydantic's own models have a method of that name.
@@ -180,28 +180,28 @@ class JSONSchema(WireRequest):
     """Without effect: a schema is always enforced to the letter, or refused."""
 
 
-class JSONSchemaFormat(WireRequest):
+class JSONSchemaFormat(StrictModel):
     type: Literal["json_schema"]
     json_schema: JSONSchema
 
 
-class FunctionDefinition(WireRequest):
+class FunctionDefinition(StrictModel):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class FunctionTool(WireRequest):
+class FunctionTool(StrictModel):
     type: Literal["function"]
     function: FunctionDefinition
 
 
-class FunctionName(WireRequest):
+class FunctionName(StrictModel):
     name: str
 
 
-class NamedTool(WireRequest):
+class NamedTool(StrictModel):
     type: Literal["function"]
     function: FunctionName
 
@@ -210,71 +210,73 @@ def _choice_shape(value: object) -> str | None:
     return "string" if isinstance(value, str) else "object" if isinstance(value, dict) else None
 
 
-by_choice = Discriminator(
+string_or_object = Discriminator(
     _choice_shape,
     custom_error_type="string_or_object",
     custom_error_message="neither string nor object",
 )
 ToolMode = Annotated[Literal["none", "auto", "required"], Tag("string")]
-ToolChoice = Annotated[ToolMode | Annotated[NamedTool, Tag("object")], by_choice]
+ToolChoice = Annotated[ToolMode | Annotated[NamedTool, Tag("object")], string_or_object]
 
 ResponseFormat = Annotated[TextFormat | JSONObjectFormat | JSONSchemaFormat, Discriminator("type")]
 
 
-class SamplingFields(WireRequest):
+class SamplingFields(StrictModel):
     """How tokens are chosen, alike for chats and for raw prompts."""
 
-    temperature: Annotated[float, within("temperature")] | None = None
-    top_p: Annotated[float, within("top_p")] | None = None
-    presence_penalty: Annotated[float, within("presence_penalty")] | None = None
-    frequency_penalty: Annotated[float, within("frequency_penalty")] | None = None
+    temperature: Annotated[float, sampling_range("temperature")] | None = None
+    top_p: Annotated[float, sampling_range("top_p")] | None = None
+    presence_penalty: Annotated[float, sampling_range("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, sampling_range("frequency_penalty")] | None = None
     logit_bias: (
         Annotated[
             dict[
                 Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")],
                 Annotated[float, Field(ge=-100.0, le=100.0)],
             ],
-            at_most(MOST_BIASES),
+            max_keys(MAX_LOGIT_BIASES),
         ]
         | None
     ) = None
     stop: (
         Annotated[
             Annotated[str, Tag("string")]
-            | Annotated[list[str], items(most=MAX_STOPS), Tag("array")],
-            by_shape,
+            | Annotated[list[str], list_length(most=MAX_STOP_STRINGS), Tag("array")],
+            string_or_array,
         ]
         | None
     ) = None
-    seed: Annotated[int, within("seed")] | None = None
-    n: Annotated[int, within("n")] | None = None
+    seed: Annotated[int, sampling_range("seed")] | None = None
+    n: Annotated[int, sampling_range("n")] | None = None
 
     # Extensions: what OpenAI's SDK sends from `extra_body`.
-    top_k: Annotated[int, within("top_k")] | None = None
-    min_p: Annotated[float, within("min_p")] | None = None
-    repetition_penalty: Annotated[float, within("repetition_penalty")] | None = None
-    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], items()] | None = None
+    top_k: Annotated[int, sampling_range("top_k")] | None = None
+    min_p: Annotated[float, sampling_range("min_p")] | None = None
+    repetition_penalty: Annotated[float, sampling_range("repetition_penalty")] | None = None
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], list_length()] | None = None
     ignore_eos: bool | None = None
-    min_tokens: Annotated[int, within("min_new_tokens")] | None = None
+    min_tokens: Annotated[int, sampling_range("min_new_tokens")] | None = None
     regex: str | None = None
-    choice: Annotated[list[str], items(1)] | None = None
+    choice: Annotated[list[str], list_length(1)] | None = None
 
 
 class ChatCompletionRequest(SamplingFields):
     model: str
     messages: Annotated[
         list[Annotated[PromptMessage | AssistantMessage | ToolMessage, Discriminator("role")]],
-        items(1),
+        list_length(1),
     ]
     stream: bool | None = None
-    stream_options: Annotated[StreamOptions | None, needs("stream")] = None
+    stream_options: Annotated[StreamOptions | None, requires_true("stream")] = None
 
-    max_tokens: Annotated[int, within("max_new_tokens")] | None = None
-    max_completion_tokens: Annotated[int, within("max_new_tokens")] | None = None
+    max_tokens: Annotated[int, sampling_range("max_new_tokens")] | None = None
+    max_completion_tokens: Annotated[int, sampling_range("max_new_tokens")] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Annotated[int, within("logprobs")] | None, needs("logprobs")] = None
+    top_logprobs: Annotated[
+        Annotated[int, sampling_range("logprobs")] | None, requires_true("logprobs")
+    ] = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[FunctionTool], items(1, MOST_TOOLS)] | None = None
+    tools: Annotated[list[FunctionTool], list_length(1, MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
@@ -290,7 +292,7 @@ class ChatCompletionRequest(SamplingFields):
     prompt_cache_key: str | None = None
     service_tier: str | None = None
 
-    modalities: Annotated[list[str] | None, only(["text"])] = None
+    modalities: Annotated[list[str] | None, accept_only(["text"])] = None
     audio: Unsupported = None
     function_call: Unsupported = None
     functions: Unsupported = None

@@ -35,7 +35,7 @@ class ToolCallEntry(TypedDict):
     function: FunctionCall
 
 
-class ReplyMessage(TypedDict):
+class ResponseMessage(TypedDict):
     role: Literal["assistant"]
     content: str | None
     refusal: None
@@ -45,7 +45,7 @@ class ReplyMessage(TypedDict):
 
 class ChatChoice(BaseModel):
     index: int
-    message: ReplyMessage
+    message: ResponseMessage
     logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason
 

@@ -7,15 +7,15 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 from llmctl.server.schemas.chat import (
     SamplingFields,
     StreamOptions,
+    StrictModel,
     Unsupported,
-    WireRequest,
-    items,
-    needs,
+    list_length,
+    requires_true,
 )
 from llmctl.server.schemas.chat_responses import CompletionUsage
 from llmctl.types import FinishReason
 
-MOST_PROMPTS = 2048
+MAX_PROMPTS = 2048
 """As many texts as OpenAI embeds at once; LangChain sends a thousand."""
 
 
@@ -30,12 +30,12 @@ def _prompt_shape(value: object) -> str | None:
 
 _TokenId = Annotated[int, Field(ge=0)]
 # The context bounds them; a check of so many numbers takes no time.
-_Tokens = Annotated[list[_TokenId], items(1, None)]
+_Tokens = Annotated[list[_TokenId], list_length(1, None)]
 Prompt = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[str], items(1, MOST_PROMPTS), Tag("texts")]
+    | Annotated[list[str], list_length(1, MAX_PROMPTS), Tag("texts")]
     | Annotated[_Tokens, Tag("tokens")]
-    | Annotated[list[_Tokens], items(1, MOST_PROMPTS), Tag("lists")],
+    | Annotated[list[_Tokens], list_length(1, MAX_PROMPTS), Tag("lists")],
     Discriminator(
         _prompt_shape,
         custom_error_type="string_or_array",
@@ -44,7 +44,7 @@ Prompt = Annotated[
 ]
 
 
-def prompts_of(prompt: Prompt) -> list[str | tuple[int, ...]]:
+def split_prompts(prompt: Prompt) -> list[str | tuple[int, ...]]:
     """Return the prompts that any of its forms holds."""
     if isinstance(prompt, str):
         return [prompt]
@@ -57,7 +57,7 @@ class CompletionRequest(SamplingFields):
     model: str
     prompt: Prompt
     stream: bool | None = None
-    stream_options: Annotated[StreamOptions | None, needs("stream")] = None
+    stream_options: Annotated[StreamOptions | None, requires_true("stream")] = None
     max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
     """16 where nothing is said, as OpenAI has it; 0 is for those who want only the echo."""
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
@@ -94,23 +94,23 @@ class Completion(BaseModel):
     system_fingerprint: None = None
 
 
-class TokenizeRequest(WireRequest):
+class TokenizeRequest(StrictModel):
     model: str | None = None
     prompt: str
     add_special_tokens: bool = True
     """The tokens that the tokenizer puts around raw text, such as a BOS."""
 
 
-class Tokens(BaseModel):
+class TokenizeResponse(BaseModel):
     tokens: list[int]
     count: int
     max_model_len: int
 
 
-class DetokenizeRequest(WireRequest):
+class DetokenizeRequest(StrictModel):
     model: str | None = None
-    tokens: Annotated[list[_TokenId], items(most=None)]
+    tokens: Annotated[list[_TokenId], list_length(most=None)]
 
 
-class Text(BaseModel):
+class DetokenizeResponse(BaseModel):
     prompt: str

@@ -5,22 +5,22 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from llmctl.server.schemas.chat import (
-    MOST_TOOLS,
+    MAX_TOOLS,
     FunctionDefinition,
     JSONObjectFormat,
     Metadata,
+    StrictModel,
     TextFormat,
     ToolMode,
     Unsupported,
-    WireRequest,
-    by_choice,
-    by_shape,
-    items,
-    only,
-    within,
+    accept_only,
+    list_length,
+    sampling_range,
+    string_or_array,
+    string_or_object,
 )
 
-NEVER_THERE = (
+IGNORED_INCLUDES = (
     "code_interpreter_call.outputs",
     "computer_call_output.output.image_url",
     "file_search_call.results",
@@ -32,25 +32,26 @@ NEVER_THERE = (
 """What may be asked to be included, as it is part of items that no response of ours has."""
 
 
-class InputText(WireRequest):
+class InputText(StrictModel):
     type: Literal["input_text", "output_text", "text"]
     text: str
-    annotations: Annotated[list[Any] | None, only([])] = None
-    logprobs: Annotated[list[Any] | None, only([])] = None
+    annotations: Annotated[list[Any] | None, accept_only([])] = None
+    logprobs: Annotated[list[Any] | None, accept_only([])] = None
 
 
-class InputMessage(WireRequest):
+class InputMessage(StrictModel):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Annotated[
-        Annotated[str, Tag("string")] | Annotated[list[InputText], items(), Tag("array")], by_shape
+        Annotated[str, Tag("string")] | Annotated[list[InputText], list_length(), Tag("array")],
+        string_or_array,
     ]
     id: str | None = None
     status: str | None = None
     phase: str | None = None
 
 
-class PastCall(WireRequest):
+class FunctionCallItem(StrictModel):
     type: Literal["function_call"]
     call_id: str
     name: str
@@ -59,17 +60,18 @@ class PastCall(WireRequest):
     status: str | None = None
 
 
-class CallOutput(WireRequest):
+class FunctionCallOutputItem(StrictModel):
     type: Literal["function_call_output"]
     call_id: str
     output: Annotated[
-        Annotated[str, Tag("string")] | Annotated[list[InputText], items(1), Tag("array")], by_shape
+        Annotated[str, Tag("string")] | Annotated[list[InputText], list_length(1), Tag("array")],
+        string_or_array,
     ]
     id: str | None = None
     status: str | None = None
 
 
-class PastReasoning(WireRequest):
+class ReasoningItem(StrictModel):
     type: Literal["reasoning"]
     id: str | None = None
     summary: list[Any] | None = None
@@ -83,11 +85,11 @@ def _item_kind(value: object) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-Item = Annotated[
+InputItem = Annotated[
     Annotated[InputMessage, Tag("message")]
-    | Annotated[PastCall, Tag("function_call")]
-    | Annotated[CallOutput, Tag("function_call_output")]
-    | Annotated[PastReasoning, Tag("reasoning")],
+    | Annotated[FunctionCallItem, Tag("function_call")]
+    | Annotated[FunctionCallOutputItem, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")],
     Discriminator(_item_kind),
 ]
 
@@ -96,12 +98,12 @@ class ResponseTool(FunctionDefinition):
     type: Literal["function"]
 
 
-class ResponseNamedTool(WireRequest):
+class ResponseNamedTool(StrictModel):
     type: Literal["function"]
     name: str
 
 
-class ResponseSchemaFormat(WireRequest):
+class ResponseSchemaFormat(StrictModel):
     type: Literal["json_schema"]
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
@@ -109,7 +111,7 @@ class ResponseSchemaFormat(WireRequest):
     strict: bool | None = None
 
 
-class ResponseText(WireRequest):
+class ResponseText(StrictModel):
     format: (
         Annotated[TextFormat | JSONObjectFormat | ResponseSchemaFormat, Discriminator("type")]
         | None
@@ -117,29 +119,29 @@ class ResponseText(WireRequest):
     verbosity: Unsupported = None
 
 
-class ResponseRequest(WireRequest):
+class ResponseRequest(StrictModel):
     model: str
     input: Annotated[
-        Annotated[str, Tag("string")] | Annotated[list[Item], items(1), Tag("array")],
-        by_shape,
+        Annotated[str, Tag("string")] | Annotated[list[InputItem], list_length(1), Tag("array")],
+        string_or_array,
     ]
     instructions: str | None = None
     stream: bool | None = None
-    max_output_tokens: Annotated[int, within("max_new_tokens")] | None = None
-    temperature: Annotated[float, within("temperature")] | None = None
-    top_p: Annotated[float, within("top_p")] | None = None
+    max_output_tokens: Annotated[int, sampling_range("max_new_tokens")] | None = None
+    temperature: Annotated[float, sampling_range("temperature")] | None = None
+    top_p: Annotated[float, sampling_range("top_p")] | None = None
     text: ResponseText | None = None
-    tools: Annotated[list[ResponseTool], items(most=MOST_TOOLS)] | None = None
+    tools: Annotated[list[ResponseTool], list_length(most=MAX_TOOLS)] | None = None
     tool_choice: (
-        Annotated[ToolMode | Annotated[ResponseNamedTool, Tag("object")], by_choice] | None
+        Annotated[ToolMode | Annotated[ResponseNamedTool, Tag("object")], string_or_object] | None
     ) = None
     parallel_tool_calls: bool | None = None
 
     # Extensions
-    top_k: Annotated[int, within("top_k")] | None = None
-    min_p: Annotated[float, within("min_p")] | None = None
-    repetition_penalty: Annotated[float, within("repetition_penalty")] | None = None
-    seed: Annotated[int, within("seed")] | None = None
+    top_k: Annotated[int, sampling_range("top_k")] | None = None
+    min_p: Annotated[float, sampling_range("min_p")] | None = None
+    repetition_penalty: Annotated[float, sampling_range("repetition_penalty")] | None = None
+    seed: Annotated[int, sampling_range("seed")] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     # Accepted without effect: nothing is kept here, whatever `store` says.
@@ -149,17 +151,19 @@ class ResponseRequest(WireRequest):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     service_tier: str | None = None
-    include: Annotated[list[Annotated[str, only(*NEVER_THERE)]], items()] | None = None
+    include: (
+        Annotated[list[Annotated[str, accept_only(*IGNORED_INCLUDES)]], list_length()] | None
+    ) = None
 
-    background: Annotated[bool | None, only(False)] = None
+    background: Annotated[bool | None, accept_only(False)] = None
     conversation: Unsupported = None
     max_tool_calls: Unsupported = None
     previous_response_id: Unsupported = None
     prompt: Unsupported = None
     reasoning: Unsupported = None
     stream_options: Unsupported = None
-    top_logprobs: Annotated[int | None, only(0)] = None
-    truncation: Annotated[str | None, only("disabled")] = None
+    top_logprobs: Annotated[int | None, accept_only(0)] = None
+    truncation: Annotated[str | None, accept_only("disabled")] = None
 
 
 class InputDetails(BaseModel):

@@ -38,7 +38,7 @@ _BOUNDS = {
 }
 
 
-def first_problem(error: RequestValidationError) -> ErrorBody:
+def first_validation_error(error: RequestValidationError) -> ErrorBody:
     """Describe the first thing that is wrong with a request body, as OpenAI does."""
     finding = error.errors()[0]
     kind, location = finding["type"], finding["loc"][1:]

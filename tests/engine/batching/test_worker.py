@@ -11,7 +11,7 @@ from llmctl.engine.batching.worker import EngineWorker
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import EngineFailedError, EngineStoppedError
 from llmctl.types import EngineState, GenerationRequest, ModelSpec, SamplingParams
-from tests.server.servers import eventually
+from tests.server.servers import wait_until
 
 
 class Breakdown(BaseException):
@@ -94,12 +94,12 @@ def test_a_reading_counts_until_it_is_cancelled_and_then_leaves_nothing() -> Non
         return worker.reading_count, state.running, state.waiting
 
     first, second, third = (worker.embed([[i], [i]], None) for i in range(3))
-    assert eventually(lambda: counted() == (3, 1, 2))
+    assert wait_until(lambda: counted() == (3, 1, 2))
     second.cancel()
-    assert eventually(lambda: counted() == (2, 1, 1))
+    assert wait_until(lambda: counted() == (2, 1, 1))
     assert executor.given_up == []  # it was never begun
     first.cancel()
-    assert eventually(lambda: counted() == (1, 1, 0))
+    assert wait_until(lambda: counted() == (1, 1, 0))
     assert executor.given_up == [[0]]
     worker.stop()
     with pytest.raises(EngineStoppedError):

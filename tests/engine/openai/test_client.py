@@ -35,7 +35,7 @@ from llmctl.types import (
 )
 from tests.adapters import save_adapter
 from tests.fakes import FakeEngine
-from tests.server.servers import eventually, running
+from tests.server.servers import running_server, wait_until
 
 ASKED = (Message("system", "s"), Message("user", "q"))
 
@@ -47,7 +47,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def client(engine: FakeEngine) -> Iterator[OpenAIClient]:
-    with running(engine) as url, connected(url) as client:
+    with running_server(engine) as url, connected(url) as client:
         yield client
 
 
@@ -93,8 +93,8 @@ def test_leaving_a_reply_frees_the_server(client: OpenAIClient, engine: FakeEngi
     engine.hold = threading.Event()
     with client.submit(GenerationRequest(ASKED)) as stream:
         assert next(iter(stream)).text == "Hel"
-    assert eventually(lambda: engine.in_flight == 0)
-    assert eventually(lambda: client.in_flight == 0)
+    assert wait_until(lambda: engine.in_flight == 0)
+    assert wait_until(lambda: client.in_flight == 0)
 
 
 def test_closing_in_the_middle_of_a_reply_leaves_no_task_behind(
@@ -132,7 +132,7 @@ def test_an_error_of_the_server_is_one_of_ours(
 
 
 def test_who_may_not_come_in_is_told_why(engine: FakeEngine) -> None:
-    with running(engine, api_keys=("right",)) as url:
+    with running_server(engine, api_keys=("right",)) as url:
         with pytest.raises(AuthenticationError):
             connected(url, key="wrong")
         with pytest.raises(ModelNotFoundError, match="no model 'other'"):
@@ -163,7 +163,7 @@ def test_an_adapter_of_our_server_is_asked_for_by_its_name(
         ASKED, sampling=SamplingParams(temperature=0.0, max_new_tokens=60), adapter="manners"
     )
     try:
-        with running(tiny) as url, connected(url) as client:
+        with running_server(tiny) as url, connected(url) as client:
             assert client.adapters == ("manners",)
             assert client.info().model_id == "tiny-llama"
             reply = client.generate(request).choices[0].text

@@ -11,7 +11,7 @@ import pytest
 
 from llmctl.errors import ContextLengthError, EngineBusyError, EngineFailedError
 from tests.fakes import FakeEngine
-from tests.server.servers import eventually, running
+from tests.server.servers import running_server, wait_until
 
 MESSAGES: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
 
@@ -23,7 +23,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture(scope="module")
 def url(engine: FakeEngine) -> Iterator[str]:
-    with running(engine) as url:
+    with running_server(engine) as url:
         yield url
 
 
@@ -108,7 +108,7 @@ def test_the_clients_own_structured_output_arrives_as_a_schema() -> None:
         age: int
 
     says = FakeEngine(('{"name": "Ada",', ' "age": 36}'))
-    with running(says) as own, openai.OpenAI(base_url=f"{own}/v1", api_key="none") as client:
+    with running_server(says) as own, openai.OpenAI(base_url=f"{own}/v1", api_key="none") as client:
         reply = client.chat.completions.parse(
             model="fake-model", messages=MESSAGES, response_format=Person
         )
@@ -199,6 +199,6 @@ def test_closing_a_stream_cancels_it(client: openai.OpenAI, engine: FakeEngine) 
         stream = client.chat.completions.create(model="fake-model", messages=MESSAGES, stream=True)
         next(iter(stream))
         stream.close()
-        assert eventually(lambda: engine.streams[-1].cancelled)
+        assert wait_until(lambda: engine.streams[-1].cancelled)
     finally:
         engine.hold = None

@@ -23,7 +23,7 @@ from llmctl.evaluation.opencompass.outputs import read_subject
 from llmctl.services.private_server import serve_privately
 from llmctl.types import Question, SubjectPlan
 from tests.evaluation.answering import answering, chat_reply
-from tests.server.servers import running
+from tests.server.servers import running_server
 
 TEXTS = [["One and one make two", "One and one make three"], ["Yes is yes", "Yes is no"]]
 
@@ -154,7 +154,7 @@ def test_a_server_whose_likelihoods_are_not_real_is_refused(
 def test_the_probe_finds_both_ways(tiny: HFRunner) -> None:
     with serve_privately(tiny) as private:
         assert likelihood_path(private) == "score"
-    with running(tiny) as url:
+    with running_server(tiny) as url:
         assert likelihood_path(Endpoint(f"{url}/v1", tiny.info().model_id)) == "echo"
 
 

@@ -10,7 +10,7 @@ import pytest
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.types import ModelSpec
 from tests.adapters import save_adapter
-from tests.server.servers import CHAT, error_of, running
+from tests.server.servers import CHAT, error_body, running_server
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def url(home: Path, tiny_folder: Path) -> Iterator[str]:
     with HFRunner(ModelSpec(str(tiny_folder), device="cpu", dtype="float32")) as engine:
         engine.load()
         engine.load_adapter("first", str(home / "one"))
-        with running(engine, adapter_dir=str(home), served_names=("alias",)) as url:
+        with running_server(engine, adapter_dir=str(home), served_names=("alias",)) as url:
             yield url
 
 
@@ -68,7 +68,7 @@ def test_adapters_come_and_go_while_the_server_runs(url: str) -> None:
     assert ask(url, "alias:two").status_code == 200
     again = httpx.post(url + "/v1/adapters", json={"name": "two"})
     assert again.status_code == 400
-    assert "loaded already" in error_of(again)["message"]
+    assert "loaded already" in error_body(again)["message"]
     assert httpx.delete(url + "/v1/adapters/two").json()["deleted"] is True
     assert ask(url, "alias:two").status_code == 404
     assert httpx.delete(url + "/v1/adapters/two").status_code == 404
@@ -78,13 +78,13 @@ def test_adapters_come_and_go_while_the_server_runs(url: str) -> None:
 def test_no_path_of_a_request_reaches_the_disk(name: str, url: str) -> None:
     reply = httpx.post(url + "/v1/adapters", json={"name": name})
     assert reply.status_code == 404
-    assert error_of(reply)["code"] == "model_not_found"
+    assert error_body(reply)["code"] == "model_not_found"
     assert "adapter_config" not in reply.text
 
 
 def test_a_server_without_such_a_folder_loads_nothing(tiny: HFRunner) -> None:
-    from tests.server.servers import request
+    from tests.server.servers import send_request
 
-    reply = request(tiny, "POST", "/v1/adapters", json={"name": "one"})
+    reply = send_request(tiny, "POST", "/v1/adapters", json={"name": "one"})
     assert reply.status_code == 400
-    assert error_of(reply)["code"] == "unsupported_parameter"
+    assert error_body(reply)["code"] == "unsupported_parameter"

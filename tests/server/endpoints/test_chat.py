@@ -18,7 +18,7 @@ from llmctl.errors import (
 )
 from llmctl.types import GenerationChunk, GenerationRequest, TokenLogprob, TokenProb, Usage
 from tests.fakes import FakeEngine
-from tests.server.servers import CHAT, chat, chat_body, error_of, events_of, request
+from tests.server.servers import CHAT, chat_body, error_body, post_chat, send_request, sse_events
 
 USAGE = {
     "prompt_tokens": 7,
@@ -60,7 +60,7 @@ def token_logprob(token: str, logprob: float, *top: TokenProb) -> TokenLogprob:
 
 def test_a_reply_has_exactly_openais_fields() -> None:
     engine = FakeEngine()
-    reply = chat(engine).json()
+    reply = post_chat(engine).json()
     assert reply.pop("created") > 1_700_000_000
     assert reply == {
         "id": f"chatcmpl-{engine.requests[0].request_id}",
@@ -80,15 +80,15 @@ def test_a_reply_has_exactly_openais_fields() -> None:
 
 
 def test_several_choices_come_in_order() -> None:
-    reply = chat(n=3).json()
+    reply = post_chat(n=3).json()
     assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2]
     assert reply["usage"]["completion_tokens"] == 6
 
 
 def test_a_stream_is_role_then_text_then_finish_then_done() -> None:
-    response = chat(stream=True)
+    response = post_chat(stream=True)
     assert response.headers["content-type"].startswith("text/event-stream")
-    *chunks, done = events_of(response)
+    *chunks, done = sse_events(response)
     assert done == "[DONE]"
     assert [chunk["choices"] for chunk in chunks] == [
         [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
@@ -114,14 +114,14 @@ def test_a_stream_is_role_then_text_then_finish_then_done() -> None:
 
 
 def test_usage_comes_in_a_chunk_of_its_own_when_asked_for() -> None:
-    *chunks, last, _ = events_of(chat(stream=True, stream_options={"include_usage": True}))
+    *chunks, last, _ = sse_events(post_chat(stream=True, stream_options={"include_usage": True}))
     assert all(chunk["usage"] is None for chunk in chunks)
     assert last["choices"] == []
     assert last["usage"] == USAGE
 
 
 def test_every_streamed_choice_begins_with_its_role_and_ends_with_its_reason() -> None:
-    *chunks, _ = events_of(chat(stream=True, n=3))
+    *chunks, _ = sse_events(post_chat(stream=True, n=3))
     for index in range(3):
         choices = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == index]
         assert choices[0]["delta"] == {"role": "assistant", "content": ""}
@@ -132,14 +132,14 @@ def test_every_streamed_choice_begins_with_its_role_and_ends_with_its_reason() -
 
 @pytest.mark.parametrize("text", ["\u2028", "\x85", "é😀\u2029", "a\nb\r\n", '"\\'])
 def test_no_text_breaks_a_stream_into_wrong_lines(text: str) -> None:
-    *chunks, _ = events_of(chat(FakeEngine(pieces=(text,)), stream=True))
+    *chunks, _ = sse_events(post_chat(FakeEngine(pieces=(text,)), stream=True))
     assert chunks[1]["choices"][0]["delta"] == {"content": text}
 
 
 def test_an_empty_reply_still_has_role_and_reason() -> None:
     engine = ScriptedEngine(GenerationChunk("", finish_reason="length", usage=Usage(7, 0)))
-    assert chat(engine).json()["choices"][0]["message"]["content"] == ""
-    *chunks, _ = events_of(chat(engine, stream=True))
+    assert post_chat(engine).json()["choices"][0]["message"]["content"] == ""
+    *chunks, _ = sse_events(post_chat(engine, stream=True))
     assert [c["choices"][0]["finish_reason"] for c in chunks] == [None, "length"]
 
 
@@ -161,10 +161,10 @@ def test_logprobs_come_with_their_tokens_and_are_numbers_json_knows() -> None:
         {"token": "x", "logprob": -9999.0, "bytes": [120], "top_logprobs": []},
         {"token": "y", "logprob": -9999.0, "bytes": [121], "top_logprobs": []},
     ]
-    whole = chat(engine, logprobs=True, top_logprobs=1).json()
+    whole = post_chat(engine, logprobs=True, top_logprobs=1).json()
     assert whole["choices"][0]["logprobs"] == {"content": entries, "refusal": None}
 
-    *chunks, _ = events_of(chat(engine, logprobs=True, top_logprobs=1, stream=True))
+    *chunks, _ = sse_events(post_chat(engine, logprobs=True, top_logprobs=1, stream=True))
     streamed = [chunk["choices"][0]["logprobs"] for chunk in chunks]
     assert streamed == [
         None,
@@ -175,15 +175,17 @@ def test_logprobs_come_with_their_tokens_and_are_numbers_json_knows() -> None:
 
 def test_the_reply_names_the_model_as_the_request_did() -> None:
     engine = FakeEngine()
-    reply = request(engine, "POST", CHAT, json=chat_body(model="gpt-4o"), served_names=("gpt-4o",))
+    reply = send_request(
+        engine, "POST", CHAT, json=chat_body(model="gpt-4o"), served_names=("gpt-4o",)
+    )
     assert reply.json()["model"] == "gpt-4o"
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_unknown_model_is_404_and_names_what_is_served(stream: bool) -> None:
-    response = chat(model="gpt-4o", stream=stream)
+    response = post_chat(model="gpt-4o", stream=stream)
     assert response.status_code == 404
-    error = error_of(response)
+    error = error_body(response)
     assert (error["code"], error["param"]) == ("model_not_found", None)
     assert "The model `gpt-4o` does not exist or you do not have access to it." in error["message"]
     assert "fake-model" in error["message"]
@@ -208,9 +210,9 @@ def test_an_error_before_the_first_chunk_is_a_true_status(
     error: LlmctlError, status: int, kind: str, code: str | None, stream: bool
 ) -> None:
     for engine in (FakeEngine(reject=error), FakeEngine(pieces=(), fail=error)):
-        response = chat(engine, stream=stream)
+        response = post_chat(engine, stream=stream)
         assert response.status_code == status
-        assert error_of(response) == {
+        assert error_body(response) == {
             "message": str(error),
             "type": kind,
             "param": error.param,
@@ -219,20 +221,22 @@ def test_an_error_before_the_first_chunk_is_a_true_status(
 
 
 def test_a_busy_engine_is_429_and_says_when_to_come_back() -> None:
-    response = chat(FakeEngine(reject=EngineBusyError("64 requests wait")))
+    response = post_chat(FakeEngine(reject=EngineBusyError("64 requests wait")))
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) > 0
-    assert error_of(response)["code"] == "rate_limit_exceeded"
+    assert error_body(response)["code"] == "rate_limit_exceeded"
 
 
 def test_a_hint_is_part_of_the_message() -> None:
-    response = chat(FakeEngine(reject=RequestError("no template", hint="pass --chat-template")))
-    assert error_of(response)["message"] == "no template (pass --chat-template)"
+    response = post_chat(
+        FakeEngine(reject=RequestError("no template", hint="pass --chat-template"))
+    )
+    assert error_body(response)["message"] == "no template (pass --chat-template)"
 
 
 def test_an_error_in_mid_stream_is_its_last_event() -> None:
     failing = FakeEngine(fail=EngineFailedError('it said "no"\n'))
-    *_, text, last = events_of(chat(failing, stream=True))
+    *_, text, last = sse_events(post_chat(failing, stream=True))
     assert text["choices"][0]["delta"] == {"content": "lo"}
     assert last == {
         "error": {"message": 'it said "no"\n', "type": "server_error", "param": None, "code": None}
@@ -240,16 +244,16 @@ def test_an_error_in_mid_stream_is_its_last_event() -> None:
 
 
 def test_an_error_after_the_first_chunk_is_a_true_status_without_streaming() -> None:
-    response = chat(FakeEngine(fail=EngineFailedError("broke")))
+    response = post_chat(FakeEngine(fail=EngineFailedError("broke")))
     assert response.status_code == 500
 
 
 def test_a_reply_that_ends_too_soon_is_an_error() -> None:
     cut = ScriptedEngine(GenerationChunk("Hel"))
-    assert chat(cut).status_code == 503
-    assert events_of(chat(cut, stream=True))[-1]["error"]["type"] == "server_error"
+    assert post_chat(cut).status_code == 503
+    assert sse_events(post_chat(cut, stream=True))[-1]["error"]["type"] == "server_error"
     for stream in (False, True):
-        assert chat(ScriptedEngine(), stream=stream).status_code == 503
+        assert post_chat(ScriptedEngine(), stream=stream).status_code == 503
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -257,10 +261,10 @@ def test_our_own_mistakes_are_logged_and_not_shown(
     stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR):
-        response = chat(BrokenEngine(), stream=stream)
+        response = post_chat(BrokenEngine(), stream=stream)
     assert response.status_code == 500
     assert "secret" not in response.text
-    assert error_of(response)["type"] == "server_error"
+    assert error_body(response)["type"] == "server_error"
     assert response.headers["x-request-id"] in caplog.text
     assert "secret" in caplog.text
 
@@ -268,21 +272,21 @@ def test_our_own_mistakes_are_logged_and_not_shown(
 @pytest.mark.parametrize("sent", ["abc-123", "two words"])
 def test_a_sane_request_id_is_echoed(sent: str) -> None:
     headers = {"x-request-id": sent}
-    response = request(FakeEngine(), "POST", CHAT, json=chat_body(), headers=headers)
+    response = send_request(FakeEngine(), "POST", CHAT, json=chat_body(), headers=headers)
     assert response.headers.get_list("x-request-id") == [sent]
 
 
 @pytest.mark.parametrize("sent", ["", "x" * 129, "caf\u00e9", "a\tb"])
 def test_a_strange_request_id_is_replaced(sent: str) -> None:
     headers = [(b"x-request-id", sent.encode("latin-1"))]
-    response = request(FakeEngine(), "GET", "/health", headers=headers)
+    response = send_request(FakeEngine(), "GET", "/health", headers=headers)
     assert response.headers["x-request-id"] not in ("", sent)
 
 
 def test_requests_with_the_same_id_do_not_meet_in_the_engine() -> None:
     engine = FakeEngine()
     for _ in range(2):
-        request(engine, "POST", CHAT, json=chat_body(), headers={"x-request-id": "same"})
+        send_request(engine, "POST", CHAT, json=chat_body(), headers={"x-request-id": "same"})
     first, second = engine.requests
     assert first.request_id != second.request_id
 
@@ -294,7 +298,7 @@ def test_a_slow_submit_does_not_hold_up_the_event_loop() -> None:
             return super().submit(request)
 
     threads: list[threading.Thread] = []
-    chat(SlowEngine())
+    post_chat(SlowEngine())
     assert threads
     assert threads[0] is not threading.main_thread()
 
@@ -310,13 +314,13 @@ def test_conversations_replayed_from_a_reply_are_accepted() -> None:
         "function_call": None,
         "tool_calls": [],
     }
-    response = chat(engine, messages=[{"role": "user", "content": "hi", "name": "Ann"}, told])
+    response = post_chat(engine, messages=[{"role": "user", "content": "hi", "name": "Ann"}, told])
     assert response.status_code == 200
     assert [message.content for message in engine.requests[0].messages] == ["hi", ""]
 
 
 def test_the_openapi_schema_knows_the_request_and_no_422() -> None:
-    schema = request(FakeEngine(), "GET", "/openapi.json").json()
+    schema = send_request(FakeEngine(), "GET", "/openapi.json").json()
     operation = schema["paths"][CHAT]["post"]
     assert "ChatCompletionRequest" in json.dumps(operation["requestBody"])
     assert operation["responses"].keys() == {"200", "4XX", "5XX"}

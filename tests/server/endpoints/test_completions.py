@@ -9,10 +9,10 @@ import openai
 import pytest
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.server.endpoints.completion_logprobs import Echo
+from llmctl.server.endpoints.completion_logprobs import EchoedPrompt
 from llmctl.types import ScoreRequest, TokenLogprob, TokenProb
 from tests.fakes import FakeEngine
-from tests.server.servers import error_of, request, running
+from tests.server.servers import error_body, running_server, send_request
 
 URL = "/v1/completions"
 
@@ -20,7 +20,7 @@ URL = "/v1/completions"
 @pytest.fixture(scope="module")
 def url(tiny: HFRunner) -> Iterator[str]:
     sock_engine = _Lent(tiny)
-    with running(sock_engine) as url:
+    with running_server(sock_engine) as url:
         yield url
 
 
@@ -158,7 +158,7 @@ def test_what_a_tokenizer_adds_to_a_prompt_moves_no_token(
     text: str, tokens: tuple[str, ...], begins: list[int]
 ) -> None:
     probs = [TokenProb(i, token, token.encode(), -1.0) for i, token in enumerate(tokens)]
-    echo = Echo(text, "<s>", tuple(TokenLogprob(prob, ()) for prob in probs))
+    echo = EchoedPrompt(text, "<s>", tuple(TokenLogprob(prob, ()) for prob in probs))
     assert echo.logprobs((), 0).text_offset == begins
 
 
@@ -179,9 +179,9 @@ def test_more_prompts_than_may_ever_wait_are_not_asked_to_come_again() -> None:
     """The fake engine answers four at a time."""
     for count, status in ((5, 200), (6, 400)):
         body = {"model": "fake-model", "prompt": ["x"] * count}
-        reply = request(FakeEngine(), "POST", URL, json=body, max_queue=1)
+        reply = send_request(FakeEngine(), "POST", URL, json=body, max_queue=1)
         assert reply.status_code == status
-    error = error_of(reply)
+    error = error_body(reply)
     assert error["param"] == "prompt"
     assert "5" in error["message"]
     assert "--max-queue" in error["message"]
@@ -204,9 +204,9 @@ def test_more_prompts_than_may_ever_wait_are_not_asked_to_come_again() -> None:
 def test_what_makes_no_sense_is_refused_by_name(
     fields: dict[str, Any], code: str | None, param: str | None
 ) -> None:
-    reply = request(FakeEngine(), "POST", URL, json={"model": "fake-model"} | fields)
+    reply = send_request(FakeEngine(), "POST", URL, json={"model": "fake-model"} | fields)
     assert reply.status_code == 400
-    assert (error_of(reply)["code"], error_of(reply)["param"]) == (code, param)
+    assert (error_body(reply)["code"], error_body(reply)["param"]) == (code, param)
 
 
 def test_a_prompt_that_is_refused_ends_all_of_its_request(url: str, model: str) -> None:
@@ -214,7 +214,7 @@ def test_a_prompt_that_is_refused_ends_all_of_its_request(url: str, model: str) 
     for fields in ({}, {"stream": True}, {"stream": True, "echo": True}):
         reply = httpx.post(url + URL, json=body | fields)
         assert reply.status_code == 400
-        assert error_of(reply)["code"] == "context_length_exceeded"
+        assert error_body(reply)["code"] == "context_length_exceeded"
 
 
 def test_text_is_cut_into_tokens_and_joined_again(url: str, model: str) -> None:
@@ -226,4 +226,4 @@ def test_text_is_cut_into_tokens_and_joined_again(url: str, model: str) -> None:
     assert json.loads(json.dumps(joined)) == {"prompt": text}
     unknown = httpx.post(url + "/detokenize", json={"tokens": [10**6]})
     assert unknown.status_code == 400
-    assert error_of(unknown)["param"] == "tokens"
+    assert error_body(unknown)["param"] == "tokens"

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.types import ModelSpec
-from tests.server.servers import error_of, request, running
+from tests.server.servers import error_body, running_server, send_request
 from tests.tiny import save_tiny_model
 
 
@@ -45,7 +45,7 @@ def test_the_client_gets_floats_base64_and_fewer_dimensions(tiny_folder: Path) -
         engine.load()
         model = engine.info().model_id
         with (
-            running(engine) as url,
+            running_server(engine) as url,
             openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
         ):
             # The client asks for base64 by itself where nobody says.
@@ -67,6 +67,6 @@ def test_a_text_that_cannot_be_embedded_is_refused(tiny: HFRunner) -> None:
         ({"input": "x" * 5000}, "input"),
         ({"input": "x", "dimensions": 5000}, "dimensions"),
     ):
-        reply = request(tiny, "POST", "/v1/embeddings", json={"model": model} | body)
+        reply = send_request(tiny, "POST", "/v1/embeddings", json={"model": model} | body)
         assert reply.status_code == 400
-        assert error_of(reply)["param"] == param
+        assert error_body(reply)["param"] == param

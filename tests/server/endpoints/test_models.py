@@ -5,7 +5,7 @@ import pytest
 from llmctl.errors import EngineStoppedError
 from llmctl.types import EngineInfo, EngineState
 from tests.fakes import FakeEngine
-from tests.server.servers import CHAT, error_of, request
+from tests.server.servers import CHAT, error_body, send_request
 
 
 class StuckEngine(FakeEngine):
@@ -22,7 +22,7 @@ class UnloadedEngine(FakeEngine):
 
 
 def test_models_are_the_engines_own_and_the_served_names() -> None:
-    listed = request(
+    listed = send_request(
         FakeEngine(),
         "GET",
         "/v1/models",
@@ -41,18 +41,18 @@ def test_models_are_the_engines_own_and_the_served_names() -> None:
 
 @pytest.mark.parametrize("path", ["me/mine", "me%2Fmine"])
 def test_a_model_id_may_have_slashes(path: str) -> None:
-    response = request(FakeEngine(), "GET", f"/v1/models/{path}", served_names=("me/mine",))
+    response = send_request(FakeEngine(), "GET", f"/v1/models/{path}", served_names=("me/mine",))
     assert response.json()["id"] == "me/mine"
 
 
 def test_an_unknown_model_id_is_404() -> None:
-    response = request(FakeEngine(), "GET", "/v1/models/nobody/nothing")
+    response = send_request(FakeEngine(), "GET", "/v1/models/nobody/nothing")
     assert response.status_code == 404
-    assert error_of(response)["code"] == "model_not_found"
+    assert error_body(response)["code"] == "model_not_found"
 
 
 def test_health_tells_how_many_requests_are_in_flight() -> None:
-    response = request(FakeEngine(), "GET", "/health")
+    response = send_request(FakeEngine(), "GET", "/health")
     assert response.status_code == 200
     health = response.json()
     assert health["status"] == "ok"
@@ -60,28 +60,28 @@ def test_health_tells_how_many_requests_are_in_flight() -> None:
 
 
 def test_health_is_503_when_an_engine_with_work_takes_no_step() -> None:
-    response = request(StuckEngine(), "GET", "/health")
+    response = send_request(StuckEngine(), "GET", "/health")
     assert response.status_code == 503
-    assert "no step for 500 seconds" in error_of(response)["message"]
+    assert "no step for 500 seconds" in error_body(response)["message"]
 
 
 def test_health_is_503_when_the_engine_is_stopped() -> None:
-    response = request(UnloadedEngine(), "GET", "/health")
+    response = send_request(UnloadedEngine(), "GET", "/health")
     assert response.status_code == 503
-    assert error_of(response)["type"] == "server_error"
+    assert error_body(response)["type"] == "server_error"
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/v1/nothing", f"{CHAT}/"])
 def test_an_unknown_route_is_404_in_the_envelope(path: str) -> None:
-    response = request(FakeEngine(), "POST", path)
+    response = send_request(FakeEngine(), "POST", path)
     assert response.status_code == 404
-    error = error_of(response)
+    error = error_body(response)
     assert error["message"] == f"Invalid URL (POST {path})"
     assert error["type"] == "invalid_request_error"
 
 
 def test_a_wrong_method_is_405_in_the_envelope() -> None:
-    response = request(FakeEngine(), "GET", CHAT)
+    response = send_request(FakeEngine(), "GET", CHAT)
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"
-    assert error_of(response)["code"] == "method_not_supported"
+    assert error_body(response)["code"] == "method_not_supported"

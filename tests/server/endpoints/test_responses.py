@@ -13,7 +13,7 @@ from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.types import Grammar, Message, ToolCall
 from tests.fakes import TOOL_CALL_CHUNKS, TOOL_CALLS, FakeEngine
-from tests.server.servers import error_of, request, running
+from tests.server.servers import error_body, running_server, send_request
 
 URL = "/v1/responses"
 TOOL: openai.types.responses.FunctionToolParam = {
@@ -27,7 +27,7 @@ TOOL: openai.types.responses.FunctionToolParam = {
 @pytest.fixture(scope="module")
 def client() -> Iterator[openai.OpenAI]:
     with (
-        running(FakeEngine()) as url,
+        running_server(FakeEngine()) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
     ):
         yield client
@@ -35,7 +35,7 @@ def client() -> Iterator[openai.OpenAI]:
 
 def respond(engine: FakeEngine | None = None, **fields: Any) -> Any:
     body = {"model": "fake-model", "input": "hi"} | fields
-    return request(engine or FakeEngine(), "POST", URL, json=body)
+    return send_request(engine or FakeEngine(), "POST", URL, json=body)
 
 
 def events(text: str) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ class Answer(pydantic.BaseModel):
 def test_the_client_parses_into_a_model() -> None:
     engine = FakeEngine(('{"city": ', '"Paris"}'))
     with (
-        running(engine) as url,
+        running_server(engine) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
     ):
         parsed = client.responses.parse(model="fake-model", input="?", text_format=Answer)
@@ -140,8 +140,8 @@ def test_a_conversation_of_items_becomes_messages() -> None:
 
 def test_a_message_that_lacks_its_end_says_so(tiny: HFRunner) -> None:
     body = {"model": tiny.info().model_id, "input": "hi", "max_output_tokens": 2, "temperature": 0}
-    whole = request(tiny, "POST", URL, json=body).json()
-    streamed = events(request(tiny, "POST", URL, json=body | {"stream": True}).text)
+    whole = send_request(tiny, "POST", URL, json=body).json()
+    streamed = events(send_request(tiny, "POST", URL, json=body | {"stream": True}).text)
     done = next(e["item"] for e in streamed if e["type"] == "response.output_item.done")
     for response in (whole, streamed[-1]["response"]):
         assert response["status"] == "incomplete"
@@ -187,6 +187,6 @@ def test_what_is_not_supported_is_refused_by_name(
 ) -> None:
     reply = respond(**fields)
     assert reply.status_code == 400
-    error = error_of(reply)
+    error = error_body(reply)
     assert error["param"] is None or error["param"].startswith(param)
     assert error["code"] == code or (code or "").endswith("max_value")

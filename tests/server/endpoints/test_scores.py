@@ -10,7 +10,7 @@ from llmctl.config import ServeConfig
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.loglikelihood import GroupScore, score_full_texts
 from llmctl.server.app import create_app
-from tests.server.servers import error_of
+from tests.server.servers import error_body
 
 OPTIONS = ServeConfig(log_requests=False)
 
@@ -40,7 +40,7 @@ def test_an_ordinary_server_does_not_have_it(tiny: HFRunner) -> None:
 def test_a_subject_may_have_as_many_questions_as_it_has(tiny: HFRunner) -> None:
     groups = [{"stem": "", "endings": ["a"]}] * 70_000
     refused = post(tiny, model="nobody", groups=groups)
-    assert error_of(refused)["code"] == "model_not_found"
+    assert error_body(refused)["code"] == "model_not_found"
 
 
 def test_head_stem_and_ending_are_one_text(tiny: HFRunner) -> None:
@@ -67,7 +67,7 @@ def test_a_group_that_fails_has_a_line_too(tiny: HFRunner) -> None:
 
 def test_what_it_does_not_know_is_refused_by_name(tiny: HFRunner) -> None:
     assert post(tiny, adaptr="x").status_code == 400
-    assert "adaptr" in error_of(post(tiny, adaptr="x"))["message"]
+    assert "adaptr" in error_body(post(tiny, adaptr="x"))["message"]
     assert post(tiny, model="other").status_code == 404
     assert post(tiny, groups=[]).status_code == 400
     assert post(tiny, groups=[{"stem": "x", "endings": []}]).status_code == 400

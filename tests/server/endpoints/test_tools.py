@@ -9,7 +9,14 @@ import pytest
 from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.types import Tool, ToolCall
 from tests.fakes import TOOL_CALL_CHUNKS, TOOL_CALLS, FakeEngine
-from tests.server.servers import CHAT, chat, chat_body, events_of, request, running
+from tests.server.servers import (
+    CHAT,
+    chat_body,
+    post_chat,
+    running_server,
+    send_request,
+    sse_events,
+)
 
 PIECES = (
     ResponseDelta(reasoning="Hm."),
@@ -25,7 +32,7 @@ ADD: openai.types.chat.ChatCompletionFunctionToolParam = {
 @pytest.fixture(scope="module")
 def client() -> Iterator[openai.OpenAI]:
     with (
-        running(FakeEngine(PIECES)) as url,
+        running_server(FakeEngine(PIECES)) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
     ):
         yield client
@@ -61,7 +68,7 @@ def test_the_clients_stream_helper_joins_calls_and_reasoning(client: openai.Open
 
 
 def test_id_type_and_name_of_a_call_are_streamed_once() -> None:
-    events = events_of(chat(FakeEngine(PIECES), stream=True, n=2))[:-1]
+    events = sse_events(post_chat(FakeEngine(PIECES), stream=True, n=2))[:-1]
     for index in (0, 1):
         deltas = [
             call
@@ -95,7 +102,7 @@ def test_every_tool_choice_reaches_the_engine(
     choice: Any, offered: bool, forced: tuple[str, ...]
 ) -> None:
     engine = FakeEngine()
-    assert chat(engine, tools=[ADD], tool_choice=choice).status_code == 200
+    assert post_chat(engine, tools=[ADD], tool_choice=choice).status_code == 200
     (asked,) = engine.requests
     assert asked.tools == ((Tool("add", "adds", {"type": "object"}),) if offered else ())
     assert asked.required_tools == forced
@@ -109,7 +116,7 @@ def test_a_conversation_with_calls_and_their_results_comes_back_whole() -> None:
         {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "Hm."},
         {"role": "tool", "tool_call_id": "c1", "content": "2"},
     ]
-    assert request(engine, "POST", CHAT, json=chat_body(messages=messages)).status_code == 200
+    assert send_request(engine, "POST", CHAT, json=chat_body(messages=messages)).status_code == 200
     _, said, result = engine.requests[0].messages
     assert said.tool_calls == (ToolCall("add", '{"a": 1}', "c1"),)
     assert (said.content, said.reasoning) == ("", "Hm.")
@@ -119,7 +126,7 @@ def test_a_conversation_with_calls_and_their_results_comes_back_whole() -> None:
 def test_template_variables_and_a_begun_reply_reach_the_engine() -> None:
     engine = FakeEngine()
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "I th"}]
-    reply = chat(
+    reply = post_chat(
         engine,
         messages=messages,
         continue_final_message=True,

@@ -5,25 +5,27 @@ import pytest
 from llmctl.config import ServeConfig
 from llmctl.errors import ConfigError
 from tests.fakes import FakeEngine
-from tests.server.servers import CHAT, chat_body, error_of, request
+from tests.server.servers import CHAT, chat_body, error_body, send_request
 
 KEYS = ("first-key", "second-key")
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/ready", "/openapi.json", "/nothing"])
 def test_every_route_but_health_asks_for_a_key(path: str) -> None:
-    refused = request(FakeEngine(), "GET", path, api_keys=KEYS)
+    refused = send_request(FakeEngine(), "GET", path, api_keys=KEYS)
     assert refused.status_code == 401
-    assert error_of(refused)["code"] == "invalid_api_key"
+    assert error_body(refused)["code"] == "invalid_api_key"
     assert refused.headers["www-authenticate"] == "Bearer"
     assert refused.headers["x-request-id"]
-    assert request(FakeEngine(), "GET", "/health", api_keys=KEYS).status_code == 200
+    assert send_request(FakeEngine(), "GET", "/health", api_keys=KEYS).status_code == 200
 
 
 @pytest.mark.parametrize("header", ["Bearer first-key", "bearer second-key", "Bearer  first-key "])
 def test_any_of_the_keys_is_good(header: str) -> None:
     headers = {"Authorization": header}
-    reply = request(FakeEngine(), "POST", CHAT, json=chat_body(), api_keys=KEYS, headers=headers)
+    reply = send_request(
+        FakeEngine(), "POST", CHAT, json=chat_body(), api_keys=KEYS, headers=headers
+    )
     assert reply.status_code == 200
 
 
@@ -34,7 +36,7 @@ def test_any_of_the_keys_is_good(header: str) -> None:
 def test_anything_else_is_not(header: str) -> None:
     engine = FakeEngine()
     headers = {"Authorization": header.encode()}
-    reply = request(engine, "POST", CHAT, json=chat_body(), api_keys=KEYS, headers=headers)
+    reply = send_request(engine, "POST", CHAT, json=chat_body(), api_keys=KEYS, headers=headers)
     assert reply.status_code == 401
     assert engine.requests == []
     assert "first-key" not in reply.text
@@ -43,7 +45,7 @@ def test_anything_else_is_not(header: str) -> None:
 def test_web_pages_of_other_origins_are_not_invited_by_default() -> None:
     headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     for options in ({}, {"cors_origins": ("https://chat.example",)}):
-        reply = request(FakeEngine(), "OPTIONS", CHAT, headers=headers, **options)
+        reply = send_request(FakeEngine(), "OPTIONS", CHAT, headers=headers, **options)
         assert "access-control-allow-origin" not in reply.headers
 
 
@@ -55,11 +57,11 @@ def test_an_invited_origin_may_ask_before_it_has_shown_its_key() -> None:
         "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
     }
     options = {"cors_origins": (origin,), "api_keys": KEYS}
-    preflight = request(FakeEngine(), "OPTIONS", CHAT, headers=headers, **options)
+    preflight = send_request(FakeEngine(), "OPTIONS", CHAT, headers=headers, **options)
     assert preflight.status_code == 200
     assert preflight.headers["access-control-allow-origin"] == origin
     assert "access-control-allow-credentials" not in preflight.headers
-    refused = request(FakeEngine(), "GET", "/v1/models", headers={"Origin": origin}, **options)
+    refused = send_request(FakeEngine(), "GET", "/v1/models", headers={"Origin": origin}, **options)
     assert refused.status_code == 401
     assert refused.headers["access-control-allow-origin"] == origin
     shown = refused.headers["access-control-expose-headers"]

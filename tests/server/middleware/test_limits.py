@@ -11,7 +11,14 @@ import pytest
 
 from llmctl.server.middleware import limits
 from tests.fakes import FakeEngine
-from tests.server.servers import CHAT, chat_body, error_of, eventually, request, running
+from tests.server.servers import (
+    CHAT,
+    chat_body,
+    error_body,
+    running_server,
+    send_request,
+    wait_until,
+)
 
 
 def address(url: str) -> tuple[str, int]:
@@ -27,10 +34,10 @@ def alive(url: str) -> bool:
 def test_a_body_above_the_limit_is_413_before_it_is_read() -> None:
     engine = FakeEngine()
     body = chat_body(messages=[{"role": "user", "content": "x" * 5000}])
-    refused = request(engine, "POST", CHAT, json=body, max_body_bytes=4096)
+    refused = send_request(engine, "POST", CHAT, json=body, max_body_bytes=4096)
     assert refused.status_code == 413
-    assert error_of(refused)["code"] == "request_too_large"
-    assert "4096 bytes" in error_of(refused)["message"]
+    assert error_body(refused)["code"] == "request_too_large"
+    assert "4096 bytes" in error_body(refused)["message"]
     assert engine.requests == []
 
 
@@ -42,7 +49,7 @@ def test_a_body_of_unknown_length_is_413_once_it_is_too_large() -> None:
         for _ in range(50):
             yield b"x" * 1000
 
-    with running(engine, max_body_bytes=4096) as url:
+    with running_server(engine, max_body_bytes=4096) as url:
         headers = {"Content-Type": "application/json"}
         refused = httpx.post(url + CHAT, content=endless(), headers=headers)
         assert refused.status_code == 413
@@ -52,7 +59,7 @@ def test_a_body_of_unknown_length_is_413_once_it_is_too_large() -> None:
 
 def test_a_body_that_stops_half_way_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "BODY_TIMEOUT_S", 0.2)
-    with running(FakeEngine()) as url, socket.create_connection(address(url)) as client:
+    with running_server(FakeEngine()) as url, socket.create_connection(address(url)) as client:
         head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         client.sendall(f'{head}Content-Length: 500\r\n\r\n{{"model"'.encode())
         client.settimeout(5)
@@ -67,7 +74,7 @@ def test_who_never_sends_whole_headers_is_hung_up_on(
     sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "HEADERS_TIMEOUT_S", 0.2)
-    with running(FakeEngine()) as url, socket.create_connection(address(url)) as client:
+    with running_server(FakeEngine()) as url, socket.create_connection(address(url)) as client:
         client.sendall(sent)
         client.settimeout(5)
         assert client.recv(4096) == b""
@@ -76,7 +83,7 @@ def test_who_never_sends_whole_headers_is_hung_up_on(
 
 def test_a_connection_may_rest_between_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HEADERS_TIMEOUT_S", 0.2)
-    with running(FakeEngine()) as url, httpx.Client(base_url=url) as client:
+    with running_server(FakeEngine()) as url, httpx.Client(base_url=url) as client:
         for _ in range(2):
             assert client.post(CHAT, json=chat_body()).status_code == 200
             time.sleep(0.4)
@@ -84,14 +91,14 @@ def test_a_connection_may_rest_between_requests(monkeypatch: pytest.MonkeyPatch)
 
 def test_who_comes_when_the_queue_is_full_is_told_when_to_come_again() -> None:
     engine = FakeEngine(hold=threading.Event())
-    with running(engine, max_queue=1) as url:
+    with running_server(engine, max_queue=1) as url:
         waiting = [threading.Thread(target=alive, args=(url,)) for _ in range(5)]
         for thread in waiting:
             thread.start()
-        assert eventually(lambda: engine.in_flight == 5)
+        assert wait_until(lambda: engine.in_flight == 5)
         refused = httpx.post(url + CHAT, json=chat_body(stream=True))
         assert refused.status_code == 429
-        assert error_of(refused)["code"] == "rate_limit_exceeded"
+        assert error_body(refused)["code"] == "rate_limit_exceeded"
         assert int(refused.headers["retry-after"]) >= 1
         assert engine.hold is not None
         engine.hold.set()
@@ -103,15 +110,15 @@ def test_who_comes_when_the_queue_is_full_is_told_when_to_come_again() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_reply_that_takes_too_long_is_ended_and_its_row_freed(stream: bool) -> None:
     engine = FakeEngine(pieces=("a", "b"), hold=threading.Event())
-    reply = request(engine, "POST", CHAT, json=chat_body(stream=stream), request_timeout_s=0.2)
+    reply = send_request(engine, "POST", CHAT, json=chat_body(stream=stream), request_timeout_s=0.2)
     if stream:
         assert reply.status_code == 200
         last = json.loads(reply.text.strip().splitlines()[-1].removeprefix("data: "))
         assert last["error"]["code"] == "timeout"
     else:
         assert reply.status_code == 504
-        assert error_of(reply)["code"] == "timeout"
-    assert eventually(lambda: engine.in_flight == 0)
+        assert error_body(reply)["code"] == "timeout"
+    assert wait_until(lambda: engine.in_flight == 0)
 
 
 class SlowEngine(FakeEngine):
@@ -126,8 +133,11 @@ class SlowEngine(FakeEngine):
 
 def test_a_stream_says_that_it_lives_while_the_prompt_is_read() -> None:
     engine = SlowEngine(hold=threading.Event())
-    text = request(engine, "POST", CHAT, json=chat_body(stream=True), ping_s=0.1).text
+    text = send_request(engine, "POST", CHAT, json=chat_body(stream=True), ping_s=0.1).text
     assert text.startswith(": ping\n\n: ping\n\n")
     assert text.endswith("data: [DONE]\n\n")
     silent = SlowEngine(hold=threading.Event())
-    assert ": ping" not in request(silent, "POST", CHAT, json=chat_body(stream=True), ping_s=0).text
+    assert (
+        ": ping"
+        not in send_request(silent, "POST", CHAT, json=chat_body(stream=True), ping_s=0).text
+    )

@@ -11,7 +11,7 @@ from llmctl.errors import EngineFailedError
 from llmctl.types import ToolCall
 from tests.fakes import FakeEngine
 from tests.server.schemas import openai_schemas as schemas
-from tests.server.servers import CHAT, events_of, request
+from tests.server.servers import CHAT, send_request, sse_events
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 PLAIN: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "ignore_eos": True}
@@ -28,9 +28,9 @@ PIECES = (
 )
 def test_chats_of_a_real_engine(fields: dict[str, Any], tiny: HFRunner) -> None:
     body = {"model": tiny.info().model_id, "messages": MESSAGES} | PLAIN | fields
-    jsonschema.validate(request(tiny, "POST", CHAT, json=body).json(), schemas.CHAT_COMPLETION)
+    jsonschema.validate(send_request(tiny, "POST", CHAT, json=body).json(), schemas.CHAT_COMPLETION)
     options = {"stream": True, "stream_options": {"include_usage": True}}
-    *chunks, done = events_of(request(tiny, "POST", CHAT, json=body | options))
+    *chunks, done = sse_events(send_request(tiny, "POST", CHAT, json=body | options))
     assert done == "[DONE]"
     for chunk in chunks:
         jsonschema.validate(chunk, schemas.CHAT_CHUNK)
@@ -46,10 +46,10 @@ def test_chats_of_a_real_engine(fields: dict[str, Any], tiny: HFRunner) -> None:
 
 def test_calls_and_reasoning() -> None:
     body = {"model": "fake-model", "messages": MESSAGES}
-    whole = request(FakeEngine(PIECES), "POST", CHAT, json=body).json()
+    whole = send_request(FakeEngine(PIECES), "POST", CHAT, json=body).json()
     jsonschema.validate(whole, schemas.CHAT_COMPLETION)
-    streamed = request(FakeEngine(PIECES), "POST", CHAT, json=body | {"stream": True})
-    for chunk in events_of(streamed)[:-1]:
+    streamed = send_request(FakeEngine(PIECES), "POST", CHAT, json=body | {"stream": True})
+    for chunk in sse_events(streamed)[:-1]:
         jsonschema.validate(chunk, schemas.CHAT_CHUNK)
         assert "usage" not in chunk
 
@@ -57,32 +57,32 @@ def test_calls_and_reasoning() -> None:
 @pytest.mark.parametrize("fields", [{}, {"logprobs": 2, "echo": True}, {"n": 2}])
 def test_completions(fields: dict[str, Any], tiny: HFRunner) -> None:
     body = {"model": tiny.info().model_id, "prompt": ["ab", "cde"]} | PLAIN | fields
-    whole = request(tiny, "POST", "/v1/completions", json=body).json()
+    whole = send_request(tiny, "POST", "/v1/completions", json=body).json()
     jsonschema.validate(whole, schemas.COMPLETION)
     body.pop("echo", None)
-    reply = request(tiny, "POST", "/v1/completions", json=body | {"stream": True})
-    for chunk in events_of(reply)[:-1]:
+    reply = send_request(tiny, "POST", "/v1/completions", json=body | {"stream": True})
+    for chunk in sse_events(reply)[:-1]:
         jsonschema.validate(chunk, schemas.COMPLETION)
 
 
 def test_models_embeddings_and_errors(tiny: HFRunner) -> None:
     model = tiny.info().model_id
-    jsonschema.validate(request(tiny, "GET", "/v1/models").json(), schemas.MODELS)
+    jsonschema.validate(send_request(tiny, "GET", "/v1/models").json(), schemas.MODELS)
     body = {"model": model, "input": ["a", "b"]}
     jsonschema.validate(
-        request(tiny, "POST", "/v1/embeddings", json=body).json(), schemas.EMBEDDINGS
+        send_request(tiny, "POST", "/v1/embeddings", json=body).json(), schemas.EMBEDDINGS
     )
     failing = FakeEngine(fail=EngineFailedError("broken"))
     chat = {"model": "fake-model", "messages": MESSAGES}
     for reply in (
-        request(tiny, "GET", "/nothing"),
-        request(tiny, "GET", CHAT),
-        request(tiny, "POST", CHAT, content=b"{"),
-        request(tiny, "POST", CHAT, json={"model": model}),
-        request(tiny, "GET", "/v1/models", api_keys=("k",)),
-        request(FakeEngine((), fail=EngineFailedError("broken")), "POST", CHAT, json=chat),
+        send_request(tiny, "GET", "/nothing"),
+        send_request(tiny, "GET", CHAT),
+        send_request(tiny, "POST", CHAT, content=b"{"),
+        send_request(tiny, "POST", CHAT, json={"model": model}),
+        send_request(tiny, "GET", "/v1/models", api_keys=("k",)),
+        send_request(FakeEngine((), fail=EngineFailedError("broken")), "POST", CHAT, json=chat),
     ):
         assert reply.status_code >= 400
         jsonschema.validate(reply.json(), schemas.ERROR)
-    streamed = request(failing, "POST", CHAT, json=chat | {"stream": True})
-    jsonschema.validate(events_of(streamed)[-1], schemas.ERROR)
+    streamed = send_request(failing, "POST", CHAT, json=chat | {"stream": True})
+    jsonschema.validate(sse_events(streamed)[-1], schemas.ERROR)

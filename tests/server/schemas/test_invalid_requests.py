@@ -9,12 +9,12 @@ import pytest
 
 from llmctl.errors import RequestError
 from llmctl.server.app import create_app
-from llmctl.server.middleware.strict_json import object_of
-from llmctl.server.schemas.chat import ChatCompletionRequest, WireRequest
+from llmctl.server.middleware.strict_json import object_from_pairs
+from llmctl.server.schemas.chat import ChatCompletionRequest, StrictModel
 from llmctl.server.schemas.completions import CompletionRequest, DetokenizeRequest
 from llmctl.server.schemas.responses import ResponseRequest
 from tests.fakes import FakeEngine
-from tests.server.servers import CHAT, chat_body, error_of, request
+from tests.server.servers import CHAT, chat_body, error_body, send_request
 
 USER = {"role": "user", "content": "hi"}
 PART = {"type": "text", "text": "hi"}
@@ -281,11 +281,11 @@ UNSUPPORTED: dict[str, Any] = {
 
 def refused(**options: Any) -> dict[str, Any]:
     engine = FakeEngine()
-    response = request(engine, "POST", CHAT, **options)
+    response = send_request(engine, "POST", CHAT, **options)
     assert response.status_code == 400
     assert response.headers["x-request-id"]
     assert not engine.requests
-    error = error_of(response)
+    error = error_body(response)
     assert error["type"] == "invalid_request_error"
     return error
 
@@ -311,9 +311,9 @@ def test_a_schema_the_engine_cannot_enforce_is_refused() -> None:
     reason = 'cannot enforce this response_format: Unimplemented keys: ["not"]'
     engine = FakeEngine(reject=RequestError(reason, param="response_format"))
     body = chat_body(**json_schema(name="a", schema={"not": {}}))
-    response = request(engine, "POST", CHAT, json=body)
+    response = send_request(engine, "POST", CHAT, json=body)
     assert response.status_code == 400
-    error = error_of(response)
+    error = error_body(response)
     assert (error["message"], error["param"]) == (reason, "response_format")
 
 
@@ -322,7 +322,7 @@ def test_null_means_not_given_for_every_optional_field() -> None:
     honoured = ["temperature", "stop", "stream", "stream_options", "user", "top_k", "min_tokens"]
     optional = [*UNSUPPORTED, *honoured, "response_format", "regex", "choice"]
     body = chat_body(**dict.fromkeys(optional))
-    assert request(engine, "POST", CHAT, json=body).status_code == 200
+    assert send_request(engine, "POST", CHAT, json=body).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_a_body_that_a_web_page_could_send_unasked_is_refused() -> None:
     ],
 )
 def test_a_thousand_mistakes_are_no_more_work_than_one(
-    model: type[WireRequest], fields: dict[str, Any]
+    model: type[StrictModel], fields: dict[str, Any]
 ) -> None:
     """Each finding takes memory and time, in which nobody else is answered."""
     with pytest.raises(pydantic.ValidationError) as caught:
@@ -399,7 +399,7 @@ def test_a_key_that_is_there_twice_is_found_in_one_pass() -> None:
     pairs: list[tuple[str, Any]] = [(Name(i), 0) for i in range(500)]
     pairs += [(Name("a"), 0), (Name("a"), 0)]
     with pytest.raises(ValueError, match="'a' is there twice"):
-        object_of(pairs)
+        object_from_pairs(pairs)
     assert Name.compared < 2000
 
 

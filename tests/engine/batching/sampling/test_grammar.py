@@ -17,7 +17,7 @@ from llmctl.engine.batching.sampling.logprobs import TokenBytes
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import RequestError
 from llmctl.types import Grammar
-from tests.server.servers import error_of, request
+from tests.server.servers import error_body, send_request
 from tests.tiny import byte_tokenizer
 
 PERSON = {
@@ -432,7 +432,7 @@ def test_a_schema_that_cannot_be_enforced_is_refused(
 def test_a_schema_of_the_responses_api_is_refused_by_the_name_it_has_there(tiny: HFRunner) -> None:
     wanted = {"type": "json_schema", "name": "a", "schema": {"not": {}}}
     body = {"model": tiny.info().model_id, "input": "hi", "text": {"format": wanted}}
-    error = error_of(request(tiny, "POST", "/v1/responses", json=body))
+    error = error_body(send_request(tiny, "POST", "/v1/responses", json=body))
     assert error["param"] == "text.format"
     assert error["message"].startswith("cannot enforce this text.format: ")
 
