@@ -22,7 +22,7 @@ class BenchConfig:
     max_tokens: int = 64
     temperature: float = 0.0
     ignore_eos: bool = True
-    """Every reply has `max_tokens` tokens."""
+    """Every reply has `reply_limit` tokens."""
     seed: int = 0
     """Of the prompts; another one makes them new to every prefix cache."""
 

@@ -102,7 +102,7 @@ def list_(data_dir: _DataDirOpt = None, as_json: options.JsonOpt = False) -> Non
     """Name the exams, their size and modes, and where their data is."""
     from llmctl.services.evaluation import results as service
 
-    known = service.list_suites(data_dir)
+    known = service.list_benchmarks(data_dir)
     if as_json:
         render.as_json([asdict(suite) for suite in known])
         return
@@ -141,7 +141,7 @@ def show(
     from llmctl.cli.views import eval_view
     from llmctl.services.evaluation import results as service
 
-    found = service.answers(run, wrong=wrong, subject=subject, index=index)
+    found = service.read_samples(run, wrong=wrong, subject=subject, index=index)
     shown = found[:limit]
     if as_json:
         render.as_json(
@@ -170,7 +170,7 @@ def compare(
     from llmctl.cli.views import eval_view
     from llmctl.services.evaluation import results as service
 
-    found = service.compare(first, second)
+    found = service.compare_evaluations(first, second)
     if as_json:
         render.as_json(asdict(found))
         return
@@ -206,7 +206,7 @@ def report(
     """Write a page about a run, or about several side by side; print their table in Markdown."""
     from llmctl.services.evaluation import results as service
 
-    render.line(service.report(runs, output).rstrip())
+    render.line(service.write_report(runs, output).rstrip())
     if output is not None:
         render.note(f"written to {output}")
 
@@ -219,7 +219,7 @@ def pull(
     from llmctl.services.evaluation import results as service
 
     with render.progress() as progress:
-        folder = service.pull_suite(exam, progress)
+        folder = service.download_data(exam, progress)
     render.line(str(folder))
 
 
@@ -234,5 +234,5 @@ def setup(
     from llmctl.services.evaluation import results as service
 
     with render.progress() as progress:
-        folder = service.set_up_opencompass(wheelhouse, progress)
+        folder = service.setup_opencompass(wheelhouse, progress)
     render.line(str(folder))

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llmctl.engine.base import BaseEngine
-from llmctl.types import ProgressCallback, QuestionResult, ResultCallback, SuitePlan
+from llmctl.types import BenchmarkPlan, ProgressCallback, ResultCallback, SampleResult
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class ServerModel:
     """A server with OpenAI's API."""
 
     base_url: str
@@ -18,7 +18,7 @@ class Endpoint:
     api_key: str = ""
 
 
-Candidate = BaseEngine | Endpoint
+ModelUnderTest = BaseEngine | ServerModel
 """Who sits the exam: an engine that is loaded, or a server. Neither is closed by a backend."""
 
 
@@ -27,11 +27,11 @@ class Backend(Protocol):
 
     def run(
         self,
-        plans: Sequence[SuitePlan],
-        candidate: Candidate,
+        plans: Sequence[BenchmarkPlan],
+        candidate: ModelUnderTest,
         on_result: ResultCallback,
         progress: ProgressCallback,
-    ) -> list[QuestionResult]:
+    ) -> list[SampleResult]:
         """Ask every question of the plans and return a result for each of them, in order.
 
         Every result goes to `on_result` as soon as it is there (a batch at a time at the latest);

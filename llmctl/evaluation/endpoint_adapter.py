@@ -13,10 +13,10 @@ from llmctl.errors import (
     LlmctlError,
     RequestError,
 )
-from llmctl.evaluation.backend import Endpoint
-from llmctl.evaluation.logprob_support import check_likelihoods
-from llmctl.evaluation.model_adapter import Reply
-from llmctl.types import Question
+from llmctl.evaluation.backend import ServerModel
+from llmctl.evaluation.logprob_support import check_logprob_support
+from llmctl.evaluation.model_adapter import Generation
+from llmctl.types import EvalSample
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ _SHOWN: Final = 200
 """Characters of an answer that cannot be read."""
 
 
-def endpoint(base_url: str, model: str | None, api_key: str) -> Endpoint:
+def resolve_server_model(base_url: str, model: str | None, api_key: str) -> ServerModel:
     """Name a server, and its model if it has only one.
 
     Raises:
@@ -36,7 +36,7 @@ def endpoint(base_url: str, model: str | None, api_key: str) -> Endpoint:
     from llmctl.engine.openai.wire import api_error_message, api_url, base_models
 
     url = api_url(base_url)
-    place = Endpoint(url, model or "", api_key)
+    place = ServerModel(url, model or "", api_key)
     if model is not None:
         return place
     try:
@@ -51,10 +51,10 @@ def endpoint(base_url: str, model: str | None, api_key: str) -> Endpoint:
     own = base_models(names)
     if len(own) > 1:
         raise ConfigError(f"{url} serves {len(own)} models", hint=f"--model {' or '.join(own[:5])}")
-    return Endpoint(url, own[0], api_key)
+    return ServerModel(url, own[0], api_key)
 
 
-def _client(place: Endpoint) -> Any:
+def _client(place: ServerModel) -> Any:
     from openai import OpenAI
 
     return OpenAI(
@@ -65,10 +65,10 @@ def _client(place: Endpoint) -> Any:
     )
 
 
-class EndpointSitter:
-    """Puts a server behind the `Sitter` interface."""
+class EndpointAdapter:
+    """Puts a server behind the `ModelAdapter` interface."""
 
-    def __init__(self, place: Endpoint) -> None:
+    def __init__(self, place: ServerModel) -> None:
         self._place = place
         self._client = _client(place)
 
@@ -78,14 +78,14 @@ class EndpointSitter:
         Raises:
             ConfigError: it does not, or what it tells cannot be.
         """
-        check_likelihoods(lambda text: self._echo([text])[0][0][1:], self._place.base_url)
+        check_logprob_support(lambda text: self._echo([text])[0][0][1:], self._place.base_url)
 
     def score(
-        self, questions: Sequence[Question], *, whole: bool
+        self, questions: Sequence[EvalSample], *, whole: bool
     ) -> Iterator[GroupScore | LlmctlError]:
         return self._each(questions, lambda question: self._score(question, whole=whole))
 
-    def _score(self, question: Question, *, whole: bool) -> GroupScore:
+    def _score(self, question: EvalSample, *, whole: bool) -> GroupScore:
         context = question.context
         echoed = self._echo([context + end for end in question.continuations])
         scores, tokens = [], 0
@@ -130,11 +130,11 @@ class EndpointSitter:
         )
 
     def write(
-        self, questions: Sequence[Question], max_new_tokens: int
-    ) -> Iterator[Reply | LlmctlError]:
+        self, questions: Sequence[EvalSample], max_new_tokens: int
+    ) -> Iterator[Generation | LlmctlError]:
         return self._each(questions, lambda question: self._reply(question, max_new_tokens))
 
-    def _reply(self, question: Question, max_new_tokens: int) -> Reply:
+    def _reply(self, question: EvalSample, max_new_tokens: int) -> Generation:
         turns = [{"role": m.role, "content": m.content} for m in question.messages]
         return self._asked(
             lambda: self._client.chat.completions.with_raw_response.create(
@@ -177,7 +177,7 @@ class EndpointSitter:
             raise RequestError(f"its answer is no completion: {text!r}") from error
 
     def _each(
-        self, questions: Sequence[Question], ask: Callable[[Question], T]
+        self, questions: Sequence[EvalSample], ask: Callable[[EvalSample], T]
     ) -> Iterator[T | LlmctlError]:
         """Ask several at a time; yield in order."""
         pool = ThreadPoolExecutor(_AT_ONCE)
@@ -195,7 +195,7 @@ class EndpointSitter:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read_reply(answer: Any) -> Reply:
+def _read_reply(answer: Any) -> Generation:
     """Read a chat completion, of the client's type."""
     choice, usage = answer.choices[0], answer.usage
     details = getattr(usage, "prompt_tokens_details", None)
@@ -204,4 +204,4 @@ def _read_reply(answer: Any) -> Reply:
     whole = sum(getattr(usage, f"{part}_tokens", None) or 0 for part in ("prompt", "completion"))
     # JSON can hold halves of a character, which no file can.
     text = (choice.message.content or "").encode(errors="replace").decode()
-    return Reply(text, choice.finish_reason == "length", whole - cached, whole)
+    return Generation(text, choice.finish_reason == "length", whole - cached, whole)

@@ -12,22 +12,22 @@ from llmctl.engine.loglikelihood import (
 )
 from llmctl.engine.stream import GenerationStream, collect_result
 from llmctl.errors import EngineStoppedError, LlmctlError
-from llmctl.evaluation.model_adapter import Reply
-from llmctl.types import GenerationRequest, Question, SamplingParams
+from llmctl.evaluation.model_adapter import Generation
+from llmctl.types import EvalSample, GenerationRequest, SamplingParams
 
 _IN_FLIGHT = 64
 """Replies that are asked for ahead of the one that is waited for."""
 
 
-class EngineSitter:
-    """Puts an engine behind the `Sitter` interface; does not own it."""
+class EngineAdapter:
+    """Puts an engine behind the `ModelAdapter` interface; does not own it."""
 
     def __init__(self, engine: BaseEngine, batch_size: int = GROUPS_PER_BATCH) -> None:
         self._engine = engine
         self._batch_size = batch_size
 
     def score(
-        self, questions: Sequence[Question], *, whole: bool
+        self, questions: Sequence[EvalSample], *, whole: bool
     ) -> Iterator[GroupScore | LlmctlError]:
         if whole:
             texts = [tuple(q.context + end for end in q.continuations) for q in questions]
@@ -36,8 +36,8 @@ class EngineSitter:
         return score_continuations(self._engine, asked, batch=self._batch_size)
 
     def write(
-        self, questions: Sequence[Question], max_new_tokens: int
-    ) -> Iterator[Reply | LlmctlError]:
+        self, questions: Sequence[EvalSample], max_new_tokens: int
+    ) -> Iterator[Generation | LlmctlError]:
         sampling = SamplingParams(
             temperature=0.0, max_new_tokens=max_new_tokens, repetition_penalty=1.0
         )
@@ -57,13 +57,13 @@ class EngineSitter:
                     stream.cancel()
 
     def _submit(
-        self, question: Question, sampling: SamplingParams, templated: bool
+        self, question: EvalSample, sampling: SamplingParams, templated: bool
     ) -> GenerationStream | LlmctlError:
         try:
             if templated:
                 request = GenerationRequest(messages=question.messages, sampling=sampling)
             else:
-                request = GenerationRequest(prompt=plain(question), sampling=sampling)
+                request = GenerationRequest(prompt=join_messages(question), sampling=sampling)
             return self._engine.submit(request)
         except EngineStoppedError:
             raise
@@ -71,12 +71,12 @@ class EngineSitter:
             return error
 
 
-def plain(question: Question) -> str:
+def join_messages(question: EvalSample) -> str:
     """Return a conversation as text for a model without a template, as OpenCompass joins it."""
     return "\n".join(message.content or "" for message in question.messages)
 
 
-def _reply(stream: GenerationStream | LlmctlError) -> Reply | LlmctlError:
+def _reply(stream: GenerationStream | LlmctlError) -> Generation | LlmctlError:
     if isinstance(stream, LlmctlError):
         return stream
     try:
@@ -86,7 +86,7 @@ def _reply(stream: GenerationStream | LlmctlError) -> Reply | LlmctlError:
     except LlmctlError as error:
         return error
     choice, usage = result.choices[0], result.usage
-    return Reply(
+    return Generation(
         choice.text,
         choice.finish_reason == "length",
         usage.total_tokens - usage.cached_tokens,

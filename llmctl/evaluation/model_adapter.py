@@ -6,11 +6,11 @@ from typing import Protocol
 
 from llmctl.engine.loglikelihood import GroupScore
 from llmctl.errors import LlmctlError
-from llmctl.types import Question
+from llmctl.types import EvalSample
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Generation:
     """What a candidate wrote."""
 
     text: str
@@ -22,7 +22,7 @@ class Reply:
     """Tokens of prompt and reply."""
 
 
-class Sitter(Protocol):
+class ModelAdapter(Protocol):
     """A candidate, as the native backend asks it.
 
     Each method yields one outcome for each question, in order; an error in place of an outcome
@@ -33,7 +33,7 @@ class Sitter(Protocol):
     """
 
     def score(
-        self, questions: Sequence[Question], *, whole: bool
+        self, questions: Sequence[EvalSample], *, whole: bool
     ) -> Iterator[GroupScore | LlmctlError]:
         """Score the text of every label.
 
@@ -43,6 +43,6 @@ class Sitter(Protocol):
         """
 
     def write(
-        self, questions: Sequence[Question], max_new_tokens: int
-    ) -> Iterator[Reply | LlmctlError]:
+        self, questions: Sequence[EvalSample], max_new_tokens: int
+    ) -> Iterator[Generation | LlmctlError]:
         """Answer in writing, by greedy decoding."""

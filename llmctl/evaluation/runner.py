@@ -6,19 +6,19 @@ from dataclasses import replace
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.loglikelihood import GROUPS_PER_BATCH, GroupScore
 from llmctl.errors import ContextLengthError, LlmctlError
-from llmctl.evaluation.backend import Candidate
-from llmctl.evaluation.engine_adapter import EngineSitter
-from llmctl.evaluation.model_adapter import Reply, Sitter
-from llmctl.evaluation.scoring.extraction import read_answer
-from llmctl.evaluation.scoring.judge import Judge, check_judge, judged
+from llmctl.evaluation.backend import ModelUnderTest
+from llmctl.evaluation.engine_adapter import EngineAdapter
+from llmctl.evaluation.model_adapter import Generation, ModelAdapter
+from llmctl.evaluation.scoring.extraction import extract_answer
+from llmctl.evaluation.scoring.judge import Judge, apply_judge, require_judge
 from llmctl.types import (
+    BenchmarkPlan,
     EvalMode,
+    EvalSample,
     ProgressCallback,
-    Question,
-    QuestionResult,
     ResultCallback,
+    SampleResult,
     SubjectPlan,
-    SuitePlan,
 )
 
 
@@ -31,42 +31,46 @@ class NativeBackend:
 
     def run(
         self,
-        plans: Sequence[SuitePlan],
-        candidate: Candidate,
+        plans: Sequence[BenchmarkPlan],
+        candidate: ModelUnderTest,
         on_result: ResultCallback,
         progress: ProgressCallback,  # noqa: ARG002  the results are the progress
-    ) -> list[QuestionResult]:
+    ) -> list[SampleResult]:
         """Ask every question, as `Backend.run` says."""
-        check_judge(self._judge, plans)
-        sitter = sitter_for(candidate, {plan.mode for plan in plans}, self._batch_size)
+        require_judge(self._judge, plans)
+        sitter = model_adapter_for(candidate, {plan.mode for plan in plans}, self._batch_size)
         results = []
         for plan in plans:
             for subject in plan.subjects:
-                for result in judged(self._judge, subject, ask(sitter, plan, subject)):
+                for result in apply_judge(
+                    self._judge, subject, evaluate_subject(sitter, plan, subject)
+                ):
                     on_result(result)
                     results.append(result)
         return results
 
 
-def sitter_for(
-    candidate: Candidate, modes: set[EvalMode], batch_size: int = GROUPS_PER_BATCH
-) -> Sitter:
+def model_adapter_for(
+    candidate: ModelUnderTest, modes: set[EvalMode], batch_size: int = GROUPS_PER_BATCH
+) -> ModelAdapter:
     """Put a candidate behind the one interface.
 
     Raises:
         ConfigError: it cannot be asked in one of the modes.
     """
     if isinstance(candidate, BaseEngine):
-        return EngineSitter(candidate, batch_size)
-    from llmctl.evaluation.endpoint_adapter import EndpointSitter
+        return EngineAdapter(candidate, batch_size)
+    from llmctl.evaluation.endpoint_adapter import EndpointAdapter
 
-    sitter = EndpointSitter(candidate)
+    sitter = EndpointAdapter(candidate)
     if modes - {"gen"}:
         sitter.check_likelihoods()
     return sitter
 
 
-def ask(sitter: Sitter, plan: SuitePlan, subject: SubjectPlan) -> Iterator[QuestionResult]:
+def evaluate_subject(
+    sitter: ModelAdapter, plan: BenchmarkPlan, subject: SubjectPlan
+) -> Iterator[SampleResult]:
     """Ask the questions of one subject; yield each result as soon as it is there.
 
     Questions that are too long come last, with as many examples as fit.
@@ -78,7 +82,7 @@ def ask(sitter: Sitter, plan: SuitePlan, subject: SubjectPlan) -> Iterator[Quest
         too_long = []
         for question, outcome in zip(asked, _outcomes(sitter, plan, asked), strict=True):
             if isinstance(outcome, ContextLengthError):
-                shortened = question.shortened()
+                shortened = question.with_fewer_examples()
                 if shortened is not None:
                     too_long.append(shortened)
                     continue
@@ -86,31 +90,31 @@ def ask(sitter: Sitter, plan: SuitePlan, subject: SubjectPlan) -> Iterator[Quest
                 _result(question, plan.mode, outcome),
                 fingerprint=prints[question.index],
                 truncated=question.shots < shots[question.index]
-                or (isinstance(outcome, Reply) and outcome.cut),
+                or (isinstance(outcome, Generation) and outcome.cut),
             )
         asked = tuple(too_long)
 
 
 def _outcomes(
-    sitter: Sitter, plan: SuitePlan, questions: Sequence[Question]
-) -> Iterator[GroupScore | Reply | LlmctlError]:
+    sitter: ModelAdapter, plan: BenchmarkPlan, questions: Sequence[EvalSample]
+) -> Iterator[GroupScore | Generation | LlmctlError]:
     if plan.mode == "gen":
         return sitter.write(questions, plan.max_new_tokens)
     return sitter.score(questions, whole=plan.mode == "ppl")
 
 
 def _result(
-    question: Question, mode: EvalMode, outcome: GroupScore | Reply | LlmctlError
-) -> QuestionResult:
+    question: EvalSample, mode: EvalMode, outcome: GroupScore | Generation | LlmctlError
+) -> SampleResult:
     suite, subject, index = question.key
-    result = QuestionResult(
+    result = SampleResult(
         suite, subject, index, question.fingerprint, question.gold, shots=question.shots
     )
     if isinstance(outcome, LlmctlError):
         too_long = isinstance(outcome, ContextLengthError)
         return replace(result, error=str(outcome), too_long=too_long)
-    if isinstance(outcome, Reply):
-        verdict = read_answer(question, outcome.text)
+    if isinstance(outcome, Generation):
+        verdict = extract_answer(question, outcome.text)
         return replace(
             result,
             prediction=verdict.strict,
@@ -122,7 +126,7 @@ def _result(
             tokens=outcome.computed_tokens,
             naive_tokens=outcome.whole,
         )
-    values = likelihoods(question, mode, outcome)
+    values = label_scores(question, mode, outcome)
     best = min if mode == "ppl" else max
     prediction = best(question.labels, key=values.__getitem__)
     return replace(
@@ -135,8 +139,8 @@ def _result(
     )
 
 
-def likelihoods(question: Question, mode: EvalMode, scored: GroupScore) -> dict[str, float]:
-    """Return by label the number that decides, as `QuestionResult.likelihoods` has it."""
+def label_scores(question: EvalSample, mode: EvalMode, scored: GroupScore) -> dict[str, float]:
+    """Return by label the number that decides, as `SampleResult.likelihoods` has it."""
     values = {}
     for label, end, score in zip(
         question.labels, question.continuations, scored.texts, strict=True

@@ -171,7 +171,7 @@ def run(
     """Serve on the socket, and close it, until a signal ends it; return that signal.
 
     A signal lets running replies finish for `drain_s` seconds, then `on_deadline` ends them (see
-    `Server`); a second SIGINT ends at once.
+    `ServerClient`); a second SIGINT ends at once.
     """
     server = Server(
         app,

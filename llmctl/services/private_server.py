@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine
-from llmctl.evaluation.backend import Candidate, Endpoint
+from llmctl.evaluation.backend import ModelUnderTest, ServerModel
 from llmctl.server.app import create_app
 from llmctl.server.run import Server, bind, socket_url
 
@@ -18,9 +18,9 @@ MAX_QUEUE = 4096
 
 
 @contextmanager
-def endpoint_for(candidate: Candidate) -> Iterator[Endpoint]:
+def endpoint_for(candidate: ModelUnderTest) -> Iterator[ServerModel]:
     """Yield who sits an exam as an address: an engine is served, a server has one."""
-    if isinstance(candidate, Endpoint):
+    if isinstance(candidate, ServerModel):
         yield candidate
         return
     with serve_privately(candidate) as endpoint:
@@ -28,7 +28,7 @@ def endpoint_for(candidate: Candidate) -> Iterator[Endpoint]:
 
 
 @contextmanager
-def serve_privately(engine: BaseEngine) -> Iterator[Endpoint]:
+def serve_privately(engine: BaseEngine) -> Iterator[ServerModel]:
     """Serve an engine, which stays the caller's, for as long as the context lasts.
 
     Besides what every server has it answers `/v1/score`.
@@ -51,7 +51,7 @@ def serve_privately(engine: BaseEngine) -> Iterator[Endpoint]:
     )
     thread.start()
     try:
-        yield Endpoint(f"{socket_url(sock)}/v1", engine.info().model_id, key)
+        yield ServerModel(f"{socket_url(sock)}/v1", engine.info().model_id, key)
     finally:
         server.should_exit = True
         thread.join()

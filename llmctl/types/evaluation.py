@@ -34,7 +34,7 @@ another model's verdict; `judged` replies are read by OpenCompass alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class EvalSample:
     """One question as the model will see it.
 
     A likelihood mode asks with text: `head`, the examples, `body`, and one continuation for each
@@ -94,7 +94,7 @@ class Question:
         seen = (self.prompt, *self.continuations, *self.labels, self.gold)
         return sha256("\0".join(seen).encode(errors="surrogatepass")).hexdigest()[:16]
 
-    def shortened(self) -> Self | None:
+    def with_fewer_examples(self) -> Self | None:
         """Return it with one example less, the last; None where it has none."""
         if self.messages:
             if len(self.messages) < 3:
@@ -104,7 +104,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class QuestionResult:
+class SampleResult:
     """What came back for one question."""
 
     suite: str
@@ -156,11 +156,11 @@ class SubjectPlan:
     """For people, in the suite's own language."""
     categories: tuple[str, ...]
     """Such as `stem`; a subject may be in several, or in none."""
-    questions: tuple[Question, ...]
+    questions: tuple[EvalSample, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class SuitePlan:
+class BenchmarkPlan:
     """One suite as this run will ask it."""
 
     suite: str
@@ -184,7 +184,7 @@ class SuitePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class SubjectScore:
+class AggregateScore:
     """What a subject, a category or a suite amounts to.
 
     Shares are between 0 and 1, and of the questions that were answered: those that failed are
@@ -214,7 +214,7 @@ class SubjectScore:
 
 
 @dataclass(frozen=True, slots=True)
-class SuiteScore:
+class BenchmarkScore:
     """The result of one suite, and how it was made."""
 
     suite: str
@@ -224,9 +224,9 @@ class SuiteScore:
     data_hash: str
     data_source: str
     chance: float | None
-    overall: SubjectScore
-    categories: tuple[SubjectScore, ...]
-    subjects: tuple[SubjectScore, ...]
+    overall: AggregateScore
+    categories: tuple[AggregateScore, ...]
+    subjects: tuple[AggregateScore, ...]
     letters: Mapping[str, int]
     """How often each label was answered."""
     warnings: tuple[str, ...] = ()
@@ -243,7 +243,7 @@ class EvalReport:
     backend: EvalBackend
     how: Mapping[str, str]
     """What the numbers depend on besides the suites: dtype, quant, template, weights, ..."""
-    suites: tuple[SuiteScore, ...]
+    suites: tuple[BenchmarkScore, ...]
     seconds: float
     """That the questions took, without loading."""
     folder: str
@@ -262,7 +262,7 @@ class EvalReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PairedComparison:
     """Two runs over the same questions of one suite."""
 
     suite: str
@@ -283,7 +283,7 @@ class Comparison:
     """Of McNemar's exact test: how likely so uneven a split of the flipped questions is."""
 
 
-ResultCallback = Callable[[QuestionResult], None]
+ResultCallback = Callable[[SampleResult], None]
 """Told of each result as soon as it is there. It may be called from another thread, one at a
 time."""
 

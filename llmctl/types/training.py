@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from llmctl.types.evaluation import Comparison
+from llmctl.types.evaluation import PairedComparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,5 +123,5 @@ class TrainReport:
     after: tuple[SampleReply, ...] = ()
     stopped_early: bool = False
     notes: tuple[str, ...] = ()
-    exams: tuple[Comparison, ...] = ()
+    exams: tuple[PairedComparison, ...] = ()
     """Each exam of `--eval`, before against after."""

@@ -26,12 +26,12 @@ from typing import Any
 
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.models import resolve
-from llmctl.evaluation.benchmarks.data_paths import locate
-from llmctl.evaluation.benchmarks.registry import find_suite
+from llmctl.evaluation.benchmarks.data_paths import locate_data
+from llmctl.evaluation.benchmarks.registry import get_benchmark
 from llmctl.evaluation.opencompass import venv
-from llmctl.evaluation.plan import Wanted, plan_suite
+from llmctl.evaluation.plan import EvalSelection, plan_benchmark
 from llmctl.evaluation.runner import NativeBackend
-from llmctl.types import ModelSpec, SuitePlan, ignore_progress
+from llmctl.types import BenchmarkPlan, ModelSpec, ignore_progress
 
 SUBJECTS = {"mmlu": ("anatomy",), "ceval": ("operating_system",)}
 
@@ -73,7 +73,7 @@ class Rival:
 
 
 @contextmanager
-def rivals(given: argparse.Namespace, plan: SuitePlan) -> Iterator[list[Rival]]:
+def rivals(given: argparse.Namespace, plan: BenchmarkPlan) -> Iterator[list[Rival]]:
     """Start the others on the first questions of each subject."""
     questions = [
         [question.context, list(question.continuations)]
@@ -86,7 +86,7 @@ def rivals(given: argparse.Namespace, plan: SuitePlan) -> Iterator[list[Rival]]:
         "batch": given.lm_eval_batch,
         "questions": questions,
     }
-    pythons = {"opencompass": venv.find(), "lm-eval": given.lm_eval_python}
+    pythons = {"opencompass": venv.find_python(), "lm-eval": given.lm_eval_python}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
         file = Path(folder) / "request.json"
         file.write_text(json.dumps(request), encoding="utf-8")
@@ -100,7 +100,7 @@ def rivals(given: argparse.Namespace, plan: SuitePlan) -> Iterator[list[Rival]]:
         yield started
 
 
-def ours(spec: ModelSpec, plan: SuitePlan) -> tuple[float, dict[tuple[str, int], int]]:
+def ours(spec: ModelSpec, plan: BenchmarkPlan) -> tuple[float, dict[tuple[str, int], int]]:
     """Sit the exam with a new engine: what an earlier round left in its cache would be a gift."""
     with HFRunner(spec) as engine:
         engine.load()
@@ -124,13 +124,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     for name in given.suites:
-        suite = find_suite(name)
+        suite = get_benchmark(name)
         subjects = tuple(given.subjects or SUBJECTS[name])
-        wanted = Wanted(mode="ppl", subjects=subjects, limit=given.limit)
-        measure(given, plan_suite(suite, locate(suite, given.data_dir), wanted))
+        wanted = EvalSelection(mode="ppl", subjects=subjects, limit=given.limit)
+        measure(given, plan_benchmark(suite, locate_data(suite, given.data_dir), wanted))
 
 
-def measure(given: argparse.Namespace, plan: SuitePlan) -> None:
+def measure(given: argparse.Namespace, plan: BenchmarkPlan) -> None:
     spec = ModelSpec(given.model, dtype=given.dtype, device="cpu")
     some = [
         (subject.subject, question.index)

@@ -15,8 +15,8 @@ import pytest
 from llmctl.cli.app import main
 from llmctl.monitor.read.runs import open_runs
 from tests.cli.process import COMMAND, error_lines, run
-from tests.evaluation.benchmark_files import choice_exam
-from tests.evaluation.flaky_server import answering
+from tests.evaluation.benchmark_files import write_custom_benchmark
+from tests.evaluation.flaky_server import flaky_server
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,15 @@ def test_an_exam_of_ones_own_is_sat_scored_and_remembered(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    words = sit(tiny_folder, choice_exam(tmp_path), "--output", str(out), "--shots", "1", "--json")
+    words = sit(
+        tiny_folder,
+        write_custom_benchmark(tmp_path),
+        "--output",
+        str(out),
+        "--shots",
+        "1",
+        "--json",
+    )
     assert ends(*words) == 0
     report = json.loads(capsys.readouterr().out)
     (suite,) = report["suites"]
@@ -75,7 +83,7 @@ def test_an_exam_of_ones_own_is_sat_scored_and_remembered(
 def test_two_runs_are_compared_question_by_question(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exam = choice_exam(tmp_path)
+    exam = write_custom_benchmark(tmp_path)
     for name, mode in (("one", "ppl"), ("two", "logprob_norm")):
         words = ("--mode", mode, "--output", str(tmp_path / name), "--no-track")
         assert ends(*sit(tiny_folder, exam, *words)) == 0
@@ -100,13 +108,13 @@ def test_two_runs_are_compared_question_by_question(
 def test_a_failed_question_ends_with_1_and_resume_asks_it_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exam, out = choice_exam(tmp_path), tmp_path / "run"
+    exam, out = write_custom_benchmark(tmp_path), tmp_path / "run"
     broken = True
 
     def verdict(_: int, body: dict[str, Any]) -> int:
         return 400 if broken and "4?" in str(body["messages"]) else 200
 
-    with answering(verdict) as url:
+    with flaky_server(verdict) as url:
         words = ["--dataset", str(exam), "--base-url", url, "--model", "m", "--output", str(out)]
         words += ["--mode", "gen", "--no-track"]
         assert ends(*words) == 1
@@ -122,9 +130,9 @@ def test_a_failed_question_ends_with_1_and_resume_asks_it_again(
 def test_a_server_that_dies_half_way_costs_what_it_had_not_answered_and_ends_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exam, out = choice_exam(tmp_path), tmp_path / "run"
+    exam, out = write_custom_benchmark(tmp_path), tmp_path / "run"
     # The first subject has six questions.
-    with answering(lambda number, _: 200 if number <= 6 else 0) as url:
+    with flaky_server(lambda number, _: 200 if number <= 6 else 0) as url:
         words = ["--dataset", str(exam), "--base-url", url, "--model", "m", "--output", str(out)]
         assert ends(*words, "--mode", "gen", "--no-track", "--json") == 1
     told = capsys.readouterr()
@@ -140,7 +148,7 @@ def test_a_server_that_dies_half_way_costs_what_it_had_not_answered_and_ends_wit
 def test_a_run_that_was_killed_goes_on_to_the_same_result(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    exam = choice_exam(tmp_path, count=240)
+    exam = write_custom_benchmark(tmp_path, count=240)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     words = ["eval", *sit(tiny_folder, exam, "--no-track", "--batch-size", "2")]
     process = subprocess.Popen([*COMMAND, *words, "--output", str(killed)], stderr=subprocess.PIPE)
@@ -193,8 +201,15 @@ def test_a_stopped_exam_says_how_to_go_on_and_goes_on_with_the_same_tracked_run(
             held.append(left.wait(20))
         return 200
 
-    with answering(verdict) as url:
-        words = ["--dataset", str(choice_exam(tmp_path)), "--base-url", url, "--model", "m"]
+    with flaky_server(verdict) as url:
+        words = [
+            "--dataset",
+            str(write_custom_benchmark(tmp_path)),
+            "--base-url",
+            url,
+            "--model",
+            "m",
+        ]
         words += ["--mode", "gen"]
         assert ends(*words) == 130
         assert not held  # it waits for no answer
@@ -229,7 +244,7 @@ def test_two_exams_of_one_name_are_refused_before_anything_is_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "other").mkdir()
-    one, two = choice_exam(tmp_path), choice_exam(tmp_path / "other", count=6)
+    one, two = write_custom_benchmark(tmp_path), write_custom_benchmark(tmp_path / "other", count=6)
     words = ["--base-url", "http://127.0.0.1:9/v1", "--model", "m", "--dataset"]
     assert ends(*words, str(one), "--dataset", str(two)) == 2
     told = capsys.readouterr().err

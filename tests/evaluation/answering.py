@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = Callable[[str, dict[str, Any]], dict[str, Any] | int | str]
+ScriptedAnswer = Callable[[str, dict[str, Any]], dict[str, Any] | int | str]
 """Of a path and a body: the reply, or the status of a failure, of which 413 says that the prompt is
 too long; 0 hangs up without a word. A text is sent as it is: as JSON, or as a page if it begins
 with `<`."""
@@ -19,7 +19,7 @@ def chat_reply(text: str) -> dict[str, Any]:
 
 
 @contextmanager
-def answering(answer: Answer) -> Iterator[str]:
+def scripted_server(answer: ScriptedAnswer) -> Iterator[str]:
     """Run the server in a thread; yield its base URL, `/v1` included."""
 
     class Handler(BaseHTTPRequestHandler):

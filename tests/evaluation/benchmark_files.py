@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 
-def choice_exam(folder: Path, count: int = 12) -> Path:
+def write_custom_benchmark(folder: Path, count: int = 12) -> Path:
     """Write an exam with two subjects and an example; return its file."""
     file = folder / "colours.jsonl"
     rows: list[dict[str, object]] = [
@@ -22,7 +22,7 @@ def choice_exam(folder: Path, count: int = 12) -> Path:
     return file
 
 
-def ceval_folder(folder: Path, subjects: list[str], *, size: int = 3) -> Path:
+def write_ceval_dir(folder: Path, subjects: list[str], *, size: int = 3) -> Path:
     """Write a C-Eval of a few subjects in its own layout; return the folder above it."""
     for subject in subjects:
         for split, count in (("dev", 5), ("val", size)):

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Verdict = Callable[[int, dict[str, Any]], int]
+StatusFor = Callable[[int, dict[str, Any]], int]
 """Number of the request from 1 and its body -> HTTP status; 0 hangs up."""
 
 
 @contextmanager
-def answering(verdict: Verdict, *, logprobs: list[float] | None = None) -> Iterator[str]:
+def flaky_server(verdict: StatusFor, *, logprobs: list[float] | None = None) -> Iterator[str]:
     """Yield the address of a server whose completions have the given logprobs."""
     count, lock = 0, threading.Lock()
 

@@ -3,9 +3,9 @@
 import csv
 from pathlib import Path
 
-from llmctl.evaluation.benchmarks.registry import find_suite
-from llmctl.evaluation.plan import Wanted, plan_suite
-from llmctl.types import EvalMode, SuitePlan
+from llmctl.evaluation.benchmarks.registry import get_benchmark
+from llmctl.evaluation.plan import EvalSelection, plan_benchmark
+from llmctl.types import BenchmarkPlan, EvalMode
 
 CEVAL_SUBJECTS = ("law", "logic", "marxism")
 MMLU_SUBJECTS = ("anatomy", "astronomy")
@@ -42,8 +42,8 @@ def write_mmlu(folder: Path, questions: int = 4) -> Path:
     return folder
 
 
-def plan(suite: str, folder: Path, mode: EvalMode, shots: int) -> SuitePlan:
+def plan_small_benchmark(suite: str, folder: Path, mode: EvalMode, shots: int) -> BenchmarkPlan:
     """Plan one of the small exams whole."""
     subjects = CEVAL_SUBJECTS if suite == "ceval" else MMLU_SUBJECTS
-    wanted = Wanted(mode=mode, shots=shots, subjects=subjects)
-    return plan_suite(find_suite(suite), folder, wanted)
+    wanted = EvalSelection(mode=mode, shots=shots, subjects=subjects)
+    return plan_benchmark(get_benchmark(suite), folder, wanted)

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.evaluation.backend import Backend, Endpoint
-from llmctl.evaluation.benchmarks.data_paths import locate
-from llmctl.evaluation.benchmarks.registry import find_suite
+from llmctl.evaluation.backend import Backend, ServerModel
+from llmctl.evaluation.benchmarks.data_paths import locate_data
+from llmctl.evaluation.benchmarks.registry import get_benchmark
 from llmctl.evaluation.opencompass import OpenCompassBackend, venv
-from llmctl.evaluation.plan import Wanted, plan_suite
+from llmctl.evaluation.plan import EvalSelection, plan_benchmark
 from llmctl.evaluation.runner import NativeBackend
-from llmctl.evaluation.scoring.aggregate import score_suite
+from llmctl.evaluation.scoring.aggregate import score_benchmark
 from llmctl.services.private_server import serve_privately
-from llmctl.types import SuitePlan, ignore_progress
-from tests.evaluation.answering import answering, chat_reply
+from llmctl.types import BenchmarkPlan, ignore_progress
+from tests.evaluation.answering import chat_reply, scripted_server
 
 DATA, GOLDEN = (os.environ.get(f"LLMCTL_EXAM_{name}") for name in ("DATA", "GOLDEN"))
 pytestmark = pytest.mark.skipif(
@@ -34,7 +34,7 @@ both = pytest.mark.parametrize(
         pytest.param(
             "opencompass",
             marks=pytest.mark.skipif(
-                venv.find() is None, reason="OpenCompass' environment has not been built"
+                venv.find_python() is None, reason="OpenCompass' environment has not been built"
             ),
         ),
     ],
@@ -46,9 +46,9 @@ def golden(name: str) -> dict[str, Any]:
     return found
 
 
-def planned(name: str, **wanted: Any) -> SuitePlan:
-    suite = find_suite(name)
-    return plan_suite(suite, locate(suite, Path(DATA or "")), Wanted(**wanted))
+def planned(name: str, **wanted: Any) -> BenchmarkPlan:
+    suite = get_benchmark(name)
+    return plan_benchmark(suite, locate_data(suite, Path(DATA or "")), EvalSelection(**wanted))
 
 
 def backend(name: str, folder: Path) -> Backend:
@@ -84,10 +84,10 @@ def test_a_server_that_always_says_a_scores_22_26_and_is_asked_in_opencompass_ow
         asked.append(body["messages"])
         return chat_reply("A")
 
-    with answering(answer) as url:
-        candidate = Endpoint(url, "always-a")
+    with scripted_server(answer) as url:
+        candidate = ServerModel(url, "always-a")
         results = backend(name, tmp_path).run([plan], candidate, lambda _: None, ignore_progress)
-    score = score_suite(plan, results)
+    score = score_benchmark(plan, results)
     assert round(100 * (score.overall.macro or 0), 2) == 22.26
     assert round(100 * (score.overall.accuracy or 0), 2) == 23.03
     expected = golden("oc_ceval_always_A_accuracy.json")

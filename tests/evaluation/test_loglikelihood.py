@@ -9,30 +9,32 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.loglikelihood import GroupScore, score_full_texts
 from llmctl.errors import ContextLengthError
-from llmctl.evaluation.benchmarks.prompts import Row, TextForm
-from llmctl.evaluation.engine_adapter import EngineSitter
-from llmctl.evaluation.runner import likelihoods
-from llmctl.types import EvalMode, ModelSpec, Question
+from llmctl.evaluation.benchmarks.prompts import CompletionPrompt, Doc
+from llmctl.evaluation.engine_adapter import EngineAdapter
+from llmctl.evaluation.runner import label_scores
+from llmctl.types import EvalMode, EvalSample, ModelSpec
 
-LETTERS = TextForm(
+LETTERS = CompletionPrompt(
     head="Exam.\n",
     example="{question}\n{options}\nAnswer: {answer}\n\n",
     body="{question}\n{options}\nAnswer: ",
     ending="{label}",
 )
-WORDS = TextForm(example="", body="Q: {question}\nA:", ending=" {text}")
+WORDS = CompletionPrompt(example="", body="Q: {question}\nA:", ending=" {text}")
 
 
-def questions(form: TextForm, count: int, shots: int = 1) -> list[Question]:
+def questions(form: CompletionPrompt, count: int, shots: int = 1) -> list[EvalSample]:
     rows = [
-        Row(f"{n} and {n * n}?", "ABCD"[n % 4], (f"{n}", f"{n}{n}", "no", f"x{n}"), index=n)
+        Doc(f"{n} and {n * n}?", "ABCD"[n % 4], (f"{n}", f"{n}{n}", "no", f"x{n}"), index=n)
         for n in range(count + shots)
     ]
     examples = rows[count:] if form.example else []
     return [form.question("sums", "sums", "sums", row, examples) for row in rows[:count]]
 
 
-def by_transformers(folder: Path | str, asked: list[Question], mode: EvalMode) -> list[list[float]]:
+def by_transformers(
+    folder: Path | str, asked: list[EvalSample], mode: EvalMode
+) -> list[list[float]]:
     """Score text by text, each alone and whole, as a plain loop would."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -54,19 +56,21 @@ def by_transformers(folder: Path | str, asked: list[Question], mode: EvalMode) -
     return found
 
 
-def ours(engine: HFRunner, asked: list[Question], mode: EvalMode, batch: int) -> list[list[float]]:
-    outcomes = list(EngineSitter(engine, batch).score(asked, whole=mode == "ppl"))
+def ours(
+    engine: HFRunner, asked: list[EvalSample], mode: EvalMode, batch: int
+) -> list[list[float]]:
+    outcomes = list(EngineAdapter(engine, batch).score(asked, whole=mode == "ppl"))
     found = []
     for question, outcome in zip(asked, outcomes, strict=True):
         assert isinstance(outcome, GroupScore)
-        found.append(list(likelihoods(question, mode, outcome).values()))
+        found.append(list(label_scores(question, mode, outcome).values()))
     return found
 
 
 @pytest.mark.parametrize("mode", ["ppl", "logprob", "logprob_norm"])
 @pytest.mark.parametrize("form", [LETTERS, WORDS], ids=["letters", "words"])
 def test_scores_of_a_hundred_questions_equal_a_plain_loop_over_whole_texts(
-    tiny: HFRunner, tiny_folder: Path, form: TextForm, mode: EvalMode
+    tiny: HFRunner, tiny_folder: Path, form: CompletionPrompt, mode: EvalMode
 ) -> None:
     asked = questions(form, 100)
     expected = by_transformers(tiny_folder, asked, mode)
@@ -76,7 +80,7 @@ def test_scores_of_a_hundred_questions_equal_a_plain_loop_over_whole_texts(
 
 
 @pytest.mark.parametrize("form", [LETTERS, WORDS], ids=["letters", "words"])
-def test_the_size_of_a_batch_changes_no_score(tiny: HFRunner, form: TextForm) -> None:
+def test_the_size_of_a_batch_changes_no_score(tiny: HFRunner, form: CompletionPrompt) -> None:
     asked = questions(form, 9)
     alone, together = ours(tiny, asked, "ppl", 1), ours(tiny, asked, "ppl", 9)
     for one, other in zip(alone, together, strict=True):
@@ -84,7 +88,7 @@ def test_the_size_of_a_batch_changes_no_score(tiny: HFRunner, form: TextForm) ->
 
 
 def test_what_questions_share_is_billed_once(tiny: HFRunner) -> None:
-    outcomes = list(EngineSitter(tiny).score(questions(LETTERS, 8), whole=True))
+    outcomes = list(EngineAdapter(tiny).score(questions(LETTERS, 8), whole=True))
     scored = [outcome for outcome in outcomes if isinstance(outcome, GroupScore)]
     assert scored[0].computed_tokens > 2 * scored[1].computed_tokens
     assert sum(s.uncached_tokens for s in scored) > 4 * sum(s.computed_tokens for s in scored)
@@ -92,15 +96,15 @@ def test_what_questions_share_is_billed_once(tiny: HFRunner) -> None:
 
 def test_a_question_longer_than_the_context_fails_alone(tiny: HFRunner) -> None:
     asked = questions(WORDS, 3)
-    long = WORDS.question("sums", "sums", "", Row("x" * 400, "A", ("a", "b"), index=7), [])
+    long = WORDS.question("sums", "sums", "", Doc("x" * 400, "A", ("a", "b"), index=7), [])
     for whole in (True, False):
-        outcomes = list(EngineSitter(tiny).score([asked[0], long, asked[1]], whole=whole))
+        outcomes = list(EngineAdapter(tiny).score([asked[0], long, asked[1]], whole=whole))
         kinds = [type(outcome) for outcome in outcomes]
         assert kinds == [GroupScore, ContextLengthError, GroupScore]
 
 
 def test_one_option_that_begins_another_is_scored_too(tiny: HFRunner, tiny_folder: Path) -> None:
-    asked = [WORDS.question("s", "s", "", Row("How?", "A", ("by", "by car")), [])]
+    asked = [WORDS.question("s", "s", "", Doc("How?", "A", ("by", "by car")), [])]
     assert ours(tiny, asked, "ppl", 1)[0] == pytest.approx(
         by_transformers(tiny_folder, asked, "ppl")[0], rel=1e-5
     )
@@ -150,5 +154,5 @@ def test_the_values_are_opencompass_own_at_batch_size_1(
 def test_an_engine_of_its_own_is_not_closed(tiny_folder: Path) -> None:
     with HFRunner(ModelSpec(str(tiny_folder), dtype="float32", device="cpu")) as engine:
         engine.load()
-        list(EngineSitter(engine).score(questions(WORDS, 1), whole=True))
+        list(EngineAdapter(engine).score(questions(WORDS, 1), whole=True))
         assert engine.info().model_id

@@ -10,13 +10,13 @@ from typing import Any
 
 from llmctl.cli import render
 from llmctl.types import (
-    Comparison,
+    BenchmarkPlan,
     EngineInfo,
     EvalReport,
+    EvalSample,
+    PairedComparison,
     Progress,
-    Question,
-    QuestionResult,
-    SuitePlan,
+    SampleResult,
 )
 
 _LINE_S = 15.0
@@ -70,7 +70,7 @@ class EvalView:
         render.engine_summary(info)
 
     def begin(
-        self, plans: Sequence[SuitePlan], known: Sequence[QuestionResult], folder: Path
+        self, plans: Sequence[BenchmarkPlan], known: Sequence[SampleResult], folder: Path
     ) -> None:
         """Show what will be asked and where answers go, and begin the bar."""
         self._settle()
@@ -108,7 +108,7 @@ class EvalView:
         )
         self._task = self._bars.add_task("", total=self._total, completed=self._done, score="")
 
-    def result(self, result: QuestionResult) -> None:
+    def result(self, result: SampleResult) -> None:
         """Count an answer."""
         self._done += 1
         self._right += result.correct
@@ -147,9 +147,9 @@ class EvalView:
 
 def show_report(report: EvalReport) -> None:
     """Print the scores, and on stderr how they were made and what to beware of."""
-    from llmctl.evaluation.results.table import COLUMNS, made_by, suite_rows
+    from llmctl.evaluation.results.table import COLUMNS, benchmark_rows, describe_config
 
-    rows = [row for suite in report.suites for row in suite_rows(suite)]
+    rows = [row for suite in report.suites for row in benchmark_rows(suite)]
     render.table(COLUMNS, rows)
     for suite in report.suites:
         saved = (
@@ -157,7 +157,7 @@ def show_report(report: EvalReport) -> None:
             if suite.tokens < suite.naive_tokens
             else ""
         )
-        render.note(f"{suite.suite}: {made_by(suite)}{saved}")
+        render.note(f"{suite.suite}: {describe_config(suite)}{saved}")
         for warning in suite.warnings:
             render.note(f"warning: {suite.suite}: {warning}")
     made = ", ".join(f"{name} {value}" for name, value in report.how.items())
@@ -176,7 +176,7 @@ def show_failed(report: EvalReport) -> None:
     render.show_error(error, again if helps else "a model with a longer context can be asked them")
 
 
-def show_comparison(found: Sequence[Comparison], flipped: Sequence[tuple[str, ...]]) -> None:
+def show_comparison(found: Sequence[PairedComparison], flipped: Sequence[tuple[str, ...]]) -> None:
     """Print paired differences, and which questions flipped."""
     render.table(
         ("PART", "QUESTIONS", "FIRST", "SECOND", "DIFFERENCE", "95 %", "GAINED", "LOST", "P"),
@@ -200,7 +200,7 @@ def show_comparison(found: Sequence[Comparison], flipped: Sequence[tuple[str, ..
         render.table(("QUESTION", "GOLD", "FIRST", "SECOND", "NOW"), flipped)
 
 
-def show_question(question: Question | None, result: QuestionResult) -> None:
+def show_question(question: EvalSample | None, result: SampleResult) -> None:
     """Print a question, what was answered, and how that was judged."""
     verdict = "failed" if result.error else "right" if result.correct else "wrong"
     render.heading(f"{result.suite}/{result.subject}/{result.index}: {verdict}")

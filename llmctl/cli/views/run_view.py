@@ -227,7 +227,7 @@ def _cell(value: float | None, best: bool, worst: bool) -> str:
 
 def _show_tree(root: "LineageNode") -> None:
     for text in [_label(root), *_branches(root.branches, "")]:
-        render.line(render.shortened(text))
+        render.line(render.with_fewer_examples(text))
 
 
 def _branches(nodes: Sequence["LineageNode"], indent: str) -> Iterator[str]:
@@ -273,4 +273,4 @@ def _last_part(path: str) -> str:
 
 def _metric_name(name: str) -> str:
     short = _last_part(name)
-    return render.shortened(short, _METRIC_NAME) if render.is_terminal() else short
+    return render.with_fewer_examples(short, _METRIC_NAME) if render.is_terminal() else short

@@ -16,13 +16,25 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmctl.data.rows.findings import did_you_mean
-from llmctl.evaluation.benchmarks.prompts import LABELS, ChatForm, Form, Row, TextForm
-from llmctl.evaluation.benchmarks.readers import ExamError, Layout, Line, csv_lines, jsonl_lines
-from llmctl.evaluation.benchmarks.registry import Suite
+from llmctl.evaluation.benchmarks.prompts import (
+    LABELS,
+    ChatPrompt,
+    CompletionPrompt,
+    Doc,
+    PromptTemplate,
+)
+from llmctl.evaluation.benchmarks.readers import (
+    BenchmarkDataError,
+    DatasetReader,
+    FileRecord,
+    iter_csv_records,
+    iter_jsonl_records,
+)
+from llmctl.evaluation.benchmarks.registry import Benchmark
 from llmctl.evaluation.benchmarks.subjects import Subject
 from llmctl.types import EvalMode, Extraction
 
-MATCHES: Final[tuple[Extraction, ...]] = ("exact", "numeric", "contains", "regex", "judge")
+MATCH_METHODS: Final[tuple[Extraction, ...]] = ("exact", "numeric", "contains", "regex", "judge")
 _EXPECTED = "question, then A, B, ... (or options) and answer; or answer and match"
 _LISTS: Final = ("options", "choices")
 """Names under which all options are given at once."""
@@ -32,20 +44,20 @@ _REMARKS: Final = ("id", "explanation", "source", "comment")
 _KNOWN: Final = frozenset(("", *_FIELDS, *_REMARKS, *LABELS))
 _MOST_PROBLEMS: Final = 20
 
-_CHOICE: Final[Mapping[EvalMode, Form]] = {
-    "ppl": TextForm(
+_CHOICE: Final[Mapping[EvalMode, PromptTemplate]] = {
+    "ppl": CompletionPrompt(
         example="{question}\n{options}\nAnswer: {answer}\n\n",
         body="{question}\n{options}\nAnswer: ",
         ending="{label}",
     ),
-    "gen": ChatForm(
+    "gen": ChatPrompt(
         "{question}\n{options}\nAnswer with the letter alone.",
         "{answer}",
         "first_option",
         256,
     ),
     **{
-        mode: TextForm(
+        mode: CompletionPrompt(
             example="Question: {question}\nAnswer: {answer_text}\n\n",
             body="Question: {question}\nAnswer:",
             ending=" {text}",
@@ -53,21 +65,23 @@ _CHOICE: Final[Mapping[EvalMode, Form]] = {
         for mode in ("logprob", "logprob_norm")
     },
 }
-_FREE: Final[Mapping[EvalMode, Form]] = {"gen": ChatForm("{question}", "{answer}", "exact", 256)}
+_FREE: Final[Mapping[EvalMode, PromptTemplate]] = {
+    "gen": ChatPrompt("{question}", "{answer}", "exact", 256)
+}
 
 
-def is_exam_file(name: str) -> bool:
+def is_benchmark_file(name: str) -> bool:
     """Whether a dataset is a file of a person's own, by its ending."""
     return Path(name).suffix.lower() in (".csv", ".jsonl", ".json")
 
 
-def exam_suite(file: Path) -> Suite:
+def load_custom_benchmark(file: Path) -> Benchmark:
     """Read a file far enough to know what kind of exam it is.
 
     Raises:
         ExamError: it is not there, or rows in it are wrong; the message has file and line of each.
     """
-    layout = Layout(
+    layout = DatasetReader(
         file.name,
         partial(_read, examples=False),
         _EXPECTED,
@@ -77,12 +91,12 @@ def exam_suite(file: Path) -> Suite:
     rows = layout.rows(file)
     kinds = {bool(row.options) for row in rows}
     if len(kinds) > 1:
-        raise ExamError(
+        raise BenchmarkDataError(
             f"{file} has questions with options and questions without",
             hint="put them in two files: they are asked in different ways",
         )
     names = list(dict.fromkeys(row.subject or file.stem for row in rows))
-    return Suite(
+    return Benchmark(
         file.stem,
         file.name,
         "en",
@@ -94,8 +108,8 @@ def exam_suite(file: Path) -> Suite:
     )
 
 
-def _read(file: Path, *, examples: bool) -> list[Row]:
-    rows: list[Row] = []
+def _read(file: Path, *, examples: bool) -> list[Doc]:
+    rows: list[Doc] = []
     problems: list[str] = []
     unknown: set[str] = set()
     places: set[int] = set()
@@ -118,23 +132,23 @@ def _read(file: Path, *, examples: bool) -> list[Row]:
     if problems:
         more = len(problems) - _MOST_PROBLEMS
         end = [f"and {more} more"] if more > 0 else []
-        raise ExamError("\n".join(problems[:_MOST_PROBLEMS] + end))
+        raise BenchmarkDataError("\n".join(problems[:_MOST_PROBLEMS] + end))
     return rows
 
 
-def _lines(file: Path) -> Iterator[Line]:
+def _lines(file: Path) -> Iterator[FileRecord]:
     if file.suffix.lower() == ".csv":
-        lines = csv_lines(file)
-        header = next(lines, Line(0, [])).value
+        lines = iter_csv_records(file)
+        header = next(lines, FileRecord(0, [])).value
         for number, values in lines:
             extra = values[len(header) :]
             cells = dict(zip(header, values, strict=False)) | ({"": extra} if extra else {})
-            yield Line(number, cells)
+            yield FileRecord(number, cells)
         return
-    yield from jsonl_lines(file)
+    yield from iter_jsonl_records(file)
 
 
-def _row(value: Mapping[str, Any]) -> tuple[Row, bool]:
+def _row(value: Mapping[str, Any]) -> tuple[Doc, bool]:
     """Return a row, and whether it is an example; raise `ValueError` saying what is wrong."""
     if "" in value:
         raise ValueError("more cells than the header has columns: quote text with commas")
@@ -148,9 +162,9 @@ def _row(value: Mapping[str, Any]) -> tuple[Row, bool]:
         if match is not None:
             raise ValueError("match is for questions without options")
         gold = _label(value["answer"], options)
-        return Row(question, gold, options, subject=subject), split == "example"
-    if match is not None and match not in MATCHES:
-        raise ValueError(f"match is {match!r}; it must be one of {', '.join(MATCHES)}")
+        return Doc(question, gold, options, subject=subject), split == "example"
+    if match is not None and match not in MATCH_METHODS:
+        raise ValueError(f"match is {match!r}; it must be one of {', '.join(MATCH_METHODS)}")
     if match == "regex":
         try:
             re.compile(gold)
@@ -161,7 +175,7 @@ def _row(value: Mapping[str, Any]) -> tuple[Row, bool]:
             float(gold.replace(",", ""))
         except ValueError:
             raise ValueError(f"the answer {gold!r} is no number, and match is numeric") from None
-    return Row(question, gold, extraction=match, subject=subject), split == "example"
+    return Doc(question, gold, extraction=match, subject=subject), split == "example"
 
 
 def _text(value: Mapping[str, Any], name: str) -> str:

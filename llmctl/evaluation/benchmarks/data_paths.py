@@ -5,8 +5,8 @@ from pathlib import Path
 
 from llmctl.config import store_home
 from llmctl.errors import ConfigError
-from llmctl.evaluation.benchmarks.readers import ExamError
-from llmctl.evaluation.benchmarks.registry import Suite
+from llmctl.evaluation.benchmarks.readers import BenchmarkDataError
+from llmctl.evaluation.benchmarks.registry import Benchmark
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,49 +17,49 @@ class Found:
     tried: tuple[str, ...] = ()
 
 
-def exams_folder() -> Path:
+def benchmarks_dir() -> Path:
     """Return the folder of fetched exams. It may not exist yet."""
     return store_home() / "exams"
 
 
-def candidates(suite: Suite, data_dir: Path | None) -> list[Path]:
+def candidate_dirs(suite: Benchmark, data_dir: Path | None) -> list[Path]:
     """Return the folders that may hold a suite's data, in the order they are looked at."""
     folders = []
     if data_dir is not None:
         root = data_dir.expanduser().resolve()
         for below in suite.folders:
             folders += [root / below, root / "data" / below]
-    return [*dict.fromkeys(folders), exams_folder() / suite.name]
+    return [*dict.fromkeys(folders), benchmarks_dir() / suite.name]
 
 
-def find(suite: Suite, data_dir: Path | None) -> Path | None:
+def find_data(suite: Benchmark, data_dir: Path | None) -> Path | None:
     """Return the first folder with a file of the suite; `None` where there is none.
 
     Raises:
         ExamError: a folder is there by the suite's name, and is laid out otherwise.
     """
-    for folder in candidates(suite, data_dir):
+    for folder in candidate_dirs(suite, data_dir):
         if any(suite.layout.files(folder, subject)[0].is_file() for subject in suite.subjects):
             return folder
     return None
 
 
-def locate(suite: Suite, data_dir: Path | None) -> Path:
+def locate_data(suite: Benchmark, data_dir: Path | None) -> Path:
     """Return the folder of a suite's data, as far as it is on this machine.
 
     Raises:
         ExamError: a folder has the suite's name and another layout.
         ConfigError: nothing is there; the message names every place.
     """
-    found = find(suite, data_dir)
+    found = find_data(suite, data_dir)
     if found is not None:
         return found
-    tried = candidates(suite, data_dir)
+    tried = candidate_dirs(suite, data_dir)
     wanted = suite.layout.files(Path(), suite.subjects[0])[0]
     for folder in tried:
         if folder.is_dir() and folder.name != (data_dir or Path()).resolve().name:
             inside = sorted(entry.name for entry in folder.iterdir())[:5]
-            raise ExamError(
+            raise BenchmarkDataError(
                 f"{folder} has no {wanted}; it has {', '.join(inside) or 'nothing'}",
                 hint=f"{wanted} should be {suite.layout.expected}",
             )

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.evaluation.benchmarks.data_paths import candidates, exams_folder, find
-from llmctl.evaluation.benchmarks.readers import ExamError
-from llmctl.evaluation.benchmarks.registry import Suite
+from llmctl.evaluation.benchmarks.data_paths import benchmarks_dir, candidate_dirs, find_data
+from llmctl.evaluation.benchmarks.readers import BenchmarkDataError
+from llmctl.evaluation.benchmarks.registry import Benchmark
 from llmctl.types import Progress, ProgressCallback
 
 _ANSWER_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
+class DownloadSource:
     """What to fetch for a suite, and how it becomes files in the suite's layout."""
 
     repo: str
@@ -121,27 +121,29 @@ def _truthful(file: Path, folder: Path) -> None:
     (folder / "TruthfulQA.csv").write_text(out.getvalue(), encoding="utf-8")
 
 
-REMOTES: Final[Mapping[str, Remote]] = {
-    "ceval": Remote("ceval/ceval-exam", "ceval-exam.zip", _archive(""), "opencompass/ceval-exam"),
-    "mmlu": Remote("cais/mmlu", "data.tar", _archive("data")),
-    "cmmlu": Remote("haonan-li/cmmlu", "cmmlu_v1_0_1.zip", _archive("")),
-    "gsm8k": Remote(
+DOWNLOAD_SOURCES: Final[Mapping[str, DownloadSource]] = {
+    "ceval": DownloadSource(
+        "ceval/ceval-exam", "ceval-exam.zip", _archive(""), "opencompass/ceval-exam"
+    ),
+    "mmlu": DownloadSource("cais/mmlu", "data.tar", _archive("data")),
+    "cmmlu": DownloadSource("haonan-li/cmmlu", "cmmlu_v1_0_1.zip", _archive("")),
+    "gsm8k": DownloadSource(
         "openai/gsm8k", "main/test-00000-of-00001.parquet", _rows("test.jsonl", lambda row: row)
     ),
-    "arc-c": Remote(
+    "arc-c": DownloadSource(
         "allenai/ai2_arc",
         "ARC-Challenge/test-00000-of-00001.parquet",
         _rows("ARC-c/ARC-Challenge-Test.jsonl", _arc),
     ),
-    "arc-e": Remote(
+    "arc-e": DownloadSource(
         "allenai/ai2_arc",
         "ARC-Easy/test-00000-of-00001.parquet",
         _rows("ARC-e/ARC-Easy-Test.jsonl", _arc),
     ),
-    "truthfulqa": Remote(
+    "truthfulqa": DownloadSource(
         "truthfulqa/truthful_qa", "generation/validation-00000-of-00001.parquet", _truthful
     ),
-    "hellaswag": Remote(
+    "hellaswag": DownloadSource(
         "Rowan/hellaswag",
         "data/validation-00000-of-00001.parquet",
         _rows("hellaswag.jsonl", _hellaswag),
@@ -149,20 +151,22 @@ REMOTES: Final[Mapping[str, Remote]] = {
 }
 
 
-def fetch_if_missing(suite: Suite, data_dir: Path | None, progress: ProgressCallback) -> None:
+def download_if_missing(
+    suite: Benchmark, data_dir: Path | None, progress: ProgressCallback
+) -> None:
     """Fetch a suite unless its data is on this machine.
 
     Raises:
         ConfigError: it is not, and nobody has it; the message names every place and why.
     """
-    if find(suite, data_dir) is not None:
+    if find_data(suite, data_dir) is not None:
         return
     _check_layout(suite, data_dir)
     try:
-        pull(suite, progress)
+        download_benchmark(suite, progress)
     except ConfigError as error:
         wanted = suite.layout.files(Path(), suite.subjects[0])[0]
-        tried = [f"  {folder}: no {wanted}" for folder in candidates(suite, data_dir)]
+        tried = [f"  {folder}: no {wanted}" for folder in candidate_dirs(suite, data_dir)]
         raise ConfigError(
             f"the data of {suite.name} cannot be had:\n" + "\n".join([*tried, str(error)]),
             hint=f"`llmctl eval pull {suite.name}` where there is a network; or --data-dir FOLDER "
@@ -170,27 +174,27 @@ def fetch_if_missing(suite: Suite, data_dir: Path | None, progress: ProgressCall
         ) from error
 
 
-def _check_layout(suite: Suite, data_dir: Path | None) -> None:
-    """Raise `ExamError` where a folder has the suite's name and other files."""
+def _check_layout(suite: Benchmark, data_dir: Path | None) -> None:
+    """Raise `BenchmarkDataError` where a folder has the suite's name and other files."""
     if data_dir is None:
         return
     wanted = suite.layout.files(Path(), suite.subjects[0])[0]
-    for folder in candidates(suite, data_dir):
+    for folder in candidate_dirs(suite, data_dir):
         if folder.is_dir() and folder.name.lower() in (suite.name, *map(str.lower, suite.folders)):
             inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5])
-            raise ExamError(
+            raise BenchmarkDataError(
                 f"{folder} has no {wanted}; it has {inside or 'nothing'}",
                 hint=f"{wanted} should be {suite.layout.expected}",
             )
 
 
-def pull(suite: Suite, progress: ProgressCallback) -> Path:
+def download_benchmark(suite: Benchmark, progress: ProgressCallback) -> Path:
     """Fetch a suite's data into the store, whole or not at all; return its folder.
 
     Raises:
         ConfigError: neither the hub nor ModelScope gives it; a line for each says why.
     """
-    remote = REMOTES[suite.name]
+    remote = DOWNLOAD_SOURCES[suite.name]
     why = []
     with tempfile.TemporaryDirectory(prefix="llmctl-exam-") as scratch:
         for name, fetch in (("the hub", _from_hub), ("ModelScope", _from_modelscope)):
@@ -205,7 +209,7 @@ def pull(suite: Suite, progress: ProgressCallback) -> Path:
     raise ConfigError("\n".join(why))
 
 
-def _from_hub(remote: Remote, _: Path) -> Path:
+def _from_hub(remote: DownloadSource, _: Path) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -220,7 +224,7 @@ def _from_hub(remote: Remote, _: Path) -> Path:
         raise ConfigError(f"it cannot be reached ({type(error).__name__})") from error
 
 
-def _from_modelscope(remote: Remote, scratch: Path) -> Path:
+def _from_modelscope(remote: DownloadSource, scratch: Path) -> Path:
     if remote.modelscope is None:
         raise ConfigError("it has no copy that we know")
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
@@ -232,9 +236,9 @@ def _from_modelscope(remote: Remote, scratch: Path) -> Path:
     return target
 
 
-def _install(suite: Suite, remote: Remote, file: Path) -> Path:
+def _install(suite: Benchmark, remote: DownloadSource, file: Path) -> Path:
     """Unpack aside, look whether the suite is there, and move it into the store."""
-    exams = exams_folder()
+    exams = benchmarks_dir()
     exams.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{suite.name}-", dir=exams))
     try:

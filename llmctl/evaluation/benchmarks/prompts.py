@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llmctl.types import Extraction, Message, Question
+from llmctl.types import EvalSample, Extraction, Message
 
 LABELS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -13,7 +13,7 @@ _PLACE = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Doc:
     """One question as the data has it."""
 
     question: str
@@ -47,7 +47,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class TextForm:
+class CompletionPrompt:
     """Asks for likelihoods: `head`, the examples, `body`, then each label's `ending`."""
 
     example: str
@@ -61,22 +61,22 @@ class TextForm:
     """Examples where nobody says how many."""
 
     def question(
-        self, suite: str, subject: str, title: str, row: Row, examples: Sequence[Row]
-    ) -> Question:
+        self, suite: str, subject: str, title: str, row: Doc, examples: Sequence[Doc]
+    ) -> EvalSample:
         about = {"subject": title}
         values = row.values() | about
-        return Question(
+        return EvalSample(
             suite,
             subject,
             row.index,
             row.gold,
             row.labels,
-            head=fill(self.head, about),
-            examples=tuple(fill(self.example, one.values() | about) for one in examples),
+            head=fill_template(self.head, about),
+            examples=tuple(fill_template(self.example, one.values() | about) for one in examples),
             gap=self.gap,
-            body=fill(self.body, values),
+            body=fill_template(self.body, values),
             continuations=tuple(
-                fill(self.ending, {"label": label, "text": text})
+                fill_template(self.ending, {"label": label, "text": text})
                 for label, text in zip(row.labels, row.options, strict=True)
             ),
             options=row.options,
@@ -84,7 +84,7 @@ class TextForm:
 
 
 @dataclass(frozen=True, slots=True)
-class ChatForm:
+class ChatPrompt:
     """Asks for a reply: examples as turns, then the question."""
 
     ask: str
@@ -95,31 +95,31 @@ class ChatForm:
     shots: int = 0
 
     def question(
-        self, suite: str, subject: str, title: str, row: Row, examples: Sequence[Row]
-    ) -> Question:
+        self, suite: str, subject: str, title: str, row: Doc, examples: Sequence[Doc]
+    ) -> EvalSample:
         about = {"subject": title}
         turns = []
         for one in examples:
             values = one.values() | about
             turns += [
-                Message("user", fill(self.ask, values)),
-                Message("assistant", fill(self.answer, values)),
+                Message("user", fill_template(self.ask, values)),
+                Message("assistant", fill_template(self.answer, values)),
             ]
-        return Question(
+        return EvalSample(
             suite,
             subject,
             row.index,
             row.gold,
             row.labels,
-            messages=(*turns, Message("user", fill(self.ask, row.values() | about))),
+            messages=(*turns, Message("user", fill_template(self.ask, row.values() | about))),
             extraction=row.extraction or self.extraction,
             options=row.options,
         )
 
 
-Form = TextForm | ChatForm
+PromptTemplate = CompletionPrompt | ChatPrompt
 
 
-def fill(template: str, values: Mapping[str, str]) -> str:
+def fill_template(template: str, values: Mapping[str, str]) -> str:
     """Put values in a template's places, once: what a value holds is never a place."""
     return _PLACE.sub(lambda place: values.get(place[1], place[0]), template)

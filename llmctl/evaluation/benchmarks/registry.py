@@ -11,8 +11,8 @@ from typing import Final, Literal
 from llmctl.errors import ConfigError
 from llmctl.evaluation.benchmarks import readers
 from llmctl.evaluation.benchmarks.gsm8k_examples import GSM8K_EXAMPLES
-from llmctl.evaluation.benchmarks.prompts import ChatForm, Form, Row, TextForm
-from llmctl.evaluation.benchmarks.readers import Layout
+from llmctl.evaluation.benchmarks.prompts import ChatPrompt, CompletionPrompt, Doc, PromptTemplate
+from llmctl.evaluation.benchmarks.readers import DatasetReader
 from llmctl.evaluation.benchmarks.subjects import CEVAL, CEVAL_HARD, CMMLU, MMLU, Subject
 from llmctl.types import EvalMode
 
@@ -21,7 +21,7 @@ _LETTER_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Suite:
+class Benchmark:
     """One exam."""
 
     name: str
@@ -30,23 +30,23 @@ class Suite:
     size: int
     """Questions that are asked."""
     subjects: tuple[Subject, ...]
-    layout: Layout
+    layout: DatasetReader
     folders: tuple[str, ...]
     """Where its files lie below a data folder, most specific first."""
-    forms: Mapping[EvalMode, Form]
+    forms: Mapping[EvalMode, PromptTemplate]
     """By mode, the default first."""
     opencompass: Mapping[EvalMode, str] = field(default_factory=dict)
     """OpenCompass' configuration with the same prompts."""
-    further: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    extra_categories: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Categories across the others -> their subjects."""
-    fixed_examples: tuple[Row, ...] = ()
+    fixed_examples: tuple[Doc, ...] = ()
     """Examples that are part of the suite, in place of a file."""
 
     @property
     def default_mode(self) -> EvalMode:
         return next(iter(self.forms))
 
-    def form(self, mode: EvalMode) -> Form:
+    def form(self, mode: EvalMode) -> PromptTemplate:
         """Return how it asks in a mode.
 
         Raises:
@@ -60,8 +60,8 @@ class Suite:
         return self.forms[mode]
 
 
-def _answer_text(question: str, gap: str = " ", shots: int = 0) -> dict[EvalMode, Form]:
-    form = TextForm(
+def _answer_text(question: str, gap: str = " ", shots: int = 0) -> dict[EvalMode, PromptTemplate]:
+    form = CompletionPrompt(
         example=f"{question}{gap}{{answer_text}}\n\n",
         body=question,
         ending=f"{gap}{{text}}",
@@ -83,23 +83,27 @@ _MMLU_ASK = (
 _CMMLU_HINT = "以下是关于{subject}的单项选择题，请直接给出正确答案的选项。\n"
 
 
-def _arc(name: str, title: str, size: int, letter: str, difficulty: str, config: str) -> Suite:
-    return Suite(
+def _arc_benchmark(
+    name: str, title: str, size: int, letter: str, difficulty: str, config: str
+) -> Benchmark:
+    return Benchmark(
         name,
         title,
         "en",
         size,
         (Subject(name, name),),
-        Layout(
+        DatasetReader(
             f"ARC-{letter}/ARC-{difficulty}-Test.jsonl",
-            readers.arc_jsonl,
+            readers.read_arc_jsonl,
             "JSON lines with question.stem, question.choices and answerKey",
         ),
         ("ARC", "arc", "."),
         {
-            "ppl": TextForm(example="", body="Question: {question}\nAnswer: \n", ending="{text}"),
+            "ppl": CompletionPrompt(
+                example="", body="Question: {question}\nAnswer: \n", ending="{text}"
+            ),
             **_ENGLISH,
-            "gen": ChatForm(
+            "gen": ChatPrompt(
                 "Question: {question}\n{options}\nAnswer:",
                 "{answer}",
                 "first_option",
@@ -131,27 +135,29 @@ Q: Where were the 1992 Olympics held?
 A: The 1992 Olympics were held in Barcelona, Spain.
 
 """
-_TRUTHFUL = TextForm(head=_TRUTHFUL_PRIMER, example="", body="Q: {question}\nA:", ending=" {text}")
-_HELLASWAG = TextForm(example="", body="{question}", ending=" {text}")
+_TRUTHFUL = CompletionPrompt(
+    head=_TRUTHFUL_PRIMER, example="", body="Q: {question}\nA:", ending=" {text}"
+)
+_HELLASWAG = CompletionPrompt(example="", body="{question}", ending=" {text}")
 
-SUITES: Final[Mapping[str, Suite]] = {
+BENCHMARKS: Final[Mapping[str, Benchmark]] = {
     suite.name: suite
     for suite in (
-        Suite(
+        Benchmark(
             "ceval",
             "C-Eval (validation)",
             "zh",
             1346,
             CEVAL,
-            Layout(
+            DatasetReader(
                 "val/{name}_val.csv",
-                readers.headed_csv,
+                readers.read_ceval_csv,
                 "CSV with the header id,question,A,B,C,D,answer",
                 "dev/{name}_dev.csv",
             ),
             ("ceval/formal_ceval", "formal_ceval", "ceval/ceval-exam", "ceval-exam", "ceval", "."),
             {
-                "ppl": TextForm(
+                "ppl": CompletionPrompt(
                     # OpenCompass has its separators in lines of their own here.
                     example=_CEVAL_ASK + "\n{answer}\n\n\n",
                     gap="\n",
@@ -159,27 +165,27 @@ SUITES: Final[Mapping[str, Suite]] = {
                     ending="{label}",
                     shots=5,
                 ),
-                "gen": ChatForm(_CEVAL_ASK, "{answer}", "first_capital", _LETTER_TOKENS, shots=5),
+                "gen": ChatPrompt(_CEVAL_ASK, "{answer}", "first_capital", _LETTER_TOKENS, shots=5),
                 **_CHINESE,
             },
             {"ppl": "ceval_ppl_578f8d", "gen": "ceval_gen_5f30c7"},
-            further={"hard": CEVAL_HARD},
+            extra_categories={"hard": CEVAL_HARD},
         ),
-        Suite(
+        Benchmark(
             "mmlu",
             "MMLU",
             "en",
             14042,
             MMLU,
-            Layout(
+            DatasetReader(
                 "test/{name}_test.csv",
-                readers.plain_csv,
+                readers.read_mmlu_csv,
                 "CSV without a header: question, four options, letter",
                 "dev/{name}_dev.csv",
             ),
             ("mmlu", "mmlu/data", "."),
             {
-                "ppl": TextForm(
+                "ppl": CompletionPrompt(
                     head="The following are multiple choice questions (with answers) about  "
                     "{subject}.\n\n",
                     example="{question}\n{options}\nAnswer: {answer}\n\n",
@@ -187,33 +193,33 @@ SUITES: Final[Mapping[str, Suite]] = {
                     ending="{label}",
                     shots=5,
                 ),
-                "gen": ChatForm(_MMLU_ASK, "{answer}\n", "first_option", _LETTER_TOKENS, shots=5),
+                "gen": ChatPrompt(_MMLU_ASK, "{answer}\n", "first_option", _LETTER_TOKENS, shots=5),
                 **_ENGLISH,
             },
             {"ppl": "mmlu_ppl_ac766d", "gen": "mmlu_gen_4d595a"},
         ),
-        Suite(
+        Benchmark(
             "cmmlu",
             "CMMLU",
             "zh",
             11582,
             CMMLU,
-            Layout(
+            DatasetReader(
                 "test/{name}.csv",
-                readers.indexed_csv,
+                readers.read_cmmlu_csv,
                 "CSV with the header ,Question,A,B,C,D,Answer",
                 "dev/{name}.csv",
             ),
             ("cmmlu", "cmmlu/data", "."),
             {
-                "ppl": TextForm(
+                "ppl": CompletionPrompt(
                     head=_CMMLU_HINT,
                     example="题目：{question}\n{options}\n答案是: {answer}\n\n",
                     body="题目：{question}\n{options}\n答案是: ",
                     ending="{label}",
                     shots=5,
                 ),
-                "gen": ChatForm(
+                "gen": ChatPrompt(
                     _CMMLU_HINT + "题目：{question}\n{options}",
                     "答案是: {answer}",
                     "first_capital",
@@ -224,20 +230,20 @@ SUITES: Final[Mapping[str, Suite]] = {
             },
             {"ppl": "cmmlu_ppl_041cbf", "gen": "cmmlu_gen_c13365"},
         ),
-        Suite(
+        Benchmark(
             "gsm8k",
             "GSM8K",
             "en",
             1319,
             (Subject("gsm8k", "gsm8k"),),
-            Layout(
+            DatasetReader(
                 "test.jsonl",
-                readers.gsm8k_jsonl,
+                readers.read_gsm8k_jsonl,
                 "JSON lines with question and answer, which ends in #### NUMBER",
             ),
             ("gsm8k", "."),
             {
-                "gen": ChatForm(
+                "gen": ChatPrompt(
                     "Question: {question}\nLet's think step by step\nAnswer:",
                     "{solution}",
                     "last_number",
@@ -247,39 +253,39 @@ SUITES: Final[Mapping[str, Suite]] = {
             },
             {"gen": "gsm8k_gen_1d7fe4"},
             fixed_examples=tuple(
-                Row(question, "", solution=solution) for question, solution in GSM8K_EXAMPLES
+                Doc(question, "", solution=solution) for question, solution in GSM8K_EXAMPLES
             ),
         ),
-        _arc("arc-c", "ARC challenge", 1172, "c", "Challenge", "a450bd"),
-        _arc("arc-e", "ARC easy", 2376, "e", "Easy", "a450bd"),
-        Suite(
+        _arc_benchmark("arc-c", "ARC challenge", 1172, "c", "Challenge", "a450bd"),
+        _arc_benchmark("arc-e", "ARC easy", 2376, "e", "Easy", "a450bd"),
+        Benchmark(
             "truthfulqa",
             "TruthfulQA (MC1)",
             "en",
             817,
             (Subject("truthfulqa", "truthfulqa"),),
-            Layout(
+            DatasetReader(
                 "TruthfulQA.csv",
-                readers.truthful_csv,
+                readers.read_truthfulqa_csv,
                 "CSV with the columns Question, Best Answer and Incorrect Answers",
             ),
             ("truthfulqa", "TruthfulQA", "."),
             {"logprob": _TRUTHFUL, "logprob_norm": _TRUTHFUL},
         ),
-        Suite(
+        Benchmark(
             "hellaswag",
             "HellaSwag",
             "en",
             10042,
             (Subject("hellaswag", "hellaswag"),),
-            Layout(
+            DatasetReader(
                 "hellaswag.jsonl",
-                readers.hellaswag_jsonl,
+                readers.read_hellaswag_jsonl,
                 "JSON lines with query, choices and gold",
             ),
             ("hellaswag", "."),
             {
-                "ppl": TextForm(example="", body="{question}\n", ending="{text}"),
+                "ppl": CompletionPrompt(example="", body="{question}\n", ending="{text}"),
                 "logprob": _HELLASWAG,
                 "logprob_norm": _HELLASWAG,
             },
@@ -289,26 +295,26 @@ SUITES: Final[Mapping[str, Suite]] = {
 }
 
 
-def is_suite(name: str) -> bool:
+def is_benchmark(name: str) -> bool:
     """Whether there is a suite of that name."""
-    return _key(name) in SUITES
+    return _key(name) in BENCHMARKS
 
 
 def _key(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
-def find_suite(name: str) -> Suite:
+def get_benchmark(name: str) -> Benchmark:
     """Return a suite by its name.
 
     Raises:
         ConfigError: there is none of that name.
     """
-    suite = SUITES.get(_key(name))
+    suite = BENCHMARKS.get(_key(name))
     if suite is None:
         raise ConfigError(
             f"there is no exam {name!r}",
-            hint=f"one of: {', '.join(SUITES)}; or a .csv or .jsonl file of your own; "
+            hint=f"one of: {', '.join(BENCHMARKS)}; or a .csv or .jsonl file of your own; "
             "--backend opencompass takes any of its configurations by name",
         )
     return suite

@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import ConfigError
-from llmctl.evaluation.backend import Candidate, Endpoint
-from llmctl.evaluation.benchmarks.registry import SUITES
-from llmctl.evaluation.opencompass.configs import data_cache, is_config
+from llmctl.evaluation.backend import ModelUnderTest, ServerModel
+from llmctl.evaluation.benchmarks.registry import BENCHMARKS
+from llmctl.evaluation.opencompass.configs import data_cache_dir, is_opencompass_config
 from llmctl.evaluation.opencompass.launch import launch
-from llmctl.evaluation.opencompass.likelihood_path import likelihood_path
-from llmctl.evaluation.opencompass.outputs import failed, read_subject
-from llmctl.evaluation.opencompass.venv import VERSION, WAY_OUT, setup
+from llmctl.evaluation.opencompass.likelihood_path import logprob_route
+from llmctl.evaluation.opencompass.outputs import failed_result, read_subject
+from llmctl.evaluation.opencompass.venv import NATIVE_HINT, VERSION, setup_venv
 from llmctl.types import (
+    BenchmarkPlan,
     Progress,
     ProgressCallback,
-    QuestionResult,
     ResultCallback,
+    SampleResult,
     SubjectPlan,
-    SuitePlan,
 )
 
-IN_FLIGHT = 64
+MAX_IN_FLIGHT = 64
 """Questions that are asked at once; the server puts them in line."""
 _FILES = frozenset({"arc-c", "arc-e", "hellaswag"})
 """Of these OpenCompass wants the path of the file, of all others that of the folder."""
@@ -44,11 +44,11 @@ class OpenCompassBackend:
 
     def run(
         self,
-        plans: Sequence[SuitePlan],
-        candidate: Candidate,
+        plans: Sequence[BenchmarkPlan],
+        candidate: ModelUnderTest,
         on_result: ResultCallback,
         progress: ProgressCallback,
-    ) -> list[QuestionResult]:
+    ) -> list[SampleResult]:
         """Ask as `Backend.run` says; the candidate must be an `BenchServer`.
 
         Results come a subject at a time; answers within a subject are kept in a journal, so that a
@@ -58,22 +58,22 @@ class OpenCompassBackend:
             ConfigError: a plan is not OpenCompass', or the endpoint tells no log-likelihoods.
             LlmctlError: OpenCompass cannot be installed, or failed.
         """
-        if not isinstance(candidate, Endpoint):
-            raise ConfigError("OpenCompass reaches a model over HTTP alone", hint=WAY_OUT)
+        if not isinstance(candidate, ServerModel):
+            raise ConfigError("OpenCompass reaches a model over HTTP alone", hint=NATIVE_HINT)
         plans = [plan for plan in plans if plan.question_count]
         configs = [_config_of(plan) for plan in plans]
         if not plans:
             return []
         shared = True
         if any(plan.mode == "ppl" for plan in plans):
-            shared = likelihood_path(candidate) == "score"
-        python = setup(None, progress)
+            shared = logprob_route(candidate) == "score"
+        python = setup_venv(None, progress)
         request = {
             "model": candidate.model,
             "base_url": candidate.base_url,
             "identity": self._identity(candidate),
             "journal": str(self._folder / "answers.jsonl"),
-            "workers": IN_FLIGHT,
+            "workers": MAX_IN_FLIGHT,
             "shared": shared,
             "exams": [_exam(*pair) for pair in zip(plans, configs, strict=True)],
         }
@@ -89,42 +89,42 @@ class OpenCompassBackend:
         )
         return listener.close()
 
-    def _data(self, plans: Sequence[SuitePlan]) -> Path:
+    def _data(self, plans: Sequence[BenchmarkPlan]) -> Path:
         """Return where OpenCompass looks for what no path is given for."""
         for plan in plans:
-            if is_config(plan):
+            if is_opencompass_config(plan):
                 self._folder.mkdir(parents=True, exist_ok=True)
-                return data_cache(Path(plan.data_source), self._folder)
+                return data_cache_dir(Path(plan.data_source), self._folder)
         return self._folder.parent
 
-    def _identity(self, candidate: Endpoint) -> str:
+    def _identity(self, candidate: ServerModel) -> str:
         """Name what the journal's answers are answers of. The port of a private server changes."""
         return hashlib.sha256(json.dumps([candidate.model, VERSION]).encode()).hexdigest()[:16]
 
 
-def _config_of(plan: SuitePlan) -> str:
+def _config_of(plan: BenchmarkPlan) -> str:
     """Return OpenCompass' own name of what a plan asks."""
-    if is_config(plan):
+    if is_opencompass_config(plan):
         return plan.suite
-    suite = SUITES.get(plan.suite)
+    suite = BENCHMARKS.get(plan.suite)
     config = None if suite is None else suite.opencompass.get(plan.mode)
     if config is None:
         known = () if suite is None else tuple(suite.opencompass)
         raise ConfigError(
             f"OpenCompass does not ask {plan.suite} in mode {plan.mode}",
-            hint=" or ".join([*(f"--mode {mode}" for mode in known), WAY_OUT]),
+            hint=" or ".join([*(f"--mode {mode}" for mode in known), NATIVE_HINT]),
         )
     return config
 
 
-def _exam(plan: SuitePlan, config: str) -> dict[str, object]:
+def _exam(plan: BenchmarkPlan, config: str) -> dict[str, object]:
     return {
         "suite": plan.suite,
         "config": config,
         "mode": plan.mode,
         "shots": plan.shots,
         "max_new_tokens": plan.max_new_tokens,
-        "path": "" if is_config(plan) else str(_data_of(plan).resolve()),
+        "path": "" if is_opencompass_config(plan) else str(_data_of(plan).resolve()),
         "subjects": {
             subject.subject: [question.index for question in subject.questions]
             for subject in plan.subjects
@@ -133,8 +133,8 @@ def _exam(plan: SuitePlan, config: str) -> dict[str, object]:
     }
 
 
-def _data_of(plan: SuitePlan) -> Path:
-    suite, folder = SUITES[plan.suite], Path(plan.data_source)
+def _data_of(plan: BenchmarkPlan) -> Path:
+    suite, folder = BENCHMARKS[plan.suite], Path(plan.data_source)
     return suite.layout.files(folder, suite.subjects[0])[0] if plan.suite in _FILES else folder
 
 
@@ -142,12 +142,12 @@ class _Listener:
     """Turns what the child tells into results and progress."""
 
     def __init__(
-        self, plans: Sequence[SuitePlan], on_result: ResultCallback, progress: ProgressCallback
+        self, plans: Sequence[BenchmarkPlan], on_result: ResultCallback, progress: ProgressCallback
     ) -> None:
         self._plans = {plan.suite: plan for plan in plans}
         self._on_result = on_result
         self._progress = progress
-        self._results: dict[tuple[str, str, int], QuestionResult] = {}
+        self._results: dict[tuple[str, str, int], SampleResult] = {}
         self._suite = ""
         self._asked = 0
 
@@ -166,14 +166,16 @@ class _Listener:
                 self._keep(read_subject(subject, plan.mode, *files))
             case "failed":
                 _, subject = self._find(event)
-                self._keep([failed(question, event["error"]) for question in subject.questions])
+                self._keep(
+                    [failed_result(question, event["error"]) for question in subject.questions]
+                )
 
-    def close(self) -> list[QuestionResult]:
+    def close(self) -> list[SampleResult]:
         """Return a result for every question, in order."""
         for plan in self._plans.values():
             for subject in plan.subjects:
                 lost = [q for q in subject.questions if q.key not in self._results]
-                self._keep([failed(q, "OpenCompass never came to it") for q in lost])
+                self._keep([failed_result(q, "OpenCompass never came to it") for q in lost])
         return [
             self._results[question.key]
             for plan in self._plans.values()
@@ -181,11 +183,11 @@ class _Listener:
             for question in subject.questions
         ]
 
-    def _find(self, event: Mapping[str, Any]) -> tuple[SuitePlan, SubjectPlan]:
+    def _find(self, event: Mapping[str, Any]) -> tuple[BenchmarkPlan, SubjectPlan]:
         plan = self._plans[event["suite"]]
         return plan, next(s for s in plan.subjects if s.subject == event["subject"])
 
-    def _keep(self, results: Sequence[QuestionResult]) -> None:
+    def _keep(self, results: Sequence[SampleResult]) -> None:
         for result in results:
             self._results[result.key] = result
             self._on_result(result)

@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import ConfigError
-from llmctl.evaluation.benchmarks.data_paths import exams_folder
-from llmctl.evaluation.benchmarks.registry import SUITES
+from llmctl.evaluation.benchmarks.data_paths import benchmarks_dir
+from llmctl.evaluation.benchmarks.registry import BENCHMARKS
 from llmctl.evaluation.opencompass.launch import OpenCompassError, launch
-from llmctl.evaluation.opencompass.venv import VERSION, setup
-from llmctl.evaluation.plan import Wanted, chance_of, sample
-from llmctl.types import Message, Progress, ProgressCallback, Question, SubjectPlan, SuitePlan
+from llmctl.evaluation.opencompass.venv import VERSION, setup_venv
+from llmctl.evaluation.plan import EvalSelection, chance_accuracy, select_docs
+from llmctl.types import BenchmarkPlan, EvalSample, Message, Progress, ProgressCallback, SubjectPlan
 
 
-def is_config(plan: SuitePlan) -> bool:
+def is_opencompass_config(plan: BenchmarkPlan) -> bool:
     """Whether a plan is OpenCompass' own configuration, and none of our suites."""
-    return plan.suite not in SUITES
+    return plan.suite not in BENCHMARKS
 
 
 def plan_config(
-    name: str, data_dir: Path | None, choice: Wanted, progress: ProgressCallback
-) -> SuitePlan:
+    name: str, data_dir: Path | None, choice: EvalSelection, progress: ProgressCallback
+) -> BenchmarkPlan:
     """Let OpenCompass read a data set, and say what it would ask.
 
     Args:
@@ -34,16 +34,16 @@ def plan_config(
         ConfigError: there is no such configuration or subject, its data is not there, or it cannot
             be asked over a server.
     """
-    python = setup(None, progress)
+    python = setup_venv(None, progress)
     known = config_names(python)
     if name not in known:
-        near = difflib.get_close_matches(name, [*known, *SUITES], n=5, cutoff=0.4)
+        near = difflib.get_close_matches(name, [*known, *BENCHMARKS], n=5, cutoff=0.4)
         raise ConfigError(
             f"there is no exam {name!r}, and OpenCompass {VERSION} has no such configuration",
-            hint=f"near it: {', '.join(near)}" if near else f"one of: {', '.join(SUITES)}",
+            hint=f"near it: {', '.join(near)}" if near else f"one of: {', '.join(BENCHMARKS)}",
         )
     listener = _Listener(name)
-    data = data_dir.expanduser().resolve() if data_dir is not None else exams_folder()
+    data = data_dir.expanduser().resolve() if data_dir is not None else benchmarks_dir()
     asked = {
         "config": name,
         "subjects": list(choice.subjects),
@@ -52,7 +52,7 @@ def plan_config(
     }
     progress(Progress(f"OpenCompass reads {name}"))
     with tempfile.TemporaryDirectory(prefix="llmctl-opencompass-") as scratch:
-        source = data_cache(data, Path(scratch))
+        source = data_cache_dir(data, Path(scratch))
         request: dict[str, object] = {
             "describe": asked,
             "model": "",
@@ -76,7 +76,7 @@ def config_names(python: Path) -> list[str]:
     return sorted({file.stem for file in found if not file.stem.startswith("_")})
 
 
-def data_cache(data: Path, scratch: Path) -> Path:
+def data_cache_dir(data: Path, scratch: Path) -> Path:
     """Return a folder whose `data` is the given one, as OpenCompass wants it."""
     if (data / "data").is_dir():
         return data
@@ -107,7 +107,7 @@ class _Listener:
             case "failed":
                 self._failed[event["subject"]] = event["error"]
 
-    def plan(self, choice: Wanted, data: Path) -> SuitePlan:
+    def plan(self, choice: EvalSelection, data: Path) -> BenchmarkPlan:
         self._check(choice, data)
         mode, plans = self._how["mode"], []
         digest = hashlib.sha256()
@@ -116,21 +116,21 @@ class _Listener:
                 _question(self._name, subject, index, told) for index, told in enumerate(listed)
             ]
             digest.update("".join(question.fingerprint for question in questions).encode())
-            drawn = tuple(sample(questions, choice.limit, choice.seed, subject))
+            drawn = tuple(select_docs(questions, choice.limit, choice.seed, subject))
             plans.append(SubjectPlan(self._name, subject, subject, (), drawn))
-        return SuitePlan(
+        return BenchmarkPlan(
             self._name,
             mode,
             self._how["shots"],
             self._how["prompt_hash"],
             digest.hexdigest(),
             str(data),
-            chance_of(plans),
+            chance_accuracy(plans),
             self._how["max_new_tokens"],
             tuple(plans),
         )
 
-    def _check(self, choice: Wanted, data: Path) -> None:
+    def _check(self, choice: EvalSelection, data: Path) -> None:
         mode, subjects = self._how["mode"], self._how["subjects"]
         if choice.mode not in (None, mode):
             raise ConfigError(
@@ -151,12 +151,14 @@ class _Listener:
             )
 
 
-def _question(suite: str, subject: str, index: int, told: dict[str, Any]) -> Question:
+def _question(suite: str, subject: str, index: int, told: dict[str, Any]) -> EvalSample:
     if "messages" in told:
         turns: Sequence[dict[str, str]] = told["messages"]
         messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)  # type: ignore[arg-type]
-        return Question(suite, subject, index, told["gold"], messages=messages, extraction="judged")
-    return Question(
+        return EvalSample(
+            suite, subject, index, told["gold"], messages=messages, extraction="judged"
+        )
+    return EvalSample(
         suite,
         subject,
         index,

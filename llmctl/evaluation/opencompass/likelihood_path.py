@@ -4,27 +4,32 @@ from collections.abc import Sequence
 from typing import Literal
 
 from llmctl.errors import RequestError
-from llmctl.evaluation.backend import Endpoint
-from llmctl.evaluation.logprob_support import SENSE, check_likelihoods
-from llmctl.evaluation.opencompass.child.http import AskError, Server, echoed, score_shared
+from llmctl.evaluation.backend import ServerModel
+from llmctl.evaluation.logprob_support import PROBE_TEXT, check_logprob_support
+from llmctl.evaluation.opencompass.child.http import (
+    RequestFailed,
+    ServerClient,
+    echo_logprobs,
+    score_shared_prefix,
+)
 
 
-def likelihood_path(endpoint: Endpoint) -> Literal["score", "echo"]:
+def logprob_route(endpoint: ServerModel) -> Literal["score", "echo"]:
     """Return `score` for a server of ours, `echo` for another whose echoes are real.
 
     Raises:
         ConfigError: by none; the message says what it answered.
     """
-    server = Server(endpoint.base_url, endpoint.model, endpoint.api_key)
-    ((_, scores, _),) = score_shared(server, [[SENSE]])
-    if not isinstance(scores, AskError):
+    server = ServerClient(endpoint.base_url, endpoint.model, endpoint.api_key)
+    ((_, scores, _),) = score_shared_prefix(server, [[PROBE_TEXT]])
+    if not isinstance(scores, RequestFailed):
         return "score"
 
     def echo(text: str) -> Sequence[float]:
         try:
-            return echoed(server, text)
-        except AskError as error:
+            return echo_logprobs(server, text)
+        except RequestFailed as error:
             raise RequestError(str(error)) from error
 
-    check_likelihoods(echo, endpoint.base_url)
+    check_logprob_support(echo, endpoint.base_url)
     return "echo"

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmctl.evaluation.scoring.extraction import read_answer
-from llmctl.types import EvalMode, Question, QuestionResult, SubjectPlan
+from llmctl.evaluation.scoring.extraction import extract_answer
+from llmctl.types import EvalMode, EvalSample, SampleResult, SubjectPlan
 
 Details = Mapping[str, Any]
 NOTES = "llmctl"
@@ -22,7 +22,7 @@ _GOLD = ("references", "refr", "answer")
 
 def read_subject(
     subject: SubjectPlan, mode: EvalMode, predictions: Path, results: Path
-) -> list[QuestionResult]:
+) -> list[SampleResult]:
     """Make a result of each question of a subject; one that the files lack has an error."""
     predicted, told = _load(predictions), _load(results)
     details = _details(told.get("details"))
@@ -30,18 +30,20 @@ def read_subject(
     for place, question in enumerate(subject.questions):
         entry = predicted.get(str(place))
         if entry is None:
-            found.append(failed(question, "OpenCompass wrote no prediction for it"))
+            found.append(failed_result(question, "OpenCompass wrote no prediction for it"))
         elif error := (notes := entry.get(NOTES, {})).get("error"):
-            found.append(replace(failed(question, error), too_long=notes.get("too_long", False)))
+            found.append(
+                replace(failed_result(question, error), too_long=notes.get("too_long", False))
+            )
         elif mode == "ppl":
             found.append(_chosen(question, entry))
         else:
             found.append(_written(question, entry, details.get(str(place), {})))
     why = _no_share(told, found) if any(q.extraction == "judged" for q in subject.questions) else ""
-    return [failed(q, why) for q in subject.questions] if why else found
+    return [failed_result(q, why) for q in subject.questions] if why else found
 
 
-def _no_share(told: Details, found: Sequence[QuestionResult]) -> str:
+def _no_share(told: Details, found: Sequence[SampleResult]) -> str:
     """Say why OpenCompass' number is not the share of right answers that the details give."""
     numbers = {k: v for k, v in told.items() if isinstance(v, int | float)}
     share = 100 * sum(result.correct for result in found) / len(found)
@@ -54,9 +56,9 @@ def _no_share(told: Details, found: Sequence[QuestionResult]) -> str:
     return ""
 
 
-def failed(question: Question, error: str) -> QuestionResult:
+def failed_result(question: EvalSample, error: str) -> SampleResult:
     """Return the result of a question that has no answer."""
-    return QuestionResult(
+    return SampleResult(
         question.suite,
         question.subject,
         question.index,
@@ -66,14 +68,14 @@ def failed(question: Question, error: str) -> QuestionResult:
     )
 
 
-def _chosen(question: Question, entry: Details) -> QuestionResult:
+def _chosen(question: EvalSample, entry: Details) -> SampleResult:
     told = [key for key in entry if key.startswith("label: ")]
     # OpenCompass' own labels may be numbers; the order is that of the question.
     names = question.labels or tuple(key.removeprefix("label: ") for key in told)
     losses = {name: float(entry[key]["PPL"]) for name, key in zip(names, told, strict=True)}
     prediction = names[told.index(f"label: {entry['prediction']}")]
     notes = entry.get(NOTES, {})
-    return QuestionResult(
+    return SampleResult(
         question.suite,
         question.subject,
         question.index,
@@ -89,15 +91,15 @@ def _chosen(question: Question, entry: Details) -> QuestionResult:
     )
 
 
-def _written(question: Question, entry: Details, detail: Details) -> QuestionResult:
+def _written(question: EvalSample, entry: Details, detail: Details) -> SampleResult:
     reply = str(entry["prediction"])
     notes = entry.get(NOTES, {})
     judged = question.extraction == "judged"
-    read = read_answer(question, reply)
+    read = extract_answer(question, reply)
     strict = str(_told(detail, _PREDICTED, read.strict))
     correct = bool(_told(detail, _CORRECT, strict == _told(detail, _GOLD, question.gold)))
     naive = notes.get("tokens", 0)
-    return QuestionResult(
+    return SampleResult(
         question.suite,
         question.subject,
         question.index,

@@ -28,8 +28,8 @@ NEWEST_PYTHON = (3, 12)
 """tree_sitter_languages, which OpenCompass imports, has no wheel for a later one."""
 INSTALLED_BYTES = 430_000_000
 """About what the environment takes on disk."""
-MARKER = "llmctl-overlay.json"
-WAY_OUT = "`--backend native` needs no OpenCompass"
+MANIFEST = "llmctl-overlay.json"
+NATIVE_HINT = "`--backend native` needs no OpenCompass"
 
 REQUIREMENTS = (
     "absl-py",
@@ -71,7 +71,7 @@ REQUIREMENTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class BuildManifest:
     """What an overlay was made for; made for anything else it is stale."""
 
     version: str
@@ -81,30 +81,36 @@ class Made:
     requirements: list[str]
 
     @classmethod
-    def now(cls) -> "Made":
+    def now(cls) -> "BuildManifest":
         python = f"{sys.base_prefix} {sys.version_info.major}.{sys.version_info.minor}"
         return cls(VERSION, python, _own_packages(), list(REQUIREMENTS))
 
     @classmethod
-    def read(cls, folder: Path) -> "Made | None":
+    def read(cls, folder: Path) -> "BuildManifest | None":
         try:
-            return cls(**json.loads((folder / MARKER).read_text(encoding="utf-8")))
+            return cls(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
 
-def home() -> Path:
+def venv_dir() -> Path:
     """Return the folder of the overlay, which may not exist yet."""
     return store_home() / "opencompass" / VERSION
 
 
-def find() -> Path | None:
+def find_python() -> Path | None:
     """Return the Python of the overlay, or None where there is none or it is stale."""
-    python = _python(home())
-    return python if python.exists() and Made.read(home()) == Made.now() else None
+    python = _python(venv_dir())
+    return (
+        python
+        if python.exists() and BuildManifest.read(venv_dir()) == BuildManifest.now()
+        else None
+    )
 
 
-def setup(wheelhouse: Path | None = None, progress: ProgressCallback = ignore_progress) -> Path:
+def setup_venv(
+    wheelhouse: Path | None = None, progress: ProgressCallback = ignore_progress
+) -> Path:
     """Return the Python of the overlay, which is built if need be: about a minute, once.
 
     Of several processes that want it at once one builds, and the others wait.
@@ -116,42 +122,42 @@ def setup(wheelhouse: Path | None = None, progress: ProgressCallback = ignore_pr
         ConfigError: this Python is too new, or the folder does not exist.
         LlmctlError: a package cannot be had, or OpenCompass does not start.
     """
-    if (found := find()) is not None:
+    if (found := find_python()) is not None:
         return found
     if sys.version_info[:2] > NEWEST_PYTHON:
         running = f"{sys.version_info.major}.{sys.version_info.minor}"
         newest = ".".join(map(str, NEWEST_PYTHON))
         raise ConfigError(
             f"OpenCompass {VERSION} runs on Python {newest} at most; this is {running}",
-            hint=WAY_OUT,
+            hint=NATIVE_HINT,
         )
     if wheelhouse is not None and not wheelhouse.is_dir():
         raise ConfigError(f"--wheelhouse {wheelhouse} is no folder")
     from filelock import FileLock, Timeout
 
     try:
-        home().parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(home().parent / ".lock")
+        venv_dir().parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(venv_dir().parent / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             progress(Progress("waiting for another llmctl that is installing OpenCompass"))
             lock.acquire()
         try:
-            return find() or _build(wheelhouse, progress)
+            return find_python() or _build(wheelhouse, progress)
         finally:
             lock.release()
     except OSError as error:
         raise LlmctlError(
-            f"OpenCompass cannot be installed in {home()}: {error}", hint=WAY_OUT
+            f"OpenCompass cannot be installed in {venv_dir()}: {error}", hint=NATIVE_HINT
         ) from error
 
 
 def _build(wheelhouse: Path | None, progress: ProgressCallback) -> Path:
     """Build aside, then move into place; a run that is using the old one keeps its open files."""
-    for leftover in home().parent.glob(".aside-*"):
+    for leftover in venv_dir().parent.glob(".aside-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=home().parent))
+    aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=venv_dir().parent))
     try:
         folder = aside / "overlay"
         venv.create(folder, with_pip=False, symlinks=os.name != "nt")
@@ -170,14 +176,14 @@ def _build(wheelhouse: Path | None, progress: ProgressCallback) -> Path:
             _pip(folder, aside / "pip.log", [*source, *packages], report)
         progress(Progress("starting OpenCompass for the first time"))
         _try_out(folder, aside / "import.log")
-        made = json.dumps(asdict(Made.now()), indent=2) + "\n"
-        (folder / MARKER).write_text(made, encoding="utf-8")
-        if home().exists():
-            home().rename(aside / "stale")
-        folder.rename(home())
+        made = json.dumps(asdict(BuildManifest.now()), indent=2) + "\n"
+        (folder / MANIFEST).write_text(made, encoding="utf-8")
+        if venv_dir().exists():
+            venv_dir().rename(aside / "stale")
+        folder.rename(venv_dir())
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return _python(home())
+    return _python(venv_dir())
 
 
 def _pip(folder: Path, log: Path, arguments: list[str], tick: Callable[[], None]) -> None:
@@ -189,9 +195,9 @@ def _pip(folder: Path, log: Path, arguments: list[str], tick: Callable[[], None]
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.output.splitlines() if line.startswith("ERROR: ")]
         reason = lines[-1].removeprefix("ERROR: ") if lines else _last_line(error.output)
-        hint = f"pip reads a mirror of the package index from PIP_INDEX_URL; {WAY_OUT}"
+        hint = f"pip reads a mirror of the package index from PIP_INDEX_URL; {NATIVE_HINT}"
         if "No module named pip" in reason:
-            hint = f"give this Python a pip: {sys.executable} -m ensurepip; {WAY_OUT}"
+            hint = f"give this Python a pip: {sys.executable} -m ensurepip; {NATIVE_HINT}"
         raise LlmctlError(f"OpenCompass cannot be installed: {reason}", hint=hint) from error
 
 
@@ -203,7 +209,7 @@ def _try_out(folder: Path, log: Path) -> None:
     except subprocess.CalledProcessError as error:
         raise LlmctlError(
             f"OpenCompass {VERSION} was installed and does not start: {_last_line(error.output)}",
-            hint=WAY_OUT,
+            hint=NATIVE_HINT,
         ) from error
 
 

@@ -15,24 +15,24 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmctl.errors import ConfigError
-from llmctl.types import Message, Question, QuestionResult, SubjectPlan, SuitePlan
+from llmctl.types import BenchmarkPlan, EvalSample, Message, SampleResult, SubjectPlan
 
-RUN: Final = "run.json"
-RESULTS: Final = "results.jsonl"
-PROMPTS: Final = "prompts.jsonl"
-REPORT: Final = "report.json"
-TABLE: Final = "report.md"
-PAGE: Final = "report.html"
+RUN_FILE: Final = "run.json"
+RESULTS_FILE: Final = "results.jsonl"
+PROMPTS_FILE: Final = "prompts.jsonl"
+REPORT_FILE: Final = "report.json"
+TABLE_FILE: Final = "report.md"
+PAGE_FILE: Final = "report.html"
 _RUN_ID: Final = "run_id"
 
 
-class RunFolder:
+class ResultsDir:
     """The folder of one run. One process writes it at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
 
-    def begin(self, identity: Mapping[str, Any], *, resume: bool) -> dict[str, QuestionResult]:
+    def begin(self, identity: Mapping[str, Any], *, resume: bool) -> dict[str, SampleResult]:
         """Claim the folder; return what an earlier run answered, by the question's fingerprint.
 
         Args:
@@ -45,9 +45,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot write to {self.path}: {error}") from error
-        before = read_json(self.path / RUN)
+        before = read_json(self.path / RUN_FILE)
         if before is None:
-            self.write(RUN, identity)
+            self.write(RUN_FILE, identity)
             return {}
         if not resume:
             raise ConfigError(
@@ -63,27 +63,27 @@ class RunFolder:
                 f"{identity['identity'][name]!r}",
                 hint="--output FOLDER begins another run",
             )
-        self.write(RUN, {**identity, _RUN_ID: before.get(_RUN_ID)})
+        self.write(RUN_FILE, {**identity, _RUN_ID: before.get(_RUN_ID)})
         return {result_key(r): r for r in self.results() if not r.error}
 
     @property
     def run_id(self) -> str | None:
         """Id of the tracked run that the answers belong to; None where it is not known."""
-        return (read_json(self.path / RUN) or {}).get(_RUN_ID)
+        return (read_json(self.path / RUN_FILE) or {}).get(_RUN_ID)
 
     def keep_run_id(self, run_id: str | None) -> None:
         """Keep the tracked run's id, for a resume to go on with it; None changes nothing."""
         if run_id is not None:
-            self.write(RUN, {**(read_json(self.path / RUN) or {}), _RUN_ID: run_id})
+            self.write(RUN_FILE, {**(read_json(self.path / RUN_FILE) or {}), _RUN_ID: run_id})
 
-    def results(self) -> list[QuestionResult]:
+    def results(self) -> list[SampleResult]:
         """Read the results; what a dying process left half written is left out."""
-        return [_result(value) for value in read_lines(self.path / RESULTS)]
+        return [_result(value) for value in read_json_lines(self.path / RESULTS_FILE)]
 
-    def append(self, results: Sequence[QuestionResult]) -> None:
+    def append(self, results: Sequence[SampleResult]) -> None:
         """Add results; they survive whatever happens to this process afterwards."""
         text = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results)
-        file = self.path / RESULTS
+        file = self.path / RESULTS_FILE
         if file.exists() and not _ends_a_line(file):
             text = "\n" + text  # the end of a line was lost with its process
         with file.open("a", encoding="utf-8") as stream:
@@ -103,7 +103,7 @@ class RunFolder:
         finally:
             aside.unlink(missing_ok=True)
 
-    def write_prompts(self, plans: Iterable[SuitePlan]) -> None:
+    def write_prompts(self, plans: Iterable[BenchmarkPlan]) -> None:
         """Keep every question as it is put."""
         lines = (
             json.dumps(_question_json(question, subject), ensure_ascii=False)
@@ -111,23 +111,27 @@ class RunFolder:
             for subject in plan.subjects
             for question in subject.questions
         )
-        self.write_text(PROMPTS, "".join(f"{line}\n" for line in lines))
+        self.write_text(PROMPTS_FILE, "".join(f"{line}\n" for line in lines))
 
-    def questions(self) -> dict[tuple[str, str, int], Question]:
+    def questions(self) -> dict[tuple[str, str, int], EvalSample]:
         """Read the questions as they were put."""
-        return {q.key: q for value in read_lines(self.path / PROMPTS) for q in [_question(value)]}
+        return {
+            q.key: q
+            for value in read_json_lines(self.path / PROMPTS_FILE)
+            for q in [_question(value)]
+        }
 
 
-def left_of(
-    plans: Sequence[SuitePlan], known: Mapping[str, QuestionResult]
-) -> tuple[list[SuitePlan], list[QuestionResult]]:
+def split_remaining(
+    plans: Sequence[BenchmarkPlan], known: Mapping[str, SampleResult]
+) -> tuple[list[BenchmarkPlan], list[SampleResult]]:
     """Part the plans into what is still to be asked and what is answered."""
     answered = []
     left = []
     for plan in plans:
         subjects = []
         for subject in plan.subjects:
-            keys = {q.key: question_key(q) for q in subject.questions}
+            keys = {q.key: sample_key(q) for q in subject.questions}
             answered += [known[key] for key in keys.values() if key in known]
             open_ = tuple(q for q in subject.questions if keys[q.key] not in known)
             if open_:
@@ -137,12 +141,12 @@ def left_of(
     return left, answered
 
 
-def result_key(result: QuestionResult) -> str:
+def result_key(result: SampleResult) -> str:
     """Return what a result and its question have in common."""
     return f"{result.suite}/{result.subject}/{result.index}/{result.fingerprint}"
 
 
-def question_key(question: Question) -> str:
+def sample_key(question: EvalSample) -> str:
     return f"{question.suite}/{question.subject}/{question.index}/{question.fingerprint}"
 
 
@@ -161,7 +165,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return value
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
+def read_json_lines(file: Path) -> list[dict[str, Any]]:
     """Read JSON lines; one that is not whole is left out."""
     values = []
     if file.is_file():
@@ -181,21 +185,21 @@ def _ends_a_line(file: Path) -> bool:
         return stream.read(1) == b"\n"
 
 
-def _result(value: Mapping[str, Any]) -> QuestionResult:
-    names = {field.name for field in fields(QuestionResult)}
-    return QuestionResult(**{name: v for name, v in value.items() if name in names})
+def _result(value: Mapping[str, Any]) -> SampleResult:
+    names = {field.name for field in fields(SampleResult)}
+    return SampleResult(**{name: v for name, v in value.items() if name in names})
 
 
-def _question_json(question: Question, subject: SubjectPlan) -> dict[str, Any]:
+def _question_json(question: EvalSample, subject: SubjectPlan) -> dict[str, Any]:
     value = {f.name: getattr(question, f.name) for f in fields(question)}
     value["messages"] = [{"role": m.role, "content": m.content} for m in question.messages]
     return value | {"title": subject.title, "categories": subject.categories}
 
 
-def _question(value: dict[str, Any]) -> Question:
-    names = {field.name for field in fields(Question)}
+def _question(value: dict[str, Any]) -> EvalSample:
+    names = {field.name for field in fields(EvalSample)}
     known: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in value.items()
     }
     known["messages"] = tuple(Message(**message) for message in value["messages"])
-    return Question(**{name: v for name, v in known.items() if name in names})
+    return EvalSample(**{name: v for name, v in known.items() if name in names})

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llmctl.types import EvalReport, SubjectScore, SuiteScore
+from llmctl.types import AggregateScore, BenchmarkScore, EvalReport
 
 COLUMNS = ("PART", "SCORE", "95 %", "MACRO", "ROBUST", "RIGHT", "LEFT OUT")
 
@@ -12,7 +12,7 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}"
 
 
-def score_row(score: SubjectScore, name: str | None = None) -> tuple[str, ...]:
+def score_row(score: AggregateScore, name: str | None = None) -> tuple[str, ...]:
     """Return the cells of a line, as `COLUMNS` names them."""
     interval = (
         "-"
@@ -30,7 +30,7 @@ def score_row(score: SubjectScore, name: str | None = None) -> tuple[str, ...]:
     )
 
 
-def suite_rows(suite: SuiteScore, *, subjects: bool = True) -> list[tuple[str, ...]]:
+def benchmark_rows(suite: BenchmarkScore, *, subjects: bool = True) -> list[tuple[str, ...]]:
     """Return the lines of a suite: itself, its categories, its subjects."""
     rows = [score_row(suite.overall)]
     rows += [score_row(part, f"{suite.suite}/{part.name}") for part in suite.categories]
@@ -39,7 +39,7 @@ def suite_rows(suite: SuiteScore, *, subjects: bool = True) -> list[tuple[str, .
     return rows
 
 
-def made_by(suite: SuiteScore) -> str:
+def describe_config(suite: BenchmarkScore) -> str:
     """Say in a line how a number was made: whatever differs here is not to be compared."""
     chance = "" if suite.chance is None else f", chance {suite.chance:.1%}"
     return (
@@ -48,7 +48,7 @@ def made_by(suite: SuiteScore) -> str:
     )
 
 
-def markdown(reports: Sequence[EvalReport]) -> str:
+def markdown_table(reports: Sequence[EvalReport]) -> str:
     """Return a table for pasting: a line for each suite and category of each run.
 
     Scores of one suite that were made differently carry a mark.
@@ -60,12 +60,12 @@ def markdown(reports: Sequence[EvalReport]) -> str:
     ]
     for report in reports:
         for suite in report.suites:
-            way = made_by(suite)
+            way = describe_config(suite)
             known = ways.setdefault(suite.suite, [])
             if way not in known:
                 known.append(way)
             mark = "*" * known.index(way)
-            for row in suite_rows(suite, subjects=False):
+            for row in benchmark_rows(suite, subjects=False):
                 name, score, interval, macro, _, right, _ = row
                 lines.append(
                     f"| {report.model} | {name}{mark} | {score} | {interval} | {macro} "

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from llmctl.evaluation.scoring.stats import standard_error, wilson
-from llmctl.types import QuestionResult, SubjectPlan, SubjectScore, SuitePlan, SuiteScore
+from llmctl.types import AggregateScore, BenchmarkPlan, BenchmarkScore, SampleResult, SubjectPlan
 
 _ONE_LETTER = 0.8
 """Share of one letter from which the letter, not the question, seems to decide."""
@@ -12,7 +12,7 @@ _ENOUGH = 20
 """Answers from which such a share means something."""
 
 
-def score_suite(plan: SuitePlan, results: Iterable[QuestionResult]) -> SuiteScore:
+def score_benchmark(plan: BenchmarkPlan, results: Iterable[SampleResult]) -> BenchmarkScore:
     """Sum up one suite.
 
     Args:
@@ -30,7 +30,7 @@ def score_suite(plan: SuitePlan, results: Iterable[QuestionResult]) -> SuiteScor
     labels = {label for s in plan.subjects for q in s.questions for label in q.labels}
     overall = _of(plan.suite, plan.suite, plan.subjects, known)
     counted = {label: letters[label] for label in sorted(labels)}
-    return SuiteScore(
+    return BenchmarkScore(
         suite=plan.suite,
         mode=plan.mode,
         shots=plan.shots,
@@ -52,14 +52,14 @@ def _of(
     name: str,
     title: str,
     plans: Sequence[SubjectPlan],
-    known: Mapping[tuple[str, str, int], QuestionResult],
-) -> SubjectScore:
+    known: Mapping[tuple[str, str, int], SampleResult],
+) -> AggregateScore:
     asked = [question.key for plan in plans for question in plan.questions]
     answered = [r for key in asked if (r := known.get(key)) is not None and not r.error]
     count, correct = len(answered), sum(result.correct for result in answered)
     low, high = wilson(correct, count)
     read = [result for result in answered if result.robust is not None]
-    return SubjectScore(
+    return AggregateScore(
         name=name,
         title=title,
         total=len(asked),
@@ -78,7 +78,7 @@ def _of(
 
 
 def _macro(
-    plans: Sequence[SubjectPlan], known: Mapping[tuple[str, str, int], QuestionResult]
+    plans: Sequence[SubjectPlan], known: Mapping[tuple[str, str, int], SampleResult]
 ) -> float | None:
     """Return the mean of the subjects' accuracies, of those that have one."""
     shares = []
@@ -90,7 +90,9 @@ def _macro(
     return sum(shares) / len(shares) if shares else None
 
 
-def _warnings(plan: SuitePlan, overall: SubjectScore, letters: Mapping[str, int]) -> Iterable[str]:
+def _warnings(
+    plan: BenchmarkPlan, overall: AggregateScore, letters: Mapping[str, int]
+) -> Iterable[str]:
     """Say what should make a reader wary of a suite's number."""
     if overall.failed:
         yield f"{overall.failed} of {overall.total} questions have no answer and are left out"

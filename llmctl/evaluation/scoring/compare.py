@@ -5,25 +5,25 @@ from dataclasses import dataclass, fields, replace
 from typing import Self
 
 from llmctl.evaluation.scoring.stats import holm, mcnemar, paired_bootstrap
-from llmctl.types import Comparison, QuestionResult, SuiteScore
+from llmctl.types import BenchmarkScore, PairedComparison, SampleResult
 
-Pair = tuple[QuestionResult, QuestionResult]
+ResultPair = tuple[SampleResult, SampleResult]
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class BenchmarkComparison:
     """What two runs have in common, and in what they differ."""
 
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[PairedComparison, ...]
     """Each suite, then its categories and subjects with p-values corrected by Holm's method."""
-    flipped: tuple[Pair, ...]
+    flipped: tuple[ResultPair, ...]
     """Questions that one of the runs got right and the other wrong."""
     notes: tuple[str, ...]
     """What stands against comparing them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class ScoreConfig:
     """How a suite's numbers were made, besides the model."""
 
     mode: str
@@ -32,32 +32,36 @@ class Made:
     data_hash: str
 
     @classmethod
-    def of(cls, suite: SuiteScore) -> Self:
+    def of(cls, suite: BenchmarkScore) -> Self:
         return cls(suite.mode, suite.shots, suite.prompt_hash, suite.data_hash)
 
 
-def marks(first: Mapping[str, Made], second: Mapping[str, Made]) -> list[str]:
+def comparability_warnings(
+    first: Mapping[str, ScoreConfig], second: Mapping[str, ScoreConfig]
+) -> list[str]:
     """Say what stands against comparing two runs: each way in which a suite was made otherwise."""
     return [
         f"{name} was made with {field.name} {str(getattr(first[name], field.name))[:16]} and "
         f"{str(getattr(second[name], field.name))[:16]}: the difference is not the model's alone"
         for name in first
         if name in second
-        for field in fields(Made)
+        for field in fields(ScoreConfig)
         if getattr(first[name], field.name) != getattr(second[name], field.name)
     ]
 
 
-def pairs_of(first: Sequence[QuestionResult], second: Sequence[QuestionResult]) -> list[Pair]:
+def paired_results(
+    first: Sequence[SampleResult], second: Sequence[SampleResult]
+) -> list[ResultPair]:
     """Return the questions that both runs answered, by suite, subject and place."""
     known = {result.key: result for result in second if not result.error}
     answered = {result.key: result for result in first if not result.error}
     return [(a, known[key]) for key, a in sorted(answered.items()) if key in known]
 
 
-def compare_runs(
-    pairs: Sequence[Pair], categories: Mapping[tuple[str, str], Sequence[str]]
-) -> tuple[list[Comparison], list[Pair]]:
+def compare_results(
+    pairs: Sequence[ResultPair], categories: Mapping[tuple[str, str], Sequence[str]]
+) -> tuple[list[PairedComparison], list[ResultPair]]:
     """Compare suite by suite, category by category, subject by subject.
 
     Args:
@@ -67,11 +71,11 @@ def compare_runs(
     for suite in dict.fromkeys(a.suite for a, _ in pairs):
         own = [pair for pair in pairs if pair[0].suite == suite]
         found.append(_compared(suite, suite, own))
-        scopes: dict[str, list[Pair]] = {}
+        scopes: dict[str, list[ResultPair]] = {}
         for pair in own:
             for category in categories.get((suite, pair[0].subject), ()):
                 scopes.setdefault(category, []).append(pair)
-        subjects: dict[str, list[Pair]] = {}
+        subjects: dict[str, list[ResultPair]] = {}
         for pair in own:
             subjects.setdefault(pair[0].subject, []).append(pair)
         for group in (scopes, subjects if len(subjects) > 1 else {}):
@@ -80,11 +84,11 @@ def compare_runs(
     return found, [(a, b) for a, b in pairs if a.correct != b.correct]
 
 
-def _compared(suite: str, scope: str, pairs: Sequence[Pair]) -> Comparison:
+def _compared(suite: str, scope: str, pairs: Sequence[ResultPair]) -> PairedComparison:
     differences = [b.correct - a.correct for a, b in pairs]
     low, high = paired_bootstrap(differences)
     gained, lost = differences.count(1), differences.count(-1)
-    return Comparison(
+    return PairedComparison(
         suite=suite,
         scope=scope,
         questions=len(pairs),
@@ -98,6 +102,6 @@ def _compared(suite: str, scope: str, pairs: Sequence[Pair]) -> Comparison:
     )
 
 
-def _corrected(parts: Sequence[Comparison]) -> list[Comparison]:
+def _corrected(parts: Sequence[PairedComparison]) -> list[PairedComparison]:
     values = holm([part.p_value for part in parts])
     return [replace(part, p_value=value) for part, value in zip(parts, values, strict=True)]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from llmctl.types import Question
+from llmctl.types import EvalSample
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ExtractedAnswer:
     """What was read in a reply."""
 
     strict: str
@@ -26,35 +26,37 @@ class Verdict:
     """Which robust rule fired; `none` or `ambiguous` where none did."""
 
 
-def read_answer(question: Question, reply: str) -> Verdict:
+def extract_answer(question: EvalSample, reply: str) -> ExtractedAnswer:
     """Read a reply by the question's own strict rule, and with more care."""
     kind, gold = question.extraction, question.gold
     if kind == "last_number":
         strict = last_number(reply)
-        found, rule = stated_number(reply)
-        return Verdict(strict, _same_number(strict, gold), found, _same_number(found, gold), rule)
+        found, rule = robust_number(reply)
+        return ExtractedAnswer(
+            strict, _same_number(strict, gold), found, _same_number(found, gold), rule
+        )
     if kind in ("first_capital", "first_option"):
         letters = "".join(question.labels)
         strict = first_capital(reply) if kind == "first_capital" else first_option(reply, letters)
-        found, rule = stated_option(reply, letters, question.options)
-        return Verdict(strict, strict == gold, found, found == gold, rule)
+        found, rule = robust_option(reply, letters, question.options)
+        return ExtractedAnswer(strict, strict == gold, found, found == gold, rule)
     return _free(question, reply)
 
 
-def _free(question: Question, reply: str) -> Verdict:
+def _free(question: EvalSample, reply: str) -> ExtractedAnswer:
     """Judge a reply to a question of a person's own."""
-    text, gold, kind = without_reasoning(reply).strip(), question.gold, question.extraction
+    text, gold, kind = strip_reasoning(reply).strip(), question.gold, question.extraction
     if kind == "numeric":
-        found, rule = stated_number(text)
+        found, rule = robust_number(text)
         right = _same_number(found, gold)
-        return Verdict(found, right, found, right, rule)
+        return ExtractedAnswer(found, right, found, right, rule)
     if kind == "contains":
         right = _plain(gold) in _plain(text)
     elif kind == "regex":
         right = re.search(gold, text, re.DOTALL) is not None
     else:
         right = _plain(text) == _plain(gold)
-    return Verdict(text, right, text, right, kind)
+    return ExtractedAnswer(text, right, text, right, kind)
 
 
 def _plain(text: str) -> str:
@@ -162,17 +164,17 @@ _STATED: Final = (
 _ALONE = re.compile(r"^[\s*_(（\[\"'“]*([A-Z])[\s*_)）\]\"'”.:：,，。、]*(?:$|\n|\s)")
 
 
-def without_reasoning(text: str) -> str:
+def strip_reasoning(text: str) -> str:
     """Return what follows a model's thoughts between `<think>` and `</think>`."""
     return _THOUGHT.sub("", text)
 
 
-def stated_option(text: str, letters: str, options: tuple[str, ...]) -> tuple[str, str]:
+def robust_option(text: str, letters: str, options: tuple[str, ...]) -> tuple[str, str]:
     """Return the option that a reply states, and how; the last statement counts.
 
     A reply that states none, but holds the words of one option alone, gives that one.
     """
-    text = without_reasoning(text).strip()
+    text = strip_reasoning(text).strip()
     if (
         (alone := _ALONE.match(text))
         and alone[1] in letters
@@ -205,9 +207,9 @@ def stated_option(text: str, letters: str, options: tuple[str, ...]) -> tuple[st
 _NUMBER = r"-?\$?\s?\d[\d,]*(?:\.\d+)?|-?\.\d+"
 
 
-def stated_number(text: str) -> tuple[str, str]:
+def robust_number(text: str) -> tuple[str, str]:
     """Return the number that a reply ends on, and how it was found; commas part thousands."""
-    text = re.split(r"\n\s*(?:Question|Q)\s*:", without_reasoning(text))[0]
+    text = re.split(r"\n\s*(?:Question|Q)\s*:", strip_reasoning(text))[0]
     for rule, pattern in (
         ("boxed", rf"\\boxed\{{\s*({_NUMBER})"),
         ("####", rf"####\s*({_NUMBER})"),

@@ -8,10 +8,10 @@ from itertools import islice
 from typing import Final
 
 from llmctl.errors import ConfigError, LlmctlError, RequestError
-from llmctl.evaluation.backend import Endpoint
-from llmctl.evaluation.endpoint_adapter import EndpointSitter
-from llmctl.evaluation.scoring.extraction import without_reasoning
-from llmctl.types import Message, Question, QuestionResult, SubjectPlan, SuitePlan
+from llmctl.evaluation.backend import ServerModel
+from llmctl.evaluation.endpoint_adapter import EndpointAdapter
+from llmctl.evaluation.scoring.extraction import strip_reasoning
+from llmctl.types import BenchmarkPlan, EvalSample, Message, SampleResult, SubjectPlan
 
 _AT_ONCE: Final = 8
 _LONGEST: Final = 1024
@@ -30,11 +30,11 @@ with one word: CORRECT or INCORRECT."""
 class Judge:
     """Asks a server whether replies are right. May be used from many threads."""
 
-    def __init__(self, place: Endpoint) -> None:
+    def __init__(self, place: ServerModel) -> None:
         self.place = place
-        self._sitter = EndpointSitter(place)
+        self._sitter = EndpointAdapter(place)
 
-    def is_right(self, question: Question, reply: str) -> bool:
+    def is_right(self, question: EvalSample, reply: str) -> bool:
         """Return the verdict.
 
         Raises:
@@ -46,15 +46,15 @@ class Judge:
         (outcome,) = self._sitter.write([put], _LONGEST)  # raises where nobody answers
         if isinstance(outcome, LlmctlError):
             raise RequestError(f"the judge: {outcome}") from outcome
-        words = re.findall(r"\b(IN)?CORRECT\b", without_reasoning(outcome.text).upper())
+        words = re.findall(r"\b(IN)?CORRECT\b", strip_reasoning(outcome.text).upper())
         if len(set(words)) != 1:
             raise RequestError(f"the judge's verdict cannot be read: {outcome.text[:200]!r}")
         return not words[0]
 
 
-def judged(
-    judge: Judge | None, subject: SubjectPlan, results: Iterable[QuestionResult]
-) -> Iterator[QuestionResult]:
+def apply_judge(
+    judge: Judge | None, subject: SubjectPlan, results: Iterable[SampleResult]
+) -> Iterator[SampleResult]:
     """Yield results with the judge's verdict where the row wants one, several asked at a time.
 
     A reply without a verdict is a question without an answer.
@@ -64,7 +64,7 @@ def judged(
         yield from results
         return
 
-    def verdict(result: QuestionResult) -> QuestionResult:
+    def verdict(result: SampleResult) -> SampleResult:
         question = questions.get(result.index)
         if question is None or result.error:
             return result
@@ -80,7 +80,7 @@ def judged(
             yield from pool.map(verdict, some)
 
 
-def check_judge(judge: Judge | None, plans: Iterable[SuitePlan]) -> None:
+def require_judge(judge: Judge | None, plans: Iterable[BenchmarkPlan]) -> None:
     """Raise `ConfigError` where a row wants a judge, and nobody judges."""
     wants = any(
         question.extraction == "judge"

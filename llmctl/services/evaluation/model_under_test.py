@@ -8,21 +8,21 @@ from llmctl.config import EvalConfig
 from llmctl.engine.models import resolve
 from llmctl.engine.models.provenance import BaseModelRef, Provenance
 from llmctl.engine.registry import create_engine
-from llmctl.evaluation.backend import Candidate, Endpoint
+from llmctl.evaluation.backend import ModelUnderTest, ServerModel
 from llmctl.evaluation.scoring.judge import Judge
-from llmctl.services.evaluation.request import EvalListener
+from llmctl.services.evaluation.request import EvalObserver
 from llmctl.types import ModelSpec, ProgressCallback
 
 
 @contextmanager
-def candidate_of(
-    config: EvalConfig, listener: EvalListener, progress: ProgressCallback
-) -> Iterator[Candidate]:
+def open_model_under_test(
+    config: EvalConfig, listener: EvalObserver, progress: ProgressCallback
+) -> Iterator[ModelUnderTest]:
     """Load the model, or name the server."""
     if config.base_url is not None:
-        from llmctl.evaluation.endpoint_adapter import endpoint
+        from llmctl.evaluation.endpoint_adapter import resolve_server_model
 
-        yield endpoint(config.base_url, _served_name(config), config.api_key or "")
+        yield resolve_server_model(config.base_url, _served_name(config), config.api_key or "")
         return
     spec = ModelSpec(
         model=config.model,
@@ -45,9 +45,9 @@ def _served_name(config: EvalConfig) -> str | None:
     return None if config.model == EvalConfig(dataset=("",)).model else config.model
 
 
-def how_made(config: EvalConfig, candidate: Candidate) -> dict[str, str]:
+def model_identity(config: EvalConfig, candidate: ModelUnderTest) -> dict[str, str]:
     """Return what the numbers depend on besides the questions."""
-    if isinstance(candidate, Endpoint):
+    if isinstance(candidate, ServerModel):
         return {"endpoint": candidate.base_url, "model": candidate.model}
     info = candidate.info()
     found = resolve.resolve_local(
@@ -68,9 +68,9 @@ def how_made(config: EvalConfig, candidate: Candidate) -> dict[str, str]:
     return how
 
 
-def origin_of(config: EvalConfig, candidate: Candidate) -> Provenance | None:
+def provenance_of(config: EvalConfig, candidate: ModelUnderTest) -> Provenance | None:
     """Return how the model came to be, if we taught it."""
-    if isinstance(candidate, Endpoint):
+    if isinstance(candidate, ServerModel):
         return None
     for folder in (config.adapter, config.model):
         if folder is not None:
@@ -80,7 +80,7 @@ def origin_of(config: EvalConfig, candidate: Candidate) -> Provenance | None:
     return None
 
 
-def judge_of(config: EvalConfig) -> Judge | None:
+def create_judge(config: EvalConfig) -> Judge | None:
     """Return who judges replies, if anybody was named.
 
     Raises:
@@ -88,7 +88,7 @@ def judge_of(config: EvalConfig) -> Judge | None:
     """
     if config.judge_base_url is None:
         return None
-    from llmctl.evaluation.endpoint_adapter import endpoint
+    from llmctl.evaluation.endpoint_adapter import resolve_server_model
 
     key = config.judge_api_key or ""
-    return Judge(endpoint(config.judge_base_url, config.judge_model, key))
+    return Judge(resolve_server_model(config.judge_base_url, config.judge_model, key))

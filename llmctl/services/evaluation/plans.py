@@ -6,14 +6,14 @@ from pathlib import Path
 
 from llmctl.config import EvalConfig, store_home
 from llmctl.errors import ConfigError
-from llmctl.evaluation.benchmarks.custom_benchmark import exam_suite, is_exam_file
-from llmctl.evaluation.benchmarks.data_paths import locate
-from llmctl.evaluation.benchmarks.registry import Suite, find_suite, is_suite
-from llmctl.evaluation.plan import Wanted, plan_suite
-from llmctl.types import ProgressCallback, SuitePlan
+from llmctl.evaluation.benchmarks.custom_benchmark import is_benchmark_file, load_custom_benchmark
+from llmctl.evaluation.benchmarks.data_paths import locate_data
+from llmctl.evaluation.benchmarks.registry import Benchmark, get_benchmark, is_benchmark
+from llmctl.evaluation.plan import EvalSelection, plan_benchmark
+from llmctl.types import BenchmarkPlan, ProgressCallback
 
 
-def plans_of(config: EvalConfig, progress: ProgressCallback) -> list[SuitePlan]:
+def create_plans(config: EvalConfig, progress: ProgressCallback) -> list[BenchmarkPlan]:
     """Plan every exam; data that is not here is fetched.
 
     Raises:
@@ -33,49 +33,49 @@ def plans_of(config: EvalConfig, progress: ProgressCallback) -> list[SuitePlan]:
     return plans
 
 
-def plan_of(name: str, data_dir: Path | None, wanted: Wanted) -> SuitePlan:
+def create_plan(name: str, data_dir: Path | None, wanted: EvalSelection) -> BenchmarkPlan:
     """Plan one exam, by its name or its file."""
-    if is_exam_file(name):
+    if is_benchmark_file(name):
         file = Path(name).expanduser().resolve()
-        return plan_suite(exam_suite(file), file.parent, wanted)
-    suite = find_suite(name)
-    return plan_suite(suite, locate(suite, data_dir), wanted)
+        return plan_benchmark(load_custom_benchmark(file), file.parent, wanted)
+    suite = get_benchmark(name)
+    return plan_benchmark(suite, locate_data(suite, data_dir), wanted)
 
 
-def _plan(name: str, config: EvalConfig, progress: ProgressCallback) -> SuitePlan:
+def _plan(name: str, config: EvalConfig, progress: ProgressCallback) -> BenchmarkPlan:
     mode = config.mode
     data_dir = None if config.data_dir is None else Path(config.data_dir)
-    wanted = Wanted(
+    wanted = EvalSelection(
         mode, config.shots, config.limit, config.subjects, config.seed, config.max_new_tokens
     )
-    if config.backend == "opencompass" and is_exam_file(name):
+    if config.backend == "opencompass" and is_benchmark_file(name):
         raise ConfigError(
             f"{name} is an exam of your own, which llmctl asks itself", hint="--backend native"
         )
-    if config.backend == "opencompass" and not is_suite(name):
+    if config.backend == "opencompass" and not is_benchmark(name):
         from llmctl.evaluation.opencompass.configs import plan_config
 
         return plan_config(name, data_dir, wanted, progress)
-    suite: Suite | None = None if is_exam_file(name) else find_suite(name)
+    suite: Benchmark | None = None if is_benchmark_file(name) else get_benchmark(name)
     if mode is None and config.base_url is not None and suite is not None and "gen" in suite.forms:
         mode = "gen"  # what every server can do
     if suite is not None:
-        from llmctl.evaluation.benchmarks.download import fetch_if_missing
+        from llmctl.evaluation.benchmarks.download import download_if_missing
 
-        fetch_if_missing(suite, data_dir, progress)
+        download_if_missing(suite, data_dir, progress)
     wanted = replace(wanted, mode=mode)
-    return plan_of(name, data_dir, wanted)
+    return create_plan(name, data_dir, wanted)
 
 
-def output_of(config: EvalConfig) -> Path:
+def output_dir(config: EvalConfig) -> Path:
     """Return the folder for the results; it may not exist yet."""
     if config.output is not None:
         return Path(config.output).expanduser().absolute()
     names = "-".join(Path(name).stem for name in config.dataset)[:60]
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    return evals_folder() / f"{stamp}-{names}"
+    return evals_dir() / f"{stamp}-{names}"
 
 
-def evals_folder() -> Path:
+def evals_dir() -> Path:
     """Return the folder of runs that were given none of their own. It may not exist yet."""
     return store_home() / "evals"

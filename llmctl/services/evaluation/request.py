@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from llmctl.config.settings import ConfigSource
-from llmctl.types import EngineInfo, Progress, QuestionResult, SuitePlan
+from llmctl.types import BenchmarkPlan, EngineInfo, Progress, SampleResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,18 +24,18 @@ class EvalRequest:
     """Run that this one belongs to; None: the run that taught the model, if we did."""
 
 
-class EvalListener(Protocol):
+class EvalObserver(Protocol):
     """Who looks on while an exam is sat."""
 
     def begin(
-        self, plans: Sequence[SuitePlan], known: Sequence[QuestionResult], folder: Path
+        self, plans: Sequence[BenchmarkPlan], known: Sequence[SampleResult], folder: Path
     ) -> None:
         """Learn what will be asked, what an earlier run has answered of it, where answers go."""
 
     def loaded(self, info: EngineInfo) -> None:
         """Learn what sits the exam, where it is a model of ours."""
 
-    def result(self, result: QuestionResult) -> None:
+    def result(self, result: SampleResult) -> None:
         """Learn of an answer."""
 
     def note(self, text: str) -> None:
@@ -49,14 +49,14 @@ class _Quiet:
     """Looks on and says nothing."""
 
     def begin(
-        self, plans: Sequence[SuitePlan], known: Sequence[QuestionResult], folder: Path
+        self, plans: Sequence[BenchmarkPlan], known: Sequence[SampleResult], folder: Path
     ) -> None:
         pass
 
     def loaded(self, info: EngineInfo) -> None:
         pass
 
-    def result(self, result: QuestionResult) -> None:
+    def result(self, result: SampleResult) -> None:
         pass
 
     def note(self, text: str) -> None:
@@ -66,4 +66,4 @@ class _Quiet:
         pass
 
 
-QUIET: Final[EvalListener] = _Quiet()
+SILENT_OBSERVER: Final[EvalObserver] = _Quiet()

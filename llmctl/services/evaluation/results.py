@@ -5,19 +5,31 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from llmctl.errors import ConfigError
-from llmctl.evaluation.benchmarks.data_paths import find
-from llmctl.evaluation.benchmarks.download import pull
-from llmctl.evaluation.benchmarks.registry import SUITES, find_suite
-from llmctl.evaluation.results.loaded_run import PastRun
-from llmctl.evaluation.results.results_dir import PROMPTS, RUN, RunFolder, read_json, read_lines
-from llmctl.evaluation.results.table import markdown
-from llmctl.evaluation.scoring.compare import Compared, Made, compare_runs, marks, pairs_of
-from llmctl.services.evaluation.plans import evals_folder
-from llmctl.types import ProgressCallback, Question, QuestionResult
+from llmctl.evaluation.benchmarks.data_paths import find_data
+from llmctl.evaluation.benchmarks.download import download_benchmark
+from llmctl.evaluation.benchmarks.registry import BENCHMARKS, get_benchmark
+from llmctl.evaluation.results.loaded_run import LoadedRun
+from llmctl.evaluation.results.results_dir import (
+    PROMPTS_FILE,
+    RUN_FILE,
+    ResultsDir,
+    read_json,
+    read_json_lines,
+)
+from llmctl.evaluation.results.table import markdown_table
+from llmctl.evaluation.scoring.compare import (
+    BenchmarkComparison,
+    ScoreConfig,
+    comparability_warnings,
+    compare_results,
+    paired_results,
+)
+from llmctl.services.evaluation.plans import evals_dir
+from llmctl.types import EvalSample, ProgressCallback, SampleResult
 
 
 @dataclass(frozen=True, slots=True)
-class KnownSuite:
+class BenchmarkInfo:
     """An exam, for a list."""
 
     name: str
@@ -31,13 +43,13 @@ class KnownSuite:
     """Where its data is; None where it is not on this machine."""
 
 
-def list_suites(data_dir: Path | None) -> list[KnownSuite]:
+def list_benchmarks(data_dir: Path | None) -> list[BenchmarkInfo]:
     """Return every exam that llmctl knows."""
     known = []
-    for suite in SUITES.values():
-        folder = find(suite, data_dir)
+    for suite in BENCHMARKS.values():
+        folder = find_data(suite, data_dir)
         known.append(
-            KnownSuite(
+            BenchmarkInfo(
                 suite.name,
                 suite.title,
                 suite.language,
@@ -50,32 +62,32 @@ def list_suites(data_dir: Path | None) -> list[KnownSuite]:
     return known
 
 
-def run_folder(run: str) -> RunFolder:
+def find_run(run: str) -> ResultsDir:
     """Find a run by its folder, or by its name in the store.
 
     Raises:
         ConfigError: there is none.
     """
-    tried = [Path(run).expanduser(), evals_folder() / run]
+    tried = [Path(run).expanduser(), evals_dir() / run]
     for folder in tried:
-        if (folder / RUN).is_file():
-            return RunFolder(folder)
-    known = sorted(p.parent.name for p in evals_folder().glob(f"*/{RUN}"))
+        if (folder / RUN_FILE).is_file():
+            return ResultsDir(folder)
+    known = sorted(p.parent.name for p in evals_dir().glob(f"*/{RUN_FILE}"))
     raise ConfigError(
         f"there is no run of an exam at {' or '.join(map(str, tried))}",
         hint=f"the latest: {', '.join(known[-3:])}" if known else "llmctl eval --dataset ceval",
     )
 
 
-def answers(
+def read_samples(
     run: str, *, wrong: bool = False, subject: str | None = None, index: int | None = None
-) -> list[tuple[Question | None, QuestionResult]]:
+) -> list[tuple[EvalSample | None, SampleResult]]:
     """Return the questions of a run with their results.
 
     Raises:
         ConfigError: there is no such run, or it has no such subject.
     """
-    folder = run_folder(run)
+    folder = find_run(run)
     questions = folder.questions()
     latest = {result.key: result for result in folder.results()}
     subjects = {result.subject for result in latest.values()}
@@ -92,31 +104,33 @@ def answers(
     ]
 
 
-def compare(first: str, second: str) -> Compared:
+def compare_evaluations(first: str, second: str) -> BenchmarkComparison:
     """Compare two runs over the questions that both answered.
 
     Raises:
         ConfigError: a run is not there, or they share no question.
     """
-    one, two = run_folder(first), run_folder(second)
-    pairs = pairs_of(one.results(), two.results())
+    one, two = find_run(first), find_run(second)
+    pairs = paired_results(one.results(), two.results())
     if not pairs:
         raise ConfigError(f"{first} and {second} have no question in common")
     categories = {
         (value["suite"], value["subject"]): tuple(value.get("categories", ()))
-        for value in read_lines(one.path / PROMPTS)
+        for value in read_json_lines(one.path / PROMPTS_FILE)
     }
-    found, flipped = compare_runs(pairs, categories)
-    return Compared(tuple(found), tuple(flipped), tuple(marks(_made(one), _made(two))))
+    found, flipped = compare_results(pairs, categories)
+    return BenchmarkComparison(
+        tuple(found), tuple(flipped), tuple(comparability_warnings(_made(one), _made(two)))
+    )
 
 
-def _made(folder: RunFolder) -> dict[str, Made]:
-    suites = (read_json(folder.path / RUN) or {}).get("suites", ())
-    names = [field.name for field in fields(Made)]
-    return {suite["suite"]: Made(*(suite[name] for name in names)) for suite in suites}
+def _made(folder: ResultsDir) -> dict[str, ScoreConfig]:
+    suites = (read_json(folder.path / RUN_FILE) or {}).get("suites", ())
+    names = [field.name for field in fields(ScoreConfig)]
+    return {suite["suite"]: ScoreConfig(*(suite[name] for name in names)) for suite in suites}
 
 
-def report(runs: Sequence[str], output: Path | None) -> str:
+def write_report(runs: Sequence[str], output: Path | None) -> str:
     """Write a page of one run, or of several side by side; return the Markdown table.
 
     Args:
@@ -127,29 +141,29 @@ def report(runs: Sequence[str], output: Path | None) -> str:
     """
     if output is not None and output.suffix not in (".html", ".md"):
         raise ConfigError(f"{output} is neither .html nor .md")
-    found = [PastRun.read(run_folder(run)) for run in runs]
-    table = markdown([run.report for run in found])
+    found = [LoadedRun.read(find_run(run)) for run in runs]
+    table = markdown_table([run.report for run in found])
     if output is not None:
-        from llmctl.evaluation.results.html_report import page
+        from llmctl.evaluation.results.html_report import render_html
 
         try:
-            RunFolder(output.absolute().parent).write_text(
-                output.name, table if output.suffix == ".md" else page(found)
+            ResultsDir(output.absolute().parent).write_text(
+                output.name, table if output.suffix == ".md" else render_html(found)
             )
         except OSError as error:
             raise ConfigError(f"{output} cannot be written: {error}") from error
     return table
 
 
-def pull_suite(name: str, progress: ProgressCallback) -> Path:
+def download_data(name: str, progress: ProgressCallback) -> Path:
     """Fetch an exam's data into the store.
 
     Raises:
         ConfigError: there is no such exam, or nobody gives its data.
     """
-    suite = find_suite(name)
+    suite = get_benchmark(name)
     try:
-        return pull(suite, progress)
+        return download_benchmark(suite, progress)
     except ConfigError as error:
         raise ConfigError(
             f"the data of {suite.name} cannot be fetched:\n{error}",
@@ -157,18 +171,18 @@ def pull_suite(name: str, progress: ProgressCallback) -> Path:
         ) from error
 
 
-def set_up_opencompass(wheelhouse: Path | None, progress: ProgressCallback) -> Path:
+def setup_opencompass(wheelhouse: Path | None, progress: ProgressCallback) -> Path:
     """Build the environment of OpenCompass; return its folder.
 
     Raises:
         ConfigError: this llmctl has no OpenCompass backend, or a package cannot be had.
     """
     try:
-        from llmctl.evaluation.opencompass import setup
+        from llmctl.evaluation.opencompass import setup_venv
     except ModuleNotFoundError as error:
         raise ConfigError(
             "this llmctl has no OpenCompass backend",
             hint="--backend native needs no setup",
         ) from error
-    folder: Path = setup(wheelhouse, progress)
+    folder: Path = setup_venv(wheelhouse, progress)
     return folder

@@ -12,32 +12,43 @@ from llmctl.config import EvalConfig
 from llmctl.config.evaluation import SETTING_ALIASES
 from llmctl.config.settings import build_config, read_config_file
 from llmctl.errors import ConfigError, EngineStoppedError
-from llmctl.evaluation.backend import Backend, Candidate, Endpoint
-from llmctl.evaluation.results.html_report import page
-from llmctl.evaluation.results.loaded_run import PastRun
-from llmctl.evaluation.results.results_dir import PAGE, REPORT, TABLE, RunFolder, left_of
-from llmctl.evaluation.results.table import markdown
+from llmctl.evaluation.backend import Backend, ModelUnderTest, ServerModel
+from llmctl.evaluation.results.html_report import render_html
+from llmctl.evaluation.results.loaded_run import LoadedRun
+from llmctl.evaluation.results.results_dir import (
+    PAGE_FILE,
+    REPORT_FILE,
+    TABLE_FILE,
+    ResultsDir,
+    split_remaining,
+)
+from llmctl.evaluation.results.table import markdown_table
 from llmctl.evaluation.runner import NativeBackend
-from llmctl.evaluation.scoring.aggregate import score_suite
-from llmctl.evaluation.scoring.judge import Judge, check_judge
+from llmctl.evaluation.scoring.aggregate import score_benchmark
+from llmctl.evaluation.scoring.judge import Judge, require_judge
 from llmctl.monitor import open_tracker, tracked
-from llmctl.services.evaluation.model_under_test import candidate_of, how_made, judge_of, origin_of
-from llmctl.services.evaluation.plans import output_of, plans_of
-from llmctl.services.evaluation.request import EvalListener, EvalRequest
-from llmctl.services.evaluation.tracking import record_begin, record_end, start_of
+from llmctl.services.evaluation.model_under_test import (
+    create_judge,
+    model_identity,
+    open_model_under_test,
+    provenance_of,
+)
+from llmctl.services.evaluation.plans import create_plans, output_dir
+from llmctl.services.evaluation.request import EvalObserver, EvalRequest
+from llmctl.services.evaluation.tracking import log_end, log_start, run_start
 from llmctl.types import (
+    BenchmarkPlan,
     EvalReport,
     ProgressCallback,
-    QuestionResult,
-    SuitePlan,
+    SampleResult,
     ignore_progress,
 )
 
-__all__ = ["EvalListener", "EvalRequest", "evaluate"]
+__all__ = ["EvalObserver", "EvalRequest", "evaluate"]
 
 
 def evaluate(
-    request: EvalRequest, listener: EvalListener, progress: ProgressCallback = ignore_progress
+    request: EvalRequest, listener: EvalObserver, progress: ProgressCallback = ignore_progress
 ) -> EvalReport:
     """Sit a model through exams.
 
@@ -52,12 +63,12 @@ def evaluate(
     config = build_config(EvalConfig, *layers, request.options, aliases=SETTING_ALIASES).values
     if request.resume and config.output is None:
         raise ConfigError("--resume needs the folder of the run", hint="--resume --output FOLDER")
-    plans = plans_of(config, progress)
-    folder = RunFolder(output_of(config))
-    judge = judge_of(config)
-    check_judge(judge, plans)
-    with candidate_of(config, listener, progress) as candidate:
-        how = how_made(config, candidate)
+    plans = create_plans(config, progress)
+    folder = ResultsDir(output_dir(config))
+    judge = create_judge(config)
+    require_judge(judge, plans)
+    with open_model_under_test(config, listener, progress) as candidate:
+        how = model_identity(config, candidate)
         if judge is not None:
             how |= {"judge": f"{judge.place.model} at {judge.place.base_url}"}
         run = _Run(config, plans, folder, how, candidate, listener, judge)
@@ -70,17 +81,17 @@ class _Run:
     """One run, from its first question to its report."""
 
     config: EvalConfig
-    plans: Sequence[SuitePlan]
-    folder: RunFolder
+    plans: Sequence[BenchmarkPlan]
+    folder: ResultsDir
     how: Mapping[str, str]
-    candidate: Candidate
-    listener: EvalListener
+    candidate: ModelUnderTest
+    listener: EvalObserver
     judge: Judge | None
 
     @property
     def model(self) -> str:
         """The candidate as a person knows it."""
-        if isinstance(self.candidate, Endpoint):
+        if isinstance(self.candidate, ServerModel):
             return self.candidate.model
         return self.config.adapter or self.config.model
 
@@ -118,17 +129,17 @@ class _Run:
 
     def tracked(
         self,
-        known: Mapping[str, QuestionResult],
+        known: Mapping[str, SampleResult],
         request: EvalRequest,
         progress: ProgressCallback,
     ) -> EvalReport:
         """Ask, add up, and keep a record of it."""
-        origin = origin_of(self.config, self.candidate)
+        origin = provenance_of(self.config, self.candidate)
         parent = request.parent_run_id or (None if origin is None else origin.run_id)
         chosen = {k: v for k, v in self.identity()["config"].items() if v not in (None, ())}
         params = {**self.how, **chosen}
         tracker = open_tracker(
-            start_of(self.model, self.plans, params, parent, self.folder.run_id),
+            run_start(self.model, self.plans, params, parent, self.folder.run_id),
             tracking_uri=request.tracking_uri,
             enabled=request.track,
             warn=self.listener.note,
@@ -136,19 +147,19 @@ class _Run:
         )
         with tracked(tracker):
             self.folder.keep_run_id(tracker.run_id)
-            record_begin(tracker, self.plans, origin)
+            log_start(tracker, self.plans, origin)
             report = replace(self._ask(known, progress), run_id=tracker.run_id)
             self._keep(report)
-            record_end(tracker, report, self.folder.path, origin)
+            log_end(tracker, report, self.folder.path, origin)
         return report
 
-    def _ask(self, known: Mapping[str, QuestionResult], progress: ProgressCallback) -> EvalReport:
-        left, before = left_of(self.plans, known)
+    def _ask(self, known: Mapping[str, SampleResult], progress: ProgressCallback) -> EvalReport:
+        left, before = split_remaining(self.plans, known)
         self.folder.write_prompts(self.plans)
         self.listener.begin(self.plans, before, self.folder.path)
         results = list(before)
 
-        def keep(result: QuestionResult) -> None:
+        def keep(result: SampleResult) -> None:
             self.folder.append([result])
             results.append(result)
             self.listener.result(result)
@@ -156,7 +167,7 @@ class _Run:
         started = time.monotonic()
         complete = True
         try:
-            backend = backend_of(self.config, self.folder.path, self.listener.note, self.judge)
+            backend = create_backend(self.config, self.folder.path, self.listener.note, self.judge)
             with self._reached() as candidate:
                 backend.run(left, candidate, keep, progress)
         except EngineStoppedError as error:
@@ -167,7 +178,7 @@ class _Run:
             backend=self.config.backend,
             how=self.how,
             suites=tuple(
-                score_suite(plan, [r for r in results if r.suite == plan.suite])
+                score_benchmark(plan, [r for r in results if r.suite == plan.suite])
                 for plan in self.plans
             ),
             seconds=time.monotonic() - started,
@@ -176,7 +187,7 @@ class _Run:
             too_long=sum(result.too_long for result in results),
         )
 
-    def _reached(self) -> AbstractContextManager[Candidate]:
+    def _reached(self) -> AbstractContextManager[ModelUnderTest]:
         """Yield the candidate as the backend can ask it: OpenCompass knows servers alone."""
         if self.config.backend == "native":
             return nullcontext(self.candidate)
@@ -186,12 +197,12 @@ class _Run:
 
     def _keep(self, report: EvalReport) -> None:
         self.folder.keep_run_id(report.run_id)  # the store may have answered late
-        self.folder.write(REPORT, asdict(report))
-        self.folder.write_text(TABLE, markdown([report]))
-        self.folder.write_text(PAGE, page([PastRun.read(self.folder)]))
+        self.folder.write(REPORT_FILE, asdict(report))
+        self.folder.write_text(TABLE_FILE, markdown_table([report]))
+        self.folder.write_text(PAGE_FILE, render_html([LoadedRun.read(self.folder)]))
 
 
-def backend_of(
+def create_backend(
     config: EvalConfig, folder: Path, warn: Callable[[str], None], judge: Judge | None = None
 ) -> Backend:
     """Return who asks the questions.

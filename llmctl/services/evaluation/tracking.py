@@ -8,17 +8,17 @@ from llmctl.engine.models.provenance import Provenance
 from llmctl.monitor import Tracker
 from llmctl.types import (
     TAG_KEY_METRIC,
+    BenchmarkPlan,
+    BenchmarkScore,
     DatasetRef,
     EvalReport,
     RunStart,
-    SuitePlan,
-    SuiteScore,
 )
 
 
-def start_of(
+def run_start(
     model: str,
-    plans: Sequence[SuitePlan],
+    plans: Sequence[BenchmarkPlan],
     params: Mapping[str, object],
     parent_run_id: str | None,
     resume_run_id: str | None,
@@ -34,7 +34,7 @@ def start_of(
     )
 
 
-def record_begin(tracker: Tracker, plans: Sequence[SuitePlan], origin: Provenance | None) -> None:
+def log_start(tracker: Tracker, plans: Sequence[BenchmarkPlan], origin: Provenance | None) -> None:
     """Say which model is measured on which data."""
     if origin is not None and origin.model_id is not None:
         tracker.use_model(origin.model_id)
@@ -43,12 +43,12 @@ def record_begin(tracker: Tracker, plans: Sequence[SuitePlan], origin: Provenanc
         tracker.log_dataset(reference, "evaluation")
 
 
-def record_end(
-    tracker: Tracker, report: EvalReport, folder: Path, origin: Provenance | None
-) -> None:
+def log_end(tracker: Tracker, report: EvalReport, folder: Path, origin: Provenance | None) -> None:
     """Keep the scores, and everything in the run's folder."""
     for suite in report.suites:
-        tracker.log_metrics(metrics_of(suite), model_id=None if origin is None else origin.model_id)
+        tracker.log_metrics(
+            benchmark_metrics(suite), model_id=None if origin is None else origin.model_id
+        )
     tracker.log_artifact(folder, "eval")
     if report.failed:
         tracker.end("failed", f"{report.failed} questions have no answer")
@@ -63,13 +63,13 @@ class _Setting:
     questions: int
 
 
-def _setting(plan: SuitePlan) -> _Setting:
+def _setting(plan: BenchmarkPlan) -> _Setting:
     return _Setting(
         plan.mode, plan.shots, plan.prompt_hash, plan.data_hash[:16], plan.question_count
     )
 
 
-def metrics_of(suite: SuiteScore) -> dict[str, float]:
+def benchmark_metrics(suite: BenchmarkScore) -> dict[str, float]:
     """Return the metrics of a suite: `eval/ceval`, `eval/ceval/stem`, `eval/ceval/law`, ...
 
     The suite's own number is the macro average where it has subjects, as OpenCompass reports it.

@@ -9,19 +9,19 @@ from typing import Final
 from llmctl.config import EvalConfig, TrainConfig
 from llmctl.config.settings import ConfigSource, Setting, build_config
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.evaluation.results.html_report import page
-from llmctl.evaluation.results.loaded_run import PastRun
-from llmctl.evaluation.results.results_dir import PAGE, REPORT, RunFolder
+from llmctl.evaluation.results.html_report import render_html
+from llmctl.evaluation.results.loaded_run import LoadedRun
+from llmctl.evaluation.results.results_dir import PAGE_FILE, REPORT_FILE, ResultsDir
 from llmctl.monitor import Tracker
 from llmctl.monitor.base import Terminated
-from llmctl.services.evaluation.plans import plans_of
-from llmctl.services.evaluation.request import EvalListener, EvalRequest
-from llmctl.services.evaluation.results import compare
+from llmctl.services.evaluation.plans import create_plans
+from llmctl.services.evaluation.request import EvalObserver, EvalRequest
+from llmctl.services.evaluation.results import compare_evaluations
 from llmctl.services.evaluation.run import evaluate
-from llmctl.services.evaluation.tracking import metrics_of
+from llmctl.services.evaluation.tracking import benchmark_metrics
 from llmctl.types import (
-    Comparison,
     EvalReport,
+    PairedComparison,
     TrainListener,
     TrainNote,
     TrainReport,
@@ -39,7 +39,7 @@ class TrainingBenchmarks:
         config: TrainConfig,
         folder: Path,
         listen: TrainListener,
-        listener: EvalListener,
+        listener: EvalObserver,
         tracking_uri: str | None,
         *,
         processes: int = 1,
@@ -64,11 +64,13 @@ class TrainingBenchmarks:
                 hint="`llmctl eval --model` before and after, then `llmctl eval compare`",
             )
         if config.eval:
-            plans_of(build_config(EvalConfig, self._chosen(config.model)).values, listener.progress)
+            create_plans(
+                build_config(EvalConfig, self._chosen(config.model)).values, listener.progress
+            )
 
     def before(self, tracker: Tracker) -> None:
         """Sit the model that is about to be taught. An earlier, broken off run is gone on with."""
-        if self._config.eval and not (self._folder / "before" / REPORT).is_file():
+        if self._config.eval and not (self._folder / "before" / REPORT_FILE).is_file():
             report = self._sit("before", self._config.model, tracker)
             _record(tracker, report, 0)
 
@@ -84,12 +86,12 @@ class TrainingBenchmarks:
             return taught
         _record(tracker, report, taught.steps)
         folders = [self._folder / "before", self._folder / "after"]
-        found = compare(*map(str, folders))
+        found = compare_evaluations(*map(str, folders))
         whole = [one for one in found.comparisons if one.scope == one.suite]
         _record_difference(tracker, whole)
-        both = [PastRun.read(RunFolder(folder)) for folder in folders]
-        RunFolder(self._folder).write_text(PAGE, page(both))
-        tracker.log_artifact(self._folder / PAGE, FOLDER)
+        both = [LoadedRun.read(ResultsDir(folder)) for folder in folders]
+        ResultsDir(self._folder).write_text(PAGE_FILE, render_html(both))
+        tracker.log_artifact(self._folder / PAGE_FILE, FOLDER)
         for note in found.notes:
             self._listen(TrainNote(note))
         return replace(taught, exams=tuple(whole))
@@ -138,10 +140,10 @@ _SHARED: Final = ("device", "dtype", "chat_template", "trust_remote_code", "allo
 
 def _record(tracker: Tracker, report: EvalReport, step: int) -> None:
     for suite in report.suites:
-        tracker.log_metrics(metrics_of(suite), step=step)
+        tracker.log_metrics(benchmark_metrics(suite), step=step)
 
 
-def _record_difference(tracker: Tracker, found: Sequence[Comparison]) -> None:
+def _record_difference(tracker: Tracker, found: Sequence[PairedComparison]) -> None:
     """Keep how much better each exam went, in shares of 1, and how sure that is."""
     for one in found:
         tracker.log_metrics(

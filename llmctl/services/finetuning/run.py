@@ -10,7 +10,7 @@ from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import LlmctlError
 from llmctl.monitor import open_tracker, tracked
 from llmctl.monitor.base import Terminated
-from llmctl.services.evaluation.request import QUIET, EvalListener
+from llmctl.services.evaluation.request import SILENT_OBSERVER, EvalObserver
 from llmctl.services.finetuning.benchmarks import TrainingBenchmarks
 from llmctl.services.finetuning.settings import FinetuneRequest, check_same_run, resolve_settings
 from llmctl.train.checkpoints import (
@@ -63,7 +63,7 @@ def finetune(
     request: FinetuneRequest,
     listen: TrainListener,
     progress: ProgressCallback = ignore_progress,
-    exam_listener: EvalListener = QUIET,
+    exam_listener: EvalObserver = SILENT_OBSERVER,
 ) -> TrainReport | TrainPlan:
     """Teach a model; return the plan alone after a dry run.
 

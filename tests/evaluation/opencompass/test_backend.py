@@ -13,16 +13,21 @@ import pytest
 
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.evaluation.backend import Endpoint
+from llmctl.evaluation.backend import ServerModel
 from llmctl.evaluation.opencompass import venv
-from llmctl.evaluation.opencompass.child.http import AskError, Server, score_echoed, score_shared
-from llmctl.evaluation.opencompass.child.response_cache import Journal, key_of
+from llmctl.evaluation.opencompass.child.http import (
+    RequestFailed,
+    ServerClient,
+    score_by_echo,
+    score_shared_prefix,
+)
+from llmctl.evaluation.opencompass.child.response_cache import ResponseCache, cache_key
 from llmctl.evaluation.opencompass.launch import LOG, OpenCompassError, launch
-from llmctl.evaluation.opencompass.likelihood_path import likelihood_path
+from llmctl.evaluation.opencompass.likelihood_path import logprob_route
 from llmctl.evaluation.opencompass.outputs import read_subject
 from llmctl.services.private_server import serve_privately
-from llmctl.types import Question, SubjectPlan
-from tests.evaluation.answering import answering, chat_reply
+from llmctl.types import EvalSample, SubjectPlan
+from tests.evaluation.answering import chat_reply, scripted_server
 from tests.server.servers import running_server
 
 TEXTS = [["One and one make two", "One and one make three"], ["Yes is yes", "Yes is no"]]
@@ -41,33 +46,33 @@ def test_a_package_that_cannot_be_had_names_the_way_out_and_leaves_nothing(
     wheels.mkdir()
     if sys.version_info[:2] > venv.NEWEST_PYTHON:
         with pytest.raises(ConfigError, match=r"on Python 3\.12 at most"):
-            venv.setup(wheels)
+            venv.setup_venv(wheels)
         return
     with pytest.raises(LlmctlError, match=r"opencompass==0\.5\.4") as caught:
-        venv.setup(wheels)
+        venv.setup_venv(wheels)
     assert "--backend native" in caught.value.hint
     assert [entry.name for entry in (home / "opencompass").iterdir()] == [".lock"]
 
 
 def test_a_wheelhouse_that_is_not_there_is_said_at_once(home: Path) -> None:
     with pytest.raises(ConfigError, match="is no folder"):
-        venv.setup(home / "nothing")
+        venv.setup_venv(home / "nothing")
 
 
 @pytest.mark.usefixtures("home")
 def test_an_overlay_made_for_other_packages_is_stale() -> None:
-    python = venv.home() / "bin" / "python"
+    python = venv.venv_dir() / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.touch()
-    made = venv.home() / venv.MARKER
-    now = asdict(venv.Made.now())
+    made = venv.venv_dir() / venv.MANIFEST
+    now = asdict(venv.BuildManifest.now())
     made.write_text(json.dumps(now))
-    assert venv.find() == python
+    assert venv.find_python() == python
     for name, other in (("packages", ["/moved"]), ("version", "0.1"), ("requirements", [])):
         made.write_text(json.dumps({**now, name: other}))
-        assert venv.find() is None
+        assert venv.find_python() is None
     made.write_text("{")
-    assert venv.find() is None
+    assert venv.find_python() is None
 
 
 def test_what_stops_opencompass_reaches_the_user_with_its_log(tmp_path: Path) -> None:
@@ -88,31 +93,31 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_not() -> None:
             return 503 if asked.count("busy") < 3 else chat_reply("A")
         return 400
 
-    with answering(answer) as url:
-        server = Server(url, "m", "")
+    with scripted_server(answer) as url:
+        server = ServerClient(url, "m", "")
         assert server.ask("/chat/completions", {"case": "busy"})["choices"]
-        with pytest.raises(AskError, match="400: told to fail with 400"):
+        with pytest.raises(RequestFailed, match="400: told to fail with 400"):
             server.ask("/chat/completions", {"case": "wrong"})
     assert asked == ["busy"] * 3 + ["wrong"]
 
 
 def test_scores_over_http_are_the_same_by_either_way(tiny: HFRunner) -> None:
     with serve_privately(tiny) as private:
-        one = Server(private.base_url, private.model, private.api_key)
-        shared = [(index, scores) for index, scores, _ in score_shared(one, TEXTS)]
-        echoed = [(index, scores) for index, scores, _ in score_echoed(one, TEXTS, 2)]
+        one = ServerClient(private.base_url, private.model, private.api_key)
+        shared = [(index, scores) for index, scores, _ in score_shared_prefix(one, TEXTS)]
+        echoed = [(index, scores) for index, scores, _ in score_by_echo(one, TEXTS, 2)]
     for (index, first), (same, second) in zip(shared, echoed, strict=True):
         assert index == same
-        assert not isinstance(first, AskError)
-        assert not isinstance(second, AskError)
+        assert not isinstance(first, RequestFailed)
+        assert not isinstance(second, RequestFailed)
         for (logprob, count), (again, same_count) in zip(first, second, strict=True):
             assert count == same_count
             assert logprob == pytest.approx(again, abs=1e-4)
 
 
 def test_a_server_that_dies_in_the_middle_leaves_an_error_for_each_question_left() -> None:
-    with answering(lambda *_: 0) as url:
-        answers = list(score_shared(Server(url, "m", ""), TEXTS))
+    with scripted_server(lambda *_: 0) as url:
+        answers = list(score_shared_prefix(ServerClient(url, "m", ""), TEXTS))
     assert [index for index, _, _ in answers] == [0, 1]
     assert all("does not answer" in str(scores) for _, scores, _ in answers)
 
@@ -120,9 +125,9 @@ def test_a_server_that_dies_in_the_middle_leaves_an_error_for_each_question_left
 def test_the_private_server_needs_its_key(tiny: HFRunner) -> None:
     with (
         serve_privately(tiny) as private,
-        pytest.raises(AskError, match="401"),
+        pytest.raises(RequestFailed, match="401"),
     ):
-        Server(private.base_url, private.model, "guess").ask("/completions", {})
+        ServerClient(private.base_url, private.model, "guess").ask("/completions", {})
 
 
 def echo(token_logprobs: list[float | None], count: int) -> dict[str, Any]:
@@ -146,33 +151,33 @@ def test_a_server_whose_likelihoods_are_not_real_is_refused(
     def answer(path: str, _: dict[str, Any]) -> dict[str, Any] | int:
         return reply if path == "/completions" else 404
 
-    with answering(answer) as url, pytest.raises(ConfigError, match=why) as caught:
-        likelihood_path(Endpoint(url, "m"))
+    with scripted_server(answer) as url, pytest.raises(ConfigError, match=why) as caught:
+        logprob_route(ServerModel(url, "m"))
     assert "--mode gen" in caught.value.hint
 
 
 def test_the_probe_finds_both_ways(tiny: HFRunner) -> None:
     with serve_privately(tiny) as private:
-        assert likelihood_path(private) == "score"
+        assert logprob_route(private) == "score"
     with running_server(tiny) as url:
-        assert likelihood_path(Endpoint(f"{url}/v1", tiny.info().model_id)) == "echo"
+        assert logprob_route(ServerModel(f"{url}/v1", tiny.info().model_id)) == "echo"
 
 
 def test_a_journal_cut_off_in_a_line_keeps_the_lines_before(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
-    Journal(file).put(key_of("a"), {"reply": "ja, 是"})
+    ResponseCache(file).put(cache_key("a"), {"reply": "ja, 是"})
     with file.open("a") as stream:
         stream.write('{"key": "b", "ans')
-    again = Journal(file)
-    again.put(key_of("c"), [1, 2])
-    last = Journal(file)
-    assert last.get(key_of("a")) == {"reply": "ja, 是"}
-    assert last.get(key_of("c")) == [1, 2]
+    again = ResponseCache(file)
+    again.put(cache_key("c"), [1, 2])
+    last = ResponseCache(file)
+    assert last.get(cache_key("a")) == {"reply": "ja, 是"}
+    assert last.get(cache_key("c")) == [1, 2]
     assert last.get("b") is None
 
 
-def question(index: int, gold: str) -> Question:
-    return Question("ceval", "law", index, gold, labels=tuple("AB"), extraction="first_capital")
+def question(index: int, gold: str) -> EvalSample:
+    return EvalSample("ceval", "law", index, gold, labels=tuple("AB"), extraction="first_capital")
 
 
 def written(folder: Path, name: str, content: object) -> Path:

@@ -13,30 +13,30 @@ import pytest
 
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import ConfigError
-from llmctl.evaluation.backend import Endpoint
+from llmctl.evaluation.backend import ServerModel
 from llmctl.evaluation.opencompass import OpenCompassBackend, venv
 from llmctl.evaluation.opencompass.configs import plan_config
-from llmctl.evaluation.plan import Wanted
+from llmctl.evaluation.plan import EvalSelection
 from llmctl.evaluation.runner import NativeBackend
 from llmctl.services.private_server import serve_privately
-from llmctl.types import Question, QuestionResult, SuitePlan, ignore_progress
-from tests.evaluation.answering import answering, chat_reply
-from tests.evaluation.small_benchmark import plan, write_ceval, write_mmlu
+from llmctl.types import BenchmarkPlan, EvalSample, SampleResult, ignore_progress
+from tests.evaluation.answering import chat_reply, scripted_server
+from tests.evaluation.small_benchmark import plan_small_benchmark, write_ceval, write_mmlu
 
 pytestmark = pytest.mark.skipif(
-    venv.find() is None, reason="OpenCompass' environment has not been built"
+    venv.find_python() is None, reason="OpenCompass' environment has not been built"
 )
 
-Told = Callable[[QuestionResult], None]
+Told = Callable[[SampleResult], None]
 
 
 def run(
-    folder: Path, plans: list[SuitePlan], endpoint: Endpoint, told: Told = lambda _: None
-) -> list[QuestionResult]:
+    folder: Path, plans: list[BenchmarkPlan], endpoint: ServerModel, told: Told = lambda _: None
+) -> list[SampleResult]:
     return OpenCompassBackend(folder, print).run(plans, endpoint, told, ignore_progress)
 
 
-def of(results: list[QuestionResult], subject: str) -> list[QuestionResult]:
+def of(results: list[SampleResult], subject: str) -> list[SampleResult]:
     return [result for result in results if result.subject == subject]
 
 
@@ -46,9 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def failing(folder: Path) -> list[QuestionResult]:
+def failing(folder: Path) -> list[SampleResult]:
     """Always 'A', but one question of law is too long, and the server dies within marxism."""
-    exam = plan("ceval", write_ceval(folder / "data"), "gen", shots=1)
+    exam = plan_small_benchmark("ceval", write_ceval(folder / "data"), "gen", shots=1)
     answered = threading.Semaphore(3)
 
     def answer(_: str, body: dict[str, Any]) -> dict[str, Any] | int:
@@ -59,14 +59,14 @@ def failing(folder: Path) -> list[QuestionResult]:
             return 0
         return chat_reply("A")
 
-    told: list[QuestionResult] = []
-    with answering(answer) as url:
-        results = run(folder, [exam], Endpoint(url, "always-a"), told.append)
+    told: list[SampleResult] = []
+    with scripted_server(answer) as url:
+        results = run(folder, [exam], ServerModel(url, "always-a"), told.append)
     assert sorted(r.key for r in told) == sorted(r.key for r in results)
     return results
 
 
-def test_one_refused_question_costs_one_question(failing: list[QuestionResult]) -> None:
+def test_one_refused_question_costs_one_question(failing: list[SampleResult]) -> None:
     law = of(failing, "law")
     assert [result.index for result in law if result.error] == [2]
     assert "413: told to fail" in law[2].error
@@ -74,30 +74,30 @@ def test_one_refused_question_costs_one_question(failing: list[QuestionResult]) 
     assert [r.correct for r in law if not r.error] == [r.gold == "A" for r in law if not r.error]
 
 
-def test_a_subject_between_failures_is_whole(failing: list[QuestionResult]) -> None:
+def test_a_subject_between_failures_is_whole(failing: list[SampleResult]) -> None:
     logic = of(failing, "logic")
     assert [result.error for result in logic] == [""] * 6
     assert [result.correct for result in logic] == [True, False, False, False, True, False]
     assert {(r.reply, r.prediction, r.robust) for r in logic} == {("A", "A", "A")}
 
 
-def test_a_server_that_dies_costs_what_it_had_not_answered(failing: list[QuestionResult]) -> None:
+def test_a_server_that_dies_costs_what_it_had_not_answered(failing: list[SampleResult]) -> None:
     marxism = of(failing, "marxism")
     lost = [result for result in marxism if result.error]
     assert len(lost) == 3
     assert all("does not answer" in result.error for result in lost)
 
 
-def test_only_what_was_lost_is_asked_again(folder: Path, failing: list[QuestionResult]) -> None:
-    exam = plan("ceval", folder / "data", "gen", shots=1)
+def test_only_what_was_lost_is_asked_again(folder: Path, failing: list[SampleResult]) -> None:
+    exam = plan_small_benchmark("ceval", folder / "data", "gen", shots=1)
     asked: list[str] = []
 
     def answer(_: str, body: dict[str, Any]) -> dict[str, Any]:
         asked.append(body["messages"][-1]["content"])
         return chat_reply("A")
 
-    with answering(answer) as url:
-        whole = run(folder, [exam], Endpoint(url, "always-a"))
+    with scripted_server(answer) as url:
+        whole = run(folder, [exam], ServerModel(url, "always-a"))
     assert [result.error for result in whole] == [""] * 18
     assert len(asked) == sum(bool(result.error) for result in failing) == 4
     assert [(r.prediction, r.correct) for r in of(whole, "logic")] == [
@@ -106,13 +106,13 @@ def test_only_what_was_lost_is_asked_again(folder: Path, failing: list[QuestionR
 
 
 @pytest.fixture(scope="module")
-def exams(tmp_path_factory: pytest.TempPathFactory) -> list[SuitePlan]:
+def exams(tmp_path_factory: pytest.TempPathFactory) -> list[BenchmarkPlan]:
     folder = tmp_path_factory.mktemp("exams")
-    mmlu = plan("mmlu", write_mmlu(folder / "mmlu"), "ppl", shots=1)
+    mmlu = plan_small_benchmark("mmlu", write_mmlu(folder / "mmlu"), "ppl", shots=1)
     # The last two questions, as a run that is resumed may ask.
     some = tuple(replace(s, questions=s.questions[2:]) for s in mmlu.subjects)
     return [
-        plan("ceval", write_ceval(folder / "ceval"), "ppl", shots=1),
+        plan_small_benchmark("ceval", write_ceval(folder / "ceval"), "ppl", shots=1),
         replace(mmlu, subjects=some),
     ]
 
@@ -132,7 +132,7 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HFRunner]:
 
 
 def test_both_backends_agree_question_by_question(
-    exams: list[SuitePlan], roomy: HFRunner, tmp_path: Path
+    exams: list[BenchmarkPlan], roomy: HFRunner, tmp_path: Path
 ) -> None:
     with serve_privately(roomy) as endpoint:
         judged = run(tmp_path, exams, endpoint)
@@ -149,8 +149,8 @@ def test_any_configuration_is_planned_as_opencompass_words_it_and_sat(
     roomy: HFRunner, tmp_path: Path
 ) -> None:
     data = tmp_path / "exams"
-    ours = plan("mmlu", write_mmlu(data / "mmlu", questions=3), "ppl", shots=2)
-    wanted = Wanted(subjects=("lukaemon_mmlu_anatomy",), shots=2, limit=2)
+    ours = plan_small_benchmark("mmlu", write_mmlu(data / "mmlu", questions=3), "ppl", shots=2)
+    wanted = EvalSelection(subjects=("lukaemon_mmlu_anatomy",), shots=2, limit=2)
     theirs = plan_config("mmlu_ppl_ac766d", data, wanted, ignore_progress)
     assert (theirs.mode, theirs.shots, theirs.prompt_hash[:6]) == ("ppl", 2, "ac766d")
     (subject,) = theirs.subjects
@@ -168,13 +168,13 @@ def test_any_configuration_is_planned_as_opencompass_words_it_and_sat(
         assert (one.prediction, one.correct) == (other.prediction, other.correct)
 
 
-def _texts(question: Question) -> list[str]:
+def _texts(question: EvalSample) -> list[str]:
     return [question.context + end for end in question.continuations]
 
 
 def test_a_configuration_or_data_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such configuration") as refused:
-        plan_config("helaswag_ppl", tmp_path, Wanted(), ignore_progress)
+        plan_config("helaswag_ppl", tmp_path, EvalSelection(), ignore_progress)
     assert "hellaswag_ppl" in refused.value.hint
     with pytest.raises(ConfigError, match=r"hellaswag/hellaswag\.jsonl is missing"):
-        plan_config("hellaswag_ppl_47bff9", tmp_path, Wanted(), ignore_progress)
+        plan_config("hellaswag_ppl_47bff9", tmp_path, EvalSelection(), ignore_progress)

@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 
 from llmctl.errors import ConfigError
-from llmctl.evaluation.results.html_report import page
-from llmctl.evaluation.results.loaded_run import PastRun
-from llmctl.evaluation.results.results_dir import REPORT, RunFolder
-from llmctl.evaluation.scoring.aggregate import score_suite
-from llmctl.types import EvalReport, QuestionResult, SuitePlan
-from tests.evaluation.small_benchmark import plan, write_ceval
+from llmctl.evaluation.results.html_report import render_html
+from llmctl.evaluation.results.loaded_run import LoadedRun
+from llmctl.evaluation.results.results_dir import REPORT_FILE, ResultsDir
+from llmctl.evaluation.scoring.aggregate import score_benchmark
+from llmctl.types import BenchmarkPlan, EvalReport, SampleResult
+from tests.evaluation.small_benchmark import plan_small_benchmark, write_ceval
 
 EVIL = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> & {{body}} \u2028'
 
 
-def results(exam: SuitePlan, right: int) -> list[QuestionResult]:
+def results(exam: BenchmarkPlan, right: int) -> list[SampleResult]:
     """Answer so many questions of each subject rightly, then A, in a hostile reply."""
     return [
-        QuestionResult(
+        SampleResult(
             *question.key,
             question.fingerprint,
             question.gold,
@@ -32,20 +32,20 @@ def results(exam: SuitePlan, right: int) -> list[QuestionResult]:
     ]
 
 
-def ended(folder: Path, exam: SuitePlan, model: str, right: int) -> PastRun:
-    run = RunFolder(folder)
+def ended(folder: Path, exam: BenchmarkPlan, model: str, right: int) -> LoadedRun:
+    run = ResultsDir(folder)
     run.begin({"identity": {}}, resume=False)
     run.write_prompts([exam])
     run.append(results(exam, right))
-    score = score_suite(exam, run.results())
+    score = score_benchmark(exam, run.results())
     report = EvalReport(model, "native", {"dtype": "float32"}, (score,), 1.0, str(folder))
-    run.write(REPORT, asdict(report))
-    return PastRun.read(run)
+    run.write(REPORT_FILE, asdict(report))
+    return LoadedRun.read(run)
 
 
 @pytest.fixture
-def exam(tmp_path: Path) -> SuitePlan:
-    return plan("ceval", write_ceval(tmp_path / "data"), "gen", shots=1)
+def exam(tmp_path: Path) -> BenchmarkPlan:
+    return plan_small_benchmark("ceval", write_ceval(tmp_path / "data"), "gen", shots=1)
 
 
 def embedded(html: str) -> dict[str, list]:  # type: ignore[type-arg]
@@ -54,31 +54,31 @@ def embedded(html: str) -> dict[str, list]:  # type: ignore[type-arg]
     return found
 
 
-def test_a_run_is_read_back_as_it_was(exam: SuitePlan, tmp_path: Path) -> None:
+def test_a_run_is_read_back_as_it_was(exam: BenchmarkPlan, tmp_path: Path) -> None:
     run = ended(tmp_path / "one", exam, "small", 3)
-    assert run.report.suites == (score_suite(exam, results(exam, 3)),)
+    assert run.report.suites == (score_benchmark(exam, results(exam, 3)),)
     assert run.categories["ceval", "law"] == ("humanities",)
     assert len(run.questions) == len(run.results) == 18
 
 
-def test_what_a_model_wrote_is_text_and_never_markup(exam: SuitePlan, tmp_path: Path) -> None:
+def test_what_a_model_wrote_is_text_and_never_markup(exam: BenchmarkPlan, tmp_path: Path) -> None:
     run = ended(tmp_path / "one", exam, "<b>small</b>", 3)
     hostile = replace(run, report=replace(run.report, how={"dtype": EVIL}))
-    html = page([hostile])
+    html = render_html([hostile])
     assert "alert(1)</script>" not in html
     assert "<img" not in html
     assert "<b>small" not in html
     held = embedded(html)
     assert held["questions"][0][6][0]["reply"] == EVIL
     assert "default-src &#x27;none&#x27;" in html
-    own = re.sub(r'id="data">.*', "", page([run]))
+    own = re.sub(r'id="data">.*', "", render_html([run]))
     assert not re.search(r"(src|href)=|url\(|@import|https?://", own)
 
 
 def test_a_page_holds_every_question_with_prompt_answer_and_gold(
-    exam: SuitePlan, tmp_path: Path
+    exam: BenchmarkPlan, tmp_path: Path
 ) -> None:
-    held = embedded(page([ended(tmp_path / "one", exam, "small", 3)]))
+    held = embedded(render_html([ended(tmp_path / "one", exam, "small", 3)]))
     assert len(held["questions"]) == 18
     suite, subject, index, prompt, endings, gold, (answer,) = held["questions"][1]
     asked = exam.subjects[0].questions[1]
@@ -92,25 +92,27 @@ def test_a_page_holds_every_question_with_prompt_answer_and_gold(
 
 
 def test_several_runs_stand_side_by_side_with_what_the_difference_is_worth(
-    exam: SuitePlan, tmp_path: Path
+    exam: BenchmarkPlan, tmp_path: Path
 ) -> None:
     pair = [ended(tmp_path / name, exam, "small", right) for name, right in (("a", 1), ("b", 6))]
-    html = page(pair)
+    html = render_html(pair)
     assert "small (b) against small (a)" in html
     assert "small (b) is better by more than chance does" in html
     assert html.count('<rect class="run1"') == 3  # all questions, and two categories
     (other,) = pair[1].report.suites
     other = replace(other, shots=0)
-    marked = page([pair[0], replace(pair[1], report=replace(pair[1].report, suites=(other,)))])
+    marked = render_html(
+        [pair[0], replace(pair[1], report=replace(pair[1].report, suites=(other,)))]
+    )
     assert "ceval was made with shots 1 and 0" in marked
 
 
 def test_a_run_that_has_not_ended_says_how_to_go_on(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+    run = ResultsDir(tmp_path)
     run.begin({"identity": {}}, resume=False)
     with pytest.raises(ConfigError, match="has not ended") as refused:
-        PastRun.read(run)
+        LoadedRun.read(run)
     assert "--resume" in refused.value.hint
-    (tmp_path / REPORT).write_text("{}")
+    (tmp_path / REPORT_FILE).write_text("{}")
     with pytest.raises(ConfigError, match="is no report"):
-        PastRun.read(run)
+        LoadedRun.read(run)

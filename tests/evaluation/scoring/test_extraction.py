@@ -1,14 +1,14 @@
 import pytest
 
 from llmctl.evaluation.scoring.extraction import (
+    extract_answer,
     first_capital,
     first_option,
     last_number,
-    read_answer,
-    stated_number,
-    stated_option,
+    robust_number,
+    robust_option,
 )
-from llmctl.types import Question
+from llmctl.types import EvalSample
 
 
 @pytest.mark.parametrize(
@@ -32,13 +32,13 @@ def test_strict_rules_err_as_opencompass_does_and_the_careful_one_does_not(
 ) -> None:
     assert first_capital(reply) == capital
     assert first_option(reply, "ABCD") == option
-    assert stated_option(reply, "ABCD", ())[0] == careful
+    assert robust_option(reply, "ABCD", ())[0] == careful
 
 
 def test_the_words_of_one_option_alone_are_an_answer() -> None:
     options = ("red", "green", "blue")
-    assert stated_option("It must be green!", "ABC", options) == ("B", "option's text")
-    assert stated_option("red, or green", "ABC", options)[0] == ""
+    assert robust_option("It must be green!", "ABC", options) == ("B", "option's text")
+    assert robust_option("red, or green", "ABC", options)[0] == ""
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_words_of_one_option_alone_are_an_answer() -> None:
 )
 def test_numbers(reply: str, strict: str, careful: str) -> None:
     assert last_number(reply) == strict
-    assert stated_number(reply)[0] == careful
+    assert robust_number(reply)[0] == careful
 
 
 @pytest.mark.parametrize(
@@ -71,5 +71,5 @@ def test_numbers(reply: str, strict: str, careful: str) -> None:
 def test_free_answers_are_judged_as_their_row_says(
     extraction: str, gold: str, reply: str, right: bool
 ) -> None:
-    question = Question("own", "own", 0, gold, extraction=extraction)  # type: ignore[arg-type]
-    assert read_answer(question, reply).correct is right
+    question = EvalSample("own", "own", 0, gold, extraction=extraction)  # type: ignore[arg-type]
+    assert extract_answer(question, reply).correct is right

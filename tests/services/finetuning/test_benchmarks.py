@@ -9,15 +9,15 @@ import pytest
 from llmctl.config.settings import Setting
 from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError
-from llmctl.evaluation.benchmarks.custom_benchmark import exam_suite
-from llmctl.evaluation.plan import Wanted, plan_suite
+from llmctl.evaluation.benchmarks.custom_benchmark import load_custom_benchmark
+from llmctl.evaluation.plan import EvalSelection, plan_benchmark
 from llmctl.monitor.read.runs import open_runs
-from llmctl.services.evaluation.request import QUIET
-from llmctl.services.evaluation.results import answers, compare
+from llmctl.services.evaluation.request import SILENT_OBSERVER
+from llmctl.services.evaluation.results import compare_evaluations, read_samples
 from llmctl.services.evaluation.run import EvalRequest, evaluate
 from llmctl.services.finetuning.run import FinetuneRequest, finetune
 from llmctl.types import TrainNote, TrainReport
-from tests.evaluation.benchmark_files import choice_exam
+from tests.evaluation.benchmark_files import write_custom_benchmark
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def own_store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 
 def lessons(exam: Path, file: Path) -> Path:
     """Write every question of an exam with its answer, as a model may learn it."""
-    plan = plan_suite(exam_suite(exam), exam.parent, Wanted(mode="gen"))
+    plan = plan_benchmark(load_custom_benchmark(exam), exam.parent, EvalSelection(mode="gen"))
     rows = [
         {"instruction": question.messages[-1].content, "output": question.gold}
         for subject in plan.subjects
@@ -81,7 +81,7 @@ def ask(
 def test_an_adapter_that_was_taught_an_exam_does_better_in_it_all_the_way_to_the_record(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    exam, output = choice_exam(tmp_path), tmp_path / "taught"
+    exam, output = write_custom_benchmark(tmp_path), tmp_path / "taught"
     report = teach(tiny_folder, exam, output)
     (found,) = report.exams
     assert found.questions == 12
@@ -93,10 +93,12 @@ def test_an_adapter_that_was_taught_an_exam_does_better_in_it_all_the_way_to_the
     again = tmp_path / "again"
     chosen = {"dataset": (str(exam),), "model": str(output), "mode": "gen", "output": str(again)}
     options = {name: Setting(value, "option") for name, value in chosen.items()}
-    evaluate(EvalRequest(options={**options, "dtype": Setting("float32", "option")}), QUIET)
-    by_hand = compare(str(output / "exams" / "before"), str(again)).comparisons[0]
+    evaluate(
+        EvalRequest(options={**options, "dtype": Setting("float32", "option")}), SILENT_OBSERVER
+    )
+    by_hand = compare_evaluations(str(output / "exams" / "before"), str(again)).comparisons[0]
     assert (by_hand.first, by_hand.second) == (found.first, found.second)
-    assert len(answers(str(again), wrong=True)) == round(12 * (1 - found.second))
+    assert len(read_samples(str(again), wrong=True)) == round(12 * (1 - found.second))
 
     with open_runs(None) as store:
         runs = {run.run_id: run for run in store.runs()}
@@ -117,7 +119,7 @@ def test_a_run_that_is_stopped_in_the_exam_afterwards_goes_on_with_it(
         if note.startswith("exam after"):
             raise KeyboardInterrupt
 
-    exam, output = choice_exam(tmp_path), tmp_path / "taught"
+    exam, output = write_custom_benchmark(tmp_path), tmp_path / "taught"
     chosen = settings(tiny_folder, exam, output) | {"max_steps": 2}
     with pytest.raises(KeyboardInterrupt):
         ask(chosen, impatient)
@@ -141,7 +143,7 @@ def test_a_run_that_is_stopped_in_the_exam_afterwards_goes_on_with_it(
 def test_an_exam_that_is_not_there_is_said_before_anything_is_taught(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    exam = choice_exam(tmp_path)
+    exam = write_custom_benchmark(tmp_path)
     with pytest.raises(ConfigError, match="there is no exam 'cevil'"):
         teach(tiny_folder, exam, tmp_path / "taught", eval=("cevil",))
     assert not (tmp_path / "taught" / "run.lock.json").exists()

@@ -18,9 +18,9 @@ from typing import Any
 from .response_cache import events
 
 GEN, PPL = "GenInferencer", "PPLInferencer"
-LONGEST_REPLY = 512
+DEFAULT_MAX_NEW_TOKENS = 512
 """Tokens, where a configuration leaves it to the model."""
-NO_SHOTS = "opencompass.openicl.icl_retriever.ZeroRetriever"
+ZERO_SHOT_RETRIEVER = "opencompass.openicl.icl_retriever.ZeroRetriever"
 
 
 def end_with_parent() -> None:
@@ -80,7 +80,7 @@ def _describe(request: dict[str, Any]) -> None:
     inferencer = defined[0]["infer_cfg"]["inferencer"]
     shown = defined[0]["infer_cfg"]["retriever"].get("fix_id_list", ())
     shots = len(shown) if asked["shots"] is None else min(asked["shots"], len(shown))
-    longest = asked["max_new_tokens"] or inferencer.get("max_out_len") or LONGEST_REPLY
+    longest = asked["max_new_tokens"] or inferencer.get("max_out_len") or DEFAULT_MAX_NEW_TOKENS
     from mmengine.config import ConfigDict
 
     events.tell(
@@ -158,7 +158,9 @@ def _as_asked(
     retriever = inference["retriever"]
     if "fix_id_list" in retriever:
         shown = retriever["fix_id_list"][: exam["shots"]]
-        inference["retriever"] = retriever | {"fix_id_list": shown} if shown else {"type": NO_SHOTS}
+        inference["retriever"] = (
+            retriever | {"fix_id_list": shown} if shown else {"type": ZERO_SHOT_RETRIEVER}
+        )
     if exam["path"]:
         dataset["path"] = exam["path"]
     # It stands behind the name of a list, in an expression that OpenCompass evaluates.

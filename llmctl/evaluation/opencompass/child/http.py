@@ -21,7 +21,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TOO_LONG = "context_length_exceeded"
 
 
-class AskError(Exception):
+class RequestFailed(Exception):
     """A question that got no answer, and why."""
 
     def __init__(self, message: str, code: object = None) -> None:
@@ -30,7 +30,7 @@ class AskError(Exception):
         """The prompt does not fit the model's context; it may with fewer examples."""
 
 
-class Server:
+class ServerClient:
     """A server with OpenAI's API. May be used from many threads."""
 
     def __init__(self, base_url: str, model: str, key: str) -> None:
@@ -44,7 +44,7 @@ class Server:
         self._gone = threading.Event()
 
     def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Post and return the whole answer. Raises `AskError`."""
+        """Post and return the whole answer. Raises `RequestFailed`."""
         for tries_left in range(TRIES - 1, -1, -1):
             try:
                 with self._post(path, body) as answer:
@@ -59,12 +59,12 @@ class Server:
                 # One thread finds out that a server is gone; the others need not wait again.
                 if not tries_left or self._gone.is_set():
                     self._gone.set()
-                    raise AskError(f"the server does not answer: {error}") from error
+                    raise RequestFailed(f"the server does not answer: {error}") from error
                 time.sleep(2.0 ** (TRIES - 1 - tries_left) / 2)
         raise AssertionError
 
     def lines(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Post and yield the answer's lines as they come. Raises `AskError`."""
+        """Post and yield the answer's lines as they come. Raises `RequestFailed`."""
         try:
             with self._post(path, body) as answer:
                 for line in answer:
@@ -72,7 +72,7 @@ class Server:
         except urllib.error.HTTPError as error:
             raise _refused(error) from error
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise AskError(f"the server does not answer: {error}") from error
+            raise RequestFailed(f"the server does not answer: {error}") from error
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         headers = {"Content-Type": "application/json"}
@@ -91,22 +91,22 @@ def _patience(error: urllib.error.HTTPError, tries_left: int) -> float:
         return 2.0 ** (TRIES - 1 - tries_left) / 2
 
 
-def _refused(error: urllib.error.HTTPError) -> AskError:
+def _refused(error: urllib.error.HTTPError) -> RequestFailed:
     text = error.read().decode(errors="replace")
     try:
         told = json.loads(text)["error"]
-        return AskError(f"{error.code}: {told['message']}", told.get("code"))
+        return RequestFailed(f"{error.code}: {told['message']}", told.get("code"))
     except (ValueError, KeyError, TypeError, AttributeError):
-        return AskError(f"{error.code}: {text.strip()[:200] or error.reason}")
+        return RequestFailed(f"{error.code}: {text.strip()[:200] or error.reason}")
 
 
-Score = tuple[float, int]
+TextLogprob = tuple[float, int]
 """Summed log-likelihood of a text's tokens but the first, and how many tokens it has."""
 
 
-def score_shared(
-    server: Server, groups: list[list[str]]
-) -> Iterator[tuple[int, list[Score] | AskError, int]]:
+def score_shared_prefix(
+    server: ServerClient, groups: list[list[str]]
+) -> Iterator[tuple[int, list[TextLogprob] | RequestFailed, int]]:
     """Score groups of texts in one request: index, a score for each text, tokens computed."""
     head = _shared([text for group in groups for text in group])
     wire = []
@@ -119,13 +119,13 @@ def score_shared(
         for line in server.lines("/score", body):
             if "error" in line:
                 told = line["error"]
-                yield line["index"], AskError(told["message"], told.get("code")), 0
+                yield line["index"], RequestFailed(told["message"], told.get("code")), 0
             else:
                 scores = [(score["logprob"], score["tokens"]) for score in line["scores"]]
                 yield line["index"], scores, line["computed"]
             answered += 1
-        missing = AskError("the server ended its answer before this question")
-    except AskError as error:
+        missing = RequestFailed("the server ended its answer before this question")
+    except RequestFailed as error:
         missing = error
     for index in range(answered, len(groups)):
         yield index, missing, 0
@@ -138,28 +138,28 @@ def _shared(texts: list[str]) -> str:
     return first[: next((at for at, (a, b) in pairs if a != b), len(min(first, last, key=len)))]
 
 
-def score_echoed(
-    server: Server, groups: list[list[str]], workers: int
-) -> Iterator[tuple[int, list[Score] | AskError, int]]:
+def score_by_echo(
+    server: ServerClient, groups: list[list[str]], workers: int
+) -> Iterator[tuple[int, list[TextLogprob] | RequestFailed, int]]:
     """Do the same at any server whose completions echo the prompt with its log-likelihoods."""
 
-    def score(group: list[str]) -> list[Score] | AskError:
+    def score(group: list[str]) -> list[TextLogprob] | RequestFailed:
         try:
-            told = [echoed(server, text) for text in group]
+            told = [echo_logprobs(server, text) for text in group]
             return [(sum(logprobs), len(logprobs) + 1) for logprobs in told]
-        except AskError as error:
+        except RequestFailed as error:
             return error
 
     with ThreadPoolExecutor(workers) as pool:
         for index, scores in enumerate(pool.map(score, groups)):
-            computed = 0 if isinstance(scores, AskError) else sum(count for _, count in scores)
+            computed = 0 if isinstance(scores, RequestFailed) else sum(count for _, count in scores)
             yield index, scores, computed
 
 
-def echoed(server: Server, text: str) -> list[float]:
+def echo_logprobs(server: ServerClient, text: str) -> list[float]:
     """Return the log-likelihoods of a text's tokens but the first, by its echo.
 
-    Raises `AskError`, also where the echo says nothing.
+    Raises `RequestFailed`, also where the echo says nothing.
     """
     body = {"prompt": text, "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
     answer = server.ask("/completions", {"model": server.model, **body})
@@ -168,7 +168,7 @@ def echoed(server: Server, text: str) -> list[float]:
         count = answer["usage"]["prompt_tokens"]
         told = [float(value) for value in logprobs[1:count]]
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise AskError("the server echoes no log-likelihoods") from error
+        raise RequestFailed("the server echoes no log-likelihoods") from error
     if len(told) != count - 1 or not any(told):
-        raise AskError(f"the server echoed {len(told)} log-likelihoods for {count} tokens")
+        raise RequestFailed(f"the server echoed {len(told)} log-likelihoods for {count} tokens")
     return told

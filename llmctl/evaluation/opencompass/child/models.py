@@ -78,7 +78,7 @@ class ChatModel(BaseAPIModel):  # type: ignore[misc]
         return [note["reply"] for note in self.notes]
 
     def _asked(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Ask, with one example less each time the prompt is too long. Raises `AskError`."""
+        """Ask, with one example less each time the prompt is too long. Raises `RequestFailed`."""
         messages, dropped = list(body["messages"]), 0
         while True:
             asked = {"model": self._server.model, **body, "messages": messages}

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 
-def key_of(*parts: object) -> str:
+def cache_key(*parts: object) -> str:
     """Return what tells a question from every other: a hash of all that decides its answer."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
 
-class Journal:
+class ResponseCache:
     """Answers by key, in a file that a crash leaves readable up to its last line."""
 
     def __init__(self, file: Path) -> None:
@@ -40,7 +40,7 @@ class Journal:
             self._stream.flush()
 
 
-class Events:
+class EventLog:
     """Tells the parent process what happens, a line of JSON each."""
 
     def __init__(self) -> None:
@@ -57,4 +57,4 @@ class Events:
             stream.write(json.dumps({"event": event, **facts}, ensure_ascii=False) + "\n")
 
 
-events = Events()
+event_log = EventLog()

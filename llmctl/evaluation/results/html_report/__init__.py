@@ -9,43 +9,43 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-from llmctl.evaluation.results.html_report.charts import bars, heat_map
-from llmctl.evaluation.results.html_report.labels import run_names, title_of
-from llmctl.evaluation.results.html_report.samples import embedded
+from llmctl.evaluation.results.html_report.charts import bar_chart, heat_map
+from llmctl.evaluation.results.html_report.labels import benchmark_title, run_names
+from llmctl.evaluation.results.html_report.samples import samples_json
 from llmctl.evaluation.results.html_report.text import (
-    lead,
+    comparison_table,
+    config_table,
     legend,
-    made_table,
-    paired_table,
-    warnings,
+    summary_text,
+    warning_list,
 )
-from llmctl.evaluation.results.loaded_run import PastRun
+from llmctl.evaluation.results.loaded_run import LoadedRun
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def page(runs: Sequence[PastRun]) -> str:
+def render_html(runs: Sequence[LoadedRun]) -> str:
     """Return the page of one run, or of several side by side.
 
     Whatever a model or an exam wrote is text in it, never markup.
     """
     names = run_names(runs)
     suites = list(dict.fromkeys(s.suite for run in runs for s in run.report.suites))
-    title = f"{' and '.join(names)}: {', '.join(map(title_of, suites))}"
+    title = f"{' and '.join(names)}: {', '.join(map(benchmark_title, suites))}"
     parts = [f"<h1>{escape(title)}</h1>", legend(names)]
     for suite in suites:
         found = [next((s for s in run.report.suites if s.suite == suite), None) for run in runs]
         parts += [
-            f"<section><h2>{escape(title_of(suite))}</h2>",
-            *(lead(name, s) for name, s in zip(names, found, strict=True) if s is not None),
-            warnings(names, found),
-            bars(names, found),
+            f"<section><h2>{escape(benchmark_title(suite))}</h2>",
+            *(summary_text(name, s) for name, s in zip(names, found, strict=True) if s is not None),
+            warning_list(names, found),
+            bar_chart(names, found),
             heat_map(names, found),
-            paired_table(names, runs, suite),
+            comparison_table(names, runs, suite),
             "</section>",
         ]
-    browser = _filled("browser.html", data=embedded(names, runs))
-    parts += [browser, made_table(names, runs)]
+    browser = _filled("browser.html", data=samples_json(names, runs))
+    parts += [browser, config_table(names, runs)]
     return _filled(
         "page.html",
         title=escape(title),

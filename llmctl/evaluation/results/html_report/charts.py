@@ -4,18 +4,18 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from llmctl.evaluation.results.table import percent
-from llmctl.types import SubjectScore, SuiteScore
+from llmctl.types import AggregateScore, BenchmarkScore
 
-COLOURS = 6
+COLOR_COUNT = 6
 """Runs that have a colour of their own; a seventh has the first one's."""
 _NAME, _WIDTH, _RIGHT = 190, 460, 130
 """Pixels for names, for the share from 0 to 1, and for the figures behind it."""
 _BAR, _GAP = 16, 14
 
-Found = Sequence[SuiteScore | None]
+ScorePerRun = Sequence[BenchmarkScore | None]
 
 
-def bars(names: Sequence[str], found: Found) -> str:
+def bar_chart(names: Sequence[str], found: ScorePerRun) -> str:
     """Draw the suite and its categories: a bar for each run, and the 95 % interval on it."""
     rows = _parts(found)
     height = sum(_BAR * sum(s is not None for s in scores) + _GAP for _, scores in rows) + 34
@@ -45,9 +45,9 @@ def bars(names: Sequence[str], found: Found) -> str:
     )
 
 
-def _parts(found: Found) -> list[tuple[str, list[SubjectScore | None]]]:
+def _parts(found: ScorePerRun) -> list[tuple[str, list[AggregateScore | None]]]:
     """Return the suite, then each category, with its score in each run."""
-    rows: list[tuple[str, list[SubjectScore | None]]] = [
+    rows: list[tuple[str, list[AggregateScore | None]]] = [
         ("all questions", [None if s is None else s.overall for s in found])
     ]
     for name in _names([() if s is None else s.categories for s in found]):
@@ -55,11 +55,11 @@ def _parts(found: Found) -> list[tuple[str, list[SubjectScore | None]]]:
     return rows
 
 
-def _names(several: Sequence[Sequence[SubjectScore]]) -> list[str]:
+def _names(several: Sequence[Sequence[AggregateScore]]) -> list[str]:
     return list(dict.fromkeys(score.name for scores in several for score in scores))
 
 
-def _named(scores: Sequence[SubjectScore], name: str) -> SubjectScore | None:
+def _named(scores: Sequence[AggregateScore], name: str) -> AggregateScore | None:
     return next((score for score in scores if score.name == name), None)
 
 
@@ -70,14 +70,14 @@ def _axis(height: float) -> Iterator[str]:
         yield f'<text class="tick" x="{x}" y="{height + 16}">{tenth * 10} %</text>'
 
 
-def _bar(run: str, place: int, score: SubjectScore, y: float) -> Iterator[str]:
+def _bar(run: str, place: int, score: AggregateScore, y: float) -> Iterator[str]:
     if score.accuracy is None or score.low is None or score.high is None:
         yield f'<text class="figure" x="{_NAME}" y="{y + 12}">nothing answered</text>'
         return
     width, middle = _WIDTH * score.accuracy, y + _BAR / 2
     low, high = (_NAME + _WIDTH * end for end in (score.low, score.high))
     yield (
-        f'<rect class="run{place % COLOURS}" x="{_NAME}" y="{y + 1}" width="{width:.1f}" '
+        f'<rect class="run{place % COLOR_COUNT}" x="{_NAME}" y="{y + 1}" width="{width:.1f}" '
         f'height="{_BAR - 2}" rx="2"><title>{escape(_told(run, score))}</title></rect>'
         f'<path class="interval" d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 4}v8'
         f'M{high:.1f} {middle - 4}v8"/>'
@@ -86,13 +86,13 @@ def _bar(run: str, place: int, score: SubjectScore, y: float) -> Iterator[str]:
     )
 
 
-def _told(run: str, score: SubjectScore) -> str:
+def _told(run: str, score: AggregateScore) -> str:
     interval = f"{percent(score.low)} to {percent(score.high)} %"
     failed = f", {score.failed} without an answer" if score.failed else ""
     return f"{run}: {score.correct} of {score.answered} right, {interval}{failed}"
 
 
-def heat_map(names: Sequence[str], found: Found) -> str:
+def heat_map(names: Sequence[str], found: ScorePerRun) -> str:
     """Draw a field for each subject, the darker the more is right; a column for each run."""
     listed = _names([() if s is None else s.subjects for s in found])
     if len(listed) < 2:
@@ -116,7 +116,7 @@ def heat_map(names: Sequence[str], found: Found) -> str:
     )
 
 
-def _cell(run: str, score: SubjectScore | None) -> str:
+def _cell(run: str, score: AggregateScore | None) -> str:
     if score is None or score.accuracy is None:
         return '<b class="cell none">-</b>'
     share = round(100 * score.accuracy)

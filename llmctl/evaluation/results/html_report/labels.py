@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmctl.evaluation.benchmarks.registry import SUITES
-from llmctl.evaluation.results.loaded_run import PastRun
+from llmctl.evaluation.benchmarks.registry import BENCHMARKS
+from llmctl.evaluation.results.loaded_run import LoadedRun
 
 
-def run_names(runs: Sequence[PastRun]) -> list[str]:
+def run_names(runs: Sequence[LoadedRun]) -> list[str]:
     """Name each run by its model, and by its folder where two would be alike."""
     models = [_short(run.report.model) for run in runs]
     shared = {name for name, count in Counter(models).items() if count > 1}
@@ -21,9 +21,9 @@ def run_names(runs: Sequence[PastRun]) -> list[str]:
     return names
 
 
-def title_of(suite: str) -> str:
+def benchmark_title(suite: str) -> str:
     """Return the title of an exam; one of a person's own has its name alone."""
-    known = SUITES.get(suite)
+    known = BENCHMARKS.get(suite)
     return suite if known is None else known.title
 
 

@@ -4,11 +4,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llmctl.evaluation.results.loaded_run import PastRun
-from llmctl.types import Question, QuestionResult
+from llmctl.evaluation.results.loaded_run import LoadedRun
+from llmctl.types import EvalSample, SampleResult
 
 
-def embedded(names: Sequence[str], runs: Sequence[PastRun]) -> str:
+def samples_json(names: Sequence[str], runs: Sequence[LoadedRun]) -> str:
     """Return the questions as JSON that can stand in a `<script>` of a page.
 
     `{"runs": [name], "texts": [text], "questions": [question]}`; a question is
@@ -38,7 +38,7 @@ def embedded(names: Sequence[str], runs: Sequence[PastRun]) -> str:
     return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _turns(question: Question) -> list[tuple[str, str]]:
+def _turns(question: EvalSample) -> list[tuple[str, str]]:
     if question.messages:
         return [(message.role, message.content or "") for message in question.messages]
     gap = question.gap if question.examples else ""
@@ -46,12 +46,12 @@ def _turns(question: Question) -> list[tuple[str, str]]:
     return [("", part) for part in parts if part]
 
 
-def _endings(question: Question) -> list[tuple[str, str]]:
+def _endings(question: EvalSample) -> list[tuple[str, str]]:
     ends = question.continuations or question.options
     return list(zip(question.labels, ends, strict=False))
 
 
-def _answer(result: QuestionResult) -> dict[str, Any]:
+def _answer(result: SampleResult) -> dict[str, Any]:
     told: dict[str, Any] = {"said": result.prediction, "right": result.correct}
     if result.likelihoods:
         told["values"] = [float(f"{value:.6g}") for value in result.likelihoods.values()]

@@ -3,11 +3,16 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from llmctl.evaluation.results.html_report.charts import COLOURS, Found
-from llmctl.evaluation.results.loaded_run import PastRun
-from llmctl.evaluation.results.table import made_by, percent
-from llmctl.evaluation.scoring.compare import Made, compare_runs, marks, pairs_of
-from llmctl.types import QuestionResult, SuiteScore
+from llmctl.evaluation.results.html_report.charts import COLOR_COUNT, ScorePerRun
+from llmctl.evaluation.results.loaded_run import LoadedRun
+from llmctl.evaluation.results.table import describe_config, percent
+from llmctl.evaluation.scoring.compare import (
+    ScoreConfig,
+    comparability_warnings,
+    compare_results,
+    paired_results,
+)
+from llmctl.types import BenchmarkScore, SampleResult
 
 _WAYS = {
     "ppl": "The answer is the option with which the whole text is likeliest to the model.",
@@ -21,13 +26,13 @@ _WAYS = {
 def legend(names: Sequence[str]) -> str:
     """Name the runs with their colours."""
     keys = (
-        f'<li><span class="key run{place % COLOURS}"></span>{escape(name)}</li>'
+        f'<li><span class="key run{place % COLOR_COUNT}"></span>{escape(name)}</li>'
         for place, name in enumerate(names)
     )
     return f'<ul class="legend">{"".join(keys)}</ul>'
 
 
-def lead(name: str, suite: SuiteScore) -> str:
+def summary_text(name: str, suite: BenchmarkScore) -> str:
     """Say in a few sentences what came of a suite."""
     score = suite.overall
     if score.accuracy is None:
@@ -53,7 +58,7 @@ def lead(name: str, suite: SuiteScore) -> str:
     return f"<p>{' '.join(said)}</p>"
 
 
-def warnings(names: Sequence[str], found: Found) -> str:
+def warning_list(names: Sequence[str], found: ScorePerRun) -> str:
     """List what should make a reader wary."""
     listed = [
         f"<li><b>{escape(name)}</b>: {escape(text)}</li>"
@@ -61,21 +66,21 @@ def warnings(names: Sequence[str], found: Found) -> str:
         if suite is not None
         for text in suite.warnings
     ]
-    ways = {made_by(suite) for suite in found if suite is not None}
+    ways = {describe_config(suite) for suite in found if suite is not None}
     if len(ways) > 1:
         listed.append("<li>These runs were made in different ways (see the end of the page).</li>")
     return f'<ul class="warnings">{"".join(listed)}</ul>' if listed else ""
 
 
-def paired_table(names: Sequence[str], runs: Sequence[PastRun], suite: str) -> str:
+def comparison_table(names: Sequence[str], runs: Sequence[LoadedRun], suite: str) -> str:
     """Compare each run with the first over the questions that both answered."""
     tables = []
     first = _of(runs[0], suite)
     for name, run in zip(names[1:], runs[1:], strict=True):
-        pairs = pairs_of(first, _of(run, suite))
+        pairs = paired_results(first, _of(run, suite))
         if not pairs:
             continue
-        found, _ = compare_runs(pairs, runs[0].categories)
+        found, _ = compare_results(pairs, runs[0].categories)
         rows = [
             (
                 "all questions" if one.scope == suite else one.scope.replace("_", " "),
@@ -98,8 +103,8 @@ def paired_table(names: Sequence[str], runs: Sequence[PastRun], suite: str) -> s
         )
         against = "".join(
             f"<li>{escape(mark)}</li>"
-            for mark in marks(
-                *({s.suite: Made.of(s) for s in r.report.suites} for r in (runs[0], run))
+            for mark in comparability_warnings(
+                *({s.suite: ScoreConfig.of(s) for s in r.report.suites} for r in (runs[0], run))
             )
             if mark.startswith(f"{suite} ")
         )
@@ -118,17 +123,17 @@ def paired_table(names: Sequence[str], runs: Sequence[PastRun], suite: str) -> s
     )
 
 
-def _of(run: PastRun, suite: str) -> list[QuestionResult]:
+def _of(run: LoadedRun, suite: str) -> list[SampleResult]:
     return [result for result in run.results.values() if result.suite == suite]
 
 
-def made_table(names: Sequence[str], runs: Sequence[PastRun]) -> str:
+def config_table(names: Sequence[str], runs: Sequence[LoadedRun]) -> str:
     """Say how each number came to be."""
     facts = []
     for run in runs:
         report = run.report
         told = {"model": report.model, "asked by": report.backend, **report.how}
-        told |= {f"{suite.suite}": made_by(suite) for suite in report.suites}
+        told |= {f"{suite.suite}": describe_config(suite) for suite in report.suites}
         if report.run_id:
             told["run"] = report.run_id
         facts.append(told)
