@@ -11,7 +11,7 @@ import typer
 from llmctl import __version__
 from llmctl.cli import bench, chat, evaluate, finetune, models, runs, serve
 from llmctl.cli.data import commands
-from llmctl.cli.render import show_error
+from llmctl.cli.render import print_error
 from llmctl.config import wants_traceback
 from llmctl.errors import LlmctlError
 
@@ -56,12 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except LlmctlError as error:
         if wants_traceback():
             raise
-        show_error(str(error), error.hint)
+        print_error(str(error), error.hint)
         code = error.exit_code
     except typer.TyperException as error:  # wrong usage, found by Typer
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "llmctl"
-        show_error(error.format_message().rstrip("."), f"see `{command} --help`")
+        print_error(error.format_message().rstrip("."), f"see `{command} --help`")
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         if wants_traceback():
             raise
-        show_error(str(error), "LLMCTL_TRACEBACK=1 shows where it came from")
+        print_error(str(error), "LLMCTL_TRACEBACK=1 shows where it came from")
         sys.stdout = None  # it may be what cannot be written
         code = 1
     _end(code if isinstance(code, int) else 0)

@@ -29,7 +29,7 @@ def bench(
     vs: Annotated[
         str | None, typer.Option("--vs", help="Measure this server too, in turns with the first.")
     ] = None,
-    model: options.ModelOpt = options.MODEL,
+    model: options.ModelOpt = options.DEFAULT_MODEL_NAME,
     vs_model: Annotated[
         str | None, typer.Option("--vs-model", help="The model's name at --vs.")
     ] = None,
@@ -120,7 +120,7 @@ def bench(
         ignore_eos=ignore_eos,
         seed=seed if seed is not None else SystemRandom().randrange(10**6),
     )
-    given = options.given(context)
+    given = options.given_options(context)
     urls = [base_url] if vs is None else [base_url, vs]
     _check(urls, given, pids=pid or [], labels=label or [], plot=plot)
     labels = [*(label or []), *map(_host, urls[len(label or []) :])]
@@ -139,15 +139,15 @@ def bench(
 
     from llmctl.services import bench as service  # openai begins here, and torch without a URL
 
-    with render.progress() as progress:
+    with render.show_progress() as progress:
         session = service.open_session(plan, sides, progress)
     with session:
         for side in session.sides:
-            render.note(f"{side.label}: {side.model}, {side.where}{side.details}")
+            render.print_note(f"{side.label}: {side.model}, {side.where}{side.details}")
         levels: list[LevelResult] = []
         complete = False
         try:
-            with render.progress() as progress:
+            with render.show_progress() as progress:
                 for level in session.levels(progress):
                     levels.append(level)
             complete = True
@@ -164,16 +164,16 @@ def _show(report: "BenchReport", as_json: bool, plot: Path | None) -> None:
     from llmctl.bench.table import summary_table
 
     if as_json:
-        render.as_json(report.plain())
+        render.print_json(report.plain())
     else:
-        render.table(*summary_table(report))
+        render.print_table(*summary_table(report))
     for line in report.notes():
-        render.note(f"note: {line}")
+        render.print_note(f"note: {line}")
     if plot is not None:
         from llmctl.bench.plot import draw_report
 
         draw_report(report, plot)
-        render.note(f"drawn: {plot}")
+        render.print_note(f"drawn: {plot}")
 
 
 def _check(
@@ -192,7 +192,7 @@ def _check(
             hint="start a second one on another port",
         )
     if urls[0] is not None:
-        options.refuse_local(given)
+        options.reject_local_options(given)
     if "api_key" in given and not servers:
         raise ConfigError("--api-key without a server", hint="add --base-url or --vs")
     if "vs_model" in given and len(urls) < 2:

@@ -17,7 +17,7 @@ def chat(
     question: Annotated[
         str | None, typer.Argument(help="Answered once; without it, a conversation begins.")
     ] = None,
-    model: options.ModelOpt = options.MODEL,
+    model: options.ModelOpt = options.DEFAULT_MODEL_NAME,
     base_url: options.BaseUrlOpt = None,
     api_key: options.ApiKeyOpt = None,
     quant: options.QuantOpt = "none",
@@ -85,11 +85,11 @@ def chat(
     spec = options.model_spec(
         model, quant, device, dtype, adapter, chat_template, trust_remote_code, allow_pickle
     )
-    params = options.sampling(max_tokens, temperature, top_p, top_k, seed, stop)
-    given = options.given(context)
+    params = options.sampling_params(max_tokens, temperature, top_p, top_k, seed, stop)
+    given = options.given_options(context)
     endpoint = None
     if base_url is not None:
-        options.refuse_local(given)
+        options.reject_local_options(given)
         # What the environment names is a model of this machine.
         endpoint = ApiEndpoint(base_url, model if "model" in given else None, api_key)
     elif "api_key" in given:
@@ -101,17 +101,17 @@ def chat(
     if once:
         question = _question(question, attached=bool(file))
 
-    from llmctl.cli.repl.display import Look
+    from llmctl.cli.repl.display import Display
     from llmctl.services import chat as service  # torch and transformers begin with the engine
 
-    look = Look(plain=plain, think=think, stats=stats, stream=stream)
+    look = Display(plain=plain, think=think, stats=stats, stream=stream)
     grammar = None if schema is None else service.settings.grammar(schema)
     attached = [service.files.attach(name) for name in file or ()]
     store = service.ConversationStore() if save and (going_on or not once) else None
     conversation = service.Conversation(system=system)
     if store is not None and going_on:
-        conversation = service.begun(store, id, system)
-    with render.progress() as progress:
+        conversation = service.resume_conversation(store, id, system)
+    with render.show_progress() as progress:
         session = service.open_session(
             spec,
             params,
@@ -128,9 +128,9 @@ def chat(
 
             answer_once(session, look, service.files.with_attachments(question, attached))
         else:
-            from llmctl.cli.repl.start import converse
+            from llmctl.cli.repl.start import run_repl
 
-            converse(session, service.Switch(session, spec, endpoint), look, attached)
+            run_repl(session, service.ModelSwitcher(session, spec, endpoint), look, attached)
 
 
 def _question(given: str | None, *, attached: bool) -> str:
@@ -157,10 +157,12 @@ def _show_list(*, as_json: bool) -> None:
 
     listed = ConversationStore().list()
     if as_json:
-        render.as_json([asdict(each) for each in listed])
+        render.print_json([asdict(each) for each in listed])
         return
     if not listed:
-        render.note("there is no conversation yet; `llmctl chat` begins one")
+        render.print_note("there is no conversation yet; `llmctl chat` begins one")
         return
-    rows = [[c.id, render.day(c.updated), str(c.turns), c.model, c.title] for c in listed]
-    render.table(["id", "last", "turns", "model", "began with"], rows, cut=["model", "began with"])
+    rows = [[c.id, render.format_day(c.updated), str(c.turns), c.model, c.title] for c in listed]
+    render.print_table(
+        ["id", "last", "turns", "model", "began with"], rows, cut=["model", "began with"]
+    )

@@ -51,7 +51,7 @@ def evaluate(
     if list_suites:
         list_(data_dir=None if data_dir is None else Path(data_dir), as_json=as_json)
         return
-    chosen = setting_options.chosen(EvalConfig, context, values)
+    chosen = setting_options.collect_options(EvalConfig, context, values)
     if not chosen and config is None:
         typer.echo(context.get_help())
         return
@@ -72,11 +72,11 @@ def evaluate(
             view.stopped()
             raise
     if as_json:
-        render.as_json(asdict(report))
+        render.print_json(asdict(report))
     else:
-        eval_view.show_report(report)
+        eval_view.print_eval_report(report)
     if report.failed:
-        eval_view.show_failed(report)
+        eval_view.print_failed_samples(report)
         raise typer.Exit(1)
 
 
@@ -84,7 +84,7 @@ _own = inspect.signature(evaluate).parameters
 evaluate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         *(p for p in _own.values() if p.kind is not inspect.Parameter.VAR_KEYWORD),
-        *setting_options.options_of(
+        *setting_options.config_parameters(
             EvalConfig, aliases=SETTING_ALIASES, short=_SHORT, variables=_VARIABLES
         ),
     ]
@@ -104,9 +104,9 @@ def list_(data_dir: _DataDirOpt = None, as_json: options.JsonOpt = False) -> Non
 
     known = service.list_benchmarks(data_dir)
     if as_json:
-        render.as_json([asdict(suite) for suite in known])
+        render.print_json([asdict(suite) for suite in known])
         return
-    render.table(
+    render.print_table(
         ("EXAM", "TITLE", "LANGUAGE", "QUESTIONS", "SUBJECTS", "MODES", "DATA"),
         [
             (
@@ -144,7 +144,7 @@ def show(
     found = service.read_samples(run, wrong=wrong, subject=subject, index=index)
     shown = found[:limit]
     if as_json:
-        render.as_json(
+        render.print_json(
             [
                 {"question": None if q is None else asdict(q), "result": asdict(result)}
                 for q, result in shown
@@ -152,9 +152,9 @@ def show(
         )
         return
     for question, result in shown:
-        eval_view.show_question(question, result)
+        eval_view.print_sample(question, result)
     if len(found) > len(shown):
-        render.note(f"{len(found) - len(shown)} more; --limit {len(found)} shows all")
+        render.print_note(f"{len(found) - len(shown)} more; --limit {len(found)} shows all")
 
 
 @app.command()
@@ -172,10 +172,10 @@ def compare(
 
     found = service.compare_evaluations(first, second)
     if as_json:
-        render.as_json(asdict(found))
+        render.print_json(asdict(found))
         return
     for mark in found.notes:
-        render.note(f"warning: {mark}")
+        render.print_note(f"warning: {mark}")
     rows = [
         (
             f"{a.suite}/{a.subject}/{a.index}",
@@ -186,9 +186,9 @@ def compare(
         )
         for a, b in found.flipped
     ]
-    eval_view.show_comparison(found.comparisons, rows[:flipped])
+    eval_view.print_eval_comparison(found.comparisons, rows[:flipped])
     if len(rows) > flipped:
-        render.note(f"{len(rows) - flipped} more flipped; --flipped {len(rows)} shows all")
+        render.print_note(f"{len(rows) - flipped} more flipped; --flipped {len(rows)} shows all")
 
 
 @app.command()
@@ -206,9 +206,9 @@ def report(
     """Write a page about a run, or about several side by side; print their table in Markdown."""
     from llmctl.services.evaluation import results as service
 
-    render.line(service.write_report(runs, output).rstrip())
+    render.print_line(service.write_report(runs, output).rstrip())
     if output is not None:
-        render.note(f"written to {output}")
+        render.print_note(f"written to {output}")
 
 
 @app.command()
@@ -218,9 +218,9 @@ def pull(
     """Fetch the data of an exam into the store."""
     from llmctl.services.evaluation import results as service
 
-    with render.progress() as progress:
+    with render.show_progress() as progress:
         folder = service.download_data(exam, progress)
-    render.line(str(folder))
+    render.print_line(str(folder))
 
 
 @app.command()
@@ -233,6 +233,6 @@ def setup(
     """Build the environment in which OpenCompass runs (--backend opencompass)."""
     from llmctl.services.evaluation import results as service
 
-    with render.progress() as progress:
+    with render.show_progress() as progress:
         folder = service.setup_opencompass(wheelhouse, progress)
-    render.line(str(folder))
+    render.print_line(str(folder))

@@ -70,7 +70,7 @@ def finetune(
     from llmctl.train.setup.distributed import LaunchOptions, is_launched, launch
 
     request = FinetuneRequest(
-        options=setting_options.chosen(TrainConfig, context, values),
+        options=setting_options.collect_options(TrainConfig, context, values),
         file=config,
         resume=resume,
         overwrite=overwrite,
@@ -95,12 +95,12 @@ def finetune(
     if not first:
         return
     if as_json:
-        render.as_json(asdict(report))
+        render.print_json(asdict(report))
     elif isinstance(report, TrainReport):
-        train_view.show_report(report)
+        train_view.print_train_report(report)
         if report.exams:
-            render.heading("exams, before and after")
-            eval_view.show_comparison(report.exams, ())
+            render.print_heading("exams, before and after")
+            eval_view.print_eval_comparison(report.exams, ())
 
 
 # Typer reads the options off the signature: ours, and one for each field of the settings.
@@ -108,7 +108,7 @@ _own = inspect.signature(finetune).parameters
 finetune.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         *(p for p in _own.values() if p.kind is not inspect.Parameter.VAR_KEYWORD),
-        *setting_options.options_of(
+        *setting_options.config_parameters(
             TrainConfig, aliases=SETTING_ALIASES, short=_SHORT, variables=_VARIABLES
         ),
     ]

@@ -38,9 +38,9 @@ def list_(
 
     cards = service.list_models(folder)
     if as_json:
-        render.as_json([_plain(card) for card in cards])
+        render.print_json([_plain(card) for card in cards])
         return
-    render.table(
+    render.print_table(
         ("NAME", "HERE", "ON DISK", "PARAMETERS", "NOTE"),
         [
             (
@@ -62,7 +62,7 @@ def show(name: NameArg, as_json: options.JsonOpt = False) -> None:
 
     card = service.show(name)
     if as_json:
-        render.as_json(_plain(card))
+        render.print_json(_plain(card))
         return
     known = {
         "name": card.model_id,
@@ -82,11 +82,11 @@ def show(name: NameArg, as_json: options.JsonOpt = False) -> None:
         "licence": card.licence,
         "note": card.note,
         "weights in memory": ", ".join(
-            f"{render.file_size(count)} ({quant})"
+            f"{render.format_bytes(count)} ({quant})"
             for quant, count in (card.weight_memory or {}).items()
         ),
     }
-    render.fields({label: value for label, value in known.items() if value and value != "-"})
+    render.print_fields({label: value for label, value in known.items() if value and value != "-"})
 
 
 @app.command()
@@ -94,9 +94,9 @@ def pull(name: NameArg, allow_pickle: options.PickleOpt = False) -> None:
     """Fetch a model, so that it starts without a network from then on."""
     from llmctl.services import models as service
 
-    with render.progress() as progress:
+    with render.show_progress() as progress:
         card = service.pull(name, progress, allow_pickle=allow_pickle)
-    render.note(f"{card.model_id} is here: {card.path} ({_size(card.disk_bytes)})")
+    render.print_note(f"{card.model_id} is here: {card.path} ({_size(card.disk_bytes)})")
 
 
 @app.command()
@@ -106,8 +106,10 @@ def rm(name: NameArg) -> None:
 
     removed = service.remove(name)
     for path in removed.paths:
-        render.note(f"deleted {path}")
-    render.note(f"{removed.model_id} is gone; {render.file_size(removed.freed_bytes)} are free")
+        render.print_note(f"deleted {path}")
+    render.print_note(
+        f"{removed.model_id} is gone; {render.format_bytes(removed.freed_bytes)} are free"
+    )
 
 
 app.command()(models_merge.merge)
@@ -138,7 +140,7 @@ def _plain(card: "ModelInfo") -> dict[str, Any]:
 
 
 def _size(count: int | None) -> str:
-    return "-" if count is None else render.file_size(count)
+    return "-" if count is None else render.format_bytes(count)
 
 
 def _parameters(count: int | None) -> str:

@@ -59,20 +59,20 @@ def merge(
         ollama=ollama,
         overwrite=overwrite,
     )
-    with render.progress() as progress:
+    with render.show_progress() as progress:
         report = service.merge(chosen, progress)
     for note in report.notes:
-        render.note(f"note: {note}")
+        render.print_note(f"note: {note}")
     if as_json:
-        render.as_json(asdict(report) | {"folder": str(report.folder)})
+        render.print_json(asdict(report) | {"folder": str(report.folder)})
         return
-    render.fields(_lines(report))
+    render.print_fields(_lines(report))
 
 
 def _lines(report: "MergeReport") -> dict[str, str]:
     merged, compared = report.merged, report.comparison
     lines = {
-        "merged": f"{report.folder} ({render.file_size(merged.bytes)})",
+        "merged": f"{report.folder} ({render.format_bytes(merged.bytes)})",
         "base": report.base,
     }
     if merged.layers:

@@ -106,23 +106,23 @@ ApiKeyOpt = Annotated[
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
-MODEL = DEFAULT_MODEL
+DEFAULT_MODEL_NAME = DEFAULT_MODEL
 
-LOCAL = frozenset(
+LOCAL_MODEL_OPTIONS = frozenset(
     {"quant", "device", "dtype", "adapter", "chat_template", "trust_remote_code", "allow_pickle"}
 )
 """Options of a model in this process, which a server has chosen for itself."""
 
 
-def given(context: typer.Context) -> frozenset[str]:
+def given_options(context: typer.Context) -> frozenset[str]:
     """Return the parameters that stand on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return frozenset(n for n, source in sources.items() if source and source.name == "COMMANDLINE")
 
 
-def refuse_local(names: frozenset[str]) -> None:
+def reject_local_options(names: frozenset[str]) -> None:
     """Refuse what only the server could choose, which would be ignored. Raises `ConfigError`."""
-    if ours := sorted(names & LOCAL):
+    if ours := sorted(names & LOCAL_MODEL_OPTIONS):
         listed = ", ".join("--" + name.replace("_", "-") for name in ours)
         raise ConfigError(f"{listed}: only the server at --base-url can choose that")
 
@@ -150,7 +150,7 @@ def model_spec(
     )
 
 
-def sampling(
+def sampling_params(
     max_tokens: int | None,
     temperature: float | None,
     top_p: float | None,

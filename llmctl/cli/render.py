@@ -18,33 +18,33 @@ _NARROWEST = 6
 """Columns of text that a cell which may be cut keeps."""
 
 
-def show_error(message: str, hint: str = "") -> None:
+def print_error(message: str, hint: str = "") -> None:
     """Say what failed and what to do about it."""
     typer.secho(f"error: {message}", fg="red", err=True)
     if hint:
         typer.echo(f"hint: {hint}", err=True)
 
 
-def note(text: str) -> None:
+def print_note(text: str) -> None:
     """Tell a person something that is no result."""
     typer.echo(text, err=True)
 
 
-def engine_summary(info: EngineInfo) -> None:
+def print_engine_summary(info: EngineInfo) -> None:
     """Say in a line what is loaded, and what should be known of it."""
-    for told in engine_lines(info):
-        note(told)
+    for told in engine_summary_lines(info):
+        print_note(told)
 
 
-def engine_lines(info: EngineInfo) -> list[str]:
-    """Return what `engine_summary` says."""
+def engine_summary_lines(info: EngineInfo) -> list[str]:
+    """Return what `print_engine_summary` says."""
     if not info.parameter_count:  # other people's
         context = f", context {info.context_length:,} tokens" if info.context_length else ""
         return [f"{info.model_id} at {info.device}{context}"]
     quant = "" if info.quant == "none" else f", {info.quant}"
     return [
         f"{info.model_id}: {info.parameter_count / 1e6:,.0f} M parameters, {info.dtype}{quant} "
-        f"on {info.device}, {file_size(info.weight_bytes)}, context {info.context_length:,} tokens",
+        f"on {info.device}, {format_bytes(info.weight_bytes)}, context {info.context_length:,} tokens",
         *(f"note: {line}" for line in info.notes),
     ]
 
@@ -60,12 +60,12 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def line(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line of a result."""
     typer.echo(text)
 
 
-def heading(text: str) -> None:
+def print_heading(text: str) -> None:
     """Begin a part of a longer result."""
     typer.echo()
     typer.secho(text, bold=True)
@@ -84,12 +84,12 @@ def confirm(question: str, *, unless: str) -> None:
     typer.confirm(question, abort=True, err=True)
 
 
-def as_json(value: object) -> None:
+def print_json(value: object) -> None:
     """Print a result for programs."""
     typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
-def table(
+def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, cut: Collection[str] = ()
 ) -> None:
     """Print a table: drawn for a terminal, tab-separated for a program.
@@ -110,7 +110,7 @@ def table(
     if cut:
         gap, widths = _fitted(columns, rows, cut, console.width)
         rows = [
-            [shortened(_one_line(cell), width) for cell, width in zip(row, widths, strict=True)]
+            [shorten(_one_line(cell), width) for cell, width in zip(row, widths, strict=True)]
             for row in rows
         ]
     drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, gap, 0, 0))
@@ -121,7 +121,7 @@ def table(
     console.print(drawn)
 
 
-def shortened(text: str, width: int | None = None) -> str:
+def shorten(text: str, width: int | None = None) -> str:
     """Return a text with its middle cut out if it is wider than so many columns.
 
     Chinese characters are two columns wide. Without `width` it is the terminal's, and nothing is
@@ -162,14 +162,14 @@ def _fitted(
     return gap, widths
 
 
-def fields(values: Mapping[str, str]) -> None:
+def print_fields(values: Mapping[str, str]) -> None:
     """Print names and values below each other."""
     width = max(map(len, values))
     for name, value in values.items():
         typer.echo(f"{name:<{width}}  {value}")
 
 
-def file_size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Write bytes as disks and downloads are labelled, in powers of ten."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
@@ -178,7 +178,7 @@ def file_size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Write a figure with four digits that count, whole ones with all of theirs."""
     if not math.isfinite(value):
         return str(value)
@@ -190,7 +190,7 @@ def number(value: float) -> str:
     return f"{value:.3e}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Write a time span in at most seven characters."""
     if seconds < 10:
         return f"{seconds:.1f}s"
@@ -204,18 +204,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
 
 
-def moment(seconds: float) -> str:
+def format_timestamp(seconds: float) -> str:
     """Write Unix seconds in local time."""
     return datetime.fromtimestamp(seconds).isoformat(sep=" ", timespec="seconds")
 
 
-def day(seconds: float) -> str:
+def format_day(seconds: float) -> str:
     """Write Unix seconds for a narrow column: the time if it was today, else the day.
 
     A program gets the whole of it.
     """
     if not is_terminal():
-        return moment(seconds)
+        return format_timestamp(seconds)
     at, now = datetime.fromtimestamp(seconds), datetime.now()
     if at.date() == now.date():
         return at.strftime("%H:%M")
@@ -223,7 +223,7 @@ def day(seconds: float) -> str:
 
 
 @contextmanager
-def progress() -> Iterator[ProgressCallback]:
+def show_progress() -> Iterator[ProgressCallback]:
     """Yield what long work reports to: a live bar on a terminal, a line per stage elsewhere."""
     if not sys.stderr.isatty():
         yield _StageLines()
@@ -251,7 +251,7 @@ class _StageLines:
     def __call__(self, report: Progress) -> None:
         if report.stage != self._stage:
             self._stage = report.stage
-            note(report.stage)
+            print_note(report.stage)
 
 
 class _LiveBar:
@@ -271,8 +271,8 @@ class _LiveBar:
             self._task = self._bars.add_task(report.stage, total=None, amount="")
         if report.done is None:
             return
-        amount = file_size(report.done) if report.unit == "B" else f"{report.done:.0f}"
+        amount = format_bytes(report.done) if report.unit == "B" else f"{report.done:.0f}"
         if report.total:
-            whole = file_size(report.total) if report.unit == "B" else f"{report.total:.0f}"
+            whole = format_bytes(report.total) if report.unit == "B" else f"{report.total:.0f}"
             amount = f"{amount} / {whole}"
         self._bars.update(self._task, total=report.total, completed=report.done, amount=amount)

@@ -59,15 +59,15 @@ def list_(
     )
     shown = found[:limit] if limit else found
     if as_json:
-        render.as_json([service.run_to_dict(run) for run in shown])
+        render.print_json([service.run_to_dict(run) for run in shown])
     elif found:
-        run_view.show_list(shown, sort.removeprefix("-"))
+        run_view.print_run_list(shown, sort.removeprefix("-"))
     if not found:
         given = any(option is not None for option in (kind, model, status, since))
         none = "no such runs" if given else "the trash is empty" if trash else "no runs yet"
-        render.note(service.missing_store_message(tracking_uri) or none)
+        render.print_note(service.missing_store_message(tracking_uri) or none)
     if len(shown) < len(found):
-        render.note(f"{len(shown):,} of {len(found):,} runs; --limit 0 shows all")
+        render.print_note(f"{len(shown):,} of {len(found):,} runs; --limit 0 shows all")
 
 
 @app.command()
@@ -88,9 +88,9 @@ def show(
         known = ", ".join(details.curves) or "none"
         raise ConfigError(f"the run has no metric {missing[0]!r}", hint=f"its metrics: {known}")
     if as_json:
-        render.as_json(run_view.plain(details))
+        render.print_json(run_view.run_details_to_dict(details))
     else:
-        run_view.show(details, metric)
+        run_view.print_run(details, metric)
 
 
 @app.command()
@@ -113,12 +113,12 @@ def compare(
         service.check_plot_path(output)
     comparison = service.compare(runs, tracking_uri)
     if as_json:
-        render.as_json(run_view.plain_comparison(comparison))
+        render.print_json(run_view.run_comparison_to_dict(comparison))
     else:
-        run_view.show_comparison(comparison)
+        run_view.print_run_comparison(comparison)
     if output is not None:
         service.plot([run.run_id for run in comparison.runs], metric or [], output, tracking_uri)
-        render.note(f"drawn: {output}")
+        render.print_note(f"drawn: {output}")
 
 
 @app.command()
@@ -136,7 +136,7 @@ def plot(
     from llmctl.services import runs as service
 
     drawn = service.plot([run], metrics or [], output, tracking_uri)
-    render.note(f"drawn: {output} ({', '.join(drawn)})")
+    render.print_note(f"drawn: {output} ({', '.join(drawn)})")
 
 
 @app.command()
@@ -160,11 +160,11 @@ def best(
     where = _filter(kind, model, status, since)
     run, side = service.best(metric, wanted, where, tracking_uri)
     if as_json:
-        render.as_json(service.run_to_dict(run))
+        render.print_json(service.run_to_dict(run))
         return
-    run_view.show_list([run], metric)
-    value = render.number(run.metrics[metric])
-    render.note(f"{'lowest' if side == 'lower' else 'highest'} {metric}: {value}")
+    run_view.print_run_list([run], metric)
+    value = render.format_number(run.metrics[metric])
+    render.print_note(f"{'lowest' if side == 'lower' else 'highest'} {metric}: {value}")
 
 
 @app.command()
@@ -185,17 +185,17 @@ def rm(
         render.confirm(f"Delete for good, with figures, files and traces: {names}?", unless="--yes")
 
     def done(run: RunRecord) -> None:
-        render.note(f"{run.name} is {'gone' if purge else 'in the trash'}")
+        render.print_note(f"{run.name} is {'gone' if purge else 'in the trash'}")
 
     service.remove(found, done, purge=purge, tracking_uri=tracking_uri)
     if not purge:
         ids = " ".join(run.run_id[: service.SHORT_ID_CHARS] for run in found)
-        render.note(
+        render.print_note(
             f"`llmctl runs restore {ids}` brings {'it' if len(found) == 1 else 'them'} back"
         )
     for run in found:
         if purge and run.model_id and (folder := run.tags.get(TAG_ADAPTER)):
-            render.note(f"its adapter stays: {folder}")
+            render.print_note(f"its adapter stays: {folder}")
 
 
 @app.command()
@@ -204,7 +204,7 @@ def restore(runs: which.RunsArg, tracking_uri: options.TrackingUriOpt = None) ->
     from llmctl.services import runs as service
 
     for run in service.restore(runs, tracking_uri):
-        render.note(f"{run.name} is back")
+        render.print_note(f"{run.name} is back")
 
 
 @app.command()
@@ -219,7 +219,7 @@ def export(
     from llmctl.services import runs as service
 
     found = service.export(run, output, tracking_uri)
-    render.note(f"{found.name} is in {output}")
+    render.print_note(f"{found.name} is in {output}")
 
 
 @app.command()
@@ -235,13 +235,13 @@ def note(
 
     if text is not None:
         found = service.write_note(run, text, tracking_uri)
-        render.note(f"{found.name}: the note is {'written' if text else 'removed'}")
+        render.print_note(f"{found.name}: the note is {'written' if text else 'removed'}")
         return
     (found,) = service.resolve([run], deleted=None, tracking_uri=tracking_uri)
     if found.note:
-        render.line(found.note)
+        render.print_line(found.note)
     else:
-        render.note(f"{found.name} has no note")
+        render.print_note(f"{found.name} has no note")
 
 
 @app.command()
@@ -264,11 +264,11 @@ def tag(
         pairs[key.strip()] = value
     if pairs:
         found = service.write_tags(run, pairs, tracking_uri)
-        render.note(f"{found.name}: {', '.join(tags or ())}")
+        render.print_note(f"{found.name}: {', '.join(tags or ())}")
         return
     (found,) = service.resolve([run], deleted=None, tracking_uri=tracking_uri)
     if found.tags:
-        render.table(("TAG", "VALUE"), list(found.tags.items()))
+        render.print_table(("TAG", "VALUE"), list(found.tags.items()))
 
 
 @app.command()
@@ -283,18 +283,18 @@ def ui(
 
     page = service.server_url(tracking_uri)
     if page is not None:
-        render.note("the store is a server, which shows the runs itself:")
-        render.line(page)
+        render.print_note("the store is a server, which shows the runs itself:")
+        render.print_line(page)
         return
     if missing := service.missing_store_message(tracking_uri):
-        render.note(missing)
+        render.print_note(missing)
         return
 
     def ready(url: str) -> None:
-        render.line(url)
-        render.note("Ctrl-C ends it")
+        render.print_line(url)
+        render.print_note("Ctrl-C ends it")
 
-    render.note("starting MLflow's web page, which takes some seconds")
+    render.print_note("starting MLflow's web page, which takes some seconds")
     service.ui(port, ready, tracking_uri)
 
 

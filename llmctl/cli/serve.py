@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llmctl.cli import options, render
-from llmctl.cli.views.estimate_view import show_estimate
+from llmctl.cli.views.estimate_view import print_estimate
 from llmctl.config import ContextOverflow, ServeConfig
 from llmctl.errors import ConfigError
 from llmctl.types import DEFAULT_MAX_ROWS, EngineInfo, KVQuant, MemoryLimits
@@ -62,7 +62,7 @@ def _keys_in(file: Path | None) -> list[str]:
 
 
 def serve(
-    model: options.ModelOpt = options.MODEL,
+    model: options.ModelOpt = options.DEFAULT_MODEL_NAME,
     quant: options.QuantOpt = "none",
     host: Annotated[
         str, typer.Option("--host", envvar="LLMCTL_HOST", help="Address to listen on.")
@@ -231,7 +231,7 @@ def serve(
     if estimate:
         from llmctl.services.estimate import estimate as estimated
 
-        show_estimate(estimated(spec, free), as_json=as_json)
+        print_estimate(estimated(spec, free), as_json=as_json)
         return
     if free is not None or as_json:
         raise ConfigError("--free and --json are only for --estimate", hint="add --estimate")
@@ -261,13 +261,13 @@ def serve(
     from llmctl.services import serve as service  # torch, transformers and FastAPI begin here
 
     with ExitStack() as loading:
-        progress = loading.enter_context(render.progress())
+        progress = loading.enter_context(render.show_progress())
 
         def ready(url: str, info: EngineInfo) -> None:
             loading.close()
-            render.engine_summary(info)
-            render.note(f"OpenAI-compatible API at {url}/v1 (Ctrl-C ends)")
+            render.print_engine_summary(info)
+            render.print_note(f"OpenAI-compatible API at {url}/v1 (Ctrl-C ends)")
 
-        ended_by = service.serve(spec, where, ready, progress, render.note)
+        ended_by = service.serve(spec, where, ready, progress, render.print_note)
     if ended_by == signal.SIGINT:
         raise typer.Exit(130)

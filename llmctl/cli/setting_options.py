@@ -18,7 +18,7 @@ from llmctl.config.settings import ConfigSource, Setting
 from llmctl.errors import ConfigError
 
 
-def options_of(
+def config_parameters(
     kind: type,
     *,
     aliases: Mapping[str, str],
@@ -52,7 +52,7 @@ def options_of(
     ]
 
 
-def chosen(kind: type, context: typer.Context, values: Mapping[str, Any]) -> ConfigSource:
+def collect_options(kind: type, context: typer.Context, values: Mapping[str, Any]) -> ConfigSource:
     """Return what was given by option or variable.
 
     Raises:

@@ -9,12 +9,12 @@ from llmctl.errors import EngineFailedError
 from tests.cli.scripted import ScriptedEngine, Step
 from tests.cli.terminal import Terminal
 
-NEVER = threading.Event()
+NEVER_SET = threading.Event()
 POEM = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。"
 TABLE = "| 名字 | n |\n| --- | --- |\n| 猫 | 1 |\n| dog | 22 |\n"
 SCRIPT: dict[str, list[Step]] = {
-    "slow": ["Once upon ", "a time ", NEVER],
-    "mute": [NEVER],
+    "slow": ["Once upon ", "a time ", NEVER_SET],
+    "mute": [NEVER_SET],
     "fail": ["It began ", EngineFailedError("the card fell off the bus")],
     "think": [
         ResponseDelta(reasoning="Two and two, "),
@@ -30,7 +30,7 @@ SCRIPT: dict[str, list[Step]] = {
 
 
 @dataclass
-class Place:
+class ChatServer:
     """Where the chats of a test happen."""
 
     engine: ScriptedEngine

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.chat_server import SCRIPT, Place
+from tests.cli.chat_server import SCRIPT, ChatServer
 from tests.cli.scripted import ScriptedEngine
 from tests.server.servers import running_server
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(tmp_path: Path) -> Iterator[ChatServer]:
     engine = ScriptedEngine(SCRIPT)
     with running_server(engine, served_names=("alias",)) as url:
-        yield Place(engine, url, tmp_path / "home")
+        yield ChatServer(engine, url, tmp_path / "home")

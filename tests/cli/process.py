@@ -16,7 +16,9 @@ from llmctl.cli.app import main
 COMMAND = [sys.executable, "-m", "llmctl"]
 
 
-def run(*words: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+def run_process(
+    *words: str, stdin: str | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end. Without `stdin` it is empty, not a terminal."""
     return subprocess.run(
         [*COMMAND, *words],
@@ -30,7 +32,7 @@ def run(*words: str, stdin: str | None = None, **env: str) -> subprocess.Complet
     )
 
 
-def here(*words: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+def run_in_process(*words: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end without another process. No stream is a terminal."""
     out, err = io.StringIO(), io.StringIO()
     with (

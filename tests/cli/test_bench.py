@@ -14,7 +14,7 @@ from llmctl.cli.app import main
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import EngineFailedError
 from llmctl.types import GenerationRequest
-from tests.cli.process import COMMAND, error_lines, run
+from tests.cli.process import COMMAND, error_lines, run_process
 from tests.fakes import FakeEngine
 from tests.server.servers import running_server, wait_until
 
@@ -99,7 +99,7 @@ def test_the_engine_is_measured_in_this_process(bench: Bench, tiny_folder: Path)
 
 
 def test_a_server_that_is_not_there_is_one_error() -> None:
-    done = run("bench", "--base-url", "http://127.0.0.1:9")
+    done = run_process("bench", "--base-url", "http://127.0.0.1:9")
     error, hint = error_lines(done.stderr)
     assert done.returncode == 1
     assert error == "error: no server answers at http://127.0.0.1:9/v1"

@@ -13,7 +13,7 @@ from llmctl.errors import ConfigError
 from llmctl.services.chat.conversation import Conversation
 from llmctl.services.chat.store import ConversationStore
 from llmctl.types import GenerationRequest, Message, SamplingParams
-from tests.cli.process import COMMAND, error_lines, here, run
+from tests.cli.process import COMMAND, error_lines, run_in_process, run_process
 
 TINY_REPLY = SamplingParams(temperature=0, max_new_tokens=8)
 REPLY_OPTIONS = ("-t", "0", "--max-tokens", "8", "--dtype", "float32", "--device", "cpu")
@@ -28,18 +28,18 @@ def expected(tiny: HFRunner) -> str:
 def test_a_question_is_answered_once_with_nothing_else_on_stdout(
     tiny_folder: Path, expected: str
 ) -> None:
-    done = run("chat", "hi", "-m", str(tiny_folder), *REPLY_OPTIONS)
+    done = run_process("chat", "hi", "-m", str(tiny_folder), *REPLY_OPTIONS)
     assert done.returncode == 0
     assert done.stdout == expected + "\n"
 
 
 def test_a_question_can_be_piped_in(tiny_folder: Path, expected: str) -> None:
-    done = run("chat", "-m", str(tiny_folder), *REPLY_OPTIONS, stdin="hi\n")
+    done = run_process("chat", "-m", str(tiny_folder), *REPLY_OPTIONS, stdin="hi\n")
     assert done.stdout == expected + "\n"
 
 
 def test_what_is_piped_in_must_be_text() -> None:
-    done = here("chat", stdin="你好".encode("gbk").decode(errors="surrogateescape"))
+    done = run_in_process("chat", stdin="你好".encode("gbk").decode(errors="surrogateescape"))
     assert done.returncode == 2
     assert "no text in UTF-8" in error_lines(done.stderr)[0]
 
@@ -60,7 +60,7 @@ def test_streams_that_cannot_be_used_give_one_error(way: str, code: int, said: s
 
 
 def test_no_question_at_all_is_wrong_usage() -> None:
-    done = run("chat")
+    done = run_process("chat")
     assert done.returncode == 2
     error, hint = error_lines(done.stderr)
     assert error == "error: there is no question"
@@ -82,7 +82,7 @@ def test_no_question_at_all_is_wrong_usage() -> None:
     ],
 )
 def test_an_error_is_one_line_with_one_hint(words: tuple[str, ...], code: int, said: str) -> None:
-    done = run(*words)
+    done = run_process(*words)
     lines = error_lines(done.stderr)
     assert done.returncode == code
     assert done.stdout == ""
@@ -94,14 +94,14 @@ def test_an_error_is_one_line_with_one_hint(words: tuple[str, ...], code: int, s
 def test_a_file_that_is_no_model_is_an_error_that_names_it(tmp_path: Path) -> None:
     fake = tmp_path / "fake.gguf"
     fake.write_bytes(b"not a model at all")
-    done = run("chat", "x", "-m", str(fake))
+    done = run_process("chat", "x", "-m", str(fake))
     assert done.returncode == 1
     assert "fake.gguf" in done.stderr
     error_lines(done.stderr)
 
 
 def test_a_traceback_is_shown_where_it_is_asked_for() -> None:
-    done = run("chat", LLMCTL_TRACEBACK="1")
+    done = run_process("chat", LLMCTL_TRACEBACK="1")
     assert "Traceback" in done.stderr
 
 
@@ -116,10 +116,12 @@ def test_a_script_gets_json_alone_and_an_exit_code_that_says_whether_it_is_whole
     notes = tmp_path / "notes.txt"
     notes.write_text("a note")
     words = ("chat", "hi", "-m", str(tiny_folder), "-t", "0", "--device", "cpu", "-f", str(notes))
-    done = run(*words, "--json", str(schema), LLMCTL_HOME=str(tmp_path))
+    done = run_process(*words, "--json", str(schema), LLMCTL_HOME=str(tmp_path))
     assert done.returncode == 0
     assert set(json.loads(done.stdout)) == {"ok"}
-    short = run(*words, "--json", str(schema), "--max-tokens", "3", LLMCTL_HOME=str(tmp_path))
+    short = run_process(
+        *words, "--json", str(schema), "--max-tokens", "3", LLMCTL_HOME=str(tmp_path)
+    )
     assert (short.returncode, short.stdout) == (1, "")
     assert "cut off before its JSON was whole" in short.stderr
     assert not (tmp_path / "conversations.db").exists()

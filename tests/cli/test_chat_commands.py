@@ -10,13 +10,15 @@ import pytest
 from llmctl.data.io.reader import read_examples
 from llmctl.data.rows.row_errors import RowError
 from llmctl.types import Message
-from tests.cli.chat_server import SCRIPT, Place
-from tests.cli.process import here
+from tests.cli.chat_server import SCRIPT, ChatServer
+from tests.cli.process import run_in_process
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 
 
-def test_a_wrong_command_or_value_says_what_would_be_right(place: Place, tmp_path: Path) -> None:
+def test_a_wrong_command_or_value_says_what_would_be_right(
+    place: ChatServer, tmp_path: Path
+) -> None:
     (tmp_path / "broken.json").write_text('{"turns": [{"role": "assistant", "content": "x"}]}')
     (tmp_path / "picture.txt").write_bytes(b"\x89PNG\0\xff")
     (tmp_path / "notes.txt").write_text("remember the milk")
@@ -63,16 +65,16 @@ def test_a_wrong_command_or_value_says_what_would_be_right(place: Place, tmp_pat
         ]
 
 
-def test_a_single_answer_that_is_cut_off_or_fills_the_context_says_so(place: Place) -> None:
+def test_a_single_answer_that_is_cut_off_or_fills_the_context_says_so(place: ChatServer) -> None:
     words = ("chat", "code", "--base-url", place.url, "--max-tokens", str(len(SCRIPT["code"])))
-    done = here(*words, LLMCTL_HOME=str(place.home))
+    done = run_in_process(*words, LLMCTL_HOME=str(place.home))
     assert done.stdout.endswith("It works.\n")
     assert "[cut off: after 6 tokens; --max-tokens 12 allows more]" in done.stderr
-    done = here("chat", "x" * 3500, "--base-url", place.url, LLMCTL_HOME=str(place.home))
+    done = run_in_process("chat", "x" * 3500, "--base-url", place.url, LLMCTL_HOME=str(place.home))
     assert "the context is 85% full" in done.stderr
 
 
-def test_markdown_and_wide_characters_fit_the_width(place: Place) -> None:
+def test_markdown_and_wide_characters_fit_the_width(place: ChatServer) -> None:
     with place.chat("--no-save") as chat:
         chat.wait("/help lists", prompt=True)
         chat.ask("poem", "Done.")
@@ -112,7 +114,7 @@ def test_markdown_and_wide_characters_fit_the_width(place: Place) -> None:
         assert max(map(len, chat.said.split("\n"))) <= 40
 
 
-def test_reasoning_is_dimmed_and_can_be_folded(place: Place) -> None:
+def test_reasoning_is_dimmed_and_can_be_folded(place: ChatServer) -> None:
     with place.chat("--stats") as chat:
         chat.wait("/help lists", prompt=True)
         chat.ask("think", "four")
@@ -131,7 +133,9 @@ def test_reasoning_is_dimmed_and_can_be_folded(place: Place) -> None:
         assert place.asked[-2] == ("assistant", "Seven.")
 
 
-def test_a_reply_can_be_written_anew_taken_back_and_edited(place: Place, tmp_path: Path) -> None:
+def test_a_reply_can_be_written_anew_taken_back_and_edited(
+    place: ChatServer, tmp_path: Path
+) -> None:
     editor = tmp_path / "editor.sh"
     editor.write_text('#!/bin/sh\nprintf "edited question" > "$1"\n')
     editor.chmod(0o755)
@@ -172,7 +176,7 @@ def test_a_reply_can_be_written_anew_taken_back_and_edited(place: Place, tmp_pat
         chat.ask("/clear", "the old one is kept: /resume")
 
 
-def test_a_conversation_goes_to_files_and_the_clipboard(place: Place, tmp_path: Path) -> None:
+def test_a_conversation_goes_to_files_and_the_clipboard(place: ChatServer, tmp_path: Path) -> None:
     saved, exported = tmp_path / "talk.json", tmp_path / "good.jsonl"
     with place.chat("--system", "Be brief.") as chat:
         chat.wait("/help lists", prompt=True)

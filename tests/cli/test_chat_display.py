@@ -9,10 +9,10 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from llmctl.cli.repl.input_parser import Command, is_open, understood
-from llmctl.cli.repl.markdown import THEME, blocks, rendered
-from llmctl.cli.repl.screen import Written
-from llmctl.cli.repl.wrap import lines, visible
+from llmctl.cli.repl.input_parser import Command, is_block_open, parse_input
+from llmctl.cli.repl.markdown import THEME, render_markdown, split_blocks
+from llmctl.cli.repl.screen import WrittenRows
+from llmctl.cli.repl.wrap import escape_control_characters, wrap_text
 
 BLOCKS = [
     "# 题\n",
@@ -40,7 +40,7 @@ def drawn(source: str, width: int) -> list[str]:
     console = Console(
         file=io.StringIO(), force_terminal=True, width=width, theme=THEME, color_system="256"
     )
-    return [Text.from_ansi(row).plain for row in rendered(source, console)]
+    return [Text.from_ansi(row).plain for row in render_markdown(source, console)]
 
 
 def chinese(text: str) -> list[str]:
@@ -50,7 +50,7 @@ def chinese(text: str) -> list[str]:
 @settings(max_examples=150, deadline=None)
 @given(st.lists(PIECES, max_size=30).map("".join), st.sampled_from([20, 40, 80]))
 def test_no_markdown_is_lost_or_wider_than_the_terminal(source: str, width: int) -> None:
-    assert "\n".join(blocks(source)) == source
+    assert "\n".join(split_blocks(source)) == source
     rows = drawn(source, width)
     assert chinese("".join(rows)) == chinese(source)
     assert max(map(cell_len, rows), default=0) <= width
@@ -59,17 +59,17 @@ def test_no_markdown_is_lost_or_wider_than_the_terminal(source: str, width: int)
 @settings(max_examples=150, deadline=None)
 @given(st.lists(PIECES, max_size=20).map("".join), st.lists(PIECES, max_size=10).map("".join))
 def test_a_finished_block_looks_the_same_whatever_follows(source: str, more: str) -> None:
-    finished = blocks(source)[:-1]
+    finished = split_blocks(source)[:-1]
     # A line that is not ended may still become part of what is above.
     if source.endswith("\n"):
-        assert blocks(source + more)[: len(finished)] == finished
+        assert split_blocks(source + more)[: len(finished)] == finished
 
 
 def test_a_line_breaks_between_chinese_signs_but_not_before_their_punctuation() -> None:
-    assert lines("今天天气很好，我们去公园。", 12) == ["今天天气很", "好，我们去公", "园。"]
-    assert lines("看这（括号）里", 6) == ["看这", "（括", "号）里"]
-    assert lines("a long English sentence", 10) == ["a long", "English", "sentence"]
-    assert lines("x" * 25, 10) == ["x" * 10, "x" * 10, "x" * 5]
+    assert wrap_text("今天天气很好，我们去公园。", 12) == ["今天天气很", "好，我们去公", "园。"]
+    assert wrap_text("看这（括号）里", 6) == ["看这", "（括", "号）里"]
+    assert wrap_text("a long English sentence", 10) == ["a long", "English", "sentence"]
+    assert wrap_text("x" * 25, 10) == ["x" * 10, "x" * 10, "x" * 5]
 
 
 def test_lists_code_and_tables_look_as_they_are_written() -> None:
@@ -92,7 +92,7 @@ def test_lists_code_and_tables_look_as_they_are_written() -> None:
 
 
 def test_what_a_terminal_would_obey_is_shown_instead() -> None:
-    assert visible("a\x1b[2Jb\x07\r\n\tc\x9b1m") == "a␛[2Jb␇\n\tc\ufffd1m"
+    assert escape_control_characters("a\x1b[2Jb\x07\r\n\tc\x9b1m") == "a␛[2Jb␇\n\tc\ufffd1m"
 
 
 @pytest.mark.parametrize(
@@ -116,27 +116,27 @@ def test_what_a_terminal_would_obey_is_shown_instead() -> None:
 def test_what_is_typed_is_a_command_or_a_question(
     text: str, pasted: bool, meant: Command | str
 ) -> None:
-    assert understood(text, pasted=pasted, known={"help", "set", "system"}) == meant
+    assert parse_input(text, pasted=pasted, known={"help", "set", "system"}) == meant
 
 
 def test_a_block_is_open_until_its_quotes_come_again() -> None:
-    assert is_open('"""one')
-    assert is_open('/system """one\n')
-    assert not is_open('"""one\ntwo"""')
-    assert not is_open('what does """ mean')
+    assert is_block_open('"""one')
+    assert is_block_open('/system """one\n')
+    assert not is_block_open('"""one\ntwo"""')
+    assert not is_block_open('what does """ mean')
 
 
 @given(st.text("ab 中，", max_size=300), st.lists(st.integers(6, 60), min_size=1, max_size=6))
 def test_nothing_is_lost_when_the_window_changes_in_the_middle_of_a_reply(
     text: str, widths: list[int]
 ) -> None:
-    written, shown, end = Written(), "", 0
+    written, shown, end = WrittenRows(), "", 0
     for width in widths:
         end += len(text) // len(widths)
-        rows = written.left(lines(text[:end], width), width)[:-1]
+        rows = written.left(wrap_text(text[:end], width), width)[:-1]
         written.add(rows)
         shown += "".join(rows)
-    shown += "".join(written.left(lines(text, widths[-1]), widths[-1]))
+    shown += "".join(written.left(wrap_text(text, widths[-1]), widths[-1]))
     # A row may be there twice, in part; every sign is there, in order.
     left = iter(shown)
     assert all(sign in left for sign in text if not sign.isspace())

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from llmctl.services.chat.store import ConversationStore
-from tests.cli.chat_server import SCRIPT, Place
+from tests.cli.chat_server import SCRIPT, ChatServer
 from tests.cli.terminal import Terminal
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 
 
-def test_what_is_pasted_or_written_on_several_lines_is_one_question(place: Place) -> None:
+def test_what_is_pasted_or_written_on_several_lines_is_one_question(place: ChatServer) -> None:
     lines = ["/etc/hosts is the file", *(f"line {n}" for n in range(2, 200)), "ends with \\"]
     with place.chat() as chat:
         chat.wait("/help lists", prompt=True)
@@ -49,7 +49,7 @@ def test_what_is_pasted_or_written_on_several_lines_is_one_question(place: Place
         assert place.asked[-1] == ("user", "/help")
 
 
-def test_what_is_pasted_while_a_reply_comes_is_one_question_afterwards(place: Place) -> None:
+def test_what_is_pasted_while_a_reply_comes_is_one_question_afterwards(place: ChatServer) -> None:
     lines, go_on = ["first", "/clear", *("x" * 90 for _ in range(60)), "last"], threading.Event()
     place.engine.script["wait"] = ["It ", go_on, "ends."]
     with place.chat("--no-save") as chat:
@@ -63,7 +63,7 @@ def test_what_is_pasted_while_a_reply_comes_is_one_question_afterwards(place: Pl
         assert place.asked[-1] == ("user", "\n".join([*lines, ""])[:-1] + "!")
 
 
-def test_ctrl_c_stops_the_reply_and_keeps_what_came(place: Place) -> None:
+def test_ctrl_c_stops_the_reply_and_keeps_what_came(place: ChatServer) -> None:
     with place.chat() as chat:
         chat.wait("/help lists", prompt=True)
         chat.send("slow\r")
@@ -95,7 +95,7 @@ def test_ctrl_c_stops_the_reply_and_keeps_what_came(place: Place) -> None:
         assert chat.end() == 0
 
 
-def test_a_killed_chat_goes_on_where_it_was(place: Place) -> None:
+def test_a_killed_chat_goes_on_where_it_was(place: ChatServer) -> None:
     with place.chat("--system", "Be brief.") as chat:
         chat.wait("/help lists", prompt=True)
         chat.ask("one", "one")
@@ -128,7 +128,7 @@ def test_a_killed_chat_goes_on_where_it_was(place: Place) -> None:
     assert last == {"from here", "from the other"}
 
 
-def test_a_server_that_fails_or_goes_away_loses_nothing(place: Place) -> None:
+def test_a_server_that_fails_or_goes_away_loses_nothing(place: ChatServer) -> None:
     with place.chat() as chat:
         chat.wait("/help lists", prompt=True)
         chat.ask("fail", "[broken off; the part above is kept, /retry asks again]")
@@ -182,7 +182,7 @@ def breaking_server() -> Iterator[str]:
 
 
 def test_what_was_written_before_is_found_again_and_words_are_completed(
-    place: Place, tmp_path: Path
+    place: ChatServer, tmp_path: Path
 ) -> None:
     (tmp_path / "a-long-name.txt").write_text("inside")
     with place.chat() as chat:
@@ -208,7 +208,7 @@ def test_what_was_written_before_is_found_again_and_words_are_completed(
     assert (place.home / "chat-history").stat().st_mode & 0o077 == 0
 
 
-def test_answers_alone_go_to_a_file(place: Place, tmp_path: Path) -> None:
+def test_answers_alone_go_to_a_file(place: ChatServer, tmp_path: Path) -> None:
     words = f"{sys.executable} -m llmctl chat --base-url {place.url} > {tmp_path}/out.txt"
     with Terminal(command=["sh", "-c", words], LLMCTL_HOME=str(place.home)) as chat:
         chat.wait("/help lists", prompt=True)
@@ -220,7 +220,7 @@ def test_answers_alone_go_to_a_file(place: Place, tmp_path: Path) -> None:
     assert (tmp_path / "out.txt").read_text() == f"{poem}\n{thought}\n"
 
 
-def test_ctrl_c_ends_a_single_answer_with_130(place: Place) -> None:
+def test_ctrl_c_ends_a_single_answer_with_130(place: ChatServer) -> None:
     with place.chat("slow") as chat:
         chat.see("Once upon a time")
         chat.interrupt()
@@ -230,7 +230,7 @@ def test_ctrl_c_ends_a_single_answer_with_130(place: Place) -> None:
 
 
 @pytest.mark.parametrize("variable", ["TERM=dumb", "NO_COLOR=1"])
-def test_a_terminal_that_can_do_less_is_asked_for_less(place: Place, variable: str) -> None:
+def test_a_terminal_that_can_do_less_is_asked_for_less(place: ChatServer, variable: str) -> None:
     name, _, value = variable.partition("=")
     with place.chat(columns=80, rows=24, **{name: value}) as chat:
         chat.wait("/help lists", prompt=True)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.process import error_lines, here
+from tests.cli.process import error_lines, run_in_process
 from tests.tiny import save_tiny_model
 
 
@@ -16,7 +16,7 @@ def unreadable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_plan_is_printed_without_reading_the_weights(unreadable: Path) -> None:
-    done = here(
+    done = run_in_process(
         "serve", "--estimate", "-m", str(unreadable), "--device", "cpu", "--dtype", "float32"
     )
     assert done.returncode == 0, done.stderr
@@ -38,7 +38,9 @@ def test_a_plan_is_printed_without_reading_the_weights(unreadable: Path) -> None
 
 def test_json_has_every_figure_in_bytes(unreadable: Path) -> None:
     options = ["--context-length", "128", "--max-rows", "2", "--kv-quant", "8bit"]
-    done = here("serve", "--estimate", "--json", "-m", str(unreadable), "--free", "8GiB", *options)
+    done = run_in_process(
+        "serve", "--estimate", "--json", "-m", str(unreadable), "--free", "8GiB", *options
+    )
     told = json.loads(done.stdout)
     plan = told.pop("plan")
     assert told == {
@@ -62,7 +64,7 @@ def test_json_has_every_figure_in_bytes(unreadable: Path) -> None:
 
 
 def test_what_does_not_fit_is_shown_and_ends_with_1_and_a_hint(unreadable: Path) -> None:
-    done = here(
+    done = run_in_process(
         "serve", "--estimate", "-m", str(unreadable), "--device", "cpu", "--kv-memory", "1kB"
     )
     assert done.returncode == 1
@@ -76,7 +78,7 @@ def test_what_does_not_fit_is_shown_and_ends_with_1_and_a_hint(unreadable: Path)
 
 def test_a_catalogue_model_that_is_not_here_is_planned_as_far_as_known(tmp_path: Path) -> None:
     home = {"LLMCTL_HOME": str(tmp_path), "HF_HOME": str(tmp_path)}
-    done = here(
+    done = run_in_process(
         "serve", "--estimate", "-m", "qwen3-8b", "--quant", "4bit", "--free", "8GiB", **home
     )
     assert done.returncode == 0, done.stderr
@@ -85,7 +87,9 @@ def test_a_catalogue_model_that_is_not_here_is_planned_as_far_as_known(tmp_path:
     assert "--quant 8bit  weights 8.8 GiB, does not fit" in done.stdout
     assert "--quant 4bit  weights 5.7 GiB, fits, context unknown" in done.stdout
     assert "unknown" in done.stderr
-    by_hub_id = here("serve", "--estimate", "-m", "Qwen/Qwen3-8B", "--free", "8GiB", **home)
+    by_hub_id = run_in_process(
+        "serve", "--estimate", "-m", "Qwen/Qwen3-8B", "--free", "8GiB", **home
+    )
     assert by_hub_id.returncode == 1
     assert by_hub_id.stdout.startswith("weights, none\t15.3 GiB")
     assert error_lines(by_hub_id.stderr)[-1] == "hint: try --quant 4bit"
@@ -93,7 +97,7 @@ def test_a_catalogue_model_that_is_not_here_is_planned_as_far_as_known(tmp_path:
 
 def test_a_model_that_nobody_knows_is_an_error(tmp_path: Path) -> None:
     home = {"LLMCTL_HOME": str(tmp_path), "HF_HOME": str(tmp_path)}
-    done = here("serve", "--estimate", "-m", "owner/name", **home)
+    done = run_in_process("serve", "--estimate", "-m", "owner/name", **home)
     assert done.returncode == 1
     error, hint = error_lines(done.stderr)
     assert "owner/name is not on this machine" in error
@@ -112,14 +116,14 @@ def test_a_model_that_nobody_knows_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_options_that_make_no_sense_are_usage_errors(words: list[str], told: str) -> None:
-    done = here("serve", *words)
+    done = run_in_process("serve", *words)
     assert done.returncode == 2
     assert told in "\n".join(error_lines(done.stderr))
 
 
 @pytest.mark.real_model
 def test_the_default_model_fits_a_small_card_with_its_whole_context() -> None:
-    done = here("serve", "--estimate", "--json", "--free", "2GiB")
+    done = run_in_process("serve", "--estimate", "--json", "--free", "2GiB")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)["plan"]
     assert plan["weights_bytes"] == 2 * 134_515_008

@@ -14,7 +14,7 @@ import pytest
 
 from llmctl.cli.app import main
 from llmctl.monitor.read.runs import open_runs
-from tests.cli.process import COMMAND, error_lines, run
+from tests.cli.process import COMMAND, error_lines, run_process
 from tests.evaluation.benchmark_files import write_custom_benchmark
 from tests.evaluation.flaky_server import flaky_server
 
@@ -233,7 +233,7 @@ def test_a_stopped_exam_says_how_to_go_on_and_goes_on_with_the_same_tracked_run(
 def test_settings_come_from_a_file_and_mistakes_are_told_at_once(tmp_path: Path) -> None:
     file = tmp_path / "eval.yaml"
     file.write_text("dataset: ceval\nmode: guess\nshotz: 3\n")
-    ended = run("eval", "--config", str(file))
+    ended = run_process("eval", "--config", str(file))
     assert ended.returncode == 2
     told = error_lines(ended.stderr)
     assert any("eval.yaml:2: mode" in line for line in told)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.cli.app import main
-from tests.cli.process import COMMAND, error_lines, here, run
+from tests.cli.process import COMMAND, error_lines, run_in_process, run_process
 
 
 @pytest.fixture
@@ -57,7 +57,9 @@ def fails(*words: str) -> int:
 def test_a_file_and_options_teach_a_model_and_leave_a_record(
     settings: Path, tmp_path: Path
 ) -> None:
-    done = here("finetune", "-c", str(settings), "--rank", "2", "--max-steps", "3", "--json")
+    done = run_in_process(
+        "finetune", "-c", str(settings), "--rank", "2", "--max-steps", "3", "--json"
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["steps"] == 3
@@ -70,7 +72,7 @@ def test_a_file_and_options_teach_a_model_and_leave_a_record(
     assert "held-out loss" in told
     assert "\x1b" not in told
     assert (tmp_path / "out" / "curves.png").stat().st_size > 1000
-    shown = here("runs", "show", report["run_id"][:8])
+    shown = run_in_process("runs", "show", report["run_id"][:8])
     assert "finished" in shown.stdout
     assert "train/loss" in shown.stdout
 
@@ -153,7 +155,9 @@ def test_ctrl_c_saves_and_the_command_it_names_goes_on(settings: Path, tmp_path:
     assert "which is saved" in told[-1]
     assert f"--resume --output {tmp_path / 'out'}" in told[-1]
     step = int(told[-1].split("step ")[1].split(",")[0])
-    done = here("finetune", "--resume", "-o", str(tmp_path / "out"), "--json", "--no-track")
+    done = run_in_process(
+        "finetune", "--resume", "-o", str(tmp_path / "out"), "--json", "--no-track"
+    )
     assert done.returncode == 0, error_lines(done.stderr)
     report = json.loads(done.stdout)
     assert step < report["steps"]
@@ -166,7 +170,7 @@ def test_two_processes_have_the_losses_of_one(settings: Path, tmp_path: Path) ->
     reports = []
     for number in ("1", "2"):
         output = str(tmp_path / number)
-        done = run(*words, "--nproc", number, "-o", output, "--json", OMP_NUM_THREADS="1")
+        done = run_process(*words, "--nproc", number, "-o", output, "--json", OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stderr
         reports.append(json.loads(done.stdout))
         assert done.stderr.count("steps, ") == 1  # one of them speaks
@@ -198,7 +202,7 @@ def test_two_processes_that_are_stopped_save_and_leave_a_whole_record(
 
 
 def test_processes_that_fail_say_so_once(settings: Path) -> None:
-    done = run("finetune", "-c", str(settings), "--nproc", "2", "--batch-size", "3")
+    done = run_process("finetune", "-c", str(settings), "--nproc", "2", "--batch-size", "3")
     assert done.returncode == 2
     assert sum("error:" in line for line in error_lines(done.stderr)) == 1
     assert "2 devices cannot share a batch of 3 rows" in done.stderr

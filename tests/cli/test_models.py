@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.adapters import save_trained_adapter
-from tests.cli.process import error_lines, here
+from tests.cli.process import error_lines, run_in_process
 from tests.tiny import save_tiny_model
 
 
@@ -20,31 +20,33 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_chat_answers_from_an_adapters_folder(taught: Path) -> None:
-    done = here("chat", "-m", str(taught), "--device", "cpu", "--max-tokens", "4", "hello")
+    done = run_in_process(
+        "chat", "-m", str(taught), "--device", "cpu", "--max-tokens", "4", "hello"
+    )
     assert done.returncode == 0, done.stderr
     assert "loading v1 on cpu" in done.stderr
 
 
 def test_the_estimate_of_an_adapter_is_its_bases(taught: Path) -> None:
-    done = here("serve", "--estimate", "-m", str(taught), "--device", "cpu", "--json")
+    done = run_in_process("serve", "--estimate", "-m", str(taught), "--device", "cpu", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model_id"] == "v1"
 
 
 def test_a_folder_is_listed_and_an_adapter_shown(taught: Path) -> None:
-    done = here("models", "list", str(taught.parent))
+    done = run_in_process("models", "list", str(taught.parent))
     assert done.stdout.split("\t")[0] == str(taught)
-    done = here("models", "show", str(taught))
+    done = run_in_process("models", "show", str(taught))
     fields = dict(line.split(None, 1) for line in done.stdout.splitlines())
     assert fields["adapter"] == "lora, rank 4, alpha 8"
     assert fields["data"] == "manners.jsonl, 200 rows"
-    shown = json.loads(here("models", "show", str(taught), "--json").stdout)
+    shown = json.loads(run_in_process("models", "show", str(taught), "--json").stdout)
     assert shown["adapter"]["run_id"] == "5eed"
 
 
 def test_merge_prints_how_true_the_merged_model_is(taught: Path, tmp_path: Path) -> None:
     output = tmp_path / "bot"
-    done = here("models", "merge", str(taught), "-o", str(output), "--ollama")
+    done = run_in_process("models", "merge", str(taught), "-o", str(output), "--ollama")
     assert done.returncode == 0, done.stderr
     fields = dict(line.split(None, 1) for line in done.stdout.splitlines())
     assert fields["merged"].startswith(str(output))
@@ -52,8 +54,10 @@ def test_merge_prints_how_true_the_merged_model_is(taught: Path, tmp_path: Path)
     assert fields["logits"].startswith("off by ")
     assert "difference" in fields["loss"]
     assert (output / "Modelfile").is_file()
-    again = here("models", "merge", str(taught), "-o", str(output))
+    again = run_in_process("models", "merge", str(taught), "-o", str(output))
     assert again.returncode == 2
     assert error_lines(again.stderr)[0].endswith("nothing in it is overwritten unasked")
-    done = here("models", "merge", str(taught), "-o", str(output), "--overwrite", "--json")
+    done = run_in_process(
+        "models", "merge", str(taught), "-o", str(output), "--overwrite", "--json"
+    )
     assert json.loads(done.stdout)["comparison"]["effect"] > 0

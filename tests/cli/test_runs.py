@@ -310,16 +310,16 @@ def test_listing_imports_neither_mlflow_nor_numpy(
 
 
 def test_a_falling_curve_falls_and_a_gap_stays_a_gap() -> None:
-    lines = curve.draw([0, 1, 2, 3], [3.0, 2.0, 1.0, 0.0], width=4, height=4)
+    lines = curve.draw_curve([0, 1, 2, 3], [3.0, 2.0, 1.0, 0.0], width=4, height=4)
     assert [len(line) for line in lines] == [4] * 4
     # The first character's dots are at the top, the last one's at the bottom.
     assert [line.strip() != "" for line in lines] == [True] * 4
     assert lines[0][0] != " "
     assert lines[0][-1] == " "
     assert lines[-1][-1] != " "
-    gap = curve.draw([0, 1, 2], [1.0, float("nan"), 1.0], width=9, height=1)
+    gap = curve.draw_curve([0, 1, 2], [1.0, float("nan"), 1.0], width=9, height=1)
     assert gap[0].strip(" ")[1:-1].strip() == ""
-    assert curve.draw([0], [float("inf")], width=3, height=2) == ["   ", "   "]
+    assert curve.draw_curve([0], [float("inf")], width=3, height=2) == ["   ", "   "]
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_a_falling_curve_falls_and_a_gap_stays_a_gap() -> None:
     ],
 )
 def test_a_number_keeps_four_digits(value: float, text: str) -> None:
-    assert render.number(value) == text
+    assert render.format_number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_a_number_keeps_four_digits(value: float, text: str) -> None:
     ],
 )
 def test_a_time_span_is_short(seconds: float, text: str) -> None:
-    assert render.duration(seconds) == text
+    assert render.format_duration(seconds) == text
 
 
 def test_a_text_is_shortened_in_its_middle_by_columns() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.cli.process import COMMAND, error_lines, run
+from tests.cli.process import COMMAND, error_lines, run_process
 
 EXAMPLE = Path(__file__).parents[2] / "examples/openai_client.py"
 
@@ -134,7 +134,7 @@ def test_sigterm_ends_the_server_with_exit_code_zero(tiny_folder: Path) -> None:
 def test_a_taken_port_is_an_error_before_any_model_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        done = run("serve", "--port", port, "-m", "smollm2-135m")
+        done = run_process("serve", "--port", port, "-m", "smollm2-135m")
     assert done.returncode == 2
     error, hint = error_lines(done.stderr)
     assert port in error

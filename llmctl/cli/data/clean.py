@@ -23,7 +23,7 @@ def _list_rules(wanted: bool) -> None:
     if wanted:
         from llmctl.cli.views import clean_view
 
-        clean_view.list_rules()
+        clean_view.print_clean_rules()
         raise typer.Exit
 
 
@@ -102,7 +102,7 @@ def clean(
             "--model",
             "-m",
             help="Whose tokenizer and chat template count tokens.  [default: where a rule needs "
-            f"it, {options.MODEL}]",
+            f"it, {options.DEFAULT_MODEL_NAME}]",
         ),
     ] = None,
     chat_template: options.TemplateOpt = None,
@@ -159,7 +159,7 @@ def clean(
         workers,
     )
     try:
-        with render.progress() as progress:
+        with render.show_progress() as progress:
             if explain is not None:
                 explanation = service.explain(request, explain, progress)
             elif output is not None and not dry_run:
@@ -168,17 +168,17 @@ def clean(
                     output,
                     overwrite=overwrite,
                     track=track,
-                    warn=render.note,
+                    warn=render.print_note,
                     progress=progress,
                 )
             else:
                 report, outputs = service.preview(request, progress), None
     except BadRowsError as error:
-        data_view.show_problems(error.log, everything=all_problems)
+        data_view.print_row_errors(error.log, everything=all_problems)
         raise
     if explain is not None:
-        clean_view.show_explanation(explanation, as_json=as_json)
+        clean_view.print_clean_explanation(explanation, as_json=as_json)
         return
-    clean_view.show_report(report, outputs, as_json=as_json)
+    clean_view.print_clean_report(report, outputs, as_json=as_json)
     if strict and not report.is_clean:
         raise typer.Exit(1)

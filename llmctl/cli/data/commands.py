@@ -86,7 +86,7 @@ def check(
         raise ConfigError(
             "--chat-template and --trust-remote-code need a model", hint="add --model NAME"
         )
-    with render.progress() as progress:
+    with render.show_progress() as progress:
         report = service.check(
             files,
             eval_file or (),
@@ -100,9 +100,9 @@ def check(
             progress=progress,
         )
     if as_json:
-        render.as_json(data_view.plain(report))
+        render.print_json(data_view.report_to_dict(report))
     else:
-        data_view.show_report(report, everything=all_problems)
+        data_view.print_check_report(report, everything=all_problems)
     if not report.sound:
         raise typer.Exit(1)
 
@@ -117,7 +117,7 @@ def show(
         int | None, typer.Option("--line", min=1, help="The row at this line of the file, not N.")
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="So many rows.")] = 1,
-    model: options.ModelOpt = options.MODEL,
+    model: options.ModelOpt = options.DEFAULT_MODEL_NAME,
     chat_template: options.TemplateOpt = None,
     trust_remote_code: options.TrustOpt = False,
     column: ColumnOpt = None,
@@ -129,7 +129,7 @@ def show(
     from llmctl.data.io.validating_reader import ReadOptions
     from llmctl.services import data as service
 
-    with render.progress() as progress:
+    with render.show_progress() as progress:
         rows = list(
             service.show(
                 file,
@@ -142,9 +142,9 @@ def show(
             )
         )
     if as_json:
-        render.as_json([token_view.plain(row) for row in rows])
+        render.print_json([token_view.row_to_dict(row) for row in rows])
     else:
-        token_view.show_rows(rows)
+        token_view.print_rows(rows)
 
 
 @app.command()
@@ -261,16 +261,16 @@ def _write(make: "Callable[[ProgressCallback], WriteSummary]", *, everything: bo
     from llmctl.data.io.validating_reader import BadRowsError
 
     try:
-        with render.progress() as progress:
+        with render.show_progress() as progress:
             written = make(progress)
     except BadRowsError as error:
-        data_view.show_problems(error.log, everything=everything)
+        data_view.print_row_errors(error.log, everything=everything)
         raise
-    data_view.show_problems(written.log, everything=everything)
+    data_view.print_row_errors(written.log, everything=everything)
     left_out = f", {written.bad_rows:,} of them left out" if written.bad_rows else ""
-    render.note(f"{written.rows:,} rows read{left_out}")
+    render.print_note(f"{written.rows:,} rows read{left_out}")
     for path, rows in written.files:
-        render.note(f"{rows:,} rows written to {path}")
+        render.print_note(f"{rows:,} rows written to {path}")
 
 
 def _weighted(text: str) -> Any:

@@ -14,20 +14,20 @@ from prompt_toolkit.document import Document
 
 from llmctl.cli.repl import conversation_commands as said
 from llmctl.cli.repl import settings_commands as how
-from llmctl.cli.repl.repl import Action, Talk
-from llmctl.cli.repl.stats import packed
+from llmctl.cli.repl.repl import ChatRepl, CommandHandler
+from llmctl.cli.repl.stats import join_parts
 from llmctl.services.chat.session import ChatSession
-from llmctl.services.chat.settings import SETTINGS
-from llmctl.services.chat.switching import Switch
+from llmctl.services.chat.settings import PARAMETERS
+from llmctl.services.chat.switching import ModelSwitcher
 
 Argument = Literal["", "file", "setting", "model", "id", "folder"]
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class CommandSpec:
     """A command."""
 
-    action: Action
+    action: CommandHandler
     usage: str
     what: str
     argument: Argument = ""
@@ -35,16 +35,16 @@ class Known:
     words: tuple[str, ...] = ()
 
 
-def show_help(talk: Talk, _: str) -> None:
+def help_command(talk: ChatRepl, _: str) -> None:
     """List the commands and the keys."""
     width = max(len(f"/{name} {known.usage}") for name, known in COMMANDS.items())
-    narrow = talk.look.err.width < width + 30
+    narrow = talk.display.err.width < width + 30
     for name, known in COMMANDS.items():
         head = f"/{name} {known.usage}".rstrip()
-        talk.look.say(
+        talk.display.say(
             f"{head}\n    {known.what}" if narrow else f"{head:<{width}}  {known.what}", ""
         )
-    talk.look.say("\n".join(packed(list(KEYS), talk.look.err.width)))
+    talk.display.say("\n".join(join_parts(list(KEYS), talk.display.err.width)))
 
 
 KEYS: Final = (
@@ -56,34 +56,40 @@ KEYS: Final = (
     "Ctrl-C stops a reply",
     "Ctrl-D leaves",
 )
-COMMANDS: Final[dict[str, Known]] = {
-    "help": Known(show_help, "", "this list"),
-    "system": Known(how.system, "[TEXT]", "set, or show, the system prompt", words=("none",)),
-    "set": Known(how.set_value, "NAME VALUE", "set how replies are sampled", "setting"),
-    "params": Known(how.params, "", "show how replies are sampled"),
-    "json": Known(how.json, "SCHEMA|off", "hold replies to a JSON schema", "file", ("off",)),
-    "regen": Known(said.regen, "[N]", "write the last reply anew, or N to choose from"),
-    "retry": Known(said.retry, "", "ask the last question again"),
-    "undo": Known(said.undo, "", "take back the last question and its reply"),
-    "edit": Known(said.edit, "", "edit the last question in $EDITOR and ask it again"),
-    "clear": Known(said.clear, "", "begin a new conversation"),
-    "history": Known(said.history, "", "show all that was said"),
-    "resume": Known(said.resume, "[ID]", "go on with an earlier conversation, or list them", "id"),
-    "drop": Known(said.drop, "[N]", "leave the oldest N exchanges, or the older half, out"),
-    "summarise": Known(said.summarise, "[N]", "put a summary in their place"),
-    "read": Known(how.read, "FILE", "attach a file to the next question", "file"),
-    "copy": Known(said.copy, "[code]", "copy the last reply, or its last code", words=("code",)),
-    "save": Known(how.save, "FILE", "write the conversation to a file", "file"),
-    "load": Known(how.load, "FILE", "go on with a conversation from a file", "file"),
-    "export": Known(how.export, "FILE.jsonl", "add it to a file of training data", "file"),
-    "model": Known(how.model, "[NAME]", "let another model answer", "model"),
-    "adapter": Known(how.adapter, "FOLDER|off", "put an adapter on the model", "folder", ("off",)),
-    "think": Known(how.think, "show|hide", "show or fold reasoning", words=("show", "hide")),
-    "stats": Known(
+COMMANDS: Final[dict[str, CommandSpec]] = {
+    "help": CommandSpec(help_command, "", "this list"),
+    "system": CommandSpec(how.system, "[TEXT]", "set, or show, the system prompt", words=("none",)),
+    "set": CommandSpec(how.set_command, "NAME VALUE", "set how replies are sampled", "setting"),
+    "params": CommandSpec(how.params, "", "show how replies are sampled"),
+    "json": CommandSpec(how.json, "SCHEMA|off", "hold replies to a JSON schema", "file", ("off",)),
+    "regen": CommandSpec(said.regen, "[N]", "write the last reply anew, or N to choose from"),
+    "retry": CommandSpec(said.retry, "", "ask the last question again"),
+    "undo": CommandSpec(said.undo, "", "take back the last question and its reply"),
+    "edit": CommandSpec(said.edit, "", "edit the last question in $EDITOR and ask it again"),
+    "clear": CommandSpec(said.clear, "", "begin a new conversation"),
+    "history": CommandSpec(said.history, "", "show all that was said"),
+    "resume": CommandSpec(
+        said.resume, "[ID]", "go on with an earlier conversation, or list them", "id"
+    ),
+    "drop": CommandSpec(said.drop, "[N]", "leave the oldest N exchanges, or the older half, out"),
+    "summarise": CommandSpec(said.summarise, "[N]", "put a summary in their place"),
+    "read": CommandSpec(how.read, "FILE", "attach a file to the next question", "file"),
+    "copy": CommandSpec(
+        said.copy, "[code]", "copy the last reply, or its last code", words=("code",)
+    ),
+    "save": CommandSpec(how.save, "FILE", "write the conversation to a file", "file"),
+    "load": CommandSpec(how.load, "FILE", "go on with a conversation from a file", "file"),
+    "export": CommandSpec(how.export, "FILE.jsonl", "add it to a file of training data", "file"),
+    "model": CommandSpec(how.model, "[NAME]", "let another model answer", "model"),
+    "adapter": CommandSpec(
+        how.adapter, "FOLDER|off", "put an adapter on the model", "folder", ("off",)
+    ),
+    "think": CommandSpec(how.think, "show|hide", "show or fold reasoning", words=("show", "hide")),
+    "stats": CommandSpec(
         how.stats, "[on|off]", "figures of the last reply, or of each", words=("on", "off")
     ),
-    "tokens": Known(how.tokens, "", "what takes the context"),
-    "exit": Known(how.leave, "", "leave; Ctrl-D does too"),
+    "tokens": CommandSpec(how.tokens, "", "what takes the context"),
+    "exit": CommandSpec(how.exit_command, "", "leave; Ctrl-D does too"),
 }
 ALIASES: Final = {
     "?": "help",
@@ -94,7 +100,7 @@ ALIASES: Final = {
 }
 
 
-def actions() -> dict[str, Action]:
+def command_handlers() -> dict[str, CommandHandler]:
     """Return what every command does, under all its names."""
     known = {name: command.action for name, command in COMMANDS.items()}
     return known | {name: known[meant] for name, meant in ALIASES.items()}
@@ -103,7 +109,7 @@ def actions() -> dict[str, Action]:
 class CommandCompleter(Completer):
     """Completes slash commands and what they take."""
 
-    def __init__(self, session: ChatSession, switch: Switch) -> None:
+    def __init__(self, session: ChatSession, switch: ModelSwitcher) -> None:
         self._session = session
         self._switch = switch
         self._files = PathCompleter(expanduser=True)
@@ -140,7 +146,7 @@ class CommandCompleter(Completer):
     def _words(self, argument: Argument) -> Iterable[str]:
         match argument:
             case "setting":
-                return SETTINGS
+                return PARAMETERS
             case "model":
                 return self._switch.models()
             case "id" if self._session.store is not None:

@@ -5,9 +5,9 @@ import sys
 from typing import Final
 
 from llmctl.cli import render
-from llmctl.cli.repl.external_tools import copied, edited
-from llmctl.cli.repl.repl import Talk
-from llmctl.cli.repl.reply_view import view_of
+from llmctl.cli.repl.external_tools import copy_to_clipboard, edit_text
+from llmctl.cli.repl.repl import ChatRepl
+from llmctl.cli.repl.reply_view import create_reply_view
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.services.chat import context_window, files
 from llmctl.services.chat.conversation import Conversation, Turn
@@ -22,12 +22,12 @@ _MARKS: Final = {
 }
 
 
-def retry(talk: Talk, _: str) -> None:
+def retry(talk: ChatRepl, _: str) -> None:
     """Ask the last question again."""
-    talk.answer(talk.session.ask_again)
+    talk.answer(talk.session.regenerate)
 
 
-def regen(talk: Talk, argument: str) -> None:
+def regen(talk: ChatRepl, argument: str) -> None:
     """Write the last reply anew, once or several times to choose from."""
     count = 1
     if argument:
@@ -37,7 +37,7 @@ def regen(talk: Talk, argument: str) -> None:
     session = talk.session
     question = session.last_question()
     if count == 1:
-        talk.answer(lambda: session.ask_again(variant=int(question.at * 1000) % 2**31 + 1))
+        talk.answer(lambda: session.regenerate(variant=int(question.at * 1000) % 2**31 + 1))
         return
     if session.sampling.temperature == 0:
         raise ConfigError(
@@ -45,12 +45,12 @@ def regen(talk: Talk, argument: str) -> None:
         )
     replies = []
     for number in range(1, count + 1):
-        talk.look.say(f"── {number} of {count}")
-        reply, _, failure = talk.watch(lambda n=number: session.ask_again(variant=n), keep=False)  # type: ignore[misc]
+        talk.display.say(f"── {number} of {count}")
+        reply, _, failure = talk.watch(lambda n=number: session.regenerate(variant=n), keep=False)  # type: ignore[misc]
         if failure is not None:
-            talk.look.error(str(failure), failure.hint)
+            talk.display.error(str(failure), failure.hint)
         if reply is None or reply.turn is None or reply.state in ("stopped", "failed"):
-            talk.look.say("[stopped]")
+            talk.display.say("[stopped]")
             break
         replies.append(reply)
     if not replies:
@@ -58,26 +58,26 @@ def regen(talk: Talk, argument: str) -> None:
     words = [*map(str, range(1, len(replies) + 1)), "none"]
     choice = talk.reader.choose(f"keep which: {', '.join(words)}? ", words)
     if choice == "none":
-        talk.look.say("the old reply stays")
+        talk.display.say("the old reply stays")
         return
     talk.session.keep(replies[int(choice) - 1])
-    talk.look.say(f"reply {choice} is kept")
+    talk.display.say(f"reply {choice} is kept")
 
 
-def undo(talk: Talk, _: str) -> None:
+def undo(talk: ChatRepl, _: str) -> None:
     """Take back the last question and its reply."""
     gone = talk.session.undo()
-    talk.look.say_line(f"taken back: {gone.message.content}")
+    talk.display.say_line(f"taken back: {gone.message.content}")
 
 
-def edit(talk: Talk, _: str) -> None:
+def edit(talk: ChatRepl, _: str) -> None:
     """Change the last question in an editor and ask it in its old place."""
     conversation = talk.session.conversation
     before = talk.session.last_question().message.content if conversation.turns else ""
-    text = edited(talk.unsent or before)
+    text = edit_text(talk.unsent or before)
     if not text or text == before.strip():
         talk.unsent = ""
-        talk.look.say("nothing was changed")
+        talk.display.say("nothing was changed")
         return
     talk.unsent = text
     if conversation.turns:
@@ -89,27 +89,27 @@ def edit(talk: Talk, _: str) -> None:
         if talk.unsent:
             if conversation.turns:
                 talk.session.change(conversation)
-            talk.look.say("all is as it was; the next /edit begins with what you wrote")
+            talk.display.say("all is as it was; the next /edit begins with what you wrote")
 
 
-def clear(talk: Talk, _: str) -> None:
+def clear(talk: ChatRepl, _: str) -> None:
     """Begin a new conversation."""
     old = talk.session.conversation
     talk.session.begin()
     talk.attached.clear()
     kept = f"; the old one is kept: /resume {old.id}" if old.version else ""
-    talk.look.say(f"a new conversation{kept}")
+    talk.display.say(f"a new conversation{kept}")
 
 
-def drop(talk: Talk, argument: str) -> None:
+def drop(talk: ChatRepl, argument: str) -> None:
     """Keep the model from seeing the oldest turns."""
     conversation = talk.session.conversation
     begin = _begin(conversation, argument)
-    context_window.drop(talk.session, begin)
-    talk.look.say(f"the model no longer sees the oldest {begin} turns; /history does")
+    context_window.drop_turns(talk.session, begin)
+    talk.display.say(f"the model no longer sees the oldest {begin} turns; /history does")
 
 
-def summarise(talk: Talk, argument: str) -> None:
+def summarise(talk: ChatRepl, argument: str) -> None:
     """Let the model sum up the oldest turns and see the summary in their place."""
     talk.summarise(_begin(talk.session.conversation, argument))
 
@@ -124,35 +124,35 @@ def _begin(conversation: Conversation, argument: str) -> int:
         return min(conversation.begin + 2 * int(argument), len(conversation.turns))
     if seen < 2:
         raise ConfigError("there is nothing yet that could be left out")
-    return context_window.half(conversation)
+    return context_window.middle_turn(conversation)
 
 
-def history(talk: Talk, _: str) -> None:
+def history(talk: ChatRepl, _: str) -> None:
     """Show all that was said."""
     conversation = talk.session.conversation
     if conversation.system:
-        talk.look.say(f"system: {conversation.system}")
+        talk.display.say(f"system: {conversation.system}")
     for index, turn in enumerate(conversation.turns):
         if index == conversation.begin and index:
             seen = f": {conversation.summary}" if conversation.summary else ""
-            talk.look.say(f"── the model no longer sees what is above{seen}")
+            talk.display.say(f"── the model no longer sees what is above{seen}")
         show_turn(talk, turn)
     if not conversation.turns:
-        talk.look.say("nothing was said yet")
+        talk.display.say("nothing was said yet")
 
 
-def show_turn(talk: Talk, turn: Turn) -> None:
+def show_turn(talk: ChatRepl, turn: Turn) -> None:
     """Show a question or a reply as it was shown when it came."""
     text = turn.message.content
     if turn.is_question:
-        talk.look.say("\n".join(f">>> {line}" for line in text.split("\n")), "bold")
+        talk.display.say("\n".join(f">>> {line}" for line in text.split("\n")), "bold")
         return
-    view = view_of(talk.look, as_it_is=_is_json(text))
+    view = create_reply_view(talk.display, as_it_is=_is_json(text))
     view.feed(GenerationChunk("", reasoning=turn.message.reasoning or ""))
     view.feed(GenerationChunk(text))
     view.end()
     if turn.state != "whole":
-        talk.look.say(f"[{_MARKS[turn.state]}]")
+        talk.display.say(f"[{_MARKS[turn.state]}]")
 
 
 def _is_json(text: str) -> bool:
@@ -162,31 +162,35 @@ def _is_json(text: str) -> bool:
         return False
 
 
-def resume(talk: Talk, argument: str) -> None:
+def resume(talk: ChatRepl, argument: str) -> None:
     """Go on with another conversation, or list the last ones."""
     store = talk.session.store
     if store is None:
         raise ConfigError("conversations are not kept here", hint="start without --no-save")
     if not argument:
         for listed in store.list(_LISTED):
-            talk.look.say_line(f"{listed.id}  {render.day(listed.updated):>11}  {listed.title}")
-        talk.look.say("/resume ID goes on with one")
+            talk.display.say_line(
+                f"{listed.id}  {render.format_day(listed.updated):>11}  {listed.title}"
+            )
+        talk.display.say("/resume ID goes on with one")
         return
     talk.session.begin(store.read(argument))
-    show_last(talk)
+    show_last_turns(talk)
 
 
-def show_last(talk: Talk) -> None:
+def show_last_turns(talk: ChatRepl) -> None:
     """Say which conversation goes on, and show its last turns."""
     conversation = talk.session.conversation
-    talk.look.say(f"conversation {conversation.id}, {len(conversation.turns)} turns")
-    for turn in conversation.turns[-1:] if conversation.unanswered else conversation.turns[-2:]:
+    talk.display.say(f"conversation {conversation.id}, {len(conversation.turns)} turns")
+    for turn in (
+        conversation.turns[-1:] if conversation.pending_question else conversation.turns[-2:]
+    ):
         show_turn(talk, turn)
-    if conversation.unanswered:
-        talk.look.say("[no reply yet; /retry asks again]")
+    if conversation.pending_question:
+        talk.display.say("[no reply yet; /retry asks again]")
 
 
-def copy(talk: Talk, argument: str) -> None:
+def copy(talk: ChatRepl, argument: str) -> None:
     """Put the last reply, or the last code in it, on the clipboard."""
     reply = talk.session.conversation.last_reply
     if reply is None:
@@ -200,5 +204,5 @@ def copy(talk: Talk, argument: str) -> None:
     elif argument:
         raise ConfigError(f"/copy {argument}: only /copy or /copy code")
     terminal = sys.stdout if sys.stdout.isatty() else sys.stderr
-    way = copied(text, terminal)
-    talk.look.say(f"{len(text):,} characters are on the clipboard, by {way}")
+    way = copy_to_clipboard(text, terminal)
+    talk.display.say(f"{len(text):,} characters are on the clipboard, by {way}")

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.text import Text
 
 from llmctl.cli.repl.markdown import THEME
-from llmctl.cli.repl.wrap import lines, visible
+from llmctl.cli.repl.wrap import escape_control_characters, wrap_text
 
-PLAIN_TERMS = ("dumb", "unknown")
+DUMB_TERMS = ("dumb", "unknown")
 
 
 @dataclass
-class Look:
+class Display:
     """How the conversation is shown; `out` is for answers, `err` for everything else."""
 
     plain: bool = False
@@ -31,18 +31,18 @@ class Look:
     @property
     def drawn(self) -> bool:
         """Whether Markdown is drawn: on a terminal that can move its cursor, unless unwanted."""
-        return not self.plain and sys.stdout.isatty() and is_able()
+        return not self.plain and sys.stdout.isatty() and supports_escape_sequences()
 
     def say(self, text: str, style: str = "dim") -> None:
         """Say something beside the answer."""
-        text = visible(text)
+        text = escape_control_characters(text)
         if self.err.is_terminal:
-            text = "\n".join(lines(text, self.err.width))
+            text = "\n".join(wrap_text(text, self.err.width))
         self.err.print(Text(text, style=style), soft_wrap=True)
 
     def say_line(self, text: str) -> None:
         """Say as much of a text as goes on one line."""
-        text = visible(text).replace("\n", " ").replace("\t", " ")
+        text = escape_control_characters(text).replace("\n", " ").replace("\t", " ")
         if self.err.is_terminal and cell_len(text) > self.err.width:
             text = set_cell_size(text, self.err.width - 1).rstrip() + "…"
         self.say(text, "")
@@ -54,6 +54,6 @@ class Look:
             self.say(f"hint: {hint}", "")
 
 
-def is_able() -> bool:
+def supports_escape_sequences() -> bool:
     """Whether the terminal knows more than to write on."""
-    return os.environ.get("TERM", "") not in PLAIN_TERMS or sys.platform == "win32"
+    return os.environ.get("TERM", "") not in DUMB_TERMS or sys.platform == "win32"

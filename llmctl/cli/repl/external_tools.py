@@ -24,7 +24,7 @@ _OSC52_BYTES: Final = 74_994
 """Of text: what xterm takes in one sequence, 100,000 bytes, as base64 with its frame."""
 
 
-def edited(text: str) -> str:
+def edit_text(text: str) -> str:
     """Let a person edit a text in `$VISUAL` or `$EDITOR`, and return it.
 
     Raises:
@@ -48,7 +48,7 @@ def edited(text: str) -> str:
     return left
 
 
-def copied(text: str, terminal: TextIO) -> str:
+def copy_to_clipboard(text: str, terminal: TextIO) -> str:
     """Put a text on the clipboard, by every way there is; say by which.
 
     OSC 52 reaches the clipboard of whoever looks at the terminal, over SSH too; some terminals

@@ -16,13 +16,13 @@ class Command:
     argument: str = ""
 
 
-def is_open(text: str) -> bool:
+def is_block_open(text: str) -> bool:
     """Whether a block in three quotes has begun and not ended, so that Enter is only a new line."""
     _, begun, rest = text.partition(BLOCK)
     return bool(begun) and _may_begin_block(text) and BLOCK not in rest
 
 
-def understood(text: str, *, pasted: bool, known: Collection[str]) -> Command | str:
+def parse_input(text: str, *, pasted: bool, known: Collection[str]) -> Command | str:
     """Return the command that a text is, or the question.
 
     A text that begins with a blank or with two slashes is a question whatever follows, and so is

@@ -8,14 +8,14 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final
 
-from llmctl.cli.repl.display import is_able
+from llmctl.cli.repl.display import supports_escape_sequences
 
 _MARK_PASTES: Final = b"\x1b[?2004h"
 _NO_MARKS: Final = b"\x1b[?2004l"
 
 
 @contextmanager
-def one_interrupt() -> Iterator[Callable[[], None]]:
+def single_interrupt() -> Iterator[Callable[[], None]]:
     """Let the first Ctrl-C raise `KeyboardInterrupt`, and swallow those after it.
 
     They would break off what the first one set going: keeping the part that has come.
@@ -39,7 +39,7 @@ def one_interrupt() -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def silent_keys() -> Iterator[None]:
+def suppress_echo() -> Iterator[None]:
     """Keep keys from being shown in the middle of a reply; the next line that is read has them.
 
     What is pasted meanwhile comes between marks, so that it is one text then, and no command.
@@ -69,6 +69,6 @@ def silent_keys() -> Iterator[None]:
 
 
 def _mark_pastes(file: int, how: bytes) -> None:
-    if is_able():
+    if supports_escape_sequences():
         with suppress(OSError):
             os.write(file, how)

@@ -13,15 +13,15 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import ColorDepth, create_output
 
-from llmctl.cli.repl.display import is_able
-from llmctl.cli.repl.input_parser import is_open
+from llmctl.cli.repl.display import supports_escape_sequences
+from llmctl.cli.repl.input_parser import is_block_open
 from llmctl.config import store_home
 
 PROMPT = ">>> "
 _ON_LINES = "... "
 
 
-class Reader(Protocol):
+class LineReader(Protocol):
     """Reads what a person writes."""
 
     pasted: bool
@@ -39,23 +39,25 @@ class Reader(Protocol):
         """Return which of some words a person chooses; Ctrl-C or Ctrl-D is the last one."""
 
 
-def reader(completer: Completer, *, history: bool) -> Reader:
+def create_line_reader(completer: Completer, *, history: bool) -> LineReader:
     """Return what reads from this terminal.
 
     Args:
         history: remember what was written, in llmctl's folder.
     """
-    return LineEditor(completer, history=history) if is_able() else PlainReader()
+    return (
+        LineEditor(completer, history=history) if supports_escape_sequences() else PlainLineReader()
+    )
 
 
-class PlainReader:
+class PlainLineReader:
     """Reads lines from a terminal that can do nothing but that."""
 
     pasted = False
 
     def read(self, default: str = "") -> str:  # noqa: ARG002  it cannot be edited here
         text = input(PROMPT)
-        while text.endswith("\\") or is_open(text):
+        while text.endswith("\\") or is_block_open(text):
             text = text.removesuffix("\\") + "\n" + input(_ON_LINES)
         return text
 
@@ -121,7 +123,7 @@ class LineEditor:
             if document.is_cursor_at_the_end and document.text.endswith("\\"):
                 buffer.delete_before_cursor()
                 buffer.newline(copy_margin=False)
-            elif is_open(document.text):
+            elif is_block_open(document.text):
                 buffer.newline(copy_margin=False)
             else:
                 buffer.validate_and_handle()

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
 
-from llmctl.cli.repl.wrap import breaks
+from llmctl.cli.repl.wrap import line_breaks
 
 # HTML, images and definitions of links stay text: what a model wrote must not vanish.
 _PARSER = (
@@ -63,7 +63,7 @@ class _Heading(parts.Heading):
 
 def _broken(text: Text, width: int) -> RenderResult:
     text.expand_tabs(_TAB)
-    for line in text.divide(breaks(text.plain, max(width, 2))):
+    for line in text.divide(line_breaks(text.plain, max(width, 2))):
         line.rstrip()
         line.no_wrap, line.overflow = True, "ignore"
         yield line
@@ -156,7 +156,7 @@ class _Markdown(parts.Markdown):
                     child.type = "hardbreak"
 
 
-def rendered(source: str, console: Console) -> list[str]:
+def render_markdown(source: str, console: Console) -> list[str]:
     """Return the rows of a Markdown text, with colours as the console has them."""
     with console.capture() as capture:
         console.print(_Markdown(source), end="", crop=False)
@@ -168,7 +168,7 @@ def rendered(source: str, console: Console) -> list[str]:
     return rows
 
 
-def blocks(source: str) -> list[str]:
+def split_blocks(source: str) -> list[str]:
     """Cut a text into its outermost blocks; no further text can change any but the last."""
     tokens = (token for token in _PARSER.parse(source) if token.level == 0)
     starts = sorted({token.map[0] for token in tokens if token.map is not None})

@@ -3,15 +3,15 @@
 import json
 
 from llmctl.cli import render
-from llmctl.cli.repl.display import Look
-from llmctl.cli.repl.reply_view import view_of
-from llmctl.cli.repl.stats import cut_off, fullness, told
+from llmctl.cli.repl.display import Display
+from llmctl.cli.repl.reply_view import create_reply_view
+from llmctl.cli.repl.stats import context_warning, format_stats, length_limit_message
 from llmctl.errors import LlmctlError
-from llmctl.services.chat.reply import Reply
+from llmctl.services.chat.reply import ChatReply
 from llmctl.services.chat.session import ChatSession
 
 
-def answer_once(session: ChatSession, look: Look, question: str) -> None:
+def answer_once(session: ChatSession, display: Display, question: str) -> None:
     """Answer on stdout. With a grammar nothing but whole JSON is written there.
 
     Raises:
@@ -19,11 +19,11 @@ def answer_once(session: ChatSession, look: Look, question: str) -> None:
         KeyboardInterrupt: the person stopped it.
     """
     for note in session.info().notes:
-        look.say(f"note: {note}")
+        display.say(f"note: {note}")
     reply = session.ask(question)
     try:
         if session.grammar is None:
-            _show(reply, look)
+            _show(reply, display)
         else:
             for _ in reply:
                 pass
@@ -34,19 +34,21 @@ def answer_once(session: ChatSession, look: Look, question: str) -> None:
             turn.message.content if turn else "", cut=turn is not None and turn.state == "cut"
         )
     elif turn is None:
-        render.line("")
-        look.say("the model said nothing")
+        render.print_line("")
+        display.say("the model said nothing")
     elif turn.state == "cut":
-        look.say(f"[{cut_off(reply, session.sampling.max_new_tokens, '--max-tokens')}]")
+        display.say(
+            f"[{length_limit_message(reply, session.sampling.max_new_tokens, '--max-tokens')}]"
+        )
     if turn is not None and turn.figures is not None:
-        if look.stats:
-            look.say(told(turn.figures, look.err.width))
-        if full := fullness(turn.figures):
-            look.say(f"{full}: `llmctl chat --resume`, then /summarise or /drop, makes room")
+        if display.stats:
+            display.say(format_stats(turn.figures, display.err.width))
+        if full := context_warning(turn.figures):
+            display.say(f"{full}: `llmctl chat --resume`, then /summarise or /drop, makes room")
 
 
-def _show(reply: Reply, look: Look) -> None:
-    view = view_of(look)
+def _show(reply: ChatReply, display: Display) -> None:
+    view = create_reply_view(display)
     try:
         for chunk in reply:
             view.feed(chunk)
@@ -66,4 +68,4 @@ def _write_json(text: str, *, cut: bool) -> None:
         raise LlmctlError(
             f"the reply is no JSON: {error}", hint="does this server know response_format?"
         ) from error
-    render.line(text)
+    render.print_line(text)

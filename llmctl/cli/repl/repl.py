@@ -5,29 +5,29 @@ import sys
 from collections.abc import Callable, Mapping
 
 from llmctl.cli import render
-from llmctl.cli.repl.display import Look
-from llmctl.cli.repl.input_parser import Command, understood
-from llmctl.cli.repl.interrupt import one_interrupt, silent_keys
-from llmctl.cli.repl.line_editor import Reader
-from llmctl.cli.repl.reply_view import view_of
-from llmctl.cli.repl.stats import cut_off, fullness, told
+from llmctl.cli.repl.display import Display
+from llmctl.cli.repl.input_parser import Command, parse_input
+from llmctl.cli.repl.interrupt import single_interrupt, suppress_echo
+from llmctl.cli.repl.line_editor import LineReader
+from llmctl.cli.repl.reply_view import create_reply_view
+from llmctl.cli.repl.stats import context_warning, format_stats, length_limit_message
 from llmctl.config import wants_traceback
 from llmctl.errors import ContextLengthError, LlmctlError
 from llmctl.services.chat import context_window
 from llmctl.services.chat.conversation import Turn
 from llmctl.services.chat.files import Attachment, with_attachments
-from llmctl.services.chat.reply import Reply
+from llmctl.services.chat.reply import ChatReply
 from llmctl.services.chat.session import ChatSession
-from llmctl.services.chat.switching import Switch
+from llmctl.services.chat.switching import ModelSwitcher
 
-Action = Callable[["Talk", str], None]
+CommandHandler = Callable[["Talk", str], None]
 
 
-class LeaveError(Exception):
+class ReplExitError(Exception):
     """The person wants to go."""
 
 
-class Talk:
+class ChatRepl:
     """A conversation with somebody at a terminal.
 
     Args:
@@ -37,14 +37,14 @@ class Talk:
     def __init__(
         self,
         session: ChatSession,
-        switch: Switch,
-        look: Look,
-        reader: Reader,
-        actions: Mapping[str, Action],
+        switch: ModelSwitcher,
+        display: Display,
+        reader: LineReader,
+        actions: Mapping[str, CommandHandler],
     ) -> None:
         self.session = session
         self.switch = switch
-        self.look = look
+        self.display = display
         self.reader = reader
         self.attached: list[Attachment] = []
         """Files that go with the next question."""
@@ -54,8 +54,8 @@ class Talk:
 
     def introduce(self) -> None:
         """Say who answers."""
-        for line in render.engine_lines(self.session.info()):
-            self.look.say(line, "")
+        for line in render.engine_summary_lines(self.session.info()):
+            self.display.say(line, "")
 
     def run(self) -> None:
         """Talk until the person leaves."""
@@ -66,26 +66,26 @@ class Talk:
             except EOFError:
                 return
             except KeyboardInterrupt:
-                self.look.say("Ctrl-D or /exit leaves; Ctrl-C stops a reply")
+                self.display.say("Ctrl-D or /exit leaves; Ctrl-C stops a reply")
                 continue
             draft = ""
-            meant = understood(text, pasted=self.reader.pasted, known=self._actions)
+            meant = parse_input(text, pasted=self.reader.pasted, known=self._actions)
             try:
                 if isinstance(meant, Command):
                     self._do(meant)
                 elif meant:
                     draft = "" if self.ask(meant) else meant
-            except LeaveError:
+            except ReplExitError:
                 return
             except LlmctlError as error:
-                self.look.error(str(error), error.hint)
+                self.display.error(str(error), error.hint)
             except KeyboardInterrupt:
-                self.look.say("[stopped]")
+                self.display.say("[stopped]")
             except Exception as error:
                 if wants_traceback() or isinstance(error, BrokenPipeError):
                     raise
                 # A mistake of ours in one command must not end the conversation.
-                self.look.error(
+                self.display.error(
                     f"unexpected {type(error).__name__}: {error}",
                     "the conversation goes on; LLMCTL_TRACEBACK=1 shows where it came from",
                 )
@@ -96,7 +96,7 @@ class Talk:
             action(self, command.argument)
             return
         near = difflib.get_close_matches(command.name, self._actions, n=1)
-        self.look.error(
+        self.display.error(
             f"unknown command /{command.name}" + (f"; did you mean /{near[0]}?" if near else ""),
             "/help lists the commands; a question that begins with a slash is written //",
         )
@@ -114,30 +114,30 @@ class Talk:
         self.answer(lambda: self.session.ask(whole))
         return True
 
-    def answer(self, begin: Callable[[], Reply]) -> None:
+    def answer(self, begin: Callable[[], ChatReply]) -> None:
         """Show a reply from its beginning to its end and keep it, however it ends."""
         reply, turn, failure = self.watch(begin)
         if failure is not None:
             overflow = isinstance(failure, ContextLengthError)
             hint = "/drop or /summarise makes room" if overflow else failure.hint
-            self.look.error(str(failure), hint)
+            self.display.error(str(failure), hint)
         if reply is not None and (mark := self._mark(reply, turn)):
-            self.look.say(f"[{mark}]")
+            self.display.say(f"[{mark}]")
         if turn is not None and turn.figures is not None:
-            if self.look.stats:
-                self.look.say(told(turn.figures, self.look.err.width))
-            if full := fullness(turn.figures):
-                self.look.say(f"{full}: /summarise or /drop makes room", "yellow")
-        if self.look.drawn:
-            self.look.say("")
+            if self.display.stats:
+                self.display.say(format_stats(turn.figures, self.display.err.width))
+            if full := context_warning(turn.figures):
+                self.display.say(f"{full}: /summarise or /drop makes room", "yellow")
+        if self.display.drawn:
+            self.display.say("")
 
     def watch(
-        self, begin: Callable[[], Reply], *, keep: bool = True
-    ) -> tuple[Reply | None, Turn | None, LlmctlError | None]:
+        self, begin: Callable[[], ChatReply], *, keep: bool = True
+    ) -> tuple[ChatReply | None, Turn | None, LlmctlError | None]:
         """Show a reply while it is written; return it, what was kept of it, what broke it off."""
         reply = turn = failure = None
-        with silent_keys(), one_interrupt() as no_more:
-            view = view_of(self.look, as_it_is=self.session.grammar is not None)
+        with suppress_echo(), single_interrupt() as no_more:
+            view = create_reply_view(self.display, as_it_is=self.session.grammar is not None)
             try:
                 reply = begin()
                 for chunk in reply:
@@ -154,14 +154,16 @@ class Talk:
                     turn = self.session.keep(reply)
         return reply, turn, failure
 
-    def _mark(self, reply: Reply, turn: Turn | None) -> str:
+    def _mark(self, reply: ChatReply, turn: Turn | None) -> str:
         """Return what is to be said of how a reply ended; nothing if it ended well."""
         if reply.state == "cut":
-            return cut_off(reply, self.session.sampling.max_new_tokens, "/set max_tokens")
+            return length_limit_message(
+                reply, self.session.sampling.max_new_tokens, "/set max_tokens"
+            )
         again = "/retry asks again"
         if turn is None:
             # A reply that was to take the place of an older one leaves that as it is.
-            waits = self.session.conversation.unanswered is not None
+            waits = self.session.conversation.pending_question is not None
             return f"no reply; {again}" if waits else "no reply; the old one stays"
         if reply.state == "stopped":
             return "stopped; the part above is kept"
@@ -171,10 +173,10 @@ class Talk:
 
     def _made_room(self, text: str) -> bool:
         """Make room for a question, as the person chooses; False if they choose not to ask it."""
-        lack = context_window.shortage(self.session, text)
+        lack = context_window.find_overflow(self.session, text)
         if lack is None:
             return True
-        self.look.say(
+        self.display.say(
             f"the context is full: with this question {lack.prompt_tokens:,} tokens, and it holds "
             f"{lack.context_length:,} with the reply. The oldest {lack.dropped} turns must go.",
             "yellow",
@@ -187,16 +189,16 @@ class Talk:
         if choice == "summarise":
             self.summarise(lack.begin)
             return self._made_room(text)
-        context_window.drop(self.session, lack.begin)
-        self.look.say(f"the model no longer sees the oldest {lack.begin} turns; /history does")
+        context_window.drop_turns(self.session, lack.begin)
+        self.display.say(f"the model no longer sees the oldest {lack.begin} turns; /history does")
         return True
 
     def summarise(self, begin: int) -> None:
         """Let the model sum up the turns before `begin`. Raises `LlmctlError`."""
-        view = view_of(self.look)
+        view = create_reply_view(self.display)
         try:
-            with silent_keys(), one_interrupt():
-                summary = context_window.summarise(self.session, begin)
+            with suppress_echo(), single_interrupt():
+                summary = context_window.summarise_turns(self.session, begin)
         finally:
             view.end()
-        self.look.say(f"the model sees this in place of the oldest {begin} turns: {summary}")
+        self.display.say(f"the model sees this in place of the oldest {begin} turns: {summary}")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Final, Protocol
 
-from llmctl.cli.repl.display import Look
-from llmctl.cli.repl.markdown import blocks, rendered
-from llmctl.cli.repl.screen import Screen, Written
-from llmctl.cli.repl.spinner import Thought
-from llmctl.cli.repl.wrap import visible
+from llmctl.cli.repl.display import Display
+from llmctl.cli.repl.markdown import render_markdown, split_blocks
+from llmctl.cli.repl.screen import LiveRegion, WrittenRows
+from llmctl.cli.repl.spinner import ReasoningView
+from llmctl.cli.repl.wrap import escape_control_characters
 from llmctl.types import GenerationChunk
 
 _FRAME_S: Final = 1 / 15
@@ -20,7 +20,7 @@ _PATIENCE_S: Final = 0.7
 """Silence after which a person is shown that something goes on."""
 
 
-class AnswerView(Protocol):
+class ReplyView(Protocol):
     """Shows one reply, from when it is asked for."""
 
     def feed(self, chunk: GenerationChunk) -> None:
@@ -30,34 +30,40 @@ class AnswerView(Protocol):
         """Show the rest; nothing more comes. Harmless to call again."""
 
 
-def view_of(look: Look, *, as_it_is: bool = False) -> AnswerView:
+def create_reply_view(display: Display, *, as_it_is: bool = False) -> ReplyView:
     """Return what shows a reply as the terminal can and the person likes.
 
     Args:
         as_it_is: the text is no Markdown.
     """
-    shown: AnswerView = _Drawn(look) if look.drawn and not as_it_is else _Plain(look)
-    return shown if look.stream else _Whole(shown)
+    shown: ReplyView = _Drawn(display) if display.drawn and not as_it_is else _Plain(display)
+    return shown if display.stream else _Whole(shown)
 
 
 class _Plain:
     """Writes pieces as they come; reasoning goes beside, to a terminal only."""
 
-    def __init__(self, look: Look) -> None:
-        self._look = look
+    def __init__(self, display: Display) -> None:
+        self._look = display
         self._last = ""
         self._thinking = False
-        self._beside = look.err.is_terminal and look.think
+        self._beside = display.err.is_terminal and display.think
 
     def feed(self, chunk: GenerationChunk) -> None:
         if chunk.reasoning and self._beside:
             self._look.err.print(
-                visible(chunk.reasoning), style="dim", end="", markup=False, soft_wrap=True
+                escape_control_characters(chunk.reasoning),
+                style="dim",
+                end="",
+                markup=False,
+                soft_wrap=True,
             )
             self._thinking = True
         if chunk.text:
             self._end_thinking()
-            self._write(visible(chunk.text) if sys.stdout.isatty() else chunk.text)
+            self._write(
+                escape_control_characters(chunk.text) if sys.stdout.isatty() else chunk.text
+            )
 
     def _end_thinking(self) -> None:
         if self._thinking:
@@ -81,14 +87,14 @@ class _Drawn:
     A thread of its own paints, so that what came last is seen though nothing follows it.
     """
 
-    def __init__(self, look: Look) -> None:
-        self._look = look
-        self._screen = Screen(sys.stdout)
-        self._thought = Thought(look)
+    def __init__(self, display: Display) -> None:
+        self._look = display
+        self._screen = LiveRegion(sys.stdout)
+        self._thought = ReasoningView(display)
         self._begun_s = monotonic()
         self._source = ""
         """What is not written for good yet."""
-        self._written = Written()
+        self._written = WrittenRows()
         """What of it is, because the screen is full."""
         self._any = False
         """Whether a block stands above."""
@@ -99,8 +105,8 @@ class _Drawn:
 
     def feed(self, chunk: GenerationChunk) -> None:
         with self._lock:
-            self._thought.text += visible(chunk.reasoning)
-            self._source += visible(chunk.text)
+            self._thought.text += escape_control_characters(chunk.reasoning)
+            self._source += escape_control_characters(chunk.text)
 
     def _run(self) -> None:
         pause = _FRAME_S
@@ -121,7 +127,7 @@ class _Drawn:
             self._thought.wait(monotonic() - self._begun_s)
 
     def _paint_answer(self) -> None:
-        *finished, last = blocks(self._source)
+        *finished, last = split_blocks(self._source)
         for block in finished:
             self._screen.stay(self._left(block))
             self._written.clear()
@@ -134,7 +140,7 @@ class _Drawn:
 
     def _left(self, block: str) -> Sequence[str]:
         width = self._look.out.width
-        rows = rendered(block, self._look.out)
+        rows = render_markdown(block, self._look.out)
         return self._written.left(["", *rows] if rows and self._any else rows, width)
 
     def end(self) -> None:
@@ -151,7 +157,7 @@ class _Drawn:
 class _Whole:
     """Shows a reply when all of it is there."""
 
-    def __init__(self, inner: AnswerView) -> None:
+    def __init__(self, inner: ReplyView) -> None:
         self._inner = inner
         self._chunks: list[GenerationChunk] = []
 

@@ -13,7 +13,7 @@ from rich.text import Text
 _FRAME, _FRAME_END = "\x1b[?2026h", "\x1b[?2026l"
 
 
-class Screen:
+class LiveRegion:
     """The end of what is on a terminal: rows that stay, and below them a tail that is repainted."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -57,7 +57,7 @@ class Screen:
         return f"\x1b[{height}A\r\x1b[J" if height else ""
 
 
-class Written:
+class WrittenRows:
     """How many rows of a text that grows are written for good, also when the width changes."""
 
     def __init__(self) -> None:

@@ -1,23 +1,23 @@
 """How are the figures of a reply told: speed, tokens, and how full the context is?"""
 
-from llmctl.services.chat.context_window import NEARLY_FULL
-from llmctl.services.chat.conversation import Figures
-from llmctl.services.chat.reply import Reply
+from llmctl.services.chat.context_window import WARNING_SHARE
+from llmctl.services.chat.conversation import ReplyStats
+from llmctl.services.chat.reply import ChatReply
 
-METER_CELLS = 10
+CONTEXT_BAR_CELLS = 10
 
 
-def meter(used: int, context: int) -> str:
+def format_context_usage(used: int, context: int) -> str:
     """Draw how much of the context is taken."""
     if not context:
         return f"{used:,} tokens used"
     share = min(used / context, 1.0)
-    full = round(share * METER_CELLS)
-    bar = "█" * full + "░" * (METER_CELLS - full)
+    full = round(share * CONTEXT_BAR_CELLS)
+    bar = "█" * full + "░" * (CONTEXT_BAR_CELLS - full)
     return f"context {bar} {used:,} / {context:,} ({share:.0%})"
 
 
-def told(figures: Figures, width: int) -> str:
+def format_stats(figures: ReplyStats, width: int) -> str:
     """Return the figures in as few lines as they fit."""
     parts = []
     if figures.ttft_s is not None:
@@ -29,11 +29,11 @@ def told(figures: Figures, width: int) -> str:
         cached = f", {figures.cached_tokens:,} of them cached" if figures.cached_tokens else ""
         parts.append(f"{figures.prompt_tokens:,} prompt tokens{cached}")
     if figures.used_tokens is not None:
-        parts.append(meter(figures.used_tokens, figures.context_length))
-    return "\n".join(packed(parts, width))
+        parts.append(format_context_usage(figures.used_tokens, figures.context_length))
+    return "\n".join(join_parts(parts, width))
 
 
-def cut_off(reply: Reply, limit: int | None, more: str) -> str:
+def length_limit_message(reply: ChatReply, limit: int | None, more: str) -> str:
     """Return why a reply that was cut off is.
 
     Args:
@@ -45,15 +45,15 @@ def cut_off(reply: Reply, limit: int | None, more: str) -> str:
     return "cut off: the context is full"
 
 
-def fullness(figures: Figures) -> str:
+def context_warning(figures: ReplyStats) -> str:
     """Return how full the context is, if it is nearly; else nothing."""
     used, context = figures.used_tokens, figures.context_length
-    if used is None or not context or used < NEARLY_FULL * context:
+    if used is None or not context or used < WARNING_SHARE * context:
         return ""
     return f"the context is {used / context:.0%} full ({used:,} of {context:,} tokens)"
 
 
-def packed(parts: list[str], width: int, between: str = " · ") -> list[str]:
+def join_parts(parts: list[str], width: int, between: str = " · ") -> list[str]:
     """Join parts into lines; a part is never broken."""
     lines: list[str] = []
     for part in parts:

@@ -16,7 +16,7 @@ _VISIBLE = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | 
 }
 
 
-def breaks(text: str, width: int) -> list[int]:
+def line_breaks(text: str, width: int) -> list[int]:
     """Return the offsets at which the lines after the first begin.
 
     Lines are broken after blanks, and between Chinese characters as their punctuation allows; what
@@ -53,13 +53,13 @@ def _may_break(before: str, after: str) -> bool:
     return get_character_cell_size(before) == 2 or get_character_cell_size(after) == 2
 
 
-def lines(text: str, width: int) -> list[str]:
+def wrap_text(text: str, width: int) -> list[str]:
     """Return a text as lines of at most `width` columns."""
     text = text.expandtabs(4)
-    cuts = [0, *breaks(text, max(width, 2)), len(text)]
+    cuts = [0, *line_breaks(text, max(width, 2)), len(text)]
     return [text[a:b].rstrip() for a, b in pairwise(cuts)]
 
 
-def visible(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     """Return a text without anything that a terminal would obey."""
     return text.translate(_VISIBLE)

@@ -20,7 +20,7 @@ _KINDS = 6
 _LANGUAGES = 5
 
 
-def list_rules() -> None:
+def print_clean_rules() -> None:
     """Print every rule with its thresholds."""
     from llmctl.data.cleaning.pipeline.settings import CleanSettings, hyphenated
 
@@ -37,24 +37,26 @@ def list_rules() -> None:
         can = "/".join(action for action in rule.actions if action != "off")
         about = type(rule).__doc__ or ""
         rows.append((name, does, can, "; ".join((about, *thresholds))))
-    render.table(("RULE", "DOES", "CAN", "WHAT IT LOOKS FOR"), rows)
+    render.print_table(("RULE", "DOES", "CAN", "WHAT IT LOOKS FOR"), rows)
 
 
-def show_report(report: "CleanReport", outputs: "CleanOutputs | None", *, as_json: bool) -> None:
+def print_clean_report(
+    report: "CleanReport", outputs: "CleanOutputs | None", *, as_json: bool
+) -> None:
     """Print the table of rules, figures before and after, and where everything lies."""
     if as_json:
-        render.as_json(report.plain())
+        render.print_json(report.plain())
     else:
         _print_rules(report)
         _print_figures(report)
         _print_clusters(report)
     kept = f"{report.after.rows:,} of {report.before.rows + report.unreadable:,} rows"
     if outputs is None:
-        render.note(f"would keep {kept}; nothing was written")
+        render.print_note(f"would keep {kept}; nothing was written")
         return
-    render.note(f"{kept} written to {outputs.rows}")
+    render.print_note(f"{kept} written to {outputs.rows}")
     gone = report.removed + report.unreadable
-    render.note(f"{gone:,} rows that went: {outputs.rejected}; report: {outputs.report}")
+    render.print_note(f"{gone:,} rows that went: {outputs.rejected}; report: {outputs.report}")
 
 
 def _print_rules(report: "CleanReport") -> None:
@@ -79,22 +81,22 @@ def _print_rules(report: "CleanReport") -> None:
         )
     if rows:
         columns = ("RULE", "DOES", "HITS", "CHANGED", "REMOVED", "%", "LINES")
-        render.table(columns, rows, cut=("LINES",))
+        render.print_table(columns, rows, cut=("LINES",))
     silent = [rule.name for rule in report.rules if not rule.hits]
     if silent:
-        render.line(f"nothing to say: {', '.join(silent)}")
+        render.print_line(f"nothing to say: {', '.join(silent)}")
     for problem in report.problems:
-        render.line(f"unreadable: {problem}")
+        render.print_line(f"unreadable: {problem}")
     for rule in report.rules:
         if rule.kinds:
-            render.line(f"{rule.name}: {_counts(rule.kinds, _KINDS)}")
+            render.print_line(f"{rule.name}: {_counts(rule.kinds, _KINDS)}")
 
 
 def _print_figures(report: "CleanReport") -> None:
     before, after = _figures(report.before), _figures(report.after)
-    render.heading("before and after")
+    render.print_heading("before and after")
     rows = [(name, before.get(name, ""), after.get(name, "")) for name in {**before, **after}]
-    render.table(("", "BEFORE", "AFTER"), rows)
+    render.print_table(("", "BEFORE", "AFTER"), rows)
 
 
 def _figures(of: "DatasetStatistics") -> dict[str, str]:
@@ -114,34 +116,34 @@ def _figures(of: "DatasetStatistics") -> dict[str, str]:
 def _print_clusters(report: "CleanReport") -> None:
     if not report.clusters:
         return
-    render.heading("largest groups of rows that say the same")
+    render.print_heading("largest groups of rows that say the same")
     for cluster in report.clusters:
         others = ", ".join(cluster.others)
         more = (
             f" and {missing:,} more" if (missing := cluster.rows - 1 - len(cluster.others)) else ""
         )
-        render.line(f"{cluster.rows:,} rows: {cluster.kept} is kept, like it {others}{more}")
+        render.print_line(f"{cluster.rows:,} rows: {cluster.kept} is kept, like it {others}{more}")
 
 
-def show_explanation(explanation: "RowExplanation", *, as_json: bool) -> None:
+def print_clean_explanation(explanation: "RowExplanation", *, as_json: bool) -> None:
     """Print what every rule says of a row, and its texts before and after."""
     if as_json:
-        render.as_json(asdict(explanation))
+        render.print_json(asdict(explanation))
         return
-    render.table(
+    render.print_table(
         ("RULE", "DOES", "SAYS"),
         [(said.rule, said.action, said.says or "-") for said in explanation.said],
     )
     for before, after in explanation.changes:
-        render.heading("before (-) and after (+)")
+        render.print_heading("before (-) and after (+)")
         # What nobody sees, such as a zero-width character, must be seen here.
         old, new = ([*map(_visible, text.split("\n"))] for text in (before, after))
         for line in list(difflib.unified_diff(old, new, lineterm="", n=1))[2:]:
-            render.line(line)
+            render.print_line(line)
     verdict = "changed" if explanation.changes else "kept as it is"
     if explanation.removed_by is not None:
         verdict = f"removed by {explanation.removed_by}"
-    render.note(f"the row at {explanation.where}: {verdict}")
+    render.print_note(f"the row at {explanation.where}: {verdict}")
 
 
 def _visible(line: str) -> str:

@@ -9,7 +9,7 @@ _DOTS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _BRAILLE: Final = 0x2800
 
 
-def draw(xs: Sequence[float], ys: Sequence[float], *, width: int, height: int) -> list[str]:
+def draw_curve(xs: Sequence[float], ys: Sequence[float], *, width: int, height: int) -> list[str]:
     """Return the lines of a plot without axes; points that are not finite leave a gap.
 
     Args:

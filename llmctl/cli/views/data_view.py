@@ -20,7 +20,7 @@ _MOST_ALIKE = 3
 _MOST_LANGUAGES = 4
 
 
-def plain(report: "CheckReport") -> dict[str, Any]:
+def report_to_dict(report: "CheckReport") -> dict[str, Any]:
     """Return what JSON can say."""
     values = asdict(report)
     values["sound"] = report.sound
@@ -30,7 +30,7 @@ def plain(report: "CheckReport") -> dict[str, Any]:
     return values
 
 
-def show_report(report: "CheckReport", *, everything: bool) -> None:
+def print_check_report(report: "CheckReport", *, everything: bool) -> None:
     """Print a report as lines of names and values, its problems below."""
     where = _Places(report.files)
     bad = report.rows - report.whole_rows
@@ -55,15 +55,15 @@ def show_report(report: "CheckReport", *, everything: bool) -> None:
         lines["eval rows"] = f"{report.eval_rows:,}"
         lines["leaks"] = f"{share} ask what train asks: {pairs}" if share else "none"
     lines["not read"] = ", ".join(report.not_read)
-    render.fields({name: text for name, text in lines.items() if text})
+    render.print_fields({name: text for name, text in lines.items() if text})
     for line in _problem_lines(report.problems, report.problem_kinds, everything):
-        render.line(line)
+        render.print_line(line)
 
 
-def show_problems(log: "RowErrorLog", *, everything: bool) -> None:
+def print_row_errors(log: "RowErrorLog", *, everything: bool) -> None:
     """Tell a person of the problems that came up while something else was done."""
     for line in _problem_lines(log.first, dict(log.kinds), everything):
-        render.note(line)
+        render.print_note(line)
 
 
 def _problem_lines(

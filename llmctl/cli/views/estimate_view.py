@@ -7,10 +7,10 @@ from llmctl.errors import OutOfMemoryError
 from llmctl.types import Estimate, MemoryPlan, QuantFit
 
 
-def show_estimate(estimate: Estimate, *, as_json: bool) -> None:
+def print_estimate(estimate: Estimate, *, as_json: bool) -> None:
     """Print what would fit; raise `OutOfMemoryError` after it if the model does not."""
     if as_json:
-        render.as_json(asdict(estimate))
+        render.print_json(asdict(estimate))
     else:
         _print_estimate(estimate)
     if estimate.shortage is not None:
@@ -25,7 +25,9 @@ def _print_estimate(estimate: Estimate) -> None:
     if isinstance(plan, MemoryPlan):
         parts |= {"KV cache": plan.kv_budget_bytes, "activations": plan.activation_bytes}
     parts |= {"reserve": plan.reserve_bytes, f"free, {estimate.device}": plan.free_bytes}
-    render.table(("PART", "BYTES"), [(part, format_gib(size)) for part, size in parts.items()])
+    render.print_table(
+        ("PART", "BYTES"), [(part, format_gib(size)) for part, size in parts.items()]
+    )
     lines = {}
     if isinstance(plan, MemoryPlan) and plan.context_length:
         rows = "1 row" if plan.max_rows == 1 else f"{plan.max_rows} rows"
@@ -37,9 +39,9 @@ def _print_estimate(estimate: Estimate) -> None:
         lines[f"--quant {other.quant}"] = (
             f"weights {format_gib(other.weights_bytes)}, {_reach(other)}"
         )
-    render.fields(lines)
+    render.print_fields(lines)
     for line in plan.notes:
-        render.note(f"note: {line}")
+        render.print_note(f"note: {line}")
 
 
 def _reach(other: QuantFit) -> str:

@@ -49,12 +49,12 @@ class EvalView:
             return
         if self._loading is None:
             self._clear()
-            self._loading = self._open.enter_context(render.progress())
+            self._loading = self._open.enter_context(render.show_progress())
         self._loading(report)
 
     def note(self, text: str) -> None:
         if self._bars is None:
-            render.note(text)
+            render.print_note(text)
         else:
             self._bars.console.print(text, markup=False, highlight=False)
 
@@ -67,7 +67,7 @@ class EvalView:
 
     def loaded(self, info: EngineInfo) -> None:
         self._settle()
-        render.engine_summary(info)
+        render.print_engine_summary(info)
 
     def begin(
         self, plans: Sequence[BenchmarkPlan], known: Sequence[SampleResult], folder: Path
@@ -76,13 +76,13 @@ class EvalView:
         self._settle()
         self._folder = folder
         for plan in plans:
-            render.note(
+            render.print_note(
                 f"{plan.suite}: {plan.question_count:,} questions in {len(plan.subjects)} "
                 f"subjects, mode {plan.mode}, {plan.shots} shots"
             )
         if known:
-            render.note(f"{len(known):,} of them were answered before")
-        render.note(f"answers go to {folder}")
+            render.print_note(f"{len(known):,} of them were answered before")
+        render.print_note(f"answers go to {folder}")
         self._total = sum(plan.question_count for plan in plans)
         self._done = self._before = len(known)
         self._right, self._failed = sum(result.correct for result in known), 0
@@ -122,9 +122,9 @@ class EvalView:
             self._last_line = time.monotonic()
             spent = self._last_line - self._started
             left = spent / max(1, self._done - self._before) * (self._total - self._done)
-            render.note(
+            render.print_note(
                 f"{self._done:,} of {self._total:,}: {self._score()}, "
-                f"about {render.duration(left)} left"
+                f"about {render.format_duration(left)} left"
             )
         if self._done >= self._total:
             self._settle()
@@ -134,7 +134,7 @@ class EvalView:
         self._settle()
         if self._folder is not None:
             answered, again = self._done - self._failed, shlex.quote(str(self._folder))
-            render.note(
+            render.print_note(
                 f"stopped: {answered:,} of {self._total:,} questions are answered; "
                 f"the same command with --resume --output {again} goes on"
             )
@@ -145,27 +145,27 @@ class EvalView:
         return f"{share}, {self._failed} failed" if self._failed else share
 
 
-def show_report(report: EvalReport) -> None:
+def print_eval_report(report: EvalReport) -> None:
     """Print the scores, and on stderr how they were made and what to beware of."""
     from llmctl.evaluation.results.table import COLUMNS, benchmark_rows, describe_config
 
     rows = [row for suite in report.suites for row in benchmark_rows(suite)]
-    render.table(COLUMNS, rows)
+    render.print_table(COLUMNS, rows)
     for suite in report.suites:
         saved = (
             f"; {suite.tokens:,} tokens computed of {suite.naive_tokens:,}"
             if suite.tokens < suite.naive_tokens
             else ""
         )
-        render.note(f"{suite.suite}: {describe_config(suite)}{saved}")
+        render.print_note(f"{suite.suite}: {describe_config(suite)}{saved}")
         for warning in suite.warnings:
-            render.note(f"warning: {suite.suite}: {warning}")
+            render.print_note(f"warning: {suite.suite}: {warning}")
     made = ", ".join(f"{name} {value}" for name, value in report.how.items())
-    render.note(f"{made}; {render.duration(report.seconds)}")
-    render.note(f"results in {report.folder}")
+    render.print_note(f"{made}; {render.format_duration(report.seconds)}")
+    render.print_note(f"results in {report.folder}")
 
 
-def show_failed(report: EvalReport) -> None:
+def print_failed_samples(report: EvalReport) -> None:
     """Say how many questions have no answer, and what helps."""
     error, them = f"{report.failed} questions have no answer", "them"
     if report.too_long:
@@ -173,12 +173,14 @@ def show_failed(report: EvalReport) -> None:
         them = "the others"
     again = f"--resume --output {report.folder} asks {them} again"
     helps = report.failed > report.too_long
-    render.show_error(error, again if helps else "a model with a longer context can be asked them")
+    render.print_error(error, again if helps else "a model with a longer context can be asked them")
 
 
-def show_comparison(found: Sequence[PairedComparison], flipped: Sequence[tuple[str, ...]]) -> None:
+def print_eval_comparison(
+    found: Sequence[PairedComparison], flipped: Sequence[tuple[str, ...]]
+) -> None:
     """Print paired differences, and which questions flipped."""
-    render.table(
+    render.print_table(
         ("PART", "QUESTIONS", "FIRST", "SECOND", "DIFFERENCE", "95 %", "GAINED", "LOST", "P"),
         [
             (
@@ -196,25 +198,25 @@ def show_comparison(found: Sequence[PairedComparison], flipped: Sequence[tuple[s
         ],
     )
     if flipped:
-        render.heading("flipped")
-        render.table(("QUESTION", "GOLD", "FIRST", "SECOND", "NOW"), flipped)
+        render.print_heading("flipped")
+        render.print_table(("QUESTION", "GOLD", "FIRST", "SECOND", "NOW"), flipped)
 
 
-def show_question(question: EvalSample | None, result: SampleResult) -> None:
+def print_sample(question: EvalSample | None, result: SampleResult) -> None:
     """Print a question, what was answered, and how that was judged."""
     verdict = "failed" if result.error else "right" if result.correct else "wrong"
-    render.heading(f"{result.suite}/{result.subject}/{result.index}: {verdict}")
+    render.print_heading(f"{result.suite}/{result.subject}/{result.index}: {verdict}")
     if question is not None:
-        render.line(question.prompt)
+        render.print_line(question.prompt)
         if not question.messages:
             ends = dict(zip(question.labels, question.continuations, strict=True))
             for label, end in ends.items():
                 value = result.likelihoods.get(label)
-                render.line(
+                render.print_line(
                     f"  [{label}] {end.strip()}" + ("" if value is None else f"  {value:.6f}")
                 )
     if result.reply is not None:
-        render.line(f"reply: {result.reply}")
+        render.print_line(f"reply: {result.reply}")
     facts = {"gold": result.gold, "answered": result.prediction or "-"}
     if result.robust is not None:
         facts["read with care"] = f"{result.robust or '-'} ({result.rule})"
@@ -222,4 +224,4 @@ def show_question(question: EvalSample | None, result: SampleResult) -> None:
         facts["error"] = result.error
     if result.truncated:
         facts["truncated"] = f"{result.shots} examples kept"
-    render.fields(facts)
+    render.print_fields(facts)

@@ -23,7 +23,7 @@ _METRIC_NAME = 8
 _BETTER, _WORSE = "▲", "▼"
 
 
-def show_list(found: Sequence[RunRecord], metric: str) -> None:
+def print_run_list(found: Sequence[RunRecord], metric: str) -> None:
     """Print a table; the last column is the metric that the runs were sorted by, or their own."""
     rows = []
     for run in found:
@@ -37,33 +37,35 @@ def show_list(found: Sequence[RunRecord], metric: str) -> None:
                 run.kind or "-",
                 _last_part(run.model) or "-",
                 run.status,
-                render.day(run.started),
-                render.duration(time.time() - run.started if lasted is None else lasted),
-                "-" if value is None else f"{_metric_name(str(name))} {render.number(value)}",
+                render.format_day(run.started),
+                render.format_duration(time.time() - run.started if lasted is None else lasted),
+                "-"
+                if value is None
+                else f"{_metric_name(str(name))} {render.format_number(value)}",
             )
         )
-    render.table(
+    render.print_table(
         ("ID", "NAME", "KIND", "MODEL", "STATUS", "STARTED", "TIME", "METRIC"),
         rows,
         cut=("NAME", "MODEL"),
     )
 
 
-def show(details: "RunDetails", metrics: Sequence[str] | None) -> None:
+def print_run(details: "RunDetails", metrics: Sequence[str] | None) -> None:
     """Print a run: facts, settings, figures, curves, lineage and files."""
     run = details.run
-    render.fields({label: text for label, text in _facts(run, details.traces) if text})
+    render.print_fields({label: text for label, text in _facts(run, details.traces) if text})
     if run.params:
-        render.heading("parameters")
-        render.table(("PARAMETER", "VALUE"), list(run.params.items()))
+        render.print_heading("parameters")
+        render.print_table(("PARAMETER", "VALUE"), list(run.params.items()))
     if details.summaries:
-        render.heading("metrics")
-        render.table(
+        render.print_heading("metrics")
+        render.print_table(
             ("METRIC", "FIRST", "LAST", "MIN", "MAX", "POINTS"),
             [
                 (
                     one.name,
-                    *map(render.number, (one.first, one.last, one.lowest, one.highest)),
+                    *map(render.format_number, (one.first, one.last, one.lowest, one.highest)),
                     f"{one.points:,}",
                 )
                 for one in details.summaries
@@ -73,20 +75,24 @@ def show(details: "RunDetails", metrics: Sequence[str] | None) -> None:
     for name in metrics or _curves_of_interest(details):
         _show_curve(name, details.curves[name])
     if details.sources.branches:
-        render.heading("made from")
+        render.print_heading("made from")
         _show_tree(details.sources)
     if details.results.branches:
-        render.heading("led to")
+        render.print_heading("led to")
         _show_tree(details.results)
     if details.files:
-        render.heading("files")
+        render.print_heading("files")
         some = details.files[:_MOST_FILES]
-        render.table(("FILE", "SIZE"), [(one.path, render.file_size(one.bytes)) for one in some])
+        render.print_table(
+            ("FILE", "SIZE"), [(one.path, render.format_bytes(one.bytes)) for one in some]
+        )
         if len(some) < len(details.files):
-            render.note(f"and {len(details.files) - len(some):,} more files; --json names all")
+            render.print_note(
+                f"and {len(details.files) - len(some):,} more files; --json names all"
+            )
 
 
-def plain(details: "RunDetails") -> dict[str, Any]:
+def run_details_to_dict(details: "RunDetails") -> dict[str, Any]:
     """Return what JSON can say of a run."""
     from llmctl.services import runs as service
 
@@ -106,22 +112,22 @@ def plain(details: "RunDetails") -> dict[str, Any]:
     }
 
 
-def show_comparison(comparison: "RunComparison") -> None:
+def print_run_comparison(comparison: "RunComparison") -> None:
     """Print runs side by side, each under the beginning of its id."""
     from llmctl.services.runs import SHORT_ID_CHARS
 
     ids = [run.run_id[:SHORT_ID_CHARS] for run in comparison.runs]
-    render.table(
+    render.print_table(
         ("ID", "NAME", "KIND", "STATUS", "STARTED"),
         [
-            (short, run.name, run.kind or "-", run.status, render.day(run.started))
+            (short, run.name, run.kind or "-", run.status, render.format_day(run.started))
             for short, run in zip(ids, comparison.runs, strict=True)
         ],
         cut=("NAME",),
     )
     if comparison.differing:
-        render.heading("parameters that differ")
-        render.table(
+        render.print_heading("parameters that differ")
+        render.print_table(
             ("PARAMETER", *ids),
             [
                 (name, *("-" if value is None else value for value in values))
@@ -130,8 +136,8 @@ def show_comparison(comparison: "RunComparison") -> None:
         )
     marked = any(row.best for row in comparison.metrics)
     if comparison.metrics:
-        render.heading("metrics, latest values")
-        render.table(
+        render.print_heading("metrics, latest values")
+        render.print_table(
             ("METRIC", *ids),
             [
                 (
@@ -145,12 +151,12 @@ def show_comparison(comparison: "RunComparison") -> None:
             ],
         )
     if comparison.equal:
-        render.note(f"{len(comparison.equal)} parameters are equal; --json names them")
+        render.print_note(f"{len(comparison.equal)} parameters are equal; --json names them")
     if marked:
-        render.note(f"{_BETTER} best, {_WORSE} worst, as far as a metric's name tells")
+        render.print_note(f"{_BETTER} best, {_WORSE} worst, as far as a metric's name tells")
 
 
-def plain_comparison(comparison: "RunComparison") -> dict[str, Any]:
+def run_comparison_to_dict(comparison: "RunComparison") -> dict[str, Any]:
     """Return what JSON can say of runs side by side."""
     from llmctl.services import runs as service
 
@@ -176,9 +182,9 @@ def _facts(run: RunRecord, traces: int) -> Iterator[tuple[str, str]]:
     yield "kind", run.kind
     yield "model", run.model
     yield "status", run.status + (", in the trash" if run.deleted else "")
-    yield "started", render.moment(run.started)
+    yield "started", render.format_timestamp(run.started)
     if run.duration_s is not None:
-        yield "took", render.duration(run.duration_s)
+        yield "took", render.format_duration(run.duration_s)
     yield "adapter", run.tags.get(TAG_ADAPTER, "")
     yield "requests kept", f"{traces:,}" if traces else ""
     yield "error", run.error
@@ -195,39 +201,39 @@ def _curves_of_interest(details: "RunDetails") -> list[str]:
 def _show_curve(name: str, points: Sequence[MetricPoint]) -> None:
     from llmctl.services.runs import x_values
 
-    render.heading(name)
+    render.print_heading(name)
     numbers = [point.value for point in points if math.isfinite(point.value)]
     if not numbers:
-        render.line("no value is a number")
+        render.print_line("no value is a number")
         return
     encoding = sys.stdout.encoding or "ascii"
     if "utf" not in encoding.lower():
-        render.note(f"no curve: {encoding} has no characters to draw with")
+        render.print_note(f"no curve: {encoding} has no characters to draw with")
         return
-    high, low = render.number(max(numbers)), render.number(min(numbers))
+    high, low = render.format_number(max(numbers)), render.format_number(min(numbers))
     label = max(len(high), len(low))
     room = shutil.get_terminal_size().columns - label - 2
     width = max(10, min(_CURVE_WIDTH, room))
     xs, unit = x_values(points)
     height = 1 if high == low else _CURVE_HEIGHT
-    lines = curve.draw(xs, [point.value for point in points], width=width, height=height)
+    lines = curve.draw_curve(xs, [point.value for point in points], width=width, height=height)
     for index, text in enumerate(lines):
         edge = high if index == 0 else low if index == len(lines) - 1 else ""
-        render.line(f"{edge:>{label}} ┤{text}".rstrip())
-    first, last = render.number(xs[0]), f"{unit} {render.number(xs[-1])}"
-    render.line(f"{'':>{label}}  {first}{last:>{width - len(first)}}")
+        render.print_line(f"{edge:>{label}} ┤{text}".rstrip())
+    first, last = render.format_number(xs[0]), f"{unit} {render.format_number(xs[-1])}"
+    render.print_line(f"{'':>{label}}  {first}{last:>{width - len(first)}}")
 
 
 def _cell(value: float | None, best: bool, worst: bool) -> str:
     if value is None:
         return "-"
     mark = f" {_BETTER}" if best else f" {_WORSE}" if worst else ""
-    return render.number(value) + mark
+    return render.format_number(value) + mark
 
 
 def _show_tree(root: "LineageNode") -> None:
     for text in [_label(root), *_branches(root.branches, "")]:
-        render.line(render.with_fewer_examples(text))
+        render.print_line(render.with_fewer_examples(text))
 
 
 def _branches(nodes: Sequence["LineageNode"], indent: str) -> Iterator[str]:
@@ -247,7 +253,7 @@ def _title(node: "LineageNode") -> str:
     run, dataset = node.run, node.dataset
     if run is not None:
         value = None if run.key_metric is None else run.metrics.get(run.key_metric)
-        figure = "" if value is None else f", {run.key_metric} {render.number(value)}"
+        figure = "" if value is None else f", {run.key_metric} {render.format_number(value)}"
         return f"{run.name} [{run.run_id[:8]}] {run.status}{figure}"
     if dataset is not None:
         rows = "" if dataset.rows is None else f", {dataset.rows:,} rows"

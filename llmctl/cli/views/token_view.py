@@ -21,32 +21,32 @@ _PART = "·"
 """A token that is part of a character which an earlier one shows."""
 
 
-def show_rows(rows: "Sequence[TokenizedRow]") -> None:
+def print_rows(rows: "Sequence[TokenizedRow]") -> None:
     """Print rows, each with a line that says what it is."""
     console = _console()
     for row in rows:
         origin = row.example.origin
         for sequence in row.sequences:
             part = f", {sequence.part}" if sequence.part else ""
-            render.line(
+            render.print_line(
                 f"{origin.file}:{origin.line}{part}: {len(sequence.ids):,} tokens, "
                 f"{sum(sequence.loss_mask):,} learnt ({row.example.format})"
             )
             if sequence.note:
-                render.line(f"note: {sequence.note}")
+                render.print_line(f"note: {sequence.note}")
             if console is None:
                 _print_signs(sequence)
             else:
                 _print_colours(console, sequence)
         if not row.sequences:
-            render.line(f"{origin.file}:{origin.line}: nothing of this row is learnt")
+            render.print_line(f"{origin.file}:{origin.line}: nothing of this row is learnt")
     if console is None:
-        render.line("[learnt] context| each token ends at a sign; ↵ is a line end")
+        render.print_line("[learnt] context| each token ends at a sign; ↵ is a line end")
     else:
         _legend(console)
 
 
-def plain(row: "TokenizedRow") -> dict[str, Any]:
+def row_to_dict(row: "TokenizedRow") -> dict[str, Any]:
     """Return what JSON can say."""
     return {
         "file": row.example.origin.file,
@@ -84,7 +84,7 @@ def _print_signs(sequence: "MaskedSequence") -> None:
         visible = piece.replace("\n", "↵")
         breaks = "\n" * piece.endswith("\n")
         text += (f"[{visible}]" if learnt else f"{visible}|") + breaks
-    render.line(text.rstrip("\n"))
+    render.print_line(text.rstrip("\n"))
 
 
 def _print_colours(console: "Console", sequence: "MaskedSequence") -> None:

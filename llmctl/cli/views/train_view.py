@@ -31,7 +31,7 @@ class TrainView:
     def __init__(self, *, quiet: bool = False, plan_is_result: bool = False) -> None:
         """`quiet` shows nothing: another process of the same training does."""
         self._quiet = quiet
-        self._say_plan = render.line if plan_is_result else render.note
+        self._say_plan = render.print_line if plan_is_result else render.print_note
         self._open = ExitStack()
         self._loading: Any = None
         self._bars: Any = None
@@ -48,7 +48,7 @@ class TrainView:
         if self._quiet or self._bars is not None:
             return
         if self._loading is None:
-            self._loading = self._open.enter_context(render.progress())
+            self._loading = self._open.enter_context(render.show_progress())
         self._loading(report)
 
     def __call__(self, event: TrainEvent) -> None:
@@ -60,7 +60,7 @@ class TrainView:
                 for text in _plan_lines(event):
                     self._say_plan(text)
                 for text in event.notes:
-                    render.note(f"note: {text}")
+                    render.print_note(f"note: {text}")
             case TrainStep():
                 self._step(event)
             case TrainEval():
@@ -78,7 +78,7 @@ class TrainView:
             self._bars.console.print(text, markup=False, highlight=False)
             return
         self.settle()
-        render.note(text)
+        render.print_note(text)
 
     def _step(self, step: TrainStep) -> None:
         if sys.stderr.isatty():
@@ -113,8 +113,8 @@ class TrainView:
 def _figures(step: TrainStep) -> str:
     return (
         f"loss {step.loss:.4f}  lr {step.learning_rate:.1e}  grad {step.grad_norm:.2f}  "
-        f"{step.tokens_per_s:,.0f} tok/s  {render.file_size(step.memory_bytes)}  "
-        f"eta {render.duration(step.eta_s)}"
+        f"{step.tokens_per_s:,.0f} tok/s  {render.format_bytes(step.memory_bytes)}  "
+        f"eta {render.format_duration(step.eta_s)}"
     )
 
 
@@ -142,10 +142,10 @@ def _plan_lines(plan: TrainPlan) -> Iterator[str]:
         f"{plan.micro_batch_size} rows at once{times}"
     )
     if plan.memory:
-        parts = ", ".join(f"{n} {render.file_size(b)}" for n, b in plan.memory.items() if b)
+        parts = ", ".join(f"{n} {render.format_bytes(b)}" for n, b in plan.memory.items() if b)
         yield (
-            f"memory: {render.file_size(plan.peak_bytes)} at the peak of "
-            f"{render.file_size(plan.free_bytes)} free ({parts})"
+            f"memory: {render.format_bytes(plan.peak_bytes)} at the peak of "
+            f"{render.format_bytes(plan.free_bytes)} free ({parts})"
         )
     given = [s for s in plan.settings if s.origin != "default"]
     values = {s.name: _value(s.value) for s in plan.settings}
@@ -167,34 +167,36 @@ def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def show_report(report: TrainReport) -> None:
+def print_train_report(report: TrainReport) -> None:
     """Print what came of a training."""
     held = dict(report.eval_losses)
     lines = {"output": report.output}
     if report.run_id:
         lines["run"] = report.run_id
     lines["steps"] = f"{report.steps:,}" + (", stopped early" if report.stopped_early else "")
-    lines["took"] = f"{render.duration(report.seconds)}, {report.tokens_per_s:,.0f} tokens/s"
+    lines["took"] = f"{render.format_duration(report.seconds)}, {report.tokens_per_s:,.0f} tokens/s"
     if report.losses:
         lines["loss"] = f"{report.losses[0][1]:.4f} -> {report.losses[-1][1]:.4f}"
     if report.best_step is not None:
         before = f"{held[0]:.4f} -> " if 0 in held else ""
         lines["held-out loss"] = f"{before}{held[report.best_step]:.4f}, at step {report.best_step}"
-    predicted = f", {render.file_size(report.predicted_bytes)} predicted"
-    lines["memory"] = render.file_size(report.peak_bytes) + predicted * bool(report.predicted_bytes)
+    predicted = f", {render.format_bytes(report.predicted_bytes)} predicted"
+    lines["memory"] = render.format_bytes(report.peak_bytes) + predicted * bool(
+        report.predicted_bytes
+    )
     _show_samples(report.before, report.after)
     _show_curve(report)
-    render.fields(lines)
+    render.print_fields(lines)
     for text in report.notes:
-        render.note(f"note: {text}")
-    render.note(f"`llmctl chat --model {report.output}` talks to it")
+        render.print_note(f"note: {text}")
+    render.print_note(f"`llmctl chat --model {report.output}` talks to it")
 
 
 def _show_samples(before: Sequence[SampleReply], after: Sequence[SampleReply]) -> None:
     if not after:
         return
     known = {reply.prompt: reply.reply for reply in before}
-    render.table(
+    render.print_table(
         ("QUESTION", "BEFORE", "AFTER"),
         [(now.prompt, known.get(now.prompt, ""), now.reply + "" * now.complete) for now in after],
     )
@@ -205,6 +207,6 @@ def _show_curve(report: TrainReport) -> None:
     if len(report.losses) < 2 or not render.is_terminal() or "utf" not in encoding.lower():
         return
     xs, ys = zip(*report.losses, strict=True)
-    render.heading(f"training loss, {max(ys):.3f} to {min(ys):.3f}")
-    for line in curve.draw(xs, ys, width=_CURVE[0], height=_CURVE[1]):
-        render.line(line)
+    render.print_heading(f"training loss, {max(ys):.3f} to {min(ys):.3f}")
+    for line in curve.draw_curve(xs, ys, width=_CURVE[0], height=_CURVE[1]):
+        render.print_line(line)

@@ -8,22 +8,24 @@ from llmctl.services.chat import files, settings
 from llmctl.services.chat.conversation import Conversation
 from llmctl.services.chat.session import ChatSession
 from llmctl.services.chat.store import ConversationStore
-from llmctl.services.chat.switching import Switch
+from llmctl.services.chat.switching import ModelSwitcher
 from llmctl.types import ApiEndpoint, ModelSpec, ProgressCallback, SamplingParams, ignore_progress
 
 __all__ = [
     "ChatSession",
     "Conversation",
     "ConversationStore",
-    "Switch",
-    "begun",
+    "ModelSwitcher",
+    "resume_conversation",
     "files",
     "open_session",
     "settings",
 ]
 
 
-def begun(store: ConversationStore, id: str | None, system: str | None) -> Conversation:
+def resume_conversation(
+    store: ConversationStore, id: str | None, system: str | None
+) -> Conversation:
     """Return a stored conversation, the last where none is named, to go on with.
 
     Args:

@@ -7,10 +7,10 @@ from llmctl.services.chat.conversation import Conversation
 from llmctl.services.chat.session import ChatSession
 from llmctl.types import GenerationRequest, Message, SamplingParams
 
-LEAST_REPLY = 256
+MIN_REPLY_TOKENS = 256
 """Tokens wanted for a reply whose length nobody has bounded."""
 SUMMARY_TOKENS = 200
-NEARLY_FULL = 0.85
+WARNING_SHARE = 0.85
 """Share of the context from which on a person is told."""
 _INSTRUCTION = (
     "Summarise the conversation above in at most 120 words, for somebody who will continue it: "
@@ -19,7 +19,7 @@ _INSTRUCTION = (
 
 
 @dataclass(frozen=True, slots=True)
-class Shortage:
+class ConversationOverflow:
     """A question that does not fit with all that was said before."""
 
     prompt_tokens: int
@@ -30,7 +30,7 @@ class Shortage:
     """Turns that it would not see any more."""
 
 
-def shortage(session: ChatSession, text: str) -> Shortage | None:
+def find_overflow(session: ChatSession, text: str) -> ConversationOverflow | None:
     """Say what does not fit if `text` is asked now; `None` if it fits, or nobody knows.
 
     Raises:
@@ -41,7 +41,7 @@ def shortage(session: ChatSession, text: str) -> Shortage | None:
         return None
     asked = session.conversation.asked(text)
     reply = session.sampling.max_new_tokens
-    room = context - min(LEAST_REPLY if reply is None else reply, context // 2)
+    room = context - min(MIN_REPLY_TOKENS if reply is None else reply, context // 2)
     needed = session.count(asked.messages())
     if needed <= room:
         return None
@@ -55,21 +55,21 @@ def shortage(session: ChatSession, text: str) -> Shortage | None:
             f"holds {context:,}, {context - room:,} of them for the reply",
             hint="shorten it, or attach less",
         )
-    return Shortage(needed, context, begin, begin - asked.begin)
+    return ConversationOverflow(needed, context, begin, begin - asked.begin)
 
 
-def drop(session: ChatSession, begin: int) -> None:
+def drop_turns(session: ChatSession, begin: int) -> None:
     """Let the model see only the turns from `begin` on; all stay in the conversation."""
     session.change(replace(session.conversation, begin=begin))
 
 
-def half(conversation: Conversation) -> int:
+def middle_turn(conversation: Conversation) -> int:
     """Return where the newer half of what the model is given begins, at a question."""
     middle = conversation.begin + (len(conversation.turns) - conversation.begin + 1) // 2
     return min(middle + middle % 2, len(conversation.turns))
 
 
-def summarise(session: ChatSession, begin: int) -> str:
+def summarise_turns(session: ChatSession, begin: int) -> str:
     """Put a summary, written by the model itself, in place of the turns before `begin`.
 
     Raises:
@@ -111,7 +111,7 @@ def _written(session: ChatSession, part: Conversation) -> str:
         sampling=SamplingParams(max_new_tokens=SUMMARY_TOKENS, temperature=0.0),
         adapter=session.adapter,
     )
-    text = session.answering.generate(request).choices[0].text.strip()
+    text = session.active_engine.generate(request).choices[0].text.strip()
     if not text:
         raise LlmctlError("the model wrote no summary", hint="/drop leaves the oldest turns out")
     return text

@@ -16,7 +16,7 @@ _SUMMARY = "What was said before, in short:\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class ReplyStats:
     """How one reply went."""
 
     duration_s: float
@@ -54,7 +54,7 @@ class Turn:
     """Who replied."""
     at: float = field(default_factory=time.time)
     """Unix time in seconds."""
-    figures: Figures | None = None
+    figures: ReplyStats | None = None
 
     @property
     def is_question(self) -> bool:
@@ -87,7 +87,7 @@ class Conversation:
         return next((turn.model for turn in reversed(self.turns) if turn.model), "")
 
     @property
-    def unanswered(self) -> Turn | None:
+    def pending_question(self) -> Turn | None:
         """The last question, if it has no reply."""
         return self.turns[-1] if self.turns and self.turns[-1].is_question else None
 
@@ -97,16 +97,16 @@ class Conversation:
 
     def asked(self, text: str) -> Self:
         """Return it with one more question. One without a reply gives way to it."""
-        kept = self.turns[:-1] if self.unanswered else self.turns
+        kept = self.turns[:-1] if self.pending_question else self.turns
         return replace(self, turns=(*kept, Turn(Message("user", text))))
 
-    def answered(self, reply: Turn) -> Self:
+    def with_reply(self, reply: Turn) -> Self:
         """Return it with the reply to its last question, in place of one that is there."""
         return replace(self.without_reply(), turns=(*self.without_reply().turns, reply))
 
     def without_reply(self) -> Self:
         """Return it as it was when its last question was asked."""
-        kept = self.turns if self.unanswered else self.turns[:-1]
+        kept = self.turns if self.pending_question else self.turns[:-1]
         return replace(self, turns=kept)
 
     def without_question(self) -> Self:
@@ -130,14 +130,14 @@ class Conversation:
         return (*head, *(turn.message for turn in self.turns[min(self.begin, asked) :]))
 
 
-def to_plain(conversation: Conversation) -> dict[str, Any]:
+def conversation_to_dict(conversation: Conversation) -> dict[str, Any]:
     """Write a conversation as JSON values."""
     plain = asdict(replace(conversation, turns=()))
     del plain["version"]
-    return plain | {"turns": [turn_to_plain(turn) for turn in conversation.turns]}
+    return plain | {"turns": [turn_to_dict(turn) for turn in conversation.turns]}
 
 
-def turn_to_plain(turn: Turn) -> dict[str, Any]:
+def turn_to_dict(turn: Turn) -> dict[str, Any]:
     """Write a turn as JSON values; what says nothing is left out."""
     written: dict[str, Any] = {"role": turn.message.role, "content": turn.message.content}
     also = {
@@ -151,8 +151,8 @@ def turn_to_plain(turn: Turn) -> dict[str, Any]:
     return written | {name: value for name, value in also.items() if value not in (None, "")}
 
 
-def from_plain(plain: object) -> Conversation:
-    """Read what `to_plain` wrote, or any object with OpenAI's `messages`.
+def conversation_from_dict(plain: object) -> Conversation:
+    """Read what `conversation_to_dict` wrote, or any object with OpenAI's `messages`.
 
     Raises:
         LlmctlError: it is no conversation; the message says where.
@@ -167,7 +167,7 @@ def from_plain(plain: object) -> Conversation:
         system, rows = rows[0].get("content"), rows[1:]
     if system is not None and not isinstance(system, str):
         raise LlmctlError("its system prompt is no text")
-    turns = tuple(turn_from_plain(row, number) for number, row in enumerate(rows, 1))
+    turns = tuple(turn_from_dict(row, number) for number, row in enumerate(rows, 1))
     for number, turn in enumerate(turns, 1):
         if turn.is_question != (number % 2 == 1):
             raise LlmctlError(f"turn {number} is the {turn.message.role}'s, out of turn")
@@ -182,8 +182,8 @@ def from_plain(plain: object) -> Conversation:
     return replace(read, begin=begin, summary=summary)
 
 
-def turn_from_plain(row: object, number: int) -> Turn:
-    """Read what `turn_to_plain` wrote. Raises `LlmctlError`, which names the turn."""
+def turn_from_dict(row: object, number: int) -> Turn:
+    """Read what `turn_to_dict` wrote. Raises `LlmctlError`, which names the turn."""
     if not isinstance(row, Mapping):
         raise LlmctlError(f"turn {number} is no JSON object")
     role, content = row.get("role"), row.get("content")
@@ -202,7 +202,7 @@ def turn_from_plain(row: object, number: int) -> Turn:
             note=str(row.get("note", "")),
             model=str(row.get("model", "")),
             at=float(row.get("at", time.time())),
-            figures=None if figures is None else Figures(**figures),
+            figures=None if figures is None else ReplyStats(**figures),
         )
     except (TypeError, ValueError) as error:
         raise LlmctlError(f"turn {number} cannot be read: {error}") from error

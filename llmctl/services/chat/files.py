@@ -12,10 +12,14 @@ from typing import Any, Final
 
 from llmctl.data.io.writer import RowWriter
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.services.chat.conversation import Conversation, from_plain, to_plain
+from llmctl.services.chat.conversation import (
+    Conversation,
+    conversation_from_dict,
+    conversation_to_dict,
+)
 
 FORMAT: Final = "llmctl-chat"
-MOST_BYTES: Final = 8 * 2**20
+MAX_ATTACHMENT_BYTES: Final = 8 * 2**20
 """Of a file that is attached: more is in no model's context."""
 _LANGUAGES: Final = {".py": "python", ".js": "javascript", ".ts": "typescript", ".sh": "bash"}
 
@@ -42,7 +46,7 @@ def with_attachments(text: str, attached: list[Attachment]) -> str:
     return "\n\n".join([*(file.block() for file in attached), text])
 
 
-def attach(name: str) -> Attachment:
+def read_attachment(name: str) -> Attachment:
     """Read a file to go with a question.
 
     Raises:
@@ -51,9 +55,9 @@ def attach(name: str) -> Attachment:
     path = Path(name).expanduser()
     try:
         size = path.stat().st_size
-        if size > MOST_BYTES:
+        if size > MAX_ATTACHMENT_BYTES:
             raise ConfigError(
-                f"{name} has {size / 1e6:,.0f} MB; at most {MOST_BYTES / 1e6:.0f} MB can be read",
+                f"{name} has {size / 1e6:,.0f} MB; at most {MAX_ATTACHMENT_BYTES / 1e6:.0f} MB can be read",
                 hint="cut the part out that matters",
             )
         raw = path.read_bytes()
@@ -70,7 +74,7 @@ def attach(name: str) -> Attachment:
     return Attachment(path.name, text)
 
 
-def save(conversation: Conversation, name: str) -> Path:
+def save_conversation(conversation: Conversation, name: str) -> Path:
     """Write a conversation to a JSON file, whole or not at all, that its owner alone can read.
 
     Raises:
@@ -79,7 +83,7 @@ def save(conversation: Conversation, name: str) -> Path:
     path = Path(name).expanduser()
     if path.exists() and not _is_saved(path):
         raise ConfigError(f"{name} is there already, and no conversation", hint="take another name")
-    plain: dict[str, Any] = {"format": FORMAT} | to_plain(conversation)
+    plain: dict[str, Any] = {"format": FORMAT} | conversation_to_dict(conversation)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         aside.touch(mode=0o600)
@@ -99,7 +103,7 @@ def _is_saved(path: Path) -> bool:
     return isinstance(plain, dict) and plain.get("format") == FORMAT
 
 
-def load(name: str) -> Conversation:
+def load_conversation(name: str) -> Conversation:
     """Read a conversation that `save` wrote, or the first row of a file of messages.
 
     It is a new one: what is said from here on does not change the stored one it was saved from.
@@ -117,12 +121,12 @@ def load(name: str) -> Conversation:
     lines = text.strip().split("\n")
     try:
         plain = json.loads(lines[0] if path.suffix == ".jsonl" else text)
-        return replace(from_plain(plain), id=Conversation().id)
+        return replace(conversation_from_dict(plain), id=Conversation().id)
     except (ValueError, LlmctlError) as error:
         raise ConfigError(f"{name} is no conversation: {error}") from error
 
 
-def export(conversation: Conversation, name: str) -> int:
+def export_conversation(conversation: Conversation, name: str) -> int:
     """Add a conversation to a file of training data; return the number of its row, from 1.
 
     The row has OpenAI's `messages`. Replies that did not end by themselves get the weight 0, so
@@ -131,7 +135,7 @@ def export(conversation: Conversation, name: str) -> int:
     Raises:
         ConfigError: there is no reply yet, or the file is of another kind or holds other rows.
     """
-    row = exported(conversation)
+    row = to_training_row(conversation)
     path = Path(name).expanduser()
     if path.suffix != ".jsonl":
         raise ConfigError(f"{name} is no .jsonl file", hint="such as /export good.jsonl")
@@ -144,7 +148,7 @@ def export(conversation: Conversation, name: str) -> int:
     return at + 1
 
 
-def exported(conversation: Conversation) -> dict[str, Any]:
+def to_training_row(conversation: Conversation) -> dict[str, Any]:
     """Return a conversation as a row of training data. Raises `ConfigError` without a reply."""
     messages: list[dict[str, Any]] = []
     if conversation.system:

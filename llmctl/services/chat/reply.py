@@ -7,11 +7,11 @@ from time import perf_counter
 from llmctl.engine.openai.think_tags import ThinkTagSplitter
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import LlmctlError
-from llmctl.services.chat.conversation import Figures, Turn, TurnState
+from llmctl.services.chat.conversation import ReplyStats, Turn, TurnState
 from llmctl.types import EngineInfo, GenerationChunk, Message, Usage
 
 
-class Reply:
+class ChatReply:
     """Iterate for its pieces; then `turn` is what there is to keep.
 
     Args:
@@ -87,9 +87,9 @@ class Reply:
             figures=self._figures(),
         )
 
-    def _figures(self) -> Figures:
+    def _figures(self) -> ReplyStats:
         end = max(self._ended_s, self._first_s or 0.0)
-        figures = Figures(
+        figures = ReplyStats(
             duration_s=end - self._asked_s,
             ttft_s=None if self._first_s is None else self._first_s - self._asked_s,
             completion_tokens=self.tokens,

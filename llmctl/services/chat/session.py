@@ -9,8 +9,8 @@ from time import perf_counter
 from llmctl.engine.base import BaseEngine
 from llmctl.errors import ConfigError, EngineStoppedError, LlmctlError, UnsupportedError
 from llmctl.services.chat.conversation import Conversation, Turn
-from llmctl.services.chat.reply import Reply
-from llmctl.services.chat.store import ConversationStore, ForkedError
+from llmctl.services.chat.reply import ChatReply
+from llmctl.services.chat.store import ConversationConflictError, ConversationStore
 from llmctl.types import EngineInfo, GenerationRequest, Grammar, Message, SamplingParams
 
 _TOKENS_PER_LETTER, _TOKENS_PER_SIGN = 0.25, 0.8
@@ -43,7 +43,7 @@ class ChatSession:
         self._warn = warn
 
     @property
-    def answering(self) -> BaseEngine:
+    def active_engine(self) -> BaseEngine:
         """The engine. Raises `EngineStoppedError` after a change of model that lost both."""
         if self.engine is None:
             raise EngineStoppedError("no model is loaded", hint="/model NAME loads one")
@@ -51,9 +51,9 @@ class ChatSession:
 
     def info(self) -> EngineInfo:
         """Describe the model that answers."""
-        return self.answering.info()
+        return self.active_engine.info()
 
-    def ask(self, text: str) -> Reply:
+    def ask(self, text: str) -> ChatReply:
         """Ask, and return the reply on its way, which `keep` takes when it has ended.
 
         The question is stored first: whatever becomes of the reply, it can be asked again.
@@ -62,9 +62,9 @@ class ChatSession:
             LlmctlError: the engine does not take it, as `BaseEngine.submit`.
         """
         self._become(self.conversation.asked(text))
-        return self.ask_again()
+        return self.regenerate()
 
-    def ask_again(self, *, variant: int = 0) -> Reply:
+    def regenerate(self, *, variant: int = 0) -> ChatReply:
         """Ask the last question once more; a reply that it has stays until `keep`.
 
         Args:
@@ -79,7 +79,7 @@ class ChatSession:
         sampling = replace(self.sampling, grammar=self.grammar)
         if sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + variant)
-        engine, asked_s = self.answering, perf_counter()
+        engine, asked_s = self.active_engine, perf_counter()
         stream = engine.submit(
             GenerationRequest(
                 self.conversation.without_reply().messages(),
@@ -87,14 +87,14 @@ class ChatSession:
                 adapter=self.adapter,
             )
         )
-        return Reply(stream, engine.info(), asked_s)
+        return ChatReply(stream, engine.info(), asked_s)
 
-    def keep(self, reply: Reply) -> Turn | None:
+    def keep(self, reply: ChatReply) -> Turn | None:
         """Store what came of a reply, in place of an older one; nothing came: that one stays."""
         reply.stop()
         turn = reply.turn
         if turn is not None:
-            self._become(self.conversation.answered(turn))
+            self._become(self.conversation.with_reply(turn))
         return turn
 
     def undo(self) -> Turn:
@@ -131,7 +131,7 @@ class ChatSession:
         assert self.store is not None
         try:
             return self.store.save(conversation, time.time())
-        except ForkedError:
+        except ConversationConflictError:
             copy = replace(conversation, id=Conversation().id, version=0)
             self._warn(
                 f"conversation {conversation.id} went on in another window; "
@@ -142,7 +142,7 @@ class ChatSession:
     def count(self, text: str | tuple[Message, ...]) -> int:
         """Count tokens, or guess them where the model is on a server, which does not tell."""
         with suppress(UnsupportedError):
-            return self.answering.count_tokens(text)
+            return self.active_engine.count_tokens(text)
         if isinstance(text, str):
             letters = sum(character.isascii() for character in text)
             signs = len(text) - letters
@@ -153,7 +153,7 @@ class ChatSession:
     def counts(self) -> bool:
         """Whether tokens are counted, not guessed."""
         try:
-            self.answering.count_tokens("a")
+            self.active_engine.count_tokens("a")
         except UnsupportedError:
             return False
         return True

@@ -9,7 +9,7 @@ from typing import Any, Final
 from llmctl.errors import ConfigError, RequestError
 from llmctl.types import DEFAULT_SAMPLING, SAMPLING_RANGES, Grammar, SamplingParams
 
-SETTINGS: Final = {
+PARAMETERS: Final = {
     "temperature": "temperature",
     "top_p": "top_p",
     "top_k": "top_k",
@@ -27,7 +27,7 @@ _WHOLE: Final = ("top_k", "max_tokens", "min_tokens", "seed")
 UNSET: Final = ("default", "none")
 
 
-def changed(sampling: SamplingParams, name: str, value: str) -> SamplingParams:
+def set_parameter(sampling: SamplingParams, name: str, value: str) -> SamplingParams:
     """Return the parameters with one set, or with `default` given back to the model.
 
     Raises:
@@ -35,13 +35,13 @@ def changed(sampling: SamplingParams, name: str, value: str) -> SamplingParams:
     """
     name = name.lower().replace("-", "_")
     name = {"max_new_tokens": "max_tokens"}.get(name, name)
-    if name not in SETTINGS:
-        near = difflib.get_close_matches(name, SETTINGS, n=1)
+    if name not in PARAMETERS:
+        near = difflib.get_close_matches(name, PARAMETERS, n=1)
         raise ConfigError(
             f"there is no setting {name!r}" + (f"; did you mean {near[0]}?" if near else ""),
-            hint=f"one of: {', '.join(SETTINGS)}",
+            hint=f"one of: {', '.join(PARAMETERS)}",
         )
-    field = SETTINGS[name]
+    field = PARAMETERS[name]
     chosen: dict[str, Any] = {field: None if value.lower() in UNSET else _read(name, value)}
     try:
         return replace(sampling, **chosen)
@@ -57,7 +57,7 @@ def _read(name: str, value: str) -> object:
         return int(value) if whole else float(value)
     except ValueError:
         raise ConfigError(
-            f"{name} is {value!r}; it must be a {'whole ' if whole else ''}number {limits(name)}",
+            f"{name} is {value!r}; it must be a {'whole ' if whole else ''}number {describe_range(name)}",
             hint=f"/set {name} default gives it back to the model",
         ) from None
 
@@ -78,19 +78,19 @@ def _texts(value: str) -> tuple[str, ...]:
     return (value,)
 
 
-def limits(name: str) -> str:
+def describe_range(name: str) -> str:
     """Say between which bounds a setting may be."""
-    field = SETTINGS[name]
+    field = PARAMETERS[name]
     if field not in SAMPLING_RANGES:
         return ""
     low, high = SAMPLING_RANGES[field]
     return f"from {low:g} on" if high >= 2**31 else f"between {low:g} and {high:g}"
 
 
-def listed(sampling: SamplingParams) -> dict[str, str]:
+def list_parameters(sampling: SamplingParams) -> dict[str, str]:
     """Return every setting with its value, and where nobody chose one, what applies then."""
     shown = {}
-    for name, field in SETTINGS.items():
+    for name, field in PARAMETERS.items():
         value, default = getattr(sampling, field), getattr(DEFAULT_SAMPLING, field)
         if value is not None:
             written = json.dumps(value, ensure_ascii=False) if name == "stop" else f"{value:g}"
@@ -104,7 +104,7 @@ def listed(sampling: SamplingParams) -> dict[str, str]:
     return shown
 
 
-def grammar(source: str) -> Grammar:
+def read_grammar(source: str) -> Grammar:
     """Return what holds replies to a JSON schema: a file's, or one written out; `-` is any JSON.
 
     Raises:

@@ -15,9 +15,13 @@ from typing import Final
 
 from llmctl.config import store_home
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.services.chat.conversation import Conversation, from_plain, to_plain
+from llmctl.services.chat.conversation import (
+    Conversation,
+    conversation_from_dict,
+    conversation_to_dict,
+)
 
-LAYOUT: Final = 1
+SCHEMA_VERSION: Final = 1
 _BUSY_S = 10.0
 _TABLES = """
 CREATE TABLE conversations (
@@ -39,7 +43,7 @@ CREATE TABLE turns (
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ConversationSummary:
     """A conversation in a list."""
 
     id: str
@@ -50,7 +54,7 @@ class Listed:
     turns: int
 
 
-class ForkedError(LlmctlError):
+class ConversationConflictError(LlmctlError):
     """The conversation went on somewhere else since it was read."""
 
 
@@ -72,7 +76,7 @@ class ConversationStore:
         Raises:
             ForkedError: another process has written to it in between.
         """
-        plain = to_plain(conversation)
+        plain = conversation_to_dict(conversation)
         bodies = [_text(turn) for turn in plain.pop("turns")]
         before = self._written.get(conversation.id, [])
         same = next(
@@ -95,7 +99,9 @@ class ConversationStore:
                     (*row, conversation.id, conversation.version),
                 )
                 if changed.rowcount == 0:
-                    raise ForkedError(f"conversation {conversation.id} went on somewhere else")
+                    raise ConversationConflictError(
+                        f"conversation {conversation.id} went on somewhere else"
+                    )
             database.execute(
                 "DELETE FROM turns WHERE conversation = ? AND position >= ?",
                 (conversation.id, same),
@@ -137,13 +143,13 @@ class ConversationStore:
             ]
         try:
             plain = json.loads(head) | {"turns": [json.loads(body) for body in bodies]}
-            conversation = from_plain(plain)
+            conversation = conversation_from_dict(plain)
         except (ValueError, LlmctlError) as error:
             raise LlmctlError(f"conversation {known} in {self.file} is damaged: {error}") from error
         self._written[known] = bodies
         return replace(conversation, version=version)
 
-    def list(self, limit: int | None = None) -> list[Listed]:
+    def list(self, limit: int | None = None) -> list[ConversationSummary]:
         """Return conversations, the last first."""
         if not self.file.exists():
             return []
@@ -153,7 +159,7 @@ class ConversationStore:
                 "ORDER BY updated DESC LIMIT ?",
                 (-1 if limit is None else limit,),
             ).fetchall()
-        return [Listed(*row) for row in rows]
+        return [ConversationSummary(*row) for row in rows]
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -175,11 +181,11 @@ class ConversationStore:
 
     def _lay_out(self, database: sqlite3.Connection) -> None:
         (layout,) = database.execute("PRAGMA user_version").fetchone()
-        if layout == LAYOUT:
+        if layout == SCHEMA_VERSION:
             return
-        if layout > LAYOUT:
+        if layout > SCHEMA_VERSION:
             raise LlmctlError(
-                f"{self.file} was written by a newer llmctl (layout {layout}, known is {LAYOUT})",
+                f"{self.file} was written by a newer llmctl (layout {layout}, known is {SCHEMA_VERSION})",
                 hint="pip install -U llmctl",
             )
         database.execute("PRAGMA journal_mode = WAL")
@@ -189,7 +195,7 @@ class ConversationStore:
             if database.execute("PRAGMA user_version").fetchone() == (0,):
                 for statement in _TABLES.split(";"):
                     database.execute(statement)
-                database.execute(f"PRAGMA user_version = {LAYOUT}")
+                database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _text(value: object) -> str:

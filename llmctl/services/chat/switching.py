@@ -12,7 +12,7 @@ from llmctl.services.chat.session import ChatSession
 from llmctl.types import ApiEndpoint, ModelSpec, ProgressCallback, ignore_progress
 
 
-class Switch:
+class ModelSwitcher:
     """Changes who answers in a session.
 
     Args:
@@ -68,7 +68,7 @@ class Switch:
         Raises:
             LlmctlError: it does not fit or is not there; all stays as it was.
         """
-        session, engine = self._session, self._session.answering
+        session, engine = self._session, self._session.active_engine
         if name is None or name in engine.adapters:
             if name is None and self._spec.adapter is not None:
                 self._reload(replace(self._spec, adapter=None), progress)

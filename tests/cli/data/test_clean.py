@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.process import COMMAND, error_lines, here
+from tests.cli.process import COMMAND, error_lines, run_in_process
 
 ROWS = [
     {"instruction": "怎么写信？", "input": "", "output": "写信到 li.ming@qq.com \n"},
@@ -28,7 +28,7 @@ def source(tmp_path: Path) -> Path:
 
 def test_it_says_what_it_did_and_where_everything_lies(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "clean.jsonl"
-    done = here("data", "clean", str(source), "-o", str(out), "--redact")
+    done = run_in_process("data", "clean", str(source), "-o", str(out), "--redact")
     assert done.returncode == 0, done.stderr
     table = {line.split("\t")[0]: line.split("\t") for line in done.stdout.splitlines()}
     assert table["personal-data"][1:6] == ["change", "2", "2", "0", "50.0"]
@@ -43,7 +43,7 @@ def test_it_says_what_it_did_and_where_everything_lies(source: Path, tmp_path: P
     assert (tmp_path / "clean.rejected.jsonl").is_file()
     assert json.loads((tmp_path / "clean.report.json").read_text())["changed"] == 3
 
-    again = here("data", "clean", str(out), "-o", str(out))
+    again = run_in_process("data", "clean", str(out), "-o", str(out))
     assert again.returncode == 2
     assert error_lines(again.stderr) == [
         f"error: {out} is there already",
@@ -52,34 +52,34 @@ def test_it_says_what_it_did_and_where_everything_lies(source: Path, tmp_path: P
 
 
 def test_a_dry_run_and_an_explanation_write_nothing(source: Path, tmp_path: Path) -> None:
-    dry = here("data", "clean", str(source), "--dry-run", "--json", "--strict")
+    dry = run_in_process("data", "clean", str(source), "--dry-run", "--json", "--strict")
     assert dry.returncode == 1
     report = json.loads(dry.stdout)
     assert report["output"] is None
     assert [rule["removed"] for rule in report["rules"] if rule["name"] == "duplicates"] == [1]
-    told = here("data", "clean", str(source), "--explain", "1", "--only", "whitespace")
+    told = run_in_process("data", "clean", str(source), "--explain", "1", "--only", "whitespace")
     assert told.returncode == 0, told.stderr
     assert "whitespace\tchange\t' \\n' -> ''" in told.stdout
     assert "refusal\toff\t-" in told.stdout
     row = {"instruction": "Who?", "output": "He.", "by": "li.ming@qq.com"}
     source.write_text(json.dumps([row]))
-    told = here("data", "clean", str(source), "--explain", "1", "--redact")
+    told = run_in_process("data", "clean", str(source), "--explain", "1", "--redact")
     assert "-by: li.ming@qq.com\n+by: <EMAIL>" in told.stdout
     assert told.stderr.endswith("the row at 1: changed\n")
     assert [path.name for path in tmp_path.iterdir()] == ["raw.json"]
 
 
 def test_wrong_rules_are_told_before_anything_is_read() -> None:
-    done = here("data", "clean", "missing.jsonl", "--dry-run", "--rule", "refusl")
+    done = run_in_process("data", "clean", "missing.jsonl", "--dry-run", "--rule", "refusl")
     assert done.returncode == 2
     assert "did you mean refusal?" in done.stderr
     assert error_lines(done.stderr)[-1].startswith("hint: ")
-    done = here("data", "clean", "missing.jsonl")
+    done = run_in_process("data", "clean", "missing.jsonl")
     assert error_lines(done.stderr)[0] == "error: where to? there is no --output"
 
 
 def test_all_rules_are_listed_with_their_thresholds() -> None:
-    done = here("data", "clean", "--list-rules")
+    done = run_in_process("data", "clean", "--list-rules")
     assert done.returncode == 0
     lines = {line.split("\t")[0]: line for line in done.stdout.splitlines()}
     assert "threshold (0.8)" in lines["near-duplicates"]
@@ -89,7 +89,7 @@ def test_all_rules_are_listed_with_their_thresholds() -> None:
 
 @pytest.mark.real_model
 def test_lengths_are_counted_as_the_model_counts(source: Path) -> None:
-    done = here(
+    done = run_in_process(
         "data", "clean", str(source), "--dry-run", "--json", "--only", "length",
         "--set", "min-answer-tokens=100", "--model", "smollm2-135m",
     )  # fmt: skip

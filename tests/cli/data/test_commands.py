@@ -10,7 +10,7 @@ import pexpect
 import pytest
 
 from llmctl.cli.app import main
-from tests.cli.process import COMMAND, run
+from tests.cli.process import COMMAND, run_process
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"
 GOOD = '{"prompt": "Where is the key?", "completion": "Under the mat."}\n'
@@ -258,7 +258,7 @@ def test_merge_writes_a_row_as_often_as_its_source_weighs(data: Said, tmp_path: 
 
 
 def test_data_without_a_subcommand_shows_its_help_at_once() -> None:
-    done = run("data")
+    done = run_process("data")
     assert done.returncode == 0
     for name in ("check", "show", "clean", "split", "convert", "merge"):
         assert name in done.stdout
