@@ -105,8 +105,8 @@ def chat(
     from llmctl.services import chat as service  # torch and transformers begin with the engine
 
     look = Display(plain=plain, think=think, stats=stats, stream=stream)
-    grammar = None if schema is None else service.settings.grammar(schema)
-    attached = [service.files.attach(name) for name in file or ()]
+    grammar = None if schema is None else service.settings.read_grammar(schema)
+    attached = [service.files.read_attachment(name) for name in file or ()]
     store = service.ConversationStore() if save and (going_on or not once) else None
     conversation = service.Conversation(system=system)
     if store is not None and going_on:

@@ -44,7 +44,8 @@ def engine_summary_lines(info: EngineInfo) -> list[str]:
     quant = "" if info.quant == "none" else f", {info.quant}"
     return [
         f"{info.model_id}: {info.parameter_count / 1e6:,.0f} M parameters, {info.dtype}{quant} "
-        f"on {info.device}, {format_bytes(info.weight_bytes)}, context {info.context_length:,} tokens",
+        f"on {info.device}, {format_bytes(info.weight_bytes)}, "
+        f"context {info.context_length:,} tokens",
         *(f"note: {line}" for line in info.notes),
     ]
 

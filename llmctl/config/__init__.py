@@ -10,8 +10,8 @@ from llmctl.config.serve import ContextOverflow, ServeConfig, is_loopback
 
 __all__ = [
     "DEFAULT_MODEL",
-    "EvalConfig",
     "ContextOverflow",
+    "EvalConfig",
     "ServeConfig",
     "TrainConfig",
     "is_loopback",

@@ -22,11 +22,11 @@ __all__ = [
     "AffectedRows",
     "OverlongPolicy",
     "PairDataset",
+    "TokenDataset",
+    "TokenSequence",
     "TokenizeOptions",
     "TokenizeReport",
     "TokenizedDataset",
-    "TokenSequence",
-    "TokenDataset",
     "build_dataset",
 ]
 

@@ -119,7 +119,8 @@ def check_memory(base: Path) -> None:
     needed, free = disk_bytes(base), psutil.virtual_memory().available
     if needed > free:
         raise OutOfMemoryError(
-            f"comparing the merged model takes {format_gib(needed)}, and {format_gib(free)} of memory are free",
+            f"comparing the merged model takes {format_gib(needed)}, "
+            f"and {format_gib(free)} of memory are free",
             hint="--no-verify merges without comparing, which takes little memory",
         )
 

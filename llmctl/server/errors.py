@@ -55,7 +55,10 @@ def error_response(
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer every expected exception with the envelope; `RequestContextMiddleware` answers the unexpected."""
+    """Answer every expected exception with the envelope.
+
+    `RequestContextMiddleware` answers the unexpected ones.
+    """
     handlers: dict[type[Exception], ExceptionHandler] = {
         LlmctlError: _on_llmctl_error,
         RequestValidationError: _on_invalid_request,

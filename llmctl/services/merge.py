@@ -114,7 +114,8 @@ def _find(options: MergeOptions, progress: ProgressCallback) -> ResolvedModel:
     folder = Path(options.adapter).expanduser()
     if not folder.is_dir() or not adapter_metadata.is_adapter(folder):
         raise ConfigError(
-            f"{options.adapter} is no folder of an adapter: it has no {adapter_metadata.ADAPTER_CONFIG}",
+            f"{options.adapter} is no folder of an adapter: "
+            f"it has no {adapter_metadata.ADAPTER_CONFIG}",
             hint="a folder that `llmctl finetune` wrote, or PEFT's save_pretrained()",
         )
     if options.base is None:
@@ -152,7 +153,8 @@ def _check_disk(options: MergeOptions, output: Path, base: Path) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise ConfigError(
-            f"the merged model takes {format_gib(needed)}, and {existing} has {format_gib(free)} free",
+            f"the merged model takes {format_gib(needed)}, "
+            f"and {existing} has {format_gib(free)} free",
             hint="choose a folder on another disk",
         )
 

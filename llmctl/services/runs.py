@@ -30,11 +30,11 @@ from llmctl.types import MetricPoint, RunRecord
 
 __all__ = [
     "SHORT_ID_CHARS",
+    "LineageNode",
     "MetricDirection",
+    "MetricSummary",
     "RunComparison",
     "RunDetails",
-    "MetricSummary",
-    "LineageNode",
     "RunFilter",
     "finite_or_none",
     "parse_time",

@@ -38,7 +38,7 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
     def check(self) -> None:
-        """Raise `TrainingInterrupted` if somebody asked. Call it only where a step is not half done."""
+        """Raise `TrainingInterrupted` if a stop was requested. Call it only between steps."""
         if self.signal is not None:
             raise TrainingInterrupted
 

@@ -355,5 +355,5 @@ def test_a_time_span_is_short(seconds: float, text: str) -> None:
 
 
 def test_a_text_is_shortened_in_its_middle_by_columns() -> None:
-    assert render.with_fewer_examples("微调-客服助手-abcdef", 12) == "微调-…bcdef"
-    assert render.with_fewer_examples("short", 12) == "short"
+    assert render.shorten("微调-客服助手-abcdef", 12) == "微调-…bcdef"
+    assert render.shorten("short", 12) == "short"

@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,13 +29,9 @@ def golden(name: str) -> dict[str, dict[str, object]]:
 def test_a_prompt_has_the_examples_as_turns_or_as_text(tmp_path: Path) -> None:
     suite = get_benchmark("ceval")
     folder = locate_data(suite, write_ceval_dir(tmp_path, ["law"]))
-    wanted = {"subjects": ("law",), "shots": 2, "limit": 1}
-    chat = (
-        plan_benchmark(suite, folder, EvalSelection(mode="gen", **wanted)).subjects[0].questions[0]
-    )  # type: ignore[arg-type]
-    text = (
-        plan_benchmark(suite, folder, EvalSelection(mode="ppl", **wanted)).subjects[0].questions[0]
-    )  # type: ignore[arg-type]
+    selection = EvalSelection(mode="gen", subjects=("law",), shots=2, limit=1)
+    chat = plan_benchmark(suite, folder, selection).subjects[0].questions[0]
+    text = plan_benchmark(suite, folder, replace(selection, mode="ppl")).subjects[0].questions[0]
     assert [m.role for m in chat.messages] == ["user", "assistant"] * 2 + ["user"]
     ask = "以下是中国关于法学考试的单项选择题，请选出其中的正确答案。\nlaw 0，哪个{A}对？"
     assert chat.messages[-1].content == f"{ask}\nA. 1\nB. 2\nC. 3\nD. 0\n答案: "

@@ -20,7 +20,7 @@ from llmctl.services.chat.reply import ChatReply
 from llmctl.services.chat.session import ChatSession
 from llmctl.services.chat.switching import ModelSwitcher
 
-CommandHandler = Callable[["Talk", str], None]
+CommandHandler = Callable[["ChatRepl", str], None]
 
 
 class ReplExitError(Exception):

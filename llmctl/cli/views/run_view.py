@@ -233,7 +233,7 @@ def _cell(value: float | None, best: bool, worst: bool) -> str:
 
 def _show_tree(root: "LineageNode") -> None:
     for text in [_label(root), *_branches(root.branches, "")]:
-        render.print_line(render.with_fewer_examples(text))
+        render.print_line(render.shorten(text))
 
 
 def _branches(nodes: Sequence["LineageNode"], indent: str) -> Iterator[str]:
@@ -279,4 +279,4 @@ def _last_part(path: str) -> str:
 
 def _metric_name(name: str) -> str:
     short = _last_part(name)
-    return render.with_fewer_examples(short, _METRIC_NAME) if render.is_terminal() else short
+    return render.shorten(short, _METRIC_NAME) if render.is_terminal() else short

@@ -15,7 +15,7 @@ from llmctl.data.rows.row import RawRow
 from llmctl.data.rows.row_errors import OnRowError, RowError
 from llmctl.types import Example, Progress, ProgressCallback, SourceLocation, ignore_progress
 
-__all__ = ["RawRow", "read_examples", "read_rows", "parse_rows"]
+__all__ = ["RawRow", "parse_rows", "read_examples", "read_rows"]
 
 _REPORT_ROWS = 256
 _MARK = b"\xef\xbb\xbf"
@@ -55,7 +55,7 @@ def read_examples(
         on_problem: called for each thing that is wrong with a row, in order.
 
     Raises:
-        ConfigError, DataError: as `read_training_data`; or `columns` or `format` name what does not exist.
+        ConfigError, DataError: as `read_rows`; or `columns` or `format` name what does not exist.
     """
     for _, found in parse_rows(source, columns=columns, format=format, progress=progress):
         if isinstance(found, Example):

@@ -60,8 +60,8 @@ def score_steps(
     so the next question of the same exam finds its few-shot examples computed.
 
     Args:
-        chunk: says how many tokens may be read at once now, at most `PREFILL_CHUNK_TOKENS`. The last of what
-            is shared is read with the first endings, a chunk of each.
+        chunk: says how many tokens may be read at once now, at most `PREFILL_CHUNK_TOKENS`. The
+            last of what is shared is read with the first endings, a chunk of each.
 
     Raises:
         MemoryError: the cache has no room even when nothing else runs.

@@ -31,8 +31,9 @@ def out_of_memory_error(case: MemoryRequest) -> OutOfMemoryError:
     else:
         needed = case.weights + kv + activations + machine.reserve_bytes
         message = (
-            f"{row} needs {format_gib(needed)} and {machine.device} has {format_gib(machine.free_bytes)} free: "
-            f"weights {format_gib(case.weights)}, KV cache {format_gib(kv)}, activations {format_gib(activations)}, "
+            f"{row} needs {format_gib(needed)} and {machine.device} has "
+            f"{format_gib(machine.free_bytes)} free: weights {format_gib(case.weights)}, "
+            f"KV cache {format_gib(kv)}, activations {format_gib(activations)}, "
             f"reserve {format_gib(machine.reserve_bytes)}"
         )
     return OutOfMemoryError(message, hint=_way_out(case))
@@ -46,8 +47,9 @@ def weights_out_of_memory_error(
         return None
     fitting = [other.quant for other in plan.alternatives if other.fits and other.quant != quant]
     return OutOfMemoryError(
-        f"the weights need {format_gib(plan.weights_bytes)}, the reserve {format_gib(plan.reserve_bytes)}, and "
-        f"{device} has {format_gib(plan.free_bytes)} free",
+        f"the weights need {format_gib(plan.weights_bytes)}, "
+        f"the reserve {format_gib(plan.reserve_bytes)}, "
+        f"and {device} has {format_gib(plan.free_bytes)} free",
         hint=f"try --quant {fitting[0]}" if fitting else _NO_WAY,
     )
 

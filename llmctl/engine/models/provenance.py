@@ -155,7 +155,7 @@ def check_provenance(
     folder = found.path if adapter is None else Path(adapter).expanduser()
     note = Provenance.read(folder)
     if note is None:
-        unknown = f"{folder.name} has no {PROVENANCE_FILE}: on which weights and chat template it learnt is "
+        unknown = f"{folder.name} has no {PROVENANCE_FILE}: its base weights and chat template are "
         return ProvenanceCheck(notes=() if adapter is None else (unknown + "not known",))
     told = [
         check_chat_template(folder, template, chosen=template_chosen, own=folder == found.path),

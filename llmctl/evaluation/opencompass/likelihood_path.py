@@ -7,8 +7,8 @@ from llmctl.errors import RequestError
 from llmctl.evaluation.backend import ServerModel
 from llmctl.evaluation.logprob_support import PROBE_TEXT, check_logprob_support
 from llmctl.evaluation.opencompass.child.http import (
-    RequestFailed,
     ServerClient,
+    ServerRequestError,
     echo_logprobs,
     score_shared_prefix,
 )
@@ -22,13 +22,13 @@ def logprob_route(endpoint: ServerModel) -> Literal["score", "echo"]:
     """
     server = ServerClient(endpoint.base_url, endpoint.model, endpoint.api_key)
     ((_, scores, _),) = score_shared_prefix(server, [[PROBE_TEXT]])
-    if not isinstance(scores, RequestFailed):
+    if not isinstance(scores, ServerRequestError):
         return "score"
 
     def echo(text: str) -> Sequence[float]:
         try:
             return echo_logprobs(server, text)
-        except RequestFailed as error:
+        except ServerRequestError as error:
             raise RequestError(str(error)) from error
 
     check_logprob_support(echo, endpoint.base_url)

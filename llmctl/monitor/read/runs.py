@@ -166,7 +166,8 @@ def find_runs(
             error.hint = (
                 f"{run.name} is not in the trash"
                 if deleted
-                else f"it is in the trash; `llmctl runs restore {run.run_id[:SHORT_ID_CHARS]}` first"
+                else f"it is in the trash; "
+                f"`llmctl runs restore {run.run_id[:SHORT_ID_CHARS]}` first"
             )
         raise error from None
     return list({run.run_id: run for run in found}.values())

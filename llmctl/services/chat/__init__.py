@@ -16,9 +16,9 @@ __all__ = [
     "Conversation",
     "ConversationStore",
     "ModelSwitcher",
-    "resume_conversation",
     "files",
     "open_session",
+    "resume_conversation",
     "settings",
 ]
 

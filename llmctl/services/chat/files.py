@@ -57,7 +57,8 @@ def read_attachment(name: str) -> Attachment:
         size = path.stat().st_size
         if size > MAX_ATTACHMENT_BYTES:
             raise ConfigError(
-                f"{name} has {size / 1e6:,.0f} MB; at most {MAX_ATTACHMENT_BYTES / 1e6:.0f} MB can be read",
+                f"{name} has {size / 1e6:,.0f} MB; "
+                f"at most {MAX_ATTACHMENT_BYTES / 1e6:.0f} MB can be read",
                 hint="cut the part out that matters",
             )
         raw = path.read_bytes()

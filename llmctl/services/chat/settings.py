@@ -57,7 +57,8 @@ def _read(name: str, value: str) -> object:
         return int(value) if whole else float(value)
     except ValueError:
         raise ConfigError(
-            f"{name} is {value!r}; it must be a {'whole ' if whole else ''}number {describe_range(name)}",
+            f"{name} is {value!r}; it must be a {'whole ' if whole else ''}number "
+            f"{describe_range(name)}",
             hint=f"/set {name} default gives it back to the model",
         ) from None
 

@@ -185,7 +185,8 @@ class ConversationStore:
             return
         if layout > SCHEMA_VERSION:
             raise LlmctlError(
-                f"{self.file} was written by a newer llmctl (layout {layout}, known is {SCHEMA_VERSION})",
+                f"{self.file} was written by a newer llmctl "
+                f"(layout {layout}, known is {SCHEMA_VERSION})",
                 hint="pip install -U llmctl",
             )
         database.execute("PRAGMA journal_mode = WAL")

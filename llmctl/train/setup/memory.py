@@ -294,7 +294,8 @@ class TrainMemoryEstimator:
         )
         return OutOfMemoryError(
             f"the training needs {format_gib(plan.peak_bytes)} and a reserve of "
-            f"{format_gib(plan.reserve_bytes)}, and {device} has {format_gib(plan.free_bytes)}: {parts}, with "
+            f"{format_gib(plan.reserve_bytes)}, and {device} has "
+            f"{format_gib(plan.free_bytes)}: {parts}, with "
             f"{plan.rows} rows of up to {plan.length:,} tokens at once",
             hint=f"{ways} would fit" if ways else "nothing makes it fit: choose a smaller model",
         )

@@ -16,8 +16,8 @@ from llmctl.errors import ConfigError, LlmctlError
 from llmctl.evaluation.backend import ServerModel
 from llmctl.evaluation.opencompass import venv
 from llmctl.evaluation.opencompass.child.http import (
-    RequestFailed,
     ServerClient,
+    ServerRequestError,
     score_by_echo,
     score_shared_prefix,
 )
@@ -96,7 +96,7 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_not() -> None:
     with scripted_server(answer) as url:
         server = ServerClient(url, "m", "")
         assert server.ask("/chat/completions", {"case": "busy"})["choices"]
-        with pytest.raises(RequestFailed, match="400: told to fail with 400"):
+        with pytest.raises(ServerRequestError, match="400: told to fail with 400"):
             server.ask("/chat/completions", {"case": "wrong"})
     assert asked == ["busy"] * 3 + ["wrong"]
 
@@ -108,8 +108,8 @@ def test_scores_over_http_are_the_same_by_either_way(tiny: HFRunner) -> None:
         echoed = [(index, scores) for index, scores, _ in score_by_echo(one, TEXTS, 2)]
     for (index, first), (same, second) in zip(shared, echoed, strict=True):
         assert index == same
-        assert not isinstance(first, RequestFailed)
-        assert not isinstance(second, RequestFailed)
+        assert not isinstance(first, ServerRequestError)
+        assert not isinstance(second, ServerRequestError)
         for (logprob, count), (again, same_count) in zip(first, second, strict=True):
             assert count == same_count
             assert logprob == pytest.approx(again, abs=1e-4)
@@ -125,7 +125,7 @@ def test_a_server_that_dies_in_the_middle_leaves_an_error_for_each_question_left
 def test_the_private_server_needs_its_key(tiny: HFRunner) -> None:
     with (
         serve_privately(tiny) as private,
-        pytest.raises(RequestFailed, match="401"),
+        pytest.raises(ServerRequestError, match="401"),
     ):
         ServerClient(private.base_url, private.model, "guess").ask("/completions", {})
 

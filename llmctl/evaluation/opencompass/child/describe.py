@@ -6,7 +6,7 @@ from typing import Any
 
 from .http import _shared
 from .models import _messages
-from .response_cache import events
+from .response_cache import event_log
 
 
 def describe(
@@ -28,10 +28,10 @@ def describe(
         if wanted and name not in wanted:
             continue
         try:
-            events.tell("listed", subject=name, questions=_questions(dataset, built, mode))
+            event_log.tell("listed", subject=name, questions=_questions(dataset, built, mode))
         except Exception as error:  # whatever a data set's code does where its files are not
             traceback.print_exc()
-            events.tell("failed", subject=name, error=str(error) or repr(error))
+            event_log.tell("failed", subject=name, error=str(error) or repr(error))
 
 
 def _name_missing_files() -> None:

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from .response_cache import events
+from .response_cache import event_log
 
 GEN, PPL = "GenInferencer", "PPLInferencer"
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -37,15 +37,15 @@ def main() -> None:
     """Run what the request, a JSON file named on the command line, asks for."""
     end_with_parent()
     request: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    events.write_to(Path(request["events"]))
-    events.tell("loading")
+    event_log.write_to(Path(request["events"]))
+    event_log.tell("loading")
     # Both fill OpenCompass' registries, and take seconds.
     import opencompass.datasets
     import opencompass.openicl  # noqa: F401
 
     if "describe" in request:
         _describe(request)
-        events.tell("end")
+        event_log.tell("end")
         return
     work = Path(request["work"])
     exams = [(exam, _datasets(exam)) for exam in request["exams"]]
@@ -54,14 +54,14 @@ def main() -> None:
         model = _model(request, exam)
         for subject, dataset in datasets:
             named = {"suite": exam["suite"], "subject": subject}
-            events.tell("subject", **named)
+            event_log.tell("subject", **named)
             try:
                 predictions, results = _run(model, dataset, work / exam["suite"])
-                events.tell("done", **named, predictions=predictions, results=results)
+                event_log.tell("done", **named, predictions=predictions, results=results)
             except Exception as error:  # whatever it is, the other subjects go on
                 traceback.print_exc()
-                events.tell("failed", **named, error=f"{type(error).__name__}: {error}")
-    events.tell("end")
+                event_log.tell("failed", **named, error=f"{type(error).__name__}: {error}")
+    event_log.tell("end")
 
 
 def _describe(request: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ def _describe(request: dict[str, Any]) -> None:
     longest = asked["max_new_tokens"] or inferencer.get("max_out_len") or DEFAULT_MAX_NEW_TOKENS
     from mmengine.config import ConfigDict
 
-    events.tell(
+    event_log.tell(
         "named",
         subjects=[str(dataset["abbr"]) for dataset in defined],
         mode=mode,
@@ -112,7 +112,7 @@ def _datasets(exam: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
             found[subject] = _as_asked(dataset, exam, wanted[subject])
     for subject in wanted:
         if subject not in found:
-            events.tell(
+            event_log.tell(
                 "failed",
                 suite=exam["suite"],
                 subject=subject,

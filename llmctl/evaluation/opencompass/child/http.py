@@ -21,7 +21,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TOO_LONG = "context_length_exceeded"
 
 
-class RequestFailed(Exception):
+class ServerRequestError(Exception):
     """A question that got no answer, and why."""
 
     def __init__(self, message: str, code: object = None) -> None:
@@ -44,7 +44,7 @@ class ServerClient:
         self._gone = threading.Event()
 
     def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Post and return the whole answer. Raises `RequestFailed`."""
+        """Post and return the whole answer. Raises `ServerRequestError`."""
         for tries_left in range(TRIES - 1, -1, -1):
             try:
                 with self._post(path, body) as answer:
@@ -59,12 +59,12 @@ class ServerClient:
                 # One thread finds out that a server is gone; the others need not wait again.
                 if not tries_left or self._gone.is_set():
                     self._gone.set()
-                    raise RequestFailed(f"the server does not answer: {error}") from error
+                    raise ServerRequestError(f"the server does not answer: {error}") from error
                 time.sleep(2.0 ** (TRIES - 1 - tries_left) / 2)
         raise AssertionError
 
     def lines(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Post and yield the answer's lines as they come. Raises `RequestFailed`."""
+        """Post and yield the answer's lines as they come. Raises `ServerRequestError`."""
         try:
             with self._post(path, body) as answer:
                 for line in answer:
@@ -72,7 +72,7 @@ class ServerClient:
         except urllib.error.HTTPError as error:
             raise _refused(error) from error
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise RequestFailed(f"the server does not answer: {error}") from error
+            raise ServerRequestError(f"the server does not answer: {error}") from error
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         headers = {"Content-Type": "application/json"}
@@ -91,13 +91,13 @@ def _patience(error: urllib.error.HTTPError, tries_left: int) -> float:
         return 2.0 ** (TRIES - 1 - tries_left) / 2
 
 
-def _refused(error: urllib.error.HTTPError) -> RequestFailed:
+def _refused(error: urllib.error.HTTPError) -> ServerRequestError:
     text = error.read().decode(errors="replace")
     try:
         told = json.loads(text)["error"]
-        return RequestFailed(f"{error.code}: {told['message']}", told.get("code"))
+        return ServerRequestError(f"{error.code}: {told['message']}", told.get("code"))
     except (ValueError, KeyError, TypeError, AttributeError):
-        return RequestFailed(f"{error.code}: {text.strip()[:200] or error.reason}")
+        return ServerRequestError(f"{error.code}: {text.strip()[:200] or error.reason}")
 
 
 TextLogprob = tuple[float, int]
@@ -106,7 +106,7 @@ TextLogprob = tuple[float, int]
 
 def score_shared_prefix(
     server: ServerClient, groups: list[list[str]]
-) -> Iterator[tuple[int, list[TextLogprob] | RequestFailed, int]]:
+) -> Iterator[tuple[int, list[TextLogprob] | ServerRequestError, int]]:
     """Score groups of texts in one request: index, a score for each text, tokens computed."""
     head = _shared([text for group in groups for text in group])
     wire = []
@@ -119,13 +119,13 @@ def score_shared_prefix(
         for line in server.lines("/score", body):
             if "error" in line:
                 told = line["error"]
-                yield line["index"], RequestFailed(told["message"], told.get("code")), 0
+                yield line["index"], ServerRequestError(told["message"], told.get("code")), 0
             else:
                 scores = [(score["logprob"], score["tokens"]) for score in line["scores"]]
                 yield line["index"], scores, line["computed"]
             answered += 1
-        missing = RequestFailed("the server ended its answer before this question")
-    except RequestFailed as error:
+        missing = ServerRequestError("the server ended its answer before this question")
+    except ServerRequestError as error:
         missing = error
     for index in range(answered, len(groups)):
         yield index, missing, 0
@@ -140,26 +140,28 @@ def _shared(texts: list[str]) -> str:
 
 def score_by_echo(
     server: ServerClient, groups: list[list[str]], workers: int
-) -> Iterator[tuple[int, list[TextLogprob] | RequestFailed, int]]:
+) -> Iterator[tuple[int, list[TextLogprob] | ServerRequestError, int]]:
     """Do the same at any server whose completions echo the prompt with its log-likelihoods."""
 
-    def score(group: list[str]) -> list[TextLogprob] | RequestFailed:
+    def score(group: list[str]) -> list[TextLogprob] | ServerRequestError:
         try:
             told = [echo_logprobs(server, text) for text in group]
             return [(sum(logprobs), len(logprobs) + 1) for logprobs in told]
-        except RequestFailed as error:
+        except ServerRequestError as error:
             return error
 
     with ThreadPoolExecutor(workers) as pool:
         for index, scores in enumerate(pool.map(score, groups)):
-            computed = 0 if isinstance(scores, RequestFailed) else sum(count for _, count in scores)
+            computed = (
+                0 if isinstance(scores, ServerRequestError) else sum(count for _, count in scores)
+            )
             yield index, scores, computed
 
 
 def echo_logprobs(server: ServerClient, text: str) -> list[float]:
     """Return the log-likelihoods of a text's tokens but the first, by its echo.
 
-    Raises `RequestFailed`, also where the echo says nothing.
+    Raises `ServerRequestError`, also where the echo says nothing.
     """
     body = {"prompt": text, "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
     answer = server.ask("/completions", {"model": server.model, **body})
@@ -168,7 +170,9 @@ def echo_logprobs(server: ServerClient, text: str) -> list[float]:
         count = answer["usage"]["prompt_tokens"]
         told = [float(value) for value in logprobs[1:count]]
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise RequestFailed("the server echoes no log-likelihoods") from error
+        raise ServerRequestError("the server echoes no log-likelihoods") from error
     if len(told) != count - 1 or not any(told):
-        raise RequestFailed(f"the server echoed {len(told)} log-likelihoods for {count} tokens")
+        raise ServerRequestError(
+            f"the server echoed {len(told)} log-likelihoods for {count} tokens"
+        )
     return told

@@ -8,8 +8,8 @@ from typing import Any
 from opencompass.openicl.icl_inferencer import GenInferencer, PPLInferencer
 from opencompass.openicl.icl_inferencer.icl_base_inferencer import PPLInferencerOutputHandler
 
-from .http import AskError, Score, score_echoed, score_shared
-from .response_cache import events, key_of
+from .http import ServerRequestError, TextLogprob, score_by_echo, score_shared_prefix
+from .response_cache import cache_key, event_log
 
 NOTES = "llmctl"
 """What we add to a prediction of OpenCompass': an error, token counts, how a reply ended."""
@@ -46,12 +46,12 @@ class SharedPrefixPPLInferencer(PPLInferencer):  # type: ignore[misc]
         predictions: list[Any] = [""] * len(chosen)
         notes: list[dict[str, Any]] = [{} for _ in chosen]
         dropped = [0] * len(chosen)
-        events.tell("questions", count=len(chosen))
+        event_log.tell("questions", count=len(chosen))
         groups = {index: texts(index) for index in range(len(chosen))}
         while groups:
             again = {}
             for index, scores, computed in self._scores(groups):
-                if isinstance(scores, AskError):
+                if isinstance(scores, ServerRequestError):
                     left = chosen[index][: -1 - dropped[index]]
                     if scores.too_long and len(left) < len(chosen[index]) - dropped[index]:
                         # As in OpenCompass, the last example goes first.
@@ -76,7 +76,7 @@ class SharedPrefixPPLInferencer(PPLInferencer):  # type: ignore[misc]
                         output.save_prompt_and_ppl(label, without, text, loss, index)
                         entry = output.results_dict[str(index)][f"label: {label}"]
                         entry["BPB"] = loss * count / len(without.encode())
-                events.tell("question")
+                event_log.tell("question")
             groups = again
         output.save_predictions(predictions)
         reader = retriever.dataset_reader
@@ -121,10 +121,10 @@ class SharedPrefixPPLInferencer(PPLInferencer):  # type: ignore[misc]
 
     def _scores(
         self, groups: dict[int, list[str]]
-    ) -> Iterator[tuple[int, list[Score] | AskError, int]]:
+    ) -> Iterator[tuple[int, list[TextLogprob] | ServerRequestError, int]]:
         """Yield what is known from an earlier run, then what the server says, as it says it."""
         model = self.model
-        keys = {index: key_of("ppl", model.identity, group) for index, group in groups.items()}
+        keys = {index: cache_key("ppl", model.identity, group) for index, group in groups.items()}
         left = []
         for index, key in keys.items():
             if (known := model.journal.get(key)) is None:
@@ -136,12 +136,12 @@ class SharedPrefixPPLInferencer(PPLInferencer):  # type: ignore[misc]
             return
         asked = [groups[index] for index in left]
         answers = (
-            score_shared(model.server, asked)
+            score_shared_prefix(model.server, asked)
             if model.shared
-            else score_echoed(model.server, asked, model.workers)
+            else score_by_echo(model.server, asked, model.workers)
         )
         for at, scores, computed in answers:
-            if not isinstance(scores, AskError):
+            if not isinstance(scores, ServerRequestError):
                 model.journal.put(keys[left[at]], [scores, computed])
             yield left[at], scores, computed
 

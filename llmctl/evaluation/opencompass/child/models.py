@@ -9,8 +9,8 @@ from typing import Any
 from opencompass.models.base import BaseModel
 from opencompass.models.base_api import BaseAPIModel
 
-from .http import KEY_VARIABLE, AskError, Server
-from .response_cache import Journal, events, key_of
+from .http import KEY_VARIABLE, ServerClient, ServerRequestError
+from .response_cache import ResponseCache, cache_key, event_log
 
 ROLES = {"HUMAN": "user", "BOT": "assistant", "SYSTEM": "system"}
 EXAMPLE = ["user", "assistant"]
@@ -23,9 +23,9 @@ class TextModel(BaseModel):  # type: ignore[misc]
         self, path: str, base_url: str, identity: str, journal: str, workers: int, shared: bool
     ) -> None:
         super().__init__(path=path)
-        self.server = Server(base_url, path, os.environ.get(KEY_VARIABLE, ""))
+        self.server = ServerClient(base_url, path, os.environ.get(KEY_VARIABLE, ""))
         self.identity = identity
-        self.journal = Journal(Path(journal))
+        self.journal = ResponseCache(Path(journal))
         self.workers = workers
         self.shared = shared
         """Whether the server scores texts that begin alike in one request."""
@@ -44,9 +44,9 @@ class ChatModel(BaseAPIModel):  # type: ignore[misc]
         meta_template: dict[str, Any],
     ) -> None:
         super().__init__(path=path, meta_template=meta_template)
-        self._server = Server(base_url, path, os.environ.get(KEY_VARIABLE, ""))
+        self._server = ServerClient(base_url, path, os.environ.get(KEY_VARIABLE, ""))
         self._identity = identity
-        self._journal = Journal(Path(journal))
+        self._journal = ResponseCache(Path(journal))
         self._workers = workers
         self.notes: list[dict[str, Any]] = []
         """Of the questions of the last `generate`, in order: what a prediction does not say."""
@@ -55,22 +55,22 @@ class ChatModel(BaseAPIModel):  # type: ignore[misc]
         self, inputs: Sequence[Any], max_out_len: int, stopping_criteria: Sequence[str] = ()
     ) -> list[str]:
         """Answer every question; one that fails is answered by nothing, and noted."""
-        events.tell("questions", count=len(inputs))
+        event_log.tell("questions", count=len(inputs))
 
         def answer(prompt: Any) -> dict[str, Any]:
             body: dict[str, Any] = {"messages": _messages(prompt), "temperature": 0}
             body["max_tokens"] = max_out_len
             if stopping_criteria:
                 body["stop"] = list(stopping_criteria)
-            key = key_of("chat", self._identity, body)
+            key = cache_key("chat", self._identity, body)
             noted: dict[str, Any] | None = self._journal.get(key)
             if noted is None:
                 try:
                     noted = self._asked(body)
                     self._journal.put(key, noted)
-                except AskError as error:
+                except ServerRequestError as error:
                     noted = {"reply": "", "error": str(error), "too_long": error.too_long}
-            events.tell("question")
+            event_log.tell("question")
             return noted
 
         with ThreadPoolExecutor(max(1, min(self._workers, len(inputs)))) as pool:
@@ -78,13 +78,16 @@ class ChatModel(BaseAPIModel):  # type: ignore[misc]
         return [note["reply"] for note in self.notes]
 
     def _asked(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Ask, with one example less each time the prompt is too long. Raises `RequestFailed`."""
+        """Ask with one example less each time the prompt is too long.
+
+        Raises `ServerRequestError`.
+        """
         messages, dropped = list(body["messages"]), 0
         while True:
             asked = {"model": self._server.model, **body, "messages": messages}
             try:
                 return {**_note(self._server.ask("/chat/completions", asked)), "dropped": dropped}
-            except AskError as error:
+            except ServerRequestError as error:
                 if not error.too_long or [m["role"] for m in messages[-3:-1]] != EXAMPLE:
                     raise
                 # The last one goes first, as in OpenCompass.
@@ -102,7 +105,9 @@ def _note(answer: dict[str, Any]) -> dict[str, Any]:
             "cached_tokens": (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
         }
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise AskError(f"the server answered with something else than a chat: {error}") from error
+        raise ServerRequestError(
+            f"the server answered with something else than a chat: {error}"
+        ) from error
 
 
 def _messages(prompt: Any) -> list[dict[str, str]]:
