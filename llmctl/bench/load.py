@@ -6,8 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
-from llmctl.bench.machine import MemorySampler
-from llmctl.bench.plan import BenchConfig
+from llmctl.bench.config import BenchConfig
+from llmctl.bench.host import MemorySampler
 from llmctl.bench.prompts import PromptBatch
 from llmctl.bench.target import BenchTarget, TimedReply
 from llmctl.errors import LlmctlError

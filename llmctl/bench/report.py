@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmctl import __version__
-from llmctl.bench.machine import HostInfo
-from llmctl.bench.plan import BenchConfig
+from llmctl.bench.config import BenchConfig
+from llmctl.bench.host import HostInfo
 from llmctl.bench.prompts import PromptSet
 from llmctl.bench.stats import LevelMetrics, LevelResult, median_metrics, metric_ratios
 from llmctl.types import ModelSpec

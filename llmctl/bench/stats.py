@@ -8,8 +8,8 @@ from itertools import pairwise
 from statistics import median
 from typing import Literal
 
+from llmctl.bench.config import BenchConfig
 from llmctl.bench.load import LevelRun
-from llmctl.bench.plan import BenchConfig
 from llmctl.bench.prompts import CACHED_SETS, PromptSet
 from llmctl.bench.target import TimedReply
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
-from llmctl.bench.plan import BenchConfig, BenchServer
+from llmctl.bench.config import BenchConfig, BenchServer
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.openai.wire import api_error_message, api_url
 from llmctl.engine.stream import StreamItem

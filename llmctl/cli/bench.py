@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from llmctl.bench.plan import BenchConfig, BenchEngine, BenchServer
+from llmctl.bench.config import BenchConfig, BenchEngine, BenchServer
 from llmctl.bench.prompts import PROMPT_SETS, PromptSet
 from llmctl.cli import options, render
 from llmctl.errors import ConfigError, LlmctlError

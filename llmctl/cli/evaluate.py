@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmctl.cli import options, render, setting_options
+from llmctl.cli import config_options, options, render
 from llmctl.config import EvalConfig
 from llmctl.config.evaluation import SETTING_ALIASES
 
@@ -51,7 +51,7 @@ def evaluate(
     if list_suites:
         list_(data_dir=None if data_dir is None else Path(data_dir), as_json=as_json)
         return
-    chosen = setting_options.collect_options(EvalConfig, context, values)
+    chosen = config_options.collect_options(EvalConfig, context, values)
     if not chosen and config is None:
         typer.echo(context.get_help())
         return
@@ -84,7 +84,7 @@ _own = inspect.signature(evaluate).parameters
 evaluate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         *(p for p in _own.values() if p.kind is not inspect.Parameter.VAR_KEYWORD),
-        *setting_options.config_parameters(
+        *config_options.config_parameters(
             EvalConfig, aliases=SETTING_ALIASES, short=_SHORT, variables=_VARIABLES
         ),
     ]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmctl.cli import options, render, setting_options
+from llmctl.cli import config_options, options, render
 from llmctl.cli.views import eval_view, train_view
 from llmctl.config import TrainConfig
 from llmctl.config.finetune import SETTING_ALIASES
@@ -67,10 +67,10 @@ def finetune(
     --resume goes on from there.
     """
     from llmctl.services.finetuning.settings import FinetuneRequest, resolve_settings
-    from llmctl.train.setup.distributed import LaunchOptions, is_launched, launch
+    from llmctl.train.distributed import LaunchOptions, is_launched, launch
 
     request = FinetuneRequest(
-        options=setting_options.collect_options(TrainConfig, context, values),
+        options=config_options.collect_options(TrainConfig, context, values),
         file=config,
         resume=resume,
         overwrite=overwrite,
@@ -108,7 +108,7 @@ _own = inspect.signature(finetune).parameters
 finetune.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         *(p for p in _own.values() if p.kind is not inspect.Parameter.VAR_KEYWORD),
-        *setting_options.config_parameters(
+        *config_options.config_parameters(
             TrainConfig, aliases=SETTING_ALIASES, short=_SHORT, variables=_VARIABLES
         ),
     ]

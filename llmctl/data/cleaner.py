@@ -6,9 +6,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmctl.data.cleaning.dedup.corpus_rules import EarlierRows, apply_corpus_rules
 from llmctl.data.cleaning.dedup.sketch import Banding
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
+from llmctl.data.cleaning.pipeline.corpus_rules import EarlierRows, apply_corpus_rules
 from llmctl.data.cleaning.pipeline.row_index import RowIndex
 from llmctl.data.cleaning.pipeline.workers import clean_chunks
 from llmctl.data.formats.columns import validate_format_options

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from llmctl.data.operations import split
 from llmctl.data.tokenized import assistant_spans, cache, loss_mask, storage
-from llmctl.data.tokenized import prepare as preparing
-from llmctl.data.tokenized.prepare import OverlongPolicy, TokenizeOptions, tokenize_examples
+from llmctl.data.tokenized import build as preparing
+from llmctl.data.tokenized.build import OverlongPolicy, TokenizeOptions, tokenize_examples
 from llmctl.data.tokenized.report import AffectedRows, TokenizeReport
 from llmctl.data.tokenized.storage import PairDataset, TokenDataset, TokenSequence
 from llmctl.engine.chat import control_tokens, tokenize

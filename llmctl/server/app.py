@@ -10,7 +10,7 @@ from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine
 from llmctl.server import errors
 from llmctl.server.endpoints.chat import build_router
-from llmctl.server.endpoints.scores import loglikelihood_router
+from llmctl.server.endpoints.loglikelihoods import loglikelihood_router
 from llmctl.server.metrics import Metrics
 from llmctl.server.middleware.auth import ApiKeyMiddleware
 from llmctl.server.middleware.limits import BodyLimitMiddleware

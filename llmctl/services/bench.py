@@ -10,9 +10,9 @@ from itertools import count
 from types import TracebackType
 from typing import Self
 
+from llmctl.bench.config import BenchConfig, BenchEngine, BenchServer
+from llmctl.bench.host import MemorySampler, describe_host
 from llmctl.bench.load import run_level
-from llmctl.bench.machine import MemorySampler, describe_host
-from llmctl.bench.plan import BenchConfig, BenchEngine, BenchServer
 from llmctl.bench.prompts import PromptSet, prompt_batch
 from llmctl.bench.report import BenchReport, Side
 from llmctl.bench.stats import LevelResult, summarize_level

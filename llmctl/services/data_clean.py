@@ -10,14 +10,14 @@ from llmctl.config import DEFAULT_MODEL
 from llmctl.config.settings import read_config_file
 from llmctl.data.cleaner import CleanedDataset, clean_dataset
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
-from llmctl.data.cleaning.pipeline.outputs import CleanOutputs, write_outputs
-from llmctl.data.cleaning.pipeline.rule_config import RuleOptions, resolve_rules
-from llmctl.data.cleaning.pipeline.settings import CleanSettings
+from llmctl.data.cleaning.report.outputs import CleanOutputs, write_outputs
 from llmctl.data.cleaning.report.report import CleanReport, RowExplanation
 from llmctl.data.cleaning.report.summarize import build_report as report_on
 from llmctl.data.cleaning.report.summarize import explain_row
+from llmctl.data.cleaning.rule_config import RuleOptions, resolve_rules
 from llmctl.data.cleaning.rules.language import check_codes
 from llmctl.data.cleaning.rules.lengths import TemplateTokenCounter, TokenCounter
+from llmctl.data.cleaning.settings import CleanSettings
 from llmctl.data.io.sources import list_source_files, refuse_output_in_source
 from llmctl.data.io.validating_reader import ReadOptions
 from llmctl.monitor import Tracker, open_tracker, tracked

@@ -22,9 +22,9 @@ from llmctl.train.callbacks import Schedule, TrainingCallback, peak_memory
 from llmctl.train.checkpoints import Checkpoint, Checkpoints
 from llmctl.train.data.collate import SftCollator
 from llmctl.train.data.dataloaders import DataLoaders, TrainDataset
+from llmctl.train.distributed import ProcessInfo
 from llmctl.train.kernels.cross_entropy import ChunkedCrossEntropy, matches_model_loss
 from llmctl.train.samples import SampleGenerator, SampleLog, SamplePrompt
-from llmctl.train.setup.distributed import ProcessInfo
 from llmctl.train.setup.trainable_parameters import (
     make_trainable,
     optimize_for_training,

@@ -1,8 +1,8 @@
 """Hand-made replies and reports, with times that are easy to reckon with."""
 
+from llmctl.bench.config import BenchConfig
+from llmctl.bench.host import HostInfo
 from llmctl.bench.load import LevelRun
-from llmctl.bench.machine import HostInfo
-from llmctl.bench.plan import BenchConfig
 from llmctl.bench.report import BenchReport, Side
 from llmctl.bench.stats import LevelResult, summarize_level
 from llmctl.bench.target import TimedReply

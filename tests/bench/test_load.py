@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from llmctl.bench.config import BenchConfig
+from llmctl.bench.host import MemorySampler, describe_host
 from llmctl.bench.load import LevelRun, run_level
-from llmctl.bench.machine import MemorySampler, describe_host
-from llmctl.bench.plan import BenchConfig
 from llmctl.bench.prompts import PromptBatch
 from llmctl.bench.target import TimedReply
 from llmctl.errors import ConfigError, LlmctlError

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmctl.bench.config import BenchConfig
 from llmctl.bench.load import LevelRun
-from llmctl.bench.plan import BenchConfig
 from llmctl.bench.prompts import PromptSet
 from llmctl.bench.stats import (
     LevelMetrics,

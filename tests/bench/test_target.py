@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmctl.bench.plan import BenchConfig, BenchServer
+from llmctl.bench.config import BenchConfig, BenchServer
 from llmctl.bench.target import EngineTarget, ServerTarget, TimedReply
 from llmctl.engine.openai.wire import api_url
 from llmctl.errors import ConfigError, EngineFailedError, LlmctlError

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from llmctl.data.cleaner import CleanedDataset, clean_dataset
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
-from llmctl.data.cleaning.pipeline.outputs import CleanOutputs, write_outputs
-from llmctl.data.cleaning.pipeline.settings import CleanSettings
+from llmctl.data.cleaning.report.outputs import CleanOutputs, write_outputs
 from llmctl.data.cleaning.report.summarize import build_report
+from llmctl.data.cleaning.settings import CleanSettings
 from llmctl.types import ModelSpec, Progress
 
 THRESHOLD = 0.8

@@ -19,9 +19,9 @@ from llmctl.config import TrainConfig
 from llmctl.config.settings import ResolvedConfig
 from llmctl.data.tokenized.storage import TokenDataset, TokenSequence, TokenWriter
 from llmctl.engine.loading.trainable import load_model_metadata
+from llmctl.train.distributed import ProcessInfo
 from llmctl.train.run import TrainingJob, TrainRun
 from llmctl.train.setup.defaults import resolve_for_model
-from llmctl.train.setup.distributed import ProcessInfo
 from llmctl.train.setup.memory import TrainMemoryEstimator
 from llmctl.train.stop import StopRequest
 from llmctl.types import ModelSpec, SourceLocation

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.errors import EngineFailedError
-from tests.cli.scripted import ScriptedEngine, Step
+from tests.cli.scripted_engine import ScriptedEngine, Step
 from tests.cli.terminal import Terminal
 
 NEVER_SET = threading.Event()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.chat_server import SCRIPT, ChatServer
-from tests.cli.scripted import ScriptedEngine
+from tests.cli.scripted_engine import ScriptedEngine
 from tests.server.servers import running_server
 
 

@@ -19,7 +19,7 @@ from rich.cells import cell_len
 
 from llmctl.cli import render
 from llmctl.cli.app import main
-from llmctl.cli.views import curve
+from llmctl.cli.views import braille_plot
 from tests.cli.process import COMMAND, error_lines
 from tests.monitor.tracking_history import TrackingHistory, empty_home, end_tracker, start_tracker
 from tests.server.servers import wait_until
@@ -310,16 +310,16 @@ def test_listing_imports_neither_mlflow_nor_numpy(
 
 
 def test_a_falling_curve_falls_and_a_gap_stays_a_gap() -> None:
-    lines = curve.draw_curve([0, 1, 2, 3], [3.0, 2.0, 1.0, 0.0], width=4, height=4)
+    lines = braille_plot.draw_curve([0, 1, 2, 3], [3.0, 2.0, 1.0, 0.0], width=4, height=4)
     assert [len(line) for line in lines] == [4] * 4
     # The first character's dots are at the top, the last one's at the bottom.
     assert [line.strip() != "" for line in lines] == [True] * 4
     assert lines[0][0] != " "
     assert lines[0][-1] == " "
     assert lines[-1][-1] != " "
-    gap = curve.draw_curve([0, 1, 2], [1.0, float("nan"), 1.0], width=9, height=1)
+    gap = braille_plot.draw_curve([0, 1, 2], [1.0, float("nan"), 1.0], width=9, height=1)
     assert gap[0].strip(" ")[1:-1].strip() == ""
-    assert curve.draw_curve([0], [float("inf")], width=3, height=2) == ["   ", "   "]
+    assert braille_plot.draw_curve([0], [float("inf")], width=3, height=2) == ["   ", "   "]
 
 
 @pytest.mark.parametrize(

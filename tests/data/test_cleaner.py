@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from llmctl.data.cleaner import CleanedDataset, clean_dataset
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
-from llmctl.data.cleaning.pipeline.outputs import CleanOutputs, write_outputs
-from llmctl.data.cleaning.pipeline.settings import CleanSettings
 from llmctl.data.cleaning.pipeline.workers import CHUNK_ROWS
+from llmctl.data.cleaning.report.outputs import CleanOutputs, write_outputs
 from llmctl.data.cleaning.report.report import CleanReport
 from llmctl.data.cleaning.report.summarize import build_report, explain_row
+from llmctl.data.cleaning.settings import CleanSettings
 from llmctl.data.io.validating_reader import BadRowsError
 from llmctl.data.rows.digests import dataset_ref
 from llmctl.data.rows.row_errors import RowErrorLog

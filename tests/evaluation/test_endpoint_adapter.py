@@ -14,10 +14,10 @@ from llmctl.evaluation.runner import NativeBackend
 from llmctl.evaluation.scoring.aggregate import score_benchmark
 from llmctl.evaluation.scoring.judge import Judge
 from llmctl.types import BenchmarkPlan, EvalMode, SampleResult, ignore_progress
-from tests.evaluation.answering import chat_reply
-from tests.evaluation.answering import scripted_server as judging
 from tests.evaluation.benchmark_files import write_custom_benchmark
 from tests.evaluation.flaky_server import flaky_server
+from tests.evaluation.scripted_server import chat_reply
+from tests.evaluation.scripted_server import scripted_server as judging
 from tests.server.servers import running_server
 
 

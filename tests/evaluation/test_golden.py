@@ -21,7 +21,7 @@ from llmctl.evaluation.runner import NativeBackend
 from llmctl.evaluation.scoring.aggregate import score_benchmark
 from llmctl.services.private_server import serve_privately
 from llmctl.types import BenchmarkPlan, ignore_progress
-from tests.evaluation.answering import chat_reply, scripted_server
+from tests.evaluation.scripted_server import chat_reply, scripted_server
 
 DATA, GOLDEN = (os.environ.get(f"LLMCTL_EXAM_{name}") for name in ("DATA", "GOLDEN"))
 pytestmark = pytest.mark.skipif(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.data.cleaning.pipeline.settings import CleanSettings
+from llmctl.data.cleaning.settings import CleanSettings
 from llmctl.data.io.validating_reader import ReadOptions
 from llmctl.data.rows.digests import dataset_ref
 from llmctl.errors import ConfigError, LlmctlError

@@ -131,7 +131,7 @@ def clean(
     changes nothing.
     """
     from llmctl.cli.views import clean_view, data_view
-    from llmctl.data.cleaning.pipeline.rule_config import RuleOptions
+    from llmctl.data.cleaning.rule_config import RuleOptions
     from llmctl.data.io.validating_reader import BadRowsError, ReadOptions
     from llmctl.services import data_clean as service
 

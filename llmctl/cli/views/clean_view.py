@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llmctl.cli import render
 
 if TYPE_CHECKING:
-    from llmctl.data.cleaning.pipeline.outputs import CleanOutputs
+    from llmctl.data.cleaning.report.outputs import CleanOutputs
     from llmctl.data.cleaning.report.report import (
         CleanReport,
         DatasetStatistics,
@@ -22,7 +22,7 @@ _LANGUAGES = 5
 
 def print_clean_rules() -> None:
     """Print every rule with its thresholds."""
-    from llmctl.data.cleaning.pipeline.settings import CleanSettings, hyphenated
+    from llmctl.data.cleaning.settings import CleanSettings, hyphenated
 
     rows = []
     for name, rule in CleanSettings().rules().items():

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from llmctl.cli import render
-from llmctl.cli.views import curve
+from llmctl.cli.views import braille_plot
 from llmctl.types import TAG_ADAPTER, MetricPoint, RunRecord
 
 if TYPE_CHECKING:
@@ -216,7 +216,9 @@ def _show_curve(name: str, points: Sequence[MetricPoint]) -> None:
     width = max(10, min(_CURVE_WIDTH, room))
     xs, unit = x_values(points)
     height = 1 if high == low else _CURVE_HEIGHT
-    lines = curve.draw_curve(xs, [point.value for point in points], width=width, height=height)
+    lines = braille_plot.draw_curve(
+        xs, [point.value for point in points], width=width, height=height
+    )
     for index, text in enumerate(lines):
         edge = high if index == 0 else low if index == len(lines) - 1 else ""
         render.print_line(f"{edge:>{label}} ┤{text}".rstrip())

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from llmctl.cli import render
-from llmctl.cli.views import curve
+from llmctl.cli.views import braille_plot
 from llmctl.types import (
     Progress,
     SampleReply,
@@ -208,5 +208,5 @@ def _show_curve(report: TrainReport) -> None:
         return
     xs, ys = zip(*report.losses, strict=True)
     render.print_heading(f"training loss, {max(ys):.3f} to {min(ys):.3f}")
-    for line in curve.draw_curve(xs, ys, width=_CURVE[0], height=_CURVE[1]):
+    for line in braille_plot.draw_curve(xs, ys, width=_CURVE[0], height=_CURVE[1]):
         render.print_line(line)

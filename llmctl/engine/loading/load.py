@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmctl.engine.batching.forward.int4 import int4_supported
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.loading import adapters
 from llmctl.engine.loading.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
-from llmctl.engine.loading.int4 import int4_supported
 from llmctl.engine.loading.third_party import library_errors, quiet_libraries
 from llmctl.engine.memory.estimate import ModelShape, shape_from_config
 from llmctl.engine.memory.hardware import choose_device, choose_dtype
@@ -239,7 +239,7 @@ def _quantisation(quant: Quant, compute_dtype: torch.dtype, *, int4: bool) -> An
     if quant == "none":
         return None
     if quant == "4bit" and int4:
-        from llmctl.engine.loading.int4_loading import Int4Config
+        from llmctl.engine.loading.int4_quantizer import Int4Config
 
         return Int4Config()
     from transformers import BitsAndBytesConfig

@@ -11,8 +11,8 @@ import psutil
 import torch
 from torch import nn
 
+from llmctl.engine.batching.forward.int4 import BYTES_PER_WEIGHT
 from llmctl.engine.batching.forward.packed import PREFILL_CHUNK_TOKENS
-from llmctl.engine.loading.int4 import BYTES_PER_WEIGHT
 from llmctl.errors import ModelLoadError
 from llmctl.types import KVQuant, Quant
 

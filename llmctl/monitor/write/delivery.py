@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llmctl.monitor.store import TrackingStore
-from llmctl.monitor.traces import build_trace
 from llmctl.monitor.write.events import (
     Data,
     File,
@@ -23,6 +22,7 @@ from llmctl.monitor.write.events import (
 )
 from llmctl.monitor.write.liveness import DIED_ERROR, process_identity
 from llmctl.monitor.write.sanitize import TAG_CHARS, sanitize_key, truncate
+from llmctl.monitor.write.traces import build_trace
 from llmctl.types import (
     TAG_ADAPTER,
     TAG_CHANGED_PREFIX,

@@ -22,6 +22,7 @@ from llmctl.train.checkpoints import (
     lock_output,
 )
 from llmctl.train.curves import CURVE_FILE, draw_curves
+from llmctl.train.distributed import current_process, leave_process_group, wait_for_local_rank_zero
 from llmctl.train.result import (
     build_provenance,
     build_train_report,
@@ -31,11 +32,6 @@ from llmctl.train.result import (
 )
 from llmctl.train.run import TrainOutcome, TrainRun
 from llmctl.train.samples import SAMPLES_FILE
-from llmctl.train.setup.distributed import (
-    current_process,
-    leave_process_group,
-    wait_for_local_rank_zero,
-)
 from llmctl.train.setup.plan import PreparedTraining, prepare_training
 from llmctl.train.setup.run_lock import RunLock
 from llmctl.train.stop import StopRequest, TrainingInterrupted

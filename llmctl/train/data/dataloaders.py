@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from llmctl.data.dataset import PairDataset, TokenDataset, TokenSequence
 from llmctl.train.data.collate import LengthGroupedBatchSampler
 from llmctl.train.data.packing import PackedDataset
-from llmctl.train.setup.distributed import ProcessInfo
+from llmctl.train.distributed import ProcessInfo
 from llmctl.types import SourceLocation
 
 ROWS_KEY = "rows"

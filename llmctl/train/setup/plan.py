@@ -16,6 +16,7 @@ from llmctl.train.data.collate import LengthGroupedBatchSampler
 from llmctl.train.data.dataloaders import TrainDataset
 from llmctl.train.data.datasets import TrainingData, read_training_data
 from llmctl.train.data.packing import PackedDataset
+from llmctl.train.distributed import ProcessInfo
 from llmctl.train.run import TrainingJob
 from llmctl.train.samples import SamplePrompt, held_out_prompts, user_prompts
 from llmctl.train.setup.continue_adapter import settings_from_adapter
@@ -25,7 +26,6 @@ from llmctl.train.setup.defaults import (
     resolve_for_model,
     resolve_schedule,
 )
-from llmctl.train.setup.distributed import ProcessInfo
 from llmctl.train.setup.memory import TrainMemoryEstimate, TrainMemoryEstimator
 from llmctl.train.setup.run_lock import RunLock, config_to_json
 from llmctl.train.setup.trainable_parameters import count_trainable

@@ -3,7 +3,7 @@
 from typing import Any
 
 from llmctl.data.cleaning.pipeline.row_cleaner import CleanedRow, RowCleaner
-from llmctl.data.cleaning.pipeline.settings import CleanSettings
+from llmctl.data.cleaning.settings import CleanSettings
 from llmctl.data.io.reader import RawRow
 from llmctl.types import SourceLocation
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor
 
+from llmctl.engine.batching.forward import int4
+from llmctl.engine.batching.forward.int4 import GROUP_SIZE, Int4Linear
 from llmctl.engine.batching.forward.linear import fuse
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.loading import int4
-from llmctl.engine.loading.int4 import GROUP_SIZE, Int4Linear
 from llmctl.engine.loading.load import load_model
 from llmctl.types import GenerationRequest, Message, ModelSpec, SamplingParams
 from tests.tiny import save_tiny_model

@@ -27,7 +27,7 @@ from llmctl.evaluation.opencompass.likelihood_path import logprob_route
 from llmctl.evaluation.opencompass.outputs import read_subject
 from llmctl.services.private_server import serve_privately
 from llmctl.types import EvalSample, SubjectPlan
-from tests.evaluation.answering import chat_reply, scripted_server
+from tests.evaluation.scripted_server import chat_reply, scripted_server
 from tests.server.servers import running_server
 
 TEXTS = [["One and one make two", "One and one make three"], ["Yes is yes", "Yes is no"]]

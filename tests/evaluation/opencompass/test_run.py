@@ -20,7 +20,7 @@ from llmctl.evaluation.plan import EvalSelection
 from llmctl.evaluation.runner import NativeBackend
 from llmctl.services.private_server import serve_privately
 from llmctl.types import BenchmarkPlan, EvalSample, SampleResult, ignore_progress
-from tests.evaluation.answering import chat_reply, scripted_server
+from tests.evaluation.scripted_server import chat_reply, scripted_server
 from tests.evaluation.small_benchmark import plan_small_benchmark, write_ceval, write_mmlu
 
 pytestmark = pytest.mark.skipif(

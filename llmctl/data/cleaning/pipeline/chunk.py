@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from llmctl.data.cleaning.dedup.similarity import row_digest, row_parts
 from llmctl.data.cleaning.dedup.sketch import PERMUTATIONS, Banding, minhash_signature
 from llmctl.data.cleaning.pipeline.row_cleaner import CleanedRow, RowCleaner
-from llmctl.data.cleaning.pipeline.settings import CleanSettings
 from llmctl.data.cleaning.rules.language import UNKNOWN_LANGUAGE, LanguageRule, dominant_script
 from llmctl.data.cleaning.rules.lengths import TokenCounter
 from llmctl.data.cleaning.rules.rule import RowView, texts_of
+from llmctl.data.cleaning.settings import CleanSettings
 from llmctl.data.formats.parse import parse_row
 from llmctl.data.io.reader import RawRow
 from llmctl.data.rows.digests import answer_key, content_key, prompt_key

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
-from llmctl.data.cleaning.pipeline.settings import RuleAction
 from llmctl.data.cleaning.rules import personal_data, text_repair
 from llmctl.data.cleaning.rules.rule import Finding
+from llmctl.data.cleaning.settings import RuleAction
 
 _ROUNDS = 8
 """After so many rounds without rest a text is left as it was."""

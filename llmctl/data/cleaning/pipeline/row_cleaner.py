@@ -6,12 +6,12 @@ from typing import Any
 
 from llmctl.data.cleaning.pipeline.repairs import Repairs
 from llmctl.data.cleaning.pipeline.row_texts import map_texts
-from llmctl.data.cleaning.pipeline.settings import CleanSettings
 from llmctl.data.cleaning.rules import quality
 from llmctl.data.cleaning.rules.language import LanguageRule
 from llmctl.data.cleaning.rules.lengths import LengthRule, TokenCounter
 from llmctl.data.cleaning.rules.repetition import RepetitionRule
 from llmctl.data.cleaning.rules.rule import Finding, RowRule, RowView
+from llmctl.data.cleaning.settings import CleanSettings
 from llmctl.data.formats.parse import parse_row
 from llmctl.data.io.reader import RawRow
 from llmctl.data.rows.row_errors import RowError

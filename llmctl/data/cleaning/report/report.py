@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmctl import __version__
-from llmctl.data.cleaning.pipeline.settings import RuleAction
+from llmctl.data.cleaning.settings import RuleAction
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 
 from llmctl.data.cleaner import CleanedDataset
-from llmctl.data.cleaning.dedup.corpus_rules import DETAIL_TEMPLATES
 from llmctl.data.cleaning.pipeline.chunk import (
     MAX_EXAMPLES,
     UNREADABLE,
     UNREADABLE_CODE,
     SpooledRow,
 )
+from llmctl.data.cleaning.pipeline.corpus_rules import DETAIL_TEMPLATES
 from llmctl.data.cleaning.pipeline.row_cleaner import CleanedRow, RowCleaner
 from llmctl.data.cleaning.report.report import (
     CleanReport,

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.cleaning.pipeline.settings import Language
 from llmctl.data.cleaning.rules.code_blocks import prose_text
 from llmctl.data.cleaning.rules.rule import Finding, RowView
+from llmctl.data.cleaning.settings import Language
 from llmctl.errors import ConfigError
 
 UNKNOWN_LANGUAGE = "?"

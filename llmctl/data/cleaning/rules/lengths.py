@@ -2,8 +2,8 @@
 
 from typing import Protocol
 
-from llmctl.data.cleaning.pipeline.settings import Length
 from llmctl.data.cleaning.rules.rule import Finding, RowView
+from llmctl.data.cleaning.settings import Length
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import TemplateError
 from llmctl.types import Example

@@ -3,10 +3,10 @@
 import re
 
 from llmctl.data.cleaning.dedup.shingles import units
-from llmctl.data.cleaning.pipeline.settings import AnswerEqualsPrompt
 from llmctl.data.cleaning.rules import phrases
 from llmctl.data.cleaning.rules.code_blocks import has_open_block
 from llmctl.data.cleaning.rules.rule import Finding, RowView
+from llmctl.data.cleaning.settings import AnswerEqualsPrompt
 from llmctl.types import Message
 
 

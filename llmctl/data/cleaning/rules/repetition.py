@@ -10,9 +10,9 @@ from collections import Counter
 import numpy as np
 
 from llmctl.data.cleaning.dedup.shingles import ngram_hashes, unit_codes
-from llmctl.data.cleaning.pipeline.settings import Repetition
 from llmctl.data.cleaning.rules.code_blocks import prose_text
 from llmctl.data.cleaning.rules.rule import Finding, RowView
+from llmctl.data.cleaning.settings import Repetition
 
 NGRAM = 10
 _LINES = 6

@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 
 from llmctl.engine.batching.forward.bucket_size import bucket_size
-from llmctl.engine.loading.int4 import Int4Linear
+from llmctl.engine.batching.forward.int4 import Int4Linear
 
 Linear = Callable[[Tensor], Tensor]
 """(tokens, inputs) -> (tokens, outputs)."""

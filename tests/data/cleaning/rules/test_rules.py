@@ -3,11 +3,11 @@
 import pytest
 
 from llmctl.data.cleaning.pipeline.row_cleaner import RowCleaner
-from llmctl.data.cleaning.pipeline.settings import Length
 from llmctl.data.cleaning.rules.language import detect_language, dominant_script
 from llmctl.data.cleaning.rules.lengths import LengthRule
 from llmctl.data.cleaning.rules.repetition import repeated_line_share, repeated_ngram_share
 from llmctl.data.cleaning.rules.rule import RowView
+from llmctl.data.cleaning.settings import Length
 from llmctl.errors import TemplateError
 from llmctl.types import Example
 from tests.data.cleaning.rows import chat, clean, row, settings

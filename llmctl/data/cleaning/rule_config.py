@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmctl.config.settings import ConfigSource
-from llmctl.data.cleaning.pipeline.settings import CleanSettings, hyphenated
+from llmctl.data.cleaning.settings import CleanSettings, hyphenated
 from llmctl.data.rows.findings import did_you_mean
 from llmctl.errors import ConfigError
 

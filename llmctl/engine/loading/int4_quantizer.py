@@ -13,7 +13,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from llmctl.engine.loading.int4 import GROUP_SIZE, Int4Linear
+from llmctl.engine.batching.forward.int4 import GROUP_SIZE, Int4Linear
 
 _NAME = "llmctl-int4"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.config.settings import read_config_file
-from llmctl.data.cleaning.pipeline.rule_config import RuleOptions, resolve_rules
+from llmctl.data.cleaning.rule_config import RuleOptions, resolve_rules
 from llmctl.errors import ConfigError
 
 
