@@ -215,11 +215,11 @@ def hub(home: Path, *names: str) -> list[str]:
     """Ask for datasets in a process of its own, for the library reads its folders' names once."""
     code = (
         "import sys\n"
-        "from llmctl.data.reading import read_examples\n"
+        "from llmctl.data.io.reader import read_examples\n"
         "from llmctl.errors import LlmctlError\n"
         "for name in sys.argv[1:]:\n"
         "    try:\n"
-        "        for e in read_examples(name, on_problem=print):\n"
+        "        for e in read_examples(name, on_row_error=print):\n"
         "            print(e.origin.line, e.messages[-1].content.split()[0])\n"
         "    except LlmctlError as error:\n"
         "        print(f'{error}|{error.hint}')\n"

@@ -183,7 +183,7 @@ def test_a_repository_without_a_tokenizer_is_not_a_model(hub: FakeHub) -> None:
 def test_a_connection_that_nobody_answers_is_given_up_within_five_seconds(black_hole: str) -> None:
     code = (
         "import time\n"
-        "from llmctl.engine.catalog import resolve\n"
+        "from llmctl.engine.models.resolve import resolve_model as resolve\n"
         "from llmctl.errors import ModelNotFoundError\n"
         "began = time.monotonic()\n"
         "try:\n    resolve('owner/name')\n"

