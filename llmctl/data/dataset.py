@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from llmctl.data.operations import split
+from llmctl.data import digests
+from llmctl.data.formats import turn_order
 from llmctl.data.tokenized import assistant_spans, cache, loss_mask, storage
 from llmctl.data.tokenized import build as preparing
 from llmctl.data.tokenized.build import OverlongPolicy, TokenizeOptions, tokenize_examples
@@ -34,7 +35,8 @@ _CODE = (
     loss_mask,
     preparing,
     assistant_spans,
-    split,
+    digests,
+    turn_order,
     storage,
     control_tokens,
     template_module,

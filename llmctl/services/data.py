@@ -104,7 +104,7 @@ def _find(file: str, number: int | None, line: int | None) -> Iterator[tuple[int
     """Yield the rows from the wanted one on, numbered from 1."""
     rows = ((at, row) for at, row in enumerate(read_rows(file), 1) if row.raw or row.errors)
     if line is not None:
-        yield find_at_line(((row.origin, row.lines_below, (at, row)) for at, row in rows), line)
+        yield find_at_line(((row.origin, row.extra_lines, (at, row)) for at, row in rows), line)
         yield from rows
         return
     at = 0

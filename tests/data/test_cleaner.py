@@ -24,8 +24,8 @@ from llmctl.data.cleaning.report.outputs import CleanOutputs, write_outputs
 from llmctl.data.cleaning.report.report import CleanReport
 from llmctl.data.cleaning.report.summarize import build_report, explain_row
 from llmctl.data.cleaning.settings import CleanSettings
+from llmctl.data.digests import dataset_ref
 from llmctl.data.io.validating_reader import BadRowsError
-from llmctl.data.rows.digests import dataset_ref
 from llmctl.data.rows.row_errors import RowErrorLog
 from llmctl.errors import ConfigError
 from llmctl.types import ignore_progress

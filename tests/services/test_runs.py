@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmctl.data.cleaning.settings import CleanSettings
+from llmctl.data.digests import dataset_ref
 from llmctl.data.io.validating_reader import ReadOptions
-from llmctl.data.rows.digests import dataset_ref
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.monitor.read.client import translated_store_errors
 from llmctl.monitor.read.lineage import LineageNode

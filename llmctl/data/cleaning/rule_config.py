@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.config.settings import ConfigSource
 from llmctl.data.cleaning.settings import CleanSettings, hyphenated
-from llmctl.data.rows.findings import did_you_mean
+from llmctl.did_you_mean import did_you_mean
 from llmctl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ class _Reading:
             ways = " or ".join(f"--set {name}.{key}" for name in having)
             self._problems.append(f"--set {key}: several rules have it; write {ways}")
         else:
-            near = did_you_mean(key, [key for known in self._keys().values() for key in known])
+            near = did_you_mean(
+                key, [key for known in self._keys().values() for key in known], cutoff=0.8
+            )
             self._problems.append(f"--set {key}: no rule has such a threshold" + _meant(near))
 
     def select(self, only: Sequence[str], skip: Sequence[str]) -> None:
@@ -150,7 +152,8 @@ class _Reading:
         if name in self._rules:
             return name
         self._problems.append(
-            f"{origin}: there is no rule {written!r}" + _meant(did_you_mean(name, self._rules))
+            f"{origin}: there is no rule {written!r}"
+            + _meant(did_you_mean(name, self._rules, cutoff=0.8))
         )
         return None
 
@@ -162,7 +165,7 @@ class _Reading:
 
     def _set(self, rule: str, key: str, value: object, origin: str) -> None:
         if key != "action" and key not in self._keys()[rule]:
-            near = did_you_mean(key, self._keys()[rule])
+            near = did_you_mean(key, self._keys()[rule], cutoff=0.8)
             self._problems.append(f"{origin}: {rule} has no {key!r}" + _meant(near))
             return
         self._values.setdefault(rule, {})[key] = value

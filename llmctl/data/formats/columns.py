@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmctl.data.rows.findings import RowErrorCollector, did_you_mean, join_names
 from llmctl.data.rows.json_text import json_type_name
+from llmctl.data.rows.row_errors import RowErrorCollector, join_names
+from llmctl.did_you_mean import did_you_mean
 from llmctl.errors import ConfigError
 
 
@@ -75,7 +76,7 @@ def validate_format_options(columns: Mapping[str, str] | None, format: str | Non
         ConfigError: with what was probably meant.
     """
     if format is not None and format not in FORMATS:
-        near = did_you_mean(format, FORMATS)
+        near = did_you_mean(format, FORMATS, cutoff=0.8)
         raise ConfigError(
             f"there is no format {format!r}",
             hint=f"did you mean {near}?" if near else f"one of: {', '.join(FORMATS)}",
@@ -83,7 +84,7 @@ def validate_format_options(columns: Mapping[str, str] | None, format: str | Non
     for ours in columns or ():
         known = {name for column in _all_columns() for name in column.names()}
         if ours not in known:
-            near = did_you_mean(ours, known)
+            near = did_you_mean(ours, known, cutoff=0.8)
             canonical = dict.fromkeys(column.name for column in _all_columns())
             raise ConfigError(
                 f"--column {ours}: no format has such a column",
@@ -96,7 +97,7 @@ def format_columns(format: str) -> set[str]:
     return {name for column in FORMATS[format].columns() for name in column.names()}
 
 
-def detect_format(value: Mapping[str, object], findings: RowErrorCollector) -> str | None:
+def detect_format(value: Mapping[str, object], collector: RowErrorCollector) -> str | None:
     """Return the format that has the row's columns, or note what would make it one."""
     # A CSV file of several formats has every column in every row, most of them empty.
     for present in (_filled, _present):
@@ -107,14 +108,14 @@ def detect_format(value: Mapping[str, object], findings: RowErrorCollector) -> s
         FORMATS, key=lambda name: sum(_present(column, value) for column in FORMATS[name].needed)
     )
     if any(_present(column, value) for column in FORMATS[nearest].needed):
-        report_missing_columns(nearest, value, findings)
+        report_missing_columns(nearest, value, collector)
     else:
-        _note_unknown(value, findings)
+        _note_unknown(value, collector)
     return None
 
 
 def report_missing_columns(
-    format: str, value: Mapping[str, object], findings: RowErrorCollector
+    format: str, value: Mapping[str, object], collector: RowErrorCollector
 ) -> bool:
     """Note each needed column that a row has not; return whether it lacks any."""
     missing = [column for column in FORMATS[format].needed if not _present(column, value)]
@@ -122,17 +123,18 @@ def report_missing_columns(
         null = next((name for name in column.names() if name in value), None)
         if null is not None:
             fix = "a list of turns" if column is _TURNS else "text"
-            findings.add("wrong-type", (null,), json_type_name(value[null]), fix)
+            collector.add("wrong-type", (null,), json_type_name(value[null]), fix)
             continue
         strange = [name for name in value if name not in format_columns(format)]
         near = next(
-            filter(None, (did_you_mean(name, strange, _CLOSE) for name in column.names())), None
+            filter(None, (did_you_mean(name, strange, cutoff=_CLOSE) for name in column.names())),
+            None,
         )
         if near is not None:
             fix = f"rename it, or --column {column.name}={near}"
-            findings.add("missing-column", (column.name,), f"missing; did you mean {near!r}?", fix)
+            collector.add("missing-column", (column.name,), f"missing; did you mean {near!r}?", fix)
         else:
-            findings.add(
+            collector.add(
                 "missing-column",
                 (column.name,),
                 f"missing; the row has {join_names(value)}",
@@ -141,30 +143,30 @@ def report_missing_columns(
     return bool(missing)
 
 
-def _note_unknown(value: Mapping[str, object], findings: RowErrorCollector) -> None:
+def _note_unknown(value: Mapping[str, object], collector: RowErrorCollector) -> None:
     if not value:
-        findings.add("unknown-format", (), "the row is empty", _FORMS)
+        collector.add("unknown-format", (), "the row is empty", _FORMS)
         return
     objects = [name for name, item in value.items() if _are_objects(item)]
     turns = next((name for name in objects if _are_turns(value[name])), None)
     rows = next((name for name in objects if not _are_turns(value[name])), None)
     if len(value) <= 4 and rows is not None:
-        findings.add(
+        collector.add(
             "unknown-format", (rows,), "the rows are in here", "save this list as the file"
         )
         return
     known = {name: column.name for column in _all_columns() for name in column.names()}
     for name in value:
-        near = did_you_mean(name, known, _CLOSE)
+        near = did_you_mean(name, known, cutoff=_CLOSE)
         if near is not None:
             fix = f"rename it, or --column {known[near]}={name}"
-            findings.add("unknown-column", (name,), f"unknown; did you mean {near!r}?", fix)
+            collector.add("unknown-column", (name,), f"unknown; did you mean {near!r}?", fix)
             return
     if turns is not None:
         fix = f"rename it, or --column messages={turns}"
-        findings.add("unknown-column", (turns,), "unknown; did you mean 'messages'?", fix)
+        collector.add("unknown-column", (turns,), "unknown; did you mean 'messages'?", fix)
         return
-    findings.add(
+    collector.add(
         "unknown-format", (), f"no known format has the columns {join_names(value)}", _FORMS
     )
 

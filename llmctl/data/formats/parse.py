@@ -7,10 +7,9 @@ from llmctl.data.formats.columns import FORMATS, detect_format, report_missing_c
 from llmctl.data.formats.tool_calls import decode_json_cell, parse_tools
 from llmctl.data.formats.turn_order import response_start, validate_last_turn, validate_turn_order
 from llmctl.data.formats.turns import TurnList, is_sharegpt, parse_text, parse_turns
-from llmctl.data.rows.findings import RowErrorCollector
-from llmctl.data.rows.json_text import json_type_name
+from llmctl.data.rows.json_text import FieldPath, json_type_name
 from llmctl.data.rows.row import RawRow
-from llmctl.data.rows.row_errors import FieldPath, RowError
+from llmctl.data.rows.row_errors import RowError, RowErrorCollector
 from llmctl.types import Example, Message, Role, Tool
 
 __all__ = ["FORMATS", "parse_row"]
@@ -28,16 +27,16 @@ def parse_row(
     columns = columns or {}
     if row.errors:
         return row.errors
-    findings = RowErrorCollector(row, columns)
+    collector = RowErrorCollector(row.origin, row.raw, columns)
     value = rename_columns(row.value, columns)
     if format is None:
-        format = detect_format(value, findings)
-    elif report_missing_columns(format, value, findings):
+        format = detect_format(value, collector)
+    elif report_missing_columns(format, value, collector):
         format = None
     if format is None:
-        return tuple(findings.errors)
-    example = _RowParser(format, row, value, findings).read()
-    return tuple(findings.errors) if findings.errors or example is None else example
+        return tuple(collector.errors)
+    example = _RowParser(format, row, value, collector).read()
+    return tuple(collector.errors) if collector.errors or example is None else example
 
 
 def rename_columns(value: Mapping[str, object], columns: Mapping[str, str]) -> Mapping[str, object]:
@@ -51,21 +50,21 @@ def rename_columns(value: Mapping[str, object], columns: Mapping[str, str]) -> M
 
 
 class _RowParser:
-    """Reads one row as one format; whatever is wrong goes to `findings`."""
+    """Reads one row as one format; whatever is wrong goes to `collector`."""
 
     def __init__(
-        self, format: str, row: RawRow, value: Mapping[str, object], findings: RowErrorCollector
+        self, format: str, row: RawRow, value: Mapping[str, object], collector: RowErrorCollector
     ) -> None:
         self._format = format
         self._names = {column.name: column.names() for column in FORMATS[format].columns()}
         self._row = row
         self._value = value
-        self._findings = findings
+        self._collector = collector
 
     def read(self) -> Example | None:
         match self._format:
             case "text":
-                text = parse_text(*self._take("text"), self._findings)
+                text = parse_text(*self._take("text"), self._collector)
                 return None if text is None else Example(self._row.origin, "text", text=text)
             case "preference":
                 return self._preference()
@@ -84,17 +83,17 @@ class _RowParser:
                 value, path = self._take("messages")
                 self._format = "sharegpt" if is_sharegpt(value) else "messages"
                 turns = self._system()
-                turns.extend(parse_turns(value, path, self._findings))
+                turns.extend(parse_turns(value, path, self._collector))
         return self._example(turns, self._tools())
 
     def _example(
         self, turns: TurnList, tools: tuple[Tool, ...], rejected: tuple[Message, ...] = ()
     ) -> Example | None:
         # A turn that could not be read leaves a hole: its neighbours are not in a wrong order.
-        if not self._findings.errors:
-            validate_turn_order(turns, tools, self._findings)
-            validate_last_turn(turns, self._findings)
-        if self._findings.errors:
+        if not self._collector.errors:
+            validate_turn_order(turns, tools, self._collector)
+            validate_last_turn(turns, self._collector)
+        if self._collector.errors:
             return None
         messages, masked = tuple(turns.messages), tuple(turns.masked)
         return Example(self._row.origin, self._format, messages, tools, rejected, masked)
@@ -109,14 +108,14 @@ class _RowParser:
     def _tools(self) -> tuple[Tool, ...]:
         if "tools" not in self._names:
             return ()
-        return parse_tools(*self._take("tools"), self._findings)
+        return parse_tools(*self._take("tools"), self._collector)
 
     def _system(self) -> TurnList:
         turns = TurnList()
         value, path = self._take("system")
         # People leave the column empty where there is no system prompt.
         if value is not None and value != "":
-            text = parse_text(value, path, self._findings)
+            text = parse_text(value, path, self._collector)
             if text is not None:
                 turns.add(Message("system", text), path)
         return turns
@@ -129,7 +128,7 @@ class _RowParser:
         instruction, path = self._take("instruction")
         given, input_path = self._take("input")
         if given is not None and not isinstance(given, str):
-            self._findings.add("wrong-type", input_path, json_type_name(given), "text")
+            self._collector.add("wrong-type", input_path, json_type_name(given), "text")
         elif isinstance(instruction, str) and given is not None and given.strip():
             text = f"{instruction}\n{given}" if instruction.strip() else given
             turns.add(Message("user", text), path)
@@ -139,7 +138,7 @@ class _RowParser:
     def _history(self, history: object, path: FieldPath, turns: TurnList) -> None:
         if not isinstance(history, list):
             fix = 'a list of pairs: [["question", "answer"]]'
-            self._findings.add("wrong-type", path, json_type_name(history), fix)
+            self._collector.add("wrong-type", path, json_type_name(history), fix)
             return
         for index, pair in enumerate(history):
             here = (*path, index)
@@ -148,19 +147,19 @@ class _RowParser:
                 turns.extend(self._text("assistant", pair[1], (*here, 1)))
             else:
                 found = f"{len(pair)} items" if isinstance(pair, list) else json_type_name(pair)
-                self._findings.add("wrong-type", here, found, 'a pair: ["question", "answer"]')
+                self._collector.add("wrong-type", here, found, 'a pair: ["question", "answer"]')
 
     def _said(self, role: Role, value: object, path: FieldPath) -> TurnList:
         """Read what is either text that `role` says, or a list of turns."""
         if _is_turns(value):
             value = decode_json_cell(value)
         if isinstance(value, list | dict):
-            return parse_turns(value, path, self._findings)
+            return parse_turns(value, path, self._collector)
         return self._text(role, value, path)
 
     def _text(self, role: Role, value: object, path: FieldPath) -> TurnList:
         turns = TurnList()
-        text = parse_text(value, path, self._findings)
+        text = parse_text(value, path, self._collector)
         if text is not None:
             turns.add(Message(role, text), path)
         return turns
@@ -169,21 +168,21 @@ class _RowParser:
         """Read a pair in any of its shapes: texts, turns after a prompt, whole conversations."""
         lead, tools = self._lead(), self._tools()
         chosen, rejected = (self._side(lead, name) for name in ("chosen", "rejected"))
-        findings = self._findings
-        if findings.errors:
+        collector = self._collector
+        if collector.errors:
             return None
         begin = response_start(chosen.messages)
         if begin == 0:
             fix = "a prompt column, or whole conversations as chosen and rejected"
-            findings.add("missing-column", ("prompt",), "nothing is asked", fix)
+            collector.add("missing-column", ("prompt",), "nothing is asked", fix)
         elif chosen.messages[:begin] != rejected.messages[:begin]:
             what = "begins otherwise than chosen does"
-            findings.add("pair", ("rejected",), what, "another answer to the same question")
+            collector.add("pair", ("rejected",), what, "another answer to the same question")
         elif chosen.messages == rejected.messages:
-            findings.add("pair", ("rejected",), "the same as chosen", "a worse answer")
+            collector.add("pair", ("rejected",), "the same as chosen", "a worse answer")
         else:
-            validate_turn_order(rejected, tools, findings)
-            validate_last_turn(rejected, findings)
+            validate_turn_order(rejected, tools, collector)
+            validate_last_turn(rejected, collector)
         return self._example(chosen, tools, tuple(rejected.messages[begin:]))
 
     def _lead(self) -> TurnList:

@@ -4,9 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from llmctl.data.rows.findings import RowErrorCollector, join_names
-from llmctl.data.rows.json_text import json_type_name
-from llmctl.data.rows.row_errors import FieldPath
+from llmctl.data.rows.json_text import FieldPath, json_type_name
+from llmctl.data.rows.row_errors import RowErrorCollector, join_names
 from llmctl.types import Tool, ToolCall
 
 
@@ -20,14 +19,14 @@ def decode_json_cell(value: object) -> object:
     return value
 
 
-def parse_tools(value: object, path: FieldPath, findings: RowErrorCollector) -> tuple[Tool, ...]:
+def parse_tools(value: object, path: FieldPath, collector: RowErrorCollector) -> tuple[Tool, ...]:
     """Read tools: a list, or such a list as JSON text, of OpenAI's objects or bare functions."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return ()
     value = decode_json_cell(value)
     if not isinstance(value, list):
         found = "text that is no JSON" if isinstance(value, str) else json_type_name(value)
-        findings.add("wrong-type", path, found, "a list of tools")
+        collector.add("wrong-type", path, found, "a list of tools")
         return ()
     tools = []
     for index, item in enumerate(value):
@@ -37,36 +36,36 @@ def parse_tools(value: object, path: FieldPath, findings: RowErrorCollector) -> 
         if inner is function:
             here = (*here, "function")
         if not isinstance(function, dict):
-            findings.add("wrong-type", here, json_type_name(function), 'an object with a "name"')
+            collector.add("wrong-type", here, json_type_name(function), 'an object with a "name"')
             continue
         parameters = function.get("parameters")
         if parameters is not None and not isinstance(parameters, dict):
             fix = "a JSON schema, which is an object"
-            findings.add("wrong-type", (*here, "parameters"), json_type_name(parameters), fix)
-        elif name := _name(function, here, findings):
+            collector.add("wrong-type", (*here, "parameters"), json_type_name(parameters), fix)
+        elif name := _name(function, here, collector):
             description = function.get("description") or ""
             if not isinstance(description, str):
                 where = (*here, "description")
-                findings.add("wrong-type", where, json_type_name(description), "text")
+                collector.add("wrong-type", where, json_type_name(description), "text")
                 continue
             tools.append(Tool(name, description, parameters, bool(function.get("strict"))))
     return tuple(tools)
 
 
 def parse_calls(
-    item: Mapping[str, Any], path: FieldPath, findings: RowErrorCollector
+    item: Mapping[str, Any], path: FieldPath, collector: RowErrorCollector
 ) -> tuple[ToolCall, ...]:
     """Read the calls of an assistant's turn as OpenAI has them, today and before."""
     calls: tuple[ToolCall, ...] = ()
     if item.get("tool_calls"):
-        calls += parse_call_list(item["tool_calls"], (*path, "tool_calls"), findings)
+        calls += parse_call_list(item["tool_calls"], (*path, "tool_calls"), collector)
     if item.get("function_call"):
-        calls += parse_call_list(item["function_call"], (*path, "function_call"), findings)
+        calls += parse_call_list(item["function_call"], (*path, "function_call"), collector)
     return calls
 
 
 def parse_call_list(
-    value: object, path: FieldPath, findings: RowErrorCollector
+    value: object, path: FieldPath, collector: RowErrorCollector
 ) -> tuple[ToolCall, ...]:
     """Read one call or a list of them, or the same as JSON text; none where one is wrong."""
     value = decode_json_cell(value)
@@ -75,21 +74,21 @@ def parse_call_list(
     for index, call in enumerate(listed_calls):
         here = (*path, index) if isinstance(value, list) else path
         if isinstance(call, dict):
-            calls.append(_read_call(call, here, findings))
+            calls.append(_read_call(call, here, collector))
         else:
             found = "text that is no JSON" if isinstance(call, str) else json_type_name(call)
-            findings.add("wrong-type", here, found, '{"name": "...", "arguments": {...}}')
+            collector.add("wrong-type", here, found, '{"name": "...", "arguments": {...}}')
             calls.append(None)
     made = tuple(call for call in calls if call is not None)
     return made if len(made) == len(calls) else ()
 
 
 def _read_call(
-    call: dict[str, Any], path: FieldPath, findings: RowErrorCollector
+    call: dict[str, Any], path: FieldPath, collector: RowErrorCollector
 ) -> ToolCall | None:
     inner = call.get("function")
     function, here = (inner, (*path, "function")) if isinstance(inner, dict) else (call, path)
-    name = _name(function, here, findings)
+    name = _name(function, here, collector)
     key = "parameters" if "parameters" in function and "arguments" not in function else "arguments"
     arguments, where = function.get(key), (*here, key)
     if arguments is None or arguments == "":
@@ -98,30 +97,30 @@ def _read_call(
         try:
             parsed = json.loads(arguments)
         except (ValueError, RecursionError):
-            findings.add("bad-arguments", where, "text that is no JSON", "a JSON object")
+            collector.add("bad-arguments", where, "text that is no JSON", "a JSON object")
             return None
     else:
         parsed, arguments = arguments, json.dumps(arguments, ensure_ascii=False)
     if not isinstance(parsed, dict):
-        findings.add("bad-arguments", where, json_type_name(parsed), "a JSON object")
+        collector.add("bad-arguments", where, json_type_name(parsed), "a JSON object")
         return None
     call_id = call.get("id") or ""
     if not isinstance(call_id, str):
-        findings.add("wrong-type", (*path, "id"), json_type_name(call_id), "text")
+        collector.add("wrong-type", (*path, "id"), json_type_name(call_id), "text")
         return None
     return None if name is None else ToolCall(name, arguments, call_id)
 
 
 def _name(
-    function: Mapping[str, object], path: FieldPath, findings: RowErrorCollector
+    function: Mapping[str, object], path: FieldPath, collector: RowErrorCollector
 ) -> str | None:
     name = function.get("name")
     if isinstance(name, str) and name.strip():
         return name
     if "name" not in function:
         found = f"missing; there is {join_names(function) or 'nothing'}"
-        findings.add("missing-key", (*path, "name"), found, "the function's name")
+        collector.add("missing-key", (*path, "name"), found, "the function's name")
     else:
         found = "empty" if isinstance(name, str) else json_type_name(name)
-        findings.add("wrong-type", (*path, "name"), found, "the function's name")
+        collector.add("wrong-type", (*path, "name"), found, "the function's name")
     return None

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from llmctl.data.formats.turns import TurnList
-from llmctl.data.rows.findings import RowErrorCollector, did_you_mean, join_names
+from llmctl.data.rows.row_errors import RowErrorCollector, join_names
+from llmctl.did_you_mean import did_you_mean
 from llmctl.types import Message, Tool
 
 _NAMES = {"assistant": "an assistant", "user": "a user", "tool": "a tool"}
@@ -15,7 +16,7 @@ def response_start(messages: Sequence[Message]) -> int:
 
 
 def validate_turn_order(
-    turns: TurnList, tools: Sequence[Tool], findings: RowErrorCollector
+    turns: TurnList, tools: Sequence[Tool], collector: RowErrorCollector
 ) -> None:
     """Note every turn that stands where it cannot: the end is left to `validate_last_turn`."""
     known = [tool.name for tool in tools]
@@ -24,31 +25,31 @@ def validate_turn_order(
     for message, path in zip(turns.messages, turns.paths, strict=True):
         wrong = _misplaced(message, previous, first=path == turns.paths[0])
         if wrong is not None:
-            findings.add("role-order", path, *wrong)
+            collector.add("role-order", path, *wrong)
         for call in message.tool_calls:
             if known and call.name not in known:
-                near = did_you_mean(call.name, known)
+                near = did_you_mean(call.name, known, cutoff=0.8)
                 fix = f"did you mean {near!r}?" if near else f"one of {join_names(known)}"
                 what = f"calls {call.name!r}, which is none of the tools"
-                findings.add("unknown-tool", path, what, fix)
+                collector.add("unknown-tool", path, what, fix)
         if message.role == "assistant":
             called = [call.id for call in message.tool_calls if call.id]
         answered = message.tool_call_id
         if message.role == "tool" and answered is not None and called and answered not in called:
             what = f"answers the call {answered!r}, which nobody made"
-            findings.add("tool-call-id", path, what, f"one of {join_names(called)}")
+            collector.add("tool-call-id", path, what, f"one of {join_names(called)}")
         if message.role not in ("system", "developer"):
             previous = message
 
 
-def validate_last_turn(turns: TurnList, findings: RowErrorCollector) -> None:
+def validate_last_turn(turns: TurnList, collector: RowErrorCollector) -> None:
     """Note a conversation that does not end with an assistant's turn to learn."""
     if not turns.messages:
         return
     last = turns.messages[-1]
     if last.role != "assistant":
         speaker = _NAMES.get(last.role, "the system")
-        findings.add(
+        collector.add(
             "last-turn",
             turns.paths[-1],
             f"the last turn is {speaker}'s",
@@ -60,7 +61,7 @@ def validate_last_turn(turns: TurnList, findings: RowErrorCollector) -> None:
         if message.role == "assistant" and index not in turns.masked
     ]
     if last.role == "assistant" and not learnt:
-        findings.add(
+        collector.add(
             "weight", turns.paths[0][:1], "every turn has the weight 0", "1 on one of them"
         )
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmctl.data.formats.tool_calls import decode_json_cell, parse_call_list, parse_calls
-from llmctl.data.rows.findings import RowErrorCollector, did_you_mean, join_names
-from llmctl.data.rows.json_text import json_type_name
-from llmctl.data.rows.row_errors import FieldPath
+from llmctl.data.rows.json_text import FieldPath, json_type_name
+from llmctl.data.rows.row_errors import RowErrorCollector, join_names
+from llmctl.did_you_mean import did_you_mean
 from llmctl.types import Message, Role
 
 _ROLES: dict[str, Role] = {
@@ -67,85 +67,87 @@ def is_sharegpt(value: object) -> bool:
     return isinstance(first, dict) and "from" in first
 
 
-def parse_turns(value: object, path: FieldPath, findings: RowErrorCollector) -> TurnList:
+def parse_turns(value: object, path: FieldPath, collector: RowErrorCollector) -> TurnList:
     """Read a list of turns, or a single one. Their order is not checked here."""
     turns = TurnList()
     value = decode_json_cell(value)
     if isinstance(value, dict):
-        _read_turn(value, path, turns, findings)
+        _read_turn(value, path, turns, collector)
         return turns
     if not isinstance(value, list):
-        findings.add("wrong-type", path, json_type_name(value), "a list of turns")
+        collector.add("wrong-type", path, json_type_name(value), "a list of turns")
         return turns
     if not value:
-        findings.add("empty", path, "no turns", "at least a user's and an assistant's")
+        collector.add("empty", path, "no turns", "at least a user's and an assistant's")
     for index, item in enumerate(value):
         if isinstance(item, dict):
-            _read_turn(item, (*path, index), turns, findings)
+            _read_turn(item, (*path, index), turns, collector)
         else:
             fix = 'an object: {"role": "user", "content": "text"}'
-            findings.add("wrong-type", (*path, index), json_type_name(item), fix)
+            collector.add("wrong-type", (*path, index), json_type_name(item), fix)
     _number_calls(turns)
     return turns
 
 
-def parse_text(value: object, path: FieldPath, findings: RowErrorCollector) -> str | None:
+def parse_text(value: object, path: FieldPath, collector: RowErrorCollector) -> str | None:
     """Return a text that is there and not blank, or note why it is not one."""
     if not isinstance(value, str):
-        findings.add("wrong-type", path, json_type_name(value), "text")
+        collector.add("wrong-type", path, json_type_name(value), "text")
         return None
     if not value.strip():
-        findings.add("empty", path, "empty" if not value else "only blanks", "text")
+        collector.add("empty", path, "empty" if not value else "only blanks", "text")
         return None
     return value
 
 
 def _read_turn(
-    item: dict[str, Any], path: FieldPath, turns: TurnList, findings: RowErrorCollector
+    item: dict[str, Any], path: FieldPath, turns: TurnList, collector: RowErrorCollector
 ) -> None:
     role_key = next((key for key in ("role", "from") if key in item), None)
     if role_key is None:
-        _note_missing_key(item, "role", ("role", "from"), path, findings)
+        _note_missing_key(item, "role", ("role", "from"), path, collector)
         return
     role = item[role_key]
     if not isinstance(role, str):
-        findings.add("wrong-type", (*path, role_key), json_type_name(role), "a role as text")
+        collector.add("wrong-type", (*path, role_key), json_type_name(role), "a role as text")
         return
     if role in _CALLS:
-        _read_call_turn(item, path, turns, findings)
+        _read_call_turn(item, path, turns, collector)
         return
     if role not in _ROLES:
         known = ("human", "gpt") if role_key == "from" else ("user", "assistant")
-        near = did_you_mean(role, [*_ROLES, *_CALLS])
+        near = did_you_mean(role, [*_ROLES, *_CALLS], cutoff=0.8)
         fix = f"did you mean {near!r}?" if near else f"one of {', '.join(known)}, system, tool"
-        findings.add("unknown-role", (*path, role_key), f"unknown role {role!r}", fix)
+        collector.add("unknown-role", (*path, role_key), f"unknown role {role!r}", fix)
         return
-    before = len(findings.errors)
+    before = len(collector.errors)
     known_role = _ROLES[role]
-    calls = parse_calls(item, path, findings)
-    content = _read_content(item, known_role, bool(calls), path, findings)
-    reasoning = _optional_text(item, ("reasoning_content", "reasoning", "thinking"), path, findings)
-    call_id = _optional_text(item, ("tool_call_id",), path, findings)
-    name = _optional_text(item, ("name",), path, findings)
-    masked = _is_masked(item, known_role, path, findings)
+    calls = parse_calls(item, path, collector)
+    content = _read_content(item, known_role, bool(calls), path, collector)
+    reasoning = _optional_text(
+        item, ("reasoning_content", "reasoning", "thinking"), path, collector
+    )
+    call_id = _optional_text(item, ("tool_call_id",), path, collector)
+    name = _optional_text(item, ("name",), path, collector)
+    masked = _is_masked(item, known_role, path, collector)
     if calls and known_role != "assistant":
-        findings.add("role-order", path, f"a {known_role} calls no tools", "an assistant's turn")
-    if len(findings.errors) == before:
+        collector.add("role-order", path, f"a {known_role} calls no tools", "an assistant's turn")
+    if len(collector.errors) == before:
         assert content is not None
         message = Message(known_role, content, reasoning, calls, call_id, name)
         turns.add(message, path, masked=masked)
 
 
 def _read_call_turn(
-    item: dict[str, Any], path: FieldPath, turns: TurnList, findings: RowErrorCollector
+    item: dict[str, Any], path: FieldPath, turns: TurnList, collector: RowErrorCollector
 ) -> None:
     """Read ShareGPT's turn that is nothing but calls; it belongs to the text right before it."""
     key = "value" if "value" in item else "content"
     if item.get(key) is None:
-        _note_missing_key(item, key, (key,), path, findings)
+        _note_missing_key(item, key, (key,), path, collector)
         return
-    made = parse_call_list(item[key], (*path, key), findings)
-    masked = _is_masked(item, "assistant", path, findings)
+    made = parse_call_list(item[key], (*path, key), collector)
+    masked = _is_masked(item, "assistant", path, collector)
     if not made:
         return
     if turns.messages and turns.messages[-1].role == "assistant":
@@ -156,34 +158,34 @@ def _read_call_turn(
 
 
 def _read_content(
-    item: dict[str, Any], role: Role, has_calls: bool, path: FieldPath, findings: RowErrorCollector
+    item: dict[str, Any], role: Role, has_calls: bool, path: FieldPath, collector: RowErrorCollector
 ) -> str | None:
     key = next((key for key in ("content", "value") if key in item), None)
     if key is None and has_calls:
         return ""
     if key is None:
-        _note_missing_key(item, "value" if "from" in item else "content", (), path, findings)
+        _note_missing_key(item, "value" if "from" in item else "content", (), path, collector)
         return None
     content, here = item[key], (*path, key)
     if isinstance(content, list):
-        content = _join_parts(content, here, findings)
+        content = _join_parts(content, here, collector)
         if content is None:
             return None
     if content is None and has_calls:
         return ""
     if not isinstance(content, str):
-        findings.add("wrong-type", here, json_type_name(content), "text")
+        collector.add("wrong-type", here, json_type_name(content), "text")
         return None
     # An empty system prompt says "none", an empty result that a tool returned nothing.
     if role in ("user", "assistant") and not has_calls and not content.strip():
         what = "empty turn" if not content else "a turn of only blanks"
-        findings.add("empty", here, what, "text, or leave the turn out")
+        collector.add("empty", here, what, "text, or leave the turn out")
         return None
     return content
 
 
 def _join_parts(
-    parts: Sequence[object], path: FieldPath, findings: RowErrorCollector
+    parts: Sequence[object], path: FieldPath, collector: RowErrorCollector
 ) -> str | None:
     texts = []
     for index, part in enumerate(parts):
@@ -192,17 +194,17 @@ def _join_parts(
             texts.append(part)
             continue
         if not isinstance(part, dict):
-            findings.add(
+            collector.add(
                 "wrong-type", here, json_type_name(part), '{"type": "text", "text": "..."}'
             )
             return None
         kind = part.get("type", "text")
         if kind not in ("text", "input_text", "output_text"):
-            findings.add("not-text", (*here, "type"), f"a part of type {kind!r}", "text only")
+            collector.add("not-text", (*here, "type"), f"a part of type {kind!r}", "text only")
             return None
         text = part.get("text", part.get("value"))
         if not isinstance(text, str):
-            findings.add("wrong-type", (*here, "text"), json_type_name(text), "text")
+            collector.add("wrong-type", (*here, "text"), json_type_name(text), "text")
             return None
         texts.append(text)
     return "".join(texts)
@@ -222,19 +224,19 @@ def _number_calls(turns: TurnList) -> None:
 
 
 def _optional_text(
-    item: dict[str, Any], names: tuple[str, ...], path: FieldPath, findings: RowErrorCollector
+    item: dict[str, Any], names: tuple[str, ...], path: FieldPath, collector: RowErrorCollector
 ) -> str | None:
     for name in names:
         value = item.get(name)
         if value is not None:
             if isinstance(value, str):
                 return value
-            findings.add("wrong-type", (*path, name), json_type_name(value), "text")
+            collector.add("wrong-type", (*path, name), json_type_name(value), "text")
     return None
 
 
 def _is_masked(
-    item: dict[str, Any], role: Role, path: FieldPath, findings: RowErrorCollector
+    item: dict[str, Any], role: Role, path: FieldPath, collector: RowErrorCollector
 ) -> bool:
     for name in _WEIGHTS:
         weight = item.get(name)
@@ -243,10 +245,10 @@ def _is_masked(
         if weight not in (0, 1):
             fix = "1 learns the turn, 0 does not"
             said = weight if isinstance(weight, int | float) else json_type_name(weight)
-            findings.add("weight", (*path, name), f"{said}", fix)
+            collector.add("weight", (*path, name), f"{said}", fix)
         elif weight == 1 and role != "assistant" and name != "train":
             fix = "0, or leave it out: only an assistant's turns are learnt"
-            findings.add("weight", (*path, name), f"1 on a {role}'s turn", fix)
+            collector.add("weight", (*path, name), f"1 on a {role}'s turn", fix)
         elif weight == 0 and role == "assistant":
             return True
     return False
@@ -257,13 +259,16 @@ def _note_missing_key(
     key: str,
     names: tuple[str, ...],
     path: FieldPath,
-    findings: RowErrorCollector,
+    collector: RowErrorCollector,
 ) -> None:
     near = next(
-        filter(None, (did_you_mean(name, item) for name in names or ("content", "value"))), None
+        filter(
+            None, (did_you_mean(name, item, cutoff=0.8) for name in names or ("content", "value"))
+        ),
+        None,
     )
     if near is not None and near not in ("role", "from", "content", "value"):
-        findings.add("missing-key", (*path, key), f"missing; did you mean {near!r}?", "rename it")
+        collector.add("missing-key", (*path, key), f"missing; did you mean {near!r}?", "rename it")
     else:
         found = f"missing; the turn has {join_names(item) or 'nothing'}"
-        findings.add("missing-key", (*path, key), found, "who speaks" if names else "text")
+        collector.add("missing-key", (*path, key), found, "who speaks" if names else "text")

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmctl.data.digests import content_key, uniform_hash
 from llmctl.data.formats.columns import validate_format_options
 from llmctl.data.formats.render import render_example
 from llmctl.data.io.sources import refuse_output_in_source
 from llmctl.data.io.validating_reader import BadRowsError, ReadOptions, ValidatingReader
 from llmctl.data.io.writer import RowWriter
 from llmctl.data.operations.convert import WriteSummary
-from llmctl.data.operations.split import uniform_hash
-from llmctl.data.rows.digests import content_key
 from llmctl.data.rows.row_errors import RowErrorLog
 from llmctl.errors import ConfigError
 from llmctl.types import ProgressCallback, ignore_progress

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.rows.digests import answer_key, content_key, prompt_key
+from llmctl.data.digests import answer_key, content_key, prompt_key
 from llmctl.types import Example, SourceLocation
 
 _SHOWN_CLUSTERS = 3

@@ -1,35 +1,15 @@
 """On which side of train and eval does an example fall?"""
 
-import hashlib
 from pathlib import Path
 
+from llmctl.data.digests import is_held_out, prompt_key
 from llmctl.data.io.sources import DataSource, refuse_output_in_source
 from llmctl.data.io.validating_reader import ReadOptions, ValidatingReader
 from llmctl.data.io.writer import RowWriter
 from llmctl.data.operations.convert import WriteSummary
-from llmctl.data.rows.digests import prompt_key
 from llmctl.data.rows.row_errors import DataError
 from llmctl.errors import ConfigError
 from llmctl.types import ProgressCallback, ignore_progress
-
-
-def is_held_out(key: bytes, fraction: float, seed: int = 0) -> bool:
-    """Whether what has this key belongs to the share that is kept for evaluation.
-
-    It depends on nothing but the arguments: rows that are added later move no other row. Give
-    `identity.prompt_key`, and the same prompt is never on both sides.
-
-    Args:
-        fraction: from 0 to 1, the share of all keys that are held out.
-    """
-    return uniform_hash(key, seed) < fraction
-
-
-def uniform_hash(key: bytes, seed: int) -> float:
-    """Return a number from 0 to 1, evenly spread over keys, that a key and a seed always have."""
-    salt = seed.to_bytes(8, "big", signed=True)
-    digest = hashlib.blake2b(key, digest_size=8, salt=salt).digest()
-    return int.from_bytes(digest, "big") / 2**64
 
 
 def split_rows(

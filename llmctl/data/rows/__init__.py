@@ -1,1 +1,1 @@
-"""Rows as they stand in files, their errors, and the digests that identify them."""
+"""Raw rows as they stand in files, and the errors found in them."""

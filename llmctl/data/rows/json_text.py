@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llmctl.data.rows.row_errors import FieldPath, format_field_path
+FieldPath = tuple[str | int, ...]
+"""The path to a value inside a row: `("messages", 2, "role")`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,14 @@ class _Twice(dict[str, Any]):
     """An object with a key that is there twice."""
 
     key = ""
+
+
+def format_field_path(path: FieldPath) -> str:
+    """Write a path as text: `messages[2].role`."""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
 
 
 def parse_json(raw: bytes) -> tuple[Any, tuple[ParseError, ...]]:

@@ -9,8 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.operations.split import is_held_out
-from llmctl.data.rows.digests import prompt_key
+from llmctl.data.digests import is_held_out, prompt_key
 from llmctl.data.rows.row_errors import DataError
 from llmctl.data.tokenized.loss_mask import MaskedSequence, TurnSelection, mask_examples
 from llmctl.data.tokenized.report import AffectedRowsCounter, TokenizeReport

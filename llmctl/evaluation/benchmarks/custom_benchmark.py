@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from llmctl.data.rows.findings import did_you_mean
+from llmctl.did_you_mean import did_you_mean
 from llmctl.evaluation.benchmarks.prompts import (
     LABELS,
     ChatPrompt,
@@ -236,6 +236,6 @@ def _is_given(told: Any) -> bool:
 
 
 def _unknown(name: str) -> str:
-    near = did_you_mean(name, _KNOWN, 0.7)
+    near = did_you_mean(name, _KNOWN, cutoff=0.7)
     known = f"did you mean {near!r}?" if near else f"it may be {', '.join(_FIELDS)}, A, B, ..."
     return f"unknown {name!r}; {known}"

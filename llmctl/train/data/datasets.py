@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from llmctl.config import TrainConfig
 from llmctl.data.dataset import TokenizedDataset, TokenizeOptions, build_dataset
+from llmctl.data.digests import dataset_ref
 from llmctl.data.io.reader import read_examples
-from llmctl.data.rows.digests import dataset_ref
 from llmctl.data.rows.row_errors import DataError, RowErrorLog
 from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.types import DatasetRef, Example, ProgressCallback, ignore_progress

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmctl.data.digests import is_held_out, prompt_key
 from llmctl.data.io.validating_reader import ReadOptions
 from llmctl.data.operations.merge import WeightedSource, merge_sources
-from llmctl.data.operations.split import is_held_out, split_rows
-from llmctl.data.rows.digests import prompt_key
+from llmctl.data.operations.split import split_rows
 from llmctl.data.rows.row_errors import DataError
 from llmctl.errors import ConfigError
 from llmctl.types import Example, Message, SourceLocation

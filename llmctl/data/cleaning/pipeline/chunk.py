@@ -16,9 +16,9 @@ from llmctl.data.cleaning.rules.language import UNKNOWN_LANGUAGE, LanguageRule, 
 from llmctl.data.cleaning.rules.lengths import TokenCounter
 from llmctl.data.cleaning.rules.rule import RowView, texts_of
 from llmctl.data.cleaning.settings import CleanSettings
+from llmctl.data.digests import answer_key, content_key, prompt_key
 from llmctl.data.formats.parse import parse_row
 from llmctl.data.io.reader import RawRow
-from llmctl.data.rows.digests import answer_key, content_key, prompt_key
 from llmctl.data.rows.extended_json import from_json, to_json
 from llmctl.data.rows.row_errors import RowError
 from llmctl.types import Example, SourceLocation
@@ -42,7 +42,7 @@ class SpooledRow:
     detail: str = ""
     """Why it is removed."""
     lines_below: int = 0
-    """As `OutputState.lines_below`."""
+    """As `RawRow.extra_lines`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class ChunkCleaner:
                 chunk.problems += cleaned
                 why = "; ".join(f"{p.field}: {p.what}" if p.field else p.what for p in cleaned)
                 raw = to_json(row.raw.decode("utf-8", "replace"))
-                record = SpooledRow(row.origin, raw, None, why, row.lines_below)
+                record = SpooledRow(row.origin, raw, None, why, row.extra_lines)
             chunk.records.append(pickle.dumps(record, pickle.HIGHEST_PROTOCOL))
         return chunk
 
@@ -199,7 +199,7 @@ class ChunkCleaner:
         else:
             self._sketch(place, after, chunk)
         new = None if is_same else to_json(cleaned.value)
-        return SpooledRow(row.origin, to_json(row.value), new, detail, row.lines_below)
+        return SpooledRow(row.origin, to_json(row.value), new, detail, row.extra_lines)
 
     def _sketch(self, place: int, example: Example, chunk: ChunkResult) -> None:
         """Note what a row is compared with others by."""
