@@ -1,4 +1,4 @@
-"""The story of `llmctl data clean`: choose the rules, judge every row, write what stays."""
+"""Service of `llmctl data clean`: read the settings, apply the rules, write the results."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,8 +8,9 @@ from pathlib import Path
 
 from llmctl.config import DEFAULT_MODEL
 from llmctl.config.settings import read_config_file
-from llmctl.data.cleaner import CleanedDataset, clean_dataset
+from llmctl.data.cleaner import clean_dataset
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
+from llmctl.data.cleaning.pipeline.corpus_rules import CleanedDataset
 from llmctl.data.cleaning.report.outputs import CleanOutputs, write_outputs
 from llmctl.data.cleaning.report.report import CleanReport, RowExplanation
 from llmctl.data.cleaning.report.summarize import build_report as report_on
@@ -26,22 +27,22 @@ from llmctl.types import DatasetRef, ModelSpec, ProgressCallback, RunStart, igno
 
 @dataclass(frozen=True, slots=True)
 class CleanRequest:
-    """What a person asks to be cleaned, and how."""
+    """The files to clean, and the settings."""
 
     files: Sequence[str]
     settings: CleanSettings
     options: ReadOptions
     spec: ModelSpec | None = None
-    """Whose tokens are counted; the default model's where a rule needs it."""
+    """The model whose tokens are counted; `None` takes the default model if a rule needs one."""
     workers: int | None = None
-    """Processes; `None` takes one per core, and one alone for what is small."""
+    """Processes; `None` takes one per core, and a single one for a small dataset."""
 
 
 def read_settings(choices: RuleOptions, file: Path | None) -> CleanSettings:
-    """Make settings of a file and of the options.
+    """Merge the settings of a file with the options.
 
     Raises:
-        ConfigError: one message with everything that is wrong.
+        ConfigError: one message with all errors.
     """
     settings = resolve_rules(choices, read_config_file(file) if file else None)
     if settings.language.is_on:
@@ -58,15 +59,16 @@ def clean(
     warn: Callable[[str], None],
     progress: ProgressCallback = ignore_progress,
 ) -> tuple[CleanReport, CleanOutputs]:
-    """Clean files into one; write the report and the rows that go beside it.
+    """Clean files into one; write the report and the removed rows beside it.
 
     Args:
-        track: remember the run; that takes some seconds, most of them to load the tracker.
+        track: record the run; loading MLflow takes a few seconds.
+        warn: called with a line when the tracking store fails.
 
     Raises:
-        ConfigError: an option, a file or a column cannot be used; nothing was read then.
-        BadRowsError: rows cannot be read and are not to be left out.
-        ModelNotFoundError: no source has the model that counts tokens.
+        ConfigError: an option, a file or a column cannot be used; nothing is written.
+        BadRowsError: rows cannot be read and must not be skipped.
+        ModelNotFoundError: no source has the model whose tokens are counted.
     """
     outputs = CleanOutputs.beside(output.expanduser())
     refuse_output_in_source(request.files, outputs.rows)
@@ -75,39 +77,39 @@ def clean(
     start = RunStart("clean", model=request.spec.model if request.spec else "", params=settings)
     with (
         tracked(open_tracker(start, enabled=track, warn=warn, progress=progress)) as tracker,
-        _cleaned(request, outputs.rows.parent, progress) as (found, counter),
+        _cleaned(request, outputs.rows.parent, progress) as (dataset, counter),
     ):
-        report = report_on(found, _name(request), str(output), counter)
-        write_outputs(found, report, outputs, overwrite=overwrite, progress=progress)
+        report = report_on(dataset, _source_name(request), str(output), counter)
+        write_outputs(dataset, report, outputs, overwrite=overwrite, progress=progress)
         if track:
-            _tell(tracker, request, report, outputs)
+            _log_run(tracker, request, report, outputs)
     return report, outputs
 
 
 def preview(request: CleanRequest, progress: ProgressCallback = ignore_progress) -> CleanReport:
-    """Report what `clean` would do; nothing is written.
+    """Return the report of `clean` without writing anything.
 
     Raises:
         ConfigError, BadRowsError, ModelNotFoundError: as `clean`.
     """
-    with _cleaned(request, None, progress) as (found, counter):
-        return report_on(found, _name(request), None, counter)
+    with _cleaned(request, None, progress) as (dataset, counter):
+        return report_on(dataset, _source_name(request), None, counter)
 
 
 def explain(
     request: CleanRequest, line: int, progress: ProgressCallback = ignore_progress
 ) -> RowExplanation:
-    """Say what every rule says of one row; nothing is written.
+    """Return the verdict of every rule on one row; nothing is written.
 
     Raises:
-        ConfigError, BadRowsError, ModelNotFoundError: as `clean`; or no row is at that line.
+        ConfigError, BadRowsError, ModelNotFoundError: as `clean`; or there is no row at that line.
     """
-    with _cleaned(request, None, progress) as (found, counter):
-        return explain_row(found, line, counter)
+    with _cleaned(request, None, progress) as (dataset, counter):
+        return explain_row(dataset, line, counter)
 
 
 def load_token_counter(spec: ModelSpec) -> TokenCounter:
-    """Load what counts tokens. Every process that counts calls this once.
+    """Load the token counter of a model. Every process that counts calls this once.
 
     Raises:
         ModelNotFoundError: no source has the model.
@@ -131,7 +133,7 @@ def _cleaned(
     spec = request.spec
     if spec is None and request.settings.length.is_on:
         spec = ModelSpec(DEFAULT_MODEL)
-    # First here: an error in another process is told less well.
+    # First in this process: errors of other processes are reported less clearly.
     counter = None if spec is None else load_token_counter(spec)
     job = CleanJob(
         request.settings,
@@ -147,15 +149,15 @@ def _cleaned(
         folder=folder,
         workers=request.workers,
         progress=progress,
-    ) as found:
-        yield found, counter
+    ) as dataset:
+        yield dataset, counter
 
 
-def _name(request: CleanRequest) -> str:
+def _source_name(request: CleanRequest) -> str:
     return ", ".join(request.files)
 
 
-def _tell(
+def _log_run(
     tracker: Tracker, request: CleanRequest, report: CleanReport, outputs: CleanOutputs
 ) -> None:
     format = "+".join(report.formats)

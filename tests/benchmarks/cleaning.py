@@ -1,4 +1,4 @@
-"""How fast is `llmctl data clean`, how many planted near duplicates does it find, and rightly?
+"""Speed of `llmctl data clean`, and recall and precision of its near-duplicate search.
 
 Run `python tests/benchmarks/cleaning.py [--rows 20000] [--length] [--workers N]`. The rows are made
 here: conversations of 150 to 300 words, Chinese, English and mixed, a tenth of them planted.
@@ -19,8 +19,9 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
-from llmctl.data.cleaner import CleanedDataset, clean_dataset
+from llmctl.data.cleaner import clean_dataset
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
+from llmctl.data.cleaning.pipeline.corpus_rules import CleanedDataset
 from llmctl.data.cleaning.report.outputs import CleanOutputs, write_outputs
 from llmctl.data.cleaning.report.summarize import build_report
 from llmctl.data.cleaning.settings import CleanSettings
@@ -61,7 +62,7 @@ class Words:
 class Planted:
     row: int
     of: int
-    likeness: float
+    similarity: float
 
 
 def corpus(path: Path, count: int, seed: int) -> list[Planted]:
@@ -76,9 +77,9 @@ def corpus(path: Path, count: int, seed: int) -> list[Planted]:
                 of, prompt, answer = random_.choice(earlier)
                 share = random_.choice((0.0, 0.01, 0.02, 0.03, 0.05, 0.08))
                 new = _edited(prompt, share, words, random_), _edited(answer, share, words, random_)
-                likeness = min(_jaccard(prompt, new[0]), _jaccard(answer, new[1]))
-                if likeness >= THRESHOLD:
-                    planted.append(Planted(row, of, likeness))
+                similarity = min(_jaccard(prompt, new[0]), _jaccard(answer, new[1]))
+                if similarity >= THRESHOLD:
+                    planted.append(Planted(row, of, similarity))
                 prompt, answer = new
             else:
                 prompt, answer = _row(words, random_)
@@ -134,7 +135,7 @@ def _jaccard(one: str, other: str) -> float:
 
 
 def measure(args: argparse.Namespace) -> Iterator[str]:
-    """Clean a corpus and yield what a reader wants to know, line by line."""
+    """Clean a corpus and yield the lines of the report."""
     settings = CleanSettings()
     counter = None
     if args.length:
@@ -146,9 +147,9 @@ def measure(args: argparse.Namespace) -> Iterator[str]:
         )
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         source = Path(folder) / "in.jsonl"
-        # Elsewhere, so that the memory of this process is that of cleaning.
-        with ProcessPoolExecutor(1) as elsewhere:
-            planted = elsewhere.submit(corpus, source, args.rows, args.seed).result()
+        # In another process, so that the peak memory of this one is that of cleaning.
+        with ProcessPoolExecutor(1) as other:
+            planted = other.submit(corpus, source, args.rows, args.seed).result()
         yield f"{args.rows:,} rows, {source.stat().st_size / 1e6:.0f} MB, {len(planted):,} planted"
         outputs = CleanOutputs.beside(Path(folder) / "out.jsonl")
         stages: dict[str, float] = {}
@@ -158,31 +159,33 @@ def measure(args: argparse.Namespace) -> Iterator[str]:
 
         began, cpu_began = time.perf_counter(), _cpu()
         job = CleanJob(settings, counter=counter)
-        with clean_dataset(str(source), job, workers=args.workers, progress=note) as found:
+        with clean_dataset(str(source), job, workers=args.workers, progress=note) as dataset:
             loaded = counter() if counter else None
-            write_outputs(found, build_report(found, "in", "out", loaded), outputs, progress=note)
+            write_outputs(
+                dataset, build_report(dataset, "in", "out", loaded), outputs, progress=note
+            )
             took, cpu = time.perf_counter() - began, _cpu() - cpu_began
             for stage, at in stages.items():
                 yield f"  {stage} began after {at - began:.1f} s"
             yield f"{took:.1f} s, {cpu:.1f} CPU s, {args.rows / took:,.0f} rows/s"
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             yield f"peak memory of the main process: {peak:.0f} MB"
-            yield from _judge(found, planted, source)
+            yield from _judge(dataset, planted, source)
 
 
-def _judge(found: CleanedDataset, planted: list[Planted], source: Path) -> Iterator[str]:
+def _judge(dataset: CleanedDataset, planted: list[Planted], source: Path) -> Iterator[str]:
     rows = [json.loads(line)["messages"] for line in source.open(encoding="utf-8")]
-    gone = ~found.ledger.is_kept
-    found_pairs = sum(bool(gone[pair.row]) for pair in planted)
+    removed = ~dataset.index.is_kept
+    found_pairs = sum(bool(removed[pair.row]) for pair in planted)
     yield f"recall: {found_pairs / len(planted):.4f} ({found_pairs:,} of {len(planted):,})"
-    relation = found.relations["near-duplicates"]
+    near = dataset.earlier_rows["near-duplicates"]
     false = 0
-    for row in relation.hits.nonzero()[0].tolist():
-        one, other = rows[row], rows[int(relation.of[row])]
+    for row in near.hits.nonzero()[0].tolist():
+        one, other = rows[row], rows[int(near.indices[row])]
         least = min(_jaccard(one[turn]["content"], other[turn]["content"]) for turn in (0, 1))
         false += least < THRESHOLD
-    yield f"near duplicates: {int(relation.hits.sum()):,}, of them below the threshold: {false}"
-    yield f"exact duplicates: {int(found.relations['duplicates'].hits.sum()):,}"
+    yield f"near duplicates: {int(near.hits.sum()):,}, of them below the threshold: {false}"
+    yield f"exact duplicates: {int(dataset.earlier_rows['duplicates'].hits.sum()):,}"
 
 
 def _cpu() -> float:

@@ -1,4 +1,4 @@
-"""Whole files cleaned: what is kept, what goes, and that doing it again changes nothing."""
+"""Cleaning of whole files: kept and removed rows, and that a second run changes nothing."""
 
 import csv
 import json
@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from llmctl.data.cleaner import CleanedDataset, clean_dataset
+from llmctl.data.cleaner import clean_dataset
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
+from llmctl.data.cleaning.pipeline.corpus_rules import CleanedDataset
 from llmctl.data.cleaning.pipeline.workers import CHUNK_ROWS
 from llmctl.data.cleaning.report.outputs import CleanOutputs, write_outputs
 from llmctl.data.cleaning.report.report import CleanReport
@@ -48,17 +49,17 @@ def opened(
 ) -> Iterator[CleanedDataset]:
     job = CleanJob(rules or CleanSettings())
     defaults: dict[str, Any] = {"on_error": "skip", "workers": 1, "folder": source.parent}
-    with clean_dataset(str(source), job, **defaults | options) as found:
-        yield found
+    with clean_dataset(str(source), job, **defaults | options) as dataset:
+        yield dataset
 
 
 def run(source: Path, out: Path, rules: CleanSettings | None = None, **options: Any) -> CleanReport:
-    with opened(source, rules, **options) as found:
-        done = build_report(found, "in", "out", None)
+    with opened(source, rules, **options) as dataset:
+        report = build_report(dataset, "in", "out", None)
         write_outputs(
-            found, done, CleanOutputs.beside(out), overwrite=True, progress=ignore_progress
+            dataset, report, CleanOutputs.beside(out), overwrite=True, progress=ignore_progress
         )
-    return done
+    return report
 
 
 def essay(random_: random.Random, words: int = 80) -> str:
@@ -96,10 +97,10 @@ MIXED: list[dict[str, Any]] = [
 ]
 
 
-def test_every_format_is_repaired_where_it_stands(tmp_path: Path) -> None:
+def test_texts_are_repaired_in_place_in_every_format(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    done = run(save(tmp_path / "in.jsonl", MIXED), out)
-    assert (done.after.rows, done.removed, done.unreadable) == (7, 0, 0)
+    report = run(save(tmp_path / "in.jsonl", MIXED), out)
+    assert (report.after.rows, report.removed, report.unreadable) == (7, 0, 0)
     rows = load(out)
     assert rows[0] == MIXED[0] | {"output": "Hi!"}
     assert rows[1]["conversations"][0]["value"] == "你好"
@@ -115,7 +116,7 @@ def test_every_format_is_repaired_where_it_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["out.jsonl", "out.json", "out.csv", "out.parquet", "out.jsonl.gz"]
 )
-def test_every_kind_of_file_can_be_written_and_cleaned_again(tmp_path: Path, name: str) -> None:
+def test_every_file_format_can_be_written_and_cleaned_again(tmp_path: Path, name: str) -> None:
     rows: list[dict[str, Any]] = [
         {"instruction": f"Say {n}", "input": "", "output": f"{n}! \n"} for n in range(5)
     ]
@@ -126,7 +127,7 @@ def test_every_kind_of_file_can_be_written_and_cleaned_again(tmp_path: Path, nam
     assert first.digest_after == again.digest_before == again.digest_after
 
 
-def test_columns_that_json_has_no_word_for_come_out_of_parquet_as_they_were(tmp_path: Path) -> None:
+def test_parquet_columns_outside_json_types_are_preserved(tmp_path: Path) -> None:
     now = datetime(2024, 1, 2, 3, 4, 5, 678901)
     nanoseconds = [now, pa.scalar(1, pa.timestamp("ns")).as_py()]
     columns: dict[str, Any] = {
@@ -163,7 +164,7 @@ def test_columns_that_json_has_no_word_for_come_out_of_parquet_as_they_were(tmp_
     assert (cells["raw"], cells["price"]) == ("/w==", "1.100")
 
 
-def test_what_goes_is_written_with_its_line_its_rule_and_the_row_as_it_was(tmp_path: Path) -> None:
+def test_removed_rows_are_written_with_line_rule_and_original(tmp_path: Path) -> None:
     long = essay(random.Random(1))
     source = tmp_path / "in.jsonl"
     rows: list[dict[str, Any]] = [
@@ -175,23 +176,23 @@ def test_what_goes_is_written_with_its_line_its_rule_and_the_row_as_it_was(tmp_p
     save(source, rows)
     with source.open("a") as file:
         file.write('{"prompt": "half\n')
-    done = run(source, tmp_path / "out.jsonl")
+    report = run(source, tmp_path / "out.jsonl")
     assert [row["n"] for row in load(tmp_path / "out.jsonl")] == [1]
-    gone = load(tmp_path / "out.rejected.jsonl")
-    assert [(row["line"], row["rule"]) for row in gone] == [
+    removed = load(tmp_path / "out.rejected.jsonl")
+    assert [(row["line"], row["rule"]) for row in removed] == [
         (2, "duplicates"), (3, "near-duplicates"), (4, "placeholder"), (5, "unreadable")
     ]  # fmt: skip
-    assert gone[0]["original"] == rows[1]
-    assert gone[0]["detail"] == "the same as 1"
-    assert gone[1]["detail"].endswith("like 1")
-    assert gone[3]["original"] == '{"prompt": "half'
+    assert removed[0]["original"] == rows[1]
+    assert removed[0]["detail"] == "the same as 1"
+    assert removed[1]["detail"].endswith("similar to 1")
+    assert removed[3]["original"] == '{"prompt": "half'
     saved = json.loads((tmp_path / "out.report.json").read_text())
     assert saved["unreadable"] == 1
     assert saved["after"]["rows"] == 1
-    assert done.clusters[0].others == ("2", "3")
+    assert report.clusters[0].others == ("2", "3")
 
 
-def test_cleaning_again_changes_nothing_and_any_number_of_processes_writes_the_same(
+def test_cleaning_is_idempotent_and_independent_of_the_number_of_processes(
     tmp_path: Path,
 ) -> None:
     random_ = random.Random(3)
@@ -205,7 +206,7 @@ def test_cleaning_again_changes_nothing_and_any_number_of_processes_writes_the_s
     one = run(source, tmp_path / "one.jsonl")
     two = run(source, tmp_path / "two.jsonl", workers=2)
     assert one.removed > 100
-    assert one.plain() == two.plain()
+    assert one.to_dict() == two.to_dict()
     for ending in (".jsonl", ".rejected.jsonl", ".report.json"):
         files = [(tmp_path / f"{name}{ending}").read_bytes() for name in ("one", "two")]
         assert files[0] == files[1]
@@ -214,7 +215,7 @@ def test_cleaning_again_changes_nothing_and_any_number_of_processes_writes_the_s
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
 
-def test_a_chain_of_small_changes_does_not_swallow_rows_that_have_little_in_common(
+def test_a_chain_of_small_changes_does_not_remove_dissimilar_rows(
     tmp_path: Path,
 ) -> None:
     words = [f"w{n}" for n in range(100)]
@@ -224,42 +225,42 @@ def test_a_chain_of_small_changes_does_not_swallow_rows_that_have_little_in_comm
         rows.append({"text": " ".join(words)})
     with opened(
         save(tmp_path / "in.jsonl", rows), settings(**{"near-duplicates": {"ignore-numbers": True}})
-    ) as found:
-        kept = found.ledger.is_kept
-        of = found.relations["near-duplicates"].of
+    ) as dataset:
+        kept = dataset.index.is_kept
+        earlier = dataset.earlier_rows["near-duplicates"].indices
     assert kept[0]
     assert 1 < kept.sum() < 20
-    assert all(kept[of[row]] for row in range(20) if not kept[row])
+    assert all(kept[earlier[row]] for row in range(20) if not kept[row])
 
 
-def test_a_row_that_is_explained_names_the_row_it_is_like(tmp_path: Path) -> None:
+def test_the_explanation_of_a_duplicate_names_the_earlier_row(tmp_path: Path) -> None:
     source = save(tmp_path / "in.jsonl", [{"text": "one text"}, {"text": "one  text\u200b"}])
-    with opened(source) as found:
-        told = explain_row(found, 2, None)
+    with opened(source) as dataset:
+        explanation = explain_row(dataset, 2, None)
         with pytest.raises(ConfigError, match="no row is at line 0"):
-            explain_row(found, 0, None)
+            explain_row(dataset, 0, None)
         with pytest.raises(ConfigError, match="no row is at line 3"):
-            explain_row(found, 3, None)
+            explain_row(dataset, 3, None)
     source.write_text(json.dumps([{"text": "one"}, {"text": "two"}], indent=1))
-    with opened(source) as found:
-        assert explain_row(found, 6, None).where == "5"
+    with opened(source) as dataset:
+        assert explain_row(dataset, 6, None).where == "5"
         with pytest.raises(ConfigError) as failed:
-            explain_row(found, 8, None)
+            explain_row(dataset, 8, None)
         assert failed.value.hint == "the last row is at line 7"
     source.write_text(json.dumps([{"text": "one"}, {"text": "two"}]))
-    with opened(source) as found:
-        assert explain_row(found, 2, None).where == "row 2"
+    with opened(source) as dataset:
+        assert explain_row(dataset, 2, None).where == "row 2"
         with pytest.raises(ConfigError, match="there is no row 3"):
-            explain_row(found, 3, None)
-    assert told.removed_by == "duplicates"
-    assert {said.rule: said.says for said in told.said if said.says} == {
+            explain_row(dataset, 3, None)
+    assert explanation.removed_by == "duplicates"
+    assert {verdict.rule: verdict.says for verdict in explanation.said if verdict.says} == {
         "control-characters": "'\\u200b' -> ''",
         "duplicates": "the same as 1",
     }
-    assert told.changes == (("one  text\u200b", "one  text"),)
+    assert explanation.changes == (("one  text\u200b", "one  text"),)
 
 
-def test_unreadable_rows_are_an_error_where_they_should_be(tmp_path: Path) -> None:
+def test_unreadable_rows_are_an_error_unless_skipped(tmp_path: Path) -> None:
     source = save(tmp_path / "in.jsonl", [{"text": "fine"}, {"txet": "not"}])
     with pytest.raises(BadRowsError) as failed, opened(source, on_error="fail"):
         pass
@@ -270,38 +271,44 @@ def test_unreadable_rows_are_an_error_where_they_should_be(tmp_path: Path) -> No
     assert "--column" in failed.value.hint
 
 
-def test_a_failure_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_failure_while_writing_leaves_no_files(tmp_path: Path) -> None:
     source = save(tmp_path / "in.jsonl", [{"text": "fine"}])
     out = tmp_path / "out.jsonl"
 
     def stop(_: object) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), opened(source) as found:
+    with pytest.raises(KeyboardInterrupt), opened(source) as dataset:
         write_outputs(
-            found, build_report(found, "in", "out", None), CleanOutputs.beside(out), progress=stop
+            dataset,
+            build_report(dataset, "in", "out", None),
+            CleanOutputs.beside(out),
+            progress=stop,
         )
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_a_file_that_is_there_is_not_overwritten_unasked(tmp_path: Path) -> None:
+def test_an_existing_file_is_only_overwritten_on_request(tmp_path: Path) -> None:
     outputs = CleanOutputs.beside(tmp_path / "out.v2.jsonl.gz")
     assert outputs.report.name == "out.v2.report.json"
     outputs.check(overwrite=False)
     outputs.report.touch()
-    with pytest.raises(ConfigError, match="there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         outputs.check(overwrite=False)
     outputs.check(overwrite=True)
 
 
-def test_digests_are_those_that_training_gives_the_same_rows(tmp_path: Path) -> None:
+def test_digests_equal_those_of_training(tmp_path: Path) -> None:
     source = save(tmp_path / "in.jsonl", MIXED)
-    done = run(source, tmp_path / "out.jsonl")
-    for path, digest in ((source, done.digest_before), (tmp_path / "out.jsonl", done.digest_after)):
+    report = run(source, tmp_path / "out.jsonl")
+    for path, digest in (
+        (source, report.digest_before),
+        (tmp_path / "out.jsonl", report.digest_after),
+    ):
         assert dataset_ref(str(path), on_row_error=RowErrorLog()).digest == digest
 
 
-def test_a_column_that_no_row_has_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_column_is_an_error(tmp_path: Path) -> None:
     source = save(tmp_path / "in.jsonl", [{"text": "fine"}])
     job = CleanJob(CleanSettings(), columns={"output": "reply"})
     with pytest.raises(ConfigError, match="'reply'"), clean_dataset(str(source), job):
@@ -332,7 +339,7 @@ def a_row(draw: st.DrawFn) -> dict[str, Any]:
 @hypothesis_settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_cleaning_is_idempotent_over_any_rows(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+def test_cleaning_is_idempotent_for_any_rows(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     rules = settings(**{"personal-data": "change"})
     source = save(tmp_path / "in.jsonl", [*rows, {"text": "one that is sound"}])
     run(source, tmp_path / "once.jsonl", rules)

@@ -45,7 +45,7 @@ def print_clean_report(
 ) -> None:
     """Print the table of rules, figures before and after, and where everything lies."""
     if as_json:
-        render.print_json(report.plain())
+        render.print_json(report.to_dict())
     else:
         _print_rules(report)
         _print_figures(report)

@@ -1,4 +1,4 @@
-"""What may be asked of each rule? Actions, thresholds and their defaults, for YAML and options."""
+"""The settings of all rules: actions, thresholds and their defaults, for YAML and options."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -8,7 +8,7 @@ RuleAction = Literal["off", "report", "change", "remove"]
 
 
 def hyphenated(name: str) -> str:
-    """Return a field's name as people write it."""
+    """Return the name of a field as it is written in YAML and options."""
     return name.replace("_", "-")
 
 
@@ -19,22 +19,22 @@ class _Settings(BaseModel):
 
 
 class RuleSettings(_Settings):
-    """One rule. A subclass's docstring is what a person reads of it."""
+    """Settings of one rule. The docstring of a subclass is its description in help texts."""
 
     actions: ClassVar[tuple[RuleAction, ...]] = ("off", "report", "remove")
-    """What the rule can do."""
+    """Actions of the rule."""
 
     action: RuleAction = "remove"
 
     @model_validator(mode="after")
-    def _can_do_it(self) -> "RuleSettings":
+    def _check_action(self) -> "RuleSettings":
         if self.action not in self.actions:
-            raise ValueError(f"it can be {', '.join(self.actions)}")
+            raise ValueError(f"must be {', '.join(self.actions)}")
         return self
 
     @property
     def missing(self) -> str:
-        """What must be set before the rule can do anything; empty where nothing must."""
+        """The required setting that is missing; empty if none is."""
         return ""
 
     @property
@@ -56,11 +56,11 @@ class Unicode(_Changing):
 
 
 class ControlCharacters(_Changing):
-    """control codes, terminal colours, zero-width characters nobody needs"""
+    """control codes, terminal colours, needless zero-width characters"""
 
 
 class Whitespace(_Changing):
-    """spaces at line ends, many blank lines, foreign line breaks and spaces"""
+    """spaces at line ends, many blank lines, unusual line breaks and spaces"""
 
 
 class PersonalData(_Reporting):
@@ -70,27 +70,27 @@ class PersonalData(_Reporting):
 
 
 class Empty(RuleSettings):
-    """a row in which a turn has nothing left after the repairs"""
+    """a row with an empty turn after the repairs"""
 
 
 class Placeholder(RuleSettings):
-    """an answer that is only <nooutput>, TODO or the like"""
+    """an answer that is only a placeholder such as <nooutput> or TODO"""
 
 
 class AnswerEqualsPrompt(RuleSettings):
     """an answer that repeats its whole prompt"""
 
     min_units: Annotated[
-        int, Field(ge=1, description="words or Chinese characters; shorter ones may")
+        int, Field(ge=1, description="words or Chinese characters; shorter answers stay")
     ] = 5
 
 
 class ChosenEqualsRejected(RuleSettings):
-    """a preference pair whose two answers are the same"""
+    """a preference pair with two equal answers"""
 
 
 class Length(RuleSettings):
-    """bounds in tokens of the whole row, or of its last answer"""
+    """limits in tokens of the whole row, or of its last answer"""
 
     min_tokens: Annotated[int | None, Field(ge=0, description="of a row")] = None
     max_tokens: Annotated[int | None, Field(ge=1, description="of a row")] = None
@@ -100,7 +100,7 @@ class Length(RuleSettings):
     @property
     def missing(self) -> str:
         bounds = self.min_tokens, self.max_tokens, self.min_answer_tokens, self.max_answer_tokens
-        return "a bound, such as max-tokens=2048" if all(bound is None for bound in bounds) else ""
+        return "a limit, such as max-tokens=2048" if all(bound is None for bound in bounds) else ""
 
 
 def _words(value: Any) -> Any:
@@ -108,7 +108,7 @@ def _words(value: Any) -> Any:
 
 
 class Language(RuleSettings):
-    """rows that are not written in one of the languages to keep"""
+    """rows in other languages than those to keep"""
 
     keep: Annotated[
         tuple[str, ...],
@@ -123,60 +123,60 @@ class Language(RuleSettings):
 
 
 class Repetition(RuleSettings):
-    """an answer that goes round in circles"""
+    """an answer that repeats itself"""
 
     max_share: Annotated[
-        float, Field(ge=0, le=1, description="of an answer in repeated 10-grams")
+        float, Field(ge=0, le=1, description="share of an answer in repeated 10-grams")
     ] = 0.5
     max_line_share: Annotated[
-        float, Field(ge=0, le=1, description="of an answer in repeated lines")
+        float, Field(ge=0, le=1, description="share of an answer in repeated lines")
     ] = 0.6
     min_units: Annotated[
-        int, Field(ge=10, description="words or Chinese characters; shorter ones may")
+        int, Field(ge=10, description="words or Chinese characters; shorter answers stay")
     ] = 50
 
 
 class BrokenCharacters(_Reporting):
-    """text that was lost when it was decoded: the replacement character U+FFFD"""
+    """text lost in decoding: the replacement character U+FFFD"""
 
 
 class CodeFences(_Reporting):
-    """an answer in which a code block begins and does not end"""
+    """an answer with an unclosed code block"""
 
 
 class Refusal(_Reporting):
-    """an answer that declines, or that begins "As an AI language model" """
+    """an answer that refuses, or that begins "As an AI language model" """
 
 
 class Boilerplate(_Reporting):
-    """leftovers of web pages and chat windows in an answer"""
+    """boilerplate of web pages and chat windows in an answer"""
 
 
 class TemplateMarkers(_Reporting):
-    """a chat template's own markers in a text, such as <|im_end|> or [INST]"""
+    """markers of a chat template in a text, such as <|im_end|> or [INST]"""
 
 
 class Duplicates(RuleSettings):
-    """a row that says the same as an earlier one, but for case and space"""
+    """a row equal to an earlier one except for case and white space"""
 
 
 class SamePrompt(_Reporting):
-    """a prompt that has different answers in different rows; remove keeps the first"""
+    """a prompt with different answers in different rows; remove keeps the first"""
 
 
 class NearDuplicates(RuleSettings):
-    """a row whose prompt and answer are nearly those of an earlier one"""
+    """a row with nearly the prompt and the answer of an earlier one"""
 
     threshold: Annotated[
         float, Field(ge=0.3, le=1, description="Jaccard similarity of prompts, and of answers")
     ] = 0.8
     ignore_numbers: Annotated[
-        bool, Field(description="rows that differ in figures may be near duplicates")
+        bool, Field(description="rows that differ in numbers may be near duplicates")
     ] = False
 
 
 class CleanSettings(_Settings):
-    """All rules, in the order in which they look at a row."""
+    """All rules, in the order of their application."""
 
     unicode: Unicode = Unicode()
     control_characters: ControlCharacters = ControlCharacters()
@@ -199,5 +199,5 @@ class CleanSettings(_Settings):
     near_duplicates: NearDuplicates = NearDuplicates()
 
     def rules(self) -> dict[str, RuleSettings]:
-        """Return every rule's settings by its name, in order."""
+        """Return the settings of every rule by its name, in order."""
         return {hyphenated(name): getattr(self, name) for name in type(self).model_fields}

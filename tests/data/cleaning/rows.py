@@ -1,4 +1,4 @@
-"""Rows to clean, as a reader would hand them over."""
+"""Raw rows to clean, and settings of the rules."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def row(line: int = 1, **value: Any) -> RawRow:
 
 
 def chat(question: str, answer: str, line: int = 1, **more: Any) -> RawRow:
-    """A question and its answer in OpenAI's form."""
+    """A question and its answer in the format of OpenAI."""
     messages = [
         {"role": "user", "content": question},
         {"role": "assistant", "content": answer},
@@ -22,13 +22,13 @@ def chat(question: str, answer: str, line: int = 1, **more: Any) -> RawRow:
 
 
 def settings(**rules: Any) -> CleanSettings:
-    """The default settings, but for these rules; an action may stand for a rule's settings."""
+    """The default settings, except for these rules. A rule takes its settings or its action."""
     values = {name: {"action": v} if isinstance(v, str) else v for name, v in rules.items()}
     return CleanSettings.model_validate(values)
 
 
 def clean(of: RawRow, **rules: Any) -> CleanedRow:
-    """Clean a row that can be read."""
+    """Clean a readable row."""
     cleaned = RowCleaner(settings(**rules)).clean(of)
     assert isinstance(cleaned, CleanedRow), cleaned
     return cleaned

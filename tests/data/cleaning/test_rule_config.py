@@ -1,4 +1,4 @@
-"""What options and files of rules mean, and what is said of wrong ones."""
+"""Rule settings from options and files, and the messages for wrong ones."""
 
 from pathlib import Path
 
@@ -13,25 +13,25 @@ def on(choices: RuleOptions) -> set[str]:
     return {name for name, rule in resolve_rules(choices).rules().items() if rule.is_on}
 
 
-def test_rules_that_need_a_threshold_are_off_until_they_have_it() -> None:
+def test_rules_with_a_required_threshold_are_off_without_it() -> None:
     assert {"length", "language"}.isdisjoint(on(RuleOptions()))
     assert "length" in on(RuleOptions(thresholds=["min-answer-tokens=4"]))
     assert "language" in on(RuleOptions(thresholds=["language.keep=zh,en"]))
 
 
-def test_only_and_skip_choose_rules() -> None:
+def test_only_and_skip_select_rules() -> None:
     assert on(RuleOptions(only=["near-duplicates", "unicode"])) == {"near-duplicates", "unicode"}
     assert on(RuleOptions()) - on(RuleOptions(skip=["refusal"])) == {"refusal"}
 
 
-def test_a_rule_does_what_it_is_told() -> None:
+def test_options_set_the_actions_of_rules() -> None:
     found = resolve_rules(RuleOptions(rules=["refusal=remove", "whitespace=off"], redact=True))
     assert found.refusal.action == "remove"
     assert not found.whitespace.is_on
     assert found.personal_data.action == "change"
 
 
-def test_options_rank_above_the_file(tmp_path: Path) -> None:
+def test_options_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "rules.yaml"
     file.write_text("near-duplicates: {threshold: 0.9}\nunicode: off\nrefusal: remove\n")
     found = resolve_rules(RuleOptions(thresholds=["threshold=0.7"]), read_config_file(file))
@@ -40,7 +40,7 @@ def test_options_rank_above_the_file(tmp_path: Path) -> None:
     assert found.refusal.action == "remove"
 
 
-def test_everything_that_is_wrong_is_said_at_once_with_its_place(tmp_path: Path) -> None:
+def test_all_errors_are_in_one_message_with_their_origin(tmp_path: Path) -> None:
     file = tmp_path / "rules.yaml"
     file.write_text("refusl: remove\nnear-duplicates:\n  threshold: high\nlanguage: on\n")
     choices = RuleOptions(
@@ -60,6 +60,6 @@ def test_everything_that_is_wrong_is_said_at_once_with_its_place(tmp_path: Path)
     assert "--only and --skip contradict" in text
 
 
-def test_a_rule_that_is_asked_for_says_what_it_lacks() -> None:
-    with pytest.raises(ConfigError, match="length needs a bound, such as max-tokens=2048"):
+def test_a_requested_rule_without_its_threshold_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="length needs a limit, such as max-tokens=2048"):
         resolve_rules(RuleOptions(only=["length"]))

@@ -1,4 +1,7 @@
-"""Which rows are nearly an earlier row?"""
+"""Near duplicates: rows that differ little from an earlier row which is kept.
+
+Sketches propose candidates by locality-sensitive hashing; every candidate is then compared exactly.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,27 +16,28 @@ from llmctl.data.cleaning.dedup.sketch import PERMUTATIONS, estimate_similarity
 from llmctl.types import Progress, ProgressCallback
 
 _MARGIN = 0.15
-"""A pair that is this far below the threshold by its sketches is not compared: the estimate of a
-similarity of 0.8 by 128 values has a standard deviation of 0.035."""
-_PER_BUCKET = 64
-_COMPARED = 64
-"""Rows that one row is compared with at most, likeliest first. Where thousands of rows fill in the
-same form, without a bound each would be compared with each."""
-_REMEMBERED = 64
-"""Rows taken apart that are kept for the next comparison."""
+"""A pair whose estimated similarity is this far below the threshold is not compared.
+
+The estimate of a similarity of 0.8 by 128 values has a standard deviation of 0.035."""
+_MAX_BUCKET_ROWS = 64
+_MAX_COMPARISONS = 64
+"""Maximum number of exact comparisons per row, most similar candidates first. Without a limit,
+thousands of rows with the same boilerplate would all be compared with each other."""
+_CACHED_ROWS = 64
+"""Number of prepared rows kept for the next comparisons."""
 
 
 @dataclass(frozen=True, slots=True)
 class NearDuplicate:
-    """A row that nearly repeats an earlier row which is kept."""
+    """A row and the earlier, kept row that it nearly repeats."""
 
     row: int
-    of: int
-    likeness: float
+    earlier: int
+    similarity: float
 
 
 class SketchFile:
-    """The sketches of all rows in a file, so that memory does not grow with the rows."""
+    """The sketches of all rows, in files, so that memory does not grow with the rows."""
 
     def __init__(self, folder: Path, bands: int) -> None:
         self._bands = bands
@@ -42,11 +46,11 @@ class SketchFile:
         self._keys = self._keys_path.open("wb")
         self._bytes = self._bytes_path.open("wb")
         self._blocks: list[int] = []
-        """Rows of each block."""
+        """Number of rows in each block."""
 
     def append(self, keys: NDArray[np.uint32], low_bytes: NDArray[np.uint8]) -> None:
         """Add rows: shapes (rows, bands) and (rows, PERMUTATIONS)."""
-        # Band after band, so that one band of all rows can be read without the others.
+        # Stored by band, so that one band of all rows can be read without the others.
         np.ascontiguousarray(keys.T).tofile(self._keys)
         low_bytes.tofile(self._bytes)
         self._blocks.append(len(keys))
@@ -68,7 +72,7 @@ class SketchFile:
         return found
 
     def low_bytes(self) -> NDArray[np.uint8]:
-        """Map the low bytes of all signatures, shape (rows, PERMUTATIONS)."""
+        """Memory-map the low bytes of all signatures, shape (rows, PERMUTATIONS)."""
         shape = (sum(self._blocks), PERMUTATIONS)
         if not shape[0]:
             return np.empty(shape, np.uint8)
@@ -83,37 +87,39 @@ def find_near_duplicates(
     threshold: float,
     progress: ProgressCallback,
 ) -> Iterator[NearDuplicate]:
-    """Yield every row that is nearly an earlier one which is kept, in order of the rows.
+    """Yield every near duplicate of an earlier row, in order of the rows.
 
-    Each is compared exactly before it is named. Rows are judged in their order and only against
-    rows that stay, so that a chain of small changes does not swallow rows that have little in
-    common, and a second run over what stays finds nothing.
+    Rows are only compared with earlier rows that stay. So a chain of small changes does not remove
+    rows with little in common, and a second run over the remaining rows finds nothing.
 
     Args:
-        alive: shape (rows,); other rows are not looked at.
-        comparable: the row with an index, to compare it.
+        sketches: the sketches of all rows.
+        bands: number of bands of each sketch.
+        alive: shape (rows,); other rows are left out.
+        comparable: returns the row with an index.
+        threshold: Jaccard similarity from which two rows are near duplicates.
     """
     buckets = _Buckets(sketches, bands, alive)
     low_bytes = sketches.low_bytes()
-    kept = lru_cache(maxsize=_REMEMBERED)(comparable)
+    cached = lru_cache(maxsize=_CACHED_ROWS)(comparable)
     for place in range(len(buckets.rows)):
         if place % 256 == 0:
             progress(Progress("comparing rows", place, len(buckets.rows)))
         row = int(buckets.rows[place])
         candidates = buckets.before(place)
-        found = None
+        near = None
         if len(candidates):
-            guess = estimate_similarity(low_bytes[row], low_bytes[candidates])
-            likely = np.flatnonzero(guess >= threshold - _MARGIN)
-            order = likely[np.argsort(-guess[likely], kind="stable")][:_COMPARED]
-            found = _first_alike(row, candidates[order], kept, threshold) if len(order) else None
-        if found is None:
+            estimate = estimate_similarity(low_bytes[row], low_bytes[candidates])
+            likely = np.flatnonzero(estimate >= threshold - _MARGIN)
+            order = likely[np.argsort(-estimate[likely], kind="stable")][:_MAX_COMPARISONS]
+            near = _first_similar(row, candidates[order], cached, threshold) if len(order) else None
+        if near is None:
             buckets.keep(place)
         else:
-            yield found
+            yield near
 
 
-def _first_alike(
+def _first_similar(
     row: int,
     candidates: NDArray[np.int64],
     comparable: Callable[[int], ComparableRow],
@@ -121,16 +127,17 @@ def _first_alike(
 ) -> NearDuplicate | None:
     one = comparable(row)
     for candidate in candidates.tolist():
-        likeness = one.likeness(comparable(candidate), threshold)
-        if likeness is not None:
-            return NearDuplicate(row, candidate, likeness)
+        similarity = one.similarity(comparable(candidate), threshold)
+        if similarity is not None:
+            return NearDuplicate(row, candidate, similarity)
     return None
 
 
 class _Buckets:
-    """Rows that share a band's key, and which of them are kept so far.
+    """The buckets of locality-sensitive hashing: rows with the same key of a band.
 
-    Rows that share no key with any other row are in no bucket.
+    A row without a common key is in no bucket. Each bucket holds at most `_MAX_BUCKET_ROWS` kept
+    rows.
     """
 
     def __init__(self, sketches: SketchFile, bands: int, alive: NDArray[np.bool_]) -> None:
@@ -147,38 +154,40 @@ class _Buckets:
             run = np.cumsum(is_new) - 1
             size = np.bincount(run) if len(run) else np.zeros(0, np.int64)
             shared = size > 1
-            inside = shared[run]
+            in_bucket = shared[run]
             number = np.cumsum(shared) - 1 + count
             count += int(shared.sum())
-            members.append(indices[order[inside]].astype(np.int32))
-            buckets.append(number[run[inside]].astype(np.int32))
+            members.append(indices[order[in_bucket]].astype(np.int32))
+            buckets.append(number[run[in_bucket]].astype(np.int32))
             sizes.append(size[shared])
         member = np.concatenate(members) if members else np.zeros(0, np.int32)
         by_row = np.argsort(member, kind="stable")
         self._buckets = np.concatenate(buckets)[by_row] if members else member
         rows, starts = np.unique(member[by_row], return_index=True)
         self.rows: NDArray[np.int32] = rows
-        """Those in any bucket, in order."""
+        """Rows in any bucket, ascending."""
         self._starts = np.append(starts, len(member))
-        room = np.minimum(np.concatenate(sizes) if sizes else np.zeros(0, np.int64), _PER_BUCKET)
-        self._room_ends = np.cumsum(room)
-        self._room_starts = self._room_ends - room
-        self._filled = self._room_starts.copy()
-        self._kept = np.zeros(int(room.sum()), np.int32)
+        capacity = np.minimum(
+            np.concatenate(sizes) if sizes else np.zeros(0, np.int64), _MAX_BUCKET_ROWS
+        )
+        self._ends = np.cumsum(capacity)
+        self._kept_starts = self._ends - capacity
+        self._filled = self._kept_starts.copy()
+        self._kept = np.zeros(int(capacity.sum()), np.int32)
 
     def before(self, place: int) -> NDArray[np.int64]:
-        """Return the kept rows that share a bucket with the row at a place of `rows`."""
+        """Return the kept rows in the buckets of the row `self.rows[place]`."""
         own = self._buckets[self._starts[place] : self._starts[place + 1]]
-        begins, ends = self._room_starts[own].tolist(), self._filled[own].tolist()
+        begins, ends = self._kept_starts[own].tolist(), self._filled[own].tolist()
         found = [self._kept[b:e] for b, e in zip(begins, ends, strict=True) if e > b]
-        return np.unique(np.concatenate(found)).astype(np.int64) if found else _NONE
+        return np.unique(np.concatenate(found)).astype(np.int64) if found else _NO_ROWS
 
     def keep(self, place: int) -> None:
-        """Put the row at a place of `rows` into its buckets, those that have room."""
+        """Put the row `self.rows[place]` into those of its buckets that are not full."""
         own = self._buckets[self._starts[place] : self._starts[place + 1]]
-        own = own[self._filled[own] < self._room_ends[own]]
+        own = own[self._filled[own] < self._ends[own]]
         self._kept[self._filled[own]] = self.rows[place]
         self._filled[own] += 1
 
 
-_NONE = np.zeros(0, np.int64)
+_NO_ROWS = np.zeros(0, np.int64)

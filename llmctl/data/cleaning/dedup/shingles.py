@@ -1,4 +1,7 @@
-"""What is a text made of, for comparing? Words; in scripts without spaces, characters."""
+"""Shingles of texts: n-grams of words, or of characters in scripts without spaces.
+
+A word, and a character of a script without spaces, is called a unit.
+"""
 
 import re
 import unicodedata
@@ -16,34 +19,34 @@ _UNIT = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
 _IS_CHARACTER = re.compile(f"[{_UNSPACED}]")
 
 SHINGLE_WORDS = 3
-"""Words of a shingle."""
+"""Number of words in a shingle."""
 SHINGLE_CHARACTERS = 5
-"""Characters of a shingle that begins with a character of a script without spaces."""
+"""Number of units in a shingle that begins with a character of a script without spaces."""
 
 _CHARACTER_FLAG = 1 << 32
-_MOST_CODES = 200_000
+_MAX_CACHED_CODES = 200_000
 
 
 @lru_cache(maxsize=64)
 def units(text: str) -> tuple[str, ...]:
-    """Return the words and characters of a text without case, width and punctuation."""
+    """Return the units of a text in lower case and NFKC, without punctuation."""
     return tuple(_UNIT.findall(unicodedata.normalize("NFKC", text).lower()))
 
 
 @lru_cache(maxsize=64)
 def unit_codes(text: str) -> NDArray[np.uint64]:
-    """Return a number that stands for each unit of a text.
+    """Return a hash of each unit of a text, shape (units,); bit 32 marks single characters.
 
-    Equal units have equal numbers in every process and on every machine.
+    Equal units have equal hashes in every process and on every machine.
     """
-    of = units(text)
-    if len(_codes) > _MOST_CODES:
+    text_units = units(text)
+    if len(_codes) > _MAX_CACHED_CODES:
         _codes.clear()
-    return np.fromiter(map(_codes.__getitem__, of), np.uint64, len(of))
+    return np.fromiter(map(_codes.__getitem__, text_units), np.uint64, len(text_units))
 
 
 class _Codes(dict[str, int]):
-    """Unit -> 32 bits that stand for it, and a flag above them if it is a single character."""
+    """Unit -> its CRC-32, with bit 32 set if it is a single character."""
 
     def __missing__(self, unit: str) -> int:
         flag = _CHARACTER_FLAG if _IS_CHARACTER.match(unit) else 0
@@ -55,19 +58,19 @@ _codes = _Codes()
 
 
 def shingles(text: str) -> frozenset[tuple[str, ...]]:
-    """Return every run of neighbouring units; a text shorter than one run is one shingle."""
-    of = units(text)
+    """Return the shingles of a text; a text shorter than one shingle is one shingle."""
+    text_units = units(text)
     is_character = (unit_codes(text) >= _CHARACTER_FLAG).tolist()
     runs = [
-        of[start : start + (SHINGLE_CHARACTERS if is_character[start] else SHINGLE_WORDS)]
-        for start in range(len(of))
+        text_units[start : start + (SHINGLE_CHARACTERS if is_character[start] else SHINGLE_WORDS)]
+        for start in range(len(text_units))
     ]
-    # Runs that the end cuts off are none.
-    for start in range(max(0, len(of) - SHINGLE_CHARACTERS), len(of)):
+    # Shingles cut off by the end of the text are left out.
+    for start in range(max(0, len(text_units) - SHINGLE_CHARACTERS), len(text_units)):
         if len(runs[start]) < (SHINGLE_CHARACTERS if is_character[start] else SHINGLE_WORDS):
             runs[start] = ()
     found = frozenset(runs) - {()}
-    return found or frozenset([of] if of else [])
+    return found or frozenset([text_units] if text_units else [])
 
 
 def shingle_hashes(text: str, seed: int = 0) -> NDArray[np.uint64]:
@@ -85,21 +88,21 @@ def shingle_hashes(text: str, seed: int = 0) -> NDArray[np.uint64]:
 
 
 def ngram_hashes(codes: NDArray[np.uint64], width: int) -> NDArray[np.uint64]:
-    """Return a number for every run of `width` codes, shape (max(0, len - width + 1),).
+    """Return a hash of every n-gram of codes, shape (max(0, len - width + 1),).
 
-    Different runs have different numbers, but for 1 pair in 2^64 or so; the bits are not spread.
+    About 1 pair of different n-grams in 2^64 has the same hash. The bits are not well mixed.
     """
     count = max(0, len(codes) - width + 1)
     total = np.full(count, width, np.uint64)
     for offset in range(width):
-        # A polynomial modulo 2^64: the multiplication wraps, as it is meant to.
+        # A polynomial modulo 2^64; the wrapping multiplication is intended.
         total *= _BASE
         total += codes[offset : offset + count]
     return total
 
 
 def splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Spread every bit over all of a hash (the finaliser of SplitMix64, Steele et al. 2014)."""
+    """Mix the bits of hashes by the finaliser of SplitMix64 (Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""When do two rows say the same, and when nearly the same?"""
+"""Equality and similarity of rows."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 def row_digest(example: Example) -> bytes:
-    """Return 16 bytes that are equal for rows that are equal but for case, width and space."""
+    """Return a digest of 16 bytes that ignores case, character width and white space."""
     sides = [
-        [_said(message) for message in example.messages],
-        [_said(message) for message in example.rejected],
+        [_message_key(message) for message in example.messages],
+        [_message_key(message) for message in example.rejected],
     ]
     tools = [[tool.name, tool.description, tool.parameters] for tool in example.tools]
     return _digest([sides, tools, example.masked, _normal(example.text or "")], 16)
@@ -25,82 +25,81 @@ def row_digest(example: Example) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class RowParts:
-    """A row as near duplicates are looked for: each part must be alike by itself."""
+    """The parts of a row for near-duplicate search; each part must be similar by itself."""
 
     prompt: str
-    """What the user said."""
+    """Texts of the user."""
     answer: str
-    """What the assistant and the tools said, or the plain text."""
+    """Texts of the assistant and the tools, or the plain text."""
     rejected: str
     lines: tuple[str, ...]
-    """Of the user's last message, where the question is."""
-    rest: bytes
-    """Digest of what must be equal: system prompt, tools, which turns are learnt, and all numbers
-    unless they are ignored."""
+    """Lines of the user's last message, which holds the question."""
+    exact: bytes
+    """Digest of the parts that must be equal: system prompt, tools, loss mask of the turns, and all
+    numbers unless they are ignored."""
 
 
 def row_parts(example: Example, *, ignore_numbers: bool) -> RowParts:
-    """Take a row apart for comparing."""
-    asked = [m.content for m in example.messages if m.role == "user"]
-    said = [_words_of(m) for m in example.messages if m.role in ("assistant", "tool")]
+    """Split a row into the parts that are compared."""
+    user = [m.content for m in example.messages if m.role == "user"]
+    answers = [_message_text(m) for m in example.messages if m.role in ("assistant", "tool")]
     if example.text is not None:
-        said = [example.text]
-    rejected = "\n".join(map(_words_of, example.rejected))
-    prompt, answer = "\n".join(asked), "\n".join(said)
-    lines = tuple(filter(str.strip, asked[-1].split("\n"))) if asked else ()
+        answers = [example.text]
+    rejected = "\n".join(map(_message_text, example.rejected))
+    prompt, answer = "\n".join(user), "\n".join(answers)
+    lines = tuple(filter(str.strip, user[-1].split("\n"))) if user else ()
     system = [m.content for m in example.messages if m.role in ("system", "developer")]
     tools = [tool.name for tool in example.tools]
     numbers = [] if ignore_numbers else [_numbers(text) for text in (prompt, answer, rejected)]
-    rest = _digest([list(map(_normal, system)), tools, example.masked, numbers], 8)
-    return RowParts(prompt, answer, rejected, lines, rest)
+    exact = _digest([list(map(_normal, system)), tools, example.masked, numbers], 8)
+    return RowParts(prompt, answer, rejected, lines, exact)
 
 
 class ComparableRow:
-    """A row that can be compared with others exactly."""
+    """A row prepared for exact comparison with others."""
 
-    def __init__(self, of: RowParts) -> None:
-        self._of = of
-        self._shingles = [shingles(part) for part in (of.prompt, of.answer, of.rejected)]
+    def __init__(self, parts: RowParts) -> None:
+        self._parts = parts
+        self._shingles = [shingles(text) for text in (parts.prompt, parts.answer, parts.rejected)]
 
-    def likeness(self, other: "ComparableRow", at_least: float) -> float | None:
-        """Return the least Jaccard similarity of all parts; `None` if the rows are not alike.
+    def similarity(self, other: "ComparableRow", at_least: float) -> float | None:
+        """Return the smallest Jaccard similarity of all parts; `None` below `at_least`.
 
-        Alike are rows that are equal in what must be equal, and of which prompt and answers by
-        their shingles, and the lines of the last question by their words, have a similarity of at
-        least `at_least`.
+        Prompt and answers are compared by their shingles, the lines of the last question by their
+        units. `None` also if the parts that must be equal are not.
         """
-        one, two = self._of, other._of
-        if one.rest != two.rest:
+        one, two = self._parts, other._parts
+        if one.exact != two.exact:
             return None
-        # A question may be one line among many, and with another question it is another row.
+        # The question may be one line among many: another question makes another row.
         lines, others = one.lines, two.lines
         if len(lines) != len(others):
             lines, others = lines[:1] + lines[-1:], others[:1] + others[-1:]
-        found = [
+        similarities = [
             jaccard(set(units(mine)), set(units(theirs)))
             for mine, theirs in zip(lines, others, strict=False)
         ]
-        found += [
+        similarities += [
             jaccard(mine, theirs)
             for mine, theirs in zip(self._shingles, other._shingles, strict=True)
         ]
-        least = min(found)
+        least = min(similarities)
         return least if least >= at_least else None
 
 
 def jaccard(one: Set[object], other: Set[object]) -> float:
-    """Return the share of all elements that both sets have; 1 of two empty ones."""
+    """Return the Jaccard similarity of two sets; 1 for two empty ones."""
     shared = len(one & other)
     total = len(one) + len(other) - shared
     return shared / total if total else 1.0
 
 
-def _said(message: Message) -> list[object]:
+def _message_key(message: Message) -> list[object]:
     calls = [[call.name, _normal(call.arguments)] for call in message.tool_calls]
     return [message.role, _normal(message.content), _normal(message.reasoning or ""), calls]
 
 
-def _words_of(message: Message) -> str:
+def _message_text(message: Message) -> str:
     calls = (f"{call.name} {call.arguments}" for call in message.tool_calls)
     return "\n".join(filter(None, (message.content, message.reasoning, *calls)))
 

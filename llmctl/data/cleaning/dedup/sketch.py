@@ -1,7 +1,7 @@
-"""Which rows might be nearly the same? Short sketches of rows, such that alike rows share pieces.
+"""MinHash sketches of rows with banding, to propose pairs of similar rows.
 
-MinHash with banding (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets,
-section 3.4). A sketch only proposes; what it proposes is compared exactly.
+Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4. Proposed pairs
+are compared exactly elsewhere.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from llmctl.data.cleaning.dedup.similarity import RowParts
 
 PERMUTATIONS = 128
 _RECALL = 0.995
-"""Share of the pairs exactly at the threshold that must be proposed."""
+"""Minimum share of the pairs exactly at the threshold that are proposed."""
 
 _SLICE = 4096
-"""Shingles that are permuted at a time, so that a book takes no more memory than a page."""
+"""Number of shingles permuted at a time; it bounds the memory for long texts."""
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 # From SplitMix64, not from NumPy's generator, whose streams may change with its version.
@@ -30,14 +30,15 @@ _FACTOR = _CONSTANTS[PERMUTATIONS:, None] | np.uint32(1)
 
 @dataclass(frozen=True, slots=True)
 class Banding:
-    """How a signature is cut: rows that agree in all values of a band are proposed."""
+    """Division of a signature into bands; rows with all values of a band equal are proposed."""
 
     bands: int
     values: int
+    """Per band."""
 
     @classmethod
-    def at(cls, threshold: float) -> "Banding":
-        """Take the narrowest net that still lets no more than 0.5 % through at the threshold."""
+    def for_threshold(cls, threshold: float) -> "Banding":
+        """Return the banding with the most values that misses at most 0.5 % at the threshold."""
         for values in range(PERMUTATIONS, 1, -1):
             bands = PERMUTATIONS // values
             if 1 - (1 - threshold**values) ** bands >= _RECALL:
@@ -45,7 +46,11 @@ class Banding:
         return cls(PERMUTATIONS, 1)
 
     def keys(self, signature: NDArray[np.uint32], seed: bytes) -> NDArray[np.uint32]:
-        """Return a key per band, shape (bands,), different for a different `seed`."""
+        """Return a key per band, shape (bands,); other keys for another `seed`.
+
+        Args:
+            signature: shape (PERMUTATIONS,).
+        """
         banded = signature[: self.bands * self.values].reshape(self.bands, self.values)
         total = np.full(self.bands, int.from_bytes(seed, "little"), np.uint64)
         for column in range(self.values):
@@ -53,13 +58,13 @@ class Banding:
         return (splitmix64(total) >> np.uint64(32)).astype(np.uint32)
 
 
-def minhash_signature(of: RowParts) -> NDArray[np.uint32]:
+def minhash_signature(parts: RowParts) -> NDArray[np.uint32]:
     """Return the MinHash signature of all parts of a row together, shape (PERMUTATIONS,).
 
-    Where every part has a Jaccard similarity of at least t, so have all of them together: the
-    same words count apart in prompt and answer.
+    Shingles of different parts are different elements. So if every part has a Jaccard similarity
+    of at least t, the union has it too.
     """
-    texts = (of.prompt, of.answer, of.rejected)
+    texts = (parts.prompt, parts.answer, parts.rejected)
     hashes = np.concatenate([shingle_hashes(text, seed) for seed, text in enumerate(texts)])
     short = (hashes >> np.uint64(32)).astype(np.uint32)
     if not len(short):
@@ -77,6 +82,9 @@ def estimate_similarity(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> ND
     Args:
         one: shape (PERMUTATIONS,).
         others: shape (n, PERMUTATIONS).
+
+    Returns:
+        Shape (n,).
     """
     equal: NDArray[np.float64] = (others == one).mean(axis=1)
     # One pair of bytes in 256 is equal by chance.

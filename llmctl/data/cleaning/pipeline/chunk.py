@@ -1,4 +1,4 @@
-"""What becomes of a few hundred rows at a time? The work of one process, and what it hands back."""
+"""Cleaning of a chunk of rows in one process, and its result."""
 
 import pickle
 from collections import Counter
@@ -25,38 +25,38 @@ from llmctl.types import Example, SourceLocation
 
 UNREADABLE = "unreadable"
 UNREADABLE_CODE = 255
-"""In place of a rule: the row could not be read."""
+"""`removed_by` of a row that could not be read."""
 MAX_EXAMPLES = 5
-"""Lines that the report names for each rule."""
+"""Number of rows that the report names for each rule."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpooledRow:
-    """One row on its way through the disk."""
+    """A row in the temporary file between reading and writing."""
 
     origin: SourceLocation
     original: bytes
-    """`beyond_json.to_json` of it; what cannot be read as a JSON string."""
+    """The row by `extended_json.to_json`; the raw text as a JSON string if it cannot be read."""
     cleaned: bytes | None
-    """The row as it leaves, if that is different."""
+    """The row after cleaning; `None` if nothing changed."""
     detail: str = ""
-    """Why it is removed."""
-    lines_below: int = 0
+    """Reason of the removal."""
+    extra_lines: int = 0
     """As `RawRow.extra_lines`."""
 
 
 @dataclass(frozen=True, slots=True)
 class CleanJob:
-    """All that a process needs to know before its first row. It can be pickled."""
+    """The settings of a cleaning process. They can be pickled."""
 
     settings: CleanSettings
     columns: Mapping[str, str] = field(default_factory=dict)
     format: str | None = None
     counter: Callable[[], TokenCounter] | None = None
-    """Makes what counts tokens; called once in each process."""
+    """Makes the token counter; called once in each process."""
 
     def example(self, record: SpooledRow, *, after: bool = True) -> Example:
-        """Return what a row says that was readable."""
+        """Parse a readable row, after cleaning or as it was."""
         text = record.cleaned if after and record.cleaned is not None else record.original
         row = RawRow(record.origin, b"", from_json(text))
         example = parse_row(row, columns=self.columns, format=self.format)
@@ -66,17 +66,17 @@ class CleanJob:
 
 @dataclass(slots=True)
 class RuleCount:
-    """What one rule did to some rows."""
+    """Counts of one rule over some rows."""
 
     hits: int = 0
     changed: int = 0
     removed: int = 0
     examples: list[int] = field(default_factory=list)
-    """Indexes of the first few rows it hit."""
+    """Indices of the first rows with a hit."""
     kinds: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: "RuleCount", begin: int) -> None:
-        """Add the counts of a chunk, whose first row has the index `begin`."""
+        """Add the counts of a chunk whose first row has the index `begin`."""
         self.hits += other.hits
         self.changed += other.changed
         self.removed += other.removed
@@ -99,17 +99,17 @@ ROW_DTYPE = np.dtype(
         ("language", np.uint8),
     ]
 )
-"""What is remembered of a row in memory: 51 bytes. `removed_by` is 0 or 1 + the rule's place."""
+"""Data kept in memory for each row: 51 bytes. `removed_by` is 0, or 1 + the index of the rule."""
 
 
 @dataclass(slots=True)
 class ChunkResult:
-    """What became of a chunk, in the order of its rows."""
+    """The result of a chunk, in the order of its rows."""
 
     rows: NDArray[np.void]
     """Shape (rows,), of type `ROW_DTYPE`."""
     contents: NDArray[np.uint8]
-    """`identity.content_key` of each row before and after, shape (rows, 2, 16)."""
+    """`digests.content_key` of each row before and after, shape (rows, 2, 16)."""
     keys: NDArray[np.uint32]
     """Shape (rows, bands)."""
     low_bytes: NDArray[np.uint8]
@@ -117,14 +117,14 @@ class ChunkResult:
     records: list[bytes] = field(default_factory=list)
     """Pickled `SpooledRow`s."""
     languages: list[str] = field(default_factory=lambda: [UNKNOWN_LANGUAGE])
-    """What `ROW_DTYPE`'s `language` counts in."""
+    """The field `language` of `ROW_DTYPE` is an index into this list."""
     counts: dict[str, RuleCount] = field(default_factory=dict)
     problems: list[RowError] = field(default_factory=list)
     formats: set[str] = field(default_factory=set)
     files: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, rows: int, bands: int) -> Self:
+    def empty(cls, rows: int, bands: int) -> Self:
         return cls(
             np.zeros(rows, ROW_DTYPE),
             np.zeros((rows, 2, 16), np.uint8),
@@ -133,7 +133,7 @@ class ChunkResult:
         )
 
     def count(self, place: int, cleaned: CleanedRow) -> None:
-        """Count what the rules say of a row."""
+        """Add the findings of the rules on a row to the counts."""
         for name, finding in cleaned.findings.items():
             count = self.counts.setdefault(name, RuleCount())
             count.hits += 1
@@ -145,7 +145,7 @@ class ChunkResult:
 
 
 class ChunkCleaner:
-    """Cleans chunk after chunk in one process."""
+    """Cleans chunks of rows in one process."""
 
     def __init__(self, job: CleanJob) -> None:
         counter = job.counter() if job.counter and job.settings.length.is_on else None
@@ -156,28 +156,30 @@ class ChunkCleaner:
         self._rules = list(job.settings.rules())
         self._language = LanguageRule(job.settings.language)
         near = job.settings.near_duplicates
-        self._banding = Banding.at(near.threshold) if near.is_on else Banding(0, 1)
+        self._banding = Banding.for_threshold(near.threshold) if near.is_on else Banding(0, 1)
 
     def clean(self, rows: Sequence[RawRow]) -> ChunkResult:
-        """Clean some rows."""
-        chunk = ChunkResult.of(len(rows), self._banding.bands)
+        """Clean the rows of a chunk."""
+        chunk = ChunkResult.empty(len(rows), self._banding.bands)
         for place, row in enumerate(rows):
             chunk.rows["line"][place] = row.origin.line
             chunk.files.add(row.origin.file)
             cleaned = self._cleaner.clean(row)
             if isinstance(cleaned, CleanedRow):
-                record = self._take(place, row, cleaned, chunk)
+                record = self._record(place, row, cleaned, chunk)
             else:
                 chunk.rows["removed_by"][place] = UNREADABLE_CODE
                 chunk.problems += cleaned
-                why = "; ".join(f"{p.field}: {p.what}" if p.field else p.what for p in cleaned)
+                reason = "; ".join(f"{p.field}: {p.what}" if p.field else p.what for p in cleaned)
                 raw = to_json(row.raw.decode("utf-8", "replace"))
-                record = SpooledRow(row.origin, raw, None, why, row.extra_lines)
+                record = SpooledRow(row.origin, raw, None, reason, row.extra_lines)
             chunk.records.append(pickle.dumps(record, pickle.HIGHEST_PROTOCOL))
         return chunk
 
-    def _take(self, place: int, row: RawRow, cleaned: CleanedRow, chunk: ChunkResult) -> SpooledRow:
-        """Note all that is remembered of a row which can be read."""
+    def _record(
+        self, place: int, row: RawRow, cleaned: CleanedRow, chunk: ChunkResult
+    ) -> SpooledRow:
+        """Put the data of a readable row into the chunk, and return its record."""
         before, after = cleaned.before, cleaned.after
         is_same = after is before
         table = chunk.rows
@@ -202,16 +204,16 @@ class ChunkCleaner:
         return SpooledRow(row.origin, to_json(row.value), new, detail, row.extra_lines)
 
     def _sketch(self, place: int, example: Example, chunk: ChunkResult) -> None:
-        """Note what a row is compared with others by."""
+        """Compute the digests and the sketch by which a row is compared with others."""
         table = chunk.rows
         table["digest"][place] = np.frombuffer(row_digest(example), np.uint64)
-        table["prompt"][place], table["answer"][place] = _asked(example)
+        table["prompt"][place], table["answer"][place] = _prompt_and_answer(example)
         if self._banding.bands:
             ignore_numbers = self._settings.near_duplicates.ignore_numbers
-            of = row_parts(example, ignore_numbers=ignore_numbers)
-            found = minhash_signature(of)
-            chunk.keys[place] = self._banding.keys(found, of.rest)
-            chunk.low_bytes[place] = found.astype(np.uint8)
+            compared = row_parts(example, ignore_numbers=ignore_numbers)
+            signature = minhash_signature(compared)
+            chunk.keys[place] = self._banding.keys(signature, compared.exact)
+            chunk.low_bytes[place] = signature.astype(np.uint8)
 
     def _language_of(self, example: Example, known: list[str]) -> int:
         view = RowView(example)
@@ -224,8 +226,8 @@ class ChunkCleaner:
         return known.index(name)
 
 
-def _asked(example: Example) -> tuple[int, int]:
-    """Return 64 bits of what was asked and what was answered; 0 of what has no single answer."""
+def _prompt_and_answer(example: Example) -> tuple[int, int]:
+    """Return 64-bit keys of prompt and answer; zeros for plain texts and preference pairs."""
     if example.text is not None or example.rejected:
         return 0, 0
     prompt, answer = prompt_key(example), answer_key(example)

@@ -1,6 +1,7 @@
-"""Which rows go because of other rows? Duplicates, prompts with several answers, near duplicates.
+"""Rules that compare rows: duplicates, prompts with several answers, near duplicates.
 
-Near duplicates come last: what they are compared with must stay, or a second run would find more.
+Near duplicates come last. A near duplicate is only compared with rows that stay, so that a second
+run over the result finds nothing.
 """
 
 from dataclasses import dataclass
@@ -18,70 +19,90 @@ from llmctl.types import ProgressCallback
 
 DETAIL_TEMPLATES = {
     "duplicates": "the same as {where}",
-    "same-prompt": "answers otherwise than {where}",
-    "near-duplicates": "{likeness:.2f} like {where}",
+    "same-prompt": "another answer than {where}",
+    "near-duplicates": "{similarity:.2f} similar to {where}",
 }
-"""What each rule says of a row, with the earlier row's place; in the order of the rules."""
+"""Rule -> its message for a row, with the place of the earlier row. In the order of the rules."""
 
 
 @dataclass(frozen=True, slots=True)
 class EarlierRows:
-    """What one rule found: of each row the earlier row it belongs to."""
+    """Result of one rule: for each row the earlier row that it matches."""
 
-    of: NDArray[np.int32]
+    indices: NDArray[np.int32]
     """Shape (rows,): index of the earlier row, or -1."""
-    likeness: NDArray[np.float32]
+    similarities: NDArray[np.float32]
     """Shape (rows,)."""
 
     @property
     def hits(self) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = self.of >= 0
-        return found
+        """Rows that match an earlier one, shape (rows,)."""
+        hits: NDArray[np.bool_] = self.indices >= 0
+        return hits
+
+
+@dataclass(frozen=True, slots=True)
+class CleanedDataset:
+    """A dataset after all rules, before anything is written."""
+
+    job: CleanJob
+    index: RowIndex
+    earlier_rows: dict[str, EarlierRows]
+    """By the names of the rules that compare rows."""
+
+    def detail(self, rule: str, row: int) -> str:
+        """Return the message of a rule that compares rows for a row that it matched."""
+        earlier = self.earlier_rows[rule]
+        return DETAIL_TEMPLATES[rule].format(
+            where=self.index.place(int(earlier.indices[row])),
+            similarity=float(earlier.similarities[row]),
+        )
 
 
 def apply_corpus_rules(
-    ledger: RowIndex, job: CleanJob, progress: ProgressCallback
-) -> dict[str, EarlierRows]:
-    """Compare the rows, and mark in the ledger those that are removed for it."""
-    rules, rows = job.settings.rules(), ledger.rows
+    index: RowIndex, job: CleanJob, progress: ProgressCallback
+) -> CleanedDataset:
+    """Compare the rows, and mark the rows to remove in the index."""
+    rules, rows = job.settings.rules(), index.rows
     names = list(rules)
-    found = {}
+    results = {}
     for name in DETAIL_TEMPLATES:
         if not rules[name].is_on:
             continue
         alive = rows["removed_by"] == 0
         match name:
             case "duplicates":
-                relation = _certain(first_equal(rows["digest"], alive))
+                earlier = _exact(first_equal(rows["digest"], alive))
             case "same-prompt":
-                relation = _certain(first_of_prompt(rows["prompt"], rows["answer"], alive))
+                earlier = _exact(first_of_prompt(rows["prompt"], rows["answer"], alive))
             case _:
-                relation = _near(ledger, job, alive, progress)
+                earlier = _near(index, job, alive, progress)
         if rules[name].action == "remove":
-            rows["removed_by"][relation.hits] = 1 + names.index(name)
-        found[name] = relation
-    return found
+            rows["removed_by"][earlier.hits] = 1 + names.index(name)
+        results[name] = earlier
+    return CleanedDataset(job, index, results)
 
 
-def _certain(of: NDArray[np.int64]) -> EarlierRows:
-    return EarlierRows(of.astype(np.int32), np.ones(len(of), np.float32))
+def _exact(indices: NDArray[np.int64]) -> EarlierRows:
+    return EarlierRows(indices.astype(np.int32), np.ones(len(indices), np.float32))
 
 
 def _near(
-    ledger: RowIndex, job: CleanJob, alive: NDArray[np.bool_], progress: ProgressCallback
+    index: RowIndex, job: CleanJob, alive: NDArray[np.bool_], progress: ProgressCallback
 ) -> EarlierRows:
     settings = job.settings.near_duplicates
-    of = np.full(len(alive), -1, np.int32)
-    likeness = np.zeros(len(alive), np.float32)
+    indices = np.full(len(alive), -1, np.int32)
+    similarities = np.zeros(len(alive), np.float32)
 
     def comparable(row: int) -> ComparableRow:
-        example = job.example(ledger.record(row))
+        example = job.example(index.record(row))
         return ComparableRow(row_parts(example, ignore_numbers=settings.ignore_numbers))
 
-    if ledger.sketches is not None:
-        bands = Banding.at(settings.threshold).bands
+    if index.sketches is not None:
+        bands = Banding.for_threshold(settings.threshold).bands
         for near in find_near_duplicates(
-            ledger.sketches, bands, alive, comparable, settings.threshold, progress
+            index.sketches, bands, alive, comparable, settings.threshold, progress
         ):
-            of[near.row], likeness[near.row] = near.of, near.likeness
-    return EarlierRows(of, likeness)
+            indices[near.row] = near.earlier
+            similarities[near.row] = near.similarity
+    return EarlierRows(indices, similarities)

@@ -1,4 +1,4 @@
-"""How are all repairs of one row's texts made together, and what did each of them do?"""
+"""All repairs of the texts of a row, applied together, with the findings of each."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,15 +7,15 @@ from llmctl.data.cleaning.rules.rule import Finding
 from llmctl.data.cleaning.settings import RuleAction
 
 _ROUNDS = 8
-"""After so many rounds without rest a text is left as it was."""
+"""A text that still changes after this many rounds is left as it was."""
 _SHOWN = 24
-"""Characters of a change that are shown."""
+"""Maximum number of displayed characters of a change."""
 
 
 class Repairs:
-    """Changes the texts of one row; afterwards `findings` and `changed_by` say what was done.
+    """Repairs the texts of one row; `findings` and `changed_by` hold the results afterwards.
 
-    A repaired text is at rest: repairing it again changes nothing.
+    Repairs are idempotent: repairing a repaired text changes nothing.
     """
 
     def __init__(self, actions: Mapping[str, RuleAction]) -> None:
@@ -26,7 +26,7 @@ class Repairs:
         self.changed_by: set[str] = set()
 
     def text(self, text: str, *, is_answer: bool) -> str:
-        """Repair what a person or a model wrote."""
+        """Repair the text of a person or a model."""
         text = self._repaired(text, is_answer)
         redacted = self._redacted(text)
         while redacted != text:
@@ -35,13 +35,13 @@ class Repairs:
         return text
 
     def data(self, text: str) -> str:
-        """Redact what a tool is given or returns; anything else may have a meaning in it."""
+        """Redact the arguments or the result of a tool; other repairs might alter their meaning."""
         while (redacted := self._redacted(text)) != text:
             text = redacted
         return text
 
     def findings(self) -> dict[str, Finding]:
-        """Return what was found, by the names of the rules and in their order."""
+        """Return the findings by the names of the rules, in their order."""
         found = {
             name: Finding(_difference(*self._first[name])) for name in _STEPS if name in self._first
         }
@@ -84,7 +84,7 @@ _STEPS: dict[str, Callable[[str, bool], str]] = {
 
 
 def _difference(before: str, after: str) -> str:
-    """Show the stretch from the first character that changed to the last, or its beginning."""
+    """Return the changed span, from its first to its last changed character, or its beginning."""
     start = 0
     shorter = min(len(before), len(after))
     while start < shorter and before[start] == after[start]:
@@ -93,10 +93,10 @@ def _difference(before: str, after: str) -> str:
     while end < shorter - start and before[-1 - end] == after[-1 - end]:
         end += 1
     old, new = before[start : len(before) - end], after[start : len(after) - end]
-    return f"{_cut(old)} -> {_cut(new)}"
+    return f"{_shortened(old)} -> {_shortened(new)}"
 
 
-def _cut(text: str) -> str:
-    # `ascii` shows what nobody sees, such as zero-width characters.
+def _shortened(text: str) -> str:
+    # `ascii` makes invisible characters visible, such as zero-width spaces.
     shown = text[:_SHOWN] + ("..." if len(text) > _SHOWN else "")
     return repr(shown) if shown.isprintable() else ascii(shown)

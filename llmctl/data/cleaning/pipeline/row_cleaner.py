@@ -1,4 +1,4 @@
-"""What becomes of one row by itself? Repairs its texts, then asks the rules that need no other."""
+"""Cleaning of a single row: repairs of its texts, then the rules that need no other row."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from llmctl.types import Example
 
 @dataclass(frozen=True, slots=True)
 class CleanedRow:
-    """A row after the rules that look at single rows."""
+    """A row after the rules on single rows."""
 
     before: Example
     after: Example
     """The same object where no text was changed."""
     value: Mapping[str, object]
-    """The row itself, with every column, as it stands now."""
+    """The row with every column, after the repairs."""
     findings: Mapping[str, Finding]
     """By the name of the rule, in the order of the rules."""
     changed_by: frozenset[str]
@@ -36,15 +36,15 @@ class CleanedRow:
 
 
 class RowCleaner:
-    """Applies the rules that are on. Cleaning what it leaves changes nothing.
+    """Applies the active rules to rows. Cleaning a cleaned row changes nothing.
 
     Args:
-        columns: names of ours -> names in the file, where they differ.
-        format: the format of every row, where it is not to be recognised.
-        counter: needed where the rule `length` is on.
+        columns: standard column names -> names in the file, where they differ.
+        format: the format of every row; `None` detects it.
+        counter: required if the rule `length` is on.
 
     Raises:
-        ConfigError: a rule lacks what it needs.
+        ConfigError: the rule `length` is on without a counter.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class RowCleaner:
         self._rules = {name: new(rules[name]) for name, new in _RULES.items() if rules[name].is_on}
         if settings.length.is_on:
             if counter is None:
-                raise ConfigError("the rule length needs a model, whose tokenizer counts")
+                raise ConfigError("the rule length needs a model to count the tokens")
             self._rules["length"] = LengthRule(settings.length, counter)
 
     def clean(self, row: RawRow) -> CleanedRow | tuple[RowError, ...]:
-        """Clean one row, or return why it cannot be read."""
+        """Clean one row, or return the errors if it cannot be read."""
         before = parse_row(row, columns=self._columns, format=self._format)
         if not isinstance(before, Example):
             return before
@@ -84,7 +84,7 @@ class RowCleaner:
         findings |= {
             name: finding
             for name, rule in self._rules.items()
-            if (finding := rule.look(view)) is not None
+            if (finding := rule.check(view)) is not None
         }
         findings = {name: findings[name] for name in self._actions if name in findings}
         removed_by = next((name for name in findings if self._actions[name] == "remove"), None)
@@ -93,7 +93,7 @@ class RowCleaner:
     def _emptied(
         self, row: RawRow, before: Example, problems: tuple[RowError, ...], repairs: Repairs
     ) -> CleanedRow:
-        """Judge a row that is none any more once its texts are repaired."""
+        """Return the result for a row that is not valid any more after the repairs."""
         findings = repairs.findings()
         name = "chosen-equals-rejected" if problems[0].kind == "pair" else "empty"
         if self._actions[name] != "off":

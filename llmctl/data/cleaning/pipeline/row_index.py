@@ -1,4 +1,4 @@
-"""What is known of every row between reading and writing? A table in memory, the rows on disk."""
+"""The rows of a dataset between reading and writing: a table in memory, the rows on disk."""
 
 import hashlib
 import pickle
@@ -23,9 +23,14 @@ from llmctl.data.rows.row_errors import RowErrorLog
 
 
 class RowIndex:
-    """Takes chunks as they come, in order; afterwards gives back any row by its index from 0.
+    """Collects chunks in order; after `finish` returns any row by its index from 0.
 
-    Use it as a context manager: it has files open in `folder`.
+    Use it as a context manager: it holds open files in `folder`.
+
+    Args:
+        folder: an empty folder for its files.
+        bands: bands of each sketch; 0 keeps no sketches.
+        max_kept_errors: row errors kept for messages; `None` keeps all.
     """
 
     def __init__(self, folder: Path, bands: int, max_kept_errors: int | None = None) -> None:
@@ -43,7 +48,7 @@ class RowIndex:
         self.formats: set[str] = set()
         self._files: set[str] = set()
         self.rows = np.zeros(0, ROW_DTYPE)
-        """Shape (rows,), of type `ROW_DTYPE`; there once `finish` was called."""
+        """Shape (rows,), of type `ROW_DTYPE`; filled by `finish`."""
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +84,7 @@ class RowIndex:
         self._files |= chunk.files
 
     def finish(self) -> None:
-        """Close the book: no rows come any more."""
+        """End the collection of rows, and make the table."""
         if self._tables:
             self.rows = np.concatenate(self._tables)
             self._starts = np.concatenate(self._offsets)
@@ -90,12 +95,12 @@ class RowIndex:
 
     @cached_property
     def numbers_rows(self) -> bool:
-        """Whether rows are named by their number: a line of JSON holds many of them."""
+        """Whether places are row numbers, because one line of JSON holds several rows."""
         lines = self.rows["line"]
         return len(self._files) <= 1 and bool((lines[1:] == lines[:-1]).any())
 
     def place(self, row: int) -> str:
-        """Name the place of a row: its line, with the file where there are several."""
+        """Return the place of a row: its line, with the file if there are several files."""
         if self.numbers_rows:
             return f"row {row + 1}"
         if len(self._files) <= 1:
@@ -105,13 +110,13 @@ class RowIndex:
 
     @property
     def is_readable(self) -> NDArray[np.bool_]:
-        """Of each row whether it could be read, shape (rows,)."""
+        """Whether each row could be read, shape (rows,)."""
         found: NDArray[np.bool_] = self.rows["removed_by"] != UNREADABLE_CODE
         return found
 
     @property
     def is_kept(self) -> NDArray[np.bool_]:
-        """Of each row whether it stays, as far as the rules have looked; shape (rows,)."""
+        """Whether each row stays after the rules applied so far, shape (rows,)."""
         found: NDArray[np.bool_] = self.rows["removed_by"] == 0
         return found
 
@@ -124,24 +129,25 @@ class RowIndex:
 
     def records(self) -> Iterator[SpooledRow]:
         """Read all rows back, in order."""
-        # A file of its own: single rows may be read meanwhile.
+        # A separate file object, because single rows may be read at the same time.
         with self._path.open("rb") as spool:
             for _ in range(len(self.rows)):
                 yield pickle.load(spool)
 
     def digest(self, rows: NDArray[np.bool_], *, after: bool) -> str:
-        """Return the digest of some rows as `identity.dataset_ref` would: SHA-256 in hex.
+        """Return the SHA-256 of selected rows in hex, equal to that of `digests.dataset_ref`.
 
         Args:
-            rows: shape (rows,), those that belong to the dataset.
+            rows: shape (rows,), the selected rows.
+            after: of the cleaned rows, not the original ones.
         """
         found = hashlib.sha256()
         self._contents.seek(0)
-        for start in range(0, len(rows), _AT_A_TIME):
-            wanted = rows[start : start + _AT_A_TIME]
-            keys = np.frombuffer(self._contents.read(32 * len(wanted)), np.uint8)
-            found.update(keys.reshape(-1, 2, 16)[wanted, int(after)].tobytes())
+        for start in range(0, len(rows), _DIGEST_BATCH):
+            selected = rows[start : start + _DIGEST_BATCH]
+            keys = np.frombuffer(self._contents.read(32 * len(selected)), np.uint8)
+            found.update(keys.reshape(-1, 2, 16)[selected, int(after)].tobytes())
         return found.hexdigest()
 
 
-_AT_A_TIME = 65536
+_DIGEST_BATCH = 65536

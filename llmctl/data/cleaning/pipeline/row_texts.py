@@ -1,7 +1,4 @@
-"""Which strings of a row are texts, and how does the row look with other texts in their place?
-
-The row is changed where it stands, so it keeps its format and all its columns.
-"""
+"""Changing the texts of a raw row in place, so that it keeps its format and all its columns."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,15 +16,15 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 class TextTransform(Protocol):
-    """What is done to the texts of a row."""
+    """The changes to the texts of a row."""
 
     def text(self, text: str, *, is_answer: bool) -> str:
-        """Change what a person or a model wrote."""
+        """Change the text of a person or a model."""
 
     def data(self, text: str) -> str:
-        """Change what a tool returned, or is called with: JSON as text, as a rule.
+        """Change the result or the arguments of a tool, usually JSON as text.
 
-        Strings of columns that the format does not have are data too.
+        Strings in columns that are not part of the format are data too.
         """
 
 
@@ -37,32 +34,30 @@ def map_texts(
     columns: Mapping[str, str],
     change: TextTransform,
 ) -> Mapping[str, object]:
-    """Return a row with its texts changed; the same object where none was.
+    """Return a row with its texts changed; the same object if no text changed.
 
     Args:
-        example: what the row says.
-        columns: names of ours -> names in the file, where they differ.
+        example: the parsed row.
+        columns: standard column names -> names in the file, where they differ.
+        change: the changes.
     """
     new = dict(value)
-    further = dict.fromkeys(value)
+    other_columns = dict.fromkeys(value)
     for column in FORMATS[example.format].columns():
         names = (columns.get(name, name) for name in column.names())
         name = next((name for name in names if value.get(name) is not None), None)
         if name is None:
             continue
-        further.pop(name, None)
+        other_columns.pop(name, None)
         if column.name != "tools":
             new[name] = _column(value[name], column.name, change)
-    for name in further:
+    for name in other_columns:
         new[name] = _strings(value[name], change.data)
     return value if new == value else new
 
 
 def _strings(value: Any, change: Callable[[str], str]) -> Any:
-    """Change the strings of a column that nobody learns from; its numbers stay, whatever they are.
-
-    They are ids and scores as a rule.
-    """
+    """Change the strings of a column outside the format. Numbers stay: most are ids and scores."""
     match value:
         case str():
             inner = decode_json_cell(value)
@@ -78,7 +73,7 @@ def _strings(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _column(value: object, name: str, change: TextTransform) -> object:
-    """Change a text, turns, or the turns that a table's cell holds as JSON."""
+    """Change a text, turns, or turns as JSON in a table cell."""
     inner = decode_json_cell(value)
     if isinstance(value, str) and not (name in ("messages", "history") or _are_turns(inner)):
         return change.text(value, is_answer=name in _ANSWERS)
@@ -129,7 +124,7 @@ def _content(value: Any, change: TextTransform, *, is_answer: bool) -> Any:
         case str():
             return change.text(value, is_answer=is_answer)
         case list():
-            # The ends of a part are no ends of the text.
+            # The ends of a content part are not the ends of the text.
             return [
                 _content(part, change, is_answer=is_answer and len(value) == 1) for part in value
             ]
@@ -142,9 +137,9 @@ def _content(value: Any, change: TextTransform, *, is_answer: bool) -> Any:
 
 
 def map_data(value: Any, change: Callable[[str], str]) -> Any:
-    """Change every string in data, also in data that a string holds as JSON.
+    """Change every string in data, also in JSON inside a string.
 
-    A number becomes a string where its digits are changed, so that JSON stays JSON.
+    A number with changed digits becomes a string, so that JSON stays valid.
     """
     match value:
         case bool() | None:

@@ -1,4 +1,4 @@
-"""How is a stream of chunks cleaned by several processes, and handed back in order?"""
+"""A pool of processes that cleans chunks of rows and returns the results in order."""
 
 import multiprocessing
 import os
@@ -15,11 +15,11 @@ from llmctl.data.io.reader import RawRow
 from llmctl.errors import LlmctlError
 
 CHUNK_ROWS = 256
-"""Rows that go to a process at a time."""
+"""Number of rows per chunk."""
 _CHUNK_BYTES = 8 * 2**20
-"""Fewer rows, where they are long."""
-_WORTH_IT = 16
-"""Chunks below which starting processes takes longer than the work."""
+"""Maximum size of a chunk; it has fewer rows if they are long."""
+_MIN_POOL_CHUNKS = 16
+"""With fewer chunks, starting processes takes longer than the work."""
 
 
 def clean_chunks(
@@ -28,27 +28,27 @@ def clean_chunks(
     """Clean rows chunk by chunk, in their order.
 
     Args:
-        workers: processes; `None` takes one per core, and none for what is small.
+        workers: processes; `None` takes one per core, and no others for a small dataset.
 
     Raises:
-        LlmctlError: a process was ended from outside, as a rule for want of memory.
+        LlmctlError: a process was killed, usually for lack of memory.
     """
     count = workers or _cores()
     chunks = _chunks(rows)
-    first = list(islice(chunks, _WORTH_IT if workers is None else 1))
-    alone = count == 1 or (workers is None and len(first) < _WORTH_IT)
-    if not alone:
+    first = list(islice(chunks, _MIN_POOL_CHUNKS if workers is None else 1))
+    in_process = count == 1 or (workers is None and len(first) < _MIN_POOL_CHUNKS)
+    if not in_process:
         try:
             pool = ProcessPoolExecutor(
                 count,
-                # A fork would take along locks of threads that tokenizers and torch have started.
+                # A fork would copy held locks of the threads of tokenizers and torch.
                 multiprocessing.get_context("spawn"),
-                initializer=_begin,
+                initializer=_initialize,
                 initargs=(job,),
             )
-        except (OSError, ImportError, NotImplementedError):  # no semaphores here
-            alone = True
-    if alone:
+        except (OSError, ImportError, NotImplementedError):  # no semaphores on this platform
+            in_process = True
+    if in_process:
         cleaner = ChunkCleaner(job)
         yield from map(cleaner.clean, chain(first, chunks))
         return
@@ -56,8 +56,8 @@ def clean_chunks(
         yield from _in_order(pool, chain(first, chunks), ahead=2 * count)
     except BrokenProcessPool as error:
         raise LlmctlError(
-            "a process that cleans rows was ended from outside, or could not start",
-            hint="is there memory enough? --workers 1 does everything in one process",
+            "a worker process of the cleaning was killed or could not start",
+            hint="it may lack memory; --workers 1 uses a single process",
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -68,7 +68,7 @@ def _in_order(
 ) -> Iterator[ChunkResult]:
     waiting: deque[Future[ChunkResult]] = deque()
     for chunk in chunks:
-        with _ctrl_c_waits():
+        with _blocked_sigint():
             waiting.append(pool.submit(_clean, chunk))
         if len(waiting) > ahead:
             yield waiting.popleft().result()
@@ -77,10 +77,10 @@ def _in_order(
 
 
 @contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Let Ctrl-C wait while processes may start: they inherit that it does not reach them.
+def _blocked_sigint() -> Iterator[None]:
+    """Block SIGINT while worker processes may start; they inherit the blocked signal.
 
-    A terminal sends it to all of them; the one that reads the rows ends the others.
+    A terminal sends Ctrl-C to all processes; the process that reads the rows ends the others.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -115,7 +115,7 @@ def _cores() -> int:
 _cleaner: ChunkCleaner | None = None
 
 
-def _begin(job: CleanJob) -> None:
+def _initialize(job: CleanJob) -> None:
     global _cleaner
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

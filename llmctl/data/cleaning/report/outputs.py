@@ -1,4 +1,4 @@
-"""What is written, and where? The rows that stay, those that go and why, and the report."""
+"""The files that cleaning writes: the rows that stay, the removed rows with reasons, the report."""
 
 import json
 import os
@@ -9,21 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from llmctl.data.cleaner import CleanedDataset
 from llmctl.data.cleaning.pipeline.chunk import UNREADABLE, UNREADABLE_CODE
+from llmctl.data.cleaning.pipeline.corpus_rules import CleanedDataset
 from llmctl.data.cleaning.report.report import CleanReport
-from llmctl.data.cleaning.report.summarize import corpus_rule_detail
 from llmctl.data.io.writer import RowWriter
 from llmctl.data.rows.extended_json import from_json
 from llmctl.errors import ConfigError
 from llmctl.types import Progress, ProgressCallback
 
-_EVERY = 1024
+_PROGRESS_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class CleanOutputs:
-    """The files of one run, side by side."""
+    """The paths of the files of one run."""
 
     rows: Path
     rejected: Path
@@ -31,20 +30,20 @@ class CleanOutputs:
 
     @classmethod
     def beside(cls, rows: Path) -> Self:
-        """Name the others after the first: `clean.rejected.jsonl`, `clean.report.json`."""
+        """Name the other files after the first: `clean.rejected.jsonl`, `clean.report.json`."""
         stem = rows.with_suffix("") if rows.suffix.lower() == ".gz" else rows
         return cls(rows, stem.with_suffix(".rejected.jsonl"), stem.with_suffix(".report.json"))
 
     def check(self, *, overwrite: bool) -> None:
-        """Refuse what could not be written, before any work is done.
+        """Check before any work that all files can be written.
 
         Raises:
-            ConfigError: a file is there and may not be overwritten, or cannot be written.
+            ConfigError: a file exists and may not be overwritten, or cannot be written.
         """
         for path in (self.rows, self.rejected):
             RowWriter(path, overwrite=overwrite)
         if self.report.exists() and not overwrite:
-            raise ConfigError(f"{self.report} is there already", hint="--overwrite")
+            raise ConfigError(f"{self.report} exists already", hint="--overwrite")
 
 
 def write_outputs(
@@ -55,47 +54,46 @@ def write_outputs(
     overwrite: bool = False,
     progress: ProgressCallback,
 ) -> None:
-    """Write all files, or none: they appear together when the last row is written.
+    """Write all files. They appear together when the last row is written; none on failure.
 
     Raises:
         ConfigError: as `CleanOutputs.check`.
     """
-    ledger = cleaned.ledger
     names = list(cleaned.job.settings.rules())
-    removed_by = ledger.rows["removed_by"].tolist()
+    removed_by = cleaned.index.rows["removed_by"].tolist()
     with (
         RowWriter(outputs.rows, overwrite=overwrite) as rows,
         _whole_file(outputs.report) as report_file,
         RowWriter(outputs.rejected, overwrite=overwrite) as rejected,
     ):
-        for index, record in enumerate(ledger.records()):
-            if index % _EVERY == 0:
-                progress(Progress("writing rows", index, len(removed_by)))
-            number = removed_by[index]
-            if number == 0:
+        for number, record in enumerate(cleaned.index.records()):
+            if number % _PROGRESS_ROWS == 0:
+                progress(Progress("writing rows", number, len(removed_by)))
+            code = removed_by[number]
+            if code == 0:
                 rows.write_raw(record.original if record.cleaned is None else record.cleaned)
                 continue
-            rule = UNREADABLE if number == UNREADABLE_CODE else names[number - 1]
+            rule = UNREADABLE if code == UNREADABLE_CODE else names[code - 1]
             rejected.write(
                 {
                     "file": record.origin.file,
                     "line": record.origin.line,
-                    "row": index + 1,
+                    "row": number + 1,
                     "rule": rule,
-                    "detail": corpus_rule_detail(cleaned, rule, index)
-                    if rule in cleaned.relations
+                    "detail": cleaned.detail(rule, number)
+                    if rule in cleaned.earlier_rows
                     else record.detail,
                     "original": from_json(record.original),
                 }
             )
         report_file.write_text(
-            json.dumps(report.plain(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+            json.dumps(report.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
         )
 
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
-    """Yield a name to write to; the file takes its own when the block ends without an error."""
+    """Yield a temporary path, which is renamed to `path` if the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary

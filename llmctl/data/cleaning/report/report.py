@@ -1,4 +1,4 @@
-"""What did cleaning find, change and remove? Plain values, for a table and for JSON."""
+"""The report of cleaning as plain values, for a table and for JSON."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,14 +19,14 @@ class RuleReport:
     removed: int
     """A row that several rules would remove counts for the first of them."""
     examples: tuple[str, ...]
-    """Where the first of them stand: a line, with its file where there are several files."""
+    """Places of the first hits: a line, with its file where there are several files."""
     kinds: Mapping[str, int]
-    """What was found in these rows, and how often."""
+    """Kind of finding -> how often it occurred in these rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class SizePercentiles:
-    """How large rows are."""
+    """Sizes of rows."""
 
     p50: int
     p95: int
@@ -35,7 +35,7 @@ class SizePercentiles:
 
 @dataclass(frozen=True, slots=True)
 class DatasetStatistics:
-    """What the rows are like, before or after."""
+    """Statistics of the rows before or after cleaning."""
 
     rows: int
     characters: int
@@ -43,7 +43,7 @@ class DatasetStatistics:
     characters_per_row: SizePercentiles
     turns_per_row: SizePercentiles
     languages: Mapping[str, int]
-    """Rows by the language or the script of what is learnt, most first; `?` has too little text."""
+    """Rows by language or script of the training text, most first; `?` means too little text."""
     tokens_per_row: SizePercentiles | None = None
     """Of `token_sample` rows, evenly spread; `None` without a model."""
     token_sample: int = 0
@@ -51,18 +51,18 @@ class DatasetStatistics:
 
 @dataclass(frozen=True, slots=True)
 class DuplicateCluster:
-    """Rows that say the same, or nearly."""
+    """A row and its duplicates and near duplicates."""
 
     rows: int
     kept: str
-    """Where the row stands that is kept."""
+    """Place of the row that is kept."""
     others: tuple[str, ...]
-    """Where the first of the others stand."""
+    """Places of the first of the other rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class CleanReport:
-    """What came of cleaning a dataset. The same rows and settings give the same report."""
+    """The result of cleaning a dataset. The same rows and settings give the same report."""
 
     source: str
     output: str | None
@@ -72,13 +72,13 @@ class CleanReport:
     """As `DatasetRef.digest`."""
     digest_after: str
     unreadable: int
-    """Rows that could not be read and were left out."""
+    """Number of rows that could not be read and were left out."""
     problems: tuple[str, ...]
     """The first of the reasons."""
     changed: int
-    """Rows that any rule changed."""
+    """Number of rows that any rule changed."""
     rules: tuple[RuleReport, ...]
-    """Those that were on, in their order."""
+    """The rules that were on, in their order."""
     before: DatasetStatistics
     """Of the rows that can be read."""
     after: DatasetStatistics
@@ -92,30 +92,31 @@ class CleanReport:
 
     @property
     def is_clean(self) -> bool:
-        """Whether no rule had anything to say."""
+        """Whether no rule had a hit and every row could be read."""
         return not self.unreadable and not any(rule.hits for rule in self.rules)
 
-    def plain(self) -> dict[str, Any]:
-        """Return what JSON can say."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as values of JSON, with the version of llmctl."""
         return {"llmctl": __version__, **asdict(self)}
 
 
 @dataclass(frozen=True, slots=True)
 class RuleVerdict:
-    """What one rule says of one row."""
+    """The result of one rule for one row."""
 
     rule: str
     action: RuleAction
     says: str
-    """Empty where it has nothing to say."""
+    """The detail of the finding; empty without a hit."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowExplanation:
-    """What becomes of one row, and why."""
+    """The verdict of every rule on one row, and the changes to its texts."""
 
     where: str
     said: tuple[RuleVerdict, ...]
+    """The name is part of the format of `--json`, as is `says`."""
     removed_by: str | None
     changes: tuple[tuple[str, str], ...]
-    """Each text or further column that changes, before and after."""
+    """Each text or other column that changes, before and after."""

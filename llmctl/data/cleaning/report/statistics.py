@@ -1,4 +1,4 @@
-"""What are the rows of a dataset like, as a whole?"""
+"""Statistics of the rows of a dataset."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,39 +12,40 @@ from llmctl.data.cleaning.rules.lengths import TokenCounter
 from llmctl.errors import TemplateError
 
 TOKEN_SAMPLE_ROWS = 1000
-"""Rows whose tokens are counted."""
+"""Number of rows whose tokens are counted."""
 
 
 def dataset_statistics(
-    ledger: RowIndex,
+    index: RowIndex,
     rows: NDArray[np.bool_],
     job: CleanJob,
     counter: TokenCounter | None,
     *,
     after: bool,
 ) -> DatasetStatistics:
-    """Sum up some rows.
+    """Compute the statistics of selected rows.
 
     Args:
-        rows: shape (rows,), those that are meant.
-        after: as they are once they are cleaned.
+        rows: shape (rows,), the selected rows.
+        counter: counts tokens; `None` leaves them out.
+        after: measure the cleaned rows, not the original ones.
     """
-    table = ledger.rows[rows]
+    table = index.rows[rows]
     characters = table["chars_after" if after else "chars_before"]
-    tokens = _tokens(ledger, np.flatnonzero(rows), job, counter, after=after)
+    tokens = _token_counts(index, np.flatnonzero(rows), job, counter, after=after)
     return DatasetStatistics(
         rows=len(table),
         characters=int(characters.sum(dtype=np.int64)),
-        characters_per_row=_spread(characters),
-        turns_per_row=_spread(table["turns"]),
-        languages=_languages(table["language"], ledger.languages),
-        tokens_per_row=_spread(tokens) if tokens else None,
+        characters_per_row=_percentiles(characters),
+        turns_per_row=_percentiles(table["turns"]),
+        languages=_languages(table["language"], index.languages),
+        tokens_per_row=_percentiles(tokens) if tokens else None,
         token_sample=len(tokens),
     )
 
 
-def _tokens(
-    ledger: RowIndex,
+def _token_counts(
+    index: RowIndex,
     rows: NDArray[np.int64],
     job: CleanJob,
     counter: TokenCounter | None,
@@ -57,13 +58,13 @@ def _tokens(
     found = []
     for row in rows[np.arange(count) * len(rows) // count].tolist():
         try:
-            found.append(counter.row(job.example(ledger.record(row), after=after)))
+            found.append(counter.row(job.example(index.record(row), after=after)))
         except TemplateError:
             continue
     return found
 
 
-def _spread(values: Sequence[int] | NDArray[np.integer]) -> SizePercentiles:
+def _percentiles(values: Sequence[int] | NDArray[np.integer]) -> SizePercentiles:
     if not len(values):
         return SizePercentiles(0, 0, 0)
     p50, p95, most = np.percentile(values, (50, 95, 100), method="inverted_cdf")

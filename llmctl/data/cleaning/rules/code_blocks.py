@@ -1,4 +1,4 @@
-"""Which lines of a text are fenced code? Everything else is prose."""
+"""Fenced code blocks and the prose between them."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -9,35 +9,35 @@ _FENCE = re.compile(r"^[ \t]*(?P<marks>`{3,}|~{3,})(?P<info>[^\n]*)$", re.MULTIL
 
 @dataclass(frozen=True, slots=True)
 class TextSegment:
-    """A stretch of a text; the stretches of a text put together are the text."""
+    """A segment of a text, code or prose; joined segments are the text."""
 
     text: str
     is_code: bool
     closed: bool = True
-    """Only of code: its closing fence is there. An open block reaches to the end of the text."""
+    """False only for a code block without a closing fence; it reaches to the end of the text."""
 
 
 def split_code_blocks(text: str) -> Iterator[TextSegment]:
-    """Cut a text where fenced code begins and ends (CommonMark 0.31, section 4.5).
+    """Split a text where fenced code begins and ends (CommonMark 0.31, section 4.5).
 
-    Fences may be indented by any width, as they are inside lists. The line breaks before the
-    opening fence and after the closing one belong to the prose.
+    Fences may be indented by any width, as in lists. The line breaks before the opening fence and
+    after the closing one belong to the prose.
     """
     if "```" not in text and "~~~" not in text:
         yield TextSegment(text, is_code=False)
         return
     position = 0
     start: int | None = None
-    marks = ""
+    opening = ""
     for fence in _FENCE.finditer(text):
-        found, info = fence["marks"], fence["info"].strip()
+        marks, info = fence["marks"], fence["info"].strip()
         if start is None:
             # A backtick in the info string makes it inline code: ```like this```.
-            if found[0] == "`" and "`" in info:
+            if marks[0] == "`" and "`" in info:
                 continue
             yield TextSegment(text[position : fence.start()], is_code=False)
-            start, marks = fence.start(), found
-        elif found[0] == marks[0] and len(found) >= len(marks) and not info:
+            start, opening = fence.start(), marks
+        elif marks[0] == opening[0] and len(marks) >= len(opening) and not info:
             yield TextSegment(text[start : fence.end()], is_code=True)
             position, start = fence.end(), None
     if start is None:
@@ -47,17 +47,17 @@ def split_code_blocks(text: str) -> Iterator[TextSegment]:
 
 
 def map_prose(change: Callable[[str], str], text: str) -> str:
-    """Change what is no code."""
+    """Change the prose of a text, and leave its code blocks."""
     return "".join(
         block.text if block.is_code else change(block.text) for block in split_code_blocks(text)
     )
 
 
 def prose_text(text: str) -> str:
-    """Return what is no code."""
+    """Return the prose of a text, without its code blocks."""
     return "".join(block.text for block in split_code_blocks(text) if not block.is_code)
 
 
 def has_open_block(text: str) -> bool:
-    """Whether a code block begins and does not end."""
+    """Whether a code block has no closing fence."""
     return any(not block.closed for block in split_code_blocks(text))

@@ -1,4 +1,4 @@
-"""In which language is a text written? By its letters first, then by a small model."""
+"""The language of a text, by its script first, then by a small model."""
 
 from collections.abc import Iterable
 from functools import cache, lru_cache
@@ -14,9 +14,9 @@ from llmctl.errors import ConfigError
 
 UNKNOWN_LANGUAGE = "?"
 _SAMPLE = 2000
-"""Characters of a text that are looked at."""
-_FEW_LETTERS = 20
-"""With fewer letters of a script that many languages share, nothing can be said."""
+"""Number of characters of a text that are examined."""
+_MIN_LETTERS = 20
+"""With fewer letters of a script shared by several languages, the language stays unknown."""
 
 SCRIPTS = (
     (UNKNOWN_LANGUAGE, ()),
@@ -36,7 +36,7 @@ _NAMES = tuple(name for name, _ in SCRIPTS)
 _ONE_LANGUAGE = frozenset(("zh", "ja", "ko"))
 _BY_SCRIPT = {"greek": "el", "hebrew": "he", "thai": "th"}
 _WEIGHTS = np.array([0, 1, 3, 3, 2, 1, 1, 1, 1, 1, 1], np.int64)
-"""How many Latin letters one character says as much as, about."""
+"""Weight of one character of each script, in Latin letters."""
 
 
 @cache
@@ -49,10 +49,10 @@ def _table() -> NDArray[np.uint8]:
 
 
 def dominant_script(text: str) -> tuple[str, int]:
-    """Return whose letters say most in a text, and how many of them there are.
+    """Return the script with the most weight in a text, and the number of its letters.
 
-    Chinese, Japanese and Korean are told apart by their letters and named by their code; the
-    others by the name of their script. `?` has no letters at all.
+    Chinese, Japanese and Korean are distinguished by their letters and named by their language
+    code, the others by the name of their script. `?` means a text without letters.
     """
     codes = np.frombuffer(text[:_SAMPLE].encode("utf-32-le"), "<u4")
     counts = np.bincount(_table()[codes], minlength=len(_NAMES))
@@ -67,29 +67,29 @@ def dominant_script(text: str) -> tuple[str, int]:
 
 @lru_cache(maxsize=8)
 def detect_language(text: str, min_confidence: float) -> str:
-    """Return the ISO 639-1 code of a text's language, or `?` where it cannot be told."""
+    """Return the ISO 639-1 code of the language of a text, or `?` if it stays unknown."""
     name, letters = dominant_script(text)
     if name in _ONE_LANGUAGE or name == UNKNOWN_LANGUAGE:
         return name
     if name in _BY_SCRIPT:
         return _BY_SCRIPT[name]
-    if letters < _FEW_LETTERS:
+    if letters < _MIN_LETTERS:
         return UNKNOWN_LANGUAGE
     found, confidence = _identifier().classify(text[:_SAMPLE])
     return str(found) if confidence >= min_confidence else UNKNOWN_LANGUAGE
 
 
 def check_codes(codes: Iterable[str]) -> None:
-    """Refuse a code that no text would ever get.
+    """Check that every code can be the result of `detect_language`.
 
     Raises:
-        ConfigError: it is none, or none of a language that can be told.
+        ConfigError: a code is wrong, or its language cannot be detected.
     """
     known = {*_ONE_LANGUAGE, *_BY_SCRIPT.values(), *_identifier().labels}
     for code in codes:
         if code not in known:
             raise ConfigError(
-                f"language.keep: {code!r} is no code of a language that can be told from others",
+                f"language.keep: {code!r} is not the code of a detectable language",
                 hint="two letters, such as zh, en, fr; known: " + ", ".join(sorted(known)),
             )
 
@@ -102,21 +102,22 @@ def _identifier() -> Any:
 
 
 class LanguageRule:
-    """Judges what is learnt, and what was asked where the answer is too short to tell."""
+    """Checks the language of the training text, with the question if the answer is too short."""
 
     def __init__(self, settings: Language) -> None:
         self._settings = settings
 
-    def look(self, row: RowView) -> Finding | None:
+    def check(self, row: RowView) -> Finding | None:
         found = self.of(row)
         if found == UNKNOWN_LANGUAGE or found in self._settings.keep:
             return None
-        return Finding(f"it is written in {found}", (found,))
+        return Finding(f"written in {found}", (found,))
 
     def of(self, row: RowView) -> str:
+        """Return the language code of a row, or `?`."""
         text = "\n".join(map(prose_text, row.answers))
         found = detect_language(text, self._settings.min_confidence)
         if found == UNKNOWN_LANGUAGE:
-            asked = prose_text(row.last_question)
-            found = detect_language(f"{asked}\n{text}", self._settings.min_confidence)
+            question = prose_text(row.last_question)
+            found = detect_language(f"{question}\n{text}", self._settings.min_confidence)
         return found

@@ -1,4 +1,4 @@
-"""How many tokens has a row, and is that too few or too many?"""
+"""Token counts of rows, and the rule that limits them."""
 
 from typing import Protocol
 
@@ -10,21 +10,21 @@ from llmctl.types import Example
 
 
 class TokenCounter(Protocol):
-    """Counts as training does: by the model's tokenizer and its chat template."""
+    """Counts tokens as training does: by the tokenizer of the model and its chat template."""
 
     def row(self, example: Example) -> int:
-        """Count the tokens of a whole row; of a preference pair, those of its chosen side.
+        """Count the tokens of a whole row; of a preference pair, those of the chosen side.
 
         Raises:
             TemplateError: the chat template refuses this conversation.
         """
 
     def text(self, text: str) -> int:
-        """Count the tokens of a text by itself."""
+        """Count the tokens of a text alone."""
 
 
 class TemplateTokenCounter:
-    """Counts by one model's chat template and tokenizer."""
+    """Counts tokens by the chat template and the tokenizer of one model."""
 
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
@@ -42,18 +42,20 @@ class TemplateTokenCounter:
 
 
 _MARKUP = 64
-"""More tokens than a template adds to a turn, with the system prompt that some bring along."""
+"""Upper bound of the tokens that a template adds per turn, its default system prompt included."""
 _LONGEST_TOKEN = 256
-"""Bytes; more than the longest token of any vocabulary."""
+"""Bytes; an upper bound for the tokens of all vocabularies."""
 
 
 class LengthRule:
+    """Limits the tokens of a row and of its last answer."""
+
     def __init__(self, settings: Length, counter: TokenCounter) -> None:
         self._row = settings.min_tokens, settings.max_tokens
         self._answer = settings.min_answer_tokens, settings.max_answer_tokens
         self._counter = counter
 
-    def look(self, row: RowView) -> Finding | None:
+    def check(self, row: RowView) -> Finding | None:
         example = row.example
         answer = example.text if row.last_answer is None else row.last_answer.content
         try:
@@ -63,7 +65,7 @@ class LengthRule:
                     return found
         except TemplateError as error:
             return Finding(str(error))
-        # What a tool is called with is an answer too, and has no length that anybody bounds.
+        # A tool call is an answer too, but the limits are meant for texts.
         if not answer or _surely_within(self._answer, len(answer.encode())):
             return None
         return _outside(self._answer, self._counter.text(answer), "the answer")
@@ -73,7 +75,10 @@ TokenBounds = tuple[int | None, int | None]
 
 
 def _surely_within(bounds: TokenBounds, size: int | None) -> bool:
-    """Tell without counting: a token is a byte at least, and `_LONGEST_TOKEN` at most."""
+    """Whether the size in bytes is enough to know that the tokens are within the bounds.
+
+    A token has at least 1 byte and at most `_LONGEST_TOKEN`.
+    """
     low, high = bounds
     if size is None:
         return low is None and high is None
@@ -81,13 +86,13 @@ def _surely_within(bounds: TokenBounds, size: int | None) -> bool:
 
 
 def _byte_bound(example: Example) -> int | None:
-    """Return a size in bytes that bounds a row's tokens; `None` where tools make it uncertain."""
+    """Return an upper bound in bytes of the tokens of a row; `None` with tools."""
     if example.text is not None:
         return len(example.text.encode()) + 1
     if example.tools or any(message.tool_calls for message in example.messages):
         return None
     texts = [(m.content, m.reasoning or "") for m in example.messages]
-    return sum(len((said + thought).encode()) + _MARKUP for said, thought in texts)
+    return sum(len((text + reasoning).encode()) + _MARKUP for text, reasoning in texts)
 
 
 def _outside(bounds: TokenBounds, tokens: int, what: str) -> Finding | None:

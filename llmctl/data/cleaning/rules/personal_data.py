@@ -1,7 +1,7 @@
-"""Which stretches of a text are personal data or secrets?
+"""Detection and redaction of personal data and secrets in texts.
 
-Shapes are held tight, and numbers must pass their checksum: a figure taken for a phone number does
-more harm to a data set than one that is missed.
+The patterns are strict, and numbers must pass their checksum: a false positive damages a dataset
+more than a missed number.
 """
 
 import ipaddress
@@ -19,12 +19,12 @@ PLACEHOLDERS = {
     "phone": "<PHONE>",
     "ip address": "<IP_ADDRESS>",
 }
-"""Kind -> what stands in its place, in the order in which they are looked for."""
+"""Kind -> placeholder, in the order of the search."""
 
 
 @dataclass(frozen=True, slots=True)
 class PersonalDataSpan:
-    """One stretch of a text: `text[start:end]`."""
+    """Personal data at `text[start:end]`."""
 
     kind: str
     start: int
@@ -32,10 +32,10 @@ class PersonalDataSpan:
 
 
 def find_personal_data(text: str) -> list[PersonalDataSpan]:
-    """Return what was found, in order of the text, without overlaps.
+    """Return the spans of personal data, in order of the text, without overlaps.
 
-    Addresses and numbers that manuals use as examples (RFC 2606, public resolvers, test cards) are
-    nobody's and not found.
+    Addresses and numbers for examples (RFC 2606, public resolvers, test cards) are not personal
+    data.
     """
     found: list[PersonalDataSpan] = []
     taken = bytearray()
@@ -50,7 +50,7 @@ def find_personal_data(text: str) -> list[PersonalDataSpan]:
 
 
 def redact(text: str, found: Iterable[PersonalDataSpan]) -> str:
-    """Put a placeholder that names its kind in place of each that `find` found."""
+    """Replace the spans of `find_personal_data` by placeholders that name their kinds."""
     pieces = []
     position = 0
     for each in found:
@@ -81,7 +81,7 @@ _KEYS = {
     "eyJ": r"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{20,}",
     ":AA": r"\d{8,10}:AA[A-Za-z0-9_-]{33}",
 }
-"""What every key of an issuer contains -> the shape of the whole key."""
+"""A substring of every key of an issuer -> the pattern of the whole key."""
 _KEY_SHAPES = {
     clue: re.compile(rf"(?<![A-Za-z0-9_-])(?:{shape})(?![A-Za-z0-9_-])")
     for clue, shape in _KEYS.items()
@@ -102,8 +102,8 @@ _EXAMPLE_DOMAIN = re.compile(
 )
 _FILE_ENDINGS = frozenset(("png", "jpg", "jpeg", "gif", "svg", "webp", "css", "js", "json", "html"))
 
-# A number that is part of a longer one, of a name, a path, a sum or a decimal is none of ours.
-# After a sign of equality it may be the value of a name, but no result of a sum.
+# Excludes parts of longer numbers, names, paths, sums and decimals. After an equals sign the number
+# may be the value of a name, but not the result of a sum.
 _LEFT = r"(?<![A-Za-z0-9_.+/#$¥€£-])(?<!\d[,:])(?<![\s\d=<>!~+*/()\[\]-]=)"
 _RIGHT = r"(?![A-Za-z0-9_%]|[./:,=-]\d)"
 _CHINESE_ID = re.compile(rf"{_LEFT}[1-9]\d{{16}}[\dXx]{_RIGHT}", re.ASCII)
@@ -132,7 +132,7 @@ _PHONE = re.compile(
 )
 _NO_PHONE = re.compile(r"(?:id|total|sum|amount|price|cost|count)=$", re.IGNORECASE)
 _HOTLINE = re.compile(r"1?8(?:00|33|44|55|66|77|88)\d{7}$")
-# No path, and no version that somebody needs: opencv-python==4.5.5.64.
+# Excludes paths and versions such as opencv-python==4.5.5.64.
 _IPV4 = re.compile(
     r"(?<![A-Za-z0-9_.-])(?<![=<>~!]=)(?:(?<!/)|(?<=//))"
     r"(?:\d{1,3}\.){3}\d{1,3}(?![A-Za-z0-9_-]|\.\d)",
@@ -146,7 +146,7 @@ _IPV6 = re.compile(
 _VERSION = re.compile(
     r"(?:\bv|version|release|firmware|build|版本|§|section)\W{0,3}$", re.IGNORECASE
 )
-# What manuals give as an example is nobody's.
+# Public resolvers, used as examples in manuals.
 _RESOLVERS = frozenset({"8.8.8.8", "8.8.4.4", "9.9.9.9", "114.114.114.114", "223.5.5.5"})
 _RESOLVERS |= {"223.6.6.6", "119.29.29.29", "180.76.76.76", "208.67.222.222", "208.67.220.220"}
 
@@ -215,14 +215,14 @@ def passes_luhn(digits: str) -> bool:
 def _phones(text: str) -> Spans:
     for match in _CHINESE_PHONE.finditer(text):
         digits = re.sub(r"\D", "", match.group())
-        made_up = len(set(digits[-8:])) <= 2 or digits.endswith(("12345678", "23456789"))
-        if not made_up and not _is_figure(text, match.start()):
+        is_example = len(set(digits[-8:])) <= 2 or digits.endswith(("12345678", "23456789"))
+        if not is_example and not _is_figure(text, match.start()):
             yield match.span()
     for match in _PHONE.finditer(text):
         digits = re.sub(r"\D", "", match.group())
-        # Exchange 555 is kept for films, 800 and its like are hotlines; E.164 allows 15 digits.
-        is_nobodys = digits[-7:-4] == "555" or _HOTLINE.match(digits) or digits.endswith("4567890")
-        if 8 <= len(digits) <= 15 and not is_nobodys and not _is_figure(text, match.start()):
+        # Exchange 555 is for fiction, 800 and similar are hotlines; E.164 allows 15 digits.
+        is_public = digits[-7:-4] == "555" or _HOTLINE.match(digits) or digits.endswith("4567890")
+        if 8 <= len(digits) <= 15 and not is_public and not _is_figure(text, match.start()):
             yield match.span()
 
 
@@ -253,7 +253,7 @@ def _if_public(match: re.Match[str]) -> Spans:
 
 
 _MANY_DIGITS = re.compile(r"\d[\d .()+-]{6}", re.ASCII)
-# A comma or slash between two numbers that are whole by themselves, which no sum has.
+# A comma or slash between two complete numbers.
 _BETWEEN = re.compile(
     r"[,/](?:(?<=[\dXx]{11}.)|(?<=[ -]\d{4}[ -]\d{4}.)|(?<=-\d{7}.)|(?<=-\d{8}.))"
     r"(?=(?:\+\d{1,3}[ -]?)?(?:\d{11}|\d{3,4}[ -]\d{4}[ -]\d{4}|0\d{2,3}-\d{7}))",
@@ -270,4 +270,4 @@ _SEARCHES: dict[str, Callable[[str], Spans]] = {
     "ip address": _addresses,
 }
 _NUMBERS = frozenset(("chinese id", "bank card", "phone"))
-"""The kinds that are looked for only where there are many digits."""
+"""The kinds that are searched only in texts with many digits."""

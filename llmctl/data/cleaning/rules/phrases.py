@@ -1,4 +1,4 @@
-"""Which turns of phrase betray a refusal, a web page or a chat template? English and Chinese."""
+"""Phrases of refusals, web pages and chat templates, in English and Chinese."""
 
 import re
 
@@ -38,7 +38,7 @@ REFUSAL = re.compile(
     rf"|我{_CANNOT_ZH}(?:为您|为你|给您|给你)?(?:提供|回答|协助|帮助|满足|完成|生成|讨论|支持|参与))",
     re.IGNORECASE,
 )
-"""How an answer begins that declines, or that speaks as a language model."""
+"""Beginning of an answer that refuses, or that speaks as a language model."""
 
 _PAGE = (
     r"regenerate response|(?:skip|jump) to (?:main )?content"
@@ -64,14 +64,14 @@ TEMPLATE_MARKER = re.compile(
 PROMPT_HEADING = re.compile(
     r"^#{2,3} ?(?:Instruction|Response|Input|Human|Assistant|指令|回答) ?[:：]\s*$", re.MULTILINE
 )
-"""Headings of Alpaca's prompt, which do not belong in an answer."""
+"""Headings of the Alpaca prompt, which do not belong in an answer."""
 
 PLACEHOLDER = re.compile(
     r"[<\[({]\s*no[ _-]?(?:output|input|response|answer)\s*[>\])}]|no(?:output|input)|todo|tbd"
     r"|[<\[({]\s*(?:insert|add|your)\b[^\n]{0,40}[>\])}]|lorem ipsum[^\n]{0,200}|待补充|待填写",
     re.IGNORECASE,
 )
-"""An answer that is nothing else has no answer."""
+"""An answer without content, if it matches as a whole."""
 
 
 _CLUES = [
@@ -101,11 +101,11 @@ _CLUES = [
     "下一篇",
     "复制代码",
 ]
-"""Text without any of these has no leftovers; words are found much faster than patterns."""
+"""A text without any of these has no boilerplate; substrings are searched faster than patterns."""
 
 
 def find_boilerplate(text: str) -> list[str]:
-    """Return what a web page or a chat window left in a text."""
+    """Return the boilerplate of web pages and chat windows in a text."""
     lower = text.lower()
     if not any(clue in lower for clue in _CLUES):
         return []

@@ -1,4 +1,4 @@
-"""Is there anything in a row that nobody should learn from? One small rule per question."""
+"""Small rules on the quality of answers."""
 
 import re
 
@@ -11,7 +11,7 @@ from llmctl.types import Message
 
 
 class PlaceholderRule:
-    def look(self, row: RowView) -> Finding | None:
+    def check(self, row: RowView) -> Finding | None:
         for answer in row.answers:
             if phrases.PLACEHOLDER.fullmatch(answer.strip()):
                 return Finding(f"an answer is only {answer.strip()[:40]!r}")
@@ -22,65 +22,67 @@ class AnswerEqualsPromptRule:
     def __init__(self, settings: AnswerEqualsPrompt) -> None:
         self._settings = settings
 
-    def look(self, row: RowView) -> Finding | None:
+    def check(self, row: RowView) -> Finding | None:
         if row.last_answer is None or len(row.last_answer.content) > 2 * len(row.last_question):
             return None
         answer = units(row.last_answer.content)
         if len(answer) < self._settings.min_units or answer != units(row.last_question):
             return None
-        return Finding("the answer is its prompt")
+        return Finding("the answer repeats the prompt")
 
 
 class ChosenEqualsRejectedRule:
-    def look(self, row: RowView) -> Finding | None:
+    def check(self, row: RowView) -> Finding | None:
         rejected = row.example.rejected
         chosen = row.example.messages[-len(rejected) :]
         if not rejected or any(map(_differ, chosen, rejected)) or len(chosen) != len(rejected):
             return None
-        return Finding("the chosen answer is the rejected one")
+        return Finding("the chosen answer equals the rejected one")
 
 
 def _differ(one: Message, other: Message) -> bool:
-    def said(message: Message) -> tuple[object, ...]:
+    def key(message: Message) -> tuple[object, ...]:
         calls = tuple((call.name, call.arguments) for call in message.tool_calls)
         return message.role, " ".join(message.content.split()), calls
 
-    return said(one) != said(other)
+    return key(one) != key(other)
 
 
 class BrokenCharactersRule:
-    def look(self, row: RowView) -> Finding | None:
+    def check(self, row: RowView) -> Finding | None:
         count = sum(text.count("\ufffd") for text in row.texts)
-        return Finding(f"{count} times the replacement character U+FFFD") if count else None
+        return Finding(f"{count} replacement characters U+FFFD") if count else None
 
 
 class CodeFencesRule:
-    def look(self, row: RowView) -> Finding | None:
+    def check(self, row: RowView) -> Finding | None:
         if any(has_open_block(answer) for answer in row.answers):
-            return Finding("a code block does not end")
+            return Finding("a code block has no closing fence")
         return None
 
 
 class RefusalRule:
-    def look(self, row: RowView) -> Finding | None:
+    def check(self, row: RowView) -> Finding | None:
         if row.example.text is not None:
             return None
         for answer in row.answers:
             if found := phrases.REFUSAL.match(answer):
-                return Finding(f"an answer begins {_short(found.group())}")
+                return Finding(f"an answer begins {_shortened(found.group())}")
         return None
 
 
 class BoilerplateRule:
-    def look(self, row: RowView) -> Finding | None:
+    def check(self, row: RowView) -> Finding | None:
         found = [match for answer in row.answers for match in phrases.find_boilerplate(answer)]
         if not found:
             return None
-        return Finding(_short(found[0]), tuple(" ".join(each.lower().split()) for each in found))
+        return Finding(
+            _shortened(found[0]), tuple(" ".join(each.lower().split()) for each in found)
+        )
 
 
 class TemplateMarkersRule:
-    def look(self, row: RowView) -> Finding | None:
+    def check(self, row: RowView) -> Finding | None:
         found = [
             match.group()
             for text in row.texts
@@ -90,9 +92,9 @@ class TemplateMarkersRule:
         for answer in row.answers:
             if "#" in answer:
                 found += [match.group() for match in phrases.PROMPT_HEADING.finditer(answer)]
-        return Finding(_short(found[0]), tuple(found)) if found else None
+        return Finding(_shortened(found[0]), tuple(found)) if found else None
 
 
-def _short(text: str) -> str:
+def _shortened(text: str) -> str:
     line = re.sub(r"\s+", " ", text.strip())
     return repr(line if len(line) <= 60 else line[:57] + "...")

@@ -1,8 +1,8 @@
-"""Does an answer go round in circles?
+"""The rule on repetition in answers.
 
-After the repetition filters of Rae et al. 2021 (Gopher), section A1.1, which were made for web
-pages. Lists, poems and tables repeat themselves with good reason, so the thresholds are wider, and
-code is not counted.
+After the repetition filters of Rae et al. 2021 (Gopher), section A1.1, which are for web pages.
+Lists, poems and tables repeat themselves legitimately, so the thresholds are wider, and code is not
+counted.
 """
 
 from collections import Counter
@@ -15,31 +15,31 @@ from llmctl.data.cleaning.rules.rule import Finding, RowView
 from llmctl.data.cleaning.settings import Repetition
 
 NGRAM = 10
-_LINES = 6
-"""Fewer lines than this may repeat: a chorus, a form."""
+_MIN_LINES = 6
+"""Shorter texts may repeat lines: a chorus, a form."""
 
 
 class RepetitionRule:
     def __init__(self, settings: Repetition) -> None:
         self._settings = settings
 
-    def look(self, row: RowView) -> Finding | None:
+    def check(self, row: RowView) -> Finding | None:
         for answer in row.answers:
             text = prose_text(answer) if "```" in answer or "~~~" in answer else answer
             share = repeated_ngram_share(text, self._settings.min_units)
             if share > self._settings.max_share:
-                return Finding(f"{share:.0%} of an answer lies in repeated {NGRAM}-grams")
+                return Finding(f"{share:.0%} of an answer is in repeated {NGRAM}-grams")
             share = repeated_line_share(text)
             if share > self._settings.max_line_share:
-                return Finding(f"{share:.0%} of an answer lies in repeated lines")
+                return Finding(f"{share:.0%} of an answer is in repeated lines")
         return None
 
 
 def repeated_ngram_share(text: str, min_units: int) -> float:
-    """Return the share of units that lie in a 10-gram which the text had before.
+    """Return the share of units in repeated 10-grams; 0 for a text shorter than `min_units`.
 
-    Units are words, and characters of scripts without spaces. The first time does not count: a
-    text that says everything twice has a share of one half.
+    Units are words, and characters of scripts without spaces. The first occurrence does not count:
+    a text that repeats itself once has a share of one half.
     """
     of = unit_codes(text)
     if len(of) < max(min_units, NGRAM + 1):
@@ -50,7 +50,7 @@ def repeated_ngram_share(text: str, min_units: int) -> float:
         return 0.0
     is_repeat = np.ones(len(grams), bool)
     is_repeat[first] = False
-    # Every unit that any repeated gram covers, by counting where covers begin and end.
+    # Units covered by any repeated n-gram, by the prefix sum of begins and ends.
     edges = np.zeros(len(of) + 1, np.int32)
     edges[: len(grams)] += is_repeat
     edges[NGRAM : NGRAM + len(grams)] -= is_repeat
@@ -58,11 +58,11 @@ def repeated_ngram_share(text: str, min_units: int) -> float:
 
 
 def repeated_line_share(text: str) -> float:
-    """Return the share of characters that lie in lines which the text had before."""
+    """Return the share of characters in repeated lines; the first occurrence does not count."""
     lines = [line.strip() for line in text.split("\n")]
-    # Rules and borders of tables are lines too, but they say nothing.
+    # Horizontal rules and table borders are not counted.
     counts = Counter(line for line in lines if any(map(str.isalnum, line)))
-    if counts.total() < _LINES:
+    if counts.total() < _MIN_LINES:
         return 0.0
     total = sum(len(line) * count for line, count in counts.items())
     return sum(len(line) * (count - 1) for line, count in counts.items()) / total

@@ -1,4 +1,4 @@
-"""What does a rule see of a row, and what does it say?"""
+"""The interface of rules on single rows: the row as input, a finding as result."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,29 +9,30 @@ from llmctl.types import Example, Message
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one rule says of one row."""
+    """The finding of one rule on one row."""
 
     detail: str
-    """In a few words, for a person."""
+    """A short message for the user."""
     kinds: tuple[str, ...] = ()
-    """What was found, one entry for each time; counted in the report."""
+    """Kinds of the findings, one entry for each occurrence; the report counts them."""
 
 
 class RowRule(Protocol):
-    """Looks at one row by itself."""
+    """A rule on single rows."""
 
-    def look(self, row: "RowView") -> Finding | None: ...
+    def check(self, row: "RowView") -> Finding | None:
+        """Return the finding; None without one."""
 
 
 class RowView:
-    """An example as rules look at it: who asks, who answers, in which words."""
+    """An example with the texts that rules check."""
 
     def __init__(self, example: Example) -> None:
         self.example = example
 
     @cached_property
     def answers(self) -> tuple[str, ...]:
-        """What is learnt: every answer of the assistant, or the plain text."""
+        """The training text: every answer of the assistant, or the plain text."""
         example = self.example
         if example.text is not None:
             return (example.text,)
@@ -44,18 +45,18 @@ class RowView:
 
     @cached_property
     def last_question(self) -> str:
-        """The user's last message; empty where there is none."""
-        asked = (m.content for m in reversed(self.example.messages) if m.role == "user")
-        return next(asked, "")
+        """The last message of the user; empty if there is none."""
+        questions = (m.content for m in reversed(self.example.messages) if m.role == "user")
+        return next(questions, "")
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
-        """Everything that people and models wrote in this row."""
+        """All texts of the row."""
         return tuple(texts_of(self.example))
 
 
 def texts_of(example: Example) -> list[str]:
-    """Return every text of a row, the arguments of tool calls included."""
+    """Return every text of a row, including the arguments of tool calls."""
     if example.text is not None:
         return [example.text]
     found = []

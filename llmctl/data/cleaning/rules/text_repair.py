@@ -1,4 +1,4 @@
-"""Which characters of a text are damage, and what stood there? Code blocks are left as they are."""
+"""Repair of damaged characters and white space. Code blocks are left unchanged."""
 
 import re
 import unicodedata
@@ -6,10 +6,9 @@ from functools import cache
 
 from llmctl.data.cleaning.rules.code_blocks import map_prose, split_code_blocks
 
-# Scripts that are written with joiners: Arabic, Syriac, N'Ko, Mongolian, and those of India and
-# its neighbours.
+# Scripts that use joiners: Arabic, Syriac, N'Ko, Mongolian, and those of South and Southeast Asia.
 _JOINING = "\u0600-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u18af\ufb50-\ufdff\ufe70-\ufefc"
-# Scripts without spaces, where a zero-width space says where a word ends.
+# Scripts without spaces, where a zero-width space marks the end of a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u1aaf"
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff]")
 _EMOJI = "\u00a9\u00ae\u203c-\u3299\ufe0f\U0001f000-\U0001faff"
@@ -26,7 +25,7 @@ _NEVER = re.compile(
     f"|(?<![{_UNSPACED}])\u200b(?![{_UNSPACED}])"
     f"|(?<![{_JOINING}])\u200c"
     f"|(?<![{_JOINING}])(?:(?<![{_EMOJI}])\u200d|\u200d(?![{_EMOJI}]))"
-    # Tags spell a region after a black flag, and nothing anybody can see elsewhere.
+    # Tags encode a region after a black flag, and are invisible elsewhere.
     "|(?<![\U0001f3f4\U000e0000-\U000e007f])[\U000e0000-\U000e007f]+"
 )
 _LIGATURES = {
@@ -43,7 +42,7 @@ _LEADING_LINES = re.compile(r"(?:[ \t]*\n)+")
 
 @cache
 def _may_be_misread() -> re.Pattern[str]:
-    """Match what the first byte of two or more of UTF-8 looks like in another encoding."""
+    """Match the lead byte of a multi-byte UTF-8 sequence decoded in another encoding."""
     from ftfy.chardata import CHARMAP_ENCODINGS
 
     starts = bytes(range(0xC2, 0xF5))
@@ -52,9 +51,9 @@ def _may_be_misread() -> re.Pattern[str]:
 
 
 def repair_unicode(text: str) -> str:
-    """Undo wrongly decoded UTF-8 (`schÃ¶n`) and PDF ligatures; return composed characters (NFC).
+    """Repair wrongly decoded UTF-8 (`schÃ¶n`) and PDF ligatures; compose characters (NFC).
 
-    Quotes and the width of characters stay as they are: full-width punctuation is right in Chinese.
+    Quotes and the width of characters stay: full-width punctuation is correct in Chinese.
     """
     if text.isascii():
         return text
@@ -65,7 +64,7 @@ def _repair_prose(text: str) -> str:
     if _may_be_misread().search(text):
         import ftfy
 
-        # Line by line: what was pasted together was not all misread the same way.
+        # Line by line: parts of a text may have been decoded in different ways.
         text = "".join(ftfy.fix_encoding(line) for line in text.splitlines(keepends=True))
     if re.search("[\ufb00-\ufb06]", text):
         text = text.translate(_LIGATURES)
@@ -73,10 +72,10 @@ def _repair_prose(text: str) -> str:
 
 
 def remove_controls(text: str) -> str:
-    """Remove characters nobody sees: control codes, terminal colours, byte order marks, tags.
+    """Remove invisible characters: control codes, terminal colours, byte order marks, tags.
 
-    Joiners stay inside emoji and in scripts that are written with them, zero-width spaces in
-    scripts without spaces, direction marks in texts that have letters written right to left.
+    Joiners stay in emoji and in scripts that use them, zero-width spaces in scripts without spaces,
+    direction marks in texts with right-to-left letters.
     """
     if not _INVISIBLE.search(text):
         return text
@@ -91,13 +90,13 @@ def remove_controls(text: str) -> str:
 
 
 def tidy_whitespace(text: str, *, ends: bool) -> str:
-    """Remove spaces at line ends, more than two blank lines together, and foreign line breaks.
+    """Remove spaces at line ends, more than two blank lines in a row, and unusual line breaks.
 
-    Indentation, spaces inside lines, ideographic spaces and the two spaces of a Markdown line break
-    stay. Line breaks become `\\n` inside code too, where a text has `\\r\\n`.
+    Indentation, spaces within lines, ideographic spaces and the two spaces of a Markdown line break
+    stay. `\\r\\n` becomes `\\n` in code too.
 
     Args:
-        ends: also remove blank lines before, and all space after the text.
+        ends: also remove blank lines before the text and all space after it.
     """
     if "\r\n" in text:
         text = text.replace("\r\n", "\n")
@@ -111,7 +110,7 @@ def tidy_whitespace(text: str, *, ends: bool) -> str:
 
 
 def _tidy_prose(text: str) -> str:
-    # Looking for one character is much faster than matching one of several.
+    # Substring search for single characters is much faster than a pattern with several.
     if any(mark in text for mark in "\r\x85\u2028\u2029"):
         text = _LINE_BREAK.sub("\n", text)
     if "\u00a0" in text:

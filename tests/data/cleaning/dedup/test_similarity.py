@@ -1,4 +1,4 @@
-"""Which rows count as the same, as nearly the same, and as different however alike they look."""
+"""Equality and similarity of rows, and their sketches."""
 
 import random
 
@@ -37,16 +37,16 @@ def example(of: RawRow) -> Example:
     return found
 
 
-def likeness(one: RawRow, other: RawRow, at_least: float = 0.8, **options: bool) -> float | None:
+def similarity(one: RawRow, other: RawRow, at_least: float = 0.8, **options: bool) -> float | None:
     a, b = (
         ComparableRow(row_parts(example(of), ignore_numbers=options.get("ignore_numbers", False)))
         for of in (one, other)
     )
-    assert a.likeness(b, at_least) == b.likeness(a, at_least)
-    return a.likeness(b, at_least)
+    assert a.similarity(b, at_least) == b.similarity(a, at_least)
+    return a.similarity(b, at_least)
 
 
-def test_case_width_and_space_make_no_other_row() -> None:
+def test_case_width_and_white_space_are_ignored_by_the_digest() -> None:
     one, other = (
         example(chat("What is  AI?", "ＡＩ is\nthis.")),
         example(chat("what is ai?", "AI is this.")),
@@ -70,7 +70,7 @@ def test_case_width_and_space_make_no_other_row() -> None:
         row(text="What is AI?\nAI is this."),
     ],
 )
-def test_another_answer_system_prompt_tool_or_kind_makes_another_row(other: RawRow) -> None:
+def test_answer_system_prompt_tools_and_kind_are_part_of_the_digest(other: RawRow) -> None:
     assert row_digest(example(chat("What is AI?", "AI is this."))) != row_digest(example(other))
 
 
@@ -83,14 +83,14 @@ def test_units_are_words_and_chinese_characters() -> None:
 
 
 @given(st.text(alphabet="ab 中文字，.", max_size=80))
-def test_hashes_stand_for_exactly_the_shingles(text: str) -> None:
+def test_each_shingle_has_its_own_hash(text: str) -> None:
     assert len(set(shingle_hashes(text).tolist())) == len(shingles(text))
 
 
-def test_rows_with_a_few_other_words_are_alike() -> None:
+def test_rows_with_few_different_words_are_similar() -> None:
     base = ANSWER * 1 + "温故而知新，可以为师矣。三人行，必有我师焉。"
     assert (
-        likeness(chat("请背诵这一段古文", base), chat("请背诵这一段古文", base + "好。"))
+        similarity(chat("请背诵这一段古文", base), chat("请背诵这一段古文", base + "好。"))
         is not None
     )
 
@@ -117,20 +117,20 @@ def test_rows_with_a_few_other_words_are_alike() -> None:
     ],
     ids=["another number", "another question", "another answer", "another word of few"],
 )
-def test_rows_that_ask_or_say_something_else_are_not_alike(
+def test_rows_with_another_question_or_answer_are_not_similar(
     one: tuple[str, str], other: tuple[str, str]
 ) -> None:
-    assert likeness(chat(*one), chat(*other)) is None
+    assert similarity(chat(*one), chat(*other)) is None
 
 
-def test_figures_may_be_ignored() -> None:
+def test_numbers_may_be_ignored() -> None:
     long = "the report says that sales went up in every region of the country by a good deal"
     one, other = (
         chat(f"Sum up: {long} 12", f"Good: {long}"),
         chat(f"Sum up: {long} 13", f"Good: {long}"),
     )
-    assert likeness(one, other, 0.7) is None
-    assert likeness(one, other, 0.7, ignore_numbers=True) is not None
+    assert similarity(one, other, 0.7) is None
+    assert similarity(one, other, 0.7, ignore_numbers=True) is not None
 
 
 def _pair(random_: random.Random, share: float) -> tuple[RowParts, RowParts]:
@@ -139,9 +139,9 @@ def _pair(random_: random.Random, share: float) -> tuple[RowParts, RowParts]:
     return tuple(RowParts("ask", " ".join(text), "", (), b"") for text in (words, other))  # type: ignore[return-value]
 
 
-def test_sketches_propose_nearly_all_alike_pairs_and_estimate_them_well() -> None:
+def test_sketches_propose_nearly_all_similar_pairs_and_estimate_their_similarity() -> None:
     random_ = random.Random(7)
-    banding = Banding.at(0.8)
+    banding = Banding.for_threshold(0.8)
     alike = proposed = 0
     errors = []
     for _ in range(600):
@@ -161,14 +161,14 @@ def test_sketches_propose_nearly_all_alike_pairs_and_estimate_them_well() -> Non
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0])
-def test_the_net_is_tight_enough_at_every_threshold(threshold: float) -> None:
-    banding = Banding.at(threshold)
+def test_the_banding_reaches_the_recall_at_every_threshold(threshold: float) -> None:
+    banding = Banding.for_threshold(threshold)
     assert banding.bands * banding.values <= PERMUTATIONS
     assert 1 - (1 - threshold**banding.values) ** banding.bands >= 0.995
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.booleans()), max_size=30))
-def test_the_first_of_equal_rows_is_kept(rows: list[tuple[int, int, bool]]) -> None:
+def test_equal_rows_point_to_the_first(rows: list[tuple[int, int, bool]]) -> None:
     digests = np.array([[a, b] for a, b, _ in rows], np.uint64).reshape(-1, 2)
     alive = np.array([is_alive for *_, is_alive in rows], bool)
     first = first_equal(digests, alive)
@@ -177,7 +177,7 @@ def test_the_first_of_equal_rows_is_kept(rows: list[tuple[int, int, bool]]) -> N
         assert first[index] == (earlier[0] if is_alive and earlier else -1)
 
 
-def test_a_prompt_with_several_answers_is_told_by_its_first_row() -> None:
+def test_rows_with_another_answer_point_to_the_first_row_of_the_prompt() -> None:
     prompts, answers = (
         np.array([5, 5, 0, 0, 5, 7], np.uint64),
         np.array([1, 2, 3, 4, 1, 1], np.uint64),

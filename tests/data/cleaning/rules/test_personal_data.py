@@ -1,4 +1,4 @@
-"""What is personal data, and what only looks like it."""
+"""Detection of personal data, and text that only resembles it."""
 
 import json
 from typing import Any
@@ -61,9 +61,7 @@ PEM = (
         (f"a {PEM} b {PEM}", [PEM, PEM]),
     ],
 )
-def test_lists_pairs_of_name_and_value_and_addresses_of_pages_hold_personal_data(
-    text: str, found: list[str]
-) -> None:
+def test_personal_data_is_found_in_lists_assignments_and_urls(text: str, found: list[str]) -> None:
     assert [text[each.start : each.end] for each in find_personal_data(text)] == found
 
 
@@ -91,11 +89,11 @@ def test_lists_pairs_of_name_and_value_and_addresses_of_pages_hold_personal_data
         "9.11 > 9.9 and 123456789012345678901234567890",
     ],
 )
-def test_what_only_looks_like_personal_data_is_not_found(text: str) -> None:
+def test_text_that_resembles_personal_data_is_not_found(text: str) -> None:
     assert find_personal_data(text) == []
 
 
-def test_checksums_are_those_of_the_standards() -> None:
+def test_checksums_follow_the_standards() -> None:
     assert is_chinese_id("11010519491231002X")
     assert not is_chinese_id("110105194912310020")
     assert not is_chinese_id("11010519491331002X")  # no thirteenth month
@@ -103,27 +101,27 @@ def test_checksums_are_those_of_the_standards() -> None:
     assert not passes_luhn("4539148803436476")
 
 
-def test_personal_data_is_reported_and_stays_by_default() -> None:
+def test_personal_data_is_reported_and_kept_by_default() -> None:
     of = chat("Who?", "Write to li.ming@qq.com or wang@163.com, 电话13912345670")
     cleaned = clean(of)
     assert cleaned.value is of.value
     assert cleaned.findings["personal-data"].detail == "2 e-mail, 1 phone"
 
 
-def test_redacting_puts_the_kind_in_its_place() -> None:
+def test_redaction_inserts_placeholders_of_the_kind() -> None:
     tags = ["a ", {"by": '{"to": "wang@163.com", "n": 13912345670}'}]
     further: dict[str, Any] = {"source": "li.ming@qq.com ", "tags": tags, "id": 13912345670}
     of = chat("我的电话是13912345670", "好的，li.ming@qq.com", **further)
     cleaned = clean(of, **{"personal-data": "change"})
     assert [m.content for m in cleaned.after.messages] == ["我的电话是<PHONE>", "好的，<EMAIL>"]
-    # Columns that nobody learns; their numbers are ids as a rule.
+    # Columns outside the format; most of their numbers are ids.
     assert cleaned.value["source"] == "<EMAIL> "
     assert cleaned.value["tags"] == ["a ", {"by": '{"to": "<EMAIL>", "n": 13912345670}'}]
     assert cleaned.value["id"] == 13912345670
     assert cleaned.findings["personal-data"].detail == "1 phone, 3 e-mail"
 
 
-def test_redacting_the_arguments_of_a_call_leaves_json() -> None:
+def test_redacted_tool_arguments_stay_valid_json() -> None:
     call = {"name": "dial", "arguments": {"phone": 13912345670, "to": ["li.ming@qq.com"], "n": 3}}
     result = json.dumps({"owner": {"phone": 13912345670}})
     of = row(
@@ -145,13 +143,13 @@ def test_redacting_the_arguments_of_a_call_leaves_json() -> None:
         ]
     )
     cleaned = clean(of, **{"personal-data": "change"})
-    said = cleaned.after.messages[1].tool_calls[0].parsed()
-    assert said == {"phone": "<PHONE>", "to": ["<EMAIL>"], "n": 3}
+    arguments = cleaned.after.messages[1].tool_calls[0].parsed()
+    assert arguments == {"phone": "<PHONE>", "to": ["<EMAIL>"], "n": 3}
     assert json.loads(cleaned.after.messages[2].content) == {"owner": {"phone": "<PHONE>"}}
 
 
 @given(st.text(alphabet="0123456789 -.@+()ab中:Xx", max_size=60))
-def test_nothing_is_left_to_redact(text: str) -> None:
+def test_redacted_text_has_no_findings(text: str) -> None:
     of = chat("Say it", f"x{text}")
     once = clean(of, **{"personal-data": "change"})
     assert (

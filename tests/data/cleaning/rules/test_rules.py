@@ -1,4 +1,4 @@
-"""What each rule says of a single row."""
+"""Findings of each rule on a single row."""
 
 import pytest
 
@@ -30,7 +30,7 @@ POEM = """春眠不觉晓，处处闻啼鸟。
         "对不起，我不能提供这样的信息。",
     ],
 )
-def test_an_answer_that_declines_is_reported_and_stays(answer: str) -> None:
+def test_a_refusal_is_reported_and_kept(answer: str) -> None:
     cleaned = clean(chat("Do it", answer))
     assert "refusal" in cleaned.findings
     assert cleaned.removed_by is None
@@ -48,7 +48,7 @@ def test_an_answer_that_declines_is_reported_and_stays(answer: str) -> None:
         "An AI language model predicts the next word.",
     ],
 )
-def test_an_answer_that_only_sounds_like_a_refusal_is_none(answer: str) -> None:
+def test_an_answer_that_resembles_a_refusal_is_not_reported(answer: str) -> None:
     assert "refusal" not in clean(chat("Do it", answer)).findings
 
 
@@ -61,7 +61,7 @@ def test_an_answer_that_only_sounds_like_a_refusal_is_none(answer: str) -> None:
         "版权所有，未经授权不得转载",
     ],
 )
-def test_leftovers_of_web_pages_are_reported(text: str) -> None:
+def test_boilerplate_of_web_pages_is_reported(text: str) -> None:
     assert "boilerplate" in clean(row(text=text)).findings
 
 
@@ -73,22 +73,22 @@ def test_markers_of_a_chat_template_are_reported() -> None:
 
 
 @pytest.mark.parametrize("answer", ["<nooutput>", "[Insert answer here]", "TODO", " <no input> "])
-def test_an_answer_that_is_a_placeholder_is_removed(answer: str) -> None:
+def test_a_placeholder_answer_is_removed(answer: str) -> None:
     assert clean(chat("Do it", answer)).removed_by == "placeholder"
 
 
 @pytest.mark.parametrize("answer", ["None", "无", "N/A", "No output", "0", "是"])
-def test_a_short_answer_is_no_placeholder(answer: str) -> None:
+def test_a_short_answer_is_not_a_placeholder(answer: str) -> None:
     assert clean(chat("What is printed?", answer)).removed_by is None
 
 
-def test_an_answer_that_repeats_its_prompt_is_removed_unless_it_is_a_greeting() -> None:
+def test_an_answer_equal_to_its_prompt_is_removed_unless_it_is_short() -> None:
     prompt = "Translate this sentence into French, please."
     assert clean(chat(prompt, prompt.upper())).removed_by == "answer-equals-prompt"
     assert clean(chat("Hello there", "Hello there!")).removed_by is None
 
 
-def test_a_pair_that_becomes_equal_when_it_is_repaired_is_removed() -> None:
+def test_a_preference_pair_equal_after_repair_is_removed() -> None:
     of = row(prompt="Which?", chosen="This one.", rejected="This one. \n")
     assert clean(of).removed_by == "chosen-equals-rejected"
     of = row(prompt="Which?", chosen="This one.", rejected="This  one.")
@@ -96,7 +96,7 @@ def test_a_pair_that_becomes_equal_when_it_is_repaired_is_removed() -> None:
     assert clean(row(prompt="Which?", chosen="This.", rejected="That.")).removed_by is None
 
 
-def test_a_row_that_is_empty_once_it_is_repaired_is_removed_as_it_was() -> None:
+def test_a_row_empty_after_repair_is_removed_with_its_original_value() -> None:
     of = chat("Say nothing", "\u200b\ufeff")
     cleaned = clean(of)
     assert cleaned.removed_by == "empty"
@@ -104,12 +104,12 @@ def test_a_row_that_is_empty_once_it_is_repaired_is_removed_as_it_was() -> None:
     assert clean(of, empty="report").removed_by is None
 
 
-def test_a_code_block_without_end_is_reported() -> None:
+def test_an_unclosed_code_block_is_reported() -> None:
     assert "code-fences" in clean(chat("Code?", "```py\nx = 1")).findings
     assert "code-fences" not in clean(chat("Code?", "```py\nx = 1\n```")).findings
 
 
-def test_an_answer_in_circles_is_removed() -> None:
+def test_a_repetitive_answer_is_removed() -> None:
     assert clean(chat("Talk", "I like to eat apples and pears. " * 40)).removed_by == "repetition"
     assert clean(chat("说", "我喜欢吃苹果和梨。" * 30)).removed_by == "repetition"
 
@@ -126,11 +126,11 @@ def test_an_answer_in_circles_is_removed() -> None:
         ", ".join(map(str, range(200))),
     ],
 )
-def test_lists_tables_poems_and_code_do_not_go_in_circles(answer: str) -> None:
+def test_lists_tables_poems_and_code_are_not_repetition(answer: str) -> None:
     assert clean(chat("Write", answer)).removed_by is None
 
 
-def test_shares_of_repetition_are_what_they_say() -> None:
+def test_shares_of_repetition() -> None:
     once = " ".join(f"word{n}" for n in range(50))
     assert repeated_ngram_share(once, 50) == 0
     assert repeated_ngram_share(f"{once} {once}", 50) == pytest.approx(0.5)
@@ -152,11 +152,11 @@ def test_shares_of_repetition_are_what_they_say() -> None:
         ("😀😀", "?"),
     ],
 )
-def test_languages_are_told_apart(text: str, code: str) -> None:
+def test_languages_are_detected(text: str, code: str) -> None:
     assert detect_language(text, 0.8) == code
 
 
-def test_rows_in_other_languages_are_removed_and_doubtful_ones_stay() -> None:
+def test_rows_in_other_languages_are_removed_and_uncertain_ones_kept() -> None:
     keep = {"language": {"keep": "zh,en"}}
     french = "Je voudrais un café avec du lait, s'il vous plaît, et un croissant."
     assert clean(chat("Order", french), **keep).removed_by == "language"
@@ -164,25 +164,25 @@ def test_rows_in_other_languages_are_removed_and_doubtful_ones_stay() -> None:
     assert clean(chat("Order", "OK"), **keep).removed_by is None
 
 
-def test_the_script_is_told_without_any_model() -> None:
+def test_the_script_is_detected_without_a_model() -> None:
     assert dominant_script("中文")[0] == "zh"
     assert dominant_script("a" * 30) == ("latin", 30)
 
 
 class WordCounter:
-    """Counts words, so that a test can count them too."""
+    """Counts words instead of tokens."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.calls = 0
 
     def row(self, example: Example) -> int:
-        self.asked += 1
+        self.calls += 1
         if any("refuse" in message.content for message in example.messages):
             raise TemplateError("the chat template refuses this conversation")
         return sum(len(message.content.split()) for message in example.messages)
 
     def text(self, text: str) -> int:
-        self.asked += 1
+        self.calls += 1
         return len(text.split())
 
 
@@ -202,9 +202,9 @@ def test_rows_outside_the_bounds_are_removed() -> None:
     assert verdict("a question", "two words") == ""
 
 
-def test_tokens_are_not_counted_where_bytes_decide() -> None:
+def test_tokens_are_not_counted_when_bytes_suffice() -> None:
     counter = WordCounter()
     rule = LengthRule(Length.model_validate({"max-tokens": 1000, "min-tokens": 1}), counter)
     cleaned = clean(chat("a question", "x" * 500))
-    assert rule.look(RowView(cleaned.after)) is None
-    assert counter.asked == 0
+    assert rule.check(RowView(cleaned.after)) is None
+    assert counter.calls == 0

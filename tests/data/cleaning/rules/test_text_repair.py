@@ -1,4 +1,4 @@
-"""What repairs change in a text, and above all what they leave alone."""
+"""Repairs of texts, and texts that must stay unchanged."""
 
 import pytest
 from hypothesis import example, given
@@ -33,7 +33,7 @@ def repaired(text: str, *, is_answer: bool = True) -> str:
         ("the ﬁrst eﬀect", "the first effect"),
     ],
 )
-def test_wrongly_decoded_text_is_put_right(damaged: str, whole: str) -> None:
+def test_wrongly_decoded_text_is_repaired(damaged: str, whole: str) -> None:
     assert repair_unicode(damaged) == whole
 
 
@@ -50,7 +50,7 @@ def test_wrongly_decoded_text_is_put_right(damaged: str, whole: str) -> None:
         "日本語の「かぎ括弧」と　全角スペース",
     ],
 )
-def test_sound_text_stays_as_it_is(text: str) -> None:
+def test_correct_text_is_unchanged(text: str) -> None:
     assert repaired(text) == text
 
 
@@ -65,7 +65,7 @@ def test_sound_text_stays_as_it_is(text: str) -> None:
         "\u200fשלום\u200e",
     ],
 )
-def test_invisible_characters_stay_where_a_script_or_an_emoji_needs_them(text: str) -> None:
+def test_invisible_characters_required_by_a_script_or_an_emoji_are_kept(text: str) -> None:
     assert remove_controls(text) == text
 
 
@@ -83,7 +83,7 @@ def test_invisible_characters_stay_where_a_script_or_an_emoji_needs_them(text: s
         ("你\u200b好\u2060吗", "你好吗"),
     ],
 )
-def test_invisible_characters_that_nobody_needs_are_removed(text: str, seen: str) -> None:
+def test_needless_invisible_characters_are_removed(text: str, seen: str) -> None:
     assert remove_controls(text) == seen
 
 
@@ -108,11 +108,11 @@ def test_invisible_characters_that_nobody_needs_are_removed(text: str, seen: str
         (" leading space of a completion", " leading space of a completion"),
     ],
 )
-def test_whitespace_is_tidied_without_touching_indentation(text: str, tidy: str) -> None:
+def test_white_space_is_tidied_and_indentation_kept(text: str, tidy: str) -> None:
     assert tidy_whitespace(text, ends=True) == tidy
 
 
-def test_the_ends_of_a_prompt_stay() -> None:
+def test_white_space_around_a_prompt_is_kept() -> None:
     assert tidy_whitespace("\n### Response:\n", ends=False) == "\n### Response:\n"
 
 
@@ -121,13 +121,13 @@ def test_the_ends_of_a_prompt_stay() -> None:
 @example("a@b.de\u0338", True)
 @example("1380013800\u200b0", True)
 @example("\u00a0\u00a0\n", False)
-def test_repairing_twice_is_repairing_once(text: str, is_answer: bool) -> None:
+def test_repairs_are_idempotent(text: str, is_answer: bool) -> None:
     once = repaired(text, is_answer=is_answer)
     assert repaired(once, is_answer=is_answer) == once
 
 
 @given(texts, st.text(alphabet=ODD.replace("`", "").replace("\r", ""), max_size=40), texts)
-def test_code_blocks_are_not_touched(before: str, code: str, after: str) -> None:
+def test_code_blocks_are_unchanged(before: str, code: str, after: str) -> None:
     block = f"```python\n{code}\n```"
     before, after = (text.replace("`", "").replace("~", "") for text in (before, after))
     text = f"{before}\n{block}\n{after}"
@@ -137,11 +137,11 @@ def test_code_blocks_are_not_touched(before: str, code: str, after: str) -> None
 
 
 @given(texts)
-def test_the_blocks_of_a_text_put_together_are_the_text(text: str) -> None:
+def test_joined_segments_are_the_text(text: str) -> None:
     assert "".join(block.text for block in split_code_blocks(text)) == text
 
 
-def test_fences_are_told_apart_as_commonmark_does() -> None:
+def test_fences_are_matched_as_in_commonmark() -> None:
     text = "a\n~~~~\n```\n~~~\nb\n~~~~\nc ```inline``` d\n"
     text += "- list\n    ```js\n    x\n    ```\n```py\nopen"
     code = [block for block in split_code_blocks(text) if block.is_code]
