@@ -1,1 +1,1 @@
-"""The server room: an OpenAI-compatible face for any engine."""
+"""OpenAI-compatible HTTP server around an engine."""

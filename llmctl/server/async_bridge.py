@@ -1,11 +1,14 @@
-"""How do chunks get from the engine's threads into the event loop, and cancels back?"""
+"""Bridge between the engine's threads and the event loop, with deadlines and cancellation."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.stream import StreamItem
@@ -16,7 +19,7 @@ T = TypeVar("T")
 
 
 class Cancellable(Protocol):
-    """What the engine hands out for work in line."""
+    """Handle of work that the engine has queued."""
 
     def cancel(self) -> object: ...
 
@@ -25,22 +28,24 @@ C = TypeVar("C", bound=Cancellable)
 
 
 def ignore_accepted() -> None:
-    """Do without being told that a request is in line."""
+    """Do nothing when the engine has accepted a request."""
 
 
 async def stream_chunks(
     engine: BaseEngine,
     request: GenerationRequest,
     timeout_s: float | None = None,
-    accepted: Callable[[], None] = ignore_accepted,
+    on_accepted: Callable[[], None] = ignore_accepted,
 ) -> AsyncGenerator[GenerationChunk, None]:
-    """Submit the request and yield its chunks to the last. Closing the generator cancels it.
+    """Submit the request and yield its chunks. Closing the generator cancels the request.
 
     Args:
-        accepted: called once the engine has found nothing wrong with the request.
+        timeout_s: seconds from the submission to the last chunk; `None` sets no limit.
+        on_accepted: called once, in the event loop, when the engine has checked the request and
+            queued it.
 
     Raises:
-        LlmctlError: the engine refused or failed it.
+        LlmctlError: the engine refused the request or it failed.
         RequestTimeoutError: it has not ended after `timeout_s` seconds.
         EngineStoppedError: it ended before the reply was complete.
     """
@@ -48,13 +53,13 @@ async def stream_chunks(
     items: asyncio.Queue[StreamItem] = asyncio.Queue()
 
     def post(item: StreamItem) -> None:
-        # The loop may close while the engine thread still talks; raising would kill that thread.
+        # The loop may close while the engine thread still posts; raising would end that thread.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(items.put_nowait, item)
 
     submit = partial(engine.submit, request)
     with _deadline(loop, items, timeout_s), await submit_in_thread(submit) as stream:
-        accepted()
+        on_accepted()
         stream.listen(post)
         complete = False
         while (item := await items.get()) is not None:
@@ -67,13 +72,16 @@ async def stream_chunks(
 
 
 async def await_result(submit: Callable[[], Future[T]], timeout_s: float | None = None) -> T:
-    """Wait for what the engine reads, without holding a thread. Cancelling this ends the reading.
+    """Return the result of scoring or embedding, without holding a thread while it is computed.
+
+    Cancelling this coroutine cancels the work.
 
     Args:
-        submit: asks the engine for it.
+        submit: queues the work at the engine; called in a thread.
+        timeout_s: seconds from the submission to the result; `None` sets no limit.
 
     Raises:
-        LlmctlError: the engine refused or failed it.
+        LlmctlError: the engine refused the work or it failed.
         RequestTimeoutError: it has not ended after `timeout_s` seconds.
     """
     try:
@@ -84,10 +92,10 @@ async def await_result(submit: Callable[[], Future[T]], timeout_s: float | None 
 
 
 def timeout_error(timeout_s: float | None) -> RequestTimeoutError:
-    """Return what answers a request after the server's `--request-timeout`."""
+    """Return the error of a request that took longer than the server's `--request-timeout`."""
     return RequestTimeoutError(
         f"The reply took longer than this server's limit of {timeout_s:g} seconds.",
-        hint="ask for fewer tokens, or try again when fewer people ask",
+        hint="request fewer tokens, or try again when the server is less busy",
     )
 
 
@@ -95,7 +103,7 @@ def timeout_error(timeout_s: float | None) -> RequestTimeoutError:
 def _deadline(
     loop: asyncio.AbstractEventLoop, items: asyncio.Queue[StreamItem], timeout_s: float | None
 ) -> Iterator[None]:
-    """Put an error among the items when time is up."""
+    """Put a timeout error into the queue after `timeout_s` seconds."""
     if timeout_s is None:
         yield
         return
@@ -107,12 +115,12 @@ def _deadline(
 
 
 async def submit_in_thread(submit: Callable[[], C]) -> C:
-    """Submit in a thread: tokenising a long prompt would hold up every other client."""
+    """Submit work in a thread, because tokenizing a long prompt would block the event loop."""
     submitting = asyncio.ensure_future(asyncio.to_thread(submit))
     try:
         return await asyncio.shield(submitting)
     except asyncio.CancelledError:
-        # The thread cannot be stopped, so its handle may come when nobody waits for it any more.
+        # The thread cannot be stopped, so its handle may arrive after the request has gone.
         submitting.add_done_callback(_cancel)
         raise
 
@@ -120,3 +128,29 @@ async def submit_in_thread(submit: Callable[[], C]) -> C:
 def _cancel(submitting: asyncio.Future[C]) -> None:
     if not submitting.cancelled() and submitting.exception() is None:
         submitting.result().cancel()
+
+
+async def cancel_on_disconnect(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """Return the result of `work`; cancel it if the client disconnects first.
+
+    The request body must have been read before.
+
+    Raises:
+        ClientDisconnect: the client disconnected.
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

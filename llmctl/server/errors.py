@@ -1,4 +1,4 @@
-"""How does a failure answer a request? Always as OpenAI's envelope, all four keys in it."""
+"""Error responses: every failure answered with OpenAI's envelope, with all four keys."""
 
 import logging
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ExceptionHandler
 
 from llmctl.errors import EngineBusyError, LlmctlError, RequestError
-from llmctl.server.request_record import RequestRecord
-from llmctl.server.schemas.chat_responses import ErrorBody, ErrorResponse
+from llmctl.server.request_log import RequestRecord
+from llmctl.server.schemas.base import ErrorBody, ErrorResponse
 from llmctl.server.schemas.validation_errors import first_validation_error
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
-"""When a client that met a full queue should try again."""
+"""`Retry-After` of a request that the full queue refused."""
 
 INTERNAL_ERROR = ErrorBody(
     message="The server had an error while processing your request.",
@@ -24,10 +24,11 @@ INTERNAL_ERROR = ErrorBody(
     param=None,
     code=None,
 )
-"""What a client may know of a mistake of ours; the rest is in the log."""
+"""Answer to an unexpected exception; its details go only to the log."""
 
 
 def error_body(error: LlmctlError) -> ErrorBody:
+    """Return the envelope's content; the hint is part of the message."""
     return ErrorBody(
         message=f"{error} ({error.hint})" if error.hint else str(error),
         type=error.error_type,
@@ -37,7 +38,7 @@ def error_body(error: LlmctlError) -> ErrorBody:
 
 
 def log_failure(request_id: str, error: Exception) -> None:
-    """Log what is our fault, and only that: a client's mistakes are the client's to read."""
+    """Log an error of the server. Errors of the client are only answered, not logged."""
     if not isinstance(error, LlmctlError) or error.http_status == LlmctlError.http_status:
         logger.error("request %s failed", request_id, exc_info=error)
 
@@ -45,7 +46,7 @@ def log_failure(request_id: str, error: Exception) -> None:
 def error_response(
     status: int, body: ErrorBody, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Write the envelope."""
+    """Return a response with the envelope."""
     return Response(
         ErrorResponse(error=body).model_dump_json(),
         status_code=status,
@@ -89,7 +90,7 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    """Answer what the framework refuses by itself: an unknown route or a wrong method."""
+    """Answer an error that the framework raised: an unknown route or a wrong method."""
     assert isinstance(error, HTTPException)
     match error.status_code:
         case 404:
@@ -103,7 +104,7 @@ _HTTP_CODES = {405: "method_not_supported", 408: "request_timeout", 413: "reques
 
 
 def http_error_response(error: HTTPException, record: RequestRecord) -> Response:
-    """Answer with a status of HTTP's own, and note it."""
+    """Return the envelope of an `HTTPException`, and note its code in the record."""
     body = ErrorBody(
         message=error.detail,
         type=RequestError.error_type,

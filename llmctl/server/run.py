@@ -1,4 +1,4 @@
-"""How does the server take a port, run, and come to an orderly end?"""
+"""Listening socket, and the server from its start to an orderly shutdown."""
 
 import asyncio
 import contextlib
@@ -14,44 +14,45 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from llmctl.errors import ConfigError
-from llmctl.server.middleware.limits import HeaderTimeoutProtocol
+from llmctl.server.middleware.limits import HEADERS_TIMEOUT_S, protocol_with_timeout
 
 ABORT_GRACE_S = 5.0
-"""How long replies cut off at the deadline have to tell their clients."""
+"""Seconds that replies aborted at the deadline have to send their error."""
 
 KEEP_ALIVE_S = 75
-"""Longer than clients keep idle connections, so that it is never the server that drops one in the
-moment a client reuses it."""
+"""Longer than clients keep idle connections: otherwise the server could close one at the moment a
+client reuses it."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take a port and listen on it; 0 takes a free one.
+    """Return a socket that listens on a port; port 0 selects a free one.
 
-    It listens at once, or a second server could take the port while this one loads its model.
-    Whoever connects waits for `run`, or for `answer_while_loading`.
+    It listens immediately, so that no other server can take the port while this one loads its
+    model. Connections wait for `run` or for `answer_while_loading`.
 
     Raises:
-        ConfigError: the port is taken, privileged or no port, or the host is not this machine's.
+        ConfigError: the port is in use, privileged or out of range, or `host` is not an address of
+            this machine.
     """
     if not 0 <= port <= 65535:
         raise ConfigError(f"port {port} is not between 0 and 65535", hint="try --port 8000")
-    not_ours = ConfigError(
+    foreign_host = ConfigError(
         f"{host!r} is not an address of this machine",
-        hint="--host 127.0.0.1 is this machine alone, --host 0.0.0.0 is every network it is on",
+        hint="--host 127.0.0.1 serves this machine only, --host 0.0.0.0 all of its networks",
     )
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise not_ours from error
-    # Of a name with both, most clients try the IPv4 address.
-    family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        raise foreign_host from error
+    # Of a name with both families, most clients try the IPv4 address.
+    family, _, _, _, address = min(entries, key=lambda entry: entry[0] != socket.AF_INET)
     try:
         sock = socket.create_server(
             address,
             family=family,
             dualstack_ipv6=address[0] == "::" and socket.has_dualstack_ipv6(),
         )
-        # asyncio sets this only on sockets it makes itself; without it tokens wait for each other.
+        # asyncio sets this only on sockets it creates; without it tokens are delayed (Nagle).
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
     except OSError as error:
@@ -63,10 +64,11 @@ def bind(host: str, port: int) -> socket.socket:
                 ) from error
             case errno.EACCES:
                 raise ConfigError(
-                    f"port {port} on {host} is only for privileged users", hint="try --port 8000"
+                    f"port {port} on {host} is reserved for privileged users",
+                    hint="try --port 8000",
                 ) from error
             case errno.EADDRNOTAVAIL:
-                raise not_ours from error
+                raise foreign_host from error
             case _:
                 raise ConfigError(
                     f"cannot listen on port {port} of {host}: {error.strerror}"
@@ -74,7 +76,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def socket_url(sock: socket.socket, *, tls: bool = False) -> str:
-    """Return the base URL of what listens on the socket, without `/v1`."""
+    """Return the base URL of the server that listens on the socket, without `/v1`."""
     host, port = sock.getsockname()[:2]
     address = f"[{host}]" if sock.family == socket.AF_INET6 else host
     return f"{'https' if tls else 'http'}://{address}:{port}"
@@ -84,9 +86,11 @@ class Server(uvicorn.Server):
     """Runs an app until SIGTERM, SIGINT or `should_exit`; then lets running replies finish.
 
     Args:
-        on_ready: called in the event loop's thread once requests are answered and signals heard.
+        on_ready: called in the event loop's thread once requests are answered and signals handled.
         on_deadline: called in the event loop's thread when replies still run after `drain_s`
-            seconds; it ends them, so that every client hears of it.
+            seconds; it must end them, so that every client gets an error.
+        drain_s: seconds that running replies have to finish.
+        headers_timeout_s: seconds that a client has to send the headers of a request.
     """
 
     def __init__(
@@ -96,19 +100,20 @@ class Server(uvicorn.Server):
         on_ready: Callable[[], None] = lambda: None,
         on_deadline: Callable[[], None],
         drain_s: float,
+        headers_timeout_s: float = HEADERS_TIMEOUT_S,
         ssl_certfile: str | None = None,
         ssl_keyfile: str | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=HeaderTimeoutProtocol,
+                http=protocol_with_timeout(headers_timeout_s),
                 ssl_certfile=ssl_certfile,
                 ssl_keyfile=ssl_keyfile,
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                # Boundary logs what fails; uvicorn would add every reply that was cut off.
+                # RequestContextMiddleware logs failures; uvicorn would add every aborted reply.
                 log_level="critical",
                 access_log=False,
                 server_header=False,
@@ -142,9 +147,8 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals while running, and unlike uvicorn do not raise them again afterwards.
-
-        That would kill the process before its engine is closed.
+        """Handle signals while running. Unlike uvicorn, do not raise them again afterwards: that
+        would kill the process before its engine is closed.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -168,10 +172,10 @@ def run(
     ssl_certfile: str | None = None,
     ssl_keyfile: str | None = None,
 ) -> signal.Signals | None:
-    """Serve on the socket, and close it, until a signal ends it; return that signal.
+    """Serve on the socket until a signal, close the socket, and return the signal.
 
-    A signal lets running replies finish for `drain_s` seconds, then `on_deadline` ends them (see
-    `ServerClient`); a second SIGINT ends at once.
+    After the signal, running replies have `drain_s` seconds to finish, then `on_deadline` ends
+    them (see `Server`). A second SIGINT ends the server immediately.
     """
     server = Server(
         app,

@@ -1,47 +1,53 @@
-"""What is served here, under which names, and how much of it at once?"""
+"""The model that a server serves: its names, the limit on concurrent requests, generation."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine
+from llmctl.engine.chat.context_window import first_fitting, prompt_budget
 from llmctl.engine.stream import ResultAccumulator
 from llmctl.errors import EngineBusyError, ModelNotFoundError, RequestError
 from llmctl.server.async_bridge import await_result, ignore_accepted, stream_chunks
-from llmctl.server.request_record import RequestRecord
-from llmctl.server.schemas.chat_responses import Model
-from llmctl.types import GenerationChunk, GenerationRequest, GenerationResult
+from llmctl.server.request_log import RequestRecord
+from llmctl.types import GenerationChunk, GenerationRequest, GenerationResult, Message
 
 T = TypeVar("T")
 
+DROPPED_MESSAGES_HEADER = "x-llmctl-dropped-messages"
+"""Response header with the number of messages that `--overflow truncate-oldest` dropped."""
+
 
 class ServedModel:
-    """One engine behind a server. Used in the event loop alone."""
+    """One engine behind a server. Used in the event loop only."""
 
-    def __init__(self, engine: BaseEngine, options: ServeConfig) -> None:
+    def __init__(self, engine: BaseEngine, config: ServeConfig) -> None:
         self.engine = engine
-        self.options = options
-        self._started = int(time.time())
+        self.config = config
+        self.created = int(time.time())
+        """Unix time in seconds since which the model is served."""
         self._in_flight = 0
 
-    def models(self) -> dict[str, str | None]:
-        """Return every name a request may use, and the adapter it stands for."""
-        bases = (self.engine.info().model_id, *self.options.served_names)
+    def names(self) -> dict[str, str | None]:
+        """Return every model name a request may use, with its adapter (`None`: the base model)."""
+        bases = (self.engine.info().model_id, *self.config.served_names)
         names: dict[str, str | None] = dict.fromkeys(bases)
         for adapter in self.engine.adapters:
             names |= {f"{base}:{adapter}": adapter for base in bases}
         return names
 
-    def adapter_of(self, name: str) -> str | None:
-        """Return the adapter that a model's name stands for, `None` for the model itself.
+    def resolve_adapter(self, name: str) -> str | None:
+        """Return the adapter that a model name stands for, `None` for the base model.
 
         Raises:
-            ModelNotFoundError: nothing of that name is served here.
+            ModelNotFoundError: no model of that name is served.
         """
-        served = self.models()
+        served = self.names()
         if name not in served:
             raise ModelNotFoundError(
                 f"The model `{name}` does not exist or you do not have access to it.",
@@ -49,40 +55,34 @@ class ServedModel:
             )
         return served[name]
 
-    def describe(self, name: str) -> Model:
-        """Describe a served model, as `adapter_folder` finds it."""
-        self.adapter_of(name)
-        context = self.engine.info().context_length
-        return Model(id=name, created=self._started, max_model_len=context)
-
     @property
-    def _limit(self) -> int:
-        return self.engine.state().max_rows + self.options.max_queue
+    def _max_in_flight(self) -> int:
+        return self.engine.state().max_rows + self.config.max_queue
 
-    def check_count(self, prompts: int) -> None:
-        """Refuse what could never be admitted, however often it is tried.
+    def check_prompt_count(self, prompts: int) -> None:
+        """Refuse a request with more prompts than can ever be in flight.
 
         Raises:
-            RequestError: so many prompts cannot be in flight.
+            RequestError: the limit is lower than `prompts`.
         """
-        if prompts > self._limit:
+        if prompts > self._max_in_flight:
             raise RequestError(
-                f"{prompts} prompts are more than the {self._limit} that this server answers or "
-                "lets wait",
-                hint=f"send {self._limit} at a time, or raise --max-queue",
+                f"{prompts} prompts are more than the {self._max_in_flight} that this server "
+                "answers or queues at the same time",
+                hint=f"send {self._max_in_flight} at a time, or raise --max-queue",
                 param="prompt",
             )
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Count a request among those in flight.
+    def admission(self) -> Iterator[None]:
+        """Count a request as in flight for as long as the context lasts.
 
         Raises:
-            EngineBusyError: as many wait as may.
+            EngineBusyError: the queue is full.
         """
-        if self._in_flight >= self._limit:
+        if self._in_flight >= self._max_in_flight:
             raise EngineBusyError(
-                f"{self._in_flight} requests are being answered or wait already; try again soon"
+                f"{self._in_flight} requests are already running or queued; try again soon"
             )
         self._in_flight += 1
         try:
@@ -90,49 +90,93 @@ class ServedModel:
         finally:
             self._in_flight -= 1
 
-    async def read(self, submit: Callable[[], Future[T]]) -> T:
-        """Have texts scored or embedded; see `admitted` and `await_result`."""
-        with self.admitted():
-            return await await_result(submit, self.options.request_timeout_s)
+    async def fit_context(
+        self, request: GenerationRequest
+    ) -> tuple[GenerationRequest, dict[str, str]]:
+        """Drop the oldest turns of a conversation that is longer than the context.
 
-    async def chunks(
+        Only with `--overflow truncate-oldest`, and only as many turns as necessary. Leading
+        instructions and everything from the last question on are kept; the engine refuses a
+        conversation that is too long even then.
+
+        Returns:
+            The request, and a response header with the number of dropped messages, if any.
+        """
+        starts = _possible_starts(request.messages)
+        if self.config.overflow != "truncate-oldest" or not starts:
+            return request, {}
+        first = starts[0]
+        budget = prompt_budget(self.engine.info().context_length, request.sampling.max_new_tokens)
+
+        def without(start: int) -> GenerationRequest:
+            return replace(request, messages=request.messages[:first] + request.messages[start:])
+
+        def count(start: int) -> int:
+            return self.engine.count_prompt(without(start))
+
+        fitting = await asyncio.to_thread(first_fitting, starts, count, budget)
+        start = starts[-1] if fitting is None else fitting
+        if start == first:
+            return request, {}
+        return without(start), {DROPPED_MESSAGES_HEADER: str(start - first)}
+
+    async def await_result(self, submit: Callable[[], Future[T]]) -> T:
+        """Return the result of scoring or embedding; see `async_bridge.await_result`.
+
+        Raises:
+            EngineBusyError: the queue is full.
+        """
+        with self.admission():
+            return await await_result(submit, self.config.request_timeout_s)
+
+    async def stream(
         self,
         request: GenerationRequest,
         record: RequestRecord,
-        accepted: Callable[[], None] = ignore_accepted,
+        on_accepted: Callable[[], None] = ignore_accepted,
     ) -> AsyncGenerator[GenerationChunk, None]:
-        """Answer a request, noting in its record how that went; see `stream_chunks`.
+        """Yield the chunks of a reply and fill the record; see `async_bridge.stream_chunks`.
 
         Raises:
-            EngineBusyError: as many wait as may.
+            EngineBusyError: the queue is full.
         """
-        with self.admitted():
-            pieces: list[str] | None = None
-            if self.options.log_content:
-                record.prompt, pieces = _content(request), []
-            chunks = stream_chunks(self.engine, request, self.options.request_timeout_s, accepted)
+        with self.admission():
+            answer: list[str] | None = None
+            if self.config.log_content:
+                record.prompt, answer = _prompt_content(request), []
+            chunks = stream_chunks(self.engine, request, self.config.request_timeout_s, on_accepted)
             try:
                 async with aclosing(chunks):
                     async for chunk in chunks:
-                        record.piece()
+                        record.record_chunk()
                         record.usage = chunk.usage
-                        if pieces is not None:
-                            pieces.append(chunk.text)
+                        if answer is not None:
+                            answer.append(chunk.text)
                         yield chunk
             finally:
-                if pieces is not None:
-                    record.answer = "".join(pieces)
+                if answer is not None:
+                    record.answer = "".join(answer)
 
-    async def reply(self, request: GenerationRequest, record: RequestRecord) -> GenerationResult:
-        """Answer a request in one piece; see `chunks`."""
-        folded = ResultAccumulator()
-        async with aclosing(self.chunks(request, record)) as chunks:
+    async def generate(self, request: GenerationRequest, record: RequestRecord) -> GenerationResult:
+        """Return the complete reply; see `stream`."""
+        accumulator = ResultAccumulator()
+        async with aclosing(self.stream(request, record)) as chunks:
             async for chunk in chunks:
-                folded.add(chunk)
-        return folded.result()
+                accumulator.add(chunk)
+        return accumulator.result()
 
 
-def _content(request: GenerationRequest) -> object:
+def _prompt_content(request: GenerationRequest) -> object:
     if request.prompt is not None:
         return request.prompt
     return [{"role": m.role, "content": m.content} for m in request.messages]
+
+
+def _possible_starts(messages: tuple[Message, ...]) -> list[int]:
+    """Return the indices at which a truncated conversation can begin: its first turn, and every
+    question after it."""
+    instructions = ("system", "developer")
+    first = next((i for i, m in enumerate(messages) if m.role not in instructions), None)
+    if first is None:
+        return []
+    return [first, *(i for i, m in enumerate(messages) if i > first and m.role == "user")]

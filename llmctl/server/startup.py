@@ -1,4 +1,4 @@
-"""What does the server answer while its model is being loaded? That it is."""
+"""Answers to requests that arrive while the model is being loaded."""
 
 import socket
 import threading
@@ -15,17 +15,18 @@ from llmctl.server.middleware.request_context import RequestContextMiddleware
 from llmctl.server.run import Server
 
 RETRY_AFTER_S = 5
-"""When to ask again whether the model is loaded."""
+"""`Retry-After` of a request that arrives before the model is loaded."""
 
 SHUTDOWN_WAIT_S = 1.0
-"""How long the loaded model waits for who has sent half a request."""
+"""Longest wait for connections with an incomplete request when the model is loaded."""
 
 
 @contextmanager
 def answer_while_loading(sock: socket.socket, options: ServeConfig) -> Iterator[None]:
-    """Answer on a listening socket from a thread; who comes later is left to the socket's owner.
+    """Answer requests on a listening socket from a thread for as long as the context lasts.
 
-    The caller's own thread loads, so that errors and Ctrl-C come to it.
+    Connections made later wait for the owner of the socket. The caller loads the model in its own
+    thread, so that errors and Ctrl-C reach it.
     """
     server = Server(
         RequestContextMiddleware(_answer),
@@ -46,15 +47,15 @@ def answer_while_loading(sock: socket.socket, options: ServeConfig) -> Iterator[
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
-    # A body that is not read would reset the connection, and the client see no answer.
+    # An unread body would reset the connection, and the client would not see the response.
     while (await receive()).get("more_body"):
         pass
-    # The next request is to find whoever listens then.
+    # The next request must reach the loaded server, not this one.
     headers = {"connection": "close"}
     if scope["path"] == "/health":
         await JSONResponse({"status": "loading"}, headers=headers)(scope, receive, send)
         return
-    error = EngineStoppedError("the model is being loaded", hint="try again in a while")
+    error = EngineStoppedError("the model is being loaded", hint="try again later")
     headers |= {"retry-after": str(RETRY_AFTER_S)}
     response = error_response(error.http_status, error_body(error), headers)
     await response(scope, receive, send)

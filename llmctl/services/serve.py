@@ -14,7 +14,7 @@ from llmctl.errors import ConfigError, LlmctlError
 from llmctl.monitor import open_tracker, tracked
 from llmctl.monitor.serving_monitor import ServingMonitor
 from llmctl.server.app import create_app
-from llmctl.server.request_record import RequestObserver, RequestRecord
+from llmctl.server.request_log import RequestObserver, RequestRecord
 from llmctl.server.run import bind, run, socket_url
 from llmctl.server.startup import answer_while_loading
 from llmctl.types import (
@@ -151,7 +151,7 @@ class _Traced:
         self._monitor.record(
             RequestTrace(
                 record.request_id,
-                started=record.at,
+                started=record.started,
                 duration_s=record.duration_s,
                 ttft_s=record.first_token_s,
                 prompt_tokens=0 if usage is None else usage.prompt_tokens,

@@ -38,7 +38,7 @@ def run(script: str, url: str) -> str:
     return done.stdout
 
 
-def test_the_openai_client_asks_streams_fills_forms_and_calls_tools(url: str) -> None:
+def test_openai_client_example(url: str) -> None:
     printed = run("openai_client.py", url)
     assert "tokens in" in printed
     assert "'country': " in printed
@@ -46,7 +46,7 @@ def test_the_openai_client_asks_streams_fills_forms_and_calls_tools(url: str) ->
     assert len([line for line in printed.splitlines() if line.startswith("- ")]) == 3
 
 
-def test_langchain_invokes_streams_batches_and_calls(url: str) -> None:
+def test_langchain_example(url: str) -> None:
     pytest.importorskip("langchain_openai")
     printed = run("langchain_chat.py", url)
     assert printed.count("batch:") == 2

@@ -42,7 +42,7 @@ def soon(api: BotAPI, chat: int, *texts: str) -> None:
     assert wait_until(lambda: api.texts(chat) == list(texts), within_s=20), api.texts(chat)
 
 
-def test_people_are_answered_each_in_their_own_conversation() -> None:
+def test_each_chat_is_its_own_conversation() -> None:
     engine = FakeEngine(("Hel", "lo"))
     with running_server(engine) as url, bot_api() as api, bot(api, url):
         api.say(7, "Hi")
@@ -62,7 +62,7 @@ def test_people_are_answered_each_in_their_own_conversation() -> None:
     assert said[3] == [kind, ("user", "Who am I?")]
 
 
-def test_an_answer_is_shown_as_it_grows_and_stops_when_told() -> None:
+def test_an_answer_is_shown_while_generated_and_can_be_stopped() -> None:
     engine = FakeEngine(("Begun", " and ended"), hold=threading.Event())
     with running_server(engine) as url, bot_api() as api, bot(api, url):
         api.say(7, "Hi")
@@ -77,7 +77,7 @@ def test_an_answer_is_shown_as_it_grows_and_stops_when_told() -> None:
     assert [m.content for m in engine.requests[1].messages][1:] == ["Hi", "Begun", "Go on"]
 
 
-def test_edits_keep_to_telegrams_limits() -> None:
+def test_edits_respect_telegrams_limits() -> None:
     engine = FakeEngine(tuple(f"word{i} " * 40 for i in range(60)))
     with running_server(engine) as url, bot_api() as api, bot(api, url):
         api.limit_next_edits = 1
@@ -88,7 +88,7 @@ def test_edits_keep_to_telegrams_limits() -> None:
     assert len(api.texts(7)) > 1
 
 
-def test_a_server_that_restarts_is_waited_for() -> None:
+def test_a_restarting_server_is_retried() -> None:
     first = FakeEngine(("One",))
     sock = bind("127.0.0.1", 0)
     port = sock.getsockname()[1]

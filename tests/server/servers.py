@@ -1,4 +1,4 @@
-"""Two ways to reach a server in tests: the bare app, and a real one on a free port."""
+"""Test servers: the bare application, and a real server on a free port."""
 
 import asyncio
 import json
@@ -14,6 +14,7 @@ import httpx
 from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine
 from llmctl.server.app import create_app
+from llmctl.server.middleware.limits import BODY_TIMEOUT_S, HEADERS_TIMEOUT_S
 from llmctl.server.run import Server, bind, socket_url
 from tests.fakes import FakeEngine
 
@@ -32,7 +33,7 @@ def send_request(engine: BaseEngine, method: str, path: str, **options: Any) -> 
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, **options)
 
     return asyncio.run(send())
@@ -51,7 +52,7 @@ def error_body(response: httpx.Response) -> dict[str, Any]:
 
 
 def sse_events(response: httpx.Response) -> list[Any]:
-    """Read a stream as a careless client does: line by line, wherever `splitlines` sees one."""
+    """Return the events of a stream, split with `str.splitlines` as many clients do."""
     lines = [line for line in response.text.splitlines() if line]
     assert all(line.startswith("data: ") for line in lines)
     data = [line.removeprefix("data: ") for line in lines]
@@ -59,11 +60,18 @@ def sse_events(response: httpx.Response) -> list[Any]:
 
 
 @contextmanager
-def running_server(engine: BaseEngine, **options: Any) -> Iterator[str]:
+def running_server(
+    engine: BaseEngine,
+    *,
+    body_timeout_s: float = BODY_TIMEOUT_S,
+    headers_timeout_s: float = HEADERS_TIMEOUT_S,
+    **options: Any,
+) -> Iterator[str]:
     """Run a real server in a thread; yield its URL."""
     sock = bind("127.0.0.1", 0)
-    app = create_app(engine, ServeConfig(**{"log_requests": False} | options))
-    server = Server(app, on_deadline=engine.close, drain_s=2)
+    config = ServeConfig(**{"log_requests": False} | options)
+    app = create_app(engine, config, body_timeout_s=body_timeout_s)
+    server = Server(app, on_deadline=engine.close, drain_s=2, headers_timeout_s=headers_timeout_s)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     try:

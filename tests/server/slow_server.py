@@ -1,4 +1,4 @@
-"""Runs `serve` with an engine that needs a while per reply: a process to send signals to.
+"""Process that runs `serve` with a slow fake engine, to receive signals.
 
 Usage: python -m tests.server.slow_server SECONDS_PER_REPLY DRAIN_SECONDS
 """

@@ -1,4 +1,4 @@
-"""Does a client that leaves stop the work it asked for?"""
+"""Cancellation of requests whose client disconnects."""
 
 import socket
 import threading
@@ -14,8 +14,8 @@ from tests.fakes import FakeEngine
 from tests.server.servers import CHAT, chat_body, running_server, wait_until
 
 
-class SlowToSubmit(FakeEngine):
-    """Takes until `go` to look at a prompt."""
+class SlowSubmitEngine(FakeEngine):
+    """Does not return from `submit` until `go` is set."""
 
     def __init__(self) -> None:
         super().__init__(hold=threading.Event())
@@ -40,7 +40,7 @@ def url(engine: FakeEngine) -> Iterator[str]:
 
 
 def send_request(url: str, *, stream: bool) -> socket.socket:
-    """Send a whole request and return the connection its reply will come on."""
+    """Send a whole request and return its connection."""
     parts = urlsplit(url)
     body = httpx.Request("POST", url + CHAT, json=chat_body(stream=stream))
     head = "".join(f"{name}: {value}\r\n" for name, value in body.headers.items())
@@ -50,7 +50,7 @@ def send_request(url: str, *, stream: bool) -> socket.socket:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_hanging_up_cancels_the_request(engine: FakeEngine, url: str, stream: bool) -> None:
+def test_a_disconnect_cancels_the_request(engine: FakeEngine, url: str, stream: bool) -> None:
     connection = send_request(url, stream=stream)
     assert wait_until(lambda: bool(engine.streams))
     if stream:
@@ -63,19 +63,19 @@ def test_hanging_up_cancels_the_request(engine: FakeEngine, url: str, stream: bo
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_hanging_up_before_the_request_is_submitted_cancels_it_too(stream: bool) -> None:
-    engine = SlowToSubmit()
+def test_a_disconnect_during_submission_cancels_the_request(stream: bool) -> None:
+    engine = SlowSubmitEngine()
     with running_server(engine) as url:
         connection = send_request(url, stream=stream)
         assert engine.submitting.wait(5)
         connection.close()
-        # A second request shows that the server has seen the first one go.
+        # The answer to a second request shows that the server has seen the disconnect.
         assert httpx.get(f"{url}/health").status_code == 200
         engine.go.set()
         assert wait_until(lambda: bool(engine.streams) and engine.streams[0].cancelled)
 
 
-def test_a_client_that_stays_is_not_cancelled(engine: FakeEngine, url: str) -> None:
+def test_a_connected_client_is_not_cancelled(engine: FakeEngine, url: str) -> None:
     connection = send_request(url, stream=True)
     assert wait_until(lambda: bool(engine.streams))
     assert engine.hold is not None

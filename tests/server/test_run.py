@@ -1,4 +1,4 @@
-"""Does the server take its port, and end in order?"""
+"""Listening, loading, and shutdown of the server process."""
 
 import errno
 import signal
@@ -44,7 +44,7 @@ class Process:
     popen: subprocess.Popen[str]
 
     def end(self) -> tuple[str, str, float]:
-        """Wait for the end; return stdout, stderr and how long it took in seconds."""
+        """Wait for the end; return stdout, stderr and the seconds waited."""
         before = time.monotonic()
         out, err = self.popen.communicate(timeout=10)
         return out, err, time.monotonic() - before
@@ -76,7 +76,7 @@ def refuses_connections(url: str) -> bool:
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_a_running_stream_finish_and_then_ends(sig: signal.Signals) -> None:
+def test_a_signal_lets_a_running_stream_finish(sig: signal.Signals) -> None:
     with slow_server(seconds_per_reply=1, drain_s=10) as server:
         with httpx.stream("POST", server.url + CHAT, json=chat_body(stream=True)) as response:
             lines = response.iter_lines()
@@ -93,7 +93,7 @@ def test_a_signal_lets_a_running_stream_finish_and_then_ends(sig: signal.Signals
         assert took_s < 2
 
 
-def test_replies_still_running_at_the_deadline_are_told() -> None:
+def test_replies_still_running_at_the_deadline_get_an_error() -> None:
     with slow_server(seconds_per_reply=60, drain_s=0.2) as server:
         url = server.url + CHAT
         with httpx.stream("POST", url, json=chat_body(stream=True)) as response:
@@ -109,7 +109,7 @@ def test_replies_still_running_at_the_deadline_are_told() -> None:
         assert took_s < 2
 
 
-def test_a_second_ctrl_c_ends_at_once() -> None:
+def test_a_second_sigint_ends_immediately() -> None:
     with slow_server(seconds_per_reply=60, drain_s=60) as server:
         with httpx.stream("POST", server.url + CHAT, json=chat_body(stream=True)) as response:
             lines = response.iter_lines()
@@ -125,12 +125,12 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
         assert took_s < 2
 
 
-def test_port_0_takes_a_free_port() -> None:
+def test_port_0_selects_a_free_port() -> None:
     with closing(bind("127.0.0.1", 0)) as sock:
         assert socket_url(sock) == f"http://127.0.0.1:{sock.getsockname()[1]}"
 
 
-def test_a_taken_port_is_named_with_a_way_out() -> None:
+def test_the_error_of_a_used_port_suggests_another() -> None:
     with closing(bind("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port} on 127.0.0.1 is in use") as error:
@@ -138,25 +138,25 @@ def test_a_taken_port_is_named_with_a_way_out() -> None:
         assert f"--port {port + 1}" in error.value.hint
 
 
-def test_a_taken_port_is_found_before_the_model_is_looked_at() -> None:
+def test_the_port_is_checked_before_the_model() -> None:
     with closing(bind("127.0.0.1", 0)) as sock:
         options = ServeConfig(port=sock.getsockname()[1])
         with pytest.raises(ConfigError, match="in use"):
-            serve(ModelSpec("/no/such/model"), options, lambda *_: pytest.fail("was ready"))
+            serve(ModelSpec("/no/such/model"), options, lambda *_: pytest.fail("became ready"))
 
 
 class LoadingEngine(FakeEngine):
-    """Asks its own server while it loads, and does not come to an end of it."""
+    """Sends requests to its own server during `load`, which then fails."""
 
     url = ""
     error: BaseException = ModelLoadError("its files are broken")
-    heard: ClassVar[list[httpx.Response]] = []
+    responses: ClassVar[list[httpx.Response]] = []
 
     def __init__(self, _: ModelSpec) -> None:
         super().__init__()
 
     def load(self, _: ProgressCallback = ignore_progress) -> None:
-        self.heard[:] = [
+        self.responses[:] = [
             httpx.get(f"{self.url}/health"),
             httpx.get(f"{self.url}/ready"),
             httpx.post(self.url + CHAT, json=chat_body(user="x" * 500_000)),
@@ -165,7 +165,7 @@ class LoadingEngine(FakeEngine):
 
 
 @pytest.mark.parametrize("error", [ModelLoadError("its files are broken"), KeyboardInterrupt()])
-def test_who_comes_while_the_model_loads_is_told_so(
+def test_requests_during_loading_are_503_with_retry_after(
     error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(bind("127.0.0.1", 0)) as sock:
@@ -174,8 +174,10 @@ def test_who_comes_while_the_model_loads_is_told_so(
     monkeypatch.setattr(LoadingEngine, "url", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(LoadingEngine, "error", error)
     with pytest.raises(type(error)):
-        serve(ModelSpec("fake-model"), ServeConfig(port=port), lambda *_: pytest.fail("was ready"))
-    health, ready, chat = LoadingEngine.heard
+        serve(
+            ModelSpec("fake-model"), ServeConfig(port=port), lambda *_: pytest.fail("became ready")
+        )
+    health, ready, chat = LoadingEngine.responses
     assert (health.status_code, health.json()) == (200, {"status": "loading"})
     for reply in (ready, chat):
         assert reply.status_code == 503
@@ -184,7 +186,7 @@ def test_who_comes_while_the_model_loads_is_told_so(
     assert refuses_connections(LoadingEngine.url)
 
 
-def test_the_loaded_model_answers_next_whoever_is_half_way_through_a_request() -> None:
+def test_incomplete_requests_do_not_delay_the_loaded_server() -> None:
     with closing(bind("127.0.0.1", 0)) as sock:
         with (
             socket.create_connection(sock.getsockname()) as idle,
@@ -205,7 +207,7 @@ def test_the_loaded_model_answers_next_whoever_is_half_way_through_a_request() -
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "x" * 300, "192.0.2.1"])
-def test_a_host_that_is_not_this_machine_is_refused(host: str) -> None:
+def test_a_host_of_another_machine_is_refused(host: str) -> None:
     with pytest.raises(ConfigError, match="not an address of this machine"):
         bind(host, 0)
 
@@ -228,7 +230,7 @@ def test_a_privileged_port_is_refused() -> None:
         bind("127.0.0.1", 81)
 
 
-def test_localhost_is_the_ipv4_address_most_clients_try() -> None:
+def test_localhost_binds_ipv4() -> None:
     with closing(bind("localhost", 0)) as sock:
         assert sock.family == socket.AF_INET
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: a person chats, stops, sees markdown, and no text becomes HTML."""
+"""The web page in a real browser: chat, settings, stopping, markdown and API key."""
 
 import shutil
 import threading
@@ -16,7 +16,8 @@ webdriver = pytest.importorskip("selenium.webdriver")
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
-    BROWSER is None or shutil.which("chromedriver") is None, reason="there is no Chromium"
+    BROWSER is None or shutil.which("chromedriver") is None,
+    reason="needs Chromium and chromedriver",
 )
 
 
@@ -36,12 +37,12 @@ def find(browser: Any, selector: str) -> Any:
     return browser.find_element("css selector", selector)
 
 
-def opened(browser: Any, url: str) -> None:
+def open_page(browser: Any, url: str) -> None:
     browser.get(url)
     assert wait_until(lambda: find(browser, "#model").get_property("value") == "fake-model")
 
 
-def ask(browser: Any, text: str) -> None:
+def send(browser: Any, text: str) -> None:
     find(browser, "#text").send_keys(text + "\n")
 
 
@@ -53,17 +54,17 @@ def idle(browser: Any) -> bool:
     return bool(find(browser, "#send").text == "Send")
 
 
-def test_a_person_chats_and_the_next_turn_brings_the_first_along(browser: Any) -> None:
+def test_the_second_request_includes_the_first_turn(browser: Any) -> None:
     engine = FakeEngine(("**Hel", "lo** `x`", "\n\n```py\nif a < b: pass\n```\n- one\n- two"))
     with running_server(engine) as url:
-        opened(browser, url)
-        ask(browser, "Hi")
+        open_page(browser, url)
+        send(browser, "Hi")
         assert wait_until(lambda: "tokens" in find(browser, "main").text)
         reply = last_reply(browser)
         assert reply.find_element("css selector", "strong").text == "Hello"
         assert reply.find_element("css selector", "pre").text == "if a < b: pass"
         assert len(reply.find_elements("css selector", "li")) == 2
-        ask(browser, "And?")
+        send(browser, "And?")
         assert wait_until(lambda: len(engine.requests) == 2)
         assert wait_until(lambda: idle(browser))
     assert [m.role for m in engine.requests[1].messages] == ["user", "assistant", "user"]
@@ -74,12 +75,12 @@ def test_a_person_chats_and_the_next_turn_brings_the_first_along(browser: Any) -
 def test_settings_reach_the_engine(browser: Any) -> None:
     engine = FakeEngine()
     with running_server(engine) as url:
-        opened(browser, url)
+        open_page(browser, url)
         find(browser, "#toggle").click()
         find(browser, "#system").send_keys("Be brief.")
         find(browser, "#temperature").send_keys("0.3")
         find(browser, "#max_tokens").send_keys("9")
-        ask(browser, "Hi")
+        send(browser, "Hi")
         assert wait_until(lambda: len(engine.requests) == 1)
     request = engine.requests[0]
     assert (request.messages[0].role, request.messages[0].content) == ("system", "Be brief.")
@@ -87,11 +88,11 @@ def test_settings_reach_the_engine(browser: Any) -> None:
     assert request.sampling.top_p is None
 
 
-def test_stop_keeps_what_came_and_frees_the_row(browser: Any) -> None:
+def test_stop_keeps_the_partial_reply_and_cancels_the_request(browser: Any) -> None:
     engine = FakeEngine(("Begun", " never"), hold=threading.Event())
     with running_server(engine) as url:
-        opened(browser, url)
-        ask(browser, "Hi")
+        open_page(browser, url)
+        send(browser, "Hi")
         assert wait_until(lambda: "Begun" in find(browser, "main").text)
         find(browser, "#send").click()
         assert wait_until(lambda: "stopped" in find(browser, "main").text)
@@ -99,13 +100,13 @@ def test_stop_keeps_what_came_and_frees_the_row(browser: Any) -> None:
         assert wait_until(lambda: engine.in_flight == 0)
 
 
-def test_what_a_model_writes_is_never_html(browser: Any) -> None:
+def test_generated_text_is_never_html(browser: Any) -> None:
     attack = '<img src=x onerror="document.title=1"> <script>document.title=2</script>'
     link = "[x](javascript:alert(1)) [y](https://a.example/?q=<b>)"
     with running_server(FakeEngine((attack, link))) as url:
-        opened(browser, url)
+        open_page(browser, url)
         title = browser.title
-        ask(browser, attack)
+        send(browser, attack)
         assert wait_until(lambda: "javascript" in find(browser, "main").text)
         assert browser.find_elements("css selector", ".turn img, .turn script") == []
         links = browser.find_elements("css selector", ".turn a")
@@ -113,16 +114,16 @@ def test_what_a_model_writes_is_never_html(browser: Any) -> None:
         assert browser.title == title
 
 
-def test_reasoning_is_folded_away(browser: Any) -> None:
+def test_reasoning_is_in_a_closed_details_element(browser: Any) -> None:
     with running_server(FakeEngine((ResponseDelta(reasoning="Hm."), "Yes."))) as url:
-        opened(browser, url)
-        ask(browser, "Hi")
+        open_page(browser, url)
+        send(browser, "Hi")
         assert wait_until(lambda: "tokens" in find(browser, "main").text)
         assert find(browser, "details summary").text == "Reasoning"
         assert find(browser, "details").get_attribute("open") is None
 
 
-def test_a_person_is_asked_for_the_key(browser: Any) -> None:
+def test_the_page_asks_for_a_missing_key(browser: Any) -> None:
     with running_server(FakeEngine(), api_keys=("secret",)) as url:
         browser.get(url)
         assert wait_until(lambda: "API key" in find(browser, "main .error").text)
@@ -132,7 +133,7 @@ def test_a_person_is_asked_for_the_key(browser: Any) -> None:
         key.clear()
 
 
-def test_the_page_needs_nothing_from_elsewhere() -> None:
+def test_the_page_loads_no_external_resource() -> None:
     with running_server(FakeEngine()) as url:
         page = httpx.get(url)
     assert page.headers["content-type"].startswith("text/html")

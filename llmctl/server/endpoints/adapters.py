@@ -1,4 +1,4 @@
-"""How do adapters come and go while the server runs? By name, from one folder."""
+"""`/v1/adapters`: list, load and unload the LoRA adapters of one folder by name."""
 
 import asyncio
 from pathlib import Path
@@ -8,27 +8,27 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from llmctl.errors import ModelNotFoundError, UnsupportedError
-from llmctl.server.schemas.chat import StrictModel
+from llmctl.server.schemas.base import StrictModel
 from llmctl.server.served_model import ServedModel
 
 
 class AdapterRequest(StrictModel):
     name: str
-    """Of a folder within the server's `--adapter-dir`."""
+    """Name of a folder in the server's `--adapter-dir`."""
 
 
 class Adapter(BaseModel):
     object: Literal["adapter"] = "adapter"
     name: str
     models: list[str]
-    """What a request writes as its model."""
+    """Model names that select the adapter in a request."""
 
 
 class AdapterList(BaseModel):
     object: Literal["list"] = "list"
     data: list[Adapter]
     available: list[str]
-    """What could be loaded."""
+    """Names that can be loaded."""
 
 
 class AdapterDeleted(BaseModel):
@@ -37,34 +37,33 @@ class AdapterDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-def add_adapter_routes(router: APIRouter, serving: ServedModel) -> None:
-    """Add what loads, lists and unloads adapters."""
-    engine, home = serving.engine, serving.options.adapter_dir
-    loading = asyncio.Lock()
+def add_adapter_routes(router: APIRouter, served: ServedModel) -> None:
+    """Add the routes."""
+    engine, adapter_dir = served.engine, served.config.adapter_dir
+    load_lock = asyncio.Lock()
 
-    def described(name: str) -> Adapter:
-        return Adapter(
-            name=name, models=[m for m, adapter in serving.models().items() if adapter == name]
-        )
+    def loaded_adapter(name: str) -> Adapter:
+        models = [model for model, adapter in served.names().items() if adapter == name]
+        return Adapter(name=name, models=models)
 
     def available() -> dict[str, Path]:
-        # A request's name is only ever compared with these, never made into a path.
-        if home is None:
+        # A name from a request is only compared with these, never made into a path.
+        if adapter_dir is None:
             return {}
-        found = sorted(Path(home).glob("*/adapter_config.json"))
-        return {file.parent.name: file.parent for file in found}
+        files = sorted(Path(adapter_dir).glob("*/adapter_config.json"))
+        return {file.parent.name: file.parent for file in files}
 
     @router.get("/v1/adapters")
     async def list_adapters() -> AdapterList:
-        names = [described(name) for name in engine.adapters]
-        return AdapterList(data=names, available=list(await asyncio.to_thread(available)))
+        data = [loaded_adapter(name) for name in engine.adapters]
+        return AdapterList(data=data, available=list(await asyncio.to_thread(available)))
 
     @router.post("/v1/adapters")
     async def load_adapter(body: AdapterRequest) -> Adapter:
-        """Load an adapter; requests can name it once this is answered."""
-        if home is None:
+        """Load an adapter. Requests can name it after this response."""
+        if adapter_dir is None:
             raise UnsupportedError(
-                "this server loads no adapters while it runs",
+                "this server does not load adapters at run time",
                 hint="start it with --adapter-dir FOLDER",
                 param="name",
             )
@@ -72,16 +71,16 @@ def add_adapter_routes(router: APIRouter, serving: ServedModel) -> None:
         if body.name not in folders:
             raise ModelNotFoundError(
                 f"The adapter {body.name!r} does not exist.",
-                hint=f"there are: {', '.join(folders) or 'none'}",
+                hint=f"available: {', '.join(folders) or 'none'}",
             )
-        # One at a time: a load holds a thread until the engine's next step.
-        async with loading:
+        # One at a time: a load occupies a thread until the engine's next step.
+        async with load_lock:
             await asyncio.to_thread(engine.load_adapter, body.name, str(folders[body.name]))
-        return described(body.name)
+        return loaded_adapter(body.name)
 
     @router.delete("/v1/adapters/{name}")
     async def unload_adapter(name: str) -> AdapterDeleted:
-        """Take an adapter away; replies under it are still written to their end."""
+        """Unload an adapter once the replies that use it have ended."""
         if name not in engine.adapters:
             raise ModelNotFoundError(f"The adapter {name!r} is not loaded.")
         await asyncio.wrap_future(engine.begin_unload_adapter(name))

@@ -1,4 +1,4 @@
-"""How are raw prompts completed, echoed and scored? `/v1/completions`, on the engine's terms."""
+"""`/v1/completions`, `/tokenize` and `/detokenize`."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -6,22 +6,31 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
-from llmctl.errors import RequestError
-from llmctl.server.convert import ResponseMetadata, sampling_params, usage
-from llmctl.server.endpoints.completion_logprobs import (
+from fastapi import APIRouter, Request, Response
+
+from llmctl.server.async_bridge import cancel_on_disconnect
+from llmctl.server.convert.base import ResponseMetadata, includes_usage
+from llmctl.server.convert.completions import (
     EchoedPrompt,
     TextOffsets,
+    add_usage,
+    completion,
+    completion_choice,
+    completion_generation_requests,
     completion_logprobs,
 )
-from llmctl.server.request_record import RequestRecord
+from llmctl.server.request_log import RequestRecord
 from llmctl.server.schemas.completions import (
     Completion,
     CompletionChoice,
     CompletionRequest,
-    split_prompts,
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
 )
 from llmctl.server.served_model import ServedModel
-from llmctl.server.sse import DONE, format_event
+from llmctl.server.sse import DONE, STREAM_RESPONSES, EventStream, format_event
 from llmctl.types import (
     Choice,
     GenerationChunk,
@@ -31,224 +40,209 @@ from llmctl.types import (
     Usage,
 )
 
-DEFAULT_MAX_TOKENS = 16
-"""OpenAI's, which clients rely on; a raw prompt has no natural end."""
+_NO_USAGE = Usage(0, 0)
 
 
-def completion_requests(body: CompletionRequest, adapter: str | None) -> list[GenerationRequest]:
-    """Make a request of each prompt.
+def add_completion_routes(router: APIRouter, served: ServedModel) -> None:
+    """Add the routes of raw text."""
+    engine = served.engine
 
-    Raises:
-        RequestError: fields that do not go together.
-    """
-    if body.best_of not in (None, 1, body.n):
-        raise RequestError(
-            f"best_of is {body.best_of}; this server returns all it generates", param="best_of"
+    @router.post("/v1/completions", response_model=Completion, responses=STREAM_RESPONSES)
+    async def create_completion(body: CompletionRequest, request: Request) -> Completion | Response:
+        record: RequestRecord = request.state.record
+        record.model, record.stream = body.model, body.stream is True
+        generations = completion_generation_requests(body, served.resolve_adapter(body.model))
+        served.check_prompt_count(len(generations))
+        metadata = ResponseMetadata(f"cmpl-{generations[0].request_id}", body.model)
+        run = _CompletionRun(served, body, generations, record)
+        if body.stream:
+            return EventStream(run.events(metadata), record, ping_s=served.config.ping_s)
+        return await cancel_on_disconnect(run.response(metadata), request.receive)
+
+    @router.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> TokenizeResponse:
+        """Return the token ids of a text."""
+        if body.model is not None:
+            served.resolve_adapter(body.model)
+        ids = await asyncio.to_thread(
+            engine.tokenize, body.prompt, add_special_tokens=body.add_special_tokens
         )
-    if body.max_tokens == 0 and not body.echo:
-        raise RequestError("max_tokens is 0, so nothing is asked for", param="max_tokens")
-    if body.stream and body.echo and body.logprobs is not None:
-        raise RequestError("'echo' with 'logprobs' cannot be streamed", param="echo")
-    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else max(body.max_tokens, 1)
-    sampling = sampling_params(body, max_new_tokens=max_tokens, logprobs=body.logprobs)
-    return [
-        GenerationRequest(prompt=prompt, sampling=sampling, adapter=adapter)
-        for prompt in split_prompts(body.prompt)
-    ]
-
-
-async def complete(
-    serving: ServedModel,
-    body: CompletionRequest,
-    requests: Sequence[GenerationRequest],
-    record: RequestRecord,
-    head: ResponseMetadata,
-) -> Completion:
-    """Answer all prompts in one piece, side by side."""
-    tasks = [asyncio.create_task(_one(serving, body, request, record)) for request in requests]
-    try:
-        replies = await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-    choices: list[CompletionChoice] = []
-    counted = Usage(0, 0)
-    for echo, result in replies:
-        counted = _sum(counted, result.usage)
-        for choice in result.choices:
-            choices.append(_choice(len(choices), choice, echo, body.logprobs))
-    record.usage = counted
-    return Completion(
-        id=head.id, created=head.created, model=head.model, choices=choices, usage=usage(counted)
-    )
-
-
-async def _one(
-    serving: ServedModel, body: CompletionRequest, request: GenerationRequest, record: RequestRecord
-) -> tuple[EchoedPrompt, GenerationResult]:
-    echo = await _echo(serving, body, request) if body.echo else EchoedPrompt("")
-    if body.max_tokens == 0:
-        ids = await asyncio.to_thread(serving.engine.tokenize, _given(request))
-        none = tuple(Choice("", "length") for _ in range(body.n or 1))
-        return echo, GenerationResult(none, Usage(len(ids), 0))
-    return echo, await serving.reply(request, record)
-
-
-def _given(request: GenerationRequest) -> str | tuple[int, ...]:
-    assert request.prompt is not None
-    return request.prompt
-
-
-async def _echo(
-    serving: ServedModel, body: CompletionRequest, request: GenerationRequest
-) -> EchoedPrompt:
-    """Write the prompt out; with logprobs, as the model would have expected it."""
-    engine, prompt = serving.engine, _given(request)
-    ids = tuple(await asyncio.to_thread(engine.tokenize, prompt))
-    text = prompt if isinstance(prompt, str) else await asyncio.to_thread(engine.detokenize, ids)
-    if body.logprobs is None:
-        return EchoedPrompt(text)
-    first = await asyncio.to_thread(engine.detokenize, ids[:1])
-    if len(ids) < 2:
-        return EchoedPrompt(text, first)
-    asked = ScoreRequest(ids[:1], (ids[1:],), adapter=request.adapter, logprobs=body.logprobs)
-    ((score,),) = await serving.read(partial(engine.submit_scores, [asked]))
-    return EchoedPrompt(text, first, score.tokens)
-
-
-def _sum(a: Usage, b: Usage) -> Usage:
-    return Usage(
-        a.prompt_tokens + b.prompt_tokens,
-        a.completion_tokens + b.completion_tokens,
-        a.cached_tokens + b.cached_tokens,
-    )
-
-
-def _choice(
-    index: int, choice: Choice, echo: EchoedPrompt, logprobs: int | None
-) -> CompletionChoice:
-    described = None if logprobs is None else echo.logprobs(choice.logprobs, logprobs)
-    return CompletionChoice(
-        index=index,
-        text=echo.text + choice.text,
-        logprobs=described,
-        finish_reason=choice.finish_reason,
-    )
-
-
-async def completion_events(
-    serving: ServedModel,
-    body: CompletionRequest,
-    requests: Sequence[GenerationRequest],
-    record: RequestRecord,
-    head: ResponseMetadata,
-) -> AsyncGenerator[bytes, None]:
-    """Write the replies to all prompts as one stream of `text_completion` events."""
-    include_usage = body.stream_options is not None and body.stream_options.include_usage is True
-    exclude = None if include_usage else {"usage"}
-
-    def event(*choices: CompletionChoice, counted: Usage | None = None) -> bytes:
-        completion = Completion(
-            id=head.id,
-            created=head.created,
-            model=head.model,
-            choices=list(choices),
-            usage=None if counted is None else usage(counted),
+        return TokenizeResponse(
+            tokens=ids, count=len(ids), max_model_len=engine.info().context_length
         )
-        return format_event(completion.model_dump_json(exclude=exclude))
 
-    counted = Usage(0, 0)
-    async with aclosing(_pieces(serving, body, requests, record)) as pieces:
-        async for choice, used in pieces:
-            counted = _sum(counted, used)
-            yield event(choice)
-    record.usage = counted
-    if include_usage:
-        yield event(counted=counted)
-    yield DONE
+    @router.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> DetokenizeResponse:
+        """Return the text of token ids."""
+        if body.model is not None:
+            served.resolve_adapter(body.model)
+        return DetokenizeResponse(prompt=await asyncio.to_thread(engine.detokenize, body.tokens))
 
 
-async def _pieces(
-    serving: ServedModel,
-    body: CompletionRequest,
-    requests: Sequence[GenerationRequest],
-    record: RequestRecord,
-) -> AsyncGenerator[tuple[CompletionChoice, Usage], None]:
-    """Yield what is written of each choice, piece by piece, and what is known of tokens by it."""
-    choices, nothing = body.n or 1, Usage(0, 0)
-    if body.max_tokens == 0:
-        replies = [await _one(serving, body, request, record) for request in requests]
-        for number, (echo, result) in enumerate(replies):
-            for index, choice in enumerate(result.choices):
-                counted = nothing if index else result.usage
-                yield _choice(number * choices + index, choice, echo, None), counted
-        return
-    offsets = [TextOffsets() for _ in range(len(requests) * choices)]
-    async with _accepted(serving, requests, record, choices) as chunks:
-        if body.echo:
-            for number, request in enumerate(requests):
-                echo = await _echo(serving, body, request)
-                for index in range(number * choices, (number + 1) * choices):
-                    yield CompletionChoice(index=index, text=echo.text), nothing
-        async for chunk in chunks:
-            described = None
-            if body.logprobs is not None and chunk.logprobs:
-                described = completion_logprobs(chunk.logprobs, offsets[chunk.index], body.logprobs)
-            piece = CompletionChoice(
-                index=chunk.index,
-                text=chunk.text,
-                logprobs=described,
-                finish_reason=chunk.finish_reason,
-            )
-            yield piece, chunk.usage or nothing
+class _CompletionRun:
+    """Generation for all prompts of one request, concurrently."""
 
+    def __init__(
+        self,
+        served: ServedModel,
+        body: CompletionRequest,
+        generations: Sequence[GenerationRequest],
+        record: RequestRecord,
+    ) -> None:
+        self._served = served
+        self._body = body
+        self._generations = generations
+        self._record = record
+        self._choices_per_prompt = body.n or 1
 
-@asynccontextmanager
-async def _accepted(
-    serving: ServedModel, requests: Sequence[GenerationRequest], record: RequestRecord, choices: int
-) -> AsyncGenerator[AsyncIterator[GenerationChunk], None]:
-    """Submit several requests; give their chunks as they come, the choices numbered through.
-
-    It begins when the engine has accepted all of them: one that is refused ends the whole before
-    anything is said.
-    """
-    arrived: asyncio.Queue[GenerationChunk | Exception | None] = asyncio.Queue()
-
-    async def read(number: int, request: GenerationRequest, accepted: asyncio.Future[None]) -> None:
-        accept = partial(accepted.set_result, None)
+    async def response(self, metadata: ResponseMetadata) -> Completion:
+        """Return the complete response to all prompts."""
+        tasks = [asyncio.create_task(self._complete(g)) for g in self._generations]
         try:
-            async with aclosing(serving.chunks(request, record, accept)) as chunks:
-                async for chunk in chunks:
-                    arrived.put_nowait(replace(chunk, index=number * choices + chunk.index))
-            arrived.put_nowait(None)
-        except Exception as error:
-            if accepted.done():
-                arrived.put_nowait(error)
-            else:
-                accepted.set_exception(error)
+            results = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        choices: list[CompletionChoice] = []
+        usage = _NO_USAGE
+        for echo, result in results:
+            usage = add_usage(usage, result.usage)
+            for choice in result.choices:
+                index = len(choices)
+                choices.append(completion_choice(index, choice, echo, self._body.logprobs))
+        self._record.usage = usage
+        return completion(metadata, choices, usage)
 
-    async def merged() -> AsyncIterator[GenerationChunk]:
-        left = len(requests)
-        while left:
-            item = await arrived.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                left -= 1
-            else:
-                yield item
+    async def events(self, metadata: ResponseMetadata) -> AsyncGenerator[bytes, None]:
+        """Yield the response to all prompts as one stream of `text_completion` events."""
+        include_usage = includes_usage(self._body.stream_options)
+        exclude = None if include_usage else {"usage"}
 
-    acceptances: list[asyncio.Future[None]] = [
-        asyncio.get_running_loop().create_future() for _ in requests
-    ]
-    tasks = [
-        asyncio.create_task(read(number, request, accepted))
-        for number, (request, accepted) in enumerate(zip(requests, acceptances, strict=True))
-    ]
-    try:
-        await asyncio.gather(*acceptances)
-        yield merged()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        def event(*choices: CompletionChoice, usage: Usage | None = None) -> bytes:
+            chunk = completion(metadata, choices, usage)
+            return format_event(chunk.model_dump_json(exclude=exclude))
+
+        total = _NO_USAGE
+        async with aclosing(self._choice_deltas()) as deltas:
+            async for choice, usage in deltas:
+                total = add_usage(total, usage)
+                yield event(choice)
+        self._record.usage = total
+        if include_usage:
+            yield event(usage=total)
+        yield DONE
+
+    async def _complete(
+        self, generation: GenerationRequest
+    ) -> tuple[EchoedPrompt, GenerationResult]:
+        echo = await self._echo(generation) if self._body.echo else EchoedPrompt("")
+        if self._body.max_tokens == 0:
+            ids = await asyncio.to_thread(self._served.engine.tokenize, _prompt(generation))
+            empty = (Choice("", "length"),) * self._choices_per_prompt
+            return echo, GenerationResult(empty, Usage(len(ids), 0))
+        return echo, await self._served.generate(generation, self._record)
+
+    async def _echo(self, generation: GenerationRequest) -> EchoedPrompt:
+        """Return the prompt's text, and its log-probabilities if they are requested."""
+        engine, prompt, logprobs = self._served.engine, _prompt(generation), self._body.logprobs
+        ids = tuple(await asyncio.to_thread(engine.tokenize, prompt))
+        text = prompt
+        if not isinstance(text, str):
+            text = await asyncio.to_thread(engine.detokenize, ids)
+        if logprobs is None:
+            return EchoedPrompt(text)
+        first = await asyncio.to_thread(engine.detokenize, ids[:1])
+        if len(ids) < 2:
+            return EchoedPrompt(text, first)
+        scoring = ScoreRequest(ids[:1], (ids[1:],), adapter=generation.adapter, logprobs=logprobs)
+        submit = partial(engine.submit_scores, [scoring])
+        ((score,),) = await self._served.await_result(submit)
+        return EchoedPrompt(text, first, score.tokens)
+
+    async def _choice_deltas(self) -> AsyncGenerator[tuple[CompletionChoice, Usage], None]:
+        """Yield the new part of a choice, and the usage that is known with it."""
+        per_prompt, top_logprobs = self._choices_per_prompt, self._body.logprobs
+        if self._body.max_tokens == 0:
+            results = [await self._complete(generation) for generation in self._generations]
+            for number, (echo, result) in enumerate(results):
+                for index, choice in enumerate(result.choices):
+                    usage = _NO_USAGE if index else result.usage
+                    yield completion_choice(number * per_prompt + index, choice, echo, None), usage
+            return
+        offsets = [TextOffsets() for _ in range(len(self._generations) * per_prompt)]
+        async with self._accepted_chunks() as chunks:
+            if self._body.echo:
+                for number, generation in enumerate(self._generations):
+                    echo = await self._echo(generation)
+                    for index in range(number * per_prompt, (number + 1) * per_prompt):
+                        yield CompletionChoice(index=index, text=echo.text), _NO_USAGE
+            async for chunk in chunks:
+                logprobs = None
+                if top_logprobs is not None and chunk.logprobs:
+                    offset = offsets[chunk.index]
+                    logprobs = completion_logprobs(chunk.logprobs, offset, top_logprobs)
+                delta = CompletionChoice(
+                    index=chunk.index,
+                    text=chunk.text,
+                    logprobs=logprobs,
+                    finish_reason=chunk.finish_reason,
+                )
+                yield delta, chunk.usage or _NO_USAGE
+
+    @asynccontextmanager
+    async def _accepted_chunks(self) -> AsyncGenerator[AsyncIterator[GenerationChunk], None]:
+        """Submit all requests and yield their merged chunks, with choices numbered throughout.
+
+        The context is entered once the engine has accepted all requests: a refused one fails the
+        response before its status is sent.
+        """
+        queue: asyncio.Queue[GenerationChunk | Exception | None] = asyncio.Queue()
+
+        async def read(
+            number: int, generation: GenerationRequest, accepted: asyncio.Future[None]
+        ) -> None:
+            on_accepted = partial(accepted.set_result, None)
+            stream = self._served.stream(generation, self._record, on_accepted)
+            try:
+                async with aclosing(stream) as chunks:
+                    async for chunk in chunks:
+                        index = number * self._choices_per_prompt + chunk.index
+                        queue.put_nowait(replace(chunk, index=index))
+                queue.put_nowait(None)
+            except Exception as error:
+                if accepted.done():
+                    queue.put_nowait(error)
+                else:
+                    accepted.set_exception(error)
+
+        async def merged() -> AsyncIterator[GenerationChunk]:
+            running = len(self._generations)
+            while running:
+                item = await queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    running -= 1
+                else:
+                    yield item
+
+        loop = asyncio.get_running_loop()
+        acceptances: list[asyncio.Future[None]] = [loop.create_future() for _ in self._generations]
+        tasks = [
+            asyncio.create_task(read(number, generation, accepted))
+            for number, (generation, accepted) in enumerate(
+                zip(self._generations, acceptances, strict=True)
+            )
+        ]
+        try:
+            await asyncio.gather(*acceptances)
+            yield merged()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _prompt(generation: GenerationRequest) -> str | tuple[int, ...]:
+    assert generation.prompt is not None
+    return generation.prompt

@@ -1,4 +1,4 @@
-"""How does a text become a vector? `/v1/embeddings`."""
+"""`/v1/embeddings`."""
 
 import base64
 import struct
@@ -9,9 +9,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from llmctl.errors import RequestError
-from llmctl.server.cancel_on_disconnect import cancel_on_disconnect
-from llmctl.server.request_record import RequestRecord
-from llmctl.server.schemas.chat import StrictModel
+from llmctl.server.async_bridge import cancel_on_disconnect
+from llmctl.server.request_log import RequestRecord
+from llmctl.server.schemas.base import StrictModel
 from llmctl.server.schemas.completions import Prompt, split_prompts
 from llmctl.server.served_model import ServedModel
 from llmctl.types import Usage
@@ -29,7 +29,7 @@ class Embedding(BaseModel):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str
-    """Of unit length; base64 is of little-endian 32-bit floats."""
+    """Of unit length; base64 encodes little-endian 32-bit floats."""
 
 
 class EmbeddingUsage(BaseModel):
@@ -44,28 +44,28 @@ class EmbeddingList(BaseModel):
     usage: EmbeddingUsage
 
 
-def add_embedding_routes(router: APIRouter, serving: ServedModel) -> None:
+def add_embedding_routes(router: APIRouter, served: ServedModel) -> None:
     """Add the route."""
-    engine = serving.engine
+    engine = served.engine
 
     @router.post("/v1/embeddings")
     async def create_embeddings(body: EmbeddingRequest, request: Request) -> EmbeddingList:
         """Embed texts as the mean of a causal model's last hidden states."""
         record: RequestRecord = request.state.record
         record.model = body.model
-        adapter = serving.adapter_of(body.model)
-        texts: list[list[int]] = []
+        adapter = served.resolve_adapter(body.model)
+        token_ids: list[list[int]] = []
 
         def submit() -> Future[list[tuple[float, ...]]]:
-            texts.extend(engine.tokenize(text) for text in split_prompts(body.input))
-            return engine.submit_embeddings(texts, adapter)
+            token_ids.extend(engine.tokenize(text) for text in split_prompts(body.input))
+            return engine.submit_embeddings(token_ids, adapter)
 
-        vectors = await cancel_on_disconnect(serving.read(submit), request.receive)
-        count = sum(map(len, texts))
+        vectors = await cancel_on_disconnect(served.await_result(submit), request.receive)
+        count = sum(map(len, token_ids))
         record.usage = Usage(count, 0)
         return EmbeddingList(
             data=[
-                Embedding(index=index, embedding=_written(vector, body))
+                Embedding(index=index, embedding=_encode(vector, body))
                 for index, vector in enumerate(vectors)
             ],
             model=body.model,
@@ -73,17 +73,22 @@ def add_embedding_routes(router: APIRouter, serving: ServedModel) -> None:
         )
 
 
-def _written(vector: tuple[float, ...], body: EmbeddingRequest) -> list[float] | str:
+def _encode(vector: tuple[float, ...], body: EmbeddingRequest) -> list[float] | str:
+    """Return a vector in the requested format and number of dimensions.
+
+    Raises:
+        RequestError: the vector has fewer dimensions.
+    """
     size = len(vector) if body.dimensions is None else body.dimensions
     if size > len(vector):
         raise RequestError(
             f"dimensions is {size}; this model's vectors have {len(vector)}", param="dimensions"
         )
-    cut = vector[:size]
+    shortened = vector[:size]
     if size < len(vector):
-        # As OpenAI does: a shorter vector is of unit length again.
-        length = sum(x * x for x in cut) ** 0.5 or 1.0
-        cut = tuple(x / length for x in cut)
+        # As in OpenAI's API, a shortened vector is normalized again.
+        norm = sum(x * x for x in shortened) ** 0.5 or 1.0
+        shortened = tuple(x / norm for x in shortened)
     if body.encoding_format == "base64":
-        return base64.b64encode(struct.pack(f"<{size}f", *cut)).decode()
-    return list(cut)
+        return base64.b64encode(struct.pack(f"<{size}f", *shortened)).decode()
+    return list(shortened)

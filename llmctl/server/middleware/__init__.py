@@ -1,1 +1,1 @@
-"""What every request passes before its endpoint: identity, keys, limits, strict JSON."""
+"""ASGI middleware and the JSON parser that every request passes before its endpoint."""

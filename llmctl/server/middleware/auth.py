@@ -1,4 +1,4 @@
-"""Who may use the server? Whoever has a key, where there are keys."""
+"""API keys."""
 
 import hmac
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from llmctl.errors import AuthenticationError
 from llmctl.server.errors import error_body, error_response
 
 PUBLIC_PATHS = frozenset({"/", "/health"})
-"""Liveness for whoever watches over the server, and the page, which asks a person for the key."""
+"""Paths that need no key: the health check, and the web page, which asks its user for the key."""
 
 
 class ApiKeyMiddleware:
-    """Lets nobody pass without one of the keys, which are compared in constant time."""
+    """Refuses requests without one of the keys. Keys are compared in constant time."""
 
     def __init__(self, app: ASGIApp, *, keys: Sequence[str]) -> None:
         self._app = app
@@ -22,24 +22,24 @@ class ApiKeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC_PATHS:
-            problem = self._problem(Headers(scope=scope).get("authorization", ""))
-            if problem is not None:
-                scope["state"]["record"].error = problem.code
+            error = self._check(Headers(scope=scope).get("authorization", ""))
+            if error is not None:
+                scope["state"]["record"].error = error.code
                 headers = {"WWW-Authenticate": "Bearer"}
-                response = error_response(problem.http_status, error_body(problem), headers)
+                response = error_response(error.http_status, error_body(error), headers)
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _problem(self, header: str) -> AuthenticationError | None:
-        scheme, _, sent = header.partition(" ")
-        if scheme.lower() != "bearer" or not sent.strip():
+    def _check(self, header: str) -> AuthenticationError | None:
+        scheme, _, credentials = header.partition(" ")
+        if scheme.lower() != "bearer" or not credentials.strip():
             return AuthenticationError(
                 "You didn't provide an API key. "
                 "Provide it in the header 'Authorization: Bearer YOUR_KEY'."
             )
-        given = sent.strip().encode()
-        # Every key is compared, whichever fits.
+        given = credentials.strip().encode()
+        # All keys are compared: stopping at a match would reveal its position by the time taken.
         if sum(hmac.compare_digest(given, key) for key in self._keys):
             return None
         return AuthenticationError("Incorrect API key provided.")

@@ -1,4 +1,4 @@
-"""How much of a client does the server put up with? Large, slow and endless requests."""
+"""Limits on requests: size of the body, time for the headers and for the body."""
 
 import asyncio
 from typing import Any
@@ -10,48 +10,49 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llmctl.server.errors import http_error_response
-from llmctl.server.request_record import RequestRecord
+from llmctl.server.request_log import RequestRecord
 
 HEADERS_TIMEOUT_S = 20.0
 BODY_TIMEOUT_S = 60.0
 
 
 class BodyLimitMiddleware:
-    """Refuses bodies that are too large, or do not come to an end in time."""
+    """Refuses bodies that are too large (413) or do not arrive completely in time (408)."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._max_bytes:
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isdecimal() and int(length) > self._max_bytes:
             record: RequestRecord = scope["state"]["record"]
             await http_error_response(self._too_large(), record)(scope, receive, send)
             return
-        deadline = asyncio.get_running_loop().time() + BODY_TIMEOUT_S
-        size, whole = 0, False
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        size, complete = 0, False
 
         async def bounded() -> Message:
-            # What is raised here is raised where the body is read, and answered as its status.
-            nonlocal size, whole
-            if whole:
-                return await receive()  # it is about the client's leaving now
+            # An exception raised here reaches the route's read of the body and its error handler.
+            nonlocal size, complete
+            if complete:
+                return await receive()  # waits for the disconnect, which has no deadline
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError as error:
                 raise HTTPException(
                     408,
-                    f"The body did not arrive within {BODY_TIMEOUT_S:g} seconds.",
+                    f"The body did not arrive within {self._timeout_s:g} seconds.",
                     headers={"connection": "close"},
                 ) from error
             if message["type"] == "http.request":
                 size += len(message.get("body", b""))
-                whole = not message.get("more_body", False)
+                complete = not message.get("more_body", False)
                 if size > self._max_bytes:
                     raise self._too_large()
             return message
@@ -64,33 +65,39 @@ class BodyLimitMiddleware:
 
 
 class HeaderTimeoutProtocol(H11Protocol):
-    """HTTP that waits only so long for the headers of a request."""
+    """HTTP protocol that closes a connection whose request headers do not arrive in time."""
 
-    _giving_up: asyncio.TimerHandle | None = None
+    headers_timeout_s: float
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch()
+        self._update_timer()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        self._update_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._stop_watching()
+        self._stop_timer()
 
-    def _watch(self) -> None:
-        """Run the clock while headers are coming, from their first byte or the connection's."""
+    def _update_timer(self) -> None:
+        """Run the timer while headers are incomplete, from the connection or their first byte."""
         if self.conn.their_state is not IDLE:
-            self._stop_watching()
-        elif self._giving_up is None:
-            self._giving_up = self.loop.call_later(HEADERS_TIMEOUT_S, self._give_up)
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.headers_timeout_s, self._on_timeout)
 
-    def _stop_watching(self) -> None:
-        if self._giving_up is not None:
-            self._giving_up.cancel()
-            self._giving_up = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _give_up(self) -> Any:
+    def _on_timeout(self) -> Any:
         self.transport.close()
+
+
+def protocol_with_timeout(headers_timeout_s: float) -> type[HeaderTimeoutProtocol]:
+    """Return the protocol class; uvicorn constructs it itself, and passes no timeout."""
+    return type("Protocol", (HeaderTimeoutProtocol,), {"headers_timeout_s": headers_timeout_s})

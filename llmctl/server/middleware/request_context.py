@@ -1,4 +1,4 @@
-"""What happens at the edge of every request? It gets an id, a record, and always an answer."""
+"""Context of every request: its id, its record, and a response to unexpected exceptions."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmctl.errors import LlmctlError
 from llmctl.server.errors import INTERNAL_ERROR, error_response, log_failure
-from llmctl.server.request_record import RequestObserver, RequestRecord
+from llmctl.server.request_log import RequestObserver, RequestRecord
 from llmctl.types import new_request_id
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -16,7 +16,10 @@ MAX_REQUEST_ID_LENGTH = 128
 
 
 class RequestContextMiddleware:
-    """Plain ASGI, because Starlette's BaseHTTPMiddleware hides a client's leaving from routes."""
+    """Sets `state.request_id` and `state.record`, and passes the finished record to the observers.
+
+    Plain ASGI, because Starlette's BaseHTTPMiddleware hides disconnects from the routes.
+    """
 
     def __init__(self, app: ASGIApp, *, observers: Sequence[RequestObserver] = ()) -> None:
         self._app = app
@@ -26,7 +29,7 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _client_id(scope) or new_request_id()
+        request_id = _client_request_id(scope) or new_request_id()
         client = scope.get("client")
         record = RequestRecord(
             request_id, scope["method"], scope["path"], client[0] if client else None
@@ -42,7 +45,7 @@ class RequestContextMiddleware:
         try:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
-            pass  # nobody is left to answer
+            pass  # no client is left to answer
         except Exception as error:
             log_failure(request_id, error)
             record.error = INTERNAL_ERROR.type
@@ -51,13 +54,13 @@ class RequestContextMiddleware:
                 await response(scope, receive, send_with_id)
         finally:
             record.route = getattr(scope.get("route"), "path", "")
-            record.end()
+            record.finish()
             for observer in self._observers:
                 observer.observe(record)
 
 
-def _client_id(scope: Scope) -> str | None:
-    """Return the id the client sent, if it is fit to be echoed and logged."""
+def _client_request_id(scope: Scope) -> str | None:
+    """Return the id that the client sent, if it is safe to send back and to log."""
     sent = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-    fit = sent.isascii() and sent.isprintable() and len(sent) <= MAX_REQUEST_ID_LENGTH
-    return sent if fit and sent else None
+    safe = sent.isascii() and sent.isprintable() and len(sent) <= MAX_REQUEST_ID_LENGTH
+    return sent if safe and sent else None

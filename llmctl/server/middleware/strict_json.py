@@ -1,4 +1,4 @@
-"""What counts as a JSON body? RFC 8259 to the letter, and nothing Python adds to it."""
+"""Strict JSON bodies: RFC 8259 without Python's extensions, without duplicate keys."""
 
 import asyncio
 import json
@@ -10,22 +10,22 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 MAX_OBJECTS = 2**16
-"""In one body. Making a request of more of them would hold up everybody else."""
+"""Of one body. Validating more would block the event loop for too long."""
 
 LARGE_BODY_BYTES = 2**18
-"""Bytes from which on a body is parsed beside the event loop, which goes on meanwhile."""
+"""From this size on a body is parsed in a thread, so that the event loop keeps running."""
 
 
 def parse_json(body: bytes, max_objects: float = MAX_OBJECTS) -> Any:
     """Parse JSON without duplicate keys, NaN, infinities or text that is not Unicode.
 
     Raises:
-        json.JSONDecodeError: it is anything else, or too much; the one error FastAPI reports as
-            bad JSON.
+        json.JSONDecodeError: the body is anything else, or has more than `max_objects` objects.
+            It is the only exception that FastAPI reports as bad JSON.
     """
     objects = 0
 
-    def counted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def count_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal objects
         objects += 1
         if objects > max_objects:
@@ -36,12 +36,12 @@ def parse_json(body: bytes, max_objects: float = MAX_OBJECTS) -> Any:
         text = body.decode()
         value = json.loads(
             text,
-            object_pairs_hook=counted,
+            object_pairs_hook=count_object,
             parse_constant=_refuse_constant,
             parse_float=_finite,
         )
         if "\\u" in text:
-            # An escaped half of a surrogate pair parses, and breaks whoever encodes it later.
+            # An escaped half of a surrogate pair parses, but cannot be encoded later.
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError:
         raise
@@ -51,13 +51,17 @@ def parse_json(body: bytes, max_objects: float = MAX_OBJECTS) -> Any:
 
 
 def object_from_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its members; raise `ValueError` if two have one key."""
+    """Return an object of its members.
+
+    Raises:
+        ValueError: two members have the same key.
+    """
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise ValueError(f"the key {name!r} is there twice")
+                raise ValueError(f"duplicate key {name!r}")
             seen.add(name)
     return result
 
@@ -84,17 +88,17 @@ class StrictJSONRequest(Request):
 
 
 class StrictJSONRoute(APIRoute):
-    """A route whose JSON body goes through `parse`."""
+    """Route whose JSON body is parsed with `parse_json`."""
 
     max_objects: float = MAX_OBJECTS
 
     def get_route_handler(self) -> Callable[[Request], Any]:
-        handle = super().get_route_handler()
+        handler = super().get_route_handler()
 
-        async def strictly(request: Request) -> Response:
+        async def strict_handler(request: Request) -> Response:
             strict = StrictJSONRequest(request.scope, request.receive)
             strict.max_objects = self.max_objects
-            response: Response = await handle(strict)
+            response: Response = await handler(strict)
             return response
 
-        return strictly
+        return strict_handler

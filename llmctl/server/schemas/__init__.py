@@ -1,1 +1,1 @@
-"""Requests and responses as pydantic models, field by field as OpenAI documents them."""
+"""Request and response models of the HTTP API."""

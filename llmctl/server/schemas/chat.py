@@ -1,110 +1,30 @@
-"""What do requests look like on the wire? OpenAI's fields, and our extensions.
+"""Requests and responses of `/v1/chat/completions`: OpenAI's fields and our extensions."""
 
-They are strict: nothing is coerced, nothing is ignored in silence. What OpenAI knows and this
-server does not honour yet is declared too, so that it is refused by name.
-"""
+from typing import Annotated, Any, Literal, NotRequired
 
-from typing import Annotated, Any, Literal
+from pydantic import BaseModel, Discriminator, Field, Tag
+from typing_extensions import TypedDict  # pydantic cannot read typing's before Python 3.12
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    model_validator,
+from llmctl.server.schemas.base import (
+    MAX_TOOLS,
+    CompletionUsage,
+    FunctionDefinition,
+    JSONObjectFormat,
+    Metadata,
+    SamplingFields,
+    StreamOptions,
+    StrictModel,
+    TextFormat,
+    ToolMode,
+    Unsupported,
+    accept_only,
+    list_length,
+    requires_true,
+    sampling_range,
+    string_or_array,
+    string_or_object,
 )
-from pydantic_core import PydanticCustomError, PydanticKnownError
-
-from llmctl.types import SAMPLING_RANGES
-
-MAX_STOP_STRINGS = 4
-MAX_TOOLS = 128
-MAX_ITEMS = 4096
-"""Of any list: checking more of them would hold up everybody else."""
-
-MAX_CHECKED_FIELDS = 64
-"""More than any object here has."""
-
-MAX_LOGIT_BIASES = 2**16
-"""Enough to forbid a whole script of a large vocabulary."""
-
-
-def sampling_range(name: str) -> Any:
-    """Bound a sampling parameter."""
-    low, high = SAMPLING_RANGES[name]
-    return Field(ge=low, le=high)
-
-
-def accept_only(*honoured: object) -> BeforeValidator:
-    """Refuse every value but null and the ones that ask for what happens anyway."""
-
-    def check(value: object) -> object:
-        if value is None or value in honoured:
-            return value
-        raise PydanticCustomError("unsupported_parameter", "not supported")
-
-    return BeforeValidator(check)
-
-
-def requires_true(switch: str) -> AfterValidator:
-    """Refuse a value while the boolean field `switch`, declared before it, is not true."""
-
-    def check(value: object, info: ValidationInfo) -> object:
-        if value is not None and info.data.get(switch) is not True:
-            raise PydanticCustomError("needs_switch", "needs {switch}", {"switch": switch})
-        return value
-
-    return AfterValidator(check)
-
-
-def list_length(least: int = 0, most: int | None = MAX_ITEMS) -> Any:
-    """Bound a list, which is read to the first wrong item only: one is reported."""
-    return Field(min_length=least, max_length=most, fail_fast=True)
-
-
-def max_keys(most: int) -> BeforeValidator:
-    """Bound an object before any of it is read."""
-
-    def check(value: object) -> object:
-        if isinstance(value, dict) and len(value) > most:
-            raise PydanticKnownError(
-                "too_long",
-                {"field_type": "Dictionary", "max_length": most, "actual_length": len(value)},
-            )
-        return value
-
-    return BeforeValidator(check)
-
-
-def _shape(value: object) -> str | None:
-    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else None
-
-
-# A plain union would report every member's complaint; this one reports the right member's.
-string_or_array = Discriminator(
-    _shape, custom_error_type="string_or_array", custom_error_message="neither string nor array"
-)
-
-Unsupported = Annotated[None, accept_only()]
-Metadata = Annotated[dict[str, str], max_keys(MAX_ITEMS)]
-
-
-class StrictModel(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_stranger(cls, value: object) -> object:
-        """Keep one of many fields that nobody knows: one is reported, and each costs time."""
-        if not isinstance(value, dict) or len(value) <= MAX_CHECKED_FIELDS:
-            return value
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        strange = next((name for name in value if name not in known), None)
-        return {name: v for name, v in value.items() if name in known or name == strange}
+from llmctl.types import FinishReason
 
 
 class TextPart(StrictModel):
@@ -134,7 +54,7 @@ class MessageToolCall(StrictModel):
     type: Literal["function"] = "function"
     function: MessageFunctionCall
     index: int | None = None
-    """Without effect: clients that gather a stream send it back."""
+    """Without effect: clients that join a stream send it back."""
 
 
 class ToolMessage(StrictModel):
@@ -145,7 +65,7 @@ class ToolMessage(StrictModel):
 
 
 class AssistantMessage(StrictModel):
-    """Also what clients send back from an earlier reply, with all its nulls and empty lists."""
+    """Also a message of an earlier response, which clients send back with all its nulls."""
 
     role: Literal["assistant"]
     content: Content | None = None
@@ -158,38 +78,18 @@ class AssistantMessage(StrictModel):
     annotations: Annotated[list[Any] | None, accept_only([])] = None
 
 
-class StreamOptions(StrictModel):
-    include_usage: bool | None = None
-    include_obfuscation: Annotated[bool | None, accept_only(False)] = None
-
-
-class TextFormat(StrictModel):
-    type: Literal["text"]
-
-
-class JSONObjectFormat(StrictModel):
-    type: Literal["json_object"]
-
-
 class JSONSchema(StrictModel):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
-    # `schema` is taken: pydantic's own models have a method of that name.
+    # The name `schema` is taken: pydantic's models have a method of that name.
     schema_: Annotated[dict[str, Any], Field(alias="schema", min_length=1)]
     strict: bool | None = None
-    """Without effect: a schema is always enforced to the letter, or refused."""
+    """Without effect: a schema is always enforced completely, or refused."""
 
 
 class JSONSchemaFormat(StrictModel):
     type: Literal["json_schema"]
     json_schema: JSONSchema
-
-
-class FunctionDefinition(StrictModel):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
 
 
 class FunctionTool(StrictModel):
@@ -206,58 +106,9 @@ class NamedTool(StrictModel):
     function: FunctionName
 
 
-def _choice_shape(value: object) -> str | None:
-    return "string" if isinstance(value, str) else "object" if isinstance(value, dict) else None
-
-
-string_or_object = Discriminator(
-    _choice_shape,
-    custom_error_type="string_or_object",
-    custom_error_message="neither string nor object",
-)
-ToolMode = Annotated[Literal["none", "auto", "required"], Tag("string")]
 ToolChoice = Annotated[ToolMode | Annotated[NamedTool, Tag("object")], string_or_object]
 
 ResponseFormat = Annotated[TextFormat | JSONObjectFormat | JSONSchemaFormat, Discriminator("type")]
-
-
-class SamplingFields(StrictModel):
-    """How tokens are chosen, alike for chats and for raw prompts."""
-
-    temperature: Annotated[float, sampling_range("temperature")] | None = None
-    top_p: Annotated[float, sampling_range("top_p")] | None = None
-    presence_penalty: Annotated[float, sampling_range("presence_penalty")] | None = None
-    frequency_penalty: Annotated[float, sampling_range("frequency_penalty")] | None = None
-    logit_bias: (
-        Annotated[
-            dict[
-                Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")],
-                Annotated[float, Field(ge=-100.0, le=100.0)],
-            ],
-            max_keys(MAX_LOGIT_BIASES),
-        ]
-        | None
-    ) = None
-    stop: (
-        Annotated[
-            Annotated[str, Tag("string")]
-            | Annotated[list[str], list_length(most=MAX_STOP_STRINGS), Tag("array")],
-            string_or_array,
-        ]
-        | None
-    ) = None
-    seed: Annotated[int, sampling_range("seed")] | None = None
-    n: Annotated[int, sampling_range("n")] | None = None
-
-    # Extensions: what OpenAI's SDK sends from `extra_body`.
-    top_k: Annotated[int, sampling_range("top_k")] | None = None
-    min_p: Annotated[float, sampling_range("min_p")] | None = None
-    repetition_penalty: Annotated[float, sampling_range("repetition_penalty")] | None = None
-    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], list_length()] | None = None
-    ignore_eos: bool | None = None
-    min_tokens: Annotated[int, sampling_range("min_new_tokens")] | None = None
-    regex: str | None = None
-    choice: Annotated[list[str], list_length(1)] | None = None
 
 
 class ChatCompletionRequest(SamplingFields):
@@ -280,11 +131,11 @@ class ChatCompletionRequest(SamplingFields):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
-    # Extensions
+    # Extensions of OpenAI's fields.
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
 
-    # Accepted without effect: they are about OpenAI's own business, not about the reply.
+    # Accepted without effect: they concern OpenAI's service, not the reply.
     user: str | None = None
     store: bool | None = None
     metadata: Metadata | None = None
@@ -303,3 +154,90 @@ class ChatCompletionRequest(SamplingFields):
     reasoning_effort: Unsupported = None
     verbosity: Unsupported = None
     web_search_options: Unsupported = None
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprobEntry(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(BaseModel):
+    content: list[TokenLogprobEntry] | None
+    refusal: None = None
+
+
+class FunctionCall(TypedDict, total=False):
+    name: str
+    arguments: str
+    """JSON as text."""
+
+
+class ToolCallEntry(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class ResponseMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCallEntry]]
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: ResponseMessage
+    logprobs: ChoiceLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    """Unix time in seconds."""
+    model: str
+    choices: list[ChatChoice]
+    usage: CompletionUsage
+    system_fingerprint: None = None
+
+
+class ToolCallDelta(TypedDict):
+    index: int
+    id: NotRequired[str]
+    """Sent once, like type and name, in the first delta of a call: clients join repeated ones."""
+    type: NotRequired[Literal["function"]]
+    function: FunctionCall
+
+
+class Delta(TypedDict, total=False):
+    role: Literal["assistant"]
+    content: str
+    reasoning_content: str
+    tool_calls: list[ToolCallDelta]
+
+
+class ChunkChoice(BaseModel):
+    index: int
+    delta: Delta
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatCompletionChunk(BaseModel):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    """Unix time in seconds, equal in all chunks of a response."""
+    model: str
+    choices: list[ChunkChoice]
+    usage: CompletionUsage | None = None
+    """Left out unless the request has `include_usage`."""
+    system_fingerprint: None = None

@@ -1,10 +1,11 @@
-"""What do requests and replies of `/v1/completions` and the tokenizer routes look like?"""
+"""Requests and responses of `/v1/completions`, `/tokenize` and `/detokenize`."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from llmctl.server.schemas.chat import (
+from llmctl.server.schemas.base import (
+    CompletionUsage,
     SamplingFields,
     StreamOptions,
     StrictModel,
@@ -12,14 +13,13 @@ from llmctl.server.schemas.chat import (
     list_length,
     requires_true,
 )
-from llmctl.server.schemas.chat_responses import CompletionUsage
 from llmctl.types import FinishReason
 
 MAX_PROMPTS = 2048
-"""As many texts as OpenAI embeds at once; LangChain sends a thousand."""
+"""OpenAI's limit on the texts of one embedding request; LangChain sends a thousand."""
 
 
-def _prompt_shape(value: object) -> str | None:
+def _prompt_tag(value: object) -> str | None:
     if isinstance(value, str):
         return "text"
     if not isinstance(value, list):
@@ -29,23 +29,24 @@ def _prompt_shape(value: object) -> str | None:
 
 
 _TokenId = Annotated[int, Field(ge=0)]
-# The context bounds them; a check of so many numbers takes no time.
-_Tokens = Annotated[list[_TokenId], list_length(1, None)]
+# No limit of length: the context bounds it, and so many numbers are validated quickly.
+_TokenIds = Annotated[list[_TokenId], list_length(1, None)]
 Prompt = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[list[str], list_length(1, MAX_PROMPTS), Tag("texts")]
-    | Annotated[_Tokens, Tag("tokens")]
-    | Annotated[list[_Tokens], list_length(1, MAX_PROMPTS), Tag("lists")],
+    | Annotated[_TokenIds, Tag("tokens")]
+    | Annotated[list[_TokenIds], list_length(1, MAX_PROMPTS), Tag("lists")],
     Discriminator(
-        _prompt_shape,
+        _prompt_tag,
         custom_error_type="string_or_array",
         custom_error_message="neither string nor array",
     ),
 ]
+"""A text, several texts, the token ids of one prompt, or those of several."""
 
 
 def split_prompts(prompt: Prompt) -> list[str | tuple[int, ...]]:
-    """Return the prompts that any of its forms holds."""
+    """Return the prompts of a field in any of its four forms."""
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt[0], int):
@@ -59,7 +60,7 @@ class CompletionRequest(SamplingFields):
     stream: bool | None = None
     stream_options: Annotated[StreamOptions | None, requires_true("stream")] = None
     max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
-    """16 where nothing is said, as OpenAI has it; 0 is for those who want only the echo."""
+    """16 by default, as in OpenAI's API; 0 with `echo` returns the prompt alone."""
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
     best_of: int | None = None
@@ -70,7 +71,7 @@ class CompletionRequest(SamplingFields):
 class CompletionLogprobs(BaseModel):
     tokens: list[str]
     token_logprobs: list[float | None]
-    """`null` for the first token of a prompt, which nothing predicts."""
+    """`null` for the first token of a prompt, which has no context."""
     top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
     """Where each token begins, in characters of the choice's text."""
@@ -98,7 +99,7 @@ class TokenizeRequest(StrictModel):
     model: str | None = None
     prompt: str
     add_special_tokens: bool = True
-    """The tokens that the tokenizer puts around raw text, such as a BOS."""
+    """Add the tokens that the tokenizer puts around raw text, such as a BOS."""
 
 
 class TokenizeResponse(BaseModel):

@@ -1,10 +1,10 @@
-"""What do requests and replies of `/v1/responses` look like? The stateless part of OpenAI's API."""
+"""Requests and responses of `/v1/responses`: the stateless part of OpenAI's Responses API."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from llmctl.server.schemas.chat import (
+from llmctl.server.schemas.base import (
     MAX_TOOLS,
     FunctionDefinition,
     JSONObjectFormat,
@@ -29,7 +29,7 @@ IGNORED_INCLUDES = (
     "web_search_call.action.sources",
     "web_search_call.results",
 )
-"""What may be asked to be included, as it is part of items that no response of ours has."""
+"""Accepted values of `include`: they add to output items that this server never produces."""
 
 
 class InputText(StrictModel):
@@ -80,9 +80,9 @@ class ReasoningItem(StrictModel):
     status: str | None = None
 
 
-def _item_kind(value: object) -> str | None:
-    kind = value.get("type", "message") if isinstance(value, dict) else None
-    return kind if isinstance(kind, str) else None
+def _item_type(value: object) -> str | None:
+    item_type = value.get("type", "message") if isinstance(value, dict) else None
+    return item_type if isinstance(item_type, str) else None
 
 
 InputItem = Annotated[
@@ -90,7 +90,7 @@ InputItem = Annotated[
     | Annotated[FunctionCallItem, Tag("function_call")]
     | Annotated[FunctionCallOutputItem, Tag("function_call_output")]
     | Annotated[ReasoningItem, Tag("reasoning")],
-    Discriminator(_item_kind),
+    Discriminator(_item_type),
 ]
 
 
@@ -137,14 +137,14 @@ class ResponseRequest(StrictModel):
     ) = None
     parallel_tool_calls: bool | None = None
 
-    # Extensions
+    # Extensions of OpenAI's fields.
     top_k: Annotated[int, sampling_range("top_k")] | None = None
     min_p: Annotated[float, sampling_range("min_p")] | None = None
     repetition_penalty: Annotated[float, sampling_range("repetition_penalty")] | None = None
     seed: Annotated[int, sampling_range("seed")] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    # Accepted without effect: nothing is kept here, whatever `store` says.
+    # Accepted without effect: this server stores nothing, whatever `store` is.
     store: bool | None = None
     user: str | None = None
     metadata: Metadata | None = None

@@ -1,4 +1,4 @@
-"""What does a client read when a field is wrong? Pydantic's findings in OpenAI's words."""
+"""Translation of pydantic's validation errors into OpenAI's error format."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 
 from llmctl.errors import RequestError
-from llmctl.server.schemas.chat_responses import ErrorBody
+from llmctl.server.schemas.base import ErrorBody
 
 _EXPECTED = {
     "string_type": "a string",
@@ -38,40 +38,40 @@ _BOUNDS = {
 }
 
 
-def first_validation_error(error: RequestValidationError) -> ErrorBody:
-    """Describe the first thing that is wrong with a request body, as OpenAI does."""
-    finding = error.errors()[0]
-    kind, location = finding["type"], finding["loc"][1:]
+def first_validation_error(failure: RequestValidationError) -> ErrorBody:
+    """Return the first error of a request body in OpenAI's words."""
+    error = failure.errors()[0]
+    kind, location = error["type"], error["loc"][1:]
     if kind == "json_invalid":
-        return _not_json(finding["ctx"]["error"])
+        return _not_json(error["ctx"]["error"])
     if not location and kind == "missing":
         return _not_json("it is empty")
-    if not location and isinstance(finding["input"], bytes):
-        return _problem("The Content-Type of the body must be application/json.", None, None)
-    return _field_problem(kind, _path(location, error.body), finding)
+    if not location and isinstance(error["input"], bytes):
+        return _error_body("The Content-Type of the body must be application/json.", None, None)
+    return _field_error(kind, _path(location, failure.body), error)
 
 
-def _field_problem(kind: str, param: str, finding: Mapping[str, Any]) -> ErrorBody:
-    value, context = finding["input"], finding.get("ctx", {})
-    if kind.startswith("union_tag"):  # about the discriminator, though located at its object
+def _field_error(kind: str, param: str, error: Mapping[str, Any]) -> ErrorBody:
+    value, context = error["input"], error.get("ctx", {})
+    if kind.startswith("union_tag"):  # concerns the discriminator, but is located at its object
         discriminator = context["discriminator"].strip("'")
-        # A function tells items apart, by their type.
+        # The discriminator of items is a function, which reads their type.
         param = f"{param}.{'type' if discriminator.endswith('()') else discriminator}"
     match kind:
         case "missing" | "union_tag_not_found":
-            return _problem(
+            return _error_body(
                 f"Missing required parameter: '{param}'.", param, "missing_required_parameter"
             )
-        case "extra_forbidden" if param == finding["loc"][-1]:
-            return _problem(f"Unrecognized request argument supplied: {param}", None, None)
+        case "extra_forbidden" if param == error["loc"][-1]:
+            return _error_body(f"Unrecognized request argument supplied: {param}", None, None)
         case "extra_forbidden":
-            return _problem(f"Unknown parameter: '{param}'.", param, "unknown_parameter")
+            return _error_body(f"Unknown parameter: '{param}'.", param, "unknown_parameter")
         case "unsupported_parameter":
-            return _problem(
+            return _error_body(
                 f"Unsupported parameter: '{param}' is not supported by this server.", param, kind
             )
         case "needs_switch":
-            return _problem(
+            return _error_body(
                 f"The '{param}' parameter is only allowed when '{context['switch']}' is true.",
                 param,
                 "invalid_value",
@@ -80,7 +80,7 @@ def _field_problem(kind: str, param: str, finding: Mapping[str, Any]) -> ErrorBo
             key, side, code, sign = _BOUNDS[kind]
             limit = context[key]
             number = "decimal" if isinstance(limit, float) else "integer"
-            return _problem(
+            return _error_body(
                 f"Invalid '{param}': {number} {side} value. "
                 f"Expected a value {sign} {_number(limit)}, but got {_number(value)} instead.",
                 param,
@@ -89,7 +89,7 @@ def _field_problem(kind: str, param: str, finding: Mapping[str, Any]) -> ErrorBo
         case "too_long":
             limit, length = context["max_length"], context["actual_length"]
             what = "object" if isinstance(value, dict) else "array"
-            return _problem(
+            return _error_body(
                 f"Invalid '{param}': {what} too long. Expected an {what} with maximum length "
                 f"{limit}, but got an {what} with length {length} instead.",
                 param,
@@ -97,7 +97,7 @@ def _field_problem(kind: str, param: str, finding: Mapping[str, Any]) -> ErrorBo
             )
         case "too_short":
             what = "object" if isinstance(value, dict) else "array"
-            return _problem(
+            return _error_body(
                 f"Invalid '{param}': empty {what}. Expected an {what} with minimum length "
                 f"{context['min_length']}, but got an empty {what} instead.",
                 param,
@@ -106,29 +106,29 @@ def _field_problem(kind: str, param: str, finding: Mapping[str, Any]) -> ErrorBo
         case "literal_error" | "union_tag_invalid":
             got = context.get("tag", value)
             supported = context.get("expected_tags", context.get("expected"))
-            return _problem(
+            return _error_body(
                 f"Invalid value: {got!r}. Supported values are: {supported}.",
                 param,
                 "invalid_value",
             )
         case _ if kind in _EXPECTED:
             where = f" for '{param}'" if param else ""
-            return _problem(
+            return _error_body(
                 f"Invalid type{where}: expected {_EXPECTED[kind]}, "
                 f"but got {_GOT[type(value)]} instead.",
                 param or None,
                 "invalid_type",
             )
         case _:
-            return _problem(f"Invalid '{param}': {finding['msg']}.", param, "invalid_value")
+            return _error_body(f"Invalid '{param}': {error['msg']}.", param, "invalid_value")
 
 
-def _problem(message: str, param: str | None, code: str | None) -> ErrorBody:
+def _error_body(message: str, param: str | None, code: str | None) -> ErrorBody:
     return ErrorBody(message=message, type=RequestError.error_type, param=param, code=code)
 
 
 def _not_json(detail: str) -> ErrorBody:
-    return _problem(f"We could not parse the JSON body of your request: {detail}.", None, None)
+    return _error_body(f"We could not parse the JSON body of your request: {detail}.", None, None)
 
 
 def _number(value: float) -> str:
@@ -138,8 +138,8 @@ def _number(value: float) -> str:
 def _path(location: tuple[int | str, ...], body: Any) -> str:
     """Write a location as `messages[0].role`.
 
-    Pydantic also puts in which member of a union it tried; only what leads somewhere in the body,
-    or would if it were there, is part of the path.
+    Pydantic's location also names the member of a union that it tried. Only steps that exist in
+    the body, or a last one that is missing there, are part of the path.
     """
     path = ""
     for position, step in enumerate(location):

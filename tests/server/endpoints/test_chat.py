@@ -1,4 +1,4 @@
-"""Are replies, plain and streamed, exactly what OpenAI sends?"""
+"""`/v1/chat/completions`: complete and streamed responses, and errors."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ USAGE = {
 
 
 class ScriptedEngine(FakeEngine):
-    """Says exactly these chunks, then ends."""
+    """Generates exactly these chunks."""
 
     def __init__(self, *chunks: GenerationChunk) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class ScriptedEngine(FakeEngine):
 
 
 class BrokenEngine(FakeEngine):
-    """Has a bug in `submit`."""
+    """Raises an unexpected exception in `submit`."""
 
     def submit(self, request: GenerationRequest) -> GenerationStream:
         raise RuntimeError(f"secret of {request.request_id}")
@@ -79,7 +79,7 @@ def test_a_reply_has_exactly_openais_fields() -> None:
     }
 
 
-def test_several_choices_come_in_order() -> None:
+def test_choices_are_in_order() -> None:
     reply = post_chat(n=3).json()
     assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2]
     assert reply["usage"]["completion_tokens"] == 6
@@ -113,14 +113,14 @@ def test_a_stream_is_role_then_text_then_finish_then_done() -> None:
         assert chunk["model"] == "fake-model"
 
 
-def test_usage_comes_in_a_chunk_of_its_own_when_asked_for() -> None:
+def test_include_usage_adds_a_chunk_with_the_usage() -> None:
     *chunks, last, _ = sse_events(post_chat(stream=True, stream_options={"include_usage": True}))
     assert all(chunk["usage"] is None for chunk in chunks)
     assert last["choices"] == []
     assert last["usage"] == USAGE
 
 
-def test_every_streamed_choice_begins_with_its_role_and_ends_with_its_reason() -> None:
+def test_every_streamed_choice_has_its_role_and_finish_reason() -> None:
     *chunks, _ = sse_events(post_chat(stream=True, n=3))
     for index in range(3):
         choices = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == index]
@@ -131,22 +131,22 @@ def test_every_streamed_choice_begins_with_its_role_and_ends_with_its_reason() -
 
 
 @pytest.mark.parametrize("text", ["\u2028", "\x85", "é😀\u2029", "a\nb\r\n", '"\\'])
-def test_no_text_breaks_a_stream_into_wrong_lines(text: str) -> None:
+def test_line_separators_in_text_do_not_split_events(text: str) -> None:
     *chunks, _ = sse_events(post_chat(FakeEngine(pieces=(text,)), stream=True))
     assert chunks[1]["choices"][0]["delta"] == {"content": text}
 
 
-def test_an_empty_reply_still_has_role_and_reason() -> None:
+def test_an_empty_reply_has_role_and_finish_reason() -> None:
     engine = ScriptedEngine(GenerationChunk("", finish_reason="length", usage=Usage(7, 0)))
     assert post_chat(engine).json()["choices"][0]["message"]["content"] == ""
     *chunks, _ = sse_events(post_chat(engine, stream=True))
     assert [c["choices"][0]["finish_reason"] for c in chunks] == [None, "length"]
 
 
-def test_logprobs_come_with_their_tokens_and_are_numbers_json_knows() -> None:
+def test_logprobs_are_finite_and_stay_with_their_tokens() -> None:
     engine = ScriptedEngine(
         GenerationChunk("é", logprobs=(token_logprob("é", -0.5, probability("é", -0.5)),)),
-        # Text the stop scanner holds back still has its logprobs now.
+        # Text that the stop scanner still withholds has its logprobs already.
         GenerationChunk("", logprobs=(token_logprob("x", float("-inf")),)),
         GenerationChunk("x", logprobs=(token_logprob("y", float("nan")),)),
         GenerationChunk("", finish_reason="stop", usage=Usage(7, 3)),
@@ -173,7 +173,7 @@ def test_logprobs_come_with_their_tokens_and_are_numbers_json_knows() -> None:
     ]
 
 
-def test_the_reply_names_the_model_as_the_request_did() -> None:
+def test_the_response_names_the_model_as_the_request_does() -> None:
     engine = FakeEngine()
     reply = send_request(
         engine, "POST", CHAT, json=chat_body(model="gpt-4o"), served_names=("gpt-4o",)
@@ -182,7 +182,7 @@ def test_the_reply_names_the_model_as_the_request_did() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_unknown_model_is_404_and_names_what_is_served(stream: bool) -> None:
+def test_an_unknown_model_is_404_and_lists_the_served_ones(stream: bool) -> None:
     response = post_chat(model="gpt-4o", stream=stream)
     assert response.status_code == 404
     error = error_body(response)
@@ -206,7 +206,7 @@ def test_an_unknown_model_is_404_and_names_what_is_served(stream: bool) -> None:
         (EngineFailedError("broke"), 500, "server_error", None),
     ],
 )
-def test_an_error_before_the_first_chunk_is_a_true_status(
+def test_an_error_before_the_first_chunk_sets_the_status(
     error: LlmctlError, status: int, kind: str, code: str | None, stream: bool
 ) -> None:
     for engine in (FakeEngine(reject=error), FakeEngine(pieces=(), fail=error)):
@@ -220,7 +220,7 @@ def test_an_error_before_the_first_chunk_is_a_true_status(
         }
 
 
-def test_a_busy_engine_is_429_and_says_when_to_come_back() -> None:
+def test_a_busy_engine_is_429_with_retry_after() -> None:
     response = post_chat(FakeEngine(reject=EngineBusyError("64 requests wait")))
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) > 0
@@ -234,7 +234,7 @@ def test_a_hint_is_part_of_the_message() -> None:
     assert error_body(response)["message"] == "no template (pass --chat-template)"
 
 
-def test_an_error_in_mid_stream_is_its_last_event() -> None:
+def test_an_error_within_a_stream_is_its_last_event() -> None:
     failing = FakeEngine(fail=EngineFailedError('it said "no"\n'))
     *_, text, last = sse_events(post_chat(failing, stream=True))
     assert text["choices"][0]["delta"] == {"content": "lo"}
@@ -243,12 +243,12 @@ def test_an_error_in_mid_stream_is_its_last_event() -> None:
     }
 
 
-def test_an_error_after_the_first_chunk_is_a_true_status_without_streaming() -> None:
+def test_without_streaming_a_late_error_sets_the_status() -> None:
     response = post_chat(FakeEngine(fail=EngineFailedError("broke")))
     assert response.status_code == 500
 
 
-def test_a_reply_that_ends_too_soon_is_an_error() -> None:
+def test_a_reply_that_ends_early_is_an_error() -> None:
     cut = ScriptedEngine(GenerationChunk("Hel"))
     assert post_chat(cut).status_code == 503
     assert sse_events(post_chat(cut, stream=True))[-1]["error"]["type"] == "server_error"
@@ -257,7 +257,7 @@ def test_a_reply_that_ends_too_soon_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_our_own_mistakes_are_logged_and_not_shown(
+def test_unexpected_exceptions_are_logged_and_not_shown(
     stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR):
@@ -270,20 +270,20 @@ def test_our_own_mistakes_are_logged_and_not_shown(
 
 
 @pytest.mark.parametrize("sent", ["abc-123", "two words"])
-def test_a_sane_request_id_is_echoed(sent: str) -> None:
+def test_a_valid_request_id_is_returned(sent: str) -> None:
     headers = {"x-request-id": sent}
     response = send_request(FakeEngine(), "POST", CHAT, json=chat_body(), headers=headers)
     assert response.headers.get_list("x-request-id") == [sent]
 
 
 @pytest.mark.parametrize("sent", ["", "x" * 129, "caf\u00e9", "a\tb"])
-def test_a_strange_request_id_is_replaced(sent: str) -> None:
+def test_an_invalid_request_id_is_replaced(sent: str) -> None:
     headers = [(b"x-request-id", sent.encode("latin-1"))]
     response = send_request(FakeEngine(), "GET", "/health", headers=headers)
     assert response.headers["x-request-id"] not in ("", sent)
 
 
-def test_requests_with_the_same_id_do_not_meet_in_the_engine() -> None:
+def test_requests_with_the_same_id_have_different_engine_ids() -> None:
     engine = FakeEngine()
     for _ in range(2):
         send_request(engine, "POST", CHAT, json=chat_body(), headers={"x-request-id": "same"})
@@ -291,7 +291,7 @@ def test_requests_with_the_same_id_do_not_meet_in_the_engine() -> None:
     assert first.request_id != second.request_id
 
 
-def test_a_slow_submit_does_not_hold_up_the_event_loop() -> None:
+def test_submission_runs_outside_the_event_loop() -> None:
     class SlowEngine(FakeEngine):
         def submit(self, request: GenerationRequest) -> GenerationStream:
             threads.append(threading.current_thread())
@@ -303,9 +303,9 @@ def test_a_slow_submit_does_not_hold_up_the_event_loop() -> None:
     assert threads[0] is not threading.main_thread()
 
 
-def test_conversations_replayed_from_a_reply_are_accepted() -> None:
+def test_messages_copied_from_a_response_are_accepted() -> None:
     engine = FakeEngine()
-    told: dict[str, Any] = {
+    copied: dict[str, Any] = {
         "role": "assistant",
         "content": None,
         "refusal": None,
@@ -314,12 +314,14 @@ def test_conversations_replayed_from_a_reply_are_accepted() -> None:
         "function_call": None,
         "tool_calls": [],
     }
-    response = post_chat(engine, messages=[{"role": "user", "content": "hi", "name": "Ann"}, told])
+    response = post_chat(
+        engine, messages=[{"role": "user", "content": "hi", "name": "Ann"}, copied]
+    )
     assert response.status_code == 200
     assert [message.content for message in engine.requests[0].messages] == ["hi", ""]
 
 
-def test_the_openapi_schema_knows_the_request_and_no_422() -> None:
+def test_the_openapi_schema_has_the_request_and_no_422() -> None:
     schema = send_request(FakeEngine(), "GET", "/openapi.json").json()
     operation = schema["paths"][CHAT]["post"]
     assert "ChatCompletionRequest" in json.dumps(operation["requestBody"])

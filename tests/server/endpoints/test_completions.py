@@ -1,4 +1,4 @@
-"""Raw prompts: completed, echoed and scored as OpenAI's completions are, on a real tiny model."""
+"""`/v1/completions`, `/tokenize` and `/detokenize` with a tiny real model."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.server.endpoints.completion_logprobs import EchoedPrompt
+from llmctl.server.convert.completions import EchoedPrompt
 from llmctl.types import ScoreRequest, TokenLogprob, TokenProb
 from tests.fakes import FakeEngine
 from tests.server.servers import error_body, running_server, send_request
@@ -19,13 +19,13 @@ URL = "/v1/completions"
 
 @pytest.fixture(scope="module")
 def url(tiny: HFRunner) -> Iterator[str]:
-    sock_engine = _Lent(tiny)
-    with running_server(sock_engine) as url:
+    engine = _SharedEngine(tiny)
+    with running_server(engine) as url:
         yield url
 
 
-class _Lent(HFRunner):
-    """The shared engine, which the server must not close."""
+class _SharedEngine(HFRunner):
+    """The engine shared by the tests; the server must not close it."""
 
     def __init__(self, engine: HFRunner) -> None:
         self.__dict__ = engine.__dict__
@@ -58,9 +58,7 @@ def test_a_prompt_is_completed_with_sixteen_tokens_by_default(
 
 
 @pytest.mark.parametrize("prompt", ["ab", ["ab"], [65, 66], [[65, 66]]])
-def test_every_form_of_a_prompt_is_understood(
-    prompt: Any, client: openai.OpenAI, model: str
-) -> None:
+def test_every_form_of_a_prompt_is_accepted(prompt: Any, client: openai.OpenAI, model: str) -> None:
     reply = client.completions.create(model=model, prompt=prompt, max_tokens=2, temperature=0)
     assert reply.usage is not None
     assert reply.usage.prompt_tokens == 2
@@ -89,10 +87,10 @@ def test_choices_of_several_prompts_are_numbered_through(client: openai.OpenAI, 
     assert usage.total_tokens == whole.usage.total_tokens
 
 
-def test_an_echo_alone_tells_how_likely_each_token_of_the_prompt_was(
+def test_an_echo_alone_returns_the_prompt_logprobs(
     client: openai.OpenAI, model: str, tiny: HFRunner
 ) -> None:
-    """What exams by log-likelihood over HTTP rest on."""
+    """Evaluation by log-likelihood over HTTP relies on it."""
     text = "hello ü"
     reply = client.completions.create(model=model, prompt=text, max_tokens=0, echo=True, logprobs=2)
     (choice,) = reply.choices
@@ -113,7 +111,7 @@ def test_an_echo_alone_tells_how_likely_each_token_of_the_prompt_was(
     assert reply.usage.completion_tokens == 0
 
 
-def test_logprobs_of_a_stream_are_those_of_the_whole(client: openai.OpenAI, model: str) -> None:
+def test_streamed_logprobs_equal_the_complete_ones(client: openai.OpenAI, model: str) -> None:
     options: dict[str, Any] = {"prompt": "ab", "max_tokens": 6, "temperature": 0, "logprobs": 1}
     whole = client.completions.create(model=model, **options).choices[0].logprobs
     assert whole is not None
@@ -132,19 +130,19 @@ def offsets_of(choice: Any) -> list[int]:
     return offsets
 
 
-def test_a_token_within_a_character_begins_where_the_character_does(
+def test_the_offset_of_a_partial_character_is_that_of_the_character(
     client: openai.OpenAI, model: str
 ) -> None:
-    """The tiny model has a token for each byte."""
+    """The tiny model has one token per byte."""
     text = "a你好，b"
-    begins = [at for at, character in enumerate(text) for _ in character.encode()]
+    expected = [at for at, character in enumerate(text) for _ in character.encode()]
     options: dict[str, Any] = {"model": model, "logprobs": 2}
     echoed = client.completions.create(prompt=text, max_tokens=0, echo=True, **options)
-    assert offsets_of(echoed.choices[0]) == begins
+    assert offsets_of(echoed.choices[0]) == expected
     options |= {"prompt": "x", "max_tokens": 20, "extra_body": {"regex": text}}
     whole = client.completions.create(**options)
     assert whole.choices[0].text == text
-    assert offsets_of(whole.choices[0])[: len(begins)] == begins
+    assert offsets_of(whole.choices[0])[: len(expected)] == expected
     streamed = client.completions.create(stream=True, **options)
     assert [at for event in streamed for at in offsets_of(event.choices[0])] == offsets_of(
         whole.choices[0]
@@ -152,31 +150,31 @@ def test_a_token_within_a_character_begins_where_the_character_does(
 
 
 @pytest.mark.parametrize(
-    ("text", "tokens", "begins"), [("ab", (" a", "b"), [0, 0, 1]), ("ab", ("a", "b"), [0, 0, 1])]
+    ("text", "tokens", "expected"), [("ab", (" a", "b"), [0, 0, 1]), ("ab", ("a", "b"), [0, 0, 1])]
 )
-def test_what_a_tokenizer_adds_to_a_prompt_moves_no_token(
-    text: str, tokens: tuple[str, ...], begins: list[int]
+def test_added_tokens_do_not_shift_offsets(
+    text: str, tokens: tuple[str, ...], expected: list[int]
 ) -> None:
     probs = [TokenProb(i, token, token.encode(), -1.0) for i, token in enumerate(tokens)]
     echo = EchoedPrompt(text, "<s>", tuple(TokenLogprob(prob, ()) for prob in probs))
-    assert echo.logprobs((), 0).text_offset == begins
+    assert echo.logprobs((), 0).text_offset == expected
 
 
-def test_an_echo_alone_is_streamed_without_a_token_more(client: openai.OpenAI, model: str) -> None:
+def test_a_streamed_echo_generates_no_token(client: openai.OpenAI, model: str) -> None:
     options: dict[str, Any] = {"model": model, "max_tokens": 0, "echo": True, "n": 2}
     *events, last = client.completions.create(
         prompt=["one", "two"], stream=True, stream_options={"include_usage": True}, **options
     )
     choices = [choice for event in events for choice in event.choices]
-    said = [(choice.index, choice.text, choice.finish_reason) for choice in choices]
+    received = [(choice.index, choice.text, choice.finish_reason) for choice in choices]
     texts = ["one", "one", "two", "two"]
-    assert said == [(index, text, "length") for index, text in enumerate(texts)]
+    assert received == [(index, text, "length") for index, text in enumerate(texts)]
     assert last.usage is not None
     assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (6, 0)
 
 
-def test_more_prompts_than_may_ever_wait_are_not_asked_to_come_again() -> None:
-    """The fake engine answers four at a time."""
+def test_more_prompts_than_the_queue_holds_are_400() -> None:
+    """The fake engine runs four requests at a time."""
     for count, status in ((5, 200), (6, 400)):
         body = {"model": "fake-model", "prompt": ["x"] * count}
         reply = send_request(FakeEngine(), "POST", URL, json=body, max_queue=1)
@@ -201,7 +199,7 @@ def test_more_prompts_than_may_ever_wait_are_not_asked_to_come_again() -> None:
         ({}, "missing_required_parameter", "prompt"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(
+def test_invalid_fields_are_refused_by_name(
     fields: dict[str, Any], code: str | None, param: str | None
 ) -> None:
     reply = send_request(FakeEngine(), "POST", URL, json={"model": "fake-model"} | fields)
@@ -209,7 +207,7 @@ def test_what_makes_no_sense_is_refused_by_name(
     assert (error_body(reply)["code"], error_body(reply)["param"]) == (code, param)
 
 
-def test_a_prompt_that_is_refused_ends_all_of_its_request(url: str, model: str) -> None:
+def test_a_refused_prompt_fails_the_whole_request(url: str, model: str) -> None:
     body = {"model": model, "prompt": ["ok", "x" * 5000], "max_tokens": 2}
     for fields in ({}, {"stream": True}, {"stream": True, "echo": True}):
         reply = httpx.post(url + URL, json=body | fields)
@@ -217,13 +215,13 @@ def test_a_prompt_that_is_refused_ends_all_of_its_request(url: str, model: str) 
         assert error_body(reply)["code"] == "context_length_exceeded"
 
 
-def test_text_is_cut_into_tokens_and_joined_again(url: str, model: str) -> None:
+def test_detokenize_inverts_tokenize(url: str, model: str) -> None:
     text = "naïve 你好 <|im_end|>"
-    cut = httpx.post(url + "/tokenize", json={"model": model, "prompt": text}).json()
-    assert cut["count"] == len(cut["tokens"])
-    assert cut["max_model_len"] == 256
-    joined = httpx.post(url + "/detokenize", json={"tokens": cut["tokens"]}).json()
-    assert json.loads(json.dumps(joined)) == {"prompt": text}
+    tokenized = httpx.post(url + "/tokenize", json={"model": model, "prompt": text}).json()
+    assert tokenized["count"] == len(tokenized["tokens"])
+    assert tokenized["max_model_len"] == 256
+    text_again = httpx.post(url + "/detokenize", json={"tokens": tokenized["tokens"]}).json()
+    assert json.loads(json.dumps(text_again)) == {"prompt": text}
     unknown = httpx.post(url + "/detokenize", json={"tokens": [10**6]})
     assert unknown.status_code == 400
     assert error_body(unknown)["param"] == "tokens"

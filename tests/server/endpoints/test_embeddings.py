@@ -1,4 +1,4 @@
-"""Texts become vectors of unit length, the same alone and in company."""
+"""`/v1/embeddings`: unit vectors that do not depend on the batch."""
 
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def test_a_vector_is_the_mean_of_the_last_hidden_states(engine: HFRunner) -> Non
         assert vector == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_client_gets_floats_base64_and_fewer_dimensions(tiny_folder: Path) -> None:
+def test_formats_and_dimensions(tiny_folder: Path) -> None:
     with HFRunner(ModelSpec(str(tiny_folder), device="cpu", dtype="float32")) as engine:
         engine.load()
         model = engine.info().model_id
@@ -48,7 +48,7 @@ def test_the_client_gets_floats_base64_and_fewer_dimensions(tiny_folder: Path) -
             running_server(engine) as url,
             openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
         ):
-            # The client asks for base64 by itself where nobody says.
+            # The client requests base64 by default.
             packed = client.embeddings.create(model=model, input=["ab", "c"])
             plain = client.embeddings.create(model=model, input="ab", encoding_format="float")
             short = client.embeddings.create(model=model, input="ab", dimensions=4)

@@ -1,4 +1,4 @@
-"""What do the routes beside chat answer?"""
+"""`/v1/models`, `/health`, and unknown routes."""
 
 import pytest
 
@@ -21,7 +21,7 @@ class UnloadedEngine(FakeEngine):
         raise EngineStoppedError("no model is loaded")
 
 
-def test_models_are_the_engines_own_and_the_served_names() -> None:
+def test_models_are_the_model_id_and_the_served_names() -> None:
     listed = send_request(
         FakeEngine(),
         "GET",
@@ -40,18 +40,18 @@ def test_models_are_the_engines_own_and_the_served_names() -> None:
 
 
 @pytest.mark.parametrize("path", ["me/mine", "me%2Fmine"])
-def test_a_model_id_may_have_slashes(path: str) -> None:
+def test_a_model_id_may_contain_slashes(path: str) -> None:
     response = send_request(FakeEngine(), "GET", f"/v1/models/{path}", served_names=("me/mine",))
     assert response.json()["id"] == "me/mine"
 
 
 def test_an_unknown_model_id_is_404() -> None:
-    response = send_request(FakeEngine(), "GET", "/v1/models/nobody/nothing")
+    response = send_request(FakeEngine(), "GET", "/v1/models/unknown/model")
     assert response.status_code == 404
     assert error_body(response)["code"] == "model_not_found"
 
 
-def test_health_tells_how_many_requests_are_in_flight() -> None:
+def test_health_reports_requests_in_flight() -> None:
     response = send_request(FakeEngine(), "GET", "/health")
     assert response.status_code == 200
     health = response.json()
@@ -59,7 +59,7 @@ def test_health_tells_how_many_requests_are_in_flight() -> None:
     assert (health["in_flight"], health["running"], health["waiting"]) == (0, 0, 0)
 
 
-def test_health_is_503_when_an_engine_with_work_takes_no_step() -> None:
+def test_health_is_503_when_an_engine_with_work_makes_no_step() -> None:
     response = send_request(StuckEngine(), "GET", "/health")
     assert response.status_code == 503
     assert "no step for 500 seconds" in error_body(response)["message"]

@@ -1,4 +1,4 @@
-"""The Responses API as the official client reads it: items, events, tools and schemas."""
+"""`/v1/responses` with the official client: items, events, tools and schemas."""
 
 import json
 from collections.abc import Iterator
@@ -39,16 +39,16 @@ def respond(engine: FakeEngine | None = None, **fields: Any) -> Any:
 
 
 def events(text: str) -> list[dict[str, Any]]:
-    found = []
+    received = []
     for block in text.strip().split("\n\n"):
         name, data = block.split("\n")
         event = json.loads(data.removeprefix("data: "))
         assert name == f"event: {event['type']}"
-        found.append(event)
-    return found
+        received.append(event)
+    return received
 
 
-def test_the_client_gets_a_response(client: openai.OpenAI) -> None:
+def test_the_client_reads_a_response(client: openai.OpenAI) -> None:
     response = client.responses.create(model="fake-model", input="hi", instructions="Be kind.")
     assert response.output_text == "Hello"
     assert response.status == "completed"
@@ -57,7 +57,7 @@ def test_the_client_gets_a_response(client: openai.OpenAI) -> None:
     assert (response.usage.input_tokens, response.usage.output_tokens) == (7, 2)
 
 
-def test_the_client_gets_a_stream_and_joins_it(client: openai.OpenAI) -> None:
+def test_the_client_reads_a_stream(client: openai.OpenAI) -> None:
     with client.responses.stream(model="fake-model", input="hi") as stream:
         deltas = [e.delta for e in stream if e.type == "response.output_text.delta"]
         final = stream.get_final_response()
@@ -68,7 +68,7 @@ class Answer(pydantic.BaseModel):
     city: str
 
 
-def test_the_client_parses_into_a_model() -> None:
+def test_the_client_parses_structured_output() -> None:
     engine = FakeEngine(('{"city": ', '"Paris"}'))
     with (
         running_server(engine) as url,
@@ -82,7 +82,7 @@ def test_the_client_parses_into_a_model() -> None:
     assert json.loads(grammar.source)["properties"]["city"]["type"] == "string"
 
 
-def test_events_are_numbered_and_lead_to_the_same_response() -> None:
+def test_events_are_numbered_and_end_with_the_same_response() -> None:
     pieces: tuple[str | ResponseDelta, ...] = (
         "I ",
         "add.",
@@ -94,10 +94,10 @@ def test_events_are_numbered_and_lead_to_the_same_response() -> None:
     assert [e["type"] for e in streamed][:2] == ["response.created", "response.in_progress"]
     final = streamed[-1]["response"]
     assert streamed[-1]["type"] == "response.completed"
-    opened = [e["item"]["id"] for e in streamed if e["type"] == "response.output_item.added"]
-    closed = [e["item"] for e in streamed if e["type"] == "response.output_item.done"]
-    assert opened == [item["id"] for item in closed]
-    assert closed == final["output"]
+    added = [e["item"]["id"] for e in streamed if e["type"] == "response.output_item.added"]
+    done = [e["item"] for e in streamed if e["type"] == "response.output_item.done"]
+    assert added == [item["id"] for item in done]
+    assert done == final["output"]
     for response in (whole, final):
         read = Response.model_validate(response)
         assert read.output_text == "I add."
@@ -107,7 +107,7 @@ def test_events_are_numbered_and_lead_to_the_same_response() -> None:
         ]
 
 
-def test_calls_without_words_are_the_only_items() -> None:
+def test_calls_without_text_are_the_only_items() -> None:
     output = respond(FakeEngine((ResponseDelta(call=TOOL_CALLS[0]),)), tools=[TOOL]).json()[
         "output"
     ]
@@ -119,7 +119,7 @@ def test_a_conversation_of_items_becomes_messages() -> None:
     items = [
         {"role": "user", "content": [{"type": "input_text", "text": "1+1?"}]},
         {"type": "reasoning", "id": "rs_1", "summary": []},
-        {"type": "message", "role": "assistant", "content": "I look."},
+        {"type": "message", "role": "assistant", "content": "Let me see."},
         {"type": "function_call", "call_id": "c", "name": "add", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c", "output": "2"},
         {
@@ -132,13 +132,13 @@ def test_a_conversation_of_items_becomes_messages() -> None:
     assert engine.requests[0].messages == (
         Message("system", "Be brief."),
         Message("user", "1+1?"),
-        Message("assistant", "I look.", tool_calls=(ToolCall("add", "{}", "c"),)),
+        Message("assistant", "Let me see.", tool_calls=(ToolCall("add", "{}", "c"),)),
         Message("tool", "2", tool_call_id="c"),
         Message("tool", "34", tool_call_id="d"),
     )
 
 
-def test_a_message_that_lacks_its_end_says_so(tiny: HFRunner) -> None:
+def test_a_truncated_message_is_incomplete(tiny: HFRunner) -> None:
     body = {"model": tiny.info().model_id, "input": "hi", "max_output_tokens": 2, "temperature": 0}
     whole = send_request(tiny, "POST", URL, json=body).json()
     streamed = events(send_request(tiny, "POST", URL, json=body | {"stream": True}).text)
@@ -149,12 +149,12 @@ def test_a_message_that_lacks_its_end_says_so(tiny: HFRunner) -> None:
     assert done["status"] == "incomplete"
 
 
-def test_what_no_response_has_may_be_asked_to_be_included() -> None:
-    """Agents ask for reasoning that is kept for them, whatever the model."""
+def test_include_values_of_absent_items_are_accepted() -> None:
+    """Agents request encrypted reasoning from every model."""
     assert respond(include=["reasoning.encrypted_content"]).status_code == 200
 
 
-def test_choices_of_tools_and_forms_reach_the_engine() -> None:
+def test_tool_choice_and_text_format_reach_the_engine() -> None:
     engine = FakeEngine()
     named = {"type": "function", "name": "add"}
     respond(engine, tools=[TOOL], tool_choice=named)
@@ -182,7 +182,7 @@ def test_choices_of_tools_and_forms_reach_the_engine() -> None:
         ({"foo": 1}, None, None),
     ],
 )
-def test_what_is_not_supported_is_refused_by_name(
+def test_unsupported_fields_are_refused_by_name(
     fields: dict[str, Any], code: str | None, param: str | None
 ) -> None:
     reply = respond(**fields)

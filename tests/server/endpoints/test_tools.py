@@ -1,4 +1,4 @@
-"""Tools and reasoning on the wire, as the official client and its helpers read them."""
+"""Tool calls and reasoning in chat completions, with the official client."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -57,7 +57,7 @@ def test_calls_come_with_null_content_and_their_finish_reason(client: openai.Ope
     assert second.id == "call_2"
 
 
-def test_the_clients_stream_helper_joins_calls_and_reasoning(client: openai.OpenAI) -> None:
+def test_the_clients_stream_helper_reads_calls(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(
         model="fake-model", messages=[{"role": "user", "content": "1+1?"}], tools=[ADD]
     ) as stream:
@@ -89,7 +89,7 @@ def test_id_type_and_name_of_a_call_are_streamed_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "offered", "forced"),
+    ("choice", "offered", "required"),
     [
         (None, True, ()),
         ("auto", True, ()),
@@ -99,16 +99,16 @@ def test_id_type_and_name_of_a_call_are_streamed_once() -> None:
     ],
 )
 def test_every_tool_choice_reaches_the_engine(
-    choice: Any, offered: bool, forced: tuple[str, ...]
+    choice: Any, offered: bool, required: tuple[str, ...]
 ) -> None:
     engine = FakeEngine()
     assert post_chat(engine, tools=[ADD], tool_choice=choice).status_code == 200
-    (asked,) = engine.requests
-    assert asked.tools == ((Tool("add", "adds", {"type": "object"}),) if offered else ())
-    assert asked.required_tools == forced
+    (received,) = engine.requests
+    assert received.tools == ((Tool("add", "adds", {"type": "object"}),) if offered else ())
+    assert received.required_tools == required
 
 
-def test_a_conversation_with_calls_and_their_results_comes_back_whole() -> None:
+def test_earlier_calls_and_results_reach_the_engine() -> None:
     engine = FakeEngine()
     call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     messages = [
@@ -117,13 +117,13 @@ def test_a_conversation_with_calls_and_their_results_comes_back_whole() -> None:
         {"role": "tool", "tool_call_id": "c1", "content": "2"},
     ]
     assert send_request(engine, "POST", CHAT, json=chat_body(messages=messages)).status_code == 200
-    _, said, result = engine.requests[0].messages
-    assert said.tool_calls == (ToolCall("add", '{"a": 1}', "c1"),)
-    assert (said.content, said.reasoning) == ("", "Hm.")
+    _, assistant, result = engine.requests[0].messages
+    assert assistant.tool_calls == (ToolCall("add", '{"a": 1}', "c1"),)
+    assert (assistant.content, assistant.reasoning) == ("", "Hm.")
     assert (result.tool_call_id, result.content) == ("c1", "2")
 
 
-def test_template_variables_and_a_begun_reply_reach_the_engine() -> None:
+def test_template_variables_and_a_partial_reply_reach_the_engine() -> None:
     engine = FakeEngine()
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "I th"}]
     reply = post_chat(

@@ -1,4 +1,4 @@
-"""Nobody without a key, nobody with a wrong one, and no web page that was not invited."""
+"""API keys, CORS, and the options that require a key."""
 
 import pytest
 
@@ -11,7 +11,7 @@ KEYS = ("first-key", "second-key")
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/ready", "/openapi.json", "/nothing"])
-def test_every_route_but_health_asks_for_a_key(path: str) -> None:
+def test_every_route_but_health_requires_a_key(path: str) -> None:
     refused = send_request(FakeEngine(), "GET", path, api_keys=KEYS)
     assert refused.status_code == 401
     assert error_body(refused)["code"] == "invalid_api_key"
@@ -21,7 +21,7 @@ def test_every_route_but_health_asks_for_a_key(path: str) -> None:
 
 
 @pytest.mark.parametrize("header", ["Bearer first-key", "bearer second-key", "Bearer  first-key "])
-def test_any_of_the_keys_is_good(header: str) -> None:
+def test_each_key_is_accepted(header: str) -> None:
     headers = {"Authorization": header}
     reply = send_request(
         FakeEngine(), "POST", CHAT, json=chat_body(), api_keys=KEYS, headers=headers
@@ -33,7 +33,7 @@ def test_any_of_the_keys_is_good(header: str) -> None:
     "header",
     ["", "Bearer", "Bearer ", "Basic first-key", "first-key", "Bearer first-ke", "Bearer é"],
 )
-def test_anything_else_is_not(header: str) -> None:
+def test_a_missing_or_wrong_key_is_401(header: str) -> None:
     engine = FakeEngine()
     headers = {"Authorization": header.encode()}
     reply = send_request(engine, "POST", CHAT, json=chat_body(), api_keys=KEYS, headers=headers)
@@ -42,14 +42,14 @@ def test_anything_else_is_not(header: str) -> None:
     assert "first-key" not in reply.text
 
 
-def test_web_pages_of_other_origins_are_not_invited_by_default() -> None:
+def test_cors_is_off_by_default_and_for_other_origins() -> None:
     headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     for options in ({}, {"cors_origins": ("https://chat.example",)}):
         reply = send_request(FakeEngine(), "OPTIONS", CHAT, headers=headers, **options)
         assert "access-control-allow-origin" not in reply.headers
 
 
-def test_an_invited_origin_may_ask_before_it_has_shown_its_key() -> None:
+def test_a_preflight_of_an_allowed_origin_needs_no_key() -> None:
     origin = "https://chat.example"
     headers = {
         "Origin": origin,
@@ -64,12 +64,12 @@ def test_an_invited_origin_may_ask_before_it_has_shown_its_key() -> None:
     refused = send_request(FakeEngine(), "GET", "/v1/models", headers={"Origin": origin}, **options)
     assert refused.status_code == 401
     assert refused.headers["access-control-allow-origin"] == origin
-    shown = refused.headers["access-control-expose-headers"]
-    assert {"x-llmctl-dropped-messages", "retry-after"} <= set(shown.split(", "))
+    exposed = refused.headers["access-control-expose-headers"]
+    assert {"x-llmctl-dropped-messages", "retry-after"} <= set(exposed.split(", "))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "my-host"])
-def test_other_machines_are_not_served_without_a_key(host: str) -> None:
+def test_a_non_loopback_host_without_a_key_is_refused(host: str) -> None:
     with pytest.raises(ConfigError, match="no API key"):
         ServeConfig(host=host)
     assert ServeConfig(host=host, insecure=True).host == host
@@ -77,7 +77,7 @@ def test_other_machines_are_not_served_without_a_key(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_this_machine_is_served_without_a_key(host: str) -> None:
+def test_a_loopback_host_needs_no_key(host: str) -> None:
     assert ServeConfig(host=host).api_keys == ()
 
 
@@ -90,6 +90,6 @@ def test_this_machine_is_served_without_a_key(host: str) -> None:
         {"ssl_certfile": "cert.pem"},
     ],
 )
-def test_options_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+def test_invalid_options_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         ServeConfig(**wrong)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Large, slow, silent and endless requests harm nobody but their own sender."""
+"""Limits on the size and duration of requests and replies, and on the queue."""
 
 import json
 import socket
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from llmctl.server.middleware import limits
 from tests.fakes import FakeEngine
 from tests.server.servers import (
     CHAT,
@@ -57,9 +56,11 @@ def test_a_body_of_unknown_length_is_413_once_it_is_too_large() -> None:
     assert len(engine.requests) == 1
 
 
-def test_a_body_that_stops_half_way_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "BODY_TIMEOUT_S", 0.2)
-    with running_server(FakeEngine()) as url, socket.create_connection(address(url)) as client:
+def test_an_incomplete_body_is_408() -> None:
+    with (
+        running_server(FakeEngine(), body_timeout_s=0.2) as url,
+        socket.create_connection(address(url)) as client,
+    ):
         head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         client.sendall(f'{head}Content-Length: 500\r\n\r\n{{"model"'.encode())
         client.settimeout(5)
@@ -70,26 +71,28 @@ def test_a_body_that_stops_half_way_is_408(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/chat"])
-def test_who_never_sends_whole_headers_is_hung_up_on(
-    sent: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "HEADERS_TIMEOUT_S", 0.2)
-    with running_server(FakeEngine()) as url, socket.create_connection(address(url)) as client:
+def test_a_connection_with_incomplete_headers_is_closed(sent: bytes) -> None:
+    with (
+        running_server(FakeEngine(), headers_timeout_s=0.2) as url,
+        socket.create_connection(address(url)) as client,
+    ):
         client.sendall(sent)
         client.settimeout(5)
         assert client.recv(4096) == b""
         assert alive(url)
 
 
-def test_a_connection_may_rest_between_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "HEADERS_TIMEOUT_S", 0.2)
-    with running_server(FakeEngine()) as url, httpx.Client(base_url=url) as client:
+def test_a_connection_may_be_idle_between_requests() -> None:
+    with (
+        running_server(FakeEngine(), headers_timeout_s=0.2) as url,
+        httpx.Client(base_url=url) as client,
+    ):
         for _ in range(2):
             assert client.post(CHAT, json=chat_body()).status_code == 200
             time.sleep(0.4)
 
 
-def test_who_comes_when_the_queue_is_full_is_told_when_to_come_again() -> None:
+def test_a_full_queue_is_429_with_retry_after() -> None:
     engine = FakeEngine(hold=threading.Event())
     with running_server(engine, max_queue=1) as url:
         waiting = [threading.Thread(target=alive, args=(url,)) for _ in range(5)]
@@ -108,7 +111,7 @@ def test_who_comes_when_the_queue_is_full_is_told_when_to_come_again() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_reply_that_takes_too_long_is_ended_and_its_row_freed(stream: bool) -> None:
+def test_a_reply_over_the_time_limit_is_504_and_cancelled(stream: bool) -> None:
     engine = FakeEngine(pieces=("a", "b"), hold=threading.Event())
     reply = send_request(engine, "POST", CHAT, json=chat_body(stream=stream), request_timeout_s=0.2)
     if stream:
@@ -122,7 +125,7 @@ def test_a_reply_that_takes_too_long_is_ended_and_its_row_freed(stream: bool) ->
 
 
 class SlowEngine(FakeEngine):
-    """Says nothing at all until `hold` is set."""
+    """Generates nothing for 0.35 seconds."""
 
     def _answer(self, *arguments: object) -> None:
         assert self.hold is not None
@@ -131,7 +134,7 @@ class SlowEngine(FakeEngine):
         super()._answer(*arguments)  # type: ignore[arg-type]
 
 
-def test_a_stream_says_that_it_lives_while_the_prompt_is_read() -> None:
+def test_a_silent_stream_sends_pings() -> None:
     engine = SlowEngine(hold=threading.Event())
     text = send_request(engine, "POST", CHAT, json=chat_body(stream=True), ping_s=0.1).text
     assert text.startswith(": ping\n\n: ping\n\n")

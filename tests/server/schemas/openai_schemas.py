@@ -1,5 +1,7 @@
-"""What OpenAI's API reference promises of the objects we send: JSON Schema, nothing optional left
-out that clients read without asking, and no field that OpenAI does not know but our extensions.
+"""JSON Schemas of the objects in OpenAI's API reference, for responses.
+
+Fields that clients read unconditionally are required. Unknown fields are forbidden, except our
+extensions.
 """
 
 from typing import Any
@@ -35,14 +37,14 @@ USAGE = obj(
         "prompt_tokens_details": obj({"cached_tokens": COUNT}),
     }
 )
-LIKELY = {
+TOP_LOGPROB = {
     "token": STRING,
     "logprob": {"type": "number", "minimum": -9999, "maximum": 0},
     "bytes": nullable(array({"type": "integer", "minimum": 0, "maximum": 255})),
 }
 LOGPROBS = obj(
     {
-        "content": nullable(array(obj(LIKELY | {"top_logprobs": array(obj(LIKELY))}))),
+        "content": nullable(array(obj(TOP_LOGPROB | {"top_logprobs": array(obj(TOP_LOGPROB))}))),
         "refusal": NULL,
     }
 )

@@ -1,4 +1,4 @@
-"""Every object on the wire has the shape that OpenAI's API reference gives it."""
+"""Responses conform to the schemas of OpenAI's API reference."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.server.schemas import openai_schemas as schemas
 from tests.server.servers import CHAT, send_request, sse_events
 
 MESSAGES = [{"role": "user", "content": "hi"}]
-PLAIN: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "ignore_eos": True}
+GREEDY: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "ignore_eos": True}
 PIECES = (
     ResponseDelta(reasoning="Hm."),
     "I ",
@@ -26,8 +26,8 @@ PIECES = (
 @pytest.mark.parametrize(
     "fields", [{}, {"n": 3, "seed": 1, "temperature": 1}, {"logprobs": True, "top_logprobs": 4}]
 )
-def test_chats_of_a_real_engine(fields: dict[str, Any], tiny: HFRunner) -> None:
-    body = {"model": tiny.info().model_id, "messages": MESSAGES} | PLAIN | fields
+def test_chat_completions_of_a_real_engine(fields: dict[str, Any], tiny: HFRunner) -> None:
+    body = {"model": tiny.info().model_id, "messages": MESSAGES} | GREEDY | fields
     jsonschema.validate(send_request(tiny, "POST", CHAT, json=body).json(), schemas.CHAT_COMPLETION)
     options = {"stream": True, "stream_options": {"include_usage": True}}
     *chunks, done = sse_events(send_request(tiny, "POST", CHAT, json=body | options))
@@ -44,10 +44,10 @@ def test_chats_of_a_real_engine(fields: dict[str, Any], tiny: HFRunner) -> None:
         assert [c["finish_reason"] for c in own] == [None] * (len(own) - 1) + ["length"]
 
 
-def test_calls_and_reasoning() -> None:
+def test_tool_calls_and_reasoning() -> None:
     body = {"model": "fake-model", "messages": MESSAGES}
-    whole = send_request(FakeEngine(PIECES), "POST", CHAT, json=body).json()
-    jsonschema.validate(whole, schemas.CHAT_COMPLETION)
+    complete = send_request(FakeEngine(PIECES), "POST", CHAT, json=body).json()
+    jsonschema.validate(complete, schemas.CHAT_COMPLETION)
     streamed = send_request(FakeEngine(PIECES), "POST", CHAT, json=body | {"stream": True})
     for chunk in sse_events(streamed)[:-1]:
         jsonschema.validate(chunk, schemas.CHAT_CHUNK)
@@ -56,9 +56,9 @@ def test_calls_and_reasoning() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"logprobs": 2, "echo": True}, {"n": 2}])
 def test_completions(fields: dict[str, Any], tiny: HFRunner) -> None:
-    body = {"model": tiny.info().model_id, "prompt": ["ab", "cde"]} | PLAIN | fields
-    whole = send_request(tiny, "POST", "/v1/completions", json=body).json()
-    jsonschema.validate(whole, schemas.COMPLETION)
+    body = {"model": tiny.info().model_id, "prompt": ["ab", "cde"]} | GREEDY | fields
+    complete = send_request(tiny, "POST", "/v1/completions", json=body).json()
+    jsonschema.validate(complete, schemas.COMPLETION)
     body.pop("echo", None)
     reply = send_request(tiny, "POST", "/v1/completions", json=body | {"stream": True})
     for chunk in sse_events(reply)[:-1]:

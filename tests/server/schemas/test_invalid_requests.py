@@ -1,4 +1,4 @@
-"""Does every wrong request get OpenAI's status, code and param?"""
+"""Status, code and param of the errors of invalid requests."""
 
 import asyncio
 from typing import Any
@@ -10,7 +10,8 @@ import pytest
 from llmctl.errors import RequestError
 from llmctl.server.app import create_app
 from llmctl.server.middleware.strict_json import object_from_pairs
-from llmctl.server.schemas.chat import ChatCompletionRequest, StrictModel
+from llmctl.server.schemas.base import StrictModel
+from llmctl.server.schemas.chat import ChatCompletionRequest
 from llmctl.server.schemas.completions import CompletionRequest, DetokenizeRequest
 from llmctl.server.schemas.responses import ResponseRequest
 from tests.fakes import FakeEngine
@@ -18,7 +19,7 @@ from tests.server.servers import CHAT, chat_body, error_body, send_request
 
 USER = {"role": "user", "content": "hi"}
 PART = {"type": "text", "text": "hi"}
-GONE = object()
+ABSENT = object()
 """Marks a field that is left out."""
 
 
@@ -51,9 +52,9 @@ SCHEMA = {"type": "object"}
 
 CASES: list[tuple[dict[str, Any], str | None, str | None, str]] = [
     # fields, code, param, part of the message
-    ({"model": GONE}, "missing_required_parameter", "model", "'model'"),
+    ({"model": ABSENT}, "missing_required_parameter", "model", "'model'"),
     ({"model": None}, "invalid_type", "model", "expected a string, but got null"),
-    ({"messages": GONE}, "missing_required_parameter", "messages", "'messages'"),
+    ({"messages": ABSENT}, "missing_required_parameter", "messages", "'messages'"),
     (messages(), "empty_array", "messages", "minimum length 1"),
     ({"messages": "hi"}, "invalid_type", "messages", "an array, but got a string"),
     (messages("hi"), "invalid_type", "messages[0]", "an object, but got a string"),
@@ -279,7 +280,7 @@ UNSUPPORTED: dict[str, Any] = {
 }
 
 
-def refused(**options: Any) -> dict[str, Any]:
+def refused_error(**options: Any) -> dict[str, Any]:
     engine = FakeEngine()
     response = send_request(engine, "POST", CHAT, **options)
     assert response.status_code == 400
@@ -294,15 +295,15 @@ def refused(**options: Any) -> dict[str, Any]:
 def test_a_wrong_field_is_refused_by_name(
     fields: dict[str, Any], code: str | None, param: str | None, message: str
 ) -> None:
-    body = {name: value for name, value in chat_body(**fields).items() if value is not GONE}
-    error = refused(json=body)
+    body = {name: value for name, value in chat_body(**fields).items() if value is not ABSENT}
+    error = refused_error(json=body)
     assert (error["code"], error["param"]) == (code, param)
     assert message in error["message"]
 
 
 @pytest.mark.parametrize("field", UNSUPPORTED)
-def test_what_openai_knows_and_we_do_not_is_refused_by_name(field: str) -> None:
-    error = refused(json=chat_body(**{field: UNSUPPORTED[field]}))
+def test_unsupported_openai_fields_are_refused_by_name(field: str) -> None:
+    error = refused_error(json=chat_body(**{field: UNSUPPORTED[field]}))
     assert (error["code"], error["param"]) == ("unsupported_parameter", field)
     assert field in error["message"]
 
@@ -333,8 +334,8 @@ def test_null_means_not_given_for_every_optional_field() -> None:
         (b'{"model": NaN}', "NaN"),
         (b'{"temperature": -Infinity}', "-Infinity"),
         (b'{"temperature": 1e999}', "1e999"),
-        (b'{"model": "a", "model": "b"}', "'model' is there twice"),
-        (b'{"messages": [{"role": "user", "role": "user"}]}', "'role' is there twice"),
+        (b'{"model": "a", "model": "b"}', "duplicate key 'model'"),
+        (b'{"messages": [{"role": "user", "role": "user"}]}', "duplicate key 'role'"),
         (b'{"messages": [' + b"{}," * 70_000 + b"{}]}", "more than 65536 objects"),
         (b'{"model": "\\ud800"}', "surrogates"),
         (b'{"\\udfff": 1}', "surrogates"),
@@ -344,20 +345,20 @@ def test_null_means_not_given_for_every_optional_field() -> None:
     ],
 )
 def test_a_body_that_is_not_json_is_refused(body: bytes, message: str) -> None:
-    error = refused(content=body, headers={"content-type": "application/json"})
+    error = refused_error(content=body, headers={"content-type": "application/json"})
     assert (error["code"], error["param"]) == (None, None)
     assert message in error["message"]
 
 
 @pytest.mark.parametrize(("body", "kind"), [(b'["hi"]', "an array"), (b"null", "null")])
-def test_a_body_that_is_no_object_is_refused(body: bytes, kind: str) -> None:
-    error = refused(content=body, headers={"content-type": "application/json"})
+def test_a_body_that_is_not_an_object_is_refused(body: bytes, kind: str) -> None:
+    error = refused_error(content=body, headers={"content-type": "application/json"})
     assert error["code"] == "invalid_type"
     assert f"expected an object, but got {kind}" in error["message"]
 
 
-def test_a_body_that_a_web_page_could_send_unasked_is_refused() -> None:
-    error = refused(content=b"{}", headers={"content-type": "text/plain"})
+def test_a_content_type_without_preflight_is_refused() -> None:
+    error = refused_error(content=b"{}", headers={"content-type": "text/plain"})
     assert "application/json" in error["message"]
 
 
@@ -374,53 +375,53 @@ def test_a_body_that_a_web_page_could_send_unasked_is_refused() -> None:
         (DetokenizeRequest, {"tokens": ["x"] * 1000}),
     ],
 )
-def test_a_thousand_mistakes_are_no_more_work_than_one(
+def test_validation_stops_after_the_first_errors(
     model: type[StrictModel], fields: dict[str, Any]
 ) -> None:
-    """Each finding takes memory and time, in which nobody else is answered."""
+    """Every error takes time and memory, and blocks other requests."""
     with pytest.raises(pydantic.ValidationError) as caught:
         model.model_validate({"model": "m"} | fields)
     assert caught.value.error_count() <= 3
 
 
-class Name(str):
-    """A key that counts how often one is compared."""
+class CountingKey(str):
+    """A key that counts comparisons."""
 
-    compared = 0
+    comparisons = 0
 
     def __eq__(self, other: object) -> bool:
-        Name.compared += 1
+        CountingKey.comparisons += 1
         return super().__eq__(other)
 
     __hash__ = str.__hash__
 
 
-def test_a_key_that_is_there_twice_is_found_in_one_pass() -> None:
-    pairs: list[tuple[str, Any]] = [(Name(i), 0) for i in range(500)]
-    pairs += [(Name("a"), 0), (Name("a"), 0)]
-    with pytest.raises(ValueError, match="'a' is there twice"):
+def test_a_duplicate_key_is_found_in_linear_time() -> None:
+    pairs: list[tuple[str, Any]] = [(CountingKey(i), 0) for i in range(500)]
+    pairs += [(CountingKey("a"), 0), (CountingKey("a"), 0)]
+    with pytest.raises(ValueError, match="duplicate key 'a'"):
         object_from_pairs(pairs)
-    assert Name.compared < 2000
+    assert CountingKey.comparisons < 2000
 
 
-def test_others_are_answered_while_a_large_body_is_parsed() -> None:
+def test_parsing_a_large_body_does_not_block_other_requests() -> None:
     large = chat_body(model=5, chat_template_kwargs={"a": [{"b": 1}] * 60_000})
     app = create_app(FakeEngine())
 
-    async def ask() -> list[str]:
-        ended = []
+    async def send_both() -> list[str]:
+        finished = []
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
 
             async def post() -> None:
                 assert (await client.post(CHAT, json=large)).status_code == 400
-                ended.append("large")
+                finished.append("large")
 
-            async def look() -> None:
+            async def health() -> None:
                 assert (await client.get("/health")).status_code == 200
-                ended.append("health")
+                finished.append("health")
 
-            await asyncio.gather(post(), look())
-        return ended
+            await asyncio.gather(post(), health())
+        return finished
 
-    assert asyncio.run(ask()) == ["health", "large"]
+    assert asyncio.run(send_both()) == ["health", "large"]

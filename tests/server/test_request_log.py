@@ -1,11 +1,14 @@
-"""What the server tells of its requests, to Prometheus and in its log, and what it keeps quiet."""
+"""The request log and the Prometheus metrics."""
 
+import asyncio
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from llmctl.errors import EngineFailedError
+from llmctl.server.app import create_app
 from tests.fakes import FakeEngine
 from tests.server.servers import CHAT, chat_body, send_request
 
@@ -15,7 +18,7 @@ def logged(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_request_is_a_line_without_what_was_said(
+def test_a_request_is_one_line_without_content(
     stream: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     body = chat_body(stream=stream, messages=[{"role": "user", "content": "a secret"}])
@@ -30,15 +33,15 @@ def test_a_request_is_a_line_without_what_was_said(
     assert not {"prompt", "answer"} & line.keys()
 
 
-def test_content_is_logged_where_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_content_adds_prompt_and_answer(capsys: pytest.CaptureFixture[str]) -> None:
     send_request(FakeEngine(), "POST", CHAT, json=chat_body(), log_requests=True, log_content=True)
     (line,) = logged(capsys)
     assert line["prompt"] == [{"role": "user", "content": "hi"}]
     assert line["answer"] == "Hello"
 
 
-def test_failures_are_logged_with_their_code(capsys: pytest.CaptureFixture[str]) -> None:
-    body = chat_body(model="nobody")
+def test_errors_are_logged_with_their_code(capsys: pytest.CaptureFixture[str]) -> None:
+    body = chat_body(model="unknown")
     send_request(FakeEngine(), "POST", CHAT, json=body, log_requests=True)
     failing = FakeEngine(fail=EngineFailedError("broken"))
     send_request(failing, "POST", CHAT, json=chat_body(stream=True), log_requests=True)
@@ -47,40 +50,34 @@ def test_failures_are_logged_with_their_code(capsys: pytest.CaptureFixture[str])
     assert (broken["status"], broken["error"]) == (200, "server_error")
 
 
-def test_who_is_refused_at_the_door_is_logged_with_the_code(
+def test_requests_refused_by_middleware_are_logged_with_their_code(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     send_request(FakeEngine(), "GET", "/v1/models", log_requests=True, api_keys=("k",))
     large = {"json": chat_body(user="x" * 5000), "max_body_bytes": 4096}
     send_request(FakeEngine(), "POST", CHAT, log_requests=True, **large)
-    stranger, glutton = logged(capsys)
-    assert (stranger["status"], stranger["error"]) == (401, "invalid_api_key")
-    assert (glutton["status"], glutton["error"]) == (413, "request_too_large")
+    no_key, too_large = logged(capsys)
+    assert (no_key["status"], no_key["error"]) == (401, "invalid_api_key")
+    assert (too_large["status"], too_large["error"]) == (413, "request_too_large")
 
 
-def test_a_watching_machine_leaves_no_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_successful_probes_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
     for path in ("/health", "/ready", "/metrics"):
         assert send_request(FakeEngine(), "GET", path, log_requests=True).status_code == 200
     assert logged(capsys) == []
 
 
-def test_prometheus_sees_requests_tokens_and_the_engine() -> None:
-    import asyncio
-
-    import httpx
-
-    from llmctl.server.app import create_app
-
-    async def ask() -> str:
+def test_metrics_count_requests_tokens_and_engine_state() -> None:
+    async def scrape() -> str:
         transport = httpx.ASGITransport(create_app(FakeEngine()))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             await client.post(CHAT, json=chat_body())
             await client.post(CHAT, json=chat_body(stream=True))
-            await client.post(CHAT, json=chat_body(model="nobody"))
-            await client.get("/a/path/that/only/this/client/knows")
+            await client.post(CHAT, json=chat_body(model="unknown"))
+            await client.get("/a/unique/path")
             return (await client.get("/metrics")).text
 
-    lines = asyncio.run(ask()).splitlines()
+    lines = asyncio.run(scrape()).splitlines()
     assert f'llmctl_requests_total{{route="{CHAT}",status="200"}} 2.0' in lines
     assert f'llmctl_requests_total{{route="{CHAT}",status="404"}} 1.0' in lines
     assert 'llmctl_requests_total{route="",status="404"} 1.0' in lines

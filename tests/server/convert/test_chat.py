@@ -1,21 +1,21 @@
-"""Does what the client asked for reach the engine, no more and no less?"""
+"""Conversion of chat completion requests into generation requests."""
 
 import json
 from typing import Any
 
 import pytest
 
-from llmctl.server.convert import generation_request
+from llmctl.server.convert.chat import chat_generation_request
 from llmctl.server.schemas.chat import ChatCompletionRequest
 from llmctl.types import GenerationRequest, Grammar, Message, SamplingParams
 from tests.server.servers import chat_body
 
 
 def converted(**fields: Any) -> GenerationRequest:
-    return generation_request(ChatCompletionRequest.model_validate(chat_body(**fields)))
+    return chat_generation_request(ChatCompletionRequest.model_validate(chat_body(**fields)))
 
 
-def test_what_is_not_given_is_none() -> None:
+def test_absent_fields_are_none() -> None:
     assert converted().sampling == SamplingParams()
 
 
@@ -48,9 +48,7 @@ def test_what_is_not_given_is_none() -> None:
         ("logprobs", True, "logprobs", 0),
     ],
 )
-def test_falsy_and_other_values_arrive_as_they_are(
-    field: str, value: Any, name: str, expected: Any
-) -> None:
+def test_values_are_converted_unchanged(field: str, value: Any, name: str, expected: Any) -> None:
     assert getattr(converted(**{field: value}).sampling, name) == expected
 
 
@@ -58,13 +56,13 @@ def test_max_completion_tokens_supersedes_max_tokens() -> None:
     assert converted(max_tokens=5, max_completion_tokens=9).sampling.max_new_tokens == 9
 
 
-def test_top_logprobs_counts_the_alternatives() -> None:
+def test_top_logprobs_sets_the_number_of_alternatives() -> None:
     assert converted(logprobs=True, top_logprobs=3).sampling.logprobs == 3
 
 
 @pytest.mark.parametrize("extra", [{}, {"strict": True}, {"strict": None, "description": "d"}])
-def test_a_json_schema_arrives_as_it_is_written(extra: dict[str, Any]) -> None:
-    # The engine writes properties in the order of the schema.
+def test_a_json_schema_keeps_its_order_of_keys(extra: dict[str, Any]) -> None:
+    # The engine generates properties in the order of the schema.
     schema = {"type": "object", "properties": {"z": {"const": "你好"}, "a": {"minimum": 0.5}}}
     wire = {"type": "json_schema", "json_schema": {"name": "a-1_B", "schema": schema, **extra}}
     grammar = converted(response_format=wire).sampling.grammar
@@ -73,7 +71,7 @@ def test_a_json_schema_arrives_as_it_is_written(extra: dict[str, Any]) -> None:
     assert json.dumps(json.loads(grammar.source)) == json.dumps(schema)
 
 
-def test_a_text_format_leaves_room_for_a_regex() -> None:
+def test_a_text_format_can_be_combined_with_a_regex() -> None:
     sampling = converted(response_format={"type": "text"}, regex="a").sampling
     assert sampling.grammar == Grammar("regex", "a")
 
@@ -98,7 +96,7 @@ def test_messages_keep_role_and_text() -> None:
     )
 
 
-def test_the_allowed_no_ops_change_nothing() -> None:
+def test_fields_without_effect_do_not_change_sampling() -> None:
     no_ops = {
         "user": "u",
         "store": True,

@@ -1,4 +1,4 @@
-"""`/v1/score` is there for exams alone, and answers each group of texts in a line of its own."""
+"""`/v1/loglikelihoods`: one line of JSON for each group of texts."""
 
 import asyncio
 import json
@@ -12,18 +12,20 @@ from llmctl.engine.loglikelihood import GroupScore, score_full_texts
 from llmctl.server.app import create_app
 from tests.server.servers import error_body
 
-OPTIONS = ServeConfig(log_requests=False)
+CONFIG = ServeConfig(log_requests=False)
 
 
-def post(engine: HFRunner, *, scoring: bool = True, **fields: Any) -> httpx.Response:
-    app = create_app(engine, OPTIONS, scoring=scoring)
+def post(
+    engine: HFRunner, *, path: str = "/v1/loglikelihoods", scoring: bool = True, **fields: Any
+) -> httpx.Response:
+    app = create_app(engine, CONFIG, scoring=scoring)
     groups = [{"stem": "One and one make ", "endings": ["two", "three"]}]
     body = {"model": engine.info().model_id, "groups": groups} | fields
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.post("/v1/score", json=body)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post(path, json=body)
 
     return asyncio.run(send())
 
@@ -33,21 +35,23 @@ def lines(response: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line) for line in response.text.splitlines()]
 
 
-def test_an_ordinary_server_does_not_have_it(tiny: HFRunner) -> None:
+def test_the_route_exists_only_with_scoring(tiny: HFRunner) -> None:
     assert post(tiny, scoring=False).status_code == 404
 
 
-def test_a_subject_may_have_as_many_questions_as_it_has(tiny: HFRunner) -> None:
+def test_the_number_of_groups_is_not_limited(tiny: HFRunner) -> None:
     groups = [{"stem": "", "endings": ["a"]}] * 70_000
-    refused = post(tiny, model="nobody", groups=groups)
+    refused = post(tiny, model="unknown", groups=groups)
     assert error_body(refused)["code"] == "model_not_found"
 
 
 def test_head_stem_and_ending_are_one_text(tiny: HFRunner) -> None:
     groups = [{"stem": "Q: no?", "endings": [" yes", " no"]}, {"stem": "", "endings": ["Z", "Yy"]}]
-    found = lines(post(tiny, head="Exam. ", groups=groups))
-    texts = [["Exam. Q: no? yes", "Exam. Q: no? no"], ["Exam. Z", "Exam. Yy"]]
-    for index, (line, group) in enumerate(zip(found, score_full_texts(tiny, texts), strict=True)):
+    received = lines(post(tiny, head="Head. ", groups=groups))
+    texts = [["Head. Q: no? yes", "Head. Q: no? no"], ["Head. Z", "Head. Yy"]]
+    for index, (line, group) in enumerate(
+        zip(received, score_full_texts(tiny, texts), strict=True)
+    ):
         assert isinstance(group, GroupScore)
         assert line["index"] == index
         assert [score["tokens"] for score in line["scores"]] == [
@@ -55,7 +59,7 @@ def test_head_stem_and_ending_are_one_text(tiny: HFRunner) -> None:
         ]
 
 
-def test_a_group_that_fails_has_a_line_too(tiny: HFRunner) -> None:
+def test_a_failed_group_is_a_line_with_an_error(tiny: HFRunner) -> None:
     groups = [
         {"stem": "a" * 2000, "endings": ["b", "c"]},
         {"stem": "One ", "endings": ["two", "three"]},
@@ -65,7 +69,14 @@ def test_a_group_that_fails_has_a_line_too(tiny: HFRunner) -> None:
     assert len(second["scores"]) == 2
 
 
-def test_what_it_does_not_know_is_refused_by_name(tiny: HFRunner) -> None:
+def test_the_former_route_is_accepted_and_not_in_the_schema(tiny: HFRunner) -> None:
+    assert lines(post(tiny, path="/v1/score")) == lines(post(tiny))
+    paths = create_app(tiny, CONFIG, scoring=True).openapi()["paths"]
+    assert "/v1/loglikelihoods" in paths
+    assert "/v1/score" not in paths
+
+
+def test_invalid_requests_are_refused_by_name(tiny: HFRunner) -> None:
     assert post(tiny, adaptr="x").status_code == 400
     assert "adaptr" in error_body(post(tiny, adaptr="x"))["message"]
     assert post(tiny, model="other").status_code == 404

@@ -1,4 +1,4 @@
-"""A conversation longer than the context is refused, or loses its oldest turns and says so."""
+"""`--overflow truncate-oldest`: dropping the oldest turns of a conversation."""
 
 from typing import Any
 
@@ -13,33 +13,33 @@ SYSTEM = {"role": "system", "content": "s" * 10}
 
 
 def conversation(turns: int, size: int = 10) -> list[dict[str, Any]]:
-    """The fake engine counts a token for each character, and its context has 128."""
-    said = []
+    """Return messages; the fake engine counts one token per character, and its context has 128."""
+    messages = []
     for i in range(turns):
-        said += [
+        messages += [
             {"role": "user", "content": f"{i}".rjust(size, "q")},
             {"role": "assistant", "content": f"{i}".rjust(size, "a")},
         ]
-    return [SYSTEM, *said, {"role": "user", "content": "last".rjust(size)}]
+    return [SYSTEM, *messages, {"role": "user", "content": "last".rjust(size)}]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_as_few_of_the_oldest_turns_as_will_do_are_dropped(stream: bool) -> None:
+def test_only_as_many_old_turns_as_necessary_are_dropped(stream: bool) -> None:
     engine = FakeEngine()
     body = chat_body(messages=conversation(8), max_tokens=20, stream=stream)
     reply = send_request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
     assert reply.status_code == 200
-    (asked,) = engine.requests
-    assert engine.count_tokens(asked.messages) <= 128 - 20
-    assert asked.messages[0].role == "system"
-    assert asked.messages[1].role == "user"
-    assert asked.messages[-1].content.endswith("last")
-    # The next older turn would not have fitted.
-    assert engine.count_tokens(asked.messages) + 20 > 128 - 20
-    assert reply.headers["x-llmctl-dropped-messages"] == str(18 - len(asked.messages))
+    (received,) = engine.requests
+    assert engine.count_tokens(received.messages) <= 128 - 20
+    assert received.messages[0].role == "system"
+    assert received.messages[1].role == "user"
+    assert received.messages[-1].content.endswith("last")
+    # The next older turn would not fit.
+    assert engine.count_tokens(received.messages) + 20 > 128 - 20
+    assert reply.headers["x-llmctl-dropped-messages"] == str(18 - len(received.messages))
 
 
-def test_what_fits_is_left_alone() -> None:
+def test_a_conversation_that_fits_is_unchanged() -> None:
     engine = FakeEngine()
     body = chat_body(messages=conversation(2), max_tokens=20)
     reply = send_request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
@@ -47,7 +47,7 @@ def test_what_fits_is_left_alone() -> None:
     assert "x-llmctl-dropped-messages" not in reply.headers
 
 
-def test_nothing_is_dropped_unless_that_was_asked_for() -> None:
+def test_nothing_is_dropped_by_default() -> None:
     engine = FakeEngine()
     send_request(engine, "POST", CHAT, json=chat_body(messages=conversation(8)))
     assert len(engine.requests[0].messages) == 18
@@ -61,7 +61,7 @@ def test_the_last_question_is_never_dropped() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_response_loses_its_oldest_items_as_a_chat_does(stream: bool) -> None:
+def test_the_responses_api_drops_old_items_too(stream: bool) -> None:
     engine = FakeEngine()
     body = {
         "model": "fake-model",
@@ -71,12 +71,12 @@ def test_a_response_loses_its_oldest_items_as_a_chat_does(stream: bool) -> None:
     }
     reply = send_request(engine, "POST", "/v1/responses", json=body, overflow="truncate-oldest")
     assert reply.status_code == 200
-    (asked,) = engine.requests
-    assert 128 - 40 < engine.count_tokens(asked.messages) <= 128 - 20
-    assert reply.headers["x-llmctl-dropped-messages"] == str(18 - len(asked.messages))
+    (received,) = engine.requests
+    assert 128 - 40 < engine.count_tokens(received.messages) <= 128 - 20
+    assert reply.headers["x-llmctl-dropped-messages"] == str(18 - len(received.messages))
 
 
-def test_tools_take_room_that_turns_must_leave() -> None:
+def test_tool_definitions_count_against_the_context() -> None:
     engine = FakeEngine()
     tool = {"type": "function", "function": {"name": "f" * 50}}
     body = chat_body(messages=conversation(4), max_tokens=20, tools=[tool])
@@ -84,13 +84,13 @@ def test_tools_take_room_that_turns_must_leave() -> None:
     assert 128 - 90 < engine.count_tokens(engine.requests[0].messages) <= 128 - 70
 
 
-def test_what_is_counted_is_what_the_engine_would_read(tiny: HFRunner) -> None:
+def test_the_count_includes_required_tools(tiny: HFRunner) -> None:
     tool = {"type": "function", "function": {"name": "add", "description": "adds " * 40}}
     body = chat_body(model=tiny.info().model_id, tools=[tool], tool_choice="required")
-    asked = GenerationRequest(
+    request = GenerationRequest(
         messages=(Message("user", "hi"),),
         tools=(Tool("add", "adds " * 40, None),),
         required_tools=("add",),
     )
     refused = error_body(send_request(tiny, "POST", CHAT, json=body, overflow="truncate-oldest"))
-    assert f"resulted in {tiny.count_prompt(asked)} tokens" in refused["message"]
+    assert f"resulted in {tiny.count_prompt(request)} tokens" in refused["message"]
