@@ -87,9 +87,10 @@ def loglikelihood_router(served: ServedModel) -> APIRouter:
     threads = ThreadPoolExecutor(thread_name_prefix="llmctl-loglikelihood")
     router = APIRouter(route_class=_UnlimitedJSONRoute)
 
-    # The former name; vLLM's /score is a reranker.
+    # The first is the former name; vLLM's /score is a reranker. FastAPI needs the status code for
+    # the schema of a response class without a `status_code` argument.
     @router.post("/v1/score", response_class=_JSONLines, include_in_schema=False)
-    @router.post("/v1/loglikelihoods", response_class=_JSONLines)
+    @router.post("/v1/loglikelihoods", response_class=_JSONLines, status_code=200)
     async def create_loglikelihoods(body: LoglikelihoodRequest, request: Request) -> _JSONLines:
         """Return a line of JSON for each group, in order, as soon as it is computed.
 
