@@ -1,4 +1,4 @@
-"""LangChain on `llmctl serve`: invoke, stream, batch, structured output and tools.
+"""LangChain with `llmctl serve`: invoke, stream, batch, structured output and tools.
 
 pip install langchain-openai
 llmctl serve &

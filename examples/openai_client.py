@@ -1,4 +1,4 @@
-"""Talks to `llmctl serve` with the official OpenAI client: nothing is special but the address.
+"""OpenAI's official client with `llmctl serve`: only the base URL differs.
 
 Start a server with `llmctl serve`, then run `python examples/openai_client.py [URL]`.
 """
@@ -16,7 +16,7 @@ client = OpenAI(base_url=URL, api_key=KEY)
 model = client.models.list().data[0].id
 
 
-def ask() -> None:
+def complete() -> None:
     reply = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": "What is the capital of France?"}],
@@ -43,8 +43,8 @@ def stream() -> None:
     print("\n")
 
 
-def fill_in_a_form() -> None:
-    """Whatever the model, the reply follows the schema."""
+def structured_output() -> None:
+    """Get JSON that is valid under a schema, from any model."""
     schema = {
         "type": "object",
         "properties": {
@@ -67,7 +67,7 @@ def fill_in_a_form() -> None:
 
 
 def call_a_tool() -> None:
-    """A named tool is called by any model; with `auto` the model needs to have learnt to."""
+    """Make the model call a tool. With `auto` instead of a name it must be trained to use tools."""
     weather = {
         "type": "function",
         "function": {
@@ -91,12 +91,12 @@ def call_a_tool() -> None:
     print(f"the model calls {call.function.name} with {call.function.arguments}\n")
 
 
-async def ask_many() -> None:
-    """Requests that run at the same time share the model's work."""
-    async with AsyncOpenAI(base_url=URL, api_key=KEY) as many:
+async def concurrent_requests() -> None:
+    """Send requests that the server runs in one batch."""
+    async with AsyncOpenAI(base_url=URL, api_key=KEY) as async_client:
         replies = await asyncio.gather(
             *(
-                many.chat.completions.create(
+                async_client.chat.completions.create(
                     model=model,
                     messages=[{"role": "user", "content": f"Say something about {thing}."}],
                     max_tokens=24,
@@ -109,8 +109,8 @@ async def ask_many() -> None:
 
 
 if __name__ == "__main__":
-    ask()
+    complete()
     stream()
-    fill_in_a_form()
+    structured_output()
     call_a_tool()
-    asyncio.run(ask_many())
+    asyncio.run(concurrent_requests())

@@ -1,11 +1,11 @@
-"""A Telegram bot on `llmctl serve`: streamed answers, a memory per chat, many people at once.
+"""Telegram bot with `llmctl serve`: streamed answers, one conversation per chat, many users.
 
     pip install python-telegram-bot openai
     llmctl serve --overflow truncate-oldest &
     TELEGRAM_TOKEN=… python examples/telegram_bot.py
 
-`/reset` forgets the conversation, `/stop` ends a running answer. Further variables: `LLMCTL_URL`,
-`LLMCTL_API_KEY`, `LLMCTL_MODEL`, `SYSTEM_PROMPT`, `TELEGRAM_API` (a Bot API of your own).
+`/reset` clears the conversation, `/stop` stops a running answer. Further variables: `LLMCTL_URL`,
+`LLMCTL_API_KEY`, `LLMCTL_MODEL`, `SYSTEM_PROMPT`, `TELEGRAM_API` (URL of another Bot API server).
 """
 
 import asyncio
@@ -26,17 +26,17 @@ KEY = os.environ.get("LLMCTL_API_KEY", "not needed")
 SYSTEM_PROMPT = os.environ.get("SYSTEM_PROMPT", "You are a friendly assistant. Be brief.")
 TELEGRAM_API = os.environ.get("TELEGRAM_API", "https://api.telegram.org")
 
-LONGEST_MESSAGE = 4000
-"""Telegram takes 4096 characters."""
-SECONDS_BETWEEN_EDITS = 1.2
-"""Telegram allows about one edit a second in a chat."""
+MAX_MESSAGE_LENGTH = 4000
+"""In characters. Telegram's limit is 4096."""
+EDIT_INTERVAL_S = 1.2
+"""Telegram allows about one edit per second in a chat."""
 ATTEMPTS = 6
-"""While the server is away; waits double from one second on."""
+"""Requests to an unreachable or busy server. The wait between them doubles, from one second on."""
 
 
 @dataclass
 class Chat:
-    """What is remembered of one chat, and the answer that is being written."""
+    """Messages of one chat, and the task that generates an answer."""
 
     turns: list[dict[str, str]] = field(default_factory=list)
     answering: asyncio.Task[None] | None = None
@@ -49,21 +49,23 @@ class Bot:
         self._model = os.environ.get("LLMCTL_MODEL")
 
     async def start(self, update: Update, _: ContextTypes.DEFAULT_TYPE) -> None:
-        await update.message.reply_text("Ask me something. /stop ends an answer, /reset forgets.")
+        await update.message.reply_text(
+            "Send me a message. /stop stops an answer, /reset clears the conversation."
+        )
 
     async def reset(self, update: Update, _: ContextTypes.DEFAULT_TYPE) -> None:
         await self._stop(update.effective_chat.id)
         del self._chats[update.effective_chat.id]
-        await update.message.reply_text("Forgotten.")
+        await update.message.reply_text("Conversation cleared.")
 
     async def stop(self, update: Update, _: ContextTypes.DEFAULT_TYPE) -> None:
         if not await self._stop(update.effective_chat.id):
-            await update.message.reply_text("Nothing is being written.")
+            await update.message.reply_text("No answer is running.")
 
-    async def hear(self, update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
-        """Answer a message, in a task of its own: `/stop` must be heard meanwhile."""
+    async def on_message(self, update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
+        """Answer a message in a task of its own, so that `/stop` can be handled meanwhile."""
         chat = self._chats[update.effective_chat.id]
-        await self._stop(update.effective_chat.id)  # a new question ends the old answer
+        await self._stop(update.effective_chat.id)  # a new question stops the previous answer
         chat.turns.append({"role": "user", "content": update.message.text})
         chat.answering = context.application.create_task(self._answer(chat, update.message))
 
@@ -77,27 +79,27 @@ class Bot:
         return True
 
     async def _answer(self, chat: Chat, question: Message) -> None:
-        shown = _Shown(await question.reply_text("…"))
+        output = _GrowingMessage(await question.reply_text("…"))
         text, note = "", ""
         try:
             async for piece in self._pieces(chat.turns):
                 text += piece
-                await shown.show(text)
+                await output.show(text)
         except asyncio.CancelledError:
-            note = " ⏹"  # what has come is kept
+            note = " ⏹"  # the partial answer is kept
         except (APIError, httpx.HTTPError) as error:
             note = f"\n\n⚠️ {error or type(error).__name__}"
         finally:
             if text:
                 chat.turns.append({"role": "assistant", "content": text})
             elif chat.turns and chat.turns[-1]["role"] == "user":
-                chat.turns.pop()  # an unanswered question would confuse the next one
-            await shown.show(text + note or "(nothing to say)", last=True)
+                chat.turns.pop()  # the next request must not end with two questions
+            await output.show(text + note or "(empty answer)", last=True)
 
     async def _pieces(self, turns: list[dict[str, str]]):
-        """Yield an answer as it is written; a server that is away or busy is waited for."""
+        """Yield the answer in pieces. Retries while the server is unreachable or busy."""
         for attempt in range(ATTEMPTS):
-            begun = False
+            started = False
             try:
                 if self._model is None:
                     self._model = (await self._client.models.list()).data[0].id
@@ -109,34 +111,34 @@ class Bot:
                 async with stream:
                     async for chunk in stream:
                         if chunk.choices and (piece := chunk.choices[0].delta.content):
-                            begun = True
+                            started = True
                             yield piece
                 return
             except (APIConnectionError, RateLimitError, httpx.HTTPError):
-                # A restart takes a moment. An answer that has begun cannot go on: it is kept.
-                if begun or attempt == ATTEMPTS - 1:
+                # The server may be restarting. A partial answer cannot be resumed: it is kept.
+                if started or attempt == ATTEMPTS - 1:
                     raise
                 await asyncio.sleep(2**attempt)
 
 
-class _Shown:
-    """A message that grows, within Telegram's limits; a long one goes on in the next."""
+class _GrowingMessage:
+    """An answer that is edited while it grows, split into several messages if it is long."""
 
     def __init__(self, message: Message) -> None:
         self._message = message
-        self._begin = 0
+        self._start = 0
         self._shown = ""
         self._next_edit = 0.0
 
     async def show(self, text: str, *, last: bool = False) -> None:
         if not last and time.monotonic() < self._next_edit:
             return
-        while len(text) - self._begin > LONGEST_MESSAGE:
-            end = self._begin + LONGEST_MESSAGE
-            await self._edit(text[self._begin : end])
+        while len(text) - self._start > MAX_MESSAGE_LENGTH:
+            end = self._start + MAX_MESSAGE_LENGTH
+            await self._edit(text[self._start : end])
             self._message = await self._message.reply_text("…")
-            self._begin, self._shown = end, ""
-        await self._edit(text[self._begin :])
+            self._start, self._shown = end, ""
+        await self._edit(text[self._start :])
 
     async def _edit(self, text: str) -> None:
         if not text.strip() or text == self._shown:
@@ -149,11 +151,11 @@ class _Shown:
                 wait = error.retry_after
                 await asyncio.sleep(wait if isinstance(wait, int | float) else wait.total_seconds())
             except BadRequest:
-                break  # it has been deleted, or says the same already
+                break  # the message was deleted, or has this text already
             except TelegramError:
                 await asyncio.sleep(1)
         self._shown = text
-        self._next_edit = time.monotonic() + SECONDS_BETWEEN_EDITS
+        self._next_edit = time.monotonic() + EDIT_INTERVAL_S
 
 
 def main() -> None:
@@ -168,7 +170,7 @@ def main() -> None:
     application.add_handler(CommandHandler("start", bot.start))
     application.add_handler(CommandHandler("reset", bot.reset))
     application.add_handler(CommandHandler("stop", bot.stop))
-    application.add_handler(MessageHandler(filters.TEXT & ~filters.COMMAND, bot.hear))
+    application.add_handler(MessageHandler(filters.TEXT & ~filters.COMMAND, bot.on_message))
     application.run_polling()
 
 

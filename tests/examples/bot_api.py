@@ -1,4 +1,4 @@
-"""A stand-in for Telegram's Bot API over HTTP: people send messages, bots send and edit theirs."""
+"""Fake of Telegram's Bot API over HTTP."""
 
 import asyncio
 import itertools
@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 
 class BotAPI:
-    """Holds what was said. `texts` are the bot's messages of a chat as they stand now."""
+    """Holds the messages. `texts` returns the current text of the bot's messages in a chat."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -29,8 +29,8 @@ class BotAPI:
         self._ids = itertools.count(1)
         self._messages: dict[int, tuple[int, str]] = {}
 
-    def say(self, chat: int, text: str) -> None:
-        """Send a message as a person."""
+    def send(self, chat: int, text: str) -> None:
+        """Send a message as a user."""
         message = self._message(chat, next(self._ids), text) | {
             "from": {"id": chat, "is_bot": False, "first_name": "Ann"}
         }
@@ -60,7 +60,7 @@ class BotAPI:
             case "getMe":
                 result: Any = {"id": 1, "is_bot": True, "first_name": "Bot", "username": "a_bot"}
             case "getUpdates":
-                result = await self._news(int(fields.get("offset", 0)))
+                result = await self._new_updates(int(fields.get("offset", 0)))
             case "sendMessage":
                 number, chat = next(self._ids), int(fields["chat_id"])
                 self._messages[number] = (chat, fields["text"])
@@ -86,18 +86,18 @@ class BotAPI:
                 result = True
         return JSONResponse({"ok": True, "result": result})
 
-    async def _news(self, offset: int) -> list[dict[str, Any]]:
+    async def _new_updates(self, offset: int) -> list[dict[str, Any]]:
         for _ in range(20):
-            news = [update for update in self._updates if update["update_id"] >= offset]
-            if news:
-                return news
+            updates = [update for update in self._updates if update["update_id"] >= offset]
+            if updates:
+                return updates
             await asyncio.sleep(0.05)
         return []
 
 
 @contextmanager
 def bot_api() -> Iterator[BotAPI]:
-    """Run the stand-in on a free port."""
+    """Run the fake on a free port."""
     api = BotAPI()
     app = Starlette(routes=[Route("/bot{token}/{method}", api.answer, methods=["GET", "POST"])])
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))

@@ -1,4 +1,4 @@
-"""The examples run as a newcomer runs them, against a real server with a tiny model."""
+"""The example clients as scripts, against a real server with a tiny model."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The bot against a stand-in of Telegram and a real server, as several people use it."""
+"""The Telegram bot against a fake Bot API and a real server."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def bot(api: BotAPI, url: str) -> Iterator[None]:
         process.wait(20)
 
 
-def soon(api: BotAPI, chat: int, *texts: str) -> None:
+def wait_for_texts(api: BotAPI, chat: int, *texts: str) -> None:
     """Wait until the bot's messages in a chat are these."""
     assert wait_until(lambda: api.texts(chat) == list(texts), within_s=20), api.texts(chat)
 
@@ -45,35 +45,40 @@ def soon(api: BotAPI, chat: int, *texts: str) -> None:
 def test_each_chat_is_its_own_conversation() -> None:
     engine = FakeEngine(("Hel", "lo"))
     with running_server(engine) as url, bot_api() as api, bot(api, url):
-        api.say(7, "Hi")
-        api.say(8, "Good day")
-        soon(api, 7, "Hello")
-        soon(api, 8, "Hello")
-        api.say(7, "And now?")
-        soon(api, 7, "Hello", "Hello")
-        api.say(7, "/reset")
-        soon(api, 7, "Hello", "Hello", "Forgotten.")
-        api.say(7, "Who am I?")
-        soon(api, 7, "Hello", "Hello", "Forgotten.", "Hello")
-    said = [[(m.role, m.content) for m in request.messages] for request in engine.requests]
-    kind = ("system", "Be kind.")
-    assert sorted(said[:2]) == [[kind, ("user", "Good day")], [kind, ("user", "Hi")]]
-    assert said[2] == [kind, ("user", "Hi"), ("assistant", "Hello"), ("user", "And now?")]
-    assert said[3] == [kind, ("user", "Who am I?")]
+        api.send(7, "Hi")
+        api.send(8, "Good day")
+        wait_for_texts(api, 7, "Hello")
+        wait_for_texts(api, 8, "Hello")
+        api.send(7, "And now?")
+        wait_for_texts(api, 7, "Hello", "Hello")
+        api.send(7, "/reset")
+        wait_for_texts(api, 7, "Hello", "Hello", "Conversation cleared.")
+        api.send(7, "Who am I?")
+        wait_for_texts(api, 7, "Hello", "Hello", "Conversation cleared.", "Hello")
+    conversations = [[(m.role, m.content) for m in request.messages] for request in engine.requests]
+    system = ("system", "Be kind.")
+    assert sorted(conversations[:2]) == [[system, ("user", "Good day")], [system, ("user", "Hi")]]
+    assert conversations[2] == [
+        system,
+        ("user", "Hi"),
+        ("assistant", "Hello"),
+        ("user", "And now?"),
+    ]
+    assert conversations[3] == [system, ("user", "Who am I?")]
 
 
 def test_an_answer_is_shown_while_generated_and_can_be_stopped() -> None:
     engine = FakeEngine(("Begun", " and ended"), hold=threading.Event())
     with running_server(engine) as url, bot_api() as api, bot(api, url):
-        api.say(7, "Hi")
-        soon(api, 7, "Begun")
-        api.say(7, "/stop")
-        soon(api, 7, "Begun ⏹")
+        api.send(7, "Hi")
+        wait_for_texts(api, 7, "Begun")
+        api.send(7, "/stop")
+        wait_for_texts(api, 7, "Begun ⏹")
         assert wait_until(lambda: engine.in_flight == 0)
         assert engine.hold is not None
         engine.hold.set()
-        api.say(7, "Go on")
-        soon(api, 7, "Begun ⏹", "Begun and ended")
+        api.send(7, "Go on")
+        wait_for_texts(api, 7, "Begun ⏹", "Begun and ended")
     assert [m.content for m in engine.requests[1].messages][1:] == ["Hi", "Begun", "Go on"]
 
 
@@ -81,7 +86,7 @@ def test_edits_respect_telegrams_limits() -> None:
     engine = FakeEngine(tuple(f"word{i} " * 40 for i in range(60)))
     with running_server(engine) as url, bot_api() as api, bot(api, url):
         api.limit_next_edits = 1
-        api.say(7, "Much, please")
+        api.send(7, "Much, please")
         whole = "".join(engine.pieces)  # type: ignore[arg-type]
         assert wait_until(lambda: "".join(api.texts(7)).strip() == whole.strip(), within_s=30)
     assert all(len(text) <= 4096 for text in api.texts(7))
@@ -96,17 +101,17 @@ def test_a_restarting_server_is_retried() -> None:
         server = Server(create_app(first), on_deadline=first.close, drain_s=1)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
-        api.say(7, "Hi")
-        soon(api, 7, "One")
+        api.send(7, "Hi")
+        wait_for_texts(api, 7, "One")
         server.should_exit = True
         thread.join()
-        api.say(7, "Still there?")
+        api.send(7, "Still there?")
         assert wait_until(lambda: api.texts(7) == ["One", "…"], within_s=10)
         second = FakeEngine(("Two",))
         sock = bind("127.0.0.1", port)
         server = Server(create_app(second), on_deadline=second.close, drain_s=1)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
-        soon(api, 7, "One", "Two")
+        wait_for_texts(api, 7, "One", "Two")
         server.should_exit = True
         thread.join()
