@@ -20,8 +20,7 @@ from llmctl.engine.batching.sampling.logprobs import TokenBytes
 from llmctl.engine.batching.sampling.sampler import SequenceSampler
 from llmctl.engine.batching.sampling.speculation import PromptLookup
 from llmctl.engine.batching.scoring import no_token_logprobs, top_token_logprobs
-from llmctl.engine.batching.sequence import RequestState
-from llmctl.engine.batching.sequence import ScheduledSequence as RowSequence
+from llmctl.engine.batching.sequence import RequestState, ScheduledSequence
 from llmctl.engine.batching.worker import EngineWorker
 from llmctl.engine.chat.detokenize import incremental_decoder
 from llmctl.engine.chat.response_parser import ResponseParserFactory
@@ -113,9 +112,9 @@ class HFRunner(BaseEngine):
         room = self._room(len(prompt_ids), "messages" if request.messages else "prompt")
         limit = room if params.max_new_tokens is None else min(params.max_new_tokens, room)
         stream = GenerationStream(request.request_id)
-        job = RequestState(prompt_ids, stream)
-        sequences = [self._sequence(i, job, request, params, limit) for i in range(params.n or 1)]
-        job.rows += [sequence.row for sequence in sequences]
+        state = RequestState(prompt_ids, stream)
+        sequences = [self._sequence(i, state, request, params, limit) for i in range(params.n or 1)]
+        state.outputs += [sequence.output for sequence in sequences]
         stream.on_end(self._forget)
         with self._lock:
             worker = self._running_worker
@@ -133,29 +132,29 @@ class HFRunner(BaseEngine):
     def _sequence(
         self,
         index: int,
-        job: RequestState,
+        state: RequestState,
         request: GenerationRequest,
         params: SamplingParams,
         limit: int,
-    ) -> RowSequence:
+    ) -> ScheduledSequence:
         loaded = self._ready
-        reader, skip_special_tokens = self._replies.reader(request, job.prompt_ids)
+        reader, skip_special_tokens = self._replies.reader(request, state.prompt_ids)
         end_ids = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else loaded.eos_ids)}
-        row = OutputState(
+        output = OutputState(
             index,
-            job.prompt_ids,
+            state.prompt_ids,
             params,
             limit,
             end_ids,
             incremental_decoder(loaded.tokenizer, skip_special_tokens=skip_special_tokens),
-            job.emit,
+            state.emit,
             reader,
         )
         grammar = params.grammar
         matcher = None if grammar is None else self._grammars.compile(grammar)
-        sampler = SequenceSampler(params, job.prompt_ids, index, end_ids=end_ids, matcher=matcher)
-        return RowSequence(
-            job, row, sampler, lookup=PromptLookup() if sampler.plain_greedy else None
+        sampler = SequenceSampler(params, state.prompt_ids, index, end_ids=end_ids, matcher=matcher)
+        return ScheduledSequence(
+            state, output, sampler, lookup=PromptLookup() if sampler.plain_greedy else None
         )
 
     def _prompt_ids(self, request: GenerationRequest) -> list[int]:
@@ -324,7 +323,7 @@ class HFRunner(BaseEngine):
     @property
     def in_flight(self) -> int:
         worker = self._worker
-        return len(self._streams) + (0 if worker is None else worker.reading_count)
+        return len(self._streams) + (0 if worker is None else worker.task_count)
 
     def close(self) -> None:
         with self._lock:

@@ -1,1 +1,1 @@
-"""The inside of the Transformers backend: rows, sampling and the step loop."""
+"""Continuous batching for the Transformers backend: scheduler, KV caches, sampling, scoring."""

@@ -1,13 +1,13 @@
-"""A text as one vector: the mean of what the model's head would see of its tokens."""
+"""Text embeddings: the mean of the last hidden states."""
 
 from collections.abc import Callable, Generator, Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812  its name everywhere
+import torch.nn.functional as F  # noqa: N812  the usual name
 
 from llmctl.engine.batching.forward.packed import BatchItem, Forward
 from llmctl.engine.batching.kv import KVPool
-from llmctl.engine.batching.scoring import open_cache, prefill_chunk_tokens
+from llmctl.engine.batching.scoring import acquire_cache, prefill_chunk_tokens
 
 
 def embed_steps(
@@ -20,17 +20,21 @@ def embed_steps(
     """Embed one text; yields between forward passes.
 
     Args:
-        chunk: says how many tokens may be read at once now.
+        forward: runs the model.
+        pool: provides the cache.
+        ids: the text, at least one token.
+        adapter: key of the adapter, `None` for the base model.
+        chunk: returns the tokens that may be computed at once now.
 
     Returns:
-        The mean over its tokens, of unit length.
+        The mean over the tokens, of unit length.
 
     Raises:
-        MemoryError: the cache has no room even when nothing else runs.
+        MemoryError: the cache is too small even when nothing else runs.
     """
-    cache = yield from open_cache(pool, list(ids), adapter, len(ids))
+    cache = yield from acquire_cache(pool, list(ids), adapter, len(ids))
     try:
-        # States of tokens are not kept, only their keys and values: what is held is no help.
+        # Caches hold keys and values but no hidden states, so a cached prefix does not help.
         cache.truncate(0)
         total = torch.zeros(())
         while cache.length < len(ids):
@@ -43,5 +47,5 @@ def embed_steps(
 
 
 def normalize(total: torch.Tensor) -> tuple[float, ...]:
-    """Return the direction of a vector (hidden,)."""
+    """Scale a vector (hidden,) to unit length."""
     return tuple(F.normalize(total, dim=0).tolist())

@@ -1,9 +1,8 @@
-"""Keys and values of token sequences: kept while they may be of use, found again by prefix.
+"""KV caches of token sequences within one budget of tokens, reused by prefix.
 
-Every sequence has buffers of its own that grow with it, so rows of any length share a step without
-padding. All of them together stay within one budget of tokens. What a finished row leaves behind
-is kept, longest unused first to go, and a new prompt takes over the longest beginning it shares
-with anything that is held.
+Each sequence has its own buffers, which grow with it, so sequences of any length share a step
+without padding. The cache of a finished sequence stays until its space is needed (least recently
+used first). A new prompt reuses the longest prefix that any cache holds.
 """
 
 import logging
@@ -19,21 +18,20 @@ from llmctl.types import KVQuant
 
 _log = logging.getLogger(__name__)
 
-_GROWTH = 128
-"""Buffers grow in steps of at least so many tokens."""
-_COMPARED = 64
-"""Tokens compared at once when prefixes are measured."""
-
+_GROWTH_TOKENS = 128
+"""Smallest step in which buffers grow."""
+_COMPARED_TOKENS = 64
+"""Tokens compared at once in the search for a common prefix."""
 
 KVWriter = Callable[[int, Tensor, Tensor], None]
-"""Writes keys and values of a layer, (kv_heads, count, head_dim) each."""
+"""Writes keys and values (kv_heads, count, head_dim) of a layer."""
 KVReader = Callable[[int], tuple[Tensor, Tensor]]
-"""Returns keys and values of a layer, (1, kv_heads, n, head_dim) each."""
+"""Returns keys and values (1, kv_heads, n, head_dim) of a layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What one token needs in every layer. All layers are alike."""
+    """Shape of the cache of one token; the same in every layer."""
 
     layers: int
     kv_heads: int
@@ -46,8 +44,8 @@ class KVShape:
 class KVCache:
     """Keys and values of one token sequence under one adapter.
 
-    `token_ids` are in the buffers, `keys[layer]` and `values[layer]`, which are
-    (1, kv_heads, capacity, head_dim).
+    The buffers `keys[layer]` and `values[layer]`, (1, kv_heads, capacity, head_dim), hold the
+    tokens `token_ids`.
     """
 
     def __init__(self, shape: KVShape, adapter: str | None) -> None:
@@ -65,16 +63,16 @@ class KVCache:
 
     def _allocate(self, capacity: int) -> None:
         s = self._shape
-        # Zeros, not whatever was there: attention reads past the end, and masks what it reads.
-        whole = torch.zeros(
+        # Zeros, for attention reads past the end and masks what it read: NaN times 0 is NaN.
+        buffer = torch.zeros(
             (2, s.layers, 1, s.kv_heads, capacity, s.head_dim), dtype=s.dtype, device=s.device
         )
-        self._buffers = [whole]
-        self.keys, self.values = whole[0].unbind(0), whole[1].unbind(0)
+        self._buffers = [buffer]
+        self.keys, self.values = buffer[0].unbind(0), buffer[1].unbind(0)
         self.capacity = capacity
 
     def writer(self, past: int, count: int) -> KVWriter:
-        """Return what writes a layer's new keys and values after `past` tokens."""
+        """Return a writer of the keys and values of `count` tokens after the first `past`."""
         keys, values = self._layers(past, count)
 
         def write(layer: int, key: Tensor, value: Tensor) -> None:
@@ -84,75 +82,82 @@ class KVCache:
         return write
 
     def reader(self, first: int, total: int) -> KVReader:
-        """Return what reads a layer's keys and values of tokens `first` to `total`."""
+        """Return a reader of the keys and values of the tokens from `first` to `total`."""
         keys, values = self._layers(first, total - first)
         return lambda layer: (keys[layer], values[layer])
 
     def _layers(self, first: int, count: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        # All layers at once: a view for each costs more Python than the copy it is for.
+        # All layers at once: making a view per layer takes longer than the copy itself.
         keys, values = self._buffers[0].narrow(4, first, count)
         return keys.unbind(0), values.unbind(0)
 
     def resize(self, capacity: int) -> None:
-        """Change the room, keeping what is held. `capacity` is at least `length`."""
-        held = self._buffers
+        """Change the capacity and keep the content. `capacity` is at least `length`."""
+        before = self._buffers
         self._allocate(capacity)
-        for new, old in zip(self._buffers, held, strict=True):
+        for new, old in zip(self._buffers, before, strict=True):
             new[..., : self.length, :] = old[..., : self.length, :]
 
     def copy_prefix(self, source: "KVCache", length: int) -> None:
-        """Begin with the first `length` tokens of another sequence of the same adapter."""
+        """Copy the first `length` tokens of another cache of the same adapter."""
         for new, old in zip(self._buffers, source._buffers, strict=True):
             new[..., :length, :] = old[..., :length, :]
         self.token_ids = source.token_ids[:length]
 
     def truncate(self, length: int) -> None:
-        """Forget everything after the first `length` tokens."""
+        """Drop all tokens after the first `length`."""
         del self.token_ids[length:]
 
 
 class Int8KVCache(KVCache):
-    """In 8 bits, with one float32 scale per head and token: half the memory, some of the speed."""
+    """A cache in 8 bits with one float32 scale per head and token: half the memory, but slower."""
 
     def _allocate(self, capacity: int) -> None:
         s = self._shape
         shape = (2, s.layers, 1, s.kv_heads, capacity)
-        whole = torch.zeros((*shape, s.head_dim), dtype=torch.int8, device=s.device)
+        buffer = torch.zeros((*shape, s.head_dim), dtype=torch.int8, device=s.device)
         scales = torch.zeros((*shape, 1), dtype=torch.float32, device=s.device)
-        # Only now: memory may end between the two.
-        self._buffers = [whole, scales]
+        # Assigned together: the second allocation may run out of memory.
+        self._buffers = [buffer, scales]
         self.capacity = capacity
 
     def writer(self, past: int, count: int) -> KVWriter:
-        """Round to the nearest of 255 steps up to the largest of each head and token."""
-        whole, scales = (buffer.narrow(4, past, count) for buffer in self._buffers)
+        """Return a writer that rounds to 255 steps of the largest value of each head and token."""
+        buffer, scales = (b.narrow(4, past, count) for b in self._buffers)
 
         def write(layer: int, key: Tensor, value: Tensor) -> None:
             new = torch.stack((key, value)).unsqueeze(1).float()
             steps = new.abs().amax(-1, keepdim=True).clamp_(min=1e-12).div_(127)
             scales[:, layer].copy_(steps)
-            whole[:, layer].copy_(new.div_(steps).round_())
+            buffer[:, layer].copy_(new.div_(steps).round_())
 
         return write
 
     def reader(self, first: int, total: int) -> KVReader:
-        """Read back in the model's type; see `KVCache.reader`."""
-        whole, scales = (buffer.narrow(4, first, total - first) for buffer in self._buffers)
+        """Return a reader that converts to the model's type; see `KVCache.reader`."""
+        buffer, scales = (b.narrow(4, first, total - first) for b in self._buffers)
 
         def read(layer: int) -> tuple[Tensor, Tensor]:
-            keys, values = (whole[:, layer] * scales[:, layer]).to(self._shape.dtype).unbind(0)
+            keys, values = (buffer[:, layer] * scales[:, layer]).to(self._shape.dtype).unbind(0)
             return keys, values
 
         return read
 
 
 class KVPool:
-    """All caches of an engine. Used by the engine thread alone."""
+    """All caches of an engine within one budget. Used by the engine thread alone.
+
+    A cache is active while a sequence holds it, and idle after `release`.
+
+    Args:
+        shape: of each cache.
+        budget_tokens: capacity of all caches together.
+    """
 
     def __init__(self, shape: KVShape, budget_tokens: int) -> None:
         self.shape = shape
         self.budget_tokens = budget_tokens
-        self._least_budget = budget_tokens // 4
+        self._min_budget = budget_tokens // 4
         self.used_tokens = 0
         self._active: dict[int, KVCache] = {}
         self._idle: OrderedDict[int, KVCache] = OrderedDict()
@@ -162,94 +167,96 @@ class KVPool:
         return len(self._active)
 
     @property
-    def idle_tokens(self) -> int:
-        """Room that idle caches would give back."""
-        return sum(cache.capacity for cache in self._idle.values())
-
-    @property
     def _active_tokens(self) -> int:
         return sum(cache.capacity for cache in self._active.values())
 
-    def shared_prefix(self, token_ids: Sequence[int], adapter: str | None) -> int:
-        """Length of the longest beginning of `token_ids` that is already computed."""
+    def cached_prefix_length(self, token_ids: Sequence[int], adapter: str | None) -> int:
+        """Return the length of the longest prefix of `token_ids` in any cache."""
         return max(
-            (common_prefix(c.token_ids, token_ids) for c in self._all() if c.adapter == adapter),
+            (
+                common_prefix_length(c.token_ids, token_ids)
+                for c in self._all()
+                if c.adapter == adapter
+            ),
             default=0,
         )
 
-    def open(self, token_ids: Sequence[int], adapter: str | None, room: int) -> KVCache | None:
-        """Return a cache that begins with all of `token_ids` that is held anywhere, or `None`.
+    def acquire(
+        self, token_ids: Sequence[int], adapter: str | None, capacity: int
+    ) -> KVCache | None:
+        """Return an active cache that holds the longest cached prefix of `token_ids`.
 
         Args:
-            token_ids: the sequence that is about to be computed. At least one token is left to
-                compute, for without it there are no logits.
-            room: tokens the cache must have room for at once.
+            token_ids: the sequence to compute. At least one token is left to compute, since there
+                would be no logits without it.
+            adapter: key of the adapter; caches of other adapters are not reused.
+            capacity: tokens the cache must have space for at once.
 
         Returns:
-            `None` if active caches, or the memory itself, leave no such room; nothing has changed
-            then but that idle caches may be gone.
+            `None` if active caches, or the memory of the device, leave no such space. Idle caches
+            may have been evicted then; nothing else has changed.
         """
-        if self._active_tokens + room > self.budget_tokens:
+        if self._active_tokens + capacity > self.budget_tokens:
             return None
         best, length = None, 0
-        for candidate in self._all():
-            if candidate.adapter == adapter:
-                shared = common_prefix(candidate.token_ids, token_ids)
+        for other in self._all():
+            if other.adapter == adapter:
+                shared = common_prefix_length(other.token_ids, token_ids)
                 if shared > length:
-                    best, length = candidate, shared
+                    best, length = other, shared
         length = min(length, len(token_ids) - 1)
         if best is not None and id(best) in self._idle:
-            # A cache that mostly continues otherwise stays for those who continue it, if it can.
-            both = self._active_tokens + best.capacity + room
+            # A cache that shares only its beginning is copied and kept, if there is space for both.
+            both = self._active_tokens + best.capacity + capacity
             if length * 2 >= best.length or both > self.budget_tokens:
-                return self._take_over(best, length, room)
+                return self._reuse(best, length, capacity)
             self._idle.move_to_end(id(best))
         cache = (Int8KVCache if self.shape.quant == "8bit" else KVCache)(self.shape, adapter)
         self._active[id(cache)] = cache
-        if not self.reserve(cache, room, keep=best):
+        if not self.reserve(cache, capacity, keep=best):
             self.release(cache)
             return None
         if best is not None:
             cache.copy_prefix(best, length)
         return cache
 
-    def _take_over(self, cache: KVCache, length: int, room: int) -> KVCache | None:
-        """Continue an idle cache after its first `length` tokens."""
+    def _reuse(self, cache: KVCache, length: int, capacity: int) -> KVCache | None:
+        """Activate an idle cache and keep its first `length` tokens."""
         self._active[id(cache)] = self._idle.pop(id(cache))
         cache.truncate(length)
-        if cache.capacity > 2 * _roomy(room):
-            # Room that only the longer text needed goes back to all.
-            self._resize(cache, room)
-        if not self.reserve(cache, room):
+        if cache.capacity > 2 * _round_up(capacity):
+            # Space that only the longer text needed returns to the budget.
+            self._resize(cache, capacity)
+        if not self.reserve(cache, capacity):
             self.release(cache)
             return None
         return cache
 
     def reserve(self, cache: KVCache, tokens: int, keep: KVCache | None = None) -> bool:
-        """Give an active cache room for `tokens` in all; idle caches make way, but for `keep`.
+        """Give an active cache space for `tokens` tokens, evicting idle caches other than `keep`.
 
         Returns:
-            Whether there was room. If not, the cache is as it was.
+            Whether there was space. If not, the cache is unchanged.
         """
         if tokens <= cache.capacity:
             return True
         kept = 0 if keep is None or id(keep) not in self._idle else keep.capacity
-        most = self.budget_tokens - kept - self._active_tokens + cache.capacity
-        if tokens > most:
+        limit = self.budget_tokens - kept - self._active_tokens + cache.capacity
+        if tokens > limit:
             return False
-        # Half as much again, where there is room for it, or copying would eat what growing saves.
-        wanted = _roomy(max(tokens, min(cache.capacity * 3 // 2, tokens + 4096)))
-        if wanted > most:
-            wanted = min(_roomy(tokens), most)
-        self._evict(wanted - cache.capacity, keep)
-        if self._resize(cache, wanted):
+        # Grow by half where the budget allows it, so that copies stay rare.
+        target = _round_up(max(tokens, min(cache.capacity * 3 // 2, tokens + 4096)))
+        if target > limit:
+            target = min(_round_up(tokens), limit)
+        self._evict(target - cache.capacity, keep)
+        if self._resize(cache, target):
             return True
-        # Memory ends before the budget does: another program took it, or the plan was wrong.
-        self.tighten(keep)
+        # Out of memory within the budget: another program uses it, or the plan was wrong.
+        self.shrink_budget(keep)
         return self._resize(cache, tokens)
 
     def _resize(self, cache: KVCache, capacity: int) -> bool:
-        """Change a cache's room; return whether there was memory for it."""
+        """Change the capacity of a cache; return whether there was memory for it."""
         before = cache.capacity
         try:
             cache.resize(capacity)
@@ -260,35 +267,34 @@ class KVPool:
         self.used_tokens += capacity - before
         return True
 
-    def tighten(self, keep: KVCache | None = None) -> None:
-        """Memory ran out: give up idle caches but `keep`, and hold less from now on.
+    def shrink_budget(self, keep: KVCache | None = None) -> None:
+        """After running out of memory, drop idle caches other than `keep` and lower the budget.
 
-        The budget becomes nine tenths of what was held, but at least a quarter of what was planned:
-        memory that another program took for a while must not close the engine for good.
+        The budget becomes nine tenths of the tokens in use, but at least a quarter of the planned
+        budget: another program that needs memory for a while must not disable the engine.
         """
-        held = self.used_tokens * 9 // 10
+        usable = self.used_tokens * 9 // 10
         self.clear(keep)
-        self.budget_tokens = min(self.budget_tokens, max(held, self._least_budget))
+        self.budget_tokens = min(self.budget_tokens, max(usable, self._min_budget))
         _log.warning(
-            "memory ran out: from now on at most %d tokens are held in the KV cache",
-            self.budget_tokens,
+            "out of memory: the KV cache holds at limit %d tokens from now on", self.budget_tokens
         )
 
-    def release(self, cache: KVCache, *, forget: bool = False) -> None:
-        """Take a cache back from its row: kept for others, or given up at once."""
+    def release(self, cache: KVCache, *, discard: bool = False) -> None:
+        """Make an active cache idle, for others to reuse, or discard it."""
         del self._active[id(cache)]
-        if forget or not cache.length:
+        if discard or not cache.length:
             self.used_tokens -= cache.capacity
             return
         self._idle[id(cache)] = cache
 
     def clear(self, keep: KVCache | None = None) -> None:
-        """Give up every idle cache but `keep`."""
+        """Drop every idle cache but `keep`."""
         for key in [key for key, cache in self._idle.items() if cache is not keep]:
             self.used_tokens -= self._idle.pop(key).capacity
 
     def drop_adapter(self, adapter: str) -> None:
-        """Give up what was computed under an adapter that is no more."""
+        """Drop the idle caches of an adapter that was removed."""
         for key in [k for k, c in self._idle.items() if c.adapter == adapter]:
             self.used_tokens -= self._idle.pop(key).capacity
 
@@ -303,18 +309,18 @@ class KVPool:
         return [*self._idle.values(), *self._active.values()]
 
 
-def _roomy(tokens: int) -> int:
-    """Round up to whole steps of growth."""
-    return -(-tokens // _GROWTH) * _GROWTH
+def _round_up(tokens: int) -> int:
+    """Round up to a multiple of the growth step."""
+    return -(-tokens // _GROWTH_TOKENS) * _GROWTH_TOKENS
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
-    most = min(len(a), len(b))
+def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return the length of the longest common prefix."""
+    limit = min(len(a), len(b))
     at = 0
-    # Slices compare in C; only the block that differs is looked at token by token.
-    while at < most and a[at : at + _COMPARED] == b[at : at + _COMPARED]:
-        at += _COMPARED
-    while at < most and a[at] == b[at]:
+    # Slices compare in C; only the block that differs is compared token by token.
+    while at < limit and a[at : at + _COMPARED_TOKENS] == b[at : at + _COMPARED_TOKENS]:
+        at += _COMPARED_TOKENS
+    while at < limit and a[at] == b[at]:
         at += 1
-    return min(at, most)
+    return min(at, limit)

@@ -1,21 +1,20 @@
-"""The step loop: who runs in the next forward pass, and what becomes of its logits.
+"""Continuous batching: selects the sequences of each forward pass and samples their next tokens.
 
-Rows join and leave between steps. A step takes one token of every decoding row and, beside them, a
-bounded chunk of the prompts that are waiting to be read, so that running replies never stall for
-longer than about one chunk.
+Sequences join and leave between steps. A step computes one token of every decoding sequence and a
+bounded chunk of the prompts in prefill, so that decoding never stalls for longer than about one
+chunk.
 """
 
 import logging
 from collections import deque
-from collections.abc import Generator
-from collections.abc import Sequence as Sequence_
+from collections.abc import Generator, Sequence
 
 from torch import Tensor
 
 from llmctl.engine.batching.embedding import embed_steps
 from llmctl.engine.batching.forward.lora import LoraAdapter
 from llmctl.engine.batching.forward.packed import PREFILL_CHUNK_TOKENS, BatchItem, Forward
-from llmctl.engine.batching.kv import KVPool, common_prefix
+from llmctl.engine.batching.kv import KVPool, common_prefix_length
 from llmctl.engine.batching.sampling.logprobs import TokenBytes, token_logprobs
 from llmctl.engine.batching.sampling.sampler import sample
 from llmctl.engine.batching.scoring import (
@@ -31,28 +30,32 @@ from llmctl.types import EngineState, Score, TokenLogprob
 _log = logging.getLogger(__name__)
 
 MIXED_CHUNK_TOKENS = 128
-"""Tokens that are read per step while replies are running."""
+"""Prefill tokens per step while other sequences decode."""
 SPECULATION_MAX_ROWS = 2
-"""Guessing pays while a step is bound by reading weights: with few rows."""
-_WORTH_WAITING = 32
-"""Prompt tokens that must be shared for a request to wait until another has computed them."""
+"""Running sequences up to which drafts are made: with few rows, reading the weights is what a step
+takes its time for, and a few more tokens cost little."""
+_MIN_SHARED_TOKENS = 32
+"""Prompt tokens in common from which a request waits until another has computed them."""
 
 
 class Scheduler:
-    """Runs sequences on one thread; `step` is called while `busy`.
+    """Runs sequences on one thread; the caller repeats `step` while `busy`.
 
     Args:
-        forward: the model.
-        pool: the caches, as a hard limit: who finds no room waits, and when running rows need
-            more than there is, the youngest gives its room up and is computed again later.
+        forward: runs the model.
+        pool: the KV caches, a hard limit. A sequence that finds no space waits. When running
+            sequences need more than there is, the youngest is preempted and computed again later.
         max_rows: sequences that run at the same time.
+        token_bytes: bytes of each token, for log-probabilities.
     """
 
-    def __init__(self, forward: Forward, pool: KVPool, max_rows: int, texts: TokenBytes) -> None:
+    def __init__(
+        self, forward: Forward, pool: KVPool, max_rows: int, token_bytes: TokenBytes
+    ) -> None:
         self._forward = forward
         self._pool = pool
         self._max_rows = max_rows
-        self._texts = texts
+        self._token_bytes = token_bytes
         self._waiting: deque[ScheduledSequence] = deque()
         self._running: list[ScheduledSequence] = []
 
@@ -60,16 +63,8 @@ class Scheduler:
     def busy(self) -> bool:
         return bool(self._waiting or self._running)
 
-    @property
-    def running_count(self) -> int:
-        return len(self._running)
-
-    @property
-    def waiting_count(self) -> int:
-        return len(self._waiting)
-
     def state(self) -> EngineState:
-        """Count what runs, waits and is held. Any thread may ask."""
+        """Count running and waiting sequences and tokens in the KV cache. Thread-safe."""
         return EngineState(
             alive=True,
             last_step_age_s=0.0,
@@ -81,65 +76,69 @@ class Scheduler:
         )
 
     def add(self, sequence: ScheduledSequence) -> None:
-        """Put a sequence in line."""
+        """Put a sequence at the end of the queue."""
         self._waiting.append(sequence)
 
     def step(self) -> None:
-        """Do one forward pass, or less if nobody is left who wants one."""
+        """Run one forward pass, or none if every sequence was cancelled."""
         self._drop_cancelled()
         self._admit()
-        chosen = self._choose()
-        if not chosen:
+        batch = self._schedule()
+        if not batch:
             return
-        held = [item.cache.length for _, item in chosen]
+        lengths = [item.cache.length for _, item in batch]
         try:
-            logits = self._forward.run([item for _, item in chosen])
+            logits = self._forward.run([item for _, item in batch])
         except Exception as error:
-            # It may have failed at the logits, with the new tokens noted already.
-            for (_, item), length in zip(chosen, held, strict=True):
+            # It may have failed at the logits, after the new tokens were added to the caches.
+            for (_, item), length in zip(batch, lengths, strict=True):
                 item.cache.truncate(length)
-            self._fail_alone(chosen, error)
+            self._isolate_failure(batch, error)
             return
-        self._digest(chosen, logits)
+        self._process_logits(batch, logits)
 
-    def _digest(self, chosen: list[tuple[ScheduledSequence, BatchItem]], logits: Tensor) -> None:
-        """Hand each row its logits (wanted, vocab), in order."""
-        plain = [sequence for sequence, item in chosen if len(item.logits) == 1]
-        if sum(len(item.logits) for _, item in chosen) == len(plain):
-            self._accept(plain, logits)
+    def _process_logits(
+        self, batch: list[tuple[ScheduledSequence, BatchItem]], logits: Tensor
+    ) -> None:
+        """Give each sequence its rows of `logits` (requested, vocab), in batch order."""
+        single = [sequence for sequence, item in batch if len(item.logit_indices) == 1]
+        if sum(len(item.logit_indices) for _, item in batch) == len(single):
+            self._sample(single, logits)
             return
-        parts = logits.split([len(item.logits) for _, item in chosen])
-        for (sequence, item), part in zip(chosen, parts, strict=True):
-            if len(item.logits) > 1:
-                self._accept_guess(sequence, item.token_ids[1:], part)
-            elif item.logits:
-                self._accept([sequence], part)
+        parts = logits.split([len(item.logit_indices) for _, item in batch])
+        for (sequence, item), part in zip(batch, parts, strict=True):
+            if len(item.logit_indices) > 1:
+                self._verify_draft(sequence, item.token_ids[1:], part)
+            elif item.logit_indices:
+                self._sample([sequence], part)
 
     def score(
         self,
-        pairs: Sequence_[TokenizedContinuation],
+        continuations: Sequence[TokenizedContinuation],
         adapter: str | None,
         describe: LogprobsFn = no_token_logprobs,
     ) -> Generator[None, None, tuple[Score, ...]]:
         """Score the continuations of one context; yields between forward passes."""
-        return score_steps(self._forward, self._pool, pairs, adapter, describe, self._chunk)
+        return score_steps(
+            self._forward, self._pool, continuations, adapter, describe, self._chunk_tokens
+        )
 
     def embed(
-        self, ids: Sequence_[int], adapter: str | None
+        self, ids: Sequence[int], adapter: str | None
     ) -> Generator[None, None, tuple[float, ...]]:
         """Embed a text; yields between forward passes."""
-        return embed_steps(self._forward, self._pool, ids, adapter, self._chunk)
+        return embed_steps(self._forward, self._pool, ids, adapter, self._chunk_tokens)
 
-    def _chunk(self) -> int:
-        """Say how much may be read without a reply before replies have their next step."""
+    def _chunk_tokens(self) -> int:
+        """Return the tokens to score or embed before the next decoding step."""
         return MIXED_CHUNK_TOKENS if self._running else PREFILL_CHUNK_TOKENS
 
     def put_adapter(self, key: str, adapter: LoraAdapter) -> None:
-        """Hold an adapter, for sequences that name its key."""
+        """Add an adapter, for sequences that name its key."""
         self._forward.put_adapter(key, adapter)
 
     def drop_adapter(self, key: str) -> bool:
-        """Forget an adapter and its caches, unless a sequence needs it; return whether it went."""
+        """Remove an adapter and its caches unless a sequence uses it; return whether it did."""
         if any(sequence.adapter == key for sequence in [*self._running, *self._waiting]):
             return False
         self._forward.drop_adapter(key)
@@ -153,194 +152,207 @@ class Scheduler:
         self._waiting.clear()
 
     def _drop_cancelled(self) -> None:
-        for sequence in [s for s in self._running if s.job.stream.cancelled]:
-            self._retire(sequence)
-            sequence.job.stream.finish()
-        for sequence in [s for s in self._waiting if s.job.stream.cancelled]:
+        for sequence in [s for s in self._running if s.request.stream.cancelled]:
+            self._remove(sequence)
+            sequence.request.stream.finish()
+        for sequence in [s for s in self._waiting if s.request.stream.cancelled]:
             self._waiting.remove(sequence)
-            sequence.job.stream.finish()
+            sequence.request.stream.finish()
 
     def _admit(self) -> None:
-        """Give caches to those who wait, in their order, while there is room."""
+        """Start waiting sequences in order, while there are free rows and cache space."""
         for sequence in list(self._waiting):
             if len(self._running) >= self._max_rows:
                 return
             token_ids = sequence.token_ids
-            if self._worth_waiting(token_ids, sequence.adapter):
+            if self._should_wait_for_prefix(token_ids, sequence.adapter):
                 continue
-            cache = self._pool.open(token_ids, sequence.adapter, len(token_ids) + 1)
+            cache = self._pool.acquire(token_ids, sequence.adapter, len(token_ids) + 1)
             if cache is None:
                 if self._pool.active_count:
                     return
-                # Nobody will make room: the budget itself is too small for this sequence.
+                # Nothing runs that could free space: the whole budget is too small for it.
                 self._waiting.remove(sequence)
-                self._fail(sequence, MemoryError("the KV cache has no room for this prompt"))
+                self._fail(sequence, MemoryError("the KV cache is too small for this prompt"))
                 continue
             self._waiting.remove(sequence)
-            if not sequence.admitted_before and sequence.row.index == 0:
-                sequence.job.cached_tokens = cache.length
-            sequence.admitted_before = True
+            if not sequence.started and sequence.output.index == 0:
+                sequence.request.cached_tokens = cache.length
+            sequence.started = True
             sequence.cache = cache
             self._running.append(sequence)
 
-    def _worth_waiting(self, token_ids: list[int], adapter: str | None) -> bool:
-        """Whether a running prefill will soon have computed more of this prompt than is held."""
+    def _should_wait_for_prefix(self, token_ids: list[int], adapter: str | None) -> bool:
+        """Whether a running prefill will soon have computed more of this prompt than is cached."""
         coming = max(
             (
-                common_prefix(s.row.prompt_ids, token_ids)
+                common_prefix_length(s.output.prompt_ids, token_ids)
                 for s in self._running
                 if s.adapter == adapter and s.pending > 1
             ),
             default=0,
         )
-        if coming < _WORTH_WAITING:
+        if coming < _MIN_SHARED_TOKENS:
             return False
-        return coming >= self._pool.shared_prefix(token_ids, adapter) + _WORTH_WAITING
+        cached = self._pool.cached_prefix_length(token_ids, adapter)
+        return coming >= cached + _MIN_SHARED_TOKENS
 
-    def _choose(self) -> list[tuple[ScheduledSequence, BatchItem]]:
-        """Lay out the next step: every decoding row, then prompts up to the chunk.
+    def _schedule(self) -> list[tuple[ScheduledSequence, BatchItem]]:
+        """Build the next batch: every decoding sequence, then prompts up to the chunk.
 
-        Rows of one adapter lie next to each other.
+        Sequences of one adapter are adjacent.
         """
-        chosen: list[tuple[ScheduledSequence, BatchItem]] = []
+        batch: list[tuple[ScheduledSequence, BatchItem]] = []
         decoding = [s for s in self._running if s.pending == 1]
-        room = MIXED_CHUNK_TOKENS if decoding else PREFILL_CHUNK_TOKENS
+        budget = MIXED_CHUNK_TOKENS if decoding else PREFILL_CHUNK_TOKENS
         for sequence in decoding:
-            if sequence.cache is None or not self._make_room(sequence):
-                continue  # it has been sent back to wait, for itself or for an older one
-            guess = self._guess(sequence) if len(self._running) <= SPECULATION_MAX_ROWS else []
-            ids = sequence.next_ids(1) + guess
-            wanted = tuple(range(len(ids))) if guess else (-1,)
-            chosen.append((sequence, BatchItem(sequence.cache, ids, wanted)))
+            if sequence.cache is None or not self._reserve_next_token(sequence):
+                continue  # it was preempted, for its own next token or that of an older sequence
+            speculate = len(self._running) <= SPECULATION_MAX_ROWS
+            draft = self._draft(sequence) if speculate else []
+            ids = sequence.next_ids(1) + draft
+            indices = tuple(range(len(ids))) if draft else (-1,)
+            batch.append((sequence, BatchItem(sequence.cache, ids, indices)))
         for sequence in self._running:
-            if sequence.cache is None or sequence.pending == 1 or room <= 0:
+            if sequence.cache is None or sequence.pending == 1 or budget <= 0:
                 continue
-            ids = sequence.next_ids(room)
-            room -= len(ids)
-            logits = (-1,) if len(ids) == sequence.pending else ()
-            chosen.append((sequence, BatchItem(sequence.cache, ids, logits)))
-        # A row that made room may have been chosen before it lost its cache.
-        kept = [(s, item) for s, item in chosen if s.cache is item.cache]
+            ids = sequence.next_ids(budget)
+            budget -= len(ids)
+            indices = (-1,) if len(ids) == sequence.pending else ()
+            batch.append((sequence, BatchItem(sequence.cache, ids, indices)))
+        # A sequence may have been preempted after it was put into the batch.
+        kept = [(s, item) for s, item in batch if s.cache is item.cache]
         return sorted(kept, key=lambda pair: pair[0].adapter or "")
 
-    def _guess(self, sequence: ScheduledSequence) -> list[int]:
+    def _draft(self, sequence: ScheduledSequence) -> list[int]:
+        """Return draft tokens, or none where the cache has no space for them."""
         if sequence.lookup is None or sequence.cache is None:
             return []
-        row = sequence.row
-        most = row.max_new_tokens - len(row.output_ids) - 1
-        guess = sequence.lookup.guess(sequence.token_ids)[:most]
-        # Nobody is sent back to wait for a mere guess.
-        room = sequence.cache.length + 1 + len(guess)
-        return guess if self._pool.reserve(sequence.cache, room) else []
+        output = sequence.output
+        limit = output.max_new_tokens - len(output.token_ids) - 1
+        draft = sequence.lookup.propose(sequence.token_ids)[:limit]
+        # No sequence is preempted for a draft.
+        needed = sequence.cache.length + 1 + len(draft)
+        return draft if self._pool.reserve(sequence.cache, needed) else []
 
-    def _make_room(self, sequence: ScheduledSequence) -> bool:
-        """Get room for one more token, at the cost of the youngest if need be."""
+    def _reserve_next_token(self, sequence: ScheduledSequence) -> bool:
+        """Reserve cache space for one more token, preempting the youngest sequences if needed.
+
+        Returns:
+            False if the sequence itself was preempted.
+        """
         assert sequence.cache is not None
         while not self._pool.reserve(sequence.cache, sequence.cache.length + 1):
             youngest = self._running[-1]
-            self._send_back(youngest)
+            self._preempt(youngest)
             if youngest is sequence:
                 return False
         return True
 
-    def _accept(self, sequences: list[ScheduledSequence], logits: Tensor) -> None:
-        """Sample for every row; `logits` is (rows, vocab)."""
+    def _sample(self, sequences: list[ScheduledSequence], logits: Tensor) -> None:
+        """Sample the next token of each sequence from `logits` (sequences, vocab)."""
         if not sequences:
             return
         samplers = [s.sampler for s in sequences]
         try:
-            chosen = sample(logits, samplers)
-            described = token_logprobs(logits, chosen, [s.logprobs for s in samplers], self._texts)
+            token_ids = sample(logits, samplers)
+            entries = token_logprobs(
+                logits, token_ids, [s.logprobs for s in samplers], self._token_bytes
+            )
         except Exception as error:
             if len(sequences) == 1:
                 self._fail(sequences[0], error)
                 return
-            for at, sequence in enumerate(sequences):
-                self._accept([sequence], logits[at : at + 1])
+            for index, sequence in enumerate(sequences):
+                self._sample([sequence], logits[index : index + 1])
             return
-        for sequence, token_id, entry in zip(sequences, chosen, described, strict=True):
-            self._take(sequence, token_id, entry)
+        for sequence, token_id, entry in zip(sequences, token_ids, entries, strict=True):
+            self._append_token(sequence, token_id, entry)
 
-    def _take(self, sequence: ScheduledSequence, token_id: int, entry: TokenLogprob | None) -> None:
+    def _append_token(
+        self, sequence: ScheduledSequence, token_id: int, entry: TokenLogprob | None
+    ) -> None:
         try:
-            sequence.sampler.remember(token_id)
-            sequence.row.accept(token_id, entry)
+            sequence.sampler.record(token_id)
+            sequence.output.accept(token_id, entry)
         except Exception as error:
             self._fail(sequence, error)
             return
-        if sequence.row.finish_reason is None and sequence.sampler.complete:
-            sequence.row.end()
-        if sequence.row.finish_reason is not None:
-            self._retire(sequence)
+        if sequence.output.finish_reason is None and sequence.sampler.complete:
+            sequence.output.end()
+        if sequence.output.finish_reason is not None:
+            self._remove(sequence)
 
-    def _accept_guess(
-        self, sequence: ScheduledSequence, guess: Sequence_[int], logits: Tensor
+    def _verify_draft(
+        self, sequence: ScheduledSequence, draft: Sequence[int], logits: Tensor
     ) -> None:
-        """Keep of a guess what the model says too, and the token that it says instead.
+        """Keep the draft tokens that greedy decoding also gives, and the token after them.
 
         Args:
-            logits: (guessed + 1, vocab).
+            draft: the proposed tokens.
+            logits: (draft + 1, vocab).
         """
         assert sequence.cache is not None
         assert sequence.lookup is not None
-        cache, right = sequence.cache, 0
-        # Keys and values stay where they are; which of them count is found out below.
-        cache.truncate(cache.length - len(guess))
-        for token_id, guessed in zip(logits.argmax(-1).tolist(), [*guess, None], strict=True):
-            self._take(sequence, token_id, None)
-            if sequence.cache is None or token_id != guessed:
-                break  # it has ended, or what follows was computed after a wrong token
+        cache, accepted = sequence.cache, 0
+        # Keys and values stay in the buffers; the loop adds the tokens that were right.
+        cache.truncate(cache.length - len(draft))
+        for token_id, drafted in zip(logits.argmax(-1).tolist(), [*draft, None], strict=True):
+            self._append_token(sequence, token_id, None)
+            if sequence.cache is None or token_id != drafted:
+                break  # it has ended, or the rest was computed after a wrong token
             cache.token_ids.append(token_id)
-            right += 1
-        row = sequence.row
-        sequence.lookup.learn(right, len(row.prompt_ids) + len(row.output_ids))
+            accepted += 1
+        output = sequence.output
+        sequence.lookup.record_result(accepted, len(output.prompt_ids) + len(output.token_ids))
 
-    def _fail_alone(
-        self, chosen: list[tuple[ScheduledSequence, BatchItem]], error: Exception
+    def _isolate_failure(
+        self, batch: list[tuple[ScheduledSequence, BatchItem]], error: Exception
     ) -> None:
-        """Find out whose fault a failed step was: everybody gets a step alone."""
+        """Run each sequence of a failed step alone, so that only those at fault fail."""
         if is_out_of_memory(error):
-            self._lower_limits(alone=len(chosen) == 1)
-        if len(chosen) == 1:
-            sequence, _ = chosen[0]
-            _log.error("request %s failed", sequence.job.stream.request_id, exc_info=error)
+            self._lower_limits(alone=len(batch) == 1)
+        if len(batch) == 1:
+            sequence, _ = batch[0]
+            _log.error("request %s failed", sequence.request.stream.request_id, exc_info=error)
             self._fail(sequence, error)
             return
-        for sequence, item in chosen:
+        for sequence, item in batch:
             if sequence.cache is not item.cache:
-                continue  # it was sent back to wait
+                continue  # it was preempted
             try:
                 logits = self._forward.run([item])
             except Exception as own:
-                self._fail_alone([(sequence, item)], own)
+                self._isolate_failure([(sequence, item)], own)
             else:
-                self._digest([(sequence, item)], logits)
+                self._process_logits([(sequence, item)], logits)
 
     def _lower_limits(self, *, alone: bool) -> None:
-        """Memory ran out: go on with fewer rows or, if one alone was too many, a smaller cache."""
+        """After running out of memory, run fewer rows or, if one row failed, use less cache."""
         if alone:
-            self._pool.tighten()
+            self._pool.shrink_budget()
             return
         self._pool.clear()
         self._max_rows = max(1, len(self._running) - 1)
-        _log.warning("memory ran out: from now on at most %d rows run", self._max_rows)
+        _log.warning("out of memory: at most %d rows run from now on", self._max_rows)
         while len(self._running) > self._max_rows:
-            self._send_back(self._running[-1])
+            self._preempt(self._running[-1])
 
-    def _send_back(self, sequence: ScheduledSequence) -> None:
-        """Take a running sequence's room; it waits, first in line, and is computed again."""
-        self._retire(sequence, forget=True)
+    def _preempt(self, sequence: ScheduledSequence) -> None:
+        """Discard the cache of a running sequence and put it first in the queue."""
+        self._remove(sequence, discard=True)
         self._waiting.appendleft(sequence)
 
     def _fail(self, sequence: ScheduledSequence, error: BaseException) -> None:
-        """End a whole request; its other choices go at the next step."""
-        self._retire(sequence, forget=True)
-        sequence.job.stream.fail(translate_error(error))
-        sequence.job.stream.cancel()
+        """End a whole request with an error; its other choices are dropped at the next step."""
+        self._remove(sequence, discard=True)
+        sequence.request.stream.fail(translate_error(error))
+        sequence.request.stream.cancel()
 
-    def _retire(self, sequence: ScheduledSequence, *, forget: bool = False) -> None:
+    def _remove(self, sequence: ScheduledSequence, *, discard: bool = False) -> None:
+        """Stop running a sequence; keep its cache for reuse, or discard it."""
         if sequence in self._running:
             self._running.remove(sequence)
         if sequence.cache is not None:
-            self._pool.release(sequence.cache, forget=forget)
+            self._pool.release(sequence.cache, discard=discard)
             sequence.cache = None

@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations: what they share is computed once, the rest side by side."""
+"""Log-likelihoods of continuations: the shared prefix is computed once, the rest as branches."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -8,149 +8,170 @@ import torch
 from torch import Tensor
 
 from llmctl.engine.batching.forward.packed import PREFILL_CHUNK_TOKENS, BatchItem, Forward
-from llmctl.engine.batching.kv import KVCache, KVPool, common_prefix
+from llmctl.engine.batching.kv import KVCache, KVPool, common_prefix_length
 from llmctl.engine.batching.sampling.logprobs import TokenBytes, token_logprobs
 from llmctl.types import Score, TokenLogprob
 
 TokenizedContinuation = tuple[list[int], int]
-"""Token ids of a context with its continuation, and how many of them are the continuation."""
+"""Token ids of a context with its continuation, and the number of tokens of the continuation."""
 
-
-_ROWS_AT_ONCE = 16
+_ROWS_PER_SOFTMAX = 16
+"""Rows of logits per softmax on a CPU: a few stay in the processor's caches, which is ten times as
+fast as all at once."""
 
 
 class LogprobsFn(Protocol):
-    """Says more of the tokens of a continuation than what they add up to."""
+    """Makes the log-probability entries of the tokens of a continuation."""
 
     def __call__(self, logits: Tensor, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:
-        """Describe `targets` under `logits` (targets, vocab)."""
+        """Return an entry for each of `targets` under `logits` (targets, vocab), or nothing."""
 
 
-def no_token_logprobs(logits: Tensor, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:  # noqa: ARG001
-    """Be a `LogprobsFn` for those who want sums alone."""
+def no_token_logprobs(logits: Tensor, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:  # noqa: ARG001  a LogprobsFn
+    """Return no entries: the `LogprobsFn` for sums alone."""
     return ()
 
 
-def top_token_logprobs(texts: TokenBytes, top: int) -> LogprobsFn:
-    """Return what describes each token, with the `top` likeliest in its place."""
+def top_token_logprobs(token_bytes: TokenBytes, top: int) -> LogprobsFn:
+    """Return a `LogprobsFn` that gives each token with the `top` likeliest in its place."""
 
     def describe(logits: Tensor, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:
-        described = token_logprobs(logits, targets, [top] * len(targets), texts)
-        return tuple(entry for entry in described if entry is not None)
+        entries = token_logprobs(logits, targets, [top] * len(targets), token_bytes)
+        return tuple(entry for entry in entries if entry is not None)
 
     return describe
 
 
 def prefill_chunk_tokens() -> int:
-    """Say how much may be read at once where nothing else is done."""
+    """Return the chunk size while no sequence decodes."""
     return PREFILL_CHUNK_TOKENS
 
 
 def score_steps(
     forward: Forward,
     pool: KVPool,
-    pairs: Sequence[TokenizedContinuation],
+    continuations: Sequence[TokenizedContinuation],
     adapter: str | None,
     describe: LogprobsFn = no_token_logprobs,
     chunk: Callable[[], int] = prefill_chunk_tokens,
 ) -> Generator[None, None, tuple[Score, ...]]:
     """Score the continuations of one context; yields between forward passes.
 
-    What all texts begin with is read once, whether it counts or not. The cache keeps it afterwards,
-    so the next question of the same exam finds its few-shot examples computed.
+    The common prefix of all texts is computed once, context and continuation alike. The cache keeps
+    it afterwards, so the next question of a benchmark reuses its few-shot examples.
 
     Args:
-        chunk: says how many tokens may be read at once now, at most `PREFILL_CHUNK_TOKENS`. The
-            last of what is shared is read with the first endings, a chunk of each.
+        forward: runs the model.
+        pool: provides the cache.
+        continuations: one or more, each with the same context.
+        adapter: key of the adapter, `None` for the base model.
+        describe: makes the entries of the tokens.
+        chunk: returns the tokens that may be computed at once now, at most `PREFILL_CHUNK_TOKENS`.
+            The end of the prefix and the first branches share a step, a chunk of each.
 
     Raises:
-        MemoryError: the cache has no room even when nothing else runs.
+        MemoryError: the cache is too small even when nothing else runs.
     """
-    fork = min(len(ids) for ids, _ in pairs) - 1
-    for ids, _ in pairs[1:]:
-        fork = min(fork, common_prefix(pairs[0][0], ids))
-    text, first = pairs[0][0], min(len(ids) - tail for ids, tail in pairs)
-    # Nobody reads a text's last token: texts that differ there alone have the same ending.
-    ends = dict.fromkeys(tuple(ids[fork:-1]) for ids, _ in pairs)
-    room = fork + max(sum(map(len, endings)) for endings in _passes(ends, prefill_chunk_tokens))
-    cache = yield from open_cache(pool, text[: min(first, fork + 1)], adapter, room)
+    prefix_length = min(len(ids) for ids, _ in continuations) - 1
+    for ids, _ in continuations[1:]:
+        prefix_length = min(prefix_length, common_prefix_length(continuations[0][0], ids))
+    text = continuations[0][0]
+    first_scored = min(len(ids) - count for ids, count in continuations)
+    # The last token of a text is not an input: texts that differ there alone share a branch.
+    branches = dict.fromkeys(tuple(ids[prefix_length:-1]) for ids, _ in continuations)
+    capacity = prefix_length + max(
+        sum(map(len, group)) for group in _group_branches(branches, prefill_chunk_tokens)
+    )
+    reusable = text[: min(first_scored, prefix_length + 1)]
+    cache = yield from acquire_cache(pool, reusable, adapter, capacity)
     try:
-        trunk = _ContinuationLogprobs(describe)
-        shared = text[:fork]
-        while fork - cache.length > chunk():
-            _read(forward, cache, shared, chunk(), first, trunk)
+        of_prefix = _TextLogprobs(describe)
+        prefix = text[:prefix_length]
+        while prefix_length - cache.length > chunk():
+            _compute_chunk(forward, cache, prefix, chunk(), first_scored, of_prefix)
             yield
         scores: dict[int, Score] = {}
-        for endings in _passes(ends, chunk):
-            if len(endings[0]) > chunk():
-                readings = {endings[0]: trunk.copy()}
-                whole = [*shared, *endings[0]]
+        for group in _group_branches(branches, chunk):
+            if len(group[0]) > chunk():
+                of_branch = {group[0]: of_prefix.copy()}
+                whole = [*prefix, *group[0]]
                 while cache.length < len(whole):
-                    _read(forward, cache, whole, chunk(), first, readings[endings[0]])
+                    _compute_chunk(
+                        forward, cache, whole, chunk(), first_scored, of_branch[group[0]]
+                    )
                     yield
-                cache.truncate(fork)
+                cache.truncate(prefix_length)
             else:
-                readings = _side_by_side(forward, cache, shared, endings, first, trunk)
-            for at, (ids, tail) in enumerate(pairs):
-                reading = readings.get(tuple(ids[fork:-1]))
-                if reading is not None:
-                    scores[at] = reading.score(len(ids) - tail - first, tail, ids[-1])
-            readings.clear()
+                of_branch = _compute_branches(
+                    forward, cache, prefix, group, first_scored, of_prefix
+                )
+            for index, (ids, count) in enumerate(continuations):
+                logprobs = of_branch.get(tuple(ids[prefix_length:-1]))
+                if logprobs is not None:
+                    skipped = len(ids) - count - first_scored
+                    scores[index] = logprobs.score(skipped, count, ids[-1])
+            of_branch.clear()
             yield
-        return tuple(scores[at] for at in range(len(pairs)))
+        return tuple(scores[index] for index in range(len(continuations)))
     finally:
         pool.release(cache)
 
 
-def _passes(
-    endings: Iterable[tuple[int, ...]], chunk: Callable[[], int]
+def _group_branches(
+    branches: Iterable[tuple[int, ...]], chunk: Callable[[], int]
 ) -> Iterator[list[tuple[int, ...]]]:
-    """Divide endings into those that are read side by side; a long one comes last, by itself."""
-    left = deque(sorted(endings, key=len))
-    if len(left[0]) > chunk():
-        yield [()]  # what is common to all is read in any case
-    while left:
-        some = [left.popleft()]
-        room = chunk() - len(some[0])
-        while left and len(left[0]) <= room:
-            some.append(left.popleft())
-            room -= len(some[-1])
-        yield some
+    """Group branches by what one step can compute; each longer branch is a group, at the end."""
+    remaining = deque(sorted(branches, key=len))
+    if len(remaining[0]) > chunk():
+        yield [()]  # the end of the prefix still has to be computed
+    while remaining:
+        group = [remaining.popleft()]
+        budget = chunk() - len(group[0])
+        while remaining and len(remaining[0]) <= budget:
+            group.append(remaining.popleft())
+            budget -= len(group[-1])
+        yield group
 
 
-def open_cache(
-    pool: KVPool, ids: list[int], adapter: str | None, room: int
+def acquire_cache(
+    pool: KVPool, ids: list[int], adapter: str | None, capacity: int
 ) -> Generator[None, None, KVCache]:
-    """Get a cache as `KVPool.open` does, waiting for room as long as anybody may make some."""
-    while (cache := pool.open(ids, adapter, room)) is None:
+    """Acquire a cache as `KVPool.acquire` does; yields while active caches may free space.
+
+    Raises:
+        MemoryError: the budget is too small even when nothing else runs.
+    """
+    while (cache := pool.acquire(ids, adapter, capacity)) is None:
         if not pool.active_count:
-            raise MemoryError("the KV cache has no room for this text")
+            raise MemoryError("the KV cache is too small for this text")
         yield
     return cache
 
 
-class _ContinuationLogprobs:
-    """How likely each token of a text is after all before it, from the first that counts on."""
+class _TextLogprobs:
+    """Log-probabilities of the tokens of one text, from the first scored token on."""
 
     def __init__(self, describe: LogprobsFn) -> None:
         self._describe = describe
         self._logprobs: list[float] = []
         self._greedy: list[bool] = []
-        self._tokens: tuple[TokenLogprob, ...] = ()
+        self._entries: tuple[TokenLogprob, ...] = ()
         self._next: Tensor | None = None
-        """Logits (1, vocab) for whatever comes next."""
+        """Logits (1, vocab) of the token after the last one."""
 
-    def copy(self) -> "_ContinuationLogprobs":
-        """Return a reading that goes on from here without this one."""
-        twin = _ContinuationLogprobs(self._describe)
+    def copy(self) -> "_TextLogprobs":
+        """Return an independent copy, to be continued by another branch."""
+        twin = _TextLogprobs(self._describe)
         twin._logprobs, twin._greedy = [*self._logprobs], [*self._greedy]
-        twin._tokens, twin._next = self._tokens, self._next
+        twin._entries, twin._next = self._entries, self._next
         return twin
 
-    def take(self, ids: Sequence[int], logits: Tensor) -> None:
-        """Take the next tokens, with logits (n, vocab) of the last n of them: all, once it counts.
+    def extend(self, ids: Sequence[int], logits: Tensor) -> None:
+        """Add the next tokens.
 
-        Each row of logits is about the token after.
+        Args:
+            ids: the tokens that were computed.
+            logits: (n, vocab), after each of the last n of `ids`: all of them, once scoring began.
         """
         if not len(logits):
             return
@@ -158,82 +179,89 @@ class _ContinuationLogprobs:
             self._add(self._next, ids[:1])
         if len(logits) > 1:
             self._add(logits[:-1], ids[1 - len(logits) :])
-        self._next = logits[-1:].clone()  # not a view, which would hold all of them
+        self._next = logits[-1:].clone()  # a view would keep all of them in memory
 
     def _add(self, logits: Tensor, targets: Sequence[int]) -> None:
         logprobs, greedy = target_logprobs(logits, targets)
         self._logprobs += logprobs
         self._greedy += greedy
-        self._tokens += self._describe(logits, targets)
+        self._entries += self._describe(logits, targets)
 
     def score(self, skipped: int, count: int, last: int) -> Score:
-        """Score the text that ends with `last`, but for its first `skipped` tokens that count."""
+        """Return the score of a continuation that ends with the token `last`.
+
+        Args:
+            skipped: scored tokens that belong to its context.
+            count: its number of tokens.
+            last: its last token, which was not computed.
+        """
         assert self._next is not None
         logprobs, greedy = target_logprobs(self._next, [last])
         return Score(
             sum(self._logprobs[skipped:]) + logprobs[0],
             count,
             all(self._greedy[skipped:]) and greedy[0],
-            self._tokens[skipped:] + self._describe(self._next, [last]),
+            self._entries[skipped:] + self._describe(self._next, [last]),
         )
 
 
-def _read(
+def _compute_chunk(
     forward: Forward,
     cache: KVCache,
     ids: Sequence[int],
-    most: int,
-    first: int,
-    reading: _ContinuationLogprobs,
+    limit: int,
+    first_scored: int,
+    logprobs: _TextLogprobs,
 ) -> None:
-    """Read a text on from what the cache holds, by `most` tokens."""
+    """Compute the next `limit` tokens of a text, after those in the cache."""
     start = cache.length
-    new = ids[start : start + most]
-    wanted = tuple(range(max(first - 1 - start, 0), len(new)))
-    reading.take(new, forward.run([BatchItem(cache, new, wanted)]))
+    new = ids[start : start + limit]
+    indices = tuple(range(max(first_scored - 1 - start, 0), len(new)))
+    logprobs.extend(new, forward.run([BatchItem(cache, new, indices)]))
 
 
-def _side_by_side(
+def _compute_branches(
     forward: Forward,
     cache: KVCache,
-    shared: list[int],
-    endings: Sequence[tuple[int, ...]],
-    first: int,
-    trunk: _ContinuationLogprobs,
-) -> dict[tuple[int, ...], _ContinuationLogprobs]:
-    """Read what is left of the shared beginning, and endings after it, in one step."""
-    fork, start = len(shared), cache.length
-    new, ends = shared[start:], [ending for ending in endings if ending]
-    wanted = [*range(max(first - 1 - start, 0), len(new))]
-    counts = [len(wanted)]
-    for ending in ends:
-        unread = min(max(first - 1 - fork, 0), len(ending))
-        wanted += range(len(new) + unread, len(new) + len(ending))
-        counts.append(len(ending) - unread)
-        new = [*new, *ending]
-    readings: dict[tuple[int, ...], _ContinuationLogprobs] = {(): trunk}
+    prefix: list[int],
+    group: Sequence[tuple[int, ...]],
+    first_scored: int,
+    of_prefix: _TextLogprobs,
+) -> dict[tuple[int, ...], _TextLogprobs]:
+    """Compute the rest of the prefix and a group of branches in one step."""
+    prefix_length, start = len(prefix), cache.length
+    new, branches = prefix[start:], [branch for branch in group if branch]
+    indices = [*range(max(first_scored - 1 - start, 0), len(new))]
+    counts = [len(indices)]
+    for branch in branches:
+        unscored = min(max(first_scored - 1 - prefix_length, 0), len(branch))
+        indices += range(len(new) + unscored, len(new) + len(branch))
+        counts.append(len(branch) - unscored)
+        new = [*new, *branch]
+    of_branch: dict[tuple[int, ...], _TextLogprobs] = {(): of_prefix}
     if not new:
-        return readings
-    work = BatchItem(cache, new, tuple(wanted), branches=tuple(map(len, ends)))
-    own, *parts = forward.run([work]).split(counts)
-    trunk.take(shared[start:], own)
-    for ending, part in zip(ends, parts, strict=True):
-        readings[ending] = trunk.copy()
-        readings[ending].take(ending, part)
-    return readings
+        return of_branch
+    item = BatchItem(cache, new, tuple(indices), branches=tuple(map(len, branches)))
+    own, *parts = forward.run([item]).split(counts)
+    of_prefix.extend(prefix[start:], own)
+    for branch, part in zip(branches, parts, strict=True):
+        of_branch[branch] = of_prefix.copy()
+        of_branch[branch].extend(branch, part)
+    return of_branch
 
 
 def target_logprobs(logits: Tensor, targets: Sequence[int]) -> tuple[list[float], list[bool]]:
-    """Return the log-probability of each target under its row of logits (targets, vocab).
+    """Return the log-probability of each target, and whether it is the likeliest token.
 
-    And whether it is as likely as the likeliest. Computed in float32.
+    Args:
+        logits: (targets, vocab); computed in float32 whatever their type.
+        targets: token ids.
     """
-    wanted = torch.tensor(targets, device=logits.device).unsqueeze(1)
-    chosen, greedy = [], []
-    # A few rows at a time stay in the processor's caches: ten times as fast as all at once.
-    rows = _ROWS_AT_ONCE if logits.device.type == "cpu" else len(targets)
-    for some, ids in zip(logits.split(rows), wanted.split(rows), strict=True):
-        logprobs = some.float().log_softmax(-1)
-        chosen.append(logprobs.gather(1, ids).squeeze(1))
-        greedy.append(chosen[-1] == logprobs.amax(-1))
-    return torch.cat(chosen).tolist(), torch.cat(greedy).tolist()
+    target_ids = torch.tensor(targets, device=logits.device).unsqueeze(1)
+    logprobs, greedy = [], []
+    rows = _ROWS_PER_SOFTMAX if logits.device.type == "cpu" else len(targets)
+    for some, ids in zip(logits.split(rows), target_ids.split(rows), strict=True):
+        distribution = some.float().log_softmax(-1)
+        logprobs.append(distribution.gather(1, ids).squeeze(1))
+        greedy.append(logprobs[-1] == distribution.amax(-1))
+    return torch.cat(logprobs).tolist(), torch.cat(greedy).tolist()

@@ -1,6 +1,6 @@
-"""One choice on its way through the step loop: what is known, and what is still to compute."""
+"""Scheduler state of a request and of each of its choices."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from llmctl.engine.batching.kv import KVCache
 from llmctl.engine.batching.output_state import OutputState
@@ -11,60 +11,60 @@ from llmctl.types import GenerationChunk, Usage
 
 
 class RequestState:
-    """A request in flight: its choices, and the stream they answer on."""
+    """A request in flight: its choices and the stream that carries their chunks."""
 
     def __init__(self, prompt_ids: list[int], stream: GenerationStream) -> None:
         self.prompt_ids = prompt_ids
         self.stream = stream
-        self.rows: list[OutputState] = []
+        self.outputs: list[OutputState] = []
         self.cached_tokens = 0
 
     def emit(self, chunk: GenerationChunk) -> None:
-        """Pass a row's chunk on; the one that ends the last row carries the usage."""
+        """Put a chunk on the stream. The chunk that ends the last choice carries the usage."""
         if chunk.finish_reason is None or not self.complete:
             self.stream.put(chunk)
             return
-        written = sum(len(row.output_ids) for row in self.rows)
-        usage = Usage(len(self.prompt_ids), written, self.cached_tokens)
+        completion_tokens = sum(len(output.token_ids) for output in self.outputs)
+        usage = Usage(len(self.prompt_ids), completion_tokens, self.cached_tokens)
         self.stream.put(replace(chunk, usage=usage))
         self.stream.finish()
 
     @property
     def complete(self) -> bool:
         """Whether every choice has ended."""
-        return all(row.finish_reason for row in self.rows)
+        return all(output.finish_reason for output in self.outputs)
 
 
 @dataclass(eq=False, slots=True)
 class ScheduledSequence:
-    """A row, its sampler, and the cache it holds while it runs."""
+    """One choice in the scheduler: its output, its sampler and, while it runs, its KV cache."""
 
-    job: RequestState
-    row: OutputState
+    request: RequestState
+    output: OutputState
     sampler: SequenceSampler
     adapter: str | None = None
-    cache: KVCache | None = field(default=None)
+    cache: KVCache | None = None
     lookup: PromptLookup | None = None
-    """Guesses its next tokens, if it may."""
-    admitted_before: bool = False
-    """Whether it has run already, and only lost its cache to others."""
+    """Source of draft tokens; `None` turns speculation off."""
+    started: bool = False
+    """Whether it was admitted before: a preempted sequence waits again."""
 
     @property
     def token_ids(self) -> list[int]:
-        """Prompt and reply so far."""
-        return self.row.prompt_ids + self.row.output_ids
+        """Prompt and output so far."""
+        return self.output.prompt_ids + self.output.token_ids
 
     @property
     def pending(self) -> int:
-        """Tokens not in the cache yet: one while decoding, more during prefill."""
-        held = 0 if self.cache is None else self.cache.length
-        return len(self.row.prompt_ids) + len(self.row.output_ids) - held
+        """Tokens that are not in the cache yet: one while decoding, more during prefill."""
+        cached = 0 if self.cache is None else self.cache.length
+        return len(self.output.prompt_ids) + len(self.output.token_ids) - cached
 
-    def next_ids(self, most: int) -> list[int]:
-        """Return the next tokens to compute, at most so many. It must hold a cache."""
+    def next_ids(self, limit: int) -> list[int]:
+        """Return the next tokens to compute, at most `limit`. The sequence must have a cache."""
         assert self.cache is not None
-        held, prompt = self.cache.length, self.row.prompt_ids
-        if held >= len(prompt):
-            held -= len(prompt)
-            return self.row.output_ids[held : held + most]
-        return self.token_ids[held : held + most]
+        cached, prompt = self.cache.length, self.output.prompt_ids
+        if cached >= len(prompt):
+            cached -= len(prompt)
+            return self.output.token_ids[cached : cached + limit]
+        return self.token_ids[cached : cached + limit]

@@ -1,8 +1,8 @@
-"""Writes one reply at a time through `generate()`, which works for every Transformers model.
+"""Executor that generates one reply at a time with Transformers' `generate()`, for any model.
 
-`generate()` knows each architecture's cache and inputs; sampling stays ours, so that a reply does
-not depend on the way it was computed. Our hook takes the logits of each step, samples, and leaves
-`generate()` a single token to choose.
+`generate()` handles the cache and the inputs of each architecture. Sampling is that of the batched
+executors, so that a reply does not depend on the executor: a logits processor samples the token and
+masks all others, and `generate()` takes the one that is left.
 """
 
 import logging
@@ -24,7 +24,7 @@ from llmctl.engine.batching.scoring import (
     no_token_logprobs,
     target_logprobs,
 )
-from llmctl.engine.batching.sequence import ScheduledSequence as RowSequence
+from llmctl.engine.batching.sequence import ScheduledSequence
 from llmctl.engine.error_translation import translate_error
 from llmctl.types import EngineState, Score
 
@@ -32,86 +32,86 @@ _log = logging.getLogger(__name__)
 
 
 class SerialExecutor:
-    """Runs sequences to their end, one after the other, on the calling thread."""
+    """Runs sequences one after the other, each to its end, on the calling thread."""
 
-    def __init__(self, model: Any, texts: TokenBytes) -> None:
+    def __init__(self, model: Any, token_bytes: TokenBytes) -> None:
         from transformers import GenerationConfig
 
         self._model = model
-        self._texts = texts
-        # generate() fills what a call leaves open from here: the model's own sampling defaults
-        # would act on top of ours.
+        self._token_bytes = token_bytes
+        # generate() takes missing arguments from here: the model's sampling defaults would be
+        # applied on top of our sampling.
         model.generation_config = GenerationConfig()
-        self._waiting: deque[RowSequence] = deque()
-        self._writing: _Hook | None = None
-        self._rows = AdapterSegments()
-        self._adapters = HookedAdapters(model, self._rows)
+        self._waiting: deque[ScheduledSequence] = deque()
+        self._current: _GenerateHooks | None = None
+        self._segments = AdapterSegments()
+        self._adapters = HookedAdapters(model, self._segments)
 
     @property
     def busy(self) -> bool:
         return bool(self._waiting)
 
     def state(self) -> EngineState:
-        """Count what runs and waits. Any thread may ask."""
-        writing, waiting = self._writing, len(self._waiting)
-        if writing is None:
+        """Count running and waiting sequences. Thread-safe."""
+        current, waiting = self._current, len(self._waiting)
+        if current is None:
             return EngineState(True, 0.0, 0, waiting, max_rows=1)
-        return EngineState(True, time.monotonic() - writing.last_token, 1, waiting, max_rows=1)
+        return EngineState(True, time.monotonic() - current.last_token_time, 1, waiting, max_rows=1)
 
-    def add(self, sequence: RowSequence) -> None:
-        """Put a sequence in line."""
+    def add(self, sequence: ScheduledSequence) -> None:
+        """Put a sequence at the end of the queue."""
         self._waiting.append(sequence)
 
     def step(self) -> None:
-        """Write the next reply to its end, or until its owner has left."""
+        """Generate the next reply to its end, or until it is cancelled."""
         sequence = self._waiting.popleft()
-        stream = sequence.job.stream
+        stream = sequence.request.stream
         try:
             if not stream.cancelled:
-                self._write(sequence)
+                self._generate(sequence)
         except Exception as error:
             _log.exception("request %s failed", stream.request_id)
             stream.fail(translate_error(error))
             stream.cancel()
         finally:
-            self._writing = None
+            self._current = None
         if stream.cancelled:
             stream.finish()
 
-    def _write(self, sequence: RowSequence) -> None:
-        row = sequence.row
-        self._rows.all_under(sequence.adapter)
-        self._writing = hook = _Hook(sequence, self._texts)
-        prompt = torch.tensor([row.prompt_ids], device=self._model.device)
+    def _generate(self, sequence: ScheduledSequence) -> None:
+        output = sequence.output
+        self._segments.set_all(sequence.adapter)
+        self._current = hooks = _GenerateHooks(sequence, self._token_bytes)
+        prompt = torch.tensor([output.prompt_ids], device=self._model.device)
         with torch.inference_mode():
             self._model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 do_sample=False,
-                max_new_tokens=row.max_new_tokens,
-                logits_processor=[hook.choose],
-                stopping_criteria=[hook.is_over],
+                max_new_tokens=output.max_new_tokens,
+                logits_processor=[hooks.sample],
+                stopping_criteria=[hooks.is_finished],
                 pad_token_id=0,
                 use_cache=True,
             )
 
     def score(
         self,
-        pairs: Sequence[TokenizedContinuation],
+        continuations: Sequence[TokenizedContinuation],
         adapter: str | None,
         describe: LogprobsFn = no_token_logprobs,
     ) -> Generator[None, None, tuple[Score, ...]]:
-        """Score the continuations of one context, a forward pass each."""
+        """Score the continuations of one context, each in one forward pass."""
         scores = []
-        for ids, tail in pairs:
-            self._rows.all_under(adapter)
+        for ids, count in continuations:
+            self._segments.set_all(adapter)
             with torch.inference_mode():
                 inputs = torch.tensor([ids[:-1]], device=self._model.device)
-                output = self._model(input_ids=inputs, logits_to_keep=tail, use_cache=False)
-                logits = output.logits[0, -tail:]
-                logprobs, greedy = target_logprobs(logits, ids[-tail:])
-                tokens = describe(logits, ids[-tail:])
-            scores.append(Score(sum(logprobs), tail, all(greedy), tokens))
+                output = self._model(input_ids=inputs, logits_to_keep=count, use_cache=False)
+                logits = output.logits[0, -count:]
+                logprobs, greedy = target_logprobs(logits, ids[-count:])
+                entries = describe(logits, ids[-count:])
+            scores.append(Score(sum(logprobs), count, all(greedy), entries))
             yield
         return tuple(scores)
 
@@ -119,7 +119,7 @@ class SerialExecutor:
         self, ids: Sequence[int], adapter: str | None
     ) -> Generator[None, None, tuple[float, ...]]:
         """Embed a text in one forward pass."""
-        self._rows.all_under(adapter)
+        self._segments.set_all(adapter)
         with torch.inference_mode():
             inputs = torch.tensor([list(ids)], device=self._model.device)
             output = self._model.base_model(input_ids=inputs, use_cache=False)
@@ -128,11 +128,11 @@ class SerialExecutor:
         return normalize(total)
 
     def put_adapter(self, key: str, adapter: LoraAdapter) -> None:
-        """Hold an adapter, for sequences that name its key."""
+        """Add an adapter, for sequences that name its key."""
         self._adapters.put(key, adapter)
 
     def drop_adapter(self, key: str) -> bool:
-        """Forget an adapter, unless a sequence needs it; return whether it went."""
+        """Remove an adapter unless a sequence uses it; return whether it did."""
         if any(sequence.adapter == key for sequence in self._waiting):
             return False
         self._adapters.drop(key)
@@ -141,29 +141,32 @@ class SerialExecutor:
     def fail_all(self, error: BaseException) -> None:
         """End every sequence with an error."""
         while self._waiting:
-            self._waiting.popleft().job.stream.fail(translate_error(error))
+            self._waiting.popleft().request.stream.fail(translate_error(error))
 
 
-class _Hook:
-    """Both callbacks of one `generate()` call; Transformers calls them in turn at every step."""
+class _GenerateHooks:
+    """Logits processor and stopping criterion of one `generate()` call, called at every step."""
 
-    def __init__(self, sequence: RowSequence, texts: TokenBytes) -> None:
+    def __init__(self, sequence: ScheduledSequence, token_bytes: TokenBytes) -> None:
         self._sequence = sequence
-        self._texts = texts
-        self.last_token = time.monotonic()
+        self._token_bytes = token_bytes
+        self.last_token_time = time.monotonic()
 
-    def choose(self, _ids: Tensor, scores: Tensor) -> Tensor:
-        """Sample from `scores` (1, vocab); return scores that admit the sampled token alone."""
-        self.last_token = time.monotonic()
+    def sample(self, _ids: Tensor, scores: Tensor) -> Tensor:
+        """Sample from `scores` (1, vocab); return scores that mask all other tokens."""
+        self.last_token_time = time.monotonic()
         sampler = self._sequence.sampler
-        chosen = sample(scores, [sampler])
-        entry = token_logprobs(scores, chosen, [sampler.logprobs], self._texts)[0]
-        sampler.remember(chosen[0])
-        self._sequence.row.accept(chosen[0], entry)
-        only = torch.full_like(scores, float("-inf"))
-        only[0, chosen[0]] = 0.0
-        return only
+        (token_id,) = sample(scores, [sampler])
+        entry = token_logprobs(scores, [token_id], [sampler.logprobs], self._token_bytes)[0]
+        sampler.record(token_id)
+        self._sequence.output.accept(token_id, entry)
+        masked = torch.full_like(scores, float("-inf"))
+        masked[0, token_id] = 0.0
+        return masked
 
-    def is_over(self, ids: Tensor, _scores: Any, **_: Any) -> Tensor:
-        over = self._sequence.row.finish_reason is not None or self._sequence.job.stream.cancelled
-        return torch.full((ids.shape[0],), over, device=ids.device)
+    def is_finished(self, ids: Tensor, _scores: Any, **_: Any) -> Tensor:
+        finished = (
+            self._sequence.output.finish_reason is not None
+            or self._sequence.request.stream.cancelled
+        )
+        return torch.full((ids.shape[0],), finished, device=ids.device)

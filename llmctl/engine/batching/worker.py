@@ -1,4 +1,4 @@
-"""The engine thread: the only one that runs the model, one forward pass after the other."""
+"""The engine thread, the only one that runs the model."""
 
 import logging
 import threading
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from llmctl.engine.batching.executor import Executor
 from llmctl.engine.batching.forward.lora import LoraAdapter
 from llmctl.engine.batching.scoring import LogprobsFn, TokenizedContinuation
-from llmctl.engine.batching.sequence import ScheduledSequence as RowSequence
+from llmctl.engine.batching.sequence import ScheduledSequence
 from llmctl.engine.error_translation import translate_error
 from llmctl.errors import EngineFailedError, EngineStoppedError, LlmctlError
 from llmctl.types import EngineState, Score
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class _PrefillTask(NamedTuple):
-    """Texts that are read without a reply, to score or embed them, a forward pass at a time."""
+    """A request to score or embed texts, run one forward pass at a time."""
 
     steps: Generator[None, None, Any]
     result: Future[Any]
@@ -31,7 +31,7 @@ class _PrefillTask(NamedTuple):
 
 
 class _AdapterChange(NamedTuple):
-    """An adapter that comes or, `None`, goes as soon as nothing runs under it."""
+    """An adapter to add or, with `None`, to remove once no sequence uses it."""
 
     key: str
     adapter: LoraAdapter | None
@@ -39,126 +39,126 @@ class _AdapterChange(NamedTuple):
 
 
 class EngineWorker:
-    """Takes work from any thread and does it in its own, which starts at once."""
+    """Takes work from any thread and does it in its own, which the constructor starts."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self._inbox: SimpleQueue[list[RowSequence] | _PrefillTask | _AdapterChange | None] = (
+        self._inbox: SimpleQueue[list[ScheduledSequence] | _PrefillTask | _AdapterChange | None] = (
             SimpleQueue()
         )
-        self._readings: deque[_PrefillTask] = deque()
+        self._tasks: deque[_PrefillTask] = deque()
         self._changes: list[_AdapterChange] = []
         self._last_step = time.monotonic()
-        self._thread = threading.Thread(target=self._live, name="llmctl-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run_forever, name="llmctl-engine", daemon=True)
         self._thread.start()
 
-    def add(self, sequences: list[RowSequence]) -> None:
-        """Put the choices of a request in line."""
+    def add(self, sequences: list[ScheduledSequence]) -> None:
+        """Queue the choices of a request."""
         self._inbox.put(sequences)
 
     def score(
-        self, asked: Sequence[tuple[Sequence[TokenizedContinuation], str | None, LogprobsFn]]
+        self, requests: Sequence[tuple[Sequence[TokenizedContinuation], str | None, LogprobsFn]]
     ) -> Future[list[tuple[Score, ...]]]:
-        """Score continuations, of one context after the other, between the steps of replies.
+        """Score continuations, one context after the other, between decoding steps.
 
-        Whoever cancels a `Future` of this or of `embed` ends the work on it at the next step.
+        Cancelling the future of this or of `embed` ends its work at the next step.
         """
-        return self._read(
-            [self._executor.score(*one) for one in asked], {adapter for _, adapter, _ in asked}
+        return self._submit(
+            [self._executor.score(*request) for request in requests],
+            {adapter for _, adapter, _ in requests},
         )
 
     def embed(
         self, texts: Sequence[Sequence[int]], adapter: str | None
     ) -> Future[list[tuple[float, ...]]]:
-        """Embed texts between the steps of replies."""
-        return self._read([self._executor.embed(ids, adapter) for ids in texts], {adapter})
+        """Embed texts between decoding steps."""
+        return self._submit([self._executor.embed(ids, adapter) for ids in texts], {adapter})
 
-    def _read(
+    def _submit(
         self, parts: Sequence[Generator[None, None, T]], adapters: Collection[str | None]
     ) -> Future[list[T]]:
-        reading = _PrefillTask(_one_by_one(parts), Future(), adapters)
-        self._inbox.put(reading)
-        return reading.result
+        task = _PrefillTask(_run_in_order(parts), Future(), adapters)
+        self._inbox.put(task)
+        return task.result
 
     @property
-    def reading_count(self) -> int:
+    def task_count(self) -> int:
         """Requests to score or embed that have not ended."""
-        return len(self._readings)
+        return len(self._tasks)
 
     def change_adapter(self, key: str, adapter: LoraAdapter | None) -> Future[None]:
-        """Hold an adapter under a new key, or with `None` let it go once nobody needs it."""
+        """Add an adapter under a new key or, with `None`, remove it once no sequence uses it."""
         change = _AdapterChange(key, adapter, Future())
-        change.done.set_running_or_notify_cancel()  # it cannot be called back
+        change.done.set_running_or_notify_cancel()  # from here on it cannot be cancelled
         self._inbox.put(change)
         return change.done
 
     def state(self) -> EngineState:
-        """Say how the engine is doing. Any thread may ask."""
+        """Return the state of the engine. Thread-safe."""
         state = self._executor.state()
-        # Readings take turns: one is at work.
-        running = state.running + min(self.reading_count, 1)
-        waiting = state.waiting + max(self.reading_count - 1, 0)
-        busy = running or waiting
-        idle_s = time.monotonic() - self._last_step if busy else 0.0
-        # An executor whose step is a whole reply knows better.
-        idle_s = min(idle_s, state.last_step_age_s or idle_s)
+        # Tasks take turns: one of them is running.
+        running = state.running + min(self.task_count, 1)
+        waiting = state.waiting + max(self.task_count - 1, 0)
+        age_s = time.monotonic() - self._last_step if running or waiting else 0.0
+        # A step of the serial executor is a whole reply; it reports the age of its last token.
+        age_s = min(age_s, state.last_step_age_s or age_s)
         alive = self._thread.is_alive()
-        return replace(state, alive=alive, last_step_age_s=idle_s, running=running, waiting=waiting)
+        return replace(state, alive=alive, last_step_age_s=age_s, running=running, waiting=waiting)
 
     def stop(self) -> None:
-        """End everything that is still in line with `EngineStoppedError`, and the thread.
+        """End all queued work with `EngineStoppedError`, and the thread.
 
         Nothing may be added any more.
         """
         self._inbox.put(None)
         self._thread.join()
 
-    def _live(self) -> None:
-        """Run until `stop`, whatever happens: nobody may wait for an answer that never comes."""
+    def _run_forever(self) -> None:
+        """Run until `stop`. After a crash answer all waiting requests and continue."""
         while True:
             try:
-                self._run()
+                self._loop()
                 return
             except BaseException as error:
-                _log.critical("the engine thread broke down and begins anew", exc_info=error)
-                self._end_all(EngineFailedError(f"the engine broke down: {error}"))
+                _log.critical("the engine thread crashed and restarts", exc_info=error)
+                self._end_all(EngineFailedError(f"the engine crashed: {error}"))
 
-    def _run(self) -> None:
+    def _loop(self) -> None:
         executor = self._executor
-        while self._take_in():
+        while self._receive():
             self._last_step = time.monotonic()
             try:
                 if executor.busy:
                     executor.step()
                 self._drop_cancelled()
-                if self._readings:
-                    self._advance()
+                if self._tasks:
+                    self._step_task()
                 if self._changes:
-                    self._make_changes()
+                    self._apply_changes()
             except Exception as error:
-                # A bug of ours. Whoever was running learns of it; the thread lives for the next.
-                _log.exception("a step failed")
+                # A bug in the engine: running requests fail, and the thread serves the next.
+                _log.exception("an engine step failed")
                 executor.fail_all(error)
         self._end_all(EngineStoppedError("the engine was closed before the reply ended"))
 
     def _end_all(self, error: LlmctlError) -> None:
         self._executor.fail_all(error)
-        for reading in self._readings:
-            if reading.result.set_running_or_notify_cancel():
-                reading.result.set_exception(error)
+        for task in self._tasks:
+            if task.result.set_running_or_notify_cancel():
+                task.result.set_exception(error)
         for change in self._changes:
             change.done.set_exception(error)
-        self._readings.clear()
+        self._tasks.clear()
         self._changes.clear()
 
-    def _take_in(self) -> bool:
-        """Take what has been asked since the last step, waiting if there is nothing else to do.
+    def _receive(self) -> bool:
+        """Take new work from the inbox, blocking while there is nothing else to do.
 
         Returns:
-            Whether to go on.
+            False after `stop`.
         """
         while True:
-            idle = not (self._executor.busy or self._readings or self._changes)
+            idle = not (self._executor.busy or self._tasks or self._changes)
             try:
                 item = self._inbox.get(block=idle)
             except Empty:
@@ -166,7 +166,7 @@ class EngineWorker:
             if item is None:
                 return False
             if isinstance(item, _PrefillTask):
-                self._readings.append(item)
+                self._tasks.append(item)
             elif isinstance(item, _AdapterChange):
                 self._changes.append(item)
             else:
@@ -174,12 +174,12 @@ class EngineWorker:
                     self._executor.add(sequence)
 
     def _drop_cancelled(self) -> None:
-        for reading in [r for r in self._readings if r.result.cancelled()]:
-            self._readings.remove(reading)
-            reading.steps.close()  # its room in the cache goes back
+        for task in [t for t in self._tasks if t.result.cancelled()]:
+            self._tasks.remove(task)
+            task.steps.close()  # releases its cache
 
-    def _advance(self) -> None:
-        steps, result, _ = self._readings[0]
+    def _step_task(self) -> None:
+        steps, result, _ = self._tasks[0]
         value, failure = None, None
         try:
             next(steps)
@@ -188,7 +188,7 @@ class EngineWorker:
             value = end.value
         except Exception as error:
             failure = translate_error(error)
-        self._readings.popleft()
+        self._tasks.popleft()
         if not result.set_running_or_notify_cancel():
             return
         if failure is None:
@@ -196,12 +196,12 @@ class EngineWorker:
         else:
             result.set_exception(failure)
 
-    def _make_changes(self) -> None:
-        read = {adapter for reading in self._readings for adapter in reading.adapters}
-        self._changes = [c for c in self._changes if c.key in read or not self._made(c)]
+    def _apply_changes(self) -> None:
+        in_use = {adapter for task in self._tasks for adapter in task.adapters}
+        self._changes = [c for c in self._changes if c.key in in_use or not self._applied(c)]
 
-    def _made(self, change: _AdapterChange) -> bool:
-        """Make a change, if it can be made now; return whether it was answered."""
+    def _applied(self, change: _AdapterChange) -> bool:
+        """Apply a change if it is possible now; return whether its future was resolved."""
         key, adapter, done = change
         try:
             if adapter is not None:
@@ -217,8 +217,8 @@ class EngineWorker:
         return True
 
 
-def _one_by_one(parts: Sequence[Generator[None, None, T]]) -> Generator[None, None, list[T]]:
-    done = []
+def _run_in_order(parts: Sequence[Generator[None, None, T]]) -> Generator[None, None, list[T]]:
+    results = []
     for part in parts:
-        done.append((yield from part))
-    return done
+        results.append((yield from part))
+    return results

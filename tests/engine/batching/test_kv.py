@@ -1,4 +1,4 @@
-"""Whatever is asked of the pool, what a cache says it holds is what it holds."""
+"""KV pool: cache contents, prefix reuse, budget and eviction."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,23 +18,23 @@ from hypothesis.stateful import (
 )
 from torch import Tensor
 
-from llmctl.engine.batching.kv import KVCache, KVPool, KVShape, common_prefix
+from llmctl.engine.batching.kv import KVCache, KVPool, KVShape, common_prefix_length
 
 SHAPE = KVShape(layers=2, kv_heads=1, head_dim=2, dtype=torch.float32, device=torch.device("cpu"))
 ADAPTERS = (None, "a", "b")
 
-# Runs of few tokens, so that beginnings are shared and reach over blocks of 64 and 128.
+# Runs of few distinct tokens, so that prefixes are shared across blocks of 64 and 128.
 token_runs = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 90)), min_size=1, max_size=4).map(
     lambda runs: [token for token, length in runs for _ in range(length)]
 )
 
 
 def contents(token_ids: Sequence[int], adapter: str | None, begin: int = 0) -> Tensor:
-    """What a model would put there: (tokens, layers, 2) of token, position, adapter and layer."""
-    who = ADAPTERS.index(adapter)
+    """Return what a model writes: (tokens, layers, 2), from token, position, adapter and layer."""
+    adapter_index = ADAPTERS.index(adapter)
     positions = torch.arange(begin, begin + len(token_ids))
     first = torch.tensor(token_ids) * 10_000 + positions
-    layers = torch.arange(SHAPE.layers) * 10 + who
+    layers = torch.arange(SHAPE.layers) * 10 + adapter_index
     both = (first[:, None].expand(-1, SHAPE.layers), layers[None].expand(len(token_ids), -1))
     return torch.stack(both, dim=-1).float()
 
@@ -56,30 +56,33 @@ def assert_intact(cache: KVCache) -> None:
         assert torch.equal(cache.values[layer][0, 0, : cache.length], -expected[:, layer])
 
 
-class Pool(RuleBasedStateMachine):
+class PoolMachine(RuleBasedStateMachine):
     @initialize(budget=st.integers(1, 1500))
     def begin(self, budget: int) -> None:
         self.pool = KVPool(SHAPE, budget)
         self.active: list[KVCache] = []
 
-    def held(self) -> int:
+    def active_tokens(self) -> int:
         return sum(cache.capacity for cache in self.active)
 
+    def idle_tokens(self) -> int:
+        return self.pool.used_tokens - self.active_tokens()
+
     @rule(ids=token_runs, adapter=st.sampled_from(ADAPTERS), spare=st.integers(0, 200))
-    def open(self, ids: list[int], adapter: str | None, spare: int) -> None:
-        room, held = len(ids) + spare, self.held()
-        shared, idle = self.pool.shared_prefix(ids, adapter), self.pool.idle_tokens
-        own = (common_prefix(c.token_ids, ids) for c in self.active if c.adapter == adapter)
+    def acquire(self, ids: list[int], adapter: str | None, spare: int) -> None:
+        capacity, active = len(ids) + spare, self.active_tokens()
+        shared, idle = self.pool.cached_prefix_length(ids, adapter), self.idle_tokens()
+        own = (common_prefix_length(c.token_ids, ids) for c in self.active if c.adapter == adapter)
         assert shared >= max(own, default=0)
-        cache = self.pool.open(ids, adapter, room)
-        assert (cache is None) == (held + room > self.pool.budget_tokens)
+        cache = self.pool.acquire(ids, adapter, capacity)
+        assert (cache is None) == (active + capacity > self.pool.budget_tokens)
         if cache is None:
-            assert self.pool.idle_tokens == idle
-            assert self.pool.shared_prefix(ids, adapter) == shared
+            assert self.idle_tokens() == idle
+            assert self.pool.cached_prefix_length(ids, adapter) == shared
             return
         self.active.append(cache)
         assert cache.adapter == adapter
-        assert cache.capacity >= room
+        assert cache.capacity >= capacity
         assert cache.length == min(shared, len(ids) - 1)
         assert cache.token_ids == ids[: cache.length]
         append(cache, ids[cache.length :])
@@ -88,15 +91,15 @@ class Pool(RuleBasedStateMachine):
     @rule(data=st.data(), ids=token_runs)
     def grow(self, data: st.DataObject, ids: list[int]) -> None:
         cache = data.draw(st.sampled_from(self.active))
-        wanted, before = cache.length + len(ids), cache.capacity
-        others, idle = self.held() - before, self.pool.idle_tokens
-        had_room = self.pool.reserve(cache, wanted)
-        assert had_room == (wanted <= before or others + wanted <= self.pool.budget_tokens)
-        if had_room:
-            assert cache.capacity >= wanted
+        tokens, before = cache.length + len(ids), cache.capacity
+        others, idle = self.active_tokens() - before, self.idle_tokens()
+        reserved = self.pool.reserve(cache, tokens)
+        assert reserved == (tokens <= before or others + tokens <= self.pool.budget_tokens)
+        if reserved:
+            assert cache.capacity >= tokens
             append(cache, ids)
         else:
-            assert (cache.capacity, self.pool.idle_tokens) == (before, idle)
+            assert (cache.capacity, self.idle_tokens()) == (before, idle)
 
     @precondition(lambda self: self.active)
     @rule(data=st.data(), share=st.floats(0, 1))
@@ -105,105 +108,105 @@ class Pool(RuleBasedStateMachine):
         cache.truncate(int(cache.length * share))
 
     @precondition(lambda self: self.active)
-    @rule(data=st.data(), forget=st.booleans())
-    def release(self, data: st.DataObject, forget: bool) -> None:
+    @rule(data=st.data(), discard=st.booleans())
+    def release(self, data: st.DataObject, discard: bool) -> None:
         cache = data.draw(st.sampled_from(self.active))
         self.active.remove(cache)
-        self.pool.release(cache, forget=forget)
-        if not forget:
-            assert self.pool.shared_prefix(cache.token_ids, cache.adapter) == cache.length
+        self.pool.release(cache, discard=discard)
+        if not discard:
+            assert self.pool.cached_prefix_length(cache.token_ids, cache.adapter) == cache.length
 
     @rule()
     def clear(self) -> None:
         self.pool.clear()
-        assert self.pool.idle_tokens == 0
+        assert self.idle_tokens() == 0
 
     @rule(adapter=st.sampled_from(ADAPTERS[1:]), ids=token_runs)
     def drop_adapter(self, adapter: str, ids: list[int]) -> None:
         self.pool.drop_adapter(adapter)
-        own = [common_prefix(c.token_ids, ids) for c in self.active if c.adapter == adapter]
-        assert self.pool.shared_prefix(ids, adapter) == max(own, default=0)
+        own = [common_prefix_length(c.token_ids, ids) for c in self.active if c.adapter == adapter]
+        assert self.pool.cached_prefix_length(ids, adapter) == max(own, default=0)
 
     @invariant()
-    def the_books_are_right(self) -> None:
+    def used_tokens_stay_within_the_budget(self) -> None:
         assert self.pool.active_count == len(self.active)
-        assert self.pool.used_tokens == self.held() + self.pool.idle_tokens
+        assert self.idle_tokens() >= 0
         assert self.pool.used_tokens <= self.pool.budget_tokens
 
     @invariant()
-    def every_cache_holds_what_it_says_in_a_buffer_of_its_own(self) -> None:
+    def every_cache_has_the_content_of_its_tokens_in_its_own_buffer(self) -> None:
         for cache in self.active:
             assert_intact(cache)
         buffers = [c.keys[0].untyped_storage().data_ptr() for c in self.active if c.capacity]
         assert len(set(buffers)) == len(buffers)
 
 
-TestAnySequenceOfOperationsKeepsThePoolRight = Pool.TestCase
-TestAnySequenceOfOperationsKeepsThePoolRight.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None
-)
+TestPoolMachine = PoolMachine.TestCase
+TestPoolMachine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
 
 
 @given(token_runs, token_runs, st.integers(0, 200))
 @settings(deadline=None)
-def test_the_common_prefix_is_that_of_a_token_by_token_search(
+def test_common_prefix_length_equals_a_token_by_token_search(
     a: list[int], b: list[int], shared: int
 ) -> None:
     for left, right in ((a, b), (a, a[:shared] + b), (a, a), (a, [])):
         naive = 0
         while naive < min(len(left), len(right)) and left[naive] == right[naive]:
             naive += 1
-        assert common_prefix(left, right) == naive
+        assert common_prefix_length(left, right) == naive
 
 
-def held(pool: KVPool, ids: list[int], adapter: str | None = None) -> KVCache:
-    """Compute a sequence and leave it in the pool."""
-    cache = pool.open(ids, adapter, len(ids) + 1)
+def add_idle(pool: KVPool, ids: list[int], adapter: str | None = None) -> KVCache:
+    """Compute a sequence and leave its cache idle."""
+    cache = pool.acquire(ids, adapter, len(ids) + 1)
     assert cache is not None
     append(cache, ids[cache.length :])
     pool.release(cache)
     return cache
 
 
-def test_a_long_cache_with_a_short_common_beginning_makes_way_for_who_needs_its_room() -> None:
+def test_a_long_cache_with_a_short_shared_prefix_is_evicted_when_its_space_is_needed() -> None:
     pool = KVPool(SHAPE, 512)
-    held(pool, [1] * 50 + [2] * 350)
-    cache = pool.open([1] * 50 + [3] * 250, None, 301)
+    add_idle(pool, [1] * 50 + [2] * 350)
+    cache = pool.acquire([1] * 50 + [3] * 250, None, 301)
     assert cache is not None
     assert cache.length == 50
 
 
-def test_a_short_prompt_does_not_keep_the_room_of_the_long_one_it_begins_like() -> None:
+def test_reusing_a_long_cache_for_a_short_prompt_returns_the_spare_space() -> None:
     pool = KVPool(SHAPE, 4096)
-    held(pool, [1] * 10 + [2] * 3000)
-    small = pool.open([1] * 10 + [3] * 90, None, 1200)
+    add_idle(pool, [1] * 10 + [2] * 3000)
+    small = pool.acquire([1] * 10 + [3] * 90, None, 1200)
     assert small is not None
-    assert pool.open([4] * 2000, None, 2001) is not None
+    assert pool.acquire([4] * 2000, None, 2001) is not None
 
 
-def test_who_finds_no_room_costs_nobody_what_they_left_behind() -> None:
+def test_a_refused_acquire_evicts_no_idle_cache() -> None:
     pool = KVPool(SHAPE, 512)
-    running = pool.open([1] * 300, None, 301)
-    held(pool, [2] * 100)
+    running = pool.acquire([1] * 300, None, 301)
+    add_idle(pool, [2] * 100)
     assert running is not None
-    assert pool.open([3] * 400, None, 401) is None
-    assert pool.shared_prefix([2] * 100, None) == 100
+    assert pool.acquire([3] * 400, None, 401) is None
+    assert pool.cached_prefix_length([2] * 100, None) == 100
 
 
-def test_what_is_copied_from_is_in_use_and_what_nobody_asks_for_goes_first() -> None:
+def test_copying_a_prefix_counts_as_use_and_the_least_recently_used_cache_is_evicted_first() -> (
+    None
+):
     pool = KVPool(SHAPE, 1024)
     often = [1] * 100 + [2] * 150
-    held(pool, often)
-    held(pool, [3] * 200)
-    held(pool, [1] * 100 + [4] * 10)
-    held(pool, [5] * 400)
-    assert pool.shared_prefix(often, None) == len(often)
-    assert pool.shared_prefix([3] * 200, None) == 0
+    add_idle(pool, often)
+    add_idle(pool, [3] * 200)
+    add_idle(pool, [1] * 100 + [4] * 10)
+    add_idle(pool, [5] * 400)
+    assert pool.cached_prefix_length(often, None) == len(often)
+    assert pool.cached_prefix_length([3] * 200, None) == 0
 
 
-def test_near_the_limit_a_cache_still_grows_in_steps_not_token_by_token() -> None:
+def test_near_the_budget_a_cache_grows_in_steps_not_token_by_token() -> None:
     pool = KVPool(SHAPE, 1400)
-    cache = pool.open([1] * 1000, None, 1000)
+    cache = pool.acquire([1] * 1000, None, 1000)
     assert cache is not None
     append(cache, [1] * 1000)
     sizes = set()
@@ -215,33 +218,33 @@ def test_near_the_limit_a_cache_still_grows_in_steps_not_token_by_token() -> Non
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS[1:])
-def test_what_was_computed_under_one_adapter_is_nothing_to_another(adapter: str) -> None:
+def test_a_cache_is_not_reused_under_another_adapter(adapter: str) -> None:
     pool = KVPool(SHAPE, 1024)
-    held(pool, [1] * 100)
-    cache = pool.open([1] * 100, adapter, 101)
+    add_idle(pool, [1] * 100)
+    cache = pool.acquire([1] * 100, adapter, 101)
     assert cache is not None
     assert cache.length == 0
 
 
-def test_memory_that_ends_before_the_budget_lowers_the_budget() -> None:
-    endless = replace(SHAPE, head_dim=2**44)  # a quarter of an exabyte each token
-    pool = KVPool(endless, 1000)
-    assert pool.open([1, 2, 3], None, 4) is None
+def test_running_out_of_memory_within_the_budget_lowers_the_budget() -> None:
+    huge = replace(SHAPE, head_dim=2**44)  # a quarter of an exabyte each token
+    pool = KVPool(huge, 1000)
+    assert pool.acquire([1, 2, 3], None, 4) is None
     assert pool.active_count == 0
     assert pool.used_tokens == 0
     assert pool.budget_tokens == 250
 
 
-def test_a_cache_that_cannot_grow_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_grow_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = KVPool(SHAPE, 3000)
-    idle = pool.open([7] * 400, None, 400)
+    idle = pool.acquire([7] * 400, None, 400)
     assert idle is not None
     append(idle, [7] * 400)
     pool.release(idle)
-    cache = pool.open([1] * 300, None, 300)
+    cache = pool.acquire([1] * 300, None, 300)
     assert cache is not None
     append(cache, [1] * 300)
-    held = cache.capacity
+    before = cache.capacity
     zeros, most = torch.zeros, 2 * SHAPE.layers * SHAPE.head_dim * 500
 
     def bounded(shape: tuple[int, ...], **options: Any) -> Tensor:
@@ -251,9 +254,9 @@ def test_a_cache_that_cannot_grow_is_left_as_it_was(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(torch, "zeros", bounded)
     assert not pool.reserve(cache, 600)
-    assert cache.capacity == held
+    assert cache.capacity == before
     assert_intact(cache)
-    assert pool.used_tokens == held  # what was idle has made way
-    assert pool.budget_tokens == (held + 512) * 9 // 10
+    assert pool.used_tokens == before  # the idle cache was evicted
+    assert pool.budget_tokens == (before + 512) * 9 // 10
     assert pool.reserve(cache, 480)
     assert_intact(cache)

@@ -1,1 +1,1 @@
-"""One forward pass over many sequences: packing, attention, LoRA, threads."""
+"""The forward pass over a batch of sequences: packing, attention, linear layers, LoRA, threads."""

@@ -1,8 +1,8 @@
-"""How many threads are worth having beside what other programs do on this machine?
+"""CPU load of other processes, and the number of threads that it leaves free cores for.
 
-Threads that wait for each other at every operator must all be running. One that shares its core
-holds up the rest: beside a single busy program, two threads on two cores take three to seven times
-as long for a step as one (docs/performance.md).
+OpenMP threads wait for each other after every operator. A thread that shares its core delays all of
+them: beside one busy program, two threads on two cores take three to seven times as long for a step
+as one thread (docs/performance.md).
 """
 
 import time
@@ -11,27 +11,27 @@ from collections.abc import Callable
 import psutil
 
 _INTERVAL_S = 0.25
-"""The kernel counts in hundredths of a second for each core, so this is good to a tenth of a core
-or so; and at worst so much time is lost when another program begins."""
+"""Time between two readings. The kernel counts hundredths of a second per core, so this measures
+the load to about a tenth of a core. A new load is noticed after this time at the latest."""
 
 
 def _busy_s() -> float:
-    """Return the seconds that all cores together have worked since the machine started."""
-    spent = psutil.cpu_times()
-    # In a virtual machine "steal" is no work of ours or our neighbours'; "guest" is in "user".
+    """Return the busy seconds of all cores together since the machine started."""
+    times = psutil.cpu_times()
+    # "steal" is time of other virtual machines; "guest" is part of "user".
     return float(
-        sum(getattr(spent, kind, 0) for kind in ("user", "nice", "system", "irq", "softirq"))
+        sum(getattr(times, kind, 0) for kind in ("user", "nice", "system", "irq", "softirq"))
     )
 
 
 class CpuLoadMonitor:
-    """Watches how much of the processor other processes use.
+    """Measures how many cores other processes use.
 
     Args:
         cores: of the machine, as the kernel counts them.
-        busy_s: seconds worked by all cores together.
-        own_s: those of this process among them.
-        clock: seconds.
+        busy_s: returns the busy seconds of all cores together.
+        own_s: returns those of this process.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -44,20 +44,19 @@ class CpuLoadMonitor:
     ) -> None:
         self._cores = cores or psutil.cpu_count() or 1
         self._busy_s, self._own_s, self._clock = busy_s, own_s, clock
-        self._seen = self._look()
-        self._used = 0.0
+        self._last_reading = self._read()
+        self._other_load = 0.0
 
-    def threads(self, most: int) -> int:
-        """Return how many of `most` threads have a core to themselves, at least one.
+    def available_threads(self, limit: int) -> int:
+        """Return how many of `limit` threads have a core of their own, at least one.
 
-        Up to half a core of other work is put up with: it comes and goes, and threads fit around
-        it.
+        Other load of up to half a core is ignored: it is short, and the threads fit around it.
         """
-        if most > 1 and self._clock() - self._seen[0] >= _INTERVAL_S:
-            now = self._look()
-            passed, worked, ours = (b - a for a, b in zip(self._seen, now, strict=True))
-            self._used, self._seen = max(worked - ours, 0.0) / passed, now
-        return min(most, max(round(self._cores - self._used), 1))
+        if limit > 1 and self._clock() - self._last_reading[0] >= _INTERVAL_S:
+            reading = self._read()
+            elapsed, busy, own = (b - a for a, b in zip(self._last_reading, reading, strict=True))
+            self._other_load, self._last_reading = max(busy - own, 0.0) / elapsed, reading
+        return min(limit, max(round(self._cores - self._other_load), 1))
 
-    def _look(self) -> tuple[float, float, float]:
+    def _read(self) -> tuple[float, float, float]:
         return self._clock(), self._busy_s(), self._own_s()

@@ -1,17 +1,16 @@
-"""A leaner forward pass for the Llama family, with the model's own weights.
+"""Fused forward pass for models of the Llama family, with the model's own weights.
 
-On a small machine a decoding step is hundreds of small operators, and Transformers' general code
-spends more on calling them than they take. Llama, Mistral, Qwen2, Qwen3, SmolLM and their like
-share one shape of layer; for those it is written out here with a third of the operators. Whether
-a model really has that shape is not believed but tried: `executor` compares logits with the model's
-own, and any difference beyond rounding leaves the model as it is.
+On a CPU a decoding step is hundreds of small operators, and in Transformers' general code calling
+them takes longer than computing them. Llama, Mistral, Qwen2, Qwen3, SmolLM and others share one
+layer structure, implemented here with a third of the operators. `executor` compares the logits with
+the model's own and uses this pass only if they agree.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812  its name everywhere
+import torch.nn.functional as F  # noqa: N812  the usual name
 from torch import Tensor, nn
 
 from llmctl.engine.batching.forward.attention import attend
@@ -29,10 +28,10 @@ from llmctl.engine.batching.forward.packed import (
     record_adapter_segments,
 )
 
-_REFINED = 16
-"""Tokens of each row whose logits are computed again in float32."""
-_MOST_REFINED_ROWS = 64
-"""More rows are wanted at once only where texts are scored."""
+_REFINED_TOKENS = 16
+"""Likeliest tokens of each row whose logits are computed again in float32."""
+_MAX_REFINED_ROWS = 64
+"""Rows up to which logits are refined; only scoring has more in one step."""
 
 
 class _Norm(NamedTuple):
@@ -61,10 +60,14 @@ class _Layer(NamedTuple):
 
 
 class FusedForward:
-    """A `Forward`, for models of the Llama shape."""
+    """A `Forward` for models with the layer structure of Llama.
+
+    Args:
+        model: of Transformers.
+        release: free the weights in the model, which can then no longer run by itself.
+    """
 
     def __init__(self, model: Any, *, release: bool = False) -> None:
-        """`release` takes the weights out of the model, which can then no longer run by itself."""
         self.model = model
         body = model.model
         config = model.config
@@ -74,44 +77,44 @@ class FusedForward:
         self._head_dim = first.head_dim
         self._scaling: float = first.scaling
         self._device = model.device
-        self._rows = AdapterSegments()
-        self._sites: list[LoraLinear] = []
+        self._segments = AdapterSegments()
+        self._lora_layers: list[LoraLinear] = []
         self._embed: nn.Embedding = body.embed_tokens
         self._rotary: Any = body.rotary_emb
         self._norm = _norm(body.norm)
-        # Mistral's layers do not know their window; it is one for all.
+        # Mistral's layers have no window of their own; the config's holds for all.
         window = config.sliding_window if config.model_type == "mistral" else None
         self._layers = [_layer(layer, window, release) for layer in body.layers]
         head = model.lm_head
-        # The head's own layout stands beside its weight: a tied one is the embedding too, and
-        # `_logits` looks single tokens up in it.
+        # The weight is kept beside its packed copy: a tied one is also the embedding, and `_logits`
+        # reads single rows of it.
         plain = type(head) is nn.Linear and head.bias is None
         self._head_weight: Tensor | None = head.weight.detach() if plain else None
         self._head = fuse([head])
 
     @torch.inference_mode()
-    def run(self, work: Sequence[BatchItem]) -> Tensor:
+    def run(self, batch: Sequence[BatchItem]) -> Tensor:
         """Compute one step; see `Forward.run`."""
-        states, wanted = self._body(work)
-        if len(wanted) < len(states):
-            states = states[wanted]
+        states, indices = self._body(batch)
+        if len(indices) < len(states):
+            states = states[indices]
         return self._logits(self._norm.wide(states))
 
     @torch.inference_mode()
-    def states(self, work: Sequence[BatchItem]) -> Tensor:
+    def states(self, batch: Sequence[BatchItem]) -> Tensor:
         """Compute one step up to the head; see `Forward.states`."""
-        return self._norm.wide(self._body(work)[0])
+        return self._norm.wide(self._body(batch)[0])
 
-    def _body(self, work: Sequence[BatchItem]) -> tuple[Tensor, list[int]]:
-        """Run the layers; return (tokens, hidden) in float32, and for which logits are wanted."""
-        step, token_ids, positions, wanted = pack(work)
-        record_adapter_segments(self._rows, work)
+    def _body(self, batch: Sequence[BatchItem]) -> tuple[Tensor, list[int]]:
+        """Run the layers; return (tokens, hidden) in float32, and the indices of logits."""
+        step, token_ids, positions, indices = pack(batch)
+        record_adapter_segments(self._segments, batch)
         ids = torch.tensor(token_ids, device=self._device)
         embedded = self._embed(ids)
         cos, sin = self._rotary(embedded, torch.tensor([positions], device=self._device))
         cos, sin = cos[0].unsqueeze(1), _signed(sin[0]).unsqueeze(1)
-        # Between the layers in float32: it costs next to nothing, and half of what a bfloat16
-        # model is off from its float32 self comes from rounding here (docs/performance.md).
+        # The residual stream is float32: that costs little, and rounding it causes half of the
+        # error of bfloat16 against float32 (docs/performance.md).
         x = embedded.float()
         half = self._head_dim // 2
         heads, kv_heads = self._heads, self._kv_heads
@@ -126,72 +129,74 @@ class FusedForward:
             # Rotary embedding (Su et al. 2021) in Transformers' layout: halves, not pairs.
             qk = torch.addcmul(qk * cos, qk.roll(half, -1), sin).transpose(0, 1)
             value = mixed[:, heads + kv_heads :].transpose(0, 1)
-            seen = attend(step, index, qk[:heads], qk[heads:], value, self._scaling, layer.window)
-            x = x + layer.output(seen.reshape(len(token_ids), -1))
+            attended = attend(
+                step, index, qk[:heads], qk[heads:], value, self._scaling, layer.window
+            )
+            x = x + layer.output(attended.reshape(len(token_ids), -1))
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
-        append_computed_tokens(work)
-        return x, wanted
+        append_computed_tokens(batch)
+        return x, indices
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Return logits (rows, vocab) of float32 hidden states (rows, hidden).
 
-        In bfloat16 neighbouring logits around 25 are an eighth apart, so the likeliest tokens often
-        come out equal, and the first of them would win. Theirs are computed again in float32.
+        In bfloat16 adjacent numbers around 25 differ by an eighth, so the likeliest tokens often
+        have equal logits and the first would win. Their logits are computed again in float32.
         """
         dtype = self._norm.dtype
         logits = self._head(hidden.to(dtype))
         weight = self._head_weight
-        if weight is None or dtype == torch.float32 or hidden.shape[0] > _MOST_REFINED_ROWS:
+        if weight is None or dtype == torch.float32 or hidden.shape[0] > _MAX_REFINED_ROWS:
             return logits
-        best = logits.topk(min(_REFINED, logits.shape[-1]), dim=-1).indices
+        best = logits.topk(min(_REFINED_TOKENS, logits.shape[-1]), dim=-1).indices
         exact = torch.matmul(weight[best].float(), hidden.unsqueeze(-1)).squeeze(-1)
         return logits.float().scatter_(1, best, exact)
 
     def put_adapter(self, key: str, adapter: LoraAdapter) -> None:
-        """Hold an adapter; see `Forward.put_adapter`."""
-        if not self._sites:
-            self._make_sites()
+        """Add an adapter; see `Forward.put_adapter`."""
+        if not self._lora_layers:
+            self._add_lora_layers()
         if "lm_head" in adapter:
-            # Logits that are computed again from the weight alone would lack what it adds.
+            # Logits refined with the weight alone would lack the adapter.
             self._head_weight = None
-        for site in self._sites:
-            site.put(key, adapter)
+        for layer in self._lora_layers:
+            layer.put(key, adapter)
 
     def drop_adapter(self, key: str) -> None:
-        """Forget an adapter."""
-        for site in self._sites:
-            site.drop(key)
+        """Remove an adapter."""
+        for layer in self._lora_layers:
+            layer.drop(key)
 
-    def _make_sites(self) -> None:
-        """Make every linear layer a site for adapters; until the first comes, none pays for it."""
+    def _add_lora_layers(self) -> None:
+        """Wrap every linear layer for adapters; only done when the first one is added."""
 
         def adapted(linear: Linear, rows: AdapterSlices, *paths: str) -> Linear:
             modules = {path: self.model.get_submodule(path) for path in paths}
-            self._sites.append(LoraLinear(modules, rows, self.model.dtype))
-            return self._sites[-1].adapt(linear)
+            self._lora_layers.append(LoraLinear(modules, rows, self.model.dtype))
+            return self._lora_layers[-1].adapt(linear)
 
         for index, layer in enumerate(self._layers):
             attention, mlp = f"model.layers.{index}.self_attn.", f"model.layers.{index}.mlp."
             qkv = [attention + name for name in ("q_proj", "k_proj", "v_proj")]
-            tokens = self._rows.tokens
+            tokens = self._segments.tokens
             self._layers[index] = layer._replace(
                 qkv=adapted(layer.qkv, tokens, *qkv),
                 output=adapted(layer.output, tokens, attention + "o_proj"),
                 gate_up=adapted(layer.gate_up, tokens, mlp + "gate_proj", mlp + "up_proj"),
                 down=adapted(layer.down, tokens, mlp + "down_proj"),
             )
-        self._head = adapted(self._head, self._rows.wanted, "lm_head")
+        self._head = adapted(self._head, self._segments.logits, "lm_head")
 
 
 def _signed(sin: Tensor) -> Tensor:
-    """Negate the first half, so that rolling stands in for `rotate_half`."""
+    """Negate the first half, so that `roll` does the work of `rotate_half`."""
     first, second = sin.chunk(2, dim=-1)
     return torch.cat((-first, second), dim=-1)
 
 
 def _norm(module: Any, *, wide: bool = True) -> _Norm:
-    """`wide`: its input is the float32 stream between the layers."""
+    """Copy a norm. `wide`: its input is the float32 residual stream."""
     weight = module.weight.detach()
     return _Norm(weight.float() if wide else weight, module.variance_epsilon, weight.dtype)
 

@@ -1,10 +1,10 @@
-"""Linear layers as one matrix where several read the same input, laid out for this processor."""
+"""Fused linear layers: layers with the same input as one matrix, packed for the processor."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812  its name everywhere
+import torch.nn.functional as F  # noqa: N812  the usual name
 from torch import Tensor, nn
 
 from llmctl.engine.batching.forward.bucket_size import bucket_size
@@ -15,41 +15,44 @@ Linear = Callable[[Tensor], Tensor]
 
 
 def fuse(modules: Sequence[nn.Module], *, release: bool = False) -> Linear:
-    """Return one function for several linear layers of the same input, outputs side by side.
+    """Return one function for linear layers of the same input, with concatenated outputs.
 
-    Plain layers become one matrix, as do those in int4; with `release` the modules give up their
-    own weights, so that nothing is held twice. Layers of other kinds are called as they are.
+    Plain layers become one matrix, and so do int4 layers. Layers of other kinds are called one by
+    one.
+
+    Args:
+        modules: one or more, with the same input.
+        release: free the modules' own weights, so that no weight is held twice.
     """
     if all(type(m) is Int4Linear and not m.filled for m in modules):
-        return _joined([m for m in modules if isinstance(m, Int4Linear)], release)
+        return _fuse_int4([m for m in modules if isinstance(m, Int4Linear)], release)
     if not all(type(m) is nn.Linear for m in modules):
-        return _called(modules)
+        return _call_each(modules)
     plain: list[Any] = list(modules)
     weight = torch.cat([m.weight for m in plain]) if len(plain) > 1 else plain[0].weight.detach()
     biases = [m.bias for m in plain]
     if any((b is None) != (biases[0] is None) for b in biases):
-        return _called(modules)
+        return _call_each(modules)
     bias = None if biases[0] is None else torch.cat(biases)
     for module in plain if release else ():
         module.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
-    return lay_out(weight, bias)
+    return packed_linear(weight, bias)
 
 
-def _joined(layers: Sequence[Int4Linear], release: bool) -> Linear:
-    alike = len({layer.bias is None for layer in layers}) == 1
-    if not alike:
-        return _called(layers)
-    joined = layers[0] if len(layers) == 1 else Int4Linear.side_by_side(layers)
+def _fuse_int4(layers: Sequence[Int4Linear], release: bool) -> Linear:
+    if len({layer.bias is None for layer in layers}) > 1:
+        return _call_each(layers)
+    fused = layers[0] if len(layers) == 1 else Int4Linear.side_by_side(layers)
     for layer in layers if release and len(layers) > 1 else ():
         layer.give_up()
-    return joined.multiply
+    return fused.multiply
 
 
-def lay_out(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """Return the product with `weight` (outputs, inputs) in the layout that is fastest here.
+def packed_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
+    """Return the product with `weight` (outputs, inputs), packed once where that is faster.
 
     On a CPU oneDNN repacks a bfloat16 weight at every call of `F.linear`; packed once, a few rows
-    take half the time (docs/performance.md). `torch.compile` packs through the same two operators.
+    take half the time (docs/performance.md). `torch.compile` packs with the same two operators.
     """
     if (
         weight.device.type != "cpu"
@@ -70,7 +73,7 @@ def lay_out(weight: Tensor, bias: Tensor | None = None) -> Linear:
     return multiply
 
 
-def _called(modules: Sequence[nn.Module]) -> Linear:
+def _call_each(modules: Sequence[nn.Module]) -> Linear:
     if len(modules) == 1:
         only = modules[0]
         return lambda x: only(x)

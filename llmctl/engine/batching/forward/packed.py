@@ -1,4 +1,4 @@
-"""Runs the model over the new tokens of many rows at once; returns the logits that are wanted."""
+"""The forward pass over a packed batch, and the model's own implementation of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,144 +14,146 @@ from llmctl.engine.batching.forward.lora import AdapterSegments, HookedAdapters,
 from llmctl.engine.batching.kv import KVCache, KVShape
 
 PREFILL_CHUNK_TOKENS = 512
-"""Prompt tokens per step while nobody decodes."""
+"""Prefill tokens per step while no sequence decodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
-    """New tokens of one row: they are appended to its cache, which must have room for them."""
+    """New tokens of one sequence, to be appended to its cache, which must have space for them."""
 
     cache: KVCache
     token_ids: Sequence[int]
-    logits: tuple[int, ...] = (-1,)
-    """For which of the new tokens logits are wanted, as indices into `token_ids`."""
+    logit_indices: tuple[int, ...] = (-1,)
+    """The new tokens for which logits are computed, as indices into `token_ids`."""
     branches: tuple[int, ...] = ()
-    """Lengths of alternative endings, see `Segment`; the cache forgets them after the step."""
+    """Lengths of alternative continuations, see `Segment`; they are not added to the cache."""
 
 
 class Forward(Protocol):
-    """Computes one step."""
+    """Runs one step of the model."""
 
-    def run(self, work: Sequence[BatchItem]) -> Tensor:
-        """Compute the new tokens and note them in their caches.
+    def run(self, batch: Sequence[BatchItem]) -> Tensor:
+        """Compute the new tokens and append them to their caches.
 
         Returns:
-            Logits (sum of the wanted, vocab), in the order of `work`, in the model's type.
+            Logits (requested tokens, vocab) in the order of the batch, in the model's type.
         """
 
-    def states(self, work: Sequence[BatchItem]) -> Tensor:
+    def states(self, batch: Sequence[BatchItem]) -> Tensor:
         """Compute the new tokens like `run`.
 
         Returns:
-            What the head would see of each of them, (tokens, hidden).
+            The hidden states before the head, (tokens, hidden).
         """
 
     def put_adapter(self, key: str, adapter: LoraAdapter) -> None:
-        """Hold an adapter from the next step on, for rows whose cache names its key.
+        """Add an adapter, for sequences whose cache names its key.
 
-        Rows of one adapter are best next to each other.
+        Sequences of one adapter should be adjacent in a batch.
         """
 
     def drop_adapter(self, key: str) -> None:
-        """Forget an adapter."""
+        """Remove an adapter."""
 
 
 class PackedForward:
-    """The model's own forward pass over packed rows. Used by the engine thread alone."""
+    """Transformers' forward pass over a packed batch. Used by the engine thread alone."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._rows = AdapterSegments()
-        self._adapters = HookedAdapters(model, self._rows)
+        self._segments = AdapterSegments()
+        self._adapters = HookedAdapters(model, self._segments)
         attention.register()
         model.set_attn_implementation(attention.NAME)
 
     @torch.inference_mode()
-    def run(self, work: Sequence[BatchItem]) -> Tensor:
+    def run(self, batch: Sequence[BatchItem]) -> Tensor:
         """Compute one step; see `Forward.run`."""
-        inputs, wanted = self._inputs(work)
-        kept = torch.tensor(wanted, dtype=torch.long, device=self.model.device)
+        inputs, indices = self._inputs(batch)
+        kept = torch.tensor(indices, dtype=torch.long, device=self.model.device)
         logits: Tensor = self.model(**inputs, logits_to_keep=kept).logits[0]
-        append_computed_tokens(work)
+        append_computed_tokens(batch)
         return logits
 
     @torch.inference_mode()
-    def states(self, work: Sequence[BatchItem]) -> Tensor:
+    def states(self, batch: Sequence[BatchItem]) -> Tensor:
         """Compute one step up to the head; see `Forward.states`."""
-        inputs, _ = self._inputs(work)
+        inputs, _ = self._inputs(batch)
         states: Tensor = self.model.base_model(**inputs).last_hidden_state[0]
-        append_computed_tokens(work)
-        return states[: sum(len(item.token_ids) for item in work)]
+        append_computed_tokens(batch)
+        return states[: sum(len(item.token_ids) for item in batch)]
 
-    def _inputs(self, work: Sequence[BatchItem]) -> tuple[dict[str, Any], list[int]]:
-        step, token_ids, positions, wanted = pack(work)
-        record_adapter_segments(self._rows, work)
+    def _inputs(self, batch: Sequence[BatchItem]) -> tuple[dict[str, Any], list[int]]:
+        step, token_ids, positions, indices = pack(batch)
+        record_adapter_segments(self._segments, batch)
         device = self.model.device
         if device.type == "cpu":
-            filler = [0] * (bucket_size(len(token_ids)) - len(token_ids))
-            token_ids, positions = token_ids + filler, positions + filler
+            padding = [0] * (bucket_size(len(token_ids)) - len(token_ids))
+            token_ids, positions = token_ids + padding, positions + padding
         inputs = {
             "input_ids": torch.tensor([token_ids], device=device),
             "position_ids": torch.tensor([positions], device=device),
             "use_cache": False,
             "packed": step,
         }
-        return inputs, wanted
+        return inputs, indices
 
     def put_adapter(self, key: str, adapter: LoraAdapter) -> None:
-        """Hold an adapter; see `Forward.put_adapter`."""
+        """Add an adapter; see `Forward.put_adapter`."""
         self._adapters.put(key, adapter)
 
     def drop_adapter(self, key: str) -> None:
-        """Forget an adapter."""
+        """Remove an adapter."""
         self._adapters.drop(key)
 
 
-def pack(work: Sequence[BatchItem]) -> tuple[PackedStep, list[int], list[int], list[int]]:
-    """Lay rows end to end.
+def pack(batch: Sequence[BatchItem]) -> tuple[PackedStep, list[int], list[int], list[int]]:
+    """Put the new tokens of all sequences end to end.
 
     Returns:
-        The step, the token ids, their positions within their rows, and the indices of the tokens
-        whose logits are wanted.
+        The step, the token ids, their positions within their sequences, and the indices of the
+        tokens for which logits are requested.
     """
     segments: list[Segment] = []
     token_ids: list[int] = []
     positions: list[int] = []
-    wanted: list[int] = []
-    for item in work:
+    indices: list[int] = []
+    for item in batch:
         start, count, past = len(token_ids), len(item.token_ids), item.cache.length
         segment = Segment(item.cache, start, count, past, item.branches)
         segments.append(segment)
         token_ids.extend(item.token_ids)
         positions.extend(segment.positions)
-        wanted.extend(start + index % count for index in item.logits)
-    return PackedStep(segments), token_ids, positions, wanted
+        indices.extend(start + index % count for index in item.logit_indices)
+    return PackedStep(segments), token_ids, positions, indices
 
 
-def record_adapter_segments(rows: AdapterSegments, work: Sequence[BatchItem]) -> None:
-    """Note which rows of the step are under which adapter."""
-    rows.note((item.cache.adapter, len(item.token_ids), len(item.logits)) for item in work)
+def record_adapter_segments(segments: AdapterSegments, batch: Sequence[BatchItem]) -> None:
+    """Record which parts of the step use which adapter."""
+    segments.set(
+        (item.cache.adapter, len(item.token_ids), len(item.logit_indices)) for item in batch
+    )
 
 
-def append_computed_tokens(work: Sequence[BatchItem]) -> None:
-    """Note in each cache what the step has put there."""
-    for item in work:
-        trunk = len(item.token_ids) - sum(item.branches)
-        item.cache.token_ids.extend(item.token_ids[:trunk])
+def append_computed_tokens(batch: Sequence[BatchItem]) -> None:
+    """Add the computed tokens to the caches, branches left out."""
+    for item in batch:
+        kept = len(item.token_ids) - sum(item.branches)
+        item.cache.token_ids.extend(item.token_ids[:kept])
 
 
 @torch.inference_mode()
 def kv_shape(model: Any) -> KVShape | None:
-    """Return what a token needs in the cache, by looking at what the model puts there.
+    """Return the shape of the model's KV cache, found by running it on two tokens.
 
     Returns:
-        `None` if layers differ, keys and values differ, or there is state of another kind.
+        `None` if layers differ, keys and values differ in shape, or the cache is of another kind.
     """
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     probe = torch.zeros((1, 2), dtype=torch.long, device=model.device)
     output = model(input_ids=probe, use_cache=True)
-    # Transformers 5.24 has given it another name.
+    # Transformers 5.24 renamed it.
     cache = output["cache"] if "cache" in output else output.get("past_key_values")
     layers = getattr(cache, "layers", ())
     if not layers or any(type(x) not in (DynamicLayer, DynamicSlidingWindowLayer) for x in layers):

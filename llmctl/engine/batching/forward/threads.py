@@ -1,4 +1,4 @@
-"""How many threads compute a step on this CPU? Measured, not assumed."""
+"""Number of CPU threads per step, measured for decoding and adapted to the load of the machine."""
 
 import ctypes
 import sys
@@ -17,100 +17,106 @@ from llmctl.engine.batching.forward.packed import BatchItem, Forward
 from llmctl.engine.batching.kv import KVCache, KVPool
 
 _PAUSE_SOFT = 1
-"""`omp_pause_soft` of OpenMP 5.0: what the threads keep of their own survives."""
-_SMALL_STEP = 32
-"""Tokens up to which a step counts as decoding. Larger ones have work for every thread."""
-_ROWS = 4
-_STEPS = 4
-_PATIENCE_S = 3.0
-"""A model whose steps take long has work for every thread, and is not kept from starting."""
+"""`omp_pause_soft` of OpenMP 5.0: thread-private data survive."""
+_DECODE_TOKENS = 32
+"""Tokens up to which a step counts as decoding. Larger steps have work for every thread."""
+_MEASURED_ROWS = 4
+_MEASURED_STEPS = 4
+_MEASURE_LIMIT_S = 3.0
+"""Time limit of the measurement. A model whose steps take this long has work for every thread."""
 
 
 class ThreadedForward:
-    """Runs another forward with the number of threads that suits the size of the step.
+    """Runs another forward pass with a number of threads that depends on the size of the step.
 
-    A decoding step is many small operators: handing each to a second thread can take longer than
-    its work, and a thread that has to share its core with another process holds up all others.
+    A decoding step is many small operators: starting a second thread for each can take longer than
+    the operator, and a thread that shares its core with another process delays all others.
+
+    Args:
+        forward: the pass to run.
+        decode_threads: threads of a decoding step.
+        cpu_load: load of other processes.
     """
 
-    def __init__(self, forward: Forward, decode_threads: int, neighbours: CpuLoadMonitor) -> None:
+    def __init__(self, forward: Forward, decode_threads: int, cpu_load: CpuLoadMonitor) -> None:
         self._forward = forward
         self._all_threads = torch.get_num_threads()
         self._decode_threads = decode_threads
-        self._neighbours = neighbours
+        self._cpu_load = cpu_load
 
-    def run(self, work: Sequence[BatchItem]) -> Tensor:
+    def run(self, batch: Sequence[BatchItem]) -> Tensor:
         """Compute one step; see `Forward.run`."""
-        self._suit(work)
-        return self._forward.run(work)
+        self._set_threads(batch)
+        return self._forward.run(batch)
 
-    def states(self, work: Sequence[BatchItem]) -> Tensor:
+    def states(self, batch: Sequence[BatchItem]) -> Tensor:
         """Compute one step up to the head; see `Forward.states`."""
-        self._suit(work)
-        return self._forward.states(work)
+        self._set_threads(batch)
+        return self._forward.states(batch)
 
-    def _suit(self, work: Sequence[BatchItem]) -> None:
-        small = sum(len(item.token_ids) for item in work) <= _SMALL_STEP
-        most = self._decode_threads if small else self._all_threads
-        torch.set_num_threads(self._neighbours.threads(most))
+    def _set_threads(self, batch: Sequence[BatchItem]) -> None:
+        decoding = sum(len(item.token_ids) for item in batch) <= _DECODE_TOKENS
+        limit = self._decode_threads if decoding else self._all_threads
+        torch.set_num_threads(self._cpu_load.available_threads(limit))
 
     def put_adapter(self, key: str, adapter: LoraAdapter) -> None:
-        """Hold an adapter; see `Forward.put_adapter`."""
+        """Add an adapter; see `Forward.put_adapter`."""
         self._forward.put_adapter(key, adapter)
 
     def drop_adapter(self, key: str) -> None:
-        """Forget an adapter."""
+        """Remove an adapter."""
         self._forward.drop_adapter(key)
 
 
-def measure_decode_threads(forward: Forward, pool: KVPool, neighbours: CpuLoadMonitor) -> int:
-    """Return how many threads decode fastest: all, half or one. Leaves no trace in the pool.
+def measure_decode_threads(forward: Forward, pool: KVPool, cpu_load: CpuLoadMonitor) -> int:
+    """Return the fastest number of threads for decoding: all, half or one. Leaves the pool empty.
 
-    While other programs are at work all count as fastest: what is measured then would be kept after
-    they have ended, and `ThreadedForward` makes room for them anyway.
+    While other programs are busy it returns all: the measurement would stay valid only as long as
+    they run, and `ThreadedForward` leaves cores to them in any case.
     """
-    most = torch.get_num_threads()
-    caches = [pool.open([row, row], None, 2 + 2 * _STEPS) for row in range(_ROWS)]
+    all_threads = torch.get_num_threads()
+    capacity = 2 + 2 * _MEASURED_STEPS
+    caches = [pool.acquire([row, row], None, capacity) for row in range(_MEASURED_ROWS)]
     rows = [cache for cache in caches if cache is not None]
-    best, best_s = most, float("inf")
-    begun = time.perf_counter()
+    best, best_s = all_threads, float("inf")
+    start = time.perf_counter()
     try:
-        for count in sorted({most, max(most // 2, 1), 1}, reverse=True):
+        for count in sorted({all_threads, max(all_threads // 2, 1), 1}, reverse=True):
             torch.set_num_threads(count)
-            took = _fastest_step(forward, rows)
-            # All threads have the benefit of the doubt: they also serve larger batches.
-            if took < best_s * (0.95 if best == most else 1.0):
-                best, best_s = count, took
-            if time.perf_counter() - begun > _PATIENCE_S:
+            step_s = _fastest_step_s(forward, rows)
+            # Fewer threads must be clearly faster, since larger batches profit from all of them.
+            if step_s < best_s * (0.95 if best == all_threads else 1.0):
+                best, best_s = count, step_s
+            if time.perf_counter() - start > _MEASURE_LIMIT_S:
                 break
     finally:
-        torch.set_num_threads(most)
+        torch.set_num_threads(all_threads)
         for cache in rows:
-            pool.release(cache, forget=True)
-    return best if neighbours.threads(most) == most else most
+            pool.release(cache, discard=True)
+    return best if cpu_load.available_threads(all_threads) == all_threads else all_threads
 
 
 def release_openmp_threads() -> None:
-    """Let go of the OpenMP threads that have computed for the calling thread.
+    """Release the OpenMP worker threads of the calling thread.
 
-    GNU's OpenMP gives every thread that computes a team of its own, and keeps it. While there are
-    more of these than cores, it has none of them spin: steps on another thread would take twice as
-    long. Under any other OpenMP nothing happens.
+    GNU OpenMP keeps a team of threads for every thread that computes. While there are more of them
+    than cores, they no longer spin, and steps on another thread take twice as long. Other OpenMP
+    libraries are left alone.
     """
     if sys.platform != "linux":
         return
     libraries = {m.path for m in psutil.Process().memory_maps() if "libgomp" in Path(m.path).name}
     for path in libraries:
-        with suppress(OSError, AttributeError):  # one from before OpenMP 5.0 has no such function
+        with suppress(OSError, AttributeError):  # before OpenMP 5.0 it has no such function
             ctypes.CDLL(path).omp_pause_resource_all(_PAUSE_SOFT)
 
 
-def _fastest_step(forward: Forward, rows: Sequence[KVCache]) -> float:
+def _fastest_step_s(forward: Forward, rows: Sequence[KVCache]) -> float:
     times = []
-    for _ in range(_STEPS):
+    for _ in range(_MEASURED_STEPS):
         for cache in rows:
             cache.truncate(0)
-        begin = time.perf_counter()
+        start = time.perf_counter()
         forward.run([BatchItem(cache, [1]) for cache in rows])
-        times.append(time.perf_counter() - begin)
+        times.append(time.perf_counter() - start)
     return min(times)

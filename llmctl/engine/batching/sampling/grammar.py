@@ -1,6 +1,6 @@
-"""Which tokens may come next, if the reply is to follow a grammar? llguidance decides.
+"""Grammar-constrained decoding with llguidance.
 
-What it cannot enforce it refuses: no keyword of JSON Schema is ignored in silence.
+A grammar that cannot be enforced is refused: no keyword of JSON Schema is silently ignored.
 """
 
 import math
@@ -22,13 +22,13 @@ from llmctl.errors import RequestError
 from llmctl.types import Grammar
 
 WHITESPACE = r" |\n {0,20}"
-"""What may stand, once, where JSON has room for whitespace: compact, spaced or indented text is
-all possible, and a small model cannot write spaces for ever."""
+"""Whitespace that is allowed once wherever JSON allows any: compact, spaced and indented text are
+possible, and a small model cannot write spaces without end."""
 
 CACHED_GRAMMARS = 32
 WORKERS = 2
 
-# A state is one to two kB, and the rows of one grammar share them.
+# A state takes 1 to 2 kB; all sequences of one grammar share them.
 _LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 
 _PARAMS = {
@@ -42,48 +42,48 @@ _NO_TEXT = "this model's vocabulary has no text that fits"
 
 
 class GrammarCompiler:
-    """Makes grammars ready for one tokenizer. Safe to share between threads."""
+    """Compiles grammars for one tokenizer. Thread-safe.
+
+    Args:
+        tokenizer: of Transformers.
+        vocab_size: rows of the model's output, which may be more than the tokenizer has.
+        eos_ids: token ids that end a reply; may be empty.
+    """
 
     def __init__(self, tokenizer: Any, vocab_size: int, eos_ids: Sequence[int]) -> None:
-        """Keep what is needed; the library's tokenizer takes up to seconds, on first use.
-
-        Args:
-            tokenizer: of Transformers.
-            vocab_size: rows of the model's output, which may be more than the tokenizer has.
-            eos_ids: what ends a reply; may be empty.
-        """
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_ids = [i for i in eos_ids if i < vocab_size]
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="llmctl-grammar")
+        # Built at the first request: it can take seconds.
         self._built: LLTokenizer | None = None
-        # Guards _built: the first requests may come in several threads at once.
+        # Guards _built: the first requests may come from several threads at once.
         self._lock = threading.Lock()
         self._compiled = lru_cache(CACHED_GRAMMARS)(self._build)
 
     def compile(self, grammar: Grammar) -> "GrammarMatcher":
-        """Return the start state of a new row.
+        """Return a matcher in the start state, for a new sequence.
 
         Raises:
-            RequestError: the grammar is wrong, has what cannot be enforced, or fits no text.
+            RequestError: the grammar is invalid, cannot be enforced, or matches no text.
         """
         return self._matcher(grammar, self._compiled(grammar).deep_copy())
 
     def _build(self, grammar: Grammar) -> LLMatcher:
         try:
-            text = _library_grammar(grammar)
+            text = _llguidance_grammar(grammar)
         except ValueError as error:
-            raise _refusal(grammar, str(error)) from error
-        start = LLMatcher(self._library_tokenizer(), text, log_level=0, limits=_LIMITS)
+            raise _unsupported(grammar, str(error)) from error
+        start = LLMatcher(self._llguidance_tokenizer(), text, log_level=0, limits=_LIMITS)
         if start.is_error():
-            raise _refusal(grammar, _reason(start.get_error()))
+            raise _unsupported(grammar, _error_message(start.get_error()))
         self._matcher(grammar, start).next_mask()
         return start
 
     def _matcher(self, grammar: Grammar, state: LLMatcher) -> "GrammarMatcher":
         return GrammarMatcher(grammar, state, self._vocab_size, self._eos_ids, self._pool)
 
-    def _library_tokenizer(self) -> LLTokenizer:
+    def _llguidance_tokenizer(self) -> LLTokenizer:
         with self._lock:
             if self._built is None:
                 words = _Vocabulary(self._tokenizer, self._vocab_size, self._eos_ids)
@@ -92,7 +92,7 @@ class GrammarCompiler:
 
 
 class GrammarMatcher:
-    """How far one row has come in its grammar. One thread at a time may use it."""
+    """Position of one sequence in its grammar. Not thread-safe."""
 
     def __init__(
         self,
@@ -112,29 +112,29 @@ class GrammarMatcher:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing but the end can follow.
+        """Whether only the end can follow.
 
-        Where the end is still possible only, or found out late, the mask says so.
+        Where the text may end but need not, the mask allows the end tokens beside others.
         """
         return self._finished
 
-    def prepare(self) -> None:
-        """Start to work out the next mask in another thread, while the model computes."""
+    def prefetch_mask(self) -> None:
+        """Start to compute the next mask in another thread, while the model runs."""
         if self._mask is None:
             self._mask = self._pool.submit(self.next_mask)
 
     def apply(self, logits: Tensor) -> None:
-        """Set what may not come next to minus infinity, in place.
+        """Set the logits of tokens that may not come next to minus infinity, in place.
 
         The ids that end a reply are allowed exactly where the text is complete. If there are none,
-        nothing at all is allowed once the grammar is `finished`.
+        no token is allowed once the grammar is `finished`.
 
         Args:
             logits: (vocab,), of any float type and device.
 
         Raises:
-            RequestError: following the grammar further takes too much work, or needs bytes that
-                the vocabulary does not have.
+            RequestError: the grammar became too large, or needs bytes that the vocabulary does
+                not have.
         """
         forbidden = self.next_mask() if self._mask is None else self._mask.result()
         forbidden = forbidden.to(logits.device)
@@ -142,44 +142,35 @@ class GrammarMatcher:
         logits[len(forbidden) :] = -math.inf
 
     def accept(self, token_id: int) -> None:
-        """Go on by one token that was allowed.
+        """Advance by one token that was allowed.
 
         Raises:
             RequestError: as `apply`.
         """
-        self._settle()
+        self._wait_for_mask()
         self._mask = None
         if token_id in self._eos_ids:
             self._finished = True
         elif self._state.consume_token(token_id):
             self._finished = self._state.is_stopped()
         else:
-            raise _refusal(self._grammar, _reason(self._state.get_error()))
-
-    def forced_tokens(self) -> list[int]:
-        """Return the tokens that must come next, without accepting them.
-
-        They are what the tokenizer makes of the only text possible, so they can go through the
-        model in one pass. Empty where there is a choice.
-        """
-        self._settle()
-        return self._state.compute_ff_tokens()
+            raise _unsupported(self._grammar, _error_message(self._state.get_error()))
 
     def next_mask(self) -> Tensor:
-        """Work out which tokens are forbidden now: (vocab,) bool on the CPU."""
+        """Return which tokens are forbidden now: (vocab,) bool on the CPU."""
         bits = np.frombuffer(self._state.compute_bitmask(), dtype=np.uint8)
         if self._state.is_error():
-            raise _refusal(self._grammar, _reason(self._state.get_error()))
+            raise _unsupported(self._grammar, _error_message(self._state.get_error()))
         allowed = np.unpackbits(bits, count=self._vocab_size, bitorder="little")
-        # The library knows one such id, and also allows it where it has lost its way.
+        # llguidance knows only one such id, and allows it also after an internal error.
         complete = self._state.is_accepting()
         allowed[self._eos_ids] = complete
         if not complete and not allowed.any():
-            raise _refusal(self._grammar, _NO_TEXT)
+            raise _unsupported(self._grammar, _NO_TEXT)
         return torch.from_numpy(allowed == 0)
 
-    def _settle(self) -> None:
-        """Make sure that no other thread works on the state."""
+    def _wait_for_mask(self) -> None:
+        """Make sure that no other thread uses the state."""
         if self._mask is not None:
             if self._mask.cancel():
                 self._mask = None
@@ -188,7 +179,7 @@ class GrammarMatcher:
 
 
 class _Vocabulary:
-    """A tokenizer as llguidance wants to see it: the bytes of each token, and how text is cut."""
+    """A tokenizer in llguidance's interface: the bytes of each token, and a tokenize function."""
 
     bos_token_id = None
 
@@ -199,28 +190,28 @@ class _Vocabulary:
         added = tokenizer.added_tokens_decoder.items()
         special = {i for i, token in added if token.special}
         self.special_token_ids = sorted(special.union(eos_ids, tokenizer.all_special_ids))
-        self._cutter: Tokenizer | None = None
+        self._backend: Tokenizer | None = None
         if tokenizer.is_fast:
-            # A copy: others change the padding and truncation of theirs while we use it.
-            self._cutter = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-            self._cutter.no_padding()
-            self._cutter.no_truncation()
-            self._cutter.encode_special_tokens = True
+            # A copy, since other users change the padding and truncation of the original.
+            self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+            self._backend.no_padding()
+            self._backend.no_truncation()
+            self._backend.encode_special_tokens = True
 
     def __call__(self, text: str) -> list[int]:
-        """Cut text as the model was taught; it is a piece from the middle of a reply."""
-        if self._cutter is not None:
-            ids: list[int] = self._cutter.encode(text, add_special_tokens=False).ids
+        """Tokenize text from the middle of a reply."""
+        if self._backend is not None:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
             if b"".join(self.tokens[i] for i in ids if i < len(self.tokens)) == text.encode():
                 return ids
-        # SentencePiece puts a space before the text, and some vocabularies lack some bytes.
-        return self._longest_first(text.encode())
+        # SentencePiece adds a space before the text, and some vocabularies lack bytes.
+        return self._greedy_tokenize(text.encode())
 
-    def _longest_first(self, text: bytes) -> list[int]:
-        """Cut off the longest token again and again, as far as there is one."""
+    def _greedy_tokenize(self, text: bytes) -> list[int]:
+        """Take the longest matching token repeatedly, until none matches."""
         ids: list[int] = []
         while text:
-            sizes = range(min(len(text), self._longest), 0, -1)
+            sizes = range(min(len(text), self._max_token_bytes), 0, -1)
             size = next((n for n in sizes if text[:n] in self._ids), None)
             if size is None:
                 break
@@ -234,15 +225,16 @@ class _Vocabulary:
         return {word: i for i, word in enumerate(self.tokens) if word and i not in special}
 
     @cached_property
-    def _longest(self) -> int:
+    def _max_token_bytes(self) -> int:
         return max(map(len, self._ids))
 
 
-def _library_grammar(grammar: Grammar) -> str:
-    """Write a grammar as llguidance reads it.
+def _llguidance_grammar(grammar: Grammar) -> str:
+    """Return a grammar in the format of llguidance.
 
     Raises:
-        ValueError: it is no JSON object, no Unicode, or ends in half an escape.
+        ValueError: the schema is not a JSON object, the text is not Unicode, or the regular
+            expression ends within an escape.
     """
     match grammar.kind:
         case "json_object":
@@ -253,7 +245,7 @@ def _library_grammar(grammar: Grammar) -> str:
             return LLMatcher.grammar_from_regex("|".join(map(_literal, grammar.choices)))
         case "regex":
             if (len(grammar.source) - len(grammar.source.rstrip("\\"))) % 2:
-                # The library would drop it.
+                # llguidance would drop it.
                 raise ValueError("it ends in a backslash that escapes nothing")
             return LLMatcher.grammar_from_regex(grammar.source)
 
@@ -261,7 +253,7 @@ def _library_grammar(grammar: Grammar) -> str:
 def _json_grammar(schema: str) -> str:
     return LLMatcher.grammar_from_json_schema(
         schema,
-        # They win over a schema's own "x-guidance", which could switch the refusals off.
+        # They override a schema's own "x-guidance", which could turn the checks off.
         overrides={
             "whitespace_pattern": WHITESPACE,
             "item_separator": ",",
@@ -273,22 +265,22 @@ def _json_grammar(schema: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """Write text as a regular expression that fits only it."""
+    """Return a regular expression that matches only this text."""
     return "".join(c if c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
 
 
-def _reason(error: str) -> str:
-    """Find in an error of llguidance the line that says what is wrong."""
+def _error_message(error: str) -> str:
+    """Return the line of an error of llguidance that names the cause."""
     first, *rest = error.splitlines()
     if first == "NoExtensionBias":
         return _NO_TEXT
     for line in rest:
-        if line.startswith("error: "):  # of a regular expression, after a drawing
+        if line.startswith("error: "):  # of a regular expression, after a drawing of the position
             return line.removeprefix("error: ")
     return re.sub(r"^at \d+\(\d+\): ", "", first)
 
 
-def _refusal(grammar: Grammar, reason: str) -> RequestError:
+def _unsupported(grammar: Grammar, reason: str) -> RequestError:
     param = grammar.param or _PARAMS[grammar.kind]
     which = "these" if param == "tools" else "this"
     return RequestError(f"cannot enforce {which} {param}: {reason}", param=param)

@@ -1,9 +1,9 @@
-"""Chooses the next token of every row in a batch, each row by its own parameters.
+"""Sampling of the next token of every sequence in a batch, each with its own parameters.
 
 Order of the steps, as in Transformers: penalties and bias on the logits, temperature, top-k, top-p
-over what is left, min-p against the likeliest. A row that asks for none of them pays for none. One
-uniform number per token, from the row's own generator, is turned into a token through the inverse
-of the cumulative distribution: a seed gives the same text alone and in company.
+over the rest, min-p relative to the likeliest. Steps that no sequence uses are skipped. One uniform
+number per token, from the sequence's own generator, gives a token by the inverse of the cumulative
+distribution, so that a seed gives the same text alone and in a batch.
 """
 
 import random
@@ -17,20 +17,20 @@ from llmctl.engine.batching.sampling.grammar import GrammarMatcher
 from llmctl.types import SamplingParams
 
 SORTED_CANDIDATES = 256
-"""How many of the likeliest tokens are sorted; rows that need to look further sort them all."""
+"""Number of likeliest tokens that are sorted first; sequences that need more sort them all."""
 MIN_TEMPERATURE = 1e-5
-"""A lower temperature chooses no differently, and logits over it would leave float32's range."""
+"""Temperatures below this choose the same token, and logits divided by them overflow float32."""
 
 
 class SequenceSampler:
-    """What one row brings to each of its choices: parameters, history, random numbers.
+    """Sampling state of one sequence: parameters, generated tokens, random numbers.
 
     Args:
-        params: fully resolved but for the optional fields.
-        prompt_ids: what repetition penalties count besides the reply.
-        index: of the choice; each has random numbers of its own.
+        params: resolved; only optional fields may be `None`.
+        prompt_ids: counted by the repetition penalty, besides the reply.
+        index: of the choice; each choice has its own random numbers.
         end_ids: tokens that end the reply, forbidden before `min_new_tokens`.
-        matcher: the state of the grammar that the reply must follow.
+        matcher: state of the grammar that the reply must follow.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class SequenceSampler:
         self.params = params
         self._end_ids = sorted(end_ids)
         self._matcher = matcher
-        self._chosen = 0
+        self._token_count = 0
         self.greedy = params.temperature == 0
         self.logprobs = params.logprobs
         self._random = random.Random(None if params.seed is None else f"{params.seed}:{index}")
@@ -60,39 +60,43 @@ class SequenceSampler:
 
     @property
     def adjusts(self) -> bool:
-        """Whether the logits must be changed before anything else."""
+        """Whether the logits must be changed before sampling."""
         return self._penalised or bool(self._bias) or self._matcher is not None or self._too_short
 
     @property
     def plain_greedy(self) -> bool:
-        """Whether the likeliest token is always the one, whatever the history."""
+        """Whether sampling is the argmax of the raw logits, as speculation requires."""
         return self.greedy and not self.adjusts and self.logprobs is None
 
     @property
     def complete(self) -> bool:
-        """Whether the grammar leaves nothing to say."""
+        """Whether the grammar allows no further text."""
         return self._matcher is not None and self._matcher.finished
 
     @property
     def _too_short(self) -> bool:
-        return self._chosen < (self.params.min_new_tokens or 0)
+        return self._token_count < (self.params.min_new_tokens or 0)
 
     @property
     def filters(self) -> bool:
-        """Whether only part of the vocabulary may be chosen."""
+        """Whether top-k, top-p or min-p limits the vocabulary."""
         p = self.params
         return bool(p.top_k) or (p.top_p is not None and p.top_p < 1) or bool(p.min_p)
 
     def uniform(self) -> float:
-        """Return the next number in [0, 1)."""
+        """Return the next random number in [0, 1)."""
         return self._random.random()
 
-    def remember(self, token_id: int) -> None:
-        """Note a token that was chosen."""
-        self._chosen += 1
+    def record(self, token_id: int) -> None:
+        """Add a sampled token to the history.
+
+        Raises:
+            RequestError: as `GrammarMatcher.accept`.
+        """
+        self._token_count += 1
         if self._matcher is not None and token_id not in self._end_ids:
             self._matcher.accept(token_id)
-            self._matcher.prepare()
+            self._matcher.prefetch_mask()
         if self._penalised:
             self._seen.add(token_id)
             self._counts[token_id] += 1
@@ -101,7 +105,7 @@ class SequenceSampler:
         """Return `logits` (vocab,) with penalties and bias applied, as a new tensor.
 
         Repetition divides positive and multiplies negative logits (Keskar et al. 2019); presence
-        and frequency are subtracted as OpenAI's API reference gives them.
+        and frequency are subtracted as in OpenAI's API reference.
         """
         logits = logits.clone()
         p = self.params
@@ -128,95 +132,96 @@ class SequenceSampler:
         return logits
 
 
-def sample(logits: Tensor, rows: Sequence[SequenceSampler]) -> list[int]:
-    """Choose one token per row.
+def sample(logits: Tensor, samplers: Sequence[SequenceSampler]) -> list[int]:
+    """Sample one token per row.
 
     Args:
         logits: (rows, vocab), any float type; not changed.
-        rows: the samplers in the order of the logits' rows. Whoever takes the tokens tells them.
+        samplers: one per row. The caller passes each token to `SequenceSampler.record`.
     """
-    if all(row.greedy and not row.adjusts for row in rows):
+    if all(sampler.greedy and not sampler.adjusts for sampler in samplers):
         chosen: list[int] = logits.argmax(-1).tolist()
         return chosen
-    return _sample_mixed(logits.float(), rows)
+    return _sample_mixed(logits.float(), samplers)
 
 
-def _sample_mixed(logits: Tensor, rows: Sequence[SequenceSampler]) -> list[int]:
-    if any(row.adjusts for row in rows):
+def _sample_mixed(logits: Tensor, samplers: Sequence[SequenceSampler]) -> list[int]:
+    if any(sampler.adjusts for sampler in samplers):
         logits = torch.stack(
-            [row.adjust(own) if row.adjusts else own for row, own in zip(rows, logits, strict=True)]
+            [s.adjust(row) if s.adjusts else row for s, row in zip(samplers, logits, strict=True)]
         )
-    chosen = [0] * len(rows)
-    kinds = (
-        ([i for i, row in enumerate(rows) if row.greedy], _likeliest),
-        ([i for i, row in enumerate(rows) if not row.greedy and not row.filters], _drawn),
-        ([i for i, row in enumerate(rows) if not row.greedy and row.filters], _drawn_filtered),
+    chosen = [0] * len(samplers)
+    groups = (
+        ([i for i, s in enumerate(samplers) if s.greedy], _argmax),
+        ([i for i, s in enumerate(samplers) if not s.greedy and not s.filters], _sample_unfiltered),
+        ([i for i, s in enumerate(samplers) if not s.greedy and s.filters], _sample_filtered),
     )
-    for which, choose in kinds:
-        if which:
-            # Choosing rows copies them; mostly all are of one kind.
-            own = logits if len(which) == len(rows) else logits[which]
-            for i, token_id in zip(which, choose(own, [rows[i] for i in which]), strict=True):
+    for indices, choose in groups:
+        if indices:
+            # Indexing copies the rows; usually all are of one kind.
+            rows = logits if len(indices) == len(samplers) else logits[indices]
+            token_ids = choose(rows, [samplers[i] for i in indices])
+            for i, token_id in zip(indices, token_ids, strict=True):
                 chosen[i] = token_id
     return chosen
 
 
-def _likeliest(logits: Tensor, _: Sequence[SequenceSampler]) -> list[int]:
+def _argmax(logits: Tensor, _: Sequence[SequenceSampler]) -> list[int]:
     chosen: list[int] = logits.argmax(-1).tolist()
     return chosen
 
 
-def _drawn(logits: Tensor, rows: Sequence[SequenceSampler]) -> list[int]:
-    return _draw(_probabilities(logits, rows), rows)
+def _sample_unfiltered(logits: Tensor, samplers: Sequence[SequenceSampler]) -> list[int]:
+    return _draw(_probabilities(logits, samplers), samplers)
 
 
-def _drawn_filtered(logits: Tensor, rows: Sequence[SequenceSampler]) -> list[int]:
-    return list(map(_draw_filtered, _probabilities(logits, rows), rows))
+def _sample_filtered(logits: Tensor, samplers: Sequence[SequenceSampler]) -> list[int]:
+    return list(map(_draw_filtered, _probabilities(logits, samplers), samplers))
 
 
-def _probabilities(logits: Tensor, rows: Sequence[SequenceSampler]) -> Tensor:
+def _probabilities(logits: Tensor, samplers: Sequence[SequenceSampler]) -> Tensor:
     temperatures = torch.tensor(
-        [max(row.params.temperature or 1.0, MIN_TEMPERATURE) for row in rows]
+        [max(sampler.params.temperature or 1.0, MIN_TEMPERATURE) for sampler in samplers]
     )
     return (logits / temperatures.to(logits.device).unsqueeze(1)).softmax(-1)
 
 
-def _draw(probs: Tensor, rows: Sequence[SequenceSampler]) -> list[int]:
-    """Invert the cumulative distribution of `probs` (rows, n), which need not sum to one."""
+def _draw(probs: Tensor, samplers: Sequence[SequenceSampler]) -> list[int]:
+    """Draw from `probs` (rows, n) by inverting their cumulative sum, which need not end at 1."""
     cumulative = probs.cumsum(-1)
     mass = cumulative[:, -1:].contiguous()
-    uniform = torch.tensor([[row.uniform()] for row in rows], device=probs.device)
+    uniform = torch.tensor([[sampler.uniform()] for sampler in samplers], device=probs.device)
     at = torch.searchsorted(cumulative, uniform * mass, right=True)
-    # Rounding can put the number past the end, or on a token of probability zero at the end.
+    # Rounding may give an index past the end, or one of probability zero at the end.
     chosen: list[int] = at.minimum(torch.searchsorted(cumulative, mass)).squeeze(1).tolist()
     return chosen
 
 
-def _draw_filtered(probs: Tensor, row: SequenceSampler) -> int:
-    p = row.params
+def _draw_filtered(probs: Tensor, sampler: SequenceSampler) -> int:
+    p = sampler.params
     top_k = min(p.top_k or probs.numel(), probs.numel())
     size = min(SORTED_CANDIDATES, probs.numel())
     best, ids = probs.topk(size)
-    whole_mass = 1.0 if top_k == probs.numel() else None
-    if size < top_k and not _enough(best, row, whole_mass):
+    total_mass = 1.0 if top_k == probs.numel() else None
+    if size < top_k and not _covers_filter(best, sampler, total_mass):
         best, ids = probs.sort(descending=True)
     best, ids = best[:top_k], ids[:top_k]
     if p.top_p is not None and p.top_p < 1:
         before = best.cumsum(0) - best
-        mass = whole_mass if whole_mass is not None else best.sum()
+        mass = total_mass if total_mass is not None else best.sum()
         best = best[: max(int((before < p.top_p * mass).sum()), 1)]
     if p.min_p:
         best = best[best >= p.min_p * best[0]]
-    return int(ids[_draw(best.unsqueeze(0), [row])[0]])
+    return int(ids[_draw(best.unsqueeze(0), [sampler])[0]])
 
 
-def _enough(best: Tensor, row: SequenceSampler, whole_mass: float | None) -> bool:
-    """Whether top-p or min-p provably ends within the sorted candidates `best` (n,)."""
-    p = row.params
+def _covers_filter(best: Tensor, sampler: SequenceSampler, total_mass: float | None) -> bool:
+    """Whether top-p or min-p is certain to end within the sorted candidates `best` (n,)."""
+    p = sampler.params
     if p.min_p and bool(best[-1] < p.min_p * best[0]):
         return True
     return (
-        whole_mass is not None
+        total_mass is not None
         and p.top_p is not None
         and p.top_p < 1
         and bool(best.sum() >= p.top_p)

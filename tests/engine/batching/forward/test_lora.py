@@ -1,4 +1,4 @@
-"""Requests of several adapters share a batch, and each gets the text PEFT would give it alone."""
+"""LoRA adapters in a batch, compared with PEFT on each request alone."""
 
 import json
 import threading
@@ -29,7 +29,7 @@ LORAS: dict[str, dict[str, dict[str, Any]]] = {
     "mamba": {"a": {"target_modules": ["in_proj"]}, "b": {"target_modules": ["x_proj"], "r": 2}},
     "": {
         "a": {"target_modules": ALL},
-        # Ranks and layers of its own, and a scaling by the root of the rank.
+        # Different ranks and layers, and scaling by the square root of the rank.
         "b": {
             "target_modules": ["q_proj", "v_proj", "up_proj"],
             "r": 3,
@@ -68,11 +68,20 @@ def engine(base: Path, loras: dict[str, Path]) -> Iterator[HFRunner]:
         yield engine
 
 
-@pytest.fixture
-def llama(tiny_folder: Path) -> Iterator[HFRunner]:
+@pytest.fixture(scope="module")
+def llama_engine(tiny_folder: Path) -> Iterator[HFRunner]:
     with HFRunner(ModelSpec(str(tiny_folder), dtype="float32", device="cpu")) as engine:
         engine.load()
         yield engine
+
+
+@pytest.fixture
+def llama(llama_engine: HFRunner) -> Iterator[HFRunner]:
+    """The engine of the module, without any adapter before and after a test."""
+    yield llama_engine
+    name: str
+    for name in llama_engine.adapters:
+        llama_engine.unload_adapter(name)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +93,7 @@ def llama_loras(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     }
 
 
-def ask(prompt: str, adapter: str | None = None, **params: Any) -> GenerationRequest:
+def greedy(prompt: str, adapter: str | None = None, **params: Any) -> GenerationRequest:
     options = {"temperature": 0, "max_new_tokens": NEW_TOKENS, "ignore_eos": True} | params
     return GenerationRequest(prompt=prompt, adapter=adapter, sampling=SamplingParams(**options))
 
@@ -97,46 +106,68 @@ def ids_of(engine: HFRunner, requests: list[GenerationRequest]) -> list[list[int
     ]
 
 
-def peft_model(base: Path, lora: Path | None) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    return model if lora is None else PeftModel.from_pretrained(model, str(lora)).eval()
+class PeftReference:
+    """The models of PEFT for the adapters of one base model, loaded once."""
+
+    def __init__(self, base: Path, loras: dict[str, Path]) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(base)
+        self._base = base
+        self._loras = loras
+        self._models: dict[str | None, Any] = {}
+
+    def model(self, adapter: str | None) -> Any:
+        """Return the model with an adapter, or without one."""
+        if adapter not in self._models:
+            model: Any = AutoModelForCausalLM.from_pretrained(self._base, dtype=torch.float32)
+            if adapter is not None:
+                model = PeftModel.from_pretrained(model, str(self._loras[adapter])).eval()
+            model.generation_config.eos_token_id = None
+            self._models[adapter] = model
+        return self._models[adapter]
+
+    def generate(self, prompt: str, adapter: str | None) -> list[int]:
+        """Return the ids of a greedy reply."""
+        inputs = self.tokenizer(prompt, return_tensors="pt")
+        output = self.model(adapter).generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
+        ids: list[int] = output[0, inputs.input_ids.shape[1] :].tolist()
+        return ids
 
 
-def generated(model: Any, base: Path, prompt: str) -> list[int]:
-    inputs = AutoTokenizer.from_pretrained(base)(prompt, return_tensors="pt")
-    model.generation_config.eos_token_id = None
-    output = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
-    ids: list[int] = output[0, inputs.input_ids.shape[1] :].tolist()
-    return ids
+@pytest.fixture(scope="module")
+def reference(base: Path, loras: dict[str, Path]) -> PeftReference:
+    return PeftReference(base, loras)
 
 
-def test_a_mixed_batch_gives_every_request_what_peft_gives_it_alone(
-    engine: HFRunner, base: Path, loras: dict[str, Path]
+@pytest.fixture(scope="module")
+def llama_reference(tiny_folder: Path, llama_loras: dict[str, Path]) -> PeftReference:
+    return PeftReference(tiny_folder, llama_loras)
+
+
+def test_a_mixed_batch_equals_peft_for_every_request(
+    engine: HFRunner, base: Path, reference: PeftReference
 ) -> None:
     assert engine.path == MODELS[base.name][0]
     assert engine.adapters == ("a", "b")
     names = [None, "b", "a", "a", None, "b", "a", None, "b"]
     prompts = ["ab" * (i % 3) + chr(97 + i) * (1 + 9 * (i % 4)) for i in range(len(names))]
     pairs = list(zip(prompts, names, strict=True))
-    together = ids_of(engine, [ask(prompt, name, logprobs=0) for prompt, name in pairs])
-    models = {name: peft_model(base, loras.get(name or "")) for name in {*names}}
-    expected = [generated(models[name], base, prompt) for prompt, name in pairs]
+    together = ids_of(engine, [greedy(prompt, name, logprobs=0) for prompt, name in pairs])
+    expected = [reference.generate(prompt, name) for prompt, name in pairs]
     assert together == expected
-    alone = [generated(models[None], base, prompt) for prompt in prompts]
-    assert sum(a != b for a, b in zip(alone, expected, strict=True)) >= 4
+    plain = [reference.generate(prompt, None) for prompt in prompts]
+    assert sum(a != b for a, b in zip(plain, expected, strict=True)) >= 4
 
 
 @pytest.mark.parametrize("continuations", [(" one",), (" one", " another", "x")])
-def test_scores_are_those_of_the_adapter(
-    engine: HFRunner, base: Path, loras: dict[str, Path], continuations: tuple[str, ...]
+def test_scores_equal_those_of_peft(
+    engine: HFRunner, reference: PeftReference, continuations: tuple[str, ...]
 ) -> None:
     names = [None, "a", "b"]
     scores = engine.score([ScoreRequest("a text", continuations, adapter=n) for n in names])
-    tokenizer = AutoTokenizer.from_pretrained(base)
     for name, own in zip(names, scores, strict=True):
-        model = peft_model(base, loras.get(name or ""))
+        model = reference.model(name)
         for continuation, score in zip(continuations, own, strict=True):
-            ids = tokenizer("a text" + continuation, return_tensors="pt").input_ids
+            ids = reference.tokenizer("a text" + continuation, return_tensors="pt").input_ids
             with torch.inference_mode():
                 logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
             tail = len(continuation)
@@ -144,49 +175,49 @@ def test_scores_are_those_of_the_adapter(
             assert score.logprob == pytest.approx(float(wanted), rel=1e-3)
 
 
-def test_what_is_computed_under_an_adapter_is_reused_under_it_alone(
+def test_a_prefix_is_reused_under_its_adapter_only(
     llama: HFRunner, llama_loras: dict[str, Path]
 ) -> None:
     for name, path in llama_loras.items():
         llama.load_adapter(name, str(path))
 
     def cached(adapter: str | None) -> int:
-        return llama.generate(ask("the same prompt for all", adapter)).usage.cached_tokens
+        return llama.generate(greedy("# a prompt of no other test", adapter)).usage.cached_tokens
 
     assert [cached(name) for name in ("a", "b", None)] == [0, 0, 0]
     assert all(cached(name) > 0 for name in ("a", "b", None))
 
 
-def test_another_adapter_under_an_old_name_starts_afresh(
-    llama: HFRunner, tiny_folder: Path, llama_loras: dict[str, Path]
+def test_a_new_adapter_under_an_old_name_reuses_nothing(
+    llama: HFRunner, llama_reference: PeftReference, llama_loras: dict[str, Path]
 ) -> None:
     llama.load_adapter("x", str(llama_loras["a"]))
-    llama.generate(ask("prompt", "x"))
+    llama.generate(greedy("prompt", "x"))
     llama.unload_adapter("x")
     llama.load_adapter("x", str(llama_loras["b"]))
-    assert llama.generate(ask("prompt", "x")).usage.cached_tokens == 0
-    expected = generated(peft_model(tiny_folder, llama_loras["b"]), tiny_folder, "prompt")
-    assert ids_of(llama, [ask("prompt", "x", logprobs=0)]) == [expected]
+    assert llama.generate(greedy("prompt", "x")).usage.cached_tokens == 0
+    expected = llama_reference.generate("prompt", "b")
+    assert ids_of(llama, [greedy("prompt", "x", logprobs=0)]) == [expected]
 
 
-def test_adapters_come_and_go_while_others_run(
+def test_adapters_are_loaded_and_unloaded_while_requests_run(
     llama: HFRunner, llama_loras: dict[str, Path]
 ) -> None:
-    before = ids_of(llama, [ask("running", logprobs=0, max_new_tokens=150)])
-    stream = llama.submit(ask("running", logprobs=0, max_new_tokens=150))
+    before = ids_of(llama, [greedy("running", logprobs=0, max_new_tokens=150)])
+    stream = llama.submit(greedy("running", logprobs=0, max_new_tokens=150))
     for name, path in llama_loras.items():
         llama.load_adapter(name, str(path))
-        llama.generate(ask("beside", name))
+        llama.generate(greedy("beside", name))
         llama.unload_adapter(name)
     assert [[e.chosen.token_id for chunk in stream for e in chunk.logprobs]] == before
 
 
-def test_an_adapter_leaves_when_its_last_request_has_ended(
-    llama: HFRunner, tiny_folder: Path, llama_loras: dict[str, Path]
+def test_an_adapter_is_removed_after_its_last_request(
+    llama: HFRunner, llama_reference: PeftReference, llama_loras: dict[str, Path]
 ) -> None:
     llama.load_adapter("a", str(llama_loras["a"]))
-    expected = generated(peft_model(tiny_folder, llama_loras["a"]), tiny_folder, "long")
-    streams = [llama.submit(ask("long", "a", logprobs=0, max_new_tokens=200)) for _ in range(3)]
+    expected = llama_reference.generate("long", "a")
+    streams = [llama.submit(greedy("long", "a", logprobs=0, max_new_tokens=200)) for _ in range(3)]
     llama.unload_adapter("a")
     assert llama.in_flight == 0
     for stream in streams:
@@ -194,47 +225,49 @@ def test_an_adapter_leaves_when_its_last_request_has_ended(
         assert len(ids) == 200
         assert ids[:NEW_TOKENS] == expected
     with pytest.raises(RequestError, match=r"'a' does not exist. Loaded: none"):
-        llama.submit(ask("again", "a"))
+        llama.submit(greedy("again", "a"))
 
 
-def test_closing_answers_whoever_waits_for_an_adapter_to_leave(
-    llama: HFRunner, llama_loras: dict[str, Path]
+def test_closing_ends_a_pending_unload_with_an_error(
+    tiny_folder: Path, llama_loras: dict[str, Path]
 ) -> None:
-    llama.load_adapter("a", str(llama_loras["a"]))
-    stream = llama.submit(ask("long", "a", max_new_tokens=240))
+    engine = HFRunner(ModelSpec(str(tiny_folder), dtype="float32", device="cpu"))
+    engine.load()
+    engine.load_adapter("a", str(llama_loras["a"]))
+    stream = engine.submit(greedy("long", "a", max_new_tokens=240))
     next(iter(stream))
     caught: list[BaseException] = []
 
     def unload() -> None:
         try:
-            llama.unload_adapter("a")
+            engine.unload_adapter("a")
         except EngineStoppedError as error:
             caught.append(error)
 
     waiting = threading.Thread(target=unload)
     waiting.start()
-    while llama.adapters:
+    while engine.adapters:
         waiting.join(0.001)
-    llama.close()
+    engine.close()
     waiting.join(10)
     assert not waiting.is_alive()
     assert len(caught) == 1
 
 
-def test_names_that_are_unknown_or_taken_are_refused(
+def test_unknown_and_duplicate_adapter_names_are_refused(
     llama: HFRunner, llama_loras: dict[str, Path]
 ) -> None:
     llama.load_adapter("a", str(llama_loras["a"]))
     with pytest.raises(ConfigError, match="'a' is loaded already"):
         llama.load_adapter("a", str(llama_loras["b"]))
-    asked: list[Callable[[], Any]] = [
-        lambda: llama.submit(ask("x", "nobody")),
-        lambda: llama.score([ScoreRequest("x", ("y",), adapter="nobody")]),
-        lambda: llama.unload_adapter("nobody"),
+    calls: list[Callable[[], Any]] = [
+        lambda: llama.submit(greedy("x", "unknown")),
+        lambda: llama.score([ScoreRequest("x", ("y",), adapter="unknown")]),
+        lambda: llama.unload_adapter("unknown"),
     ]
-    for ask_for_nobody in asked:
-        with pytest.raises(RequestError, match=r"'nobody' does not exist. Loaded: a") as caught:
-            ask_for_nobody()
+    for call in calls:
+        with pytest.raises(RequestError, match=r"'unknown' does not exist. Loaded: a") as caught:
+            call()
         assert caught.value.param == "adapter"
 
 
@@ -249,7 +282,7 @@ def test_names_that_are_unknown_or_taken_are_refused(
         ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
     ],
 )
-def test_more_than_low_rank_matrices_is_refused_with_the_way_out(
+def test_adapters_beyond_plain_lora_are_refused_with_a_hint(
     llama: HFRunner, tiny_folder: Path, tmp_path: Path, config: dict[str, Any], reason: str
 ) -> None:
     options: dict[str, Any] = {"target_modules": ["q_proj"]} | config
@@ -273,7 +306,7 @@ def test_an_adapter_of_another_model_is_refused(llama: HFRunner, tmp_path: Path)
         llama.load_adapter("x", str(folder))
 
 
-def test_folders_that_hold_no_adapter_are_refused(
+def test_folders_without_an_adapter_are_refused(
     llama: HFRunner, llama_loras: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"no adapter_config.json"):
@@ -291,8 +324,8 @@ def test_folders_that_hold_no_adapter_are_refused(
         llama.load_adapter("x", str(tmp_path))
 
 
-def test_the_adapter_of_the_spec_is_under_every_request_that_names_none(
-    base: Path, loras: dict[str, Path]
+def test_the_adapter_of_the_spec_applies_to_requests_without_an_adapter(
+    base: Path, loras: dict[str, Path], reference: PeftReference
 ) -> None:
     spec = ModelSpec(str(base), dtype="float32", device="cpu", adapter=str(loras["a"]))
     with HFRunner(spec) as engine:
@@ -300,32 +333,32 @@ def test_the_adapter_of_the_spec_is_under_every_request_that_names_none(
         assert engine.path == MODELS[base.name][0]
         assert engine.adapters == ()
         engine.load_adapter("b", str(loras["b"]))
-        got = ids_of(engine, [ask("some text", name, logprobs=0) for name in (None, "b", None)])
-    a, b = (generated(peft_model(base, loras[name]), base, "some text") for name in "ab")
+        got = ids_of(engine, [greedy("some text", name, logprobs=0) for name in (None, "b", None)])
+    a, b = (reference.generate("some text", name) for name in "ab")
     assert got == [a, b, a]
 
 
 @pytest.mark.parametrize("quant", ["4bit", "8bit"])
-def test_a_quantised_model_carries_adapters(tmp_path: Path, quant: Any) -> None:
+def test_a_quantised_model_supports_adapters(tmp_path: Path, quant: Any) -> None:
     base = save_tiny_model(tmp_path / "base", hidden_size=64, intermediate_size=128)
     lora = save_adapter(tmp_path / "lora", base, target_modules=ALL[:-1])
     with HFRunner(ModelSpec(str(base), dtype="float32", device="cpu", quant=quant)) as engine:
         engine.load()
-        plain = engine.generate(ask("some text")).choices[0].text
+        plain = engine.generate(greedy("some text")).choices[0].text
         engine.load_adapter("a", str(lora))
-        texts = [engine.generate(ask("some text", name)).choices[0].text for name in ("a", None)]
+        texts = [engine.generate(greedy("some text", name)).choices[0].text for name in ("a", None)]
     assert texts[1] == plain != texts[0]
 
 
-def test_an_adapted_head_counts_among_the_likeliest_tokens_in_bfloat16(
-    tiny_folder: Path, llama_loras: dict[str, Path]
+def test_refined_bfloat16_logits_include_an_adapted_head(
+    llama: HFRunner, tiny_folder: Path, llama_loras: dict[str, Path]
 ) -> None:
-    likelihoods = {}
-    for dtype in ("float32", "bfloat16"):
-        with HFRunner(ModelSpec(str(tiny_folder), dtype=dtype, device="cpu")) as engine:
-            engine.load()
-            engine.load_adapter("a", str(llama_loras["a"]))
-            request = ask("abc", "a", max_new_tokens=1, logprobs=1)
-            entry = engine.generate(request).choices[0].logprobs[0]
-            likelihoods[dtype] = entry.top[0].token_id, entry.top[0].logprob
-    assert likelihoods["bfloat16"] == pytest.approx(likelihoods["float32"], abs=0.1)
+    def likeliest(engine: HFRunner) -> tuple[int, float]:
+        engine.load_adapter("a", str(llama_loras["a"]))
+        request = greedy("abc", "a", max_new_tokens=1, logprobs=1)
+        entry = engine.generate(request).choices[0].logprobs[0]
+        return entry.top[0].token_id, entry.top[0].logprob
+
+    with HFRunner(ModelSpec(str(tiny_folder), dtype="bfloat16", device="cpu")) as engine:
+        engine.load()
+        assert likeliest(engine) == pytest.approx(likeliest(llama), abs=0.1)

@@ -1,6 +1,7 @@
-"""Whatever runs beside a request, and however the model is run, its text is the model's own."""
+"""Every executor generates the text of Transformers' `generate()`, alone and in a batch."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("fused", {"sliding_window": 12}),
     "qwen2": ("fused", {"use_sliding_window": False}),
     "qwen3": ("fused", {"tie_word_embeddings": True}),
-    # Sliding and full layers in turn, a norm that adds one, four norms a layer.
+    # Sliding and full layers alternate; four norms per layer, with weights offset by one.
     "gemma3_text": ("batched", {"sliding_window": 8, "num_hidden_layers": 6}),
     "gpt_neox": ("batched", {"rotary_pct": 0.25, "num_key_value_heads": 4}),
     "phi3": ("batched", {"pad_token_id": 0}),
-    # Recurrent layers: there is no cache of keys to batch over.
+    # Recurrent layers: there is no KV cache.
     "mamba": ("serial", {"state_size": 4}),
 }
 
@@ -40,8 +41,30 @@ def engine(folder: Path) -> Iterator[HFRunner]:
         yield engine
 
 
+@dataclass
+class Reference:
+    """The stock model and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+    def generate(self, prompt: str) -> list[int]:
+        """Return the ids of twelve greedy tokens."""
+        inputs = self.tokenizer(prompt, return_tensors="pt")
+        output = self.model.generate(**inputs, do_sample=False, max_new_tokens=12)
+        ids: list[int] = output[0, inputs.input_ids.shape[1] :].tolist()
+        return ids
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Reference:
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    return Reference(model, AutoTokenizer.from_pretrained(folder))
+
+
 def prompts() -> list[str]:
-    """Sixteen of very different lengths; some share their beginning."""
+    """Return sixteen prompts of very different lengths, some with a shared prefix."""
     return ["ab" * (i % 5) + chr(97 + i) * (1 + 7 * (i % 4)) for i in range(16)]
 
 
@@ -50,16 +73,7 @@ def greedy(prompt: str, **params: Any) -> GenerationRequest:
     return GenerationRequest(prompt=prompt, sampling=sampling)
 
 
-def generated(folder: Path, prompt: str) -> list[int]:
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    inputs = AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt")
-    model.generation_config.eos_token_id = None
-    output = model.generate(**inputs, do_sample=False, max_new_tokens=12)
-    ids: list[int] = output[0, inputs.input_ids.shape[1] :].tolist()
-    return ids
-
-
-def written_ids(engine: HFRunner, requests: list[GenerationRequest]) -> list[list[int]]:
+def generated_ids(engine: HFRunner, requests: list[GenerationRequest]) -> list[list[int]]:
     streams = [engine.submit(request) for request in requests]
     return [
         [entry.chosen.token_id for chunk in stream for entry in chunk.logprobs]
@@ -67,17 +81,17 @@ def written_ids(engine: HFRunner, requests: list[GenerationRequest]) -> list[lis
     ]
 
 
-def test_the_way_an_architecture_is_run_is_the_one_that_suits_it(
-    engine: HFRunner, folder: Path
-) -> None:
+def test_each_architecture_gets_its_executor(engine: HFRunner, folder: Path) -> None:
     assert engine.path == ARCHITECTURES[folder.name][0]
 
 
-def test_every_request_of_a_mixed_batch_equals_generate(engine: HFRunner, folder: Path) -> None:
+def test_every_request_of_a_mixed_batch_equals_generate(
+    engine: HFRunner, reference: Reference
+) -> None:
     requests = [greedy(prompt, logprobs=0) for prompt in prompts()]
-    together = written_ids(engine, requests)
+    together = generated_ids(engine, requests)
     for prompt, ids in zip(prompts(), together, strict=True):
-        assert ids == generated(folder, prompt), prompt
+        assert ids == reference.generate(prompt), prompt
 
 
 def test_a_batch_of_different_parameters_equals_each_request_alone(engine: HFRunner) -> None:
@@ -97,32 +111,35 @@ def test_a_batch_of_different_parameters_equals_each_request_alone(engine: HFRun
         )
         for prompt, kind in zip(prompts(), kinds * 3, strict=False)
     ]
-    alone = [written_ids(engine, [request])[0] for request in requests]
-    assert written_ids(engine, requests) == alone
+    alone = [generated_ids(engine, [request])[0] for request in requests]
+    assert generated_ids(engine, requests) == alone
 
 
-def test_guessing_ahead_changes_no_text(engine: HFRunner, folder: Path) -> None:
-    # A prompt that repeats itself, so that there is something to guess; no log-probabilities,
-    # which would turn guessing off.
+def test_speculation_does_not_change_the_text(engine: HFRunner, reference: Reference) -> None:
+    # A repetitive prompt, so that there are drafts; no log-probabilities, which turn them off.
     prompt = "abcdefg hijk " * 6
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    expected = tokenizer.decode(generated(folder, prompt), skip_special_tokens=True)
+    expected = reference.tokenizer.decode(reference.generate(prompt), skip_special_tokens=True)
     text = engine.generate(greedy(prompt)).choices[0].text
     assert isinstance(expected, str)
     assert text == expected.rstrip("\ufffd")
 
 
-def test_keys_and_values_in_eight_bits_say_nearly_the_same(tiny_folder: Path) -> None:
+def test_an_8bit_kv_cache_changes_log_probabilities_little(
+    tiny: HFRunner, tiny_folder: Path
+) -> None:
     request = GenerationRequest(
         prompt="abc" * 20, sampling=SamplingParams(temperature=0, max_new_tokens=6, logprobs=0)
     )
-    likelihoods = []
-    for limits in (MemoryLimits(), MemoryLimits(kv_quant="8bit")):
-        spec = ModelSpec(str(tiny_folder), dtype="float32", device="cpu", limits=limits)
-        with HFRunner(spec) as engine:
-            engine.load()
-            assert engine.path == "fused"
-            entries = engine.generate(request).choices[0].logprobs
-            likelihoods.append([entry.chosen.logprob for entry in entries])
-    assert likelihoods[0] != likelihoods[1]
-    assert likelihoods[0] == pytest.approx(likelihoods[1], abs=0.1)
+
+    def logprobs(engine: HFRunner) -> list[float]:
+        assert engine.path == "fused"
+        entries = engine.generate(request).choices[0].logprobs
+        return [entry.chosen.logprob for entry in entries]
+
+    limits = MemoryLimits(kv_quant="8bit")
+    spec = ModelSpec(str(tiny_folder), dtype="float32", device="cpu", limits=limits)
+    with HFRunner(spec) as engine:
+        engine.load()
+        quantised = logprobs(engine)
+    assert quantised != logprobs(tiny)
+    assert quantised == pytest.approx(logprobs(tiny), abs=0.1)

@@ -1,3 +1,5 @@
+"""Grammar-constrained decoding: allowed tokens, completeness and refused grammars."""
+
 import json
 import math
 import random
@@ -66,8 +68,8 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-class Speaker:
-    """Says what a grammar lets it say, in the tokens of one tokenizer."""
+class RandomWriter:
+    """Writes random text that a grammar allows, with the tokens of one tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -86,8 +88,8 @@ class Speaker:
     def allows(self, matcher: GrammarMatcher) -> list[int]:
         return allowed(matcher, self.size)
 
-    def fits(self, matcher: GrammarMatcher, text: str) -> bool:
-        """Whether the row can say `text`, in the shortest tokens possible, and end there."""
+    def matches(self, matcher: GrammarMatcher, text: str) -> bool:
+        """Whether the grammar allows `text`, in the shortest tokens possible, and then the end."""
         rest = text.encode()
         while rest:
             choice = [i for i in self.allows(matcher) if rest.startswith(self.words[i])]
@@ -98,30 +100,30 @@ class Speaker:
             rest = rest[len(self.words[token]) :]
         return self.eos in self.allows(matcher)
 
-    def babble(
+    def write(
         self, matcher: GrammarMatcher, seed: int, complete: Callable[[str], bool], calm: int = 60
     ) -> str:
-        """Say random tokens to the end; sooner or later the ones that close what is open.
+        """Write random tokens to the end, after `calm` steps only tokens that close brackets.
 
-        Checks at every step that the reply may end exactly where it is `complete`.
+        Checks at every step that the end is allowed exactly where the text is `complete`.
         """
         rng = random.Random(seed)
-        said = b""
+        text = b""
         for step in range(2000):
-            matcher.prepare()
+            matcher.prefetch_mask()
             choice = self.allows(matcher)
-            assert (self.eos in choice) == _decoded(said, complete), said
+            assert (self.eos in choice) == _decoded(text, complete), text
             if step > calm or rng.random() < 0.1:
                 choice = self._closing(choice)
             token = rng.choice(choice)
             matcher.accept(token)
             if token == self.eos:
                 assert matcher.finished
-                return said.decode()
-            said += self.words[token]
+                return text.decode()
+            text += self.words[token]
             if matcher.finished:
                 assert self.allows(matcher) == [self.eos]
-        raise AssertionError(f"never ends: {said!r}")
+        raise AssertionError(f"never ends: {text!r}")
 
     def _closing(self, choice: list[int]) -> list[int]:
         if self.eos in choice:
@@ -136,39 +138,39 @@ def allowed(matcher: GrammarMatcher, vocab: int) -> list[int]:
     return found
 
 
-def _decoded(said: bytes, complete: Callable[[str], bool]) -> bool:
+def _decoded(text: bytes, complete: Callable[[str], bool]) -> bool:
     try:
-        return complete(said.decode())
+        return complete(text.decode())
     except UnicodeDecodeError:
         return False
 
 
 def valid(schema: Any) -> Callable[[str], bool]:
-    judge = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+    validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
 
     def check(text: str) -> bool:
         try:
             value = json.loads(text)
         except ValueError:
             return False
-        judge.validate(value)  # JSON that ends but breaks the schema is never right
+        validator.validate(value)  # complete JSON must match the schema
         return True
 
     return check
 
 
 @pytest.fixture(scope="module", params=[byte_tokenizer, merged_tokenizer, sentencepiece_tokenizer])
-def speaker(request: pytest.FixtureRequest) -> Speaker:
-    return Speaker(request.param())
+def writer(request: pytest.FixtureRequest) -> RandomWriter:
+    return RandomWriter(request.param())
 
 
 @pytest.fixture(scope="module")
-def merged() -> Speaker:
-    return Speaker(merged_tokenizer())
+def merged() -> RandomWriter:
+    return RandomWriter(merged_tokenizer())
 
 
 def only(**properties: Any) -> dict[str, Any]:
-    """An object with exactly these properties."""
+    """Return the schema of an object with exactly these properties."""
     return {
         "type": "object",
         "properties": properties,
@@ -216,18 +218,18 @@ SCHEMAS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_whatever_is_said_under_a_schema_is_valid(speaker: Speaker, name: str) -> None:
+def test_text_under_a_schema_is_valid(writer: RandomWriter, name: str) -> None:
     schema = SCHEMAS[name]
     for seed in range(3):
-        speaker.babble(speaker.start("json_schema", schema), seed, valid(schema))
+        writer.write(writer.start("json_schema", schema), seed, valid(schema))
 
 
-def test_json_object_says_objects_of_any_kind(speaker: Speaker) -> None:
-    said = {
-        speaker.babble(speaker.start("json_object"), seed, valid({"type": "object"}))
+def test_json_object_allows_any_object(writer: RandomWriter) -> None:
+    texts = {
+        writer.write(writer.start("json_object"), seed, valid({"type": "object"}))
         for seed in range(10)
     }
-    assert len(said) > 5
+    assert len(texts) > 5
 
 
 @pytest.mark.parametrize(
@@ -244,35 +246,33 @@ def test_json_object_says_objects_of_any_kind(speaker: Speaker) -> None:
         "",
     ],
 )
-def test_whatever_is_said_under_a_regex_matches_it_whole(speaker: Speaker, pattern: str) -> None:
+def test_text_under_a_regex_matches_it_fully(writer: RandomWriter, pattern: str) -> None:
     for seed in range(3):
-        speaker.babble(
-            speaker.start("regex", pattern), seed, lambda text: bool(re.fullmatch(pattern, text))
+        writer.write(
+            writer.start("regex", pattern), seed, lambda text: bool(re.fullmatch(pattern, text))
         )
 
 
-def test_a_choice_is_said_to_the_letter(speaker: Speaker) -> None:
+def test_a_choice_is_written_exactly(writer: RandomWriter) -> None:
     choices = ["yes", "yes, please", "No.*", "a|b", "北京\n", "\\d"]
-    said = {
-        speaker.babble(speaker.start("choice", choices), seed, choices.__contains__)
+    texts = {
+        writer.write(writer.start("choice", choices), seed, choices.__contains__)
         for seed in range(60)
     }
-    assert said == set(choices)
+    assert texts == set(choices)
 
 
-def test_characters_split_over_tokens_are_said_whole(speaker: Speaker) -> None:
+def test_characters_split_over_tokens_are_written_whole(writer: RandomWriter) -> None:
     text = json.dumps({"name": "王小明 👩‍👩‍👧", "mood": "good"}, ensure_ascii=False)
-    assert speaker.fits(speaker.start("json_schema", PERSON), text)
-    matcher = speaker.start("regex", ".{1,3}")
+    assert writer.matches(writer.start("json_schema", PERSON), text)
+    matcher = writer.start("regex", ".{1,3}")
     for byte in "王".encode()[:2]:
-        matcher.accept(
-            next(i for i in speaker.allows(matcher) if speaker.words[i] == bytes([byte]))
-        )
-    assert all(speaker.words[i][0] & 0xC0 == 0x80 for i in speaker.allows(matcher))
+        matcher.accept(next(i for i in writer.allows(matcher) if writer.words[i] == bytes([byte])))
+    assert all(writer.words[i][0] & 0xC0 == 0x80 for i in writer.allows(matcher))
 
 
 @pytest.mark.parametrize(
-    ("text", "fits"),
+    ("text", "matches"),
     [
         ('{"a":[1,2]}', True),
         ('{"a": [1, 2]}', True),
@@ -287,27 +287,27 @@ def test_characters_split_over_tokens_are_said_whole(speaker: Speaker) -> None:
         ('{"a":[1,2]}\n', False),
     ],
 )
-def test_white_space_is_at_most_one_space_or_one_indented_line(
-    merged: Speaker, text: str, fits: bool
+def test_whitespace_is_at_most_one_space_or_one_indented_line(
+    merged: RandomWriter, text: str, matches: bool
 ) -> None:
-    assert merged.fits(merged.start("json_object"), text) == fits
+    assert merged.matches(merged.start("json_object"), text) == matches
 
 
-def test_a_schema_cannot_loosen_the_white_space_or_the_refusals(merged: Speaker) -> None:
+def test_a_schema_cannot_relax_whitespace_or_checks(merged: RandomWriter) -> None:
     schema = {"x-guidance": {"whitespace_pattern": " +", "lenient": True}, "type": "object"}
-    assert not merged.fits(merged.start("json_schema", schema), '{  "a": 1}')
+    assert not merged.matches(merged.start("json_schema", schema), '{  "a": 1}')
     with pytest.raises(RequestError, match="not"):
         merged.start("json_schema", schema | {"not": {}})
 
 
-def test_properties_come_in_the_order_of_the_schema(merged: Speaker) -> None:
-    assert merged.fits(merged.start("json_schema", PERSON), '{"name":"A","mood":"bad"}')
-    assert not merged.fits(merged.start("json_schema", PERSON), '{"mood":"bad","name":"A"}')
+def test_properties_follow_the_order_of_the_schema(merged: RandomWriter) -> None:
+    assert merged.matches(merged.start("json_schema", PERSON), '{"name":"A","mood":"bad"}')
+    assert not merged.matches(merged.start("json_schema", PERSON), '{"mood":"bad","name":"A"}')
 
 
-def test_every_id_that_ends_a_reply_is_allowed_where_the_text_is_complete() -> None:
+def test_every_end_id_is_allowed_where_the_text_is_complete() -> None:
     tokenizer = merged_tokenizer()
-    # The second one is an ordinary token, which could be part of the text.
+    # The second end id is an ordinary token, which could be part of the text.
     quote = tokenizer.convert_tokens_to_ids("!")
     assert isinstance(quote, int)
     compiler = GrammarCompiler(tokenizer, len(tokenizer), [tokenizer.eos_token_id, quote])
@@ -320,7 +320,7 @@ def test_every_id_that_ends_a_reply_is_allowed_where_the_text_is_complete() -> N
     assert matcher.finished
 
 
-def test_without_an_id_that_ends_it_a_reply_still_knows_that_it_is_finished() -> None:
+def test_without_an_end_id_the_matcher_still_finishes() -> None:
     tokenizer = merged_tokenizer()
     matcher = GrammarCompiler(tokenizer, len(tokenizer), []).compile(Grammar("regex", "a"))
     (token,) = allowed(matcher, len(tokenizer))
@@ -331,7 +331,7 @@ def test_without_an_id_that_ends_it_a_reply_still_knows_that_it_is_finished() ->
 
 
 @pytest.mark.parametrize("logits", [600, 700])
-def test_rows_without_a_token_are_forbidden(merged: Speaker, logits: int) -> None:
+def test_vocabulary_rows_without_a_token_are_forbidden(merged: RandomWriter, logits: int) -> None:
     compiler = GrammarCompiler(merged.tokenizer, 600, [merged.eos])
     matcher = compiler.compile(Grammar("regex", r"(?s).*"))
     found = allowed(matcher, logits)
@@ -339,7 +339,7 @@ def test_rows_without_a_token_are_forbidden(merged: Speaker, logits: int) -> Non
     assert len(found) > 200
 
 
-def test_only_minus_infinity_is_written_into_the_logits(merged: Speaker) -> None:
+def test_only_minus_infinity_is_written_to_the_logits(merged: RandomWriter) -> None:
     before = torch.randn(merged.size, dtype=torch.bfloat16)
     after = before.clone()
     merged.start("choice", ["a"]).apply(after)
@@ -349,52 +349,37 @@ def test_only_minus_infinity_is_written_into_the_logits(merged: Speaker) -> None
     assert (after[~kept] == -math.inf).all()
 
 
-def test_special_tokens_are_no_text(merged: Speaker) -> None:
+def test_special_tokens_are_not_text(merged: RandomWriter) -> None:
     assert merged.words[merged.eos] == b"<end>"
     matcher = merged.start("regex", "<end>")
     assert merged.eos not in merged.allows(matcher)
-    assert merged.fits(matcher, "<end>")
+    assert merged.matches(matcher, "<end>")
 
 
-def test_rows_of_one_grammar_go_their_own_ways(merged: Speaker) -> None:
+def test_matchers_of_one_grammar_are_independent(merged: RandomWriter) -> None:
     one, other = merged.start("choice", ["ab", "cd"]), merged.start("choice", ["ab", "cd"])
-    assert merged.fits(one, "ab")
-    assert merged.fits(other, "cd")
+    assert merged.matches(one, "ab")
+    assert merged.matches(other, "cd")
 
 
-def test_a_prepared_mask_is_not_used_for_a_later_place(merged: Speaker) -> None:
+def test_a_prefetched_mask_is_not_used_for_a_later_position(merged: RandomWriter) -> None:
     matcher = merged.start("regex", "ab")
     for letter in "ab":
-        matcher.prepare()
+        matcher.prefetch_mask()
         matcher.accept(merged.tokenizer.convert_tokens_to_ids(letter))
-    matcher.prepare()
+    matcher.prefetch_mask()
     assert merged.allows(matcher) == [merged.eos]
 
 
-def test_many_threads_compile_and_speak_at_once() -> None:
-    speaker = Speaker(merged_tokenizer())
+def test_many_threads_compile_and_write_at_once() -> None:
+    writer = RandomWriter(merged_tokenizer())
     schemas = [{**PERSON, "title": f"schema {i % 5}"} for i in range(40)]
 
-    def speak(schema: Any) -> str:
-        return speaker.babble(speaker.start("json_schema", schema), 1, valid(schema))
+    def write(schema: Any) -> str:
+        return writer.write(writer.start("json_schema", schema), 1, valid(schema))
 
     with ThreadPoolExecutor(8) as pool:
-        assert len(set(pool.map(speak, schemas))) == 1
-
-
-def test_forced_tokens_are_what_the_tokenizer_makes_of_the_only_text(merged: Speaker) -> None:
-    matcher = merged.start("json_schema", only(name={"const": "Ada"}))
-    for letter in '{"':
-        matcher.accept(merged.tokenizer.convert_tokens_to_ids(letter))
-    matcher.prepare()
-    forced = matcher.forced_tokens()
-    # The quote may be part of a longer token, with what follows it.
-    assert b"".join(merged.words[i] for i in forced) == b"name"
-    assert forced == merged.tokenizer("name").input_ids
-    for token in forced:
-        assert merged.allows(matcher) == [token]
-        matcher.accept(token)
-    assert matcher.forced_tokens() == []
+        assert len(set(pool.map(write, schemas))) == 1
 
 
 UNSUPPORTED: list[tuple[Any, str]] = [
@@ -420,7 +405,7 @@ UNSUPPORTED: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("schema", "reason"), UNSUPPORTED)
 def test_a_schema_that_cannot_be_enforced_is_refused(
-    merged: Speaker, schema: Any, reason: str
+    merged: RandomWriter, schema: Any, reason: str
 ) -> None:
     with pytest.raises(RequestError, match="cannot enforce this response_format") as refused:
         merged.start("json_schema", schema)
@@ -429,7 +414,7 @@ def test_a_schema_that_cannot_be_enforced_is_refused(
     assert refused.value.param == "response_format"
 
 
-def test_a_schema_of_the_responses_api_is_refused_by_the_name_it_has_there(tiny: HFRunner) -> None:
+def test_the_responses_api_names_its_own_field_for_a_refused_schema(tiny: HFRunner) -> None:
     wanted = {"type": "json_schema", "name": "a", "schema": {"not": {}}}
     body = {"model": tiny.info().model_id, "input": "hi", "text": {"format": wanted}}
     error = error_body(send_request(tiny, "POST", "/v1/responses", json=body))
@@ -451,20 +436,20 @@ def test_a_schema_of_the_responses_api_is_refused_by_the_name_it_has_there(tiny:
     ],
 )
 def test_a_regex_that_cannot_be_enforced_is_refused(
-    merged: Speaker, pattern: str, reason: str
+    merged: RandomWriter, pattern: str, reason: str
 ) -> None:
     with pytest.raises(RequestError, match=re.escape(reason)) as refused:
         merged.start("regex", pattern)
     assert refused.value.param == "regex"
 
 
-def test_a_choice_that_cannot_be_written_is_refused(merged: Speaker) -> None:
+def test_a_choice_that_is_not_unicode_is_refused(merged: RandomWriter) -> None:
     with pytest.raises(RequestError, match="not a Unicode scalar") as refused:
         merged.start("choice", ["a", "\udfff"])
     assert refused.value.param == "choice"
 
 
-def test_text_that_the_vocabulary_cannot_write_fails_the_row() -> None:
+def test_text_that_the_vocabulary_lacks_bytes_for_is_an_error() -> None:
     backend = Tokenizer(models.BPE({"a": 0, "b": 1, "</s>": 2}, []))
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
@@ -480,25 +465,25 @@ def test_text_that_the_vocabulary_cannot_write_fails_the_row() -> None:
     assert failed.value.param == "regex"
 
 
-def test_a_grammar_that_grows_too_large_fails_the_row(merged: Speaker) -> None:
+def test_a_grammar_that_grows_too_large_is_an_error(merged: RandomWriter) -> None:
     matcher = merged.start("regex", "(a{1,5000}){1,5000}")
     token = merged.tokenizer.convert_tokens_to_ids("a")
 
-    def go_on() -> None:
+    def advance() -> None:
         for _ in range(500):
             merged.allows(matcher)
             matcher.accept(token)
 
     with pytest.raises(RequestError, match="too many"):
-        go_on()
+        advance()
 
 
 @pytest.mark.real_model
-def test_the_real_tokenizer_speaks_valid_json(smollm_tokenizer: Any) -> None:
-    speaker = Speaker(smollm_tokenizer)
+def test_the_real_tokenizer_writes_valid_json(smollm_tokenizer: Any) -> None:
+    writer = RandomWriter(smollm_tokenizer)
     schema = SCHEMAS["nested"]
     for seed in range(3):
-        speaker.babble(speaker.start("json_schema", schema), seed, valid(schema))
+        writer.write(writer.start("json_schema", schema), seed, valid(schema))
 
 
 @pytest.mark.real_model
@@ -518,19 +503,19 @@ def test_the_real_model_describes_a_person(smollm_tokenizer: Any) -> None:
     )
     compiler = GrammarCompiler(tokenizer, model.config.vocab_size, [tokenizer.eos_token_id])
     matcher = compiler.compile(Grammar("json_schema", json.dumps(schema)))
-    said: list[int] = []
+    generated: list[int] = []
     state, step = None, torch.tensor([ids])
     while not matcher.finished:
-        matcher.prepare()
+        matcher.prefetch_mask()
         with torch.inference_mode():
             output = model(step, past_key_values=state, use_cache=True)
             logits = output.logits[0, -1]
             matcher.apply(logits)
-        said.append(int(logits.argmax()))
-        matcher.accept(said[-1])
-        state, step = output.past_key_values, torch.tensor([said[-1:]])
-        assert len(said) < 80
-    person = json.loads(tokenizer.decode(said, skip_special_tokens=True))
+        generated.append(int(logits.argmax()))
+        matcher.accept(generated[-1])
+        state, step = output.past_key_values, torch.tensor([generated[-1:]])
+        assert len(generated) < 80
+    person = json.loads(tokenizer.decode(generated, skip_special_tokens=True))
     jsonschema.validate(person, schema)
     assert person["name"] == "Ada Lovelace"
     assert person["job"] == "mathematician"
