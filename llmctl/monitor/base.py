@@ -1,7 +1,6 @@
-"""What every room may tell the tracker, and the one that remembers nothing.
+"""The interface of trackers, a tracker that records nothing, and the lifetime of a run.
 
-No method raises because of the store, and none waits for it except `log_model` (bounded) and `end`
-(bounded): tracking never stops the work.
+No method raises because of the store. Only `log_model` and `end` wait for it, for a limited time.
 """
 
 import asyncio
@@ -19,53 +18,53 @@ from llmctl.types import DatasetContext, DatasetRef, RequestTrace, RunStatus
 
 
 class Tracker(Protocol):
-    """The record of one run of one command."""
+    """The record of one run."""
 
     @property
     def run_id(self) -> str | None:
-        """Id of the run; None where nothing is kept, or the store could not be reached yet."""
+        """Id of the run; None if nothing is recorded, or the store was not reached yet."""
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Add settings. A mapping inside becomes `outer.inner`; None is left out."""
+        """Add parameters. A nested mapping becomes `outer.inner`; None is left out."""
 
     def log_metrics(
         self, metrics: Mapping[str, float], *, step: int = 0, model_id: str | None = None
     ) -> None:
-        """Add one point to each curve, measured now; with `model_id` they say something of it."""
+        """Add one point to each metric, with the current time; `model_id` is the measured model."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags, over those of the same name (names: `llmctl.types`, `TAG_...`)."""
+        """Set tags, and overwrite those of the same name (names: `llmctl.types`, `TAG_...`)."""
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Keep a copy of a file or folder as it is now, under `folder` of the run's files."""
+        """Store a copy of a file or folder as it is now, below `folder` of the artifacts."""
 
     def log_text(self, text: str, file: str) -> None:
-        """Keep a text as a file of the run; `file` may have folders in it."""
+        """Store a text as an artifact; `file` is a relative path."""
 
     def log_dataset(self, dataset: DatasetRef, context: DatasetContext) -> None:
-        """Say which data the run read or made."""
+        """Record a dataset that the run read or wrote."""
 
     def log_model(
         self, name: str, folder: Path, tags: Mapping[str, str] | None = None
     ) -> str | None:
-        """Make what the run produced known as a LoggedModel; the files stay where they are.
+        """Register the model that the run produced as a LoggedModel; its files stay in place.
 
-        Returns the model's id; None if the store did not answer in time: the model is then made
-        when it does, and its id is found in the run's `llmctl.model_id` tag.
+        Returns the id of the model; None if the store did not answer in time. The model is then
+        created later, and the run's tag `llmctl.model_id` holds its id.
         """
 
     def use_model(self, model_id: str) -> None:
-        """Say that the run measures, serves or goes on from this LoggedModel."""
+        """Record that the run measures, serves or trains this LoggedModel."""
 
     def log_trace(self, trace: RequestTrace) -> None:
-        """Add one request that a server answered."""
+        """Record a request that a server answered."""
 
     def end(self, status: RunStatus, error: str = "") -> None:
-        """Close the run and wait, bounded, until everything is written. Later calls do nothing."""
+        """End the run and wait, for a limited time, for delivery. Later calls do nothing."""
 
 
 class NullTracker:
-    """Remembers nothing: tracking is off, or this process is not the one that tells."""
+    """Records nothing: tracking is off, or this process is not rank 0."""
 
     run_id: str | None = None
 
@@ -108,7 +107,7 @@ class NullTracker:
 
 
 class Terminated(SystemExit):
-    """A signal asked the process to end; it leaves with 128 plus the signal's number."""
+    """A signal ended the process; the exit code is 128 plus the number of the signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -117,17 +116,17 @@ class Terminated(SystemExit):
 
 @contextmanager
 def tracked(tracker: Tracker) -> Iterator[Tracker]:
-    """Lend a tracker, and close its run by what becomes of the block. Every exception goes on.
+    """Yield a tracker, and end its run with the status of the block. Exceptions propagate.
 
-    A block that ends is finished; one left by Ctrl-C, SIGTERM or SIGHUP is killed; one left by any
-    other exception is failed, with its text as the run's error. The two signals become exceptions
-    (`Terminated`) while the block runs in the main thread, unless someone handles them already.
+    The status is `finished`; `killed` after Ctrl-C, SIGTERM or SIGHUP; `failed` after any other
+    exception, with its text as the error. SIGTERM and SIGHUP raise `Terminated` while the block
+    runs in the main thread, unless they have a handler already.
     """
     with _signals_as_exceptions():
         try:
             yield tracker
         except BaseException as error:
-            status, reason = _verdict(error)
+            status, reason = _final_status(error)
             if status == "failed" and not isinstance(error, LlmctlError):
                 tracker.log_text("".join(traceback.format_exception(error)), "traceback.txt")
             tracker.end(status, reason)
@@ -135,7 +134,7 @@ def tracked(tracker: Tracker) -> Iterator[Tracker]:
         tracker.end("finished")
 
 
-def _verdict(error: BaseException) -> tuple[RunStatus, str]:
+def _final_status(error: BaseException) -> tuple[RunStatus, str]:
     if isinstance(error, KeyboardInterrupt):
         return "killed", "stopped by Ctrl-C"
     if isinstance(error, Terminated):
@@ -155,15 +154,15 @@ def _signals_as_exceptions() -> Iterator[None]:
         yield
         return
 
-    def leave(number: int, _: FrameType | None) -> NoReturn:
+    def terminate(number: int, _: FrameType | None) -> NoReturn:
         raise Terminated(number)
 
     before = {}
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
-        # nohup ignores SIGHUP, and a server ends its own way on SIGTERM: both stay as they are.
+        # nohup ignores SIGHUP, and a server has its own handler for SIGTERM: both are kept.
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            before[number] = signal.signal(number, leave)
+            before[number] = signal.signal(number, terminate)
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
-"""The tracker that remembers: turns what it is told into rows for the writer."""
+"""The tracker that writes to MLflow, and the function that opens it."""
 
+import os
 import re
 import secrets
 import shutil
@@ -9,19 +10,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from llmctl.monitor.store import open_store
+from llmctl.monitor.base import NullTracker, Tracker
+from llmctl.monitor.store import open_store, sqlite_path, store_uri
 from llmctl.monitor.write.delivery import Delivery
 from llmctl.monitor.write.events import (
-    Data,
-    File,
-    Made,
-    Param,
-    Point,
-    Row,
-    Status,
-    Tag,
-    Traced,
-    Used,
+    DatasetEvent,
+    Event,
+    FileEvent,
+    MetricEvent,
+    ModelInputEvent,
+    ModelOutputEvent,
+    ParamEvent,
+    StatusEvent,
+    TagEvent,
+    TraceEvent,
 )
 from llmctl.monitor.write.liveness import mark_dead_runs
 from llmctl.monitor.write.recovery import deliver_orphaned_spools
@@ -43,20 +45,53 @@ from llmctl.types import (
     RequestTrace,
     RunStart,
     RunStatus,
+    ignore_progress,
 )
 
 MODEL_WAIT_S: Final = 10.0
-"""How long `log_model` waits for the id of the model it made."""
-_FILE_CHARS: Final = 60
+"""Maximum time that `log_model` waits for the id of the model."""
+_FILE_WAIT_S: Final = 60.0
+"""Maximum time that a command waits for its run in a SQLite store before it continues."""
+_SERVER_WAIT_S: Final = 5.0
+"""The same for a tracking server."""
+_FILE_NAME_CHARS: Final = 60
 _REASON_CHARS: Final = 300
 _NOT_IN_MODEL_NAMES: Final = re.compile(r"""[/:.%"']""")
+
+
+def open_tracker(
+    start: RunStart,
+    *,
+    tracking_uri: str | None = None,
+    enabled: bool = True,
+    warn: Callable[[str], None],
+    progress: ProgressCallback = ignore_progress,
+) -> Tracker:
+    """Start the record of a command, and recover the records of killed ones.
+
+    Args:
+        tracking_uri: the store; None takes `MLFLOW_TRACKING_URI`, else SQLite in llmctl's folder.
+        enabled: False records nothing, as does every process except rank 0 (`RANK`).
+        warn: called with one line when the store fails, and with the fate of the record at the
+            end. It may be called from another thread.
+
+    Raises:
+        ConfigError: the address of the store cannot be used. A store that does not answer raises
+            nothing: `warn` is called, and the record waits on the disk.
+    """
+    if not enabled or os.environ.get("RANK", "0") not in ("", "0"):
+        return NullTracker()
+    uri = store_uri(tracking_uri)
+    tracker = MLflowLogger(start, uri, warn=warn, progress=progress)
+    tracker.wait_until_open(_SERVER_WAIT_S if sqlite_path(uri) is None else _FILE_WAIT_S)
+    return tracker
 
 
 class MLflowLogger:
     """Writes one run through MLflow's client, with explicit ids and no global state.
 
-    Made by `open_tracker`. Every method may be called from any thread, and none but `log_model` and
-    `end` waits for the store.
+    Use `open_tracker` to make one. Every method may be called from any thread; only `log_model` and
+    `end` wait for the store.
     """
 
     def __init__(
@@ -72,27 +107,27 @@ class MLflowLogger:
         self._warn = warn
         started_ms = _now_ms()
         self._spool: Spool | None = None
-        with suppress(OSError):
+        with suppress(OSError):  # without a spool, `_require_spool` and the writer report it
             self._spool = Spool.create(uri, start, self.name, started_ms)
 
-        told = set()
+        warned = set()
 
-        def refused(reason: str) -> None:
-            kind = reason.split(":")[0]  # a thousand points refused are one thing to say
-            if kind not in told:
-                told.add(kind)
+        def on_rejected(reason: str) -> None:
+            kind = reason.split(":")[0]  # one warning for a thousand rejected metrics
+            if kind not in warned:
+                warned.add(kind)
                 warn(f"tracking: {reason.splitlines()[0][:_REASON_CHARS]}")
 
-        def connect(again: bool) -> Delivery:
+        def connect(is_retry: bool) -> Delivery:
             store = open_store(uri, progress)
-            return start_run(store, start, self.name, started_ms, refused, again=again)
+            return start_run(store, start, self.name, started_ms, on_rejected, is_retry=is_retry)
 
-        def connected(delivery: Delivery) -> None:
+        def on_connected(delivery: Delivery) -> None:
             store = delivery.store
-            deliver_orphaned_spools(store, refused)
+            deliver_orphaned_spools(store, on_rejected)
             mark_dead_runs(store.client, [store.experiment_id])
 
-        self._writer = EventWriter(connect, connected, self._spool, warn)
+        self._writer = EventWriter(connect, on_connected, self._spool, warn)
         self.log_params(start.params)
         self.set_tags(start.tags)
         self._writer.start()
@@ -102,53 +137,54 @@ class MLflowLogger:
         return None if self._writer.target is None else self._writer.target.run_id
 
     def wait_until_open(self, seconds: float) -> None:
-        """Return when the run is in the store, the store has failed, or the time is over."""
-        self._writer.tried.wait(seconds)
+        """Return when the run is in the store, the first attempt has failed, or after `seconds`."""
+        self._writer.attempted.wait(seconds)
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        rows: list[Row] = []
+        events: list[Event] = []
         for name, text in flatten_params(params).items():
-            rows.append(Param(name, truncate(text, PARAM_CHARS)))
+            events.append(ParamEvent(name, truncate(text, PARAM_CHARS)))
             if len(text) > PARAM_CHARS:
-                rows += self._text_rows(text, f"params/{name[:_FILE_CHARS]}.txt")
-        self._put(rows)
+                events += self._text_events(text, f"params/{name[:_FILE_NAME_CHARS]}.txt")
+        self._put(events)
 
     def log_metrics(
         self, metrics: Mapping[str, float], *, step: int = 0, model_id: str | None = None
     ) -> None:
         now = _now_ms()
-        rows = []
+        events = []
         for name, value in metrics.items():
-            with suppress(TypeError, ValueError):  # no number, no point
-                rows.append(Point(sanitize_key(name), float(value), step, now, model_id))
-        self._put(rows)
+            with suppress(TypeError, ValueError):  # values that are not numbers are left out
+                events.append(MetricEvent(sanitize_key(name), float(value), step, now, model_id))
+        self._put(events)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        rows: list[Row] = []
+        events: list[Event] = []
         for name, value in tags.items():
-            rows.append(Tag(sanitize_key(name), truncate(str(value), TAG_CHARS)))
-            if len(str(value)) > TAG_CHARS:
-                rows += self._text_rows(str(value), f"tags/{sanitize_key(name)[:_FILE_CHARS]}.txt")
-        self._put(rows)
+            key, text = sanitize_key(name), str(value)
+            events.append(TagEvent(key, truncate(text, TAG_CHARS)))
+            if len(text) > TAG_CHARS:
+                events += self._text_events(text, f"tags/{key[:_FILE_NAME_CHARS]}.txt")
+        self._put(events)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         try:
-            copy = self._kept().keep_copy(path)
+            copy = self._require_spool().copy_in(path)
         except (OSError, shutil.Error) as error:
-            self._warn(f"tracking: {path} is not kept with the run: {error}")
+            self._warn(f"tracking: {path} is not stored with the run: {error}")
         else:
-            self._put([File(str(copy), _inside(folder))])
+            self._put([FileEvent(str(copy), _relative(folder))])
 
     def log_text(self, text: str, file: str) -> None:
-        self._put(self._text_rows(text, file))
+        self._put(self._text_events(text, file))
 
     def log_dataset(self, dataset: DatasetRef, context: DatasetContext) -> None:
-        self._put([Data(dataset, context)])
+        self._put([DatasetEvent(dataset, context)])
 
     def log_model(
         self, name: str, folder: Path, tags: Mapping[str, str] | None = None
     ) -> str | None:
-        row = Made(
+        event = ModelOutputEvent(
             key=secrets.token_hex(8),
             name=_NOT_IN_MODEL_NAMES.sub("-", name) or "model",
             folder=str(folder.resolve()),
@@ -157,54 +193,54 @@ class MLflowLogger:
                 for tag, value in (tags or {}).items()
             },
         )
-        self._put([row])
-        self._writer.hurry()
-        last = time.monotonic() + MODEL_WAIT_S
-        while time.monotonic() < last and not self._ended:
-            if self._writer.target and row.key in self._writer.target.model_ids:
-                return self._writer.target.model_ids[row.key]
-            if self._writer.away:
+        self._put([event])
+        self._writer.flush()
+        deadline = time.monotonic() + MODEL_WAIT_S
+        while time.monotonic() < deadline and not self._ended:
+            if self._writer.target and event.key in self._writer.target.model_ids:
+                return self._writer.target.model_ids[event.key]
+            if self._writer.is_unavailable:
                 break
             time.sleep(0.02)
         return None
 
     def use_model(self, model_id: str) -> None:
-        self._put([Used(model_id)])
+        self._put([ModelInputEvent(model_id)])
 
     def log_trace(self, trace: RequestTrace) -> None:
-        self._put([Traced(secrets.token_hex(16), trace)])
+        self._put([TraceEvent(secrets.token_hex(16), trace)])
 
     def end(self, status: RunStatus, error: str = "") -> None:
         if self._ended:
             return
         if error:
             self.set_tags({TAG_ERROR: error})
-        self._put([Status(status, _now_ms())])
+        self._put([StatusEvent(status, _now_ms())])
         self._ended = True
         self._writer.end()
 
-    def _put(self, rows: Sequence[Row]) -> None:
-        if rows and not self._ended:
-            self._writer.put(rows)
+    def _put(self, events: Sequence[Event]) -> None:
+        if events and not self._ended:
+            self._writer.put(events)
 
-    def _text_rows(self, text: str, file: str) -> list[Row]:
-        folder, _, name = _inside(file).rpartition("/")
+    def _text_events(self, text: str, file: str) -> list[Event]:
+        folder, _, name = _relative(file).rpartition("/")
         try:
-            path = self._kept().place(name)
+            path = self._require_spool().new_path(name)
             path.write_text(text, encoding="utf-8")
         except OSError as error:
-            self._warn(f"tracking: {file} is not kept with the run: {error}")
+            self._warn(f"tracking: {file} is not stored with the run: {error}")
             return []
-        return [File(str(path), folder)]
+        return [FileEvent(str(path), folder)]
 
-    def _kept(self) -> Spool:
+    def _require_spool(self) -> Spool:
         if self._spool is None:
             raise OSError(f"{spool_folder()} cannot be written")
         return self._spool
 
 
-def _inside(path: str) -> str:
-    """Make a path that cannot lead out of the run's files."""
+def _relative(path: str) -> str:
+    """Return a path that stays within the artifacts of the run."""
     parts = path.replace("\\", "/").split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))
 

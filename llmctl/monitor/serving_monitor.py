@@ -1,14 +1,14 @@
-"""What a server tells of itself: figures once a minute, and a sample of its requests.
+"""Metrics of a server once a minute, and traces of a sample of its requests.
 
-`record` is called when a request has been answered, from any thread; it takes microseconds and
-never waits. What is written, per minute in which anything happened:
+`record` is called after each request, from any thread; it takes microseconds and never waits.
+Metrics of each minute with activity:
 
-    serve/requests, serve/errors              how many ended, and how many of those failed
+    serve/requests, serve/errors              ended requests, and failed ones among them
     serve/ttft_p50_s, serve/ttft_p95_s        seconds to the first token
-    serve/tokens_per_s                        written tokens, over the whole minute
+    serve/tokens_per_s                        generated tokens, over the whole minute
     serve/prompt_tokens, serve/completion_tokens
-    serve/cached_share                        of the prompt's tokens, those known from before
-    and what `gauges` says, such as serve/queue
+    serve/cached_share                        share of the prompt tokens found in the cache
+    and the values of `gauges`, such as serve/queue
 """
 
 import hashlib
@@ -32,15 +32,15 @@ def _no_gauges() -> Mapping[str, float]:
 
 
 class ServingMonitor:
-    """Adds requests up and writes them down; one per run of a server, closed before the run ends.
+    """Aggregates the requests of a server run. Close it before the run ends.
 
     Args:
-        share: part of the requests that become traces, from 0 to 1. Which ones depends on their id
-            alone.
-        log_content: whether a trace may hold prompt and answer.
-        model_id: the LoggedModel that answers, if it is one.
-        gauges: read once per period: what is so at that moment, such as how many wait.
-        period_s: seconds between two writings.
+        share: share of the requests recorded as traces, from 0 to 1. The selection depends only on
+            their ids.
+        log_content: whether traces contain prompt and answer.
+        model_id: the LoggedModel that answers, if there is one.
+        gauges: called once per period: current values, such as the length of the queue.
+        period_s: seconds between two points of the metrics.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ServingMonitor:
         self._period_s = period_s
         self._lock = threading.Lock()
         self._ended: list[RequestTrace] = []
-        self._began = self._written = time.monotonic()
+        self._started = self._written = time.monotonic()
         self._closing = threading.Event()
         if model_id is not None:
             tracker.use_model(model_id)
@@ -69,24 +69,24 @@ class ServingMonitor:
         self._thread.start()
 
     def samples(self, request_id: str) -> bool:
-        """Whether this request becomes a trace, so that content is gathered for no other."""
+        """Whether this request is recorded as a trace; only then its content is needed."""
         if self._share >= 1:
             return True
         digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
         return int.from_bytes(digest) < self._share * 2**64
 
     def record(self, request: RequestTrace) -> None:
-        """Count a request that has ended, and keep it as a trace if it is in the sample."""
+        """Count an ended request, and record its trace if it is in the sample."""
         if self.samples(request.request_id):
-            seen = replace(request, model_id=request.model_id or self._model_id)
+            trace = replace(request, model_id=request.model_id or self._model_id)
             if not self.log_content:
-                seen = replace(seen, prompt=None, answer=None)
-            self._tracker.log_trace(seen)
+                trace = replace(trace, prompt=None, answer=None)
+            self._tracker.log_trace(trace)
         with self._lock:
             self._ended.append(replace(request, prompt=None, answer=None))
 
     def close(self) -> None:
-        """Write the last, shorter period. Later requests are not counted."""
+        """Write the metrics of the last, shorter period. Later requests are not counted."""
         if not self._closing.is_set():
             self._closing.set()
             self._thread.join()
@@ -105,14 +105,14 @@ class ServingMonitor:
         with suppress(LlmctlError):  # the engine may be closing
             gauges = self._gauges()
         if ended or any(gauges.values()):
-            step = math.ceil((now - self._began) / self._period_s)
+            step = math.ceil((now - self._started) / self._period_s)
             self._tracker.log_metrics({**_summary(ended, seconds), **gauges}, step=step)
 
 
 def _summary(ended: Sequence[RequestTrace], seconds: float) -> dict[str, float]:
     prompt = sum(request.prompt_tokens for request in ended)
     completion = sum(request.completion_tokens for request in ended)
-    figures: dict[str, float] = {
+    metrics: dict[str, float] = {
         "serve/requests": len(ended),
         "serve/errors": sum(bool(request.error) for request in ended),
         "serve/prompt_tokens": prompt,
@@ -120,12 +120,12 @@ def _summary(ended: Sequence[RequestTrace], seconds: float) -> dict[str, float]:
         "serve/tokens_per_s": completion / seconds if seconds > 0 else 0.0,
     }
     if prompt:
-        figures["serve/cached_share"] = sum(r.cached_tokens for r in ended) / prompt
+        metrics["serve/cached_share"] = sum(r.cached_tokens for r in ended) / prompt
     firsts = sorted(r.ttft_s for r in ended if r.ttft_s is not None)
     if firsts:
-        figures["serve/ttft_p50_s"] = _percentile(firsts, 0.50)
-        figures["serve/ttft_p95_s"] = _percentile(firsts, 0.95)
-    return figures
+        metrics["serve/ttft_p50_s"] = _percentile(firsts, 0.50)
+        metrics["serve/ttft_p95_s"] = _percentile(firsts, 0.95)
+    return metrics
 
 
 def _percentile(ordered: Sequence[float], share: float) -> float:

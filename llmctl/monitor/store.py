@@ -1,6 +1,6 @@
-"""Where the record of all runs is kept, and how a store is made whole or not at all.
+"""The tracking store: its address, creation, upgrade and opening.
 
-Nothing outside this room imports MLflow, and here too it is imported when a store is opened.
+Only `llmctl.monitor` imports MLflow, and only when a store is opened.
 """
 
 import logging
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EXPERIMENT: Final = "llmctl"
 URI_VARIABLE: Final = "MLFLOW_TRACKING_URI"
 _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
-# Ours to decide unless the person did: no telemetry, no links on stdout; retries are the writer's.
+# Defaults unless the user sets them: no telemetry, no links on stdout; the writer does the retries.
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -36,7 +36,7 @@ _SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class TrackingStore:
-    """An open store, and llmctl's place in it."""
+    """An open store, and the experiment of llmctl in it."""
 
     uri: str
     client: "MlflowClient"
@@ -44,10 +44,10 @@ class TrackingStore:
 
 
 def store_uri(option: str | None = None) -> str:
-    """Return the store to use: the option, else `MLFLOW_TRACKING_URI`, else SQLite in our folder.
+    """Return the address: the option, else `MLFLOW_TRACKING_URI`, else SQLite in llmctl's folder.
 
     Raises:
-        ConfigError: it is no address of a store that MLflow still writes.
+        ConfigError: it is not the address of a store that MLflow supports.
     """
     uri = option or os.environ.get(URI_VARIABLE)
     if not uri:
@@ -55,43 +55,43 @@ def store_uri(option: str | None = None) -> str:
     if re.split(r"[:+]", uri, maxsplit=1)[0] not in _SCHEMES or uri.startswith("sqlite:///:"):
         origin = "--tracking-uri" if option else URI_VARIABLE
         raise ConfigError(
-            f"{origin} {uri!r} is no tracking store",
-            hint="write http://HOST:PORT, or sqlite:///FILE.db; plain folders MLflow no longer "
-            "writes",
+            f"{origin} {uri!r} is not a tracking store",
+            hint="use http://HOST:PORT or sqlite:///FILE.db; MLflow does not support plain folders "
+            "any more",
         )
     file = sqlite_path(uri)
     return uri if file is None else f"sqlite:///{file.as_posix()}"
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Return the absolute path of a SQLite store; None for any other."""
+    """Return the absolute path of a SQLite store; None for other stores."""
     if not uri.startswith("sqlite:///"):
         return None
     return Path(uri.removeprefix("sqlite:///")).expanduser().resolve()
 
 
 def artifacts_folder() -> Path:
-    """Return the folder of the runs' files, for every store that has none of its own."""
+    """Return the folder of the artifacts, for stores without a folder of their own."""
     return store_home() / "artifacts"
 
 
 def import_mlflow() -> None:
-    """Import MLflow without telemetry and without its talk. Takes a second or more."""
+    """Import MLflow without telemetry and with fewer log messages. Takes a second or more."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    import mlflow  # noqa: F401  sets the loggers up, so ours come after
+    import mlflow  # noqa: F401  configures the loggers, so the levels are set afterwards
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    # It logs the whole statement when a database is locked; who waits for it says so in a line.
+    # It logs the whole statement if a database is locked; the writer reports that in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def open_store(uri: str, progress: ProgressCallback = ignore_progress) -> TrackingStore:
-    """Open a store, and make it first if it is a SQLite file that is not there yet.
+    """Open a store; create a SQLite file that does not exist yet.
 
     Raises:
-        LlmctlError: the store is of another MLflow and could not be brought up to date.
+        LlmctlError: the store is of another version of MLflow and cannot be upgraded.
         mlflow.exceptions.MlflowException, sqlite3.Error, OSError: it cannot be reached or written.
     """
     import_mlflow()
@@ -112,11 +112,11 @@ def _open_file(file: Path, progress: ProgressCallback) -> "MlflowClient":
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    # MLflow tries a file that is no database for minutes before it says so.
+    # For a file that is not a database, MLflow retries for minutes before it fails.
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("SELECT 1 FROM sqlite_master")
     uri = f"sqlite:///{file.as_posix()}"
-    # A newer MLflow may add tables as it opens the store: one process at a time.
+    # A newer MLflow may add tables when it opens the store: one process at a time.
     with FileLock(_lock_file(file)):
         try:
             return MlflowClient(uri, registry_uri=uri)
@@ -132,12 +132,12 @@ def _experiment(client: "MlflowClient", uri: str) -> str:
 
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
-        # A server keeps files where it likes; a path on this machine would mean nothing to it.
+        # A server has its own place for artifacts; it cannot use a path on this machine.
         remote = uri.startswith(("http", "databricks"))
         folder = None if remote else artifacts_folder().as_uri()
         try:
             return str(client.create_experiment(EXPERIMENT, artifact_location=folder))
-        except MlflowException:  # another process was faster, or the store cannot be written
+        except MlflowException:  # created by another process, or the store cannot be written
             found = client.get_experiment_by_name(EXPERIMENT)
             if found is None:
                 raise
@@ -147,7 +147,7 @@ def _experiment(client: "MlflowClient", uri: str) -> str:
 
 
 def create_sqlite_store(file: Path, progress: ProgressCallback) -> None:
-    """Build a SQLite store aside and move it in by one rename: no crash leaves half a store."""
+    """Create a SQLite store, complete or not at all: it is renamed from a temporary folder."""
     from filelock import FileLock
     from mlflow import MlflowClient
 
@@ -158,22 +158,22 @@ def create_sqlite_store(file: Path, progress: ProgressCallback) -> None:
         progress(Progress("preparing the tracking store (once)"))
         with tempfile.TemporaryDirectory(
             prefix=".mlflow-", dir=file.parent, ignore_cleanup_errors=True
-        ) as aside:
-            raw, ready = Path(aside) / "raw.db", Path(aside) / "ready.db"
+        ) as temporary:
+            raw, ready = Path(temporary) / "raw.db", Path(temporary) / "ready.db"
             MlflowClient(f"sqlite:///{raw.as_posix()}").search_experiments()
             with (
                 closing(sqlite3.connect(raw)) as source,
                 closing(sqlite3.connect(ready)) as target,
             ):
                 source.backup(target)
-                # So that readers and the one writer do not wait for each other.
+                # Readers and the writer do not block each other in this mode.
                 target.execute("PRAGMA journal_mode = WAL")
             ready.replace(file)
 
 
 def _upgrade(file: Path, progress: ProgressCallback) -> None:
-    """Bring a store of an older MLflow up to date, after a copy of it was put beside it."""
-    progress(Progress("bringing the tracking store up to date (once)"))
+    """Upgrade a store of an older MLflow, after a backup beside it."""
+    progress(Progress("upgrading the tracking store (once)"))
     copy = file.with_name(f"{file.name}.before-upgrade")
     with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)
@@ -182,8 +182,7 @@ def _upgrade(file: Path, progress: ProgressCallback) -> None:
     if done.returncode:
         reason = done.stderr.strip().rpartition("\n")[2]
         raise LlmctlError(
-            f"the tracking store {file} is of another MLflow and cannot be brought up to date: "
-            f"{reason}",
+            f"the tracking store {file} is of another MLflow and cannot be upgraded: {reason}",
             hint="install the newest MLflow, or give --tracking-uri another store",
         )
 

@@ -1,4 +1,4 @@
-"""`llmctl runs`: look back at what was run, compare it, take it along, throw it away."""
+"""Service of `llmctl runs`: list, show, compare, plot, export and change stored runs."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +12,16 @@ from llmctl.monitor import NullTracker, tracked
 from llmctl.monitor.read import query
 from llmctl.monitor.read.files import RunFile, list_files, write_export
 from llmctl.monitor.read.lineage import Lineage, LineageNode
-from llmctl.monitor.read.metrics import MetricSummary, RunComparison, summarize_metrics, x_values
-from llmctl.monitor.read.metrics import compare_runs as side_by_side
-from llmctl.monitor.read.query import MetricDirection, RunFilter, parse_time
+from llmctl.monitor.read.query import (
+    MetricDirection,
+    MetricSummary,
+    RunComparison,
+    RunFilter,
+    compare_runs,
+    parse_time,
+    summarize_metrics,
+    x_values,
+)
 from llmctl.monitor.read.record import finite_or_none, run_to_dict
 from llmctl.monitor.read.runs import (
     SHORT_ID_CHARS,
@@ -53,12 +60,12 @@ class RunDetails:
     summaries: list[MetricSummary]
     curves: Mapping[str, Sequence[MetricPoint]]
     sources: LineageNode
-    """The run with what it was made from as branches."""
+    """The tree of its inputs."""
     results: LineageNode
-    """The run with what was made from it as branches."""
+    """The tree of its outputs."""
     files: list[RunFile]
     traces: int
-    """Requests of a server that are kept."""
+    """Number of traces."""
 
 
 def list_runs(
@@ -68,10 +75,10 @@ def list_runs(
     deleted: bool = False,
     tracking_uri: str | None = None,
 ) -> list[RunRecord]:
-    """Return the runs that the filter admits, or those of them in the trash, in order.
+    """Return the runs that the filter admits, or the deleted ones, in order.
 
     Raises:
-        ConfigError: there is nothing of the name to sort by; the store's address cannot be used.
+        ConfigError: `sort` is not a field or metric, or the address of the store cannot be used.
         LlmctlError: the store cannot be read.
     """
     with open_runs(tracking_uri) as store:
@@ -80,11 +87,11 @@ def list_runs(
 
 
 def show(reference: str, tracking_uri: str | None = None) -> RunDetails:
-    """Gather everything about one run, in the trash or not.
+    """Return the details of one run, which may be deleted.
 
     Raises:
         LlmctlError: there is no such run, or the store cannot be read.
-        ConfigError: the reference may be several.
+        ConfigError: several runs match the reference.
     """
     with open_runs(tracking_uri) as store:
         runs = store.runs()
@@ -104,12 +111,12 @@ def show(reference: str, tracking_uri: str | None = None) -> RunDetails:
 
 
 def compare(references: Sequence[str], tracking_uri: str | None = None) -> RunComparison:
-    """Lay runs side by side. Raises as `show`, and `ConfigError` for fewer than two runs."""
+    """Compare runs. Raises as `show`, and `ConfigError` for fewer than two runs."""
     with open_runs(tracking_uri) as store:
         runs = find_runs(store, references)
     if len(runs) < 2:
-        raise ConfigError("there is nothing to compare one run with", hint="name a second run")
-    return side_by_side(runs)
+        raise ConfigError("a comparison needs two runs", hint="name a second run")
+    return compare_runs(runs)
 
 
 def plot(
@@ -118,13 +125,13 @@ def plot(
     path: Path,
     tracking_uri: str | None = None,
 ) -> list[str]:
-    """Draw curves of runs over each other, a panel per metric; return the metrics drawn.
+    """Plot metrics of runs, a panel per metric; return the plotted metrics.
 
     Args:
-        metrics: empty draws every metric that has a curve in any of the runs.
+        metrics: empty plots every metric with more than one point in any of the runs.
 
     Raises:
-        ConfigError: `path` is no PNG file in a folder that exists, or no run has such a metric.
+        ConfigError: `path` is not a PNG file in an existing folder, or no run has such a metric.
         LlmctlError: as `show`; or no run has a curve; or the file cannot be written.
     """
     check_plot_path(path)
@@ -134,13 +141,13 @@ def plot(
     known = sorted({name for of_run in curves for name in of_run})
     if missing := [name for name in metrics if name not in known]:
         raise ConfigError(
-            f"no run given has the metric {missing[0]!r}",
-            hint=f"known: {', '.join(known)}" if known else "they have no metrics at all",
+            f"none of the runs has the metric {missing[0]!r}",
+            hint=f"their metrics: {', '.join(known)}" if known else "they have no metrics",
         )
     lines = {name for of_run in curves for name, points in of_run.items() if len(points) > 1}
     drawn = list(dict.fromkeys(metrics)) or sorted(lines)
     if not drawn:
-        raise LlmctlError("no run given has a curve: a metric with more than one point")
+        raise LlmctlError("none of the runs has a metric with more than one point")
     from llmctl.monitor.read.plot import plot_curves
 
     plot_curves(
@@ -155,9 +162,9 @@ def plot(
 
 
 def check_plot_path(path: Path) -> None:
-    """Raise `ConfigError` for a path where no PNG can be written, before any work."""
+    """Raise `ConfigError` if no PNG can be written to a path."""
     if path.suffix.lower() != ".png" or not path.absolute().parent.is_dir():
-        raise ConfigError(f"-o {path} is no .png file in a folder that exists")
+        raise ConfigError(f"-o {path} is not a .png file in an existing folder")
 
 
 def best(
@@ -166,10 +173,10 @@ def best(
     where: RunFilter,
     tracking_uri: str | None = None,
 ) -> tuple[RunRecord, MetricDirection]:
-    """Return the run with the best latest value of a metric, and which side counted as better.
+    """Return the run with the best latest value of a metric, and the direction.
 
     Args:
-        better: None goes by the metric's name; what says nothing is better when higher.
+        better: None derives it from the name of the metric, by default `higher`.
 
     Raises:
         LlmctlError: no run has a value, or the store cannot be read.
@@ -185,7 +192,7 @@ def resolve(
     deleted: bool | None = False,
     tracking_uri: str | None = None,
 ) -> list[RunRecord]:
-    """Return the runs that a person means, each once; `deleted=None` looks in the trash too.
+    """Return the runs with the given references, each once; `deleted=None` searches the trash too.
 
     Raises:
         LlmctlError, ConfigError: as `show`.
@@ -201,17 +208,18 @@ def remove(
     purge: bool = False,
     tracking_uri: str | None = None,
 ) -> None:
-    """Put runs into the trash, or delete them for good with their files.
+    """Move runs to the trash, or delete them permanently with their artifacts.
 
     Args:
-        done: told of each run when it is gone.
+        done: called after each removed run.
+        purge: delete permanently.
 
     Raises:
-        ConfigError: one of them still runs.
-        LlmctlError: the store refuses, or is a server and `purge` is asked.
+        ConfigError: one of them is still running.
+        LlmctlError: the store rejects it, or is a server and `purge` is set.
     """
     if alive := next((run for run in runs if run.status == "running"), None):
-        raise ConfigError(f"{alive.name} still runs", hint="end its command first")
+        raise ConfigError(f"{alive.name} is still running", hint="end its command first")
     from llmctl.monitor.read import changes
 
     with changes.open_writable_store(tracking_uri) as store:
@@ -224,7 +232,7 @@ def remove(
 
 
 def restore(references: Sequence[str], tracking_uri: str | None = None) -> list[RunRecord]:
-    """Take runs out of the trash and return them. Raises as `show`."""
+    """Restore runs from the trash and return them. Raises as `show`."""
     runs = resolve(references, deleted=True, tracking_uri=tracking_uri)
     from llmctl.monitor.read import changes
 
@@ -235,11 +243,11 @@ def restore(references: Sequence[str], tracking_uri: str | None = None) -> list[
 
 
 def export(reference: str, target: Path, tracking_uri: str | None = None) -> RunRecord:
-    """Write everything that is known of a run into a new folder, which appears whole.
+    """Export a run to a new folder, which appears complete or not at all.
 
     Raises:
-        ConfigError: something is there already.
-        LlmctlError: as `show`; or the disk refuses.
+        ConfigError: the folder exists already.
+        LlmctlError: as `show`; or the disk cannot be written.
     """
     with open_runs(tracking_uri) as store:
         run = _find_anywhere(store, store.runs(), reference)
@@ -249,7 +257,7 @@ def export(reference: str, target: Path, tracking_uri: str | None = None) -> Run
 
 
 def write_note(reference: str, text: str, tracking_uri: str | None = None) -> RunRecord:
-    """Replace a run's note; an empty text removes it.
+    """Replace the note of a run; an empty text removes it.
 
     Raises:
         ConfigError: the text is too long.
@@ -270,8 +278,7 @@ def write_tags(
     """Set tags of a run; an empty value removes one.
 
     Raises:
-        ConfigError: a tag is kept by llmctl or MLflow itself, or no store takes it; none is
-            written then.
+        ConfigError: a tag is reserved or not valid; none is written then.
         LlmctlError: as `show`.
     """
     for name, value in tags.items():
@@ -279,8 +286,8 @@ def write_tags(
             check_tag(name, value)
         if name.startswith(_RESERVED):
             raise ConfigError(
-                f"the tag {name!r} is kept by the program itself",
-                hint="choose another name; for a note there is `llmctl runs note`",
+                f"the tag {name!r} is reserved",
+                hint="choose another name; `llmctl runs note` writes notes",
             )
     (run,) = resolve([reference], tracking_uri=tracking_uri)
     from llmctl.monitor.read import changes
@@ -292,39 +299,39 @@ def write_tags(
 
 
 def server_url(tracking_uri: str | None = None) -> str | None:
-    """Return the address of the store if it is a server, which shows its runs itself."""
+    """Return the URL of the store if it is a server, which has its own web UI; else None."""
     uri = store_uri(tracking_uri)
     return uri if uri.startswith(("http://", "https://")) else None
 
 
 def missing_store_message(tracking_uri: str | None = None) -> str | None:
-    """Say in a line that there is no store to look into; None where there is one.
+    """Return a message if the SQLite store does not exist; None otherwise.
 
-    Its file is named if a person named it. One that is no file is taken to be there.
+    The message names the file if the user chose it.
     """
     file = sqlite_path(store_uri(tracking_uri))
     if file is None or file.exists():
         return None
     named = tracking_uri or os.environ.get(URI_VARIABLE)
-    return f"no runs yet: there is no file {file}" if named else "no runs yet"
+    return f"no runs yet: {file} does not exist" if named else "no runs yet"
 
 
 def ui(port: int, ready: Callable[[str], None], tracking_uri: str | None = None) -> NoReturn:
-    """Show MLflow's own web page of the store until Ctrl-C or SIGTERM, and end all of it then.
+    """Run the web UI of MLflow for the store until Ctrl-C or SIGTERM.
 
     Args:
-        port: 0 takes a free one.
-        ready: called once, with the page's address, when it answers.
+        port: 0 takes a free port.
+        ready: called once with the URL when the server answers.
 
     Raises:
-        ConfigError: the port is taken.
-        LlmctlError: the page does not start, or ended by itself.
+        ConfigError: the port is used.
+        LlmctlError: the server did not start, or exited.
     """
     from llmctl.monitor.read import changes
     from llmctl.monitor.read.ui import check_port, run_ui_server
 
     port = check_port(port)
-    with tracked(NullTracker()):  # SIGTERM becomes an exception, as Ctrl-C is one
+    with tracked(NullTracker()):  # SIGTERM becomes an exception like Ctrl-C
         with changes.open_writable_store(tracking_uri) as store:
             uri, experiment_id = store.uri, store.experiment_id
         run_ui_server(uri, experiment_id, port, ready)

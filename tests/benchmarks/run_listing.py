@@ -1,7 +1,7 @@
-"""How long does `llmctl runs` take on a store with 1,000 runs of 1,000 steps?
+"""Duration of `llmctl runs` with a store of 1,000 runs with 1,000 steps each.
 
-Run `python tests/benchmarks/run_listing.py`; it builds the store in a temporary folder (or in
-`--store FOLDER`, to keep it), then prints the median wall time of whole commands, of the same list
+Run `python tests/benchmarks/run_listing.py`. It creates the store in a temporary folder (or in
+`--store FOLDER`, to keep it), then prints the median wall time of whole commands, of the same query
 through MLflow's client, and of the imports alone.
 """
 
@@ -26,7 +26,7 @@ START_MS = 1_790_000_000_000
 
 
 def build(database: Path, runs: int, steps: int) -> None:
-    """Fill a store that MLflow made, table by table: through its client it would take hours."""
+    """Fill a store by SQL, because MLflow's client would take hours."""
     from llmctl.monitor.store import open_store
 
     store = open_store(f"sqlite:///{database.as_posix()}")

@@ -1,8 +1,8 @@
-"""What does tracking cost the work? `python tests/benchmarks/tracking.py [SECONDS]`
+"""Overhead of tracking: `python tests/benchmarks/tracking.py [SECONDS]`.
 
-Runs steps of a computation of about 30 ms, each of which logs eight curves, and prints the time of
-one `log_metrics` call, the processor time of the thread that writes, and both as a share of the
-steps. Processor time is counted and not the clock's, so other programs trouble it little.
+Runs steps of about 30 ms that log eight metrics each. Prints the time of a `log_metrics` call, the
+CPU time of the writing thread, and both as a share of the steps. CPU time depends little on the
+load of the machine.
 """
 
 import os
@@ -22,7 +22,7 @@ CURVES = {f"train/curve_{number}": 0.5 for number in range(8)}
 
 
 def writer_s() -> float:
-    """Return the processor seconds that the writing thread has used."""
+    """Return the CPU time of the writing thread in seconds."""
     (thread,) = (t for t in threading.enumerate() if t.name == "llmctl-tracking")
     times = {t.id: t.user_time + t.system_time for t in psutil.Process().threads()}
     return float(times[thread.native_id or 0])

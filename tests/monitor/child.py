@@ -1,6 +1,6 @@
-"""A command in a process of its own, for tests to end in every way: `python -m ... KIND [RUN_ID]`.
+"""A tracked command that tests run as a child process: `python -m ... KIND [RUN_ID]`.
 
-It writes a point every 20 ms and prints its run's id first.
+It prints the id of its run, then logs a metric every 20 ms.
 """
 
 import sys
@@ -20,7 +20,7 @@ def main(kind: str, *arguments: str) -> None:
         sys.stdout.write(f"{tracker.run_id}\n")
         sys.stdout.flush()
         if kind == "crash":
-            raise ZeroDivisionError("the loss is no number")
+            raise ZeroDivisionError("the loss is NaN")
         for step in range(100 if kind == "short" else 5000):
             tracker.log_metrics({"train/loss": 1 / (step + 1)}, step=step)
             time.sleep(0.0 if kind == "short" else 0.02)

@@ -1,4 +1,4 @@
-"""A store of its own for every test: made once, because that takes seconds, and copied."""
+"""A tracking store for each test: created once, because that takes seconds, and copied."""
 
 import shutil
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def home(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def store(home: Path) -> TrackingStore:
-    """The store of `home`, through MLflow's own client."""
+    """The store of `home`, through MLflow's client."""
     assert home.is_dir()
     return open_store(store_uri())
 
@@ -39,7 +39,7 @@ def warnings() -> list[str]:
 
 @pytest.fixture
 def begin(home: Path, warnings: list[str]) -> Opener:
-    """Open a tracker on the store of `home`."""
+    """A function that opens a tracker on the store of `home`."""
     assert home.is_dir()
 
     def opener(

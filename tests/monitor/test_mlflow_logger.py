@@ -1,4 +1,4 @@
-"""What the tracker is told is what the store holds."""
+"""The store holds everything that was logged."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from llmctl.types import (
 from tests.monitor.conftest import Opener
 
 
-def test_a_run_is_kept_with_all_that_was_told(
+def test_params_metrics_tags_and_texts_are_stored(
     home: Path, store: TrackingStore, begin: Opener, warnings: list[str]
 ) -> None:
     tracker = begin(
@@ -55,7 +55,7 @@ def test_a_run_is_kept_with_all_that_was_told(
     assert list((home / "tracking").iterdir()) == []
 
 
-def test_what_a_run_was_told_to_do_is_in_the_store_from_its_first_moment(
+def test_params_and_tags_are_in_the_store_when_the_tracker_is_open(
     begin: Opener, store: TrackingStore
 ) -> None:
     tracker = begin(params={"lr": 0.1}, tags={"who": "me"})
@@ -64,7 +64,7 @@ def test_what_a_run_was_told_to_do_is_in_the_store_from_its_first_moment(
     tracker.end("finished")
 
 
-def test_names_are_unique_whatever_the_seed(begin: Opener, store: TrackingStore) -> None:
+def test_names_are_unique_with_a_fixed_seed(begin: Opener, store: TrackingStore) -> None:
     import random
 
     names = set()
@@ -78,7 +78,7 @@ def test_names_are_unique_whatever_the_seed(begin: Opener, store: TrackingStore)
     assert all(name.startswith("finetune-Qwen3-4B-") for name in names)
 
 
-def test_a_file_is_kept_as_it_was_when_it_was_logged(
+def test_an_artifact_is_stored_as_it_was_when_logged(
     begin: Opener, store: TrackingStore, tmp_path: Path
 ) -> None:
     file, folder = tmp_path / "report.json", tmp_path / "plots"
@@ -97,7 +97,7 @@ def test_a_file_is_kept_as_it_was_when_it_was_logged(
     assert (kept / "plots/loss.png").read_bytes() == b"png"
 
 
-def test_texts_over_the_stores_limit_are_cut_and_kept_whole_as_files(
+def test_long_texts_are_truncated_and_stored_complete_as_artifacts(
     begin: Opener, store: TrackingStore, tmp_path: Path, warnings: list[str]
 ) -> None:
     long = "x" * 20_000
@@ -117,7 +117,7 @@ def test_texts_over_the_stores_limit_are_cut_and_kept_whole_as_files(
     assert warnings == []
 
 
-def test_not_a_number_stays_one_and_no_bad_value_stops_the_others(
+def test_nan_is_stored_and_invalid_values_do_not_affect_others(
     begin: Opener, store: TrackingStore, warnings: list[str]
 ) -> None:
     tracker = begin()
@@ -132,7 +132,7 @@ def test_not_a_number_stays_one_and_no_bad_value_stops_the_others(
     assert warnings == []
 
 
-def test_a_parameter_never_changes_and_its_new_value_stands_beside_it(
+def test_a_changed_parameter_is_stored_as_a_tag(
     begin: Opener, store: TrackingStore, warnings: list[str]
 ) -> None:
     first = begin(params={"lr": 0.1, "epochs": 1})
@@ -149,9 +149,7 @@ def test_a_parameter_never_changes_and_its_new_value_stands_beside_it(
     assert warnings == []
 
 
-def test_a_run_to_resume_that_is_not_there_becomes_a_new_one(
-    begin: Opener, warnings: list[str]
-) -> None:
+def test_resuming_a_missing_run_creates_a_new_one(begin: Opener, warnings: list[str]) -> None:
     tracker = begin(resume_run_id="f" * 32)
     tracker.end("finished")
     assert tracker.run_id not in (None, "f" * 32)
@@ -159,18 +157,18 @@ def test_a_run_to_resume_that_is_not_there_becomes_a_new_one(
     assert "f" * 32 in warnings[0]
 
 
-def test_a_run_whose_making_was_not_answered_is_found_and_not_made_twice(
+def test_a_retry_finds_the_run_created_by_a_lost_call(
     store: TrackingStore,
 ) -> None:
     start = RunStart("eval", "tiny")
     names = ("eval-tiny-1", "eval-tiny-1", "eval-tiny-2")
     first, second, other = (
-        begin_run(store, start, name, 1_800_000_000_123, print, again=True) for name in names
+        begin_run(store, start, name, 1_800_000_000_123, print, is_retry=True) for name in names
     )
     assert first.run_id == second.run_id != other.run_id
 
 
-def test_a_metric_of_an_unknown_model_stays_with_the_run(
+def test_a_metric_of_an_unknown_model_is_stored_with_the_run(
     begin: Opener, store: TrackingStore, warnings: list[str]
 ) -> None:
     tracker = begin("eval")
@@ -181,10 +179,10 @@ def test_a_metric_of_an_unknown_model_stays_with_the_run(
     metrics = store.client.get_run(tracker.run_id).data.metrics
     assert metrics == {"eval/loss": 2.0, "eval/ceval": 0.5, "eval/mmlu": 0.4}
     assert len(warnings) == 1
-    assert "a metric was refused" in warnings[0]
+    assert "a metric was rejected" in warnings[0]
 
 
-def test_a_model_is_known_at_once_and_its_files_stay_where_they_are(
+def test_a_model_is_registered_and_its_files_stay_in_place(
     begin: Opener, store: TrackingStore, tmp_path: Path
 ) -> None:
     adapter = tmp_path / "adapter"
@@ -204,7 +202,7 @@ def test_a_model_is_known_at_once_and_its_files_stay_where_they_are(
     assert [file.name for file in adapter.iterdir()] == ["adapter_model.safetensors"]
 
 
-def test_a_trace_holds_content_only_if_it_was_given(begin: Opener, store: TrackingStore) -> None:
+def test_a_trace_holds_content_only_if_given(begin: Opener, store: TrackingStore) -> None:
     tracker = begin("serve")
     times = (1_800_000_000.0, 1.5, 0.25)
     messages = [{"role": "user", "content": "你好"}]
@@ -229,7 +227,7 @@ def test_a_trace_holds_content_only_if_it_was_given(begin: Opener, store: Tracki
     assert (str(quiet.info.state), str(full.info.state)) == ("OK", "ERROR")
 
 
-def test_a_child_run_knows_its_parent(begin: Opener, store: TrackingStore) -> None:
+def test_a_child_run_has_the_id_of_its_parent(begin: Opener, store: TrackingStore) -> None:
     parent = begin()
     child = begin("eval", parent_run_id=parent.run_id)
     child.end("finished")
@@ -238,9 +236,7 @@ def test_a_child_run_knows_its_parent(begin: Opener, store: TrackingStore) -> No
     assert store.client.get_run(child.run_id).data.tags[TAG_PARENT] == parent.run_id
 
 
-def test_only_the_first_of_several_processes_tells(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_rank_0_records(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     assert isinstance(open_tracker(RunStart("finetune"), warn=print), NullTracker)
     monkeypatch.setenv("RANK", "0")
@@ -248,7 +244,7 @@ def test_only_the_first_of_several_processes_tells(
     assert not (home / "tracking").exists()
 
 
-def test_what_comes_after_the_end_is_ignored(begin: Opener, store: TrackingStore) -> None:
+def test_calls_after_the_end_are_ignored(begin: Opener, store: TrackingStore) -> None:
     tracker = begin()
     tracker.end("killed", "stopped by Ctrl-C")
     tracker.end("finished")

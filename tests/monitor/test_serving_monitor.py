@@ -1,4 +1,4 @@
-"""What a server tells of itself: sums of all requests, and a sample of them whole."""
+"""Metrics of all requests of a server, and traces of a sample."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ def request(number: int, **fields: object) -> RequestTrace:
     return RequestTrace(f"chatcmpl-{number}", started, 1.0, **fields)  # type: ignore[arg-type]
 
 
-def test_a_period_is_summed_up_over_all_requests() -> None:
+def test_a_period_is_aggregated_over_all_requests() -> None:
     tracker = RecordingTracker()
     monitor = ServingMonitor(tracker, gauges=lambda: {"serve/queue": 3.0})
     for number in range(20):
@@ -31,9 +31,9 @@ def test_a_period_is_summed_up_over_all_requests() -> None:
         )
     monitor.record(request(20, error="the context is full"))
     monitor.close()
-    figures = {name: value for name, value, _ in tracker.points}
-    assert figures.pop("serve/tokens_per_s") > 0
-    assert figures == {
+    metrics = {name: value for name, value, _ in tracker.points}
+    assert metrics.pop("serve/tokens_per_s") > 0
+    assert metrics == {
         "serve/requests": 21,
         "serve/errors": 1,
         "serve/prompt_tokens": 200,
@@ -46,7 +46,7 @@ def test_a_period_is_summed_up_over_all_requests() -> None:
     assert tracker.traces == []
 
 
-def test_each_period_is_a_point_and_a_quiet_one_is_none() -> None:
+def test_each_period_with_requests_is_a_point() -> None:
     tracker = RecordingTracker()
     monitor = ServingMonitor(tracker, period_s=0.05)
     for number in range(2):
@@ -61,7 +61,7 @@ def test_each_period_is_a_point_and_a_quiet_one_is_none() -> None:
     assert counted[0][1] < counted[1][1]
 
 
-def test_the_sample_is_the_asked_share_and_the_same_every_time() -> None:
+def test_the_sample_has_the_requested_share_and_is_deterministic() -> None:
     tracker = RecordingTracker()
     monitor = ServingMonitor(tracker, share=0.25)
     chosen = [number for number in range(4000) if monitor.samples(f"chatcmpl-{number}")]
@@ -77,7 +77,7 @@ def test_the_sample_is_the_asked_share_and_the_same_every_time() -> None:
     assert everything.samples("chatcmpl-1")
 
 
-def test_content_goes_into_a_trace_only_where_it_may() -> None:
+def test_content_is_in_traces_only_if_allowed() -> None:
     for allowed, expected in ((False, (None, None)), (True, ("[]", "hello"))):
         tracker = RecordingTracker()
         monitor = ServingMonitor(tracker, share=1.0, log_content=allowed, model_id="m-1")
@@ -89,7 +89,7 @@ def test_content_goes_into_a_trace_only_where_it_may() -> None:
         assert tracker.used == ["m-1"]
 
 
-def test_gauges_of_an_engine_that_is_closing_do_not_end_the_record() -> None:
+def test_failing_gauges_do_not_stop_the_metrics() -> None:
     def gauges() -> dict[str, float]:
         raise EngineStoppedError("the engine is closed")
 
@@ -100,7 +100,7 @@ def test_gauges_of_an_engine_that_is_closing_do_not_end_the_record() -> None:
     assert ("serve/requests", 1, 1) in tracker.points
 
 
-def test_requests_of_many_threads_are_all_in_the_store(begin: Opener, store: TrackingStore) -> None:
+def test_requests_of_concurrent_threads_are_all_stored(begin: Opener, store: TrackingStore) -> None:
     tracker = begin("serve")
     monitor = ServingMonitor(tracker, share=1.0)
 

@@ -1,4 +1,4 @@
-"""Where the store is, and that it is made whole by whoever is first."""
+"""Address, creation and upgrade of the tracking store."""
 
 import sqlite3
 import subprocess
@@ -14,7 +14,7 @@ from llmctl.types import Progress
 from tests.monitor.conftest import Opener
 
 
-def test_the_option_goes_before_the_variable_and_that_before_our_folder(
+def test_the_option_has_priority_over_the_variable_and_the_default_folder(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert store_uri() == f"sqlite:///{home}/mlflow.db"
@@ -25,7 +25,7 @@ def test_the_option_goes_before_the_variable_and_that_before_our_folder(
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "sqlite:///:memory:", "runs"])
-def test_an_address_that_is_no_store_is_refused_by_its_origin(
+def test_an_invalid_address_is_rejected_with_its_origin(
     uri: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert home.is_dir()
@@ -36,7 +36,7 @@ def test_an_address_that_is_no_store_is_refused_by_its_origin(
         store_uri()
 
 
-def test_two_processes_that_make_the_store_at_once_both_write_to_it(
+def test_two_processes_create_and_use_the_same_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "new"))
@@ -54,19 +54,17 @@ def test_two_processes_that_make_the_store_at_once_both_write_to_it(
     assert list((tmp_path / "new").glob(".mlflow-*")) == []
 
 
-def test_making_the_store_is_said_once_and_reading_does_not_wait_for_writing(
-    tmp_path: Path, home: Path
-) -> None:
-    said: list[Progress] = []
+def test_creation_is_reported_once_and_uses_wal_mode(tmp_path: Path, home: Path) -> None:
+    reports: list[Progress] = []
     uri = store_uri(f"sqlite:///{tmp_path / 'other' / 'tracking.db'}")
-    open_store(uri, said.append)
-    open_store(uri, said.append)
-    assert [report.stage for report in said] == ["preparing the tracking store (once)"]
+    open_store(uri, reports.append)
+    open_store(uri, reports.append)
+    assert [report.stage for report in reports] == ["preparing the tracking store (once)"]
     with closing(sqlite3.connect(home / "mlflow.db")) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_an_experiment_in_the_trash_is_taken_out_again(store: TrackingStore) -> None:
+def test_a_deleted_experiment_is_restored(store: TrackingStore) -> None:
     store.client.delete_experiment(store.experiment_id)
     again = open_store(store.uri)
     assert again.experiment_id == store.experiment_id
@@ -81,7 +79,7 @@ def test_a_store_of_an_older_mlflow_opens_with_its_runs(home: Path, store: Track
     assert upgraded.client.get_run(run.info.run_id).info.run_name == "old"
 
 
-def test_a_store_of_a_newer_mlflow_is_refused_and_the_work_goes_on(
+def test_a_store_of_a_newer_mlflow_is_rejected_and_the_work_continues(
     home: Path, begin: Opener, warnings: list[str]
 ) -> None:
     with closing(sqlite3.connect(home / "mlflow.db")) as connection:
@@ -95,7 +93,7 @@ def test_a_store_of_a_newer_mlflow_is_refused_and_the_work_goes_on(
 
 
 def older_copy(home: Path) -> Path:
-    """Copy the store and take MLflow's last change of its tables back, by its own migrations."""
+    """Copy the store and revert the last migration of MLflow."""
     from alembic import command
     from alembic.config import Config
     from mlflow.store import db_migrations

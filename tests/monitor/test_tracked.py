@@ -1,4 +1,4 @@
-"""The block decides how its run ended."""
+"""The status of a run by the end of its block."""
 
 import asyncio
 import signal
@@ -29,27 +29,27 @@ def end_by(error: BaseException | None) -> RecordingTracker:
         (None, "finished", ""),
         (SystemExit(0), "finished", ""),
         (SystemExit(3), "failed", "exit: 3"),
-        (LlmctlError("no room", hint="buy some"), "failed", "no room"),
+        (LlmctlError("disk full", hint="free some space"), "failed", "disk full"),
         (ValueError("bad"), "failed", "ValueError: bad"),
         (KeyboardInterrupt(), "killed", "stopped by Ctrl-C"),
         (Terminated(signal.SIGTERM), "killed", "stopped by SIGTERM"),
         (asyncio.CancelledError(), "killed", "cancelled"),
     ],
 )
-def test_a_block_that_ends_so_makes_a_run_that_says_so(
+def test_the_status_and_error_of_a_run_follow_its_block(
     error: BaseException | None, status: str, reason: str
 ) -> None:
     tracker = end_by(error)
     assert (tracker.status, tracker.error) == (status, reason)
 
 
-def test_only_an_unexpected_error_keeps_its_traceback() -> None:
+def test_only_an_unexpected_error_stores_its_traceback() -> None:
     assert "ValueError: bad" in end_by(ValueError("bad")).texts["traceback.txt"]
-    assert end_by(LlmctlError("no room")).texts == {}
+    assert end_by(LlmctlError("disk full")).texts == {}
     assert end_by(KeyboardInterrupt()).texts == {}
 
 
-def test_a_signal_ends_the_block_and_the_old_handler_is_back_afterwards() -> None:
+def test_a_signal_ends_the_block_and_the_handler_is_restored() -> None:
     tracker = RecordingTracker()
     with pytest.raises(SystemExit) as left, tracked(tracker):
         signal.raise_signal(signal.SIGTERM)
@@ -58,18 +58,18 @@ def test_a_signal_ends_the_block_and_the_old_handler_is_back_afterwards() -> Non
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_program_that_handles_sigterm_itself_goes_on_doing_so() -> None:
-    heard = []
+def test_an_existing_sigterm_handler_is_kept() -> None:
+    received = []
 
-    def hear(number: int, _: FrameType | None) -> None:
-        heard.append(number)
+    def handle(number: int, _: FrameType | None) -> None:
+        received.append(number)
 
-    before = signal.signal(signal.SIGTERM, hear)
+    before = signal.signal(signal.SIGTERM, handle)
     try:
         tracker = RecordingTracker()
         with tracked(tracker):
             signal.raise_signal(signal.SIGTERM)
-        assert heard == [signal.SIGTERM]
+        assert received == [signal.SIGTERM]
         assert tracker.status == "finished"
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""A store with a history: data cleaned, taught twice, measured, served, and what went wrong."""
+"""A tracking store with runs: cleaning, two fine-tunings, evaluation, serving and a failure."""
 
 import math
 import shutil
@@ -24,11 +24,11 @@ QUESTIONS = DatasetRef("ceval", "ceval/ceval-exam", "cc" * 32, 1346)
 
 @dataclass(frozen=True, slots=True)
 class TrackingHistory:
-    """The folder of llmctl, and the ids of its runs by what they are called here."""
+    """The folder of llmctl, and the ids of its runs by short names."""
 
     home: Path
     empty: Path
-    """The same store before the first run."""
+    """The store before the first run."""
     ids: dict[str, str]
     adapter: Path
 
@@ -40,7 +40,7 @@ class TrackingHistory:
 def empty_home(
     tracking_history: TrackingHistory, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """Make a folder of llmctl with an empty store, and use it."""
+    """Create a folder of llmctl with an empty store, and use it."""
     folder.mkdir()
     shutil.copy(tracking_history.empty, folder / "mlflow.db")
     monkeypatch.setenv("LLMCTL_HOME", str(folder))
@@ -63,7 +63,7 @@ def end_tracker(tracker: Tracker, status: RunStatus = "finished", error: str = "
 
 
 def create_history(folder: Path, empty: Path) -> TrackingHistory:
-    """Write the history into a new folder, as the commands would."""
+    """Write the runs to a new folder, as the commands do."""
     home = folder / "home"
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("LLMCTL_HOME", str(home))
@@ -101,7 +101,7 @@ def _history(folder: Path) -> tuple[dict[str, str], Path]:
     broken = start_tracker("finetune", "/models/我的模型", name="broken [bold]run[/x]")
     for step, value in enumerate((2.0, math.nan, math.inf)):
         broken.log_metrics({"train/loss": value}, step=step)
-    ids["broken"] = end_tracker(broken, "failed", "the loss is no number")
+    ids["broken"] = end_tracker(broken, "failed", "the loss is NaN")
     return ids, adapter
 
 

@@ -1,4 +1,4 @@
-"""`llmctl runs`, from the service down to the store: what changes it, what leaves it."""
+"""The service of `llmctl runs` with a real store."""
 
 import csv
 import json
@@ -42,15 +42,15 @@ def names(**options: bool) -> set[str]:
     return {run.name for run in service.list_runs(ANY, **options)}  # type: ignore[arg-type]
 
 
-def forget(_: RunRecord) -> None:
+def ignore(_: RunRecord) -> None:
     pass
 
 
-def forbid(said: object) -> None:
-    raise AssertionError(said)
+def forbid(value: object) -> None:
+    raise AssertionError(value)
 
 
-def test_show_gathers_figures_lineage_and_files(history: TrackingHistory) -> None:
+def test_show_returns_metrics_lineage_and_artifacts(history: TrackingHistory) -> None:
     details = service.show("微调-fast")
     (loss,) = [one for one in details.summaries if one.name == "train/loss"]
     assert (loss.first, loss.points) == (2.0, 10)
@@ -62,7 +62,7 @@ def test_show_gathers_figures_lineage_and_files(history: TrackingHistory) -> Non
 
 
 @pytest.mark.parametrize("output", ["tr.clean.jsonl", "out/tr.jsonl"])
-def test_data_that_was_clean_already_leads_to_the_run_that_learnt_from_it(
+def test_data_unchanged_by_cleaning_is_linked_to_its_fine_tuning(
     home: Path, tmp_path: Path, output: str
 ) -> None:
     assert home.is_dir()
@@ -78,9 +78,9 @@ def test_data_that_was_clean_already_leads_to_the_run_that_learnt_from_it(
     request = CleanRequest([str(raw)], CleanSettings(), ReadOptions())
     report, _ = clean(request, rows, track=True, warn=forbid)
     assert report.digest_before == report.digest_after
-    taught = start_tracker("finetune", name="taught")
-    taught.log_dataset(dataset_ref(str(rows), on_row_error=forbid), "training")
-    end_tracker(taught)
+    trained = start_tracker("finetune", name="trained")
+    trained.log_dataset(dataset_ref(str(rows), on_row_error=forbid), "training")
+    end_tracker(trained)
 
     def outline(node: LineageNode) -> object:
         name = node.run.kind if node.run is not None else node.role
@@ -90,17 +90,19 @@ def test_data_that_was_clean_already_leads_to_the_run_that_learnt_from_it(
     assert outline(service.show(cleaning.run_id).results) == {
         "clean": [{"output": [{"finetune": []}]}]
     }
-    assert outline(service.show("taught").sources) == {
+    assert outline(service.show("trained").sources) == {
         "finetune": [{"training": [{"clean": [{"source": []}]}]}]
     }
 
 
-def test_a_curve_of_no_numbers_alone_has_no_lowest(history: TrackingHistory) -> None:
+def test_lowest_and_highest_ignore_nan(history: TrackingHistory) -> None:
     (loss,) = service.show(history.ids["broken"]).summaries
     assert (loss.first, loss.last, loss.lowest, loss.highest) == (2.0, math.inf, 2.0, math.inf)
 
 
-def test_compare_keeps_what_is_equal_apart_and_says_who_is_ahead(history: TrackingHistory) -> None:
+def test_compare_separates_equal_parameters_and_finds_the_best_run(
+    history: TrackingHistory,
+) -> None:
     ids = history.ids
     comparison = service.compare([ids["slow"], ids["fast"], ids["eval"]])
     assert comparison.differing["lr"] == ("1e-05", "0.0001", None)
@@ -117,22 +119,22 @@ def test_compare_keeps_what_is_equal_apart_and_says_who_is_ahead(history: Tracki
 
 
 @pytest.mark.parametrize("references", [["微调-fast"], ["微调-fast", "微调-fas"]])
-def test_one_run_is_not_compared_with_itself(
+def test_a_comparison_of_one_run_is_an_error(
     history: TrackingHistory, references: list[str]
 ) -> None:
     assert history.ids
-    with pytest.raises(ConfigError, match="nothing to compare"):
+    with pytest.raises(ConfigError, match="needs two runs"):
         service.compare(references)
 
 
-def test_plot_draws_the_curves_of_several_runs(history: TrackingHistory, tmp_path: Path) -> None:
-    picture = tmp_path / "curves.png"
-    drawn = service.plot([history.ids["slow"], "微调-fast"], [], picture)
+def test_plot_writes_the_metrics_of_several_runs(history: TrackingHistory, tmp_path: Path) -> None:
+    file = tmp_path / "curves.png"
+    drawn = service.plot([history.ids["slow"], "微调-fast"], [], file)
     assert drawn == ["train/learning_rate", "train/loss"]
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert file.read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
-    # What is no number leaves a gap.
-    assert service.plot([history.ids["broken"]], ["train/loss"], picture) == ["train/loss"]
+    # NaN leaves a gap.
+    assert service.plot([history.ids["broken"]], ["train/loss"], file) == ["train/loss"]
 
 
 @pytest.mark.parametrize(
@@ -141,10 +143,10 @@ def test_plot_draws_the_curves_of_several_runs(history: TrackingHistory, tmp_pat
         ("微调-fast", ["train/los"], "x.png", "train/los"),
         ("微调-fast", [], "x.jpg", "x.jpg"),
         ("微调-fast", [], "nowhere/x.png", "nowhere"),
-        ("eval-", [], "x.png", "no run given has a curve"),
+        ("eval-", [], "x.png", "more than one point"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(
+def test_invalid_plots_are_errors(
     history: TrackingHistory, tmp_path: Path, run: str, metrics: list[str], file: str, reason: str
 ) -> None:
     assert history.ids
@@ -153,7 +155,9 @@ def test_what_cannot_be_drawn_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_best_goes_by_the_metric_s_name_unless_told(history: TrackingHistory) -> None:
+def test_best_derives_the_direction_from_the_name_of_the_metric(
+    history: TrackingHistory,
+) -> None:
     assert service.best("eval/loss", None, ANY)[0].run_id == history.ids["fast"]
     assert service.best("eval/loss", "higher", ANY)[0].run_id == history.ids["slow"]
     assert service.best("eval/ceval", None, ANY) == (service.resolve(["eval-"])[0], "higher")
@@ -161,7 +165,7 @@ def test_best_goes_by_the_metric_s_name_unless_told(history: TrackingHistory) ->
         service.best("eval/ceval", None, RunFilter(kind="finetune"))
 
 
-def test_an_export_holds_every_point_and_every_file(
+def test_an_export_holds_every_point_and_every_artifact(
     history: TrackingHistory, tmp_path: Path
 ) -> None:
     target = tmp_path / "出口"
@@ -177,18 +181,18 @@ def test_an_export_holds_every_point_and_every_file(
     assert [path.name for path in tmp_path.iterdir()] == ["出口"]
 
 
-def test_an_export_overwrites_nothing(history: TrackingHistory, tmp_path: Path) -> None:
+def test_an_export_does_not_overwrite(history: TrackingHistory, tmp_path: Path) -> None:
     assert history.ids
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").write_text("x")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         service.export("微调-fast", tmp_path / "mine")
-    with pytest.raises(ConfigError, match="is no folder"):
+    with pytest.raises(ConfigError, match="is not a folder"):
         service.export("微调-fast", tmp_path / "no/where")
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "file"]
 
 
-def test_json_has_null_for_what_is_no_number(history: TrackingHistory) -> None:
+def test_nan_is_null_in_json(history: TrackingHistory) -> None:
     (broken,) = service.resolve([history.ids["broken"]])
     plain = service.run_to_dict(broken)
     assert plain["metrics"] == {"train/loss": None}
@@ -213,7 +217,7 @@ def test_notes_and_tags_are_written_replaced_and_removed(home: Path) -> None:
         service.write_tags("fast", {"llmctl.kind": "eval"})
 
 
-def test_a_tag_that_no_store_takes_is_refused_by_its_name_and_none_is_written(home: Path) -> None:
+def test_an_invalid_tag_is_an_error_and_no_tag_is_written(home: Path) -> None:
     assert home.is_dir()
     end_tracker(start_tracker("bench", name="fast"))
     for name, value in (("sp ace/ü@", "x"), ("a//b", "x"), ("n" * 251, "x"), ("long", "x" * 8001)):
@@ -226,7 +230,7 @@ def test_a_tag_that_no_store_takes_is_refused_by_its_name_and_none_is_written(ho
     assert service.show("fast").run.tags["sp ace/ü:1.0_-"] == "x" * 8000
 
 
-def test_what_the_store_answers_becomes_an_error_with_its_own_way_out() -> None:
+def test_store_errors_are_translated_with_a_hint() -> None:
     import_mlflow()
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
@@ -238,18 +242,21 @@ def test_what_the_store_answers_becomes_an_error_with_its_own_way_out() -> None:
         (MlflowException("too odd", INVALID_PARAMETER_VALUE), ConfigError, "too odd", ""),
         (ConnectionRefusedError("refused"), LlmctlError, "refused", "start the server"),
     ]
-    for answer, kind, said, hint in answers:
-        with pytest.raises(kind, match=said) as caught, translated_store_errors("sqlite:///x.db"):
+    for answer, kind, message, hint in answers:
+        with (
+            pytest.raises(kind, match=message) as caught,
+            translated_store_errors("sqlite:///x.db"),
+        ):
             raise answer
         assert type(caught.value) is kind
         assert hint in caught.value.hint
 
 
-def test_the_trash_gives_back_what_was_put_there(home: Path) -> None:
+def test_deleted_runs_can_be_restored(home: Path) -> None:
     assert home.is_dir()
     run_id = end_tracker(start_tracker("bench", name="one"))
     end_tracker(start_tracker("bench", name="two"))
-    service.remove(service.resolve(["one"]), forget)
+    service.remove(service.resolve(["one"]), ignore)
     assert (names(), names(deleted=True)) == ({"two"}, {"one"})
     assert service.show("one").run.deleted
     for wants in (
@@ -269,15 +276,15 @@ def test_the_trash_gives_back_what_was_put_there(home: Path) -> None:
         service.show("nope")
 
 
-def test_a_run_that_goes_on_is_not_removed(home: Path) -> None:
+def test_a_running_run_is_not_removed(home: Path) -> None:
     assert home.is_dir()
-    going = start_tracker("serve", name="going")
-    with pytest.raises(ConfigError, match="still runs"):
-        service.remove(service.resolve(["going"]), forget, purge=True)
-    end_tracker(going)
+    running = start_tracker("serve", name="running")
+    with pytest.raises(ConfigError, match="still running"):
+        service.remove(service.resolve(["running"]), ignore, purge=True)
+    end_tracker(running)
 
 
-def test_purge_leaves_nothing_of_a_run_but_its_adapter(home: Path, tmp_path: Path) -> None:
+def test_purge_deletes_everything_except_the_adapter(home: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
@@ -292,15 +299,15 @@ def test_purge_leaves_nothing_of_a_run_but_its_adapter(home: Path, tmp_path: Pat
         tracker.log_trace(RequestTrace(f"c-{tracker.run_id}", 1_800_000_000.0, 1.0))
         end_tracker(tracker)
     trashed = end_tracker(start_tracker("finetune", name="trashed before"))
-    service.remove(service.resolve(["trashed"]), forget)
+    service.remove(service.resolve(["trashed"]), ignore)
 
-    gone: list[str] = []
+    removed: list[str] = []
     service.remove(
         service.resolve(["doomed", trashed], deleted=None),
-        lambda run: gone.append(run.name),
+        lambda run: removed.append(run.name),
         purge=True,
     )
-    assert gone == ["doomed", "trashed before"]
+    assert removed == ["doomed", "trashed before"]
     assert (names(), names(deleted=True)) == ({"other"}, set())
     assert [path.name for path in (home / "artifacts").iterdir()] == [other.run_id]
     assert (adapter / "adapter_config.json").is_file()

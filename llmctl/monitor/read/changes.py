@@ -1,6 +1,6 @@
-"""How is a remembered run changed: its note, its tags, into the trash, back, or away for good?
+"""Changes of stored runs: notes, tags, trash, restoration and permanent deletion.
 
-Every change goes through MLflow's client, so that any store is changed as MLflow would.
+Every change goes through MLflow's client and works for any store.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +19,13 @@ _TRACES_AT_ONCE: Final = 100
 
 @contextmanager
 def open_writable_store(tracking_uri: str | None = None) -> Iterator[TrackingStore]:
-    """Open the store to write it; what raises there becomes a plain error.
+    """Open the store for changes; its errors in the block become errors of llmctl.
 
-    Runs that have lost their process are written down as killed first, as readers see them already.
+    Runs of dead processes are marked as killed first, as readers see them already.
 
     Raises:
-        LlmctlError: the store does not answer or refuses.
+        ConfigError: the store rejects a value.
+        LlmctlError: the store does not answer, or rejects the change.
     """
     uri = store_uri(tracking_uri)
     import_mlflow()
@@ -35,7 +36,7 @@ def open_writable_store(tracking_uri: str | None = None) -> Iterator[TrackingSto
 
 
 def set_note(store: TrackingStore, run_id: str, text: str) -> None:
-    """Write a run's note in place of the one before; an empty text removes it."""
+    """Replace the note of a run; an empty text removes it."""
     set_tag(store, run_id, TAG_NOTE, text)
 
 
@@ -48,7 +49,7 @@ def set_tag(store: TrackingStore, run_id: str, key: str, value: str) -> None:
 
 
 def move_to_trash(store: TrackingStore, run: RunRecord) -> None:
-    """Put a run into the trash, from where `restore` brings it back."""
+    """Move a run to the trash; `restore` takes it back."""
     store.client.delete_run(run.run_id)
 
 
@@ -60,16 +61,15 @@ def restore(store: TrackingStore, run: RunRecord) -> None:
 def purge(
     store: TrackingStore, runs: Sequence[RunRecord], done: Callable[[RunRecord], None]
 ) -> None:
-    """Delete runs for good: their figures, files, traces, and the record of the model they made.
+    """Delete runs permanently, with metrics, artifacts, traces and the record of their model.
 
-    The model's own folder stays. `mlflow gc` would do the same to runs, but also to everything
-    else that lies in the trash, so its steps are taken here one by one.
+    The folder of the model stays.
 
     Args:
-        done: told of each run that is gone.
+        done: called after each deleted run.
 
     Raises:
-        LlmctlError: the store is a server, which deletes for good only on its own machine.
+        LlmctlError: the store is a server, which deletes permanently only on its own machine.
     """
     backend = _backend(store)
     for run in runs:
@@ -85,12 +85,12 @@ def purge(
 
 
 def _backend(store: TrackingStore) -> Any:
-    """Return what deletes for good: a store with tables of its own can, and no server offers it."""
+    """Return the store object with permanent deletion. Servers do not offer it."""
     backend: Any = store.client._tracking_client.store
     if not hasattr(backend, "_hard_delete_run"):
         raise LlmctlError(
-            f"the server {store.uri} keeps what is in its trash",
-            hint="on its own machine `mlflow gc` empties it; without --purge the runs go there",
+            f"the server {store.uri} does not delete permanently",
+            hint="`mlflow gc` on its machine empties the trash; leave out --purge to use the trash",
         )
     return backend
 
@@ -128,5 +128,5 @@ def _delete_files(artifact_uri: str) -> None:
         repository: Any = get_artifact_repository(artifact_uri)
         repository.delete_artifacts()
     if folder is not None:
-        with suppress(OSError):  # MLflow leaves the empty folder of the run around it
+        with suppress(OSError):  # MLflow leaves the empty parent folder of the run
             folder.parent.rmdir()

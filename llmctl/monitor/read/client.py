@@ -1,4 +1,4 @@
-"""Which runs does any store hold? Read through MLflow's client: a server, or unknown tables."""
+"""Reading of runs through MLflow's client: from a server, or a database with an unknown schema."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ _TRACE_PAGE = 100
 
 
 class ClientRunReader:
-    """Reads a store as MLflow does; makes no experiment where there is none."""
+    """Reads any store; does not create a missing experiment."""
 
     def __init__(self, uri: str) -> None:
-        """Open the store. Raises `LlmctlError`: it does not answer, or needs an upgrade."""
+        """Open the store. Raises `LlmctlError` if it does not answer or needs an upgrade."""
         import_mlflow()
         from mlflow import MlflowClient
 
@@ -35,7 +35,7 @@ class ClientRunReader:
         pass
 
     def runs(self, *, deleted: bool = False) -> list[RunRecord]:
-        """Return every run of llmctl, or every one in the trash, newest first."""
+        """Return every run of llmctl, or every deleted one, newest first."""
         if not self._experiments:
             return []
         from mlflow.entities import ViewType
@@ -54,7 +54,7 @@ class ClientRunReader:
                     return runs
 
     def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:
-        """Return every metric's points in the order of their steps."""
+        """Return the points of every metric, ordered by step."""
         found = {}
         with translated_store_errors(self._uri):
             for key in sorted(self._client.get_run(run_id).data.metrics):
@@ -66,7 +66,7 @@ class ClientRunReader:
         return found
 
     def count_traces(self, run_id: str) -> int:
-        """Return how many requests of a server's run are kept."""
+        """Return the number of traces of a run."""
         count, token = 0, None
         with translated_store_errors(self._uri):
             while True:
@@ -85,11 +85,11 @@ class ClientRunReader:
 
 @contextmanager
 def translated_store_errors(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises into an error that a person can act on.
+    """Translate errors of MLflow in the block to errors of llmctl.
 
     Raises:
-        ConfigError: the store refuses what it was told.
-        LlmctlError: it does not answer, or cannot be used now.
+        ConfigError: the store rejects a value.
+        LlmctlError: the store does not answer, or cannot be used now.
     """
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
@@ -99,12 +99,12 @@ def translated_store_errors(uri: str) -> Iterator[None]:
     except (MlflowException, RequestException, sqlite3.Error, OSError) as error:
         reason = next(iter(str(error).strip().splitlines()), repr(error))[:300]
         if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
-            raise ConfigError(f"the tracking store {uri} refuses this: {reason}") from error
+            raise ConfigError(f"the tracking store {uri} rejects the value: {reason}") from error
         hint = "check --tracking-uri and MLFLOW_TRACKING_URI, or start the server"
         if isinstance(error.__context__, RequestException):
             reason = "it does not answer"
         if "out-of-date database schema" in reason:
-            hint = f"`mlflow db upgrade {uri}` brings it up to date; so does the next run"
+            hint = f"`mlflow db upgrade {uri}` upgrades it, and so does the next run"
         if "database is locked" in reason:
             reason, hint = "it stays locked", "another program writes it; try again"
         raise LlmctlError(f"the tracking store {uri} failed: {reason}", hint=hint) from error

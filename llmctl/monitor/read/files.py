@@ -1,4 +1,4 @@
-"""Which files does a run hold, and how are they copied out or taken along as a whole?"""
+"""Artifacts of a run: listing, copying, and export of the whole run to a folder."""
 
 import csv
 import json
@@ -20,15 +20,15 @@ from llmctl.types import MetricPoint, RunRecord
 
 @dataclass(frozen=True, slots=True)
 class RunFile:
-    """A file that is kept with a run."""
+    """A file among the artifacts of a run."""
 
     path: str
-    """Below the run's own folder, with `/` between parts."""
+    """Relative to the artifacts of the run, with `/` between parts."""
     bytes: int
 
 
 def local_artifact_folder(artifact_uri: str) -> Path | None:
-    """Return the folder of a run's files on this machine; None if they are elsewhere."""
+    """Return the folder of artifacts on this machine; None if they are elsewhere."""
     parts = urlsplit(artifact_uri)
     if parts.scheme == "file":
         return Path(url2pathname(parts.path))
@@ -37,7 +37,7 @@ def local_artifact_folder(artifact_uri: str) -> Path | None:
 
 
 def list_files(run: RunRecord, tracking_uri: str | None) -> list[RunFile]:
-    """List the files of a run, by path. Raises `LlmctlError`: the server does not answer."""
+    """List the artifacts of a run by path. Raises `LlmctlError` if the server does not answer."""
     if not run.artifact_uri:
         return []
     folder = local_artifact_folder(run.artifact_uri)
@@ -69,7 +69,7 @@ def _remote_files(run: RunRecord, uri: str) -> Iterator[RunFile]:
 
 
 def copy_files(run: RunRecord, target: Path, tracking_uri: str | None) -> None:
-    """Copy the files of a run into a new folder; none is made if there are no files."""
+    """Copy the artifacts of a run to a new folder; without artifacts there is no folder."""
     folder = local_artifact_folder(run.artifact_uri) if run.artifact_uri else None
     if folder is not None:
         if folder.is_dir():
@@ -91,21 +91,21 @@ def copy_files(run: RunRecord, target: Path, tracking_uri: str | None) -> None:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Lend a folder to fill, which becomes `target` by one rename if the block ends well.
+    """Yield a folder to fill; it is renamed to `target` if the block ends without an error.
 
     Raises:
-        ConfigError: something is there already, or the folder around it is missing.
-        LlmctlError: the disk refuses.
+        ConfigError: `target` exists and is not an empty folder, or its parent does not exist.
+        LlmctlError: the disk cannot be written.
     """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ConfigError(f"{target} is there already", hint="name a folder that is new or empty")
+        raise ConfigError(f"{target} exists already", hint="choose a new or empty folder")
     if not target.absolute().parent.is_dir():
-        raise ConfigError(f"{target.absolute().parent} is no folder", hint="make it first")
+        raise ConfigError(f"{target.absolute().parent} is not a folder", hint="create it first")
     try:
         with tempfile.TemporaryDirectory(
             prefix=f".{target.name}-", dir=target.absolute().parent, ignore_cleanup_errors=True
-        ) as aside:
-            inner = Path(aside) / "export"
+        ) as staging:
+            inner = Path(staging) / "export"
             inner.mkdir()
             yield inner
             if target.is_dir():
@@ -117,24 +117,24 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 def write_export(
     run: RunRecord,
-    plain: Mapping[str, Any],
+    values: Mapping[str, Any],
     curves: Mapping[str, Sequence[MetricPoint]],
     target: Path,
     tracking_uri: str | None,
 ) -> None:
-    """Write everything that is known of a run into a new folder, which appears whole.
+    """Write a whole run to a new folder, which appears complete or not at all.
 
-    `run.json` is `plain`; `params.json`, `tags.json`, `metrics.json` and `metrics.csv` (every
-    point) hold its parts; `artifacts/` the files, where there are any.
+    `run.json` holds `values`; `params.json`, `tags.json` and `metrics.json` its parts;
+    `metrics.csv` every point of `curves`; `artifacts/` the artifacts, if there are any.
 
     Raises:
-        ConfigError, LlmctlError: as `staged_folder`; or the store failed.
+        ConfigError, LlmctlError: as `new_folder`; or the store failed.
     """
     with new_folder(target) as folder:
-        _write_json(folder / "run.json", plain)
+        _write_json(folder / "run.json", values)
         _write_json(folder / "params.json", dict(run.params))
         _write_json(folder / "tags.json", dict(run.tags))
-        _write_json(folder / "metrics.json", plain["metrics"])
+        _write_json(folder / "metrics.json", values["metrics"])
         with (folder / "metrics.csv").open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(("metric", "step", "time", "value"))

@@ -1,7 +1,7 @@
-"""Where does a run come from, and what came of it? Runs, datasets and models as two trees.
+"""Lineage of runs, datasets and models, as a tree of sources and a tree of results.
 
-A run reads datasets and begins with a model; it makes datasets and a model. The same digest is the
-same dataset, the same LoggedModel id the same model, whichever run names it.
+A run has datasets and a model as inputs and as outputs. Datasets are identified by their digest,
+models by the id of their LoggedModel.
 """
 
 from collections import defaultdict
@@ -16,24 +16,24 @@ LineageNodeKind = Literal["run", "dataset", "model"]
 
 @dataclass(frozen=True, slots=True)
 class LineageNode:
-    """A run, a dataset or a model, and what hangs on it in one direction."""
+    """A run, a dataset or a model, with its sources or its results."""
 
     kind: LineageNodeKind
     id: str
     """Run id, digest or LoggedModel id."""
     name: str
     role: str = ""
-    """What it is to the node above: `training`, `output`, `model`, `part`, ..."""
+    """Relation to the parent node: `training`, `output`, `model`, `part`, ..."""
     run: RunRecord | None = None
     dataset: DatasetUse | None = None
     branches: tuple["LineageNode", ...] = ()
     seen: bool = False
-    """Its branches are drawn where it came first."""
+    """Its branches are at its first occurrence in the tree."""
 
 
 @dataclass(slots=True)
 class Lineage:
-    """The links between all runs of a store."""
+    """The relations between all runs of a store."""
 
     _runs: dict[str, RunRecord] = field(default_factory=dict)
     _made_by: dict[tuple[LineageNodeKind, str], list[RunRecord]] = field(
@@ -60,11 +60,11 @@ class Lineage:
         return links
 
     def sources(self, run: RunRecord) -> LineageNode:
-        """Return the run with everything that it was made from as branches."""
+        """Return the tree of the inputs of a run."""
         return self._grow(self._node_of(run), up=True, seen=set())
 
     def results(self, run: RunRecord) -> LineageNode:
-        """Return the run with everything that was made from it as branches."""
+        """Return the tree of the outputs of a run."""
         return self._grow(self._node_of(run), up=False, seen=set())
 
     def _grow(
@@ -76,13 +76,13 @@ class Lineage:
         above: str = "",
     ) -> LineageNode:
         key = (node.kind, node.id)
-        if key in seen:  # two ways lead here, or a run's output is its own input again
+        if key in seen:  # reached by two paths, or part of a cycle
             return _with(node, seen=bool(self._next(node, up=up)))
         seen.add(key)
         branches = [
             self._grow(following, up=up, seen=seen, above=node.id)
             for following in self._next(node, up)
-            if following.run is None or following.id != above  # it read what it made
+            if following.run is None or following.id != above  # not the run itself
         ]
         return _with(node, branches=tuple(branches))
 

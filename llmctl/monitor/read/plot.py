@@ -1,4 +1,4 @@
-"""How do the curves of runs look as a picture? One panel per metric, one line per run, as a PNG."""
+"""Plots of metrics as a PNG, with one panel per metric and one line per run."""
 
 import math
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llmctl.errors import LlmctlError
-from llmctl.monitor.read.metrics import x_values
+from llmctl.monitor.read.query import x_values
 from llmctl.types import MetricPoint
 
 if TYPE_CHECKING:
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 Curves = Mapping[str, Sequence[MetricPoint]]
 
-# Okabe and Ito's colours, told apart by people who see colours differently.
+# The palette of Okabe and Ito, which is distinguishable with colour blindness.
 _COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _DASHES: Final = ("-", "--", ":")
-_CHINESE_FONTS: Final = (
+_CJK_FONTS: Final = (
     "Noto Sans CJK SC",
-    "Noto Sans CJK JP",  # the one face of that file which older Matplotlibs see
+    "Noto Sans CJK JP",  # the only face of the font file that older versions of Matplotlib find
     "Noto Sans SC",
     "Source Han Sans SC",
     "Source Han Sans CN",
@@ -35,19 +35,20 @@ _CHINESE_FONTS: Final = (
     "Arial Unicode MS",
     "Droid Sans Fallback",
 )
-_FIRST_EASTERN: Final = "\u2e80"
-"""From here on characters need another font than Matplotlib's own."""
-_FEW_POINTS = 30
+_FIRST_CJK: Final = "\u2e80"
+"""Characters from here on are not in the default font of Matplotlib."""
+_MAX_MARKED_POINTS = 30
 
 
 def plot_curves(
     runs: Sequence[tuple[str, str, Curves]], metrics: Sequence[str], path: Path
 ) -> None:
-    """Write a PNG, whole or not at all.
+    """Plot metrics of runs and write a PNG, complete or not at all.
 
     Args:
-        runs: a name for people, an id for where no font can write that name, and the curves.
-        metrics: one panel each.
+        runs: name, id, and curves of each run. The id is the label if no font has the characters
+            of the name.
+        metrics: names of the metrics, one panel each.
 
     Raises:
         LlmctlError: the file cannot be written.
@@ -66,7 +67,7 @@ def plot_curves(
         handles: dict[str, Line2D] = {}
         for axes, metric in zip(grid, metrics, strict=False):
             for index, (name, run_id, curves) in enumerate(runs):
-                legible = len(fonts) > 1 or max(name) < _FIRST_EASTERN
+                legible = len(fonts) > 1 or max(name) < _FIRST_CJK
                 label = f"{name} [{run_id}]" if legible else run_id
                 points = curves.get(metric, ())
                 if points:
@@ -93,7 +94,7 @@ def _line(axes: "Axes", points: Sequence[MetricPoint], index: int, label: str) -
         [point.value if math.isfinite(point.value) else math.nan for point in points],
         color=_COLOURS[index % len(_COLOURS)],
         linestyle=_DASHES[index // len(_COLOURS) % len(_DASHES)],
-        marker="o" if len(points) <= _FEW_POINTS else None,
+        marker="o" if len(points) <= _MAX_MARKED_POINTS else None,
         markersize=3,
         linewidth=1.4,
         label=label,
@@ -105,16 +106,16 @@ def _fonts() -> list[str]:
     from matplotlib import font_manager
 
     installed = set(font_manager.get_font_names())
-    return ["DejaVu Sans", *(name for name in _CHINESE_FONTS if name in installed)]
+    return ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)]
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         try:
-            figure.savefig(aside, format="png", dpi=150)
-            aside.replace(path)
+            figure.savefig(temporary, format="png", dpi=150)
+            temporary.replace(path)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise LlmctlError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -1,21 +1,21 @@
-"""Which of the runs, in which order, and which is the best?"""
+"""Selection, order and comparison of runs, and summaries of their metrics."""
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.types import RunKind, RunRecord, RunStatus
+from llmctl.types import MetricPoint, RunKind, RunRecord, RunStatus
 
 MetricDirection = Literal["higher", "lower"]
 SORT_FIELDS: Final = ("started", "duration", "name", "kind", "model", "status")
-"""What runs are ordered by, besides their metrics."""
+"""Fields that runs are sorted by, besides their metrics."""
 
 _UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-# Words in the names of metrics; `per` as in tokens_per_s.
+# Words in the names of metrics; `per` is for tokens_per_s.
 _LOWER: Final = re.compile(
     r"_(loss|perplexity|ppl|errors?|wer|cer|rejected|dropped|latency|ttft|itl|queued?)(_|$)"
 )
@@ -26,11 +26,11 @@ _HIGHER: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class RunFilter:
-    """Which runs are meant; None means any."""
+    """A filter of runs; None admits all."""
 
     kind: RunKind | None = None
     model: str | None = None
-    """A part of the model's name, in any case."""
+    """A substring of the model name, case-insensitive."""
     status: RunStatus | None = None
     since: float | None = None
     """Started at or after, in Unix seconds."""
@@ -45,10 +45,10 @@ class RunFilter:
 
 
 def parse_time(text: str, now: datetime) -> float:
-    """Return Unix seconds of `7d`, `2h`, `30m`, `1w` before `now`, or of an ISO date or time.
+    """Return the Unix seconds of `30m`, `2h`, `7d` or `1w` before `now`, or of an ISO date or time.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: the text has another form.
     """
     span = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text.strip().lower())
     try:
@@ -57,18 +57,18 @@ def parse_time(text: str, now: datetime) -> float:
         return datetime.fromisoformat(text.strip()).timestamp()
     except (ValueError, OverflowError):
         raise ConfigError(
-            f"--since {text!r} is no time",
-            hint="write 30m, 2h, 7d or 1w for the time until now, or a date such as 2026-05-31",
+            f"--since {text!r} is not a time",
+            hint="use 30m, 2h, 7d or 1w before now, or a date such as 2026-05-31",
         ) from None
 
 
 def sort_runs(runs: Sequence[RunRecord], by: str) -> list[RunRecord]:
-    """Sort runs by a field or by the latest value of a metric; a leading `-` turns it round.
+    """Sort runs by a field or by the latest value of a metric; a leading `-` sorts descending.
 
-    Runs without such a value come last either way.
+    Runs without a value come last in both orders.
 
     Raises:
-        ConfigError: no run has such a metric.
+        ConfigError: `by` is not a field, and no run has such a metric.
     """
     name = by.removeprefix("-")
     if runs and name not in SORT_FIELDS and not any(name in run.metrics for run in runs):
@@ -96,30 +96,30 @@ def _sort_key(run: RunRecord, name: str) -> tuple[float, str] | None:
 
 
 def best_run(runs: Sequence[RunRecord], metric: str, better: MetricDirection) -> RunRecord:
-    """Return the run whose latest value of a metric is the highest, or the lowest.
+    """Return the run with the highest or the lowest latest value of a metric.
 
     Raises:
-        LlmctlError: no run has a value.
+        LlmctlError: there are no runs, or none has a value.
     """
-    rated = [run for run in runs if not math.isnan(run.metrics.get(metric, math.nan))]
+    with_value = [run for run in runs if not math.isnan(run.metrics.get(metric, math.nan))]
     if not runs:
         raise LlmctlError("there are no such runs yet")
-    if not rated:
+    if not with_value:
         raise LlmctlError(
             f"none of the {len(runs)} runs has a value of {metric!r}",
             hint=f"their metrics: {metric_names(runs)}" if metric_names(runs) else "",
         )
     choose = max if better == "higher" else min
-    return choose(rated, key=lambda run: run.metrics[metric])
+    return choose(with_value, key=lambda run: run.metrics[metric])
 
 
 def metric_names(runs: Iterable[RunRecord]) -> str:
-    """Name the metrics that these runs have."""
+    """Return the names of the metrics of runs, separated by commas."""
     return ", ".join(sorted({name for run in runs for name in run.metrics}))
 
 
 def metric_direction(metric: str) -> MetricDirection | None:
-    """Say by a metric's name which values are better; None where neither is (a learning rate)."""
+    """Return which values of a metric are better, by its name; None for neither (learning rate)."""
     folder, _, name = metric.rpartition("/")
     words = re.sub(r"[^a-z0-9]+", "_", f"_{name.lower()}")
     if _LOWER.search(words):
@@ -129,3 +129,85 @@ def metric_direction(metric: str) -> MetricDirection | None:
     if words.endswith(("_s", "_ms", "_seconds")):
         return "lower"
     return "higher" if folder.split("/")[0] in ("eval", "test") else None
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSummary:
+    """The summary of one metric of a run. Lowest and highest ignore NaN."""
+
+    name: str
+    first: float
+    last: float
+    lowest: float
+    highest: float
+    points: int
+
+
+@dataclass(frozen=True, slots=True)
+class MetricComparison:
+    """The latest value of one metric in each of several runs."""
+
+    name: str
+    values: tuple[float | None, ...]
+    better: MetricDirection | None
+    best: frozenset[int] = frozenset()
+    """Indices of the best runs; empty without a direction, or if all values are equal."""
+    worst: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class RunComparison:
+    """A comparison of several runs; every tuple has one value per run."""
+
+    runs: tuple[RunRecord, ...]
+    differing: Mapping[str, tuple[str | None, ...]]
+    """Parameters with different values."""
+    equal: Mapping[str, str]
+    metrics: tuple[MetricComparison, ...]
+
+
+def summarize_metrics(curves: Mapping[str, Sequence[MetricPoint]]) -> list[MetricSummary]:
+    """Summarize every metric that has a point."""
+    return [_summary(name, points) for name, points in curves.items() if points]
+
+
+def _summary(name: str, points: Sequence[MetricPoint]) -> MetricSummary:
+    numbers = [point.value for point in points if not math.isnan(point.value)] or [math.nan]
+    return MetricSummary(
+        name, points[0].value, points[-1].value, min(numbers), max(numbers), len(points)
+    )
+
+
+def compare_runs(runs: Sequence[RunRecord]) -> RunComparison:
+    """Compare the parameters and the latest metric values of runs."""
+    rows = {
+        name: tuple(run.params.get(name) for run in runs)
+        for name in sorted({name for run in runs for name in run.params})
+    }
+    differing = {name: row for name, row in rows.items() if len(set(row)) > 1}
+    equal = {name: str(row[0]) for name, row in rows.items() if name not in differing}
+    names = sorted({name for run in runs for name in run.metrics})
+    return RunComparison(tuple(runs), differing, equal, tuple(_metric_row(n, runs) for n in names))
+
+
+def _metric_row(name: str, runs: Sequence[RunRecord]) -> MetricComparison:
+    values = tuple(run.metrics.get(name) for run in runs)
+    direction = metric_direction(name)
+    numbers = [value for value in values if value is not None and not math.isnan(value)]
+    if direction is None or len(set(numbers)) < 2:
+        return MetricComparison(name, values, direction)
+    low, high = min(numbers), max(numbers)
+    best, worst = (low, high) if direction == "lower" else (high, low)
+    best_runs, worst_runs = (_indices_of(values, end) for end in (best, worst))
+    return MetricComparison(name, values, direction, best_runs, worst_runs)
+
+
+def _indices_of(values: Sequence[float | None], wanted: float) -> frozenset[int]:
+    return frozenset(index for index, value in enumerate(values) if value == wanted)
+
+
+def x_values(points: Sequence[MetricPoint]) -> tuple[list[float], str]:
+    """Return the x values of a curve and their unit: steps, or seconds if all steps are equal."""
+    if len({point.step for point in points}) > 1:
+        return [point.step for point in points], "step"
+    return [point.time - points[0].time for point in points], "seconds"

@@ -1,4 +1,4 @@
-"""How do the rows of a store become a `RunRecord`? The same for every way of reading them."""
+"""Conversion of stored values to a `RunRecord`, common to all readers, and of records to JSON."""
 
 import json
 import math
@@ -30,10 +30,10 @@ STATUSES: Final[Mapping[str, RunStatus]] = {
     "FAILED": "failed",
     "KILLED": "killed",
 }
-"""MLflow's word for it, and ours."""
-_INFINITE: Final = 1.7e308
-"""MLflow keeps an infinite value as the largest finite one, which every database can hold."""
-_LIKELY_KEY_METRICS: Final = ("eval/ceval", "eval/loss", "train/loss", "serve/tokens_per_s")
+"""Status of MLflow -> status of llmctl."""
+_MIN_INFINITE: Final = 1.7e308
+"""MLflow stores infinity as the largest finite number, because not every database has infinity."""
+_DEFAULT_KEY_METRICS: Final = ("eval/ceval", "eval/loss", "train/loss", "serve/tokens_per_s")
 
 
 def run_record(
@@ -50,14 +50,14 @@ def run_record(
     datasets: Iterable[DatasetUse],
     deleted: bool,
 ) -> RunRecord:
-    """Put together what a store says of a run, which may be another program's.
+    """Make the record of a run, which may be of another program.
 
-    A run that says RUNNING while its process is gone is given as killed.
+    A RUNNING run whose process is dead gets the status `killed`.
     """
     key_metric = tags.get(TAG_KEY_METRIC)
     if key_metric is None:
-        key_metric = next((name for name in _LIKELY_KEY_METRICS if name in metrics), None)
-    read = RunRecord(
+        key_metric = next((name for name in _DEFAULT_KEY_METRICS if name in metrics), None)
+    run = RunRecord(
         run_id=run_id,
         name=name or run_id[:8],
         kind=tags.get(TAG_KIND, ""),
@@ -78,19 +78,19 @@ def run_record(
         datasets=tuple(sorted(datasets, key=lambda use: (use.name, use.digest))),
         deleted=deleted,
     )
-    return _as_found(read)
+    return _with_liveness(run)
 
 
-def _as_found(read: RunRecord) -> RunRecord:
-    process = read.tags.get(TAG_PROCESS)
-    if read.status != "running" or process is None or is_alive(process, last_seen(read.tags)):
-        return read
-    ended = last_seen(read.tags) or read.started
-    return replace(read, status="killed", ended=ended, error=read.error or DIED_ERROR)
+def _with_liveness(run: RunRecord) -> RunRecord:
+    process = run.tags.get(TAG_PROCESS)
+    if run.status != "running" or process is None or is_alive(process, last_seen(run.tags)):
+        return run
+    ended = last_seen(run.tags) or run.started
+    return replace(run, status="killed", ended=ended, error=run.error or DIED_ERROR)
 
 
 def dataset_use(name: str, digest: str, context: str, source: str, profile: str) -> DatasetUse:
-    """Read how MLflow keeps a dataset: its source and its profile are JSON of several shapes."""
+    """Parse a dataset of MLflow, whose source and profile are JSON with varying keys."""
     where = _mapping(source)
     rows = _mapping(profile).get("num_rows")
     return DatasetUse(
@@ -111,12 +111,12 @@ def _mapping(text: str) -> dict[str, Any]:
 
 
 def restore_infinity(value: float) -> float:
-    """Return a value as it was logged."""
-    return math.copysign(math.inf, value) if abs(value) > _INFINITE else value
+    """Return the logged value of a stored metric."""
+    return math.copysign(math.inf, value) if abs(value) > _MIN_INFINITE else value
 
 
 def run_to_dict(run: RunRecord) -> dict[str, Any]:
-    """Return what JSON can say of a run; times in UTC, null for a number that is none."""
+    """Return a run as values of JSON, with times in UTC and null for NaN and infinity."""
     return {
         "id": run.run_id,
         "name": run.name,
@@ -142,7 +142,7 @@ def run_to_dict(run: RunRecord) -> dict[str, Any]:
 
 
 def finite_or_none(value: float | None) -> float | None:
-    """Return a number that JSON knows, or None."""
+    """Return a number that JSON can represent, or None."""
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -1,8 +1,8 @@
-"""How are remembered runs read, and which one does a person mean?
+"""Reading of stored runs, and resolution of references to runs.
 
-A SQLite store whose tables are known is read directly (`run_sqlite`, milliseconds), any other
-through MLflow's client (`run_client`, seconds). A store that is not there holds no runs, and is not
-made by looking. What killed commands left waiting for the store is delivered first.
+A SQLite store with a known schema is read directly (`sqlite`, milliseconds), any other through
+MLflow's client (`client`, seconds). A missing store has no runs, and reading does not create it.
+Spools of killed commands are delivered first.
 """
 
 import logging
@@ -19,14 +19,14 @@ from llmctl.monitor.write.spool import orphaned_spools
 from llmctl.types import MetricPoint, RunRecord
 
 SHORT_ID_CHARS: Final = 8
-"""Characters of an id that a person sees."""
+"""Number of displayed characters of an id."""
 LATEST_ALIASES: Final = ("latest", "@")
-_MOST_CANDIDATES = 10
+_MAX_LISTED = 10
 _log = logging.getLogger(__name__)
 
 
 class RunNotFoundError(LlmctlError):
-    """No run is meant by what a person wrote."""
+    """No run matches a reference."""
 
     def __init__(self, reference: str, hint: str, reason: str = "") -> None:
         super().__init__(f"there is no run {reference!r}{reason and f': {reason}'}", hint=hint)
@@ -34,22 +34,23 @@ class RunNotFoundError(LlmctlError):
 
 
 class RunReader(Protocol):
-    """The runs of one store. Every method raises `LlmctlError` if the store cannot be read."""
+    """Reads the runs of one store. Every method raises `LlmctlError` if that fails."""
 
     def runs(self, *, deleted: bool = False) -> list[RunRecord]:
-        """Return every run of llmctl, or every one in the trash, newest first."""
+        """Return every run of llmctl, or every deleted one, newest first."""
 
     def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:
-        """Return every metric's points in the order of their steps."""
+        """Return the points of every metric, ordered by step."""
 
     def count_traces(self, run_id: str) -> int:
-        """Return how many requests of a server's run are kept."""
+        """Return the number of traces of a run."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the store."""
 
 
 class EmptyRunReader:
-    """A store that is not there."""
+    """The reader of a missing store."""
 
     def runs(self, *, deleted: bool = False) -> list[RunRecord]:  # noqa: ARG002
         return []
@@ -66,14 +67,14 @@ class EmptyRunReader:
 
 @contextmanager
 def open_runs(tracking_uri: str | None = None) -> Iterator[RunReader]:
-    """Open the store to read it.
+    """Open the store for reading.
 
     Args:
         tracking_uri: None takes `MLFLOW_TRACKING_URI`, else SQLite in llmctl's folder.
 
     Raises:
         ConfigError: the address cannot be used.
-        LlmctlError: the store does not answer, or is none.
+        LlmctlError: the store does not answer, or is not a tracking store.
     """
     uri = store_uri(tracking_uri)
     reader = _reader(uri, sqlite_path(uri))
@@ -81,7 +82,7 @@ def open_runs(tracking_uri: str | None = None) -> Iterator[RunReader]:
         if orphaned_spools(uri) and not isinstance(reader, EmptyRunReader):
             from llmctl.monitor.write.recovery import deliver_orphaned_spools
 
-            with suppress(Exception):  # what cannot be delivered now waits on
+            with suppress(Exception):  # undelivered spools stay on the disk
                 deliver_orphaned_spools(open_store(uri), _log.warning)
         yield reader
     finally:
@@ -101,54 +102,56 @@ def _reader(uri: str, file: Path | None) -> RunReader:
 
 
 def find_run(runs: Sequence[RunRecord], reference: str) -> RunRecord:
-    """Return the run that a person means.
+    """Return the run with a reference.
 
     Args:
-        runs: to choose among, newest first.
-        reference: an id or its beginning, a name or its beginning, `latest` or `@` for the newest.
-            A whole id or name goes before a beginning, an id's beginning before a name's.
+        runs: the runs to search, newest first.
+        reference: an id, a name, a prefix of either, or `latest` or `@` for the newest run. Exact
+            matches have priority over prefixes, ids over names.
 
     Raises:
-        RunNotFoundError: there is none.
-        ConfigError: there are several; they are named.
+        RunNotFoundError: no run matches.
+        ConfigError: several runs match; the message lists them.
     """
     if reference in LATEST_ALIASES and runs:
         return runs[0]
     wanted = reference.strip().casefold()
-    tries = (
+    matches = (
         [run for run in runs if run.run_id == wanted],
         [run for run in runs if run.name.casefold() == wanted],
         [run for run in runs if run.run_id.startswith(wanted)],
         [run for run in runs if run.name.casefold().startswith(wanted)],
     )
-    found = next((some for some in tries if some), []) if wanted else []
+    found = next((group for group in matches if group), []) if wanted else []
     if not found:
         if not runs:
             hint = "--tracking-uri or MLFLOW_TRACKING_URI names another store"
             raise RunNotFoundError(reference, hint, "the store holds no runs yet")
-        raise RunNotFoundError(reference, "`llmctl runs list --limit 0` names them all")
+        raise RunNotFoundError(reference, "`llmctl runs list --limit 0` lists all runs")
     if len(found) == 1:
         return found[0]
-    lines = [_line(run) for run in found[:_MOST_CANDIDATES]]
-    if len(found) > _MOST_CANDIDATES:
-        lines.append(f"  … and {len(found) - _MOST_CANDIDATES} more")
+    lines = [_line(run) for run in found[:_MAX_LISTED]]
+    if len(found) > _MAX_LISTED:
+        lines.append(f"  … and {len(found) - _MAX_LISTED} more")
     raise ConfigError(
-        "\n".join([f"{reference!r} may be any of {len(found)} runs:", *lines]),
-        hint="write more of the name, or the id",
+        "\n".join([f"{reference!r} matches {len(found)} runs:", *lines]),
+        hint="give more of the name, or the id",
     )
 
 
 def find_runs(
     store: RunReader, references: Sequence[str], *, deleted: bool | None = False
 ) -> list[RunRecord]:
-    """Return the runs that a person means, each once.
+    """Return the runs with the given references, each once.
 
     Args:
-        deleted: whether they lie in the trash; None takes both.
+        store: the store to search.
+        references: as for `find_run`.
+        deleted: whether to search the trash; None searches both.
 
     Raises:
-        RunNotFoundError: there is none where it was looked for; the hint says if it is elsewhere.
-        ConfigError: a reference may be several.
+        RunNotFoundError: no run matches; the hint tells if one matches in the other place.
+        ConfigError: several runs match a reference.
     """
     runs = store.runs(deleted=bool(deleted))
     if deleted is None:
@@ -159,14 +162,14 @@ def find_runs(
         if deleted is None:
             raise
         if deleted:
-            hint = "`llmctl runs list --trash` names what is in it" if runs else ""
+            hint = "`llmctl runs list --trash` lists the runs in it" if runs else ""
             error = RunNotFoundError(error.reference, hint, "" if runs else "the trash is empty")
         with suppress(LlmctlError):
             run = find_run(store.runs(deleted=not deleted), error.reference)
             error.hint = (
                 f"{run.name} is not in the trash"
                 if deleted
-                else f"it is in the trash; "
+                else "it is in the trash; use "
                 f"`llmctl runs restore {run.run_id[:SHORT_ID_CHARS]}` first"
             )
         raise error from None

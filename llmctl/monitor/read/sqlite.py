@@ -1,8 +1,8 @@
-"""Which runs does a SQLite store hold? Read without MLflow, whose import takes seconds.
+"""Reading of runs directly from a SQLite store, without MLflow.
 
-`runs list` may take 1.5 s, and importing MLflow's client and its SQLAlchemy store alone takes
-longer. So the tables are read as they are, by the standard library, and only where their layout is
-one of those that were tried; any other store goes through MLflow's own client.
+The import of MLflow's client and its SQLAlchemy store takes longer than `runs list` may take. So
+the tables are read with the standard library, if their schema is one of those that were tested; any
+other store is read through MLflow's client.
 """
 
 import math
@@ -32,7 +32,7 @@ KNOWN_SCHEMAS: Final = frozenset(
         "dc11669786a5",  # 3.17
     }
 )
-"""Migrations after which the tables read here are as this file expects them."""
+"""Schema versions (Alembic migrations) with the tables as this module expects them."""
 _BUSY_S = 10.0
 _OURS = (
     "FROM runs JOIN experiments USING (experiment_id) "
@@ -41,16 +41,16 @@ _OURS = (
 
 
 class SqliteRunReader:
-    """Reads a store in a SQLite file; never writes, and works beside a writer."""
+    """Reads a store in a SQLite file, also while another process writes it."""
 
     @classmethod
     def open(cls, file: Path) -> Self | None:
-        """Return the open store, or None if its tables are not as this class knows them.
+        """Return a reader, or None if the schema is unknown.
 
         Raises:
-            LlmctlError: it is no SQLite database, holds something else, or cannot be read.
+            LlmctlError: the file is not a tracking store, or cannot be read.
         """
-        # Not mode=ro: what a killed writer left half done could not be rolled back then.
+        # Not mode=ro, which cannot roll back the unfinished transaction of a killed writer.
         uri = f"{file.resolve().as_uri()}?mode=rw"
         try:
             connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S)
@@ -79,14 +79,14 @@ class SqliteRunReader:
         tables = {name for (name,) in self._read("SELECT name FROM sqlite_master")}
         if not {"alembic_version", "experiments"} <= tables:
             raise LlmctlError(
-                f"{self._file} is no tracking store of MLflow",
-                hint="give --tracking-uri another file, or leave the option away",
+                f"{self._file} is not a tracking store of MLflow",
+                hint="give another file to --tracking-uri, or leave out the option",
             )
         versions = {version for (version,) in self._read("SELECT * FROM alembic_version")}
         return bool(versions) and versions <= KNOWN_SCHEMAS
 
     def runs(self, *, deleted: bool = False) -> list[RunRecord]:
-        """Return every run of llmctl, or every one in the trash, newest first."""
+        """Return every run of llmctl, or every deleted one, newest first."""
         which = (EXPERIMENT, "deleted" if deleted else "active")
         params = self._texts("params", which)
         tags = self._texts("tags", which)
@@ -120,7 +120,7 @@ class SqliteRunReader:
         ]
 
     def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:
-        """Return every metric's points in the order of their steps."""
+        """Return the points of every metric, ordered by step."""
         found: dict[str, list[MetricPoint]] = defaultdict(list)
         for key, step, time_ms, value, is_nan in self._read(
             "SELECT key, step, timestamp, value, is_nan FROM metrics WHERE run_uuid = ? "
@@ -131,7 +131,7 @@ class SqliteRunReader:
         return dict(found)
 
     def count_traces(self, run_id: str) -> int:
-        """Return how many requests of a server's run are kept."""
+        """Return the number of traces of a run."""
         ((count,),) = self._read(
             "SELECT COUNT(*) FROM trace_request_metadata "
             "WHERE key = 'mlflow.sourceRun' AND value = ?",
@@ -183,5 +183,5 @@ def _unreadable(file: Path, error: sqlite3.Error) -> LlmctlError:
         )
     return LlmctlError(
         f"the tracking store {file} cannot be read: {error}",
-        hint="give --tracking-uri another store, or move the file away to begin anew",
+        hint="give another store to --tracking-uri, or move the file to start with a new store",
     )

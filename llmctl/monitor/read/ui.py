@@ -1,4 +1,4 @@
-"""How is MLflow's own web page started on the right store, and ended with all its processes?"""
+"""The web UI of MLflow as a child process for a store."""
 
 import os
 import socket
@@ -23,23 +23,22 @@ _SETTINGS: Final = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
-"""No word to anybody, and no workers for jobs that llmctl never gives it."""
+"""No telemetry, and no workers for jobs, which llmctl does not use."""
 
 
 def run_ui_server(
     uri: str, experiment_id: str, port: int, ready: Callable[[str], None]
 ) -> NoReturn:
-    """Run MLflow's server for a store until something interrupts it.
+    """Run the server of MLflow for a store until an exception such as Ctrl-C.
 
-    It listens on this machine alone and tells nobody of its use. However this function is left,
-    the server's processes have ended.
+    It listens on localhost only. All its processes are ended before this function returns.
 
     Args:
-        port: as `check_port` gave it.
-        ready: called once, with the page's address, when it answers.
+        port: a value of `check_port`.
+        ready: called once with the URL when the server answers.
 
     Raises:
-        LlmctlError: the server did not start, or ended by itself.
+        LlmctlError: the server did not start, or exited.
     """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -48,7 +47,7 @@ def run_ui_server(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            # A terminal's Ctrl-C is for us alone; we end it in order.
+            # Ctrl-C of the terminal must reach only llmctl, which ends the server.
             start_new_session=True,
         )
         try:
@@ -70,16 +69,16 @@ def _command(uri: str, port: int) -> list[str]:
 
 
 def check_port(port: int) -> int:
-    """Return the port if it is free, and any free one for 0. Raises `ConfigError`: it is taken."""
+    """Return the port if it is free, or any free port for 0. Raises `ConfigError` if it is used."""
     with socket.socket() as probe:
-        if os.name == "posix":  # else a page that was closed a moment ago would block its port
+        if os.name == "posix":  # else connections in TIME_WAIT block the port after a restart
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
             raise ConfigError(
-                f"port {port} on {HOST} cannot be had: {error.strerror}",
-                hint="leave --port away to take a free one",
+                f"port {port} on {HOST} cannot be used: {error.strerror}",
+                hint="leave out --port to take a free port",
             ) from error
         free: int = probe.getsockname()[1]
         return free
@@ -87,7 +86,7 @@ def check_port(port: int) -> int:
 
 def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
     last = time.monotonic() + _START_S
-    # A proxy that the environment names has no business on this machine's own address.
+    # Proxies of the environment must not be used for localhost.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < last:
         if process.poll() is not None:
@@ -96,11 +95,11 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: IO[
             if opener.open(f"http://{HOST}:{port}/health", timeout=5).status == 200:
                 return
         time.sleep(0.1)
-    raise LlmctlError(f"MLflow's web page did not answer within {_START_S:.0f} s{_tail(log)}")
+    raise LlmctlError(f"MLflow's web UI did not answer within {_START_S:.0f} s{_tail(log)}")
 
 
 def _ended(process: subprocess.Popen[bytes], log: IO[bytes]) -> LlmctlError:
-    return LlmctlError(f"MLflow's web page ended with code {process.returncode}{_tail(log)}")
+    return LlmctlError(f"MLflow's web UI exited with code {process.returncode}{_tail(log)}")
 
 
 def _tail(log: IO[bytes]) -> str:
@@ -110,18 +109,18 @@ def _tail(log: IO[bytes]) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and everything that it started."""
+    """End a process and all its descendants."""
     import psutil
 
-    family: list[psutil.Process] = []
+    processes: list[psutil.Process] = []
     with suppress(psutil.Error):
         parent = psutil.Process(process.pid)
-        family = [*parent.children(recursive=True), parent]
-    for member in family:
+        processes = [*parent.children(recursive=True), parent]
+    for process_ in processes:
         with suppress(psutil.Error):
-            member.terminate()
-    _, left = psutil.wait_procs(family, timeout=_END_S)
-    for member in left:
+            process_.terminate()
+    _, left = psutil.wait_procs(processes, timeout=_END_S)
+    for process_ in left:
         with suppress(psutil.Error):
-            member.kill()
+            process_.kill()
     process.wait()

@@ -1,4 +1,4 @@
-"""How rows become calls of the store, and which refusals are final."""
+"""Delivery of events to the tracking store, and the errors that are final."""
 
 import json
 import shutil
@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Final
 
 from llmctl.monitor.store import TrackingStore
 from llmctl.monitor.write.events import (
-    Data,
-    File,
-    Made,
-    Param,
-    Point,
-    Row,
-    Status,
-    Tag,
-    Traced,
-    Used,
+    DatasetEvent,
+    Event,
+    FileEvent,
+    MetricEvent,
+    ModelInputEvent,
+    ModelOutputEvent,
+    ParamEvent,
+    StatusEvent,
+    TagEvent,
+    TraceEvent,
 )
 from llmctl.monitor.write.liveness import DIED_ERROR, process_identity
 from llmctl.monitor.write.sanitize import TAG_CHARS, sanitize_key, truncate
@@ -37,10 +37,10 @@ from llmctl.types import (
 if TYPE_CHECKING:
     from mlflow.entities import Dataset
 
-_TOGETHER: Final = {Point: 1000, Param: 100, Tag: 100, Traced: 50}
-"""How many of each one call may hold: MLflow's limits, and for traces a bound on the wait."""
-_TOGETHER_CHARS: Final = 500_000
-"""Half of what a server takes in one request."""
+_MAX_BATCH: Final = {MetricEvent: 1000, ParamEvent: 100, TagEvent: 100, TraceEvent: 50}
+"""Maximum number of events per call: MLflow's limits, and for traces a limit of its duration."""
+_MAX_BATCH_CHARS: Final = 500_000
+"""Half of the limit of a request to a server."""
 _STATUS: Final[Mapping[RunStatus, str]] = {
     "running": "RUNNING",
     "finished": "FINISHED",
@@ -55,59 +55,59 @@ _FINAL: Final = (
     "NOT_FOUND",
     "NOT_IMPLEMENTED",
 )
-_NAMES: Final[Mapping[type[Row], str]] = {
-    Point: "a metric",
-    Param: "a parameter",
-    Tag: "a tag",
-    File: "a file",
-    Data: "a dataset",
-    Made: "the model that was made",
-    Used: "the model that was used",
-    Traced: "a trace",
-    Status: "the status",
+_NAMES: Final[Mapping[type[Event], str]] = {
+    MetricEvent: "a metric",
+    ParamEvent: "a parameter",
+    TagEvent: "a tag",
+    FileEvent: "a file",
+    DatasetEvent: "a dataset",
+    ModelOutputEvent: "the output model",
+    ModelInputEvent: "the input model",
+    TraceEvent: "a trace",
+    StatusEvent: "the status",
 }
 _DIGEST_CHARS: Final = 36
-"""MLflow's limit. The whole digest is in the dataset's profile."""
-_TAG_MADE: Final = "llmctl.made"
-"""On a LoggedModel: the key of the row that made it, so that no row makes two."""
+"""MLflow's limit. The profile of the dataset holds the whole digest."""
+_TAG_EVENT: Final = "llmctl.made"
+"""Tag of a LoggedModel: the key of its event, so that repeated delivery creates no second model."""
 
 
 class Delivery:
-    """Writes rows of one run. To write a row twice does no harm."""
+    """Writes the events of one run to the store. Delivery is idempotent."""
 
     def __init__(
         self,
         store: TrackingStore,
         run_id: str,
-        refused: Callable[[str], None],
+        on_rejected: Callable[[str], None],
         params: Mapping[str, str] | None = None,
     ) -> None:
-        """Write to a run that is there.
+        """Deliver to an existing run.
 
         Args:
-            refused: told of each row that the store will never take.
-            params: what the run has already.
+            on_rejected: called with a line for each event that the store rejects for good.
+            params: parameters that the run has already.
         """
         self.store = store
         self.run_id = run_id
         self.model_ids: dict[str, str] = {}
-        """LoggedModels, by the key of the row that made them."""
-        self._refused = refused
+        """Ids of LoggedModels by the keys of their events."""
+        self._on_rejected = on_rejected
         self._params = dict(params or {})
 
-    def deliver(self, rows: list[Row]) -> None:
-        """Write rows, and take each off the list when it has arrived or was refused for good.
+    def deliver(self, events: list[Event]) -> None:
+        """Write events, and remove from the list those that were written or rejected for good.
 
         Raises:
-            Exception: the store cannot be reached or written now; what is left is still listed.
+            Exception: the store cannot be reached or written now; the rest stays in the list.
         """
-        while rows:
-            count = _together(rows)
-            self._send(rows[:count])
-            del rows[:count]
+        while events:
+            count = _batch_size(events)
+            self._send(events[:count])
+            del events[:count]
 
-    def taken_up_again(self) -> None:
-        """Say that the run goes on, after a time in which others may have thought it dead."""
+    def mark_running(self) -> None:
+        """Mark the run as RUNNING if another process marked it as dead during an outage."""
         client = self.store.client
         run = client.get_run(self.run_id)
         if run.info.status == "RUNNING" or run.data.tags.get(TAG_PROCESS) != process_identity():
@@ -116,55 +116,56 @@ class Delivery:
         if run.data.tags.get(TAG_ERROR) == DIED_ERROR:
             client.delete_tag(self.run_id, TAG_ERROR)
 
-    def _send(self, rows: list[Row]) -> None:
+    def _send(self, events: list[Event]) -> None:
         try:
-            self._write(rows)
+            self._write(events)
         except Exception as error:
-            if not _is_final(error, rows[0]):
+            if not _is_final(error, events[0]):
                 raise
-            if len(rows) > 1:  # find the one at fault; the others may arrive
-                half = len(rows) // 2
-                self._send(rows[:half])
-                self._send(rows[half:])
+            if len(events) > 1:  # isolate the rejected event and deliver the others
+                half = len(events) // 2
+                self._send(events[:half])
+                self._send(events[half:])
                 return
-            self._refused(f"{_NAMES[type(rows[0])]} was refused: {error}")
-            if isinstance(rows[0], Point) and rows[0].model_id is not None:
-                self._send([replace(rows[0], model_id=None)])
+            self._on_rejected(f"{_NAMES[type(events[0])]} was rejected: {error}")
+            if isinstance(events[0], MetricEvent) and events[0].model_id is not None:
+                self._send([replace(events[0], model_id=None)])
 
-    def _write(self, rows: list[Row]) -> None:
-        match rows[0]:
-            case Traced():
-                self._write_traces(rows)
-            case File() as row:
-                self._write_file(row)
-            case Data() as row:
-                self._write_dataset(row)
-            case Made() as row:
-                self._write_model(row)
-            case Used() as row:
-                self._write_used(row)
-            case Status(status="running"):
+    def _write(self, events: list[Event]) -> None:
+        match events[0]:
+            case TraceEvent():
+                self._write_traces(events)
+            case FileEvent() as event:
+                self._write_file(event)
+            case DatasetEvent() as event:
+                self._write_dataset(event)
+            case ModelOutputEvent() as event:
+                self._write_model(event)
+            case ModelInputEvent() as event:
+                self._write_used(event)
+            case StatusEvent(status="running"):
                 self.store.client.update_run(self.run_id, _STATUS["running"])
-            case Status() as row:
-                self.store.client.set_terminated(self.run_id, _STATUS[row.status], row.time_ms)
+            case StatusEvent() as event:
+                self.store.client.set_terminated(self.run_id, _STATUS[event.status], event.time_ms)
             case _:
-                self._write_batch(rows)
+                self._write_batch(events)
 
-    def _write_batch(self, rows: list[Row]) -> None:
+    def _write_batch(self, events: list[Event]) -> None:
         from mlflow.entities import Metric, RunTag
         from mlflow.entities import Param as RunParam
 
-        points = [row for row in rows if isinstance(row, Point)]
-        tags = {row.key: row.value for row in rows if isinstance(row, Tag)}
+        points = [event for event in events if isinstance(event, MetricEvent)]
+        tags = {event.key: event.value for event in events if isinstance(event, TagEvent)}
         params: dict[str, str] = {}
-        for row in rows:
-            if not isinstance(row, Param):
+        for event in events:
+            if not isinstance(event, ParamEvent):
                 continue
-            known = self._params.get(row.key, params.get(row.key))
+            known = self._params.get(event.key, params.get(event.key))
             if known is None:
-                params[row.key] = row.value
-            elif known != row.value:  # a parameter never changes, so what is new stands beside it
-                tags[sanitize_key(TAG_CHANGED_PREFIX + row.key)] = truncate(row.value, TAG_CHARS)
+                params[event.key] = event.value
+            elif known != event.value:  # parameters are immutable: the new value becomes a tag
+                name = sanitize_key(TAG_CHANGED_PREFIX + event.key)
+                tags[name] = truncate(event.value, TAG_CHARS)
         self.store.client.log_batch(
             self.run_id,
             [Metric(p.key, p.value, p.time_ms, p.step, p.model_id) for p in points],
@@ -173,115 +174,117 @@ class Delivery:
         )
         self._params |= params
 
-    def _write_file(self, row: File) -> None:
-        path = Path(row.path)
+    def _write_file(self, event: FileEvent) -> None:
+        path = Path(event.path)
         if path.is_dir():
-            folder = f"{row.folder}/{path.name}".strip("/")
+            folder = f"{event.folder}/{path.name}".strip("/")
             self.store.client.log_artifacts(self.run_id, str(path), folder)
             shutil.rmtree(path, ignore_errors=True)
-        elif path.exists():  # else it has arrived before
-            self.store.client.log_artifact(self.run_id, str(path), row.folder or None)
+        elif path.exists():  # otherwise it was delivered before
+            self.store.client.log_artifact(self.run_id, str(path), event.folder or None)
             path.unlink(missing_ok=True)
 
-    def _write_dataset(self, row: Data) -> None:
+    def _write_dataset(self, event: DatasetEvent) -> None:
         from mlflow.entities import DatasetInput, InputTag
 
-        context = [InputTag("mlflow.data.context", row.context)]
-        dataset = _dataset(self._apart(row))
+        context = [InputTag("mlflow.data.context", event.context)]
+        dataset = _dataset(self._unique_per_context(event))
         self.store.client.log_inputs(self.run_id, [DatasetInput(dataset, context)])
 
-    def _apart(self, row: Data) -> DatasetRef:
-        """Return the dataset under a name that the run does not use for it in another role.
+    def _unique_per_context(self, event: DatasetEvent) -> DatasetRef:
+        """Return the dataset with the context in its name if the run uses it in another context.
 
-        MLflow takes the same name and digest for one input, and keeps only the first role of it.
+        MLflow merges inputs with the same name and digest, and keeps only the first context.
         """
-        ref, inputs = row.dataset, self.store.client.get_run(self.run_id).inputs
+        ref, inputs = event.dataset, self.store.client.get_run(self.run_id).inputs
         for used in inputs.dataset_inputs if inputs is not None else ():
             same = (used.dataset.name, used.dataset.digest) == (
                 ref.name,
                 ref.digest[:_DIGEST_CHARS],
             )
-            if same and all(tag.value != row.context for tag in used.tags):
-                return replace(ref, name=f"{ref.name} ({row.context})")
+            if same and all(tag.value != event.context for tag in used.tags):
+                return replace(ref, name=f"{ref.name} ({event.context})")
         return ref
 
-    def _write_model(self, row: Made) -> None:
+    def _write_model(self, event: ModelOutputEvent) -> None:
         from mlflow.entities import LoggedModelOutput
 
         client = self.store.client
-        model_id = self._model_made_by(row) or self._make_model(row)
+        model_id = self._created_model(event) or self._create_model(event)
         client.set_tag(self.run_id, TAG_MODEL_ID, model_id)
-        client.set_tag(self.run_id, TAG_ADAPTER, row.folder)
+        client.set_tag(self.run_id, TAG_ADAPTER, event.folder)
         outputs = client.get_run(self.run_id).outputs
         if outputs is None or all(model.model_id != model_id for model in outputs.model_outputs):
             client.log_outputs(self.run_id, [LoggedModelOutput(model_id, step=0)])
-        self.model_ids[row.key] = model_id
+        self.model_ids[event.key] = model_id
 
-    def _model_made_by(self, row: Made) -> str | None:
+    def _created_model(self, event: ModelOutputEvent) -> str | None:
         models = self.store.client.search_logged_models(
             [self.store.experiment_id], f"source_run_id = '{self.run_id}'"
         )
-        return next((m.model_id for m in models if m.tags.get(_TAG_MADE) == row.key), None)
+        return next((m.model_id for m in models if m.tags.get(_TAG_EVENT) == event.key), None)
 
-    def _make_model(self, row: Made) -> str:
-        """Do what `mlflow.create_external_model` does, without its global state."""
+    def _create_model(self, event: ModelOutputEvent) -> str:
+        """Create an external model as `mlflow.create_external_model` does, without global state."""
         from mlflow.entities import LoggedModelStatus
 
-        made = self.store.client.create_logged_model(
+        model = self.store.client.create_logged_model(
             self.store.experiment_id,
-            name=row.name,
+            name=event.name,
             source_run_id=self.run_id,
-            tags=row.tags
-            | {TAG_ADAPTER: row.folder, _TAG_MADE: row.key, "mlflow.model.isExternal": "true"},
+            tags=event.tags
+            | {TAG_ADAPTER: event.folder, _TAG_EVENT: event.key, "mlflow.model.isExternal": "true"},
         )
-        self.store.client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
-        return str(made.model_id)
+        self.store.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        return str(model.model_id)
 
-    def _write_used(self, row: Used) -> None:
+    def _write_used(self, event: ModelInputEvent) -> None:
         from mlflow.entities import LoggedModelInput
 
-        self.store.client.set_tag(self.run_id, TAG_USED_MODEL_ID, row.model_id)
-        self.store.client.log_inputs(self.run_id, models=[LoggedModelInput(row.model_id)])
+        self.store.client.set_tag(self.run_id, TAG_USED_MODEL_ID, event.model_id)
+        self.store.client.log_inputs(self.run_id, models=[LoggedModelInput(event.model_id)])
 
-    def _write_traces(self, rows: list[Row]) -> None:
-        # The client's own tracing goes through global state and a queue that loses what fails.
+    def _write_traces(self, events: list[Event]) -> None:
+        # Tracing through the client uses global state and a queue that drops failed spans.
         from mlflow.tracing.client import TracingClient
 
         client = TracingClient(self.store.uri)
         spans = []
-        for row in rows:
-            assert isinstance(row, Traced)
-            info, span = build_trace(row, self.store.experiment_id, self.run_id)
+        for event in events:
+            assert isinstance(event, TraceEvent)
+            info, span = build_trace(event, self.store.experiment_id, self.run_id)
             client.start_trace(info)
             spans.append(span)
         client.log_spans(self.store.experiment_id, spans)
 
 
-def _together(rows: list[Row]) -> int:
-    """Count the leading rows that one call can write; at least one."""
-    kinds = (Traced,) if isinstance(rows[0], Traced) else (Point, Param, Tag)
-    room, chars = dict(_TOGETHER), 0
-    for count, row in enumerate(rows):
-        chars += 150 + len(getattr(row, "value", "")) if isinstance(row, Param | Tag) else 150
-        if not isinstance(row, kinds) or not room[type(row)] or chars > _TOGETHER_CHARS:
+def _batch_size(events: list[Event]) -> int:
+    """Return the number of leading events for one call, at least 1."""
+    kinds = (
+        (TraceEvent,) if isinstance(events[0], TraceEvent) else (MetricEvent, ParamEvent, TagEvent)
+    )
+    left, chars = dict(_MAX_BATCH), 0
+    for count, event in enumerate(events):
+        chars += 150 + (len(event.value) if isinstance(event, ParamEvent | TagEvent) else 0)
+        if not isinstance(event, kinds) or not left[type(event)] or chars > _MAX_BATCH_CHARS:
             return max(1, count)
-        room[type(row)] -= 1
-    return len(rows)
+        left[type(event)] -= 1
+    return len(events)
 
 
-def _is_final(error: Exception, row: Row) -> bool:
-    """Whether to tell the store the same again can never help."""
+def _is_final(error: Exception, event: Event) -> bool:
+    """Whether repeating the call can never succeed."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
     if isinstance(error, MlflowException):
         cause = error.__cause__
-        if isinstance(cause, SQLAlchemyError):  # a full disk, a damaged file: not the row's fault
+        if isinstance(cause, SQLAlchemyError):  # otherwise a full disk or a damaged file
             return isinstance(cause, DataError | IntegrityError)
-        if error.error_code == "ENDPOINT_NOT_FOUND":  # or a proxy's page while the server restarts
-            return isinstance(row, Traced)
+        if error.error_code == "ENDPOINT_NOT_FOUND":  # also the page of a proxy during a restart
+            return isinstance(event, TraceEvent)
         return error.error_code in _FINAL
-    if isinstance(row, File):
+    if isinstance(event, FileEvent):
         return isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError)
     return isinstance(error, TypeError | ValueError)
 

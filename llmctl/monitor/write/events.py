@@ -1,97 +1,135 @@
-"""What can be on its way to the store, each a line of JSON if it has to wait on the disk."""
+"""Events of a run on their way to the tracking store, and their form as lines of JSON."""
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Final
 
 from llmctl.types import DatasetContext, DatasetRef, RequestTrace, RunStatus
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """One value of one curve."""
+class MetricEvent:
+    """One point of a metric."""
 
     key: str
     value: float
     step: int
     time_ms: int
+    """Unix milliseconds."""
     model_id: str | None = None
+    """The LoggedModel that it measures."""
 
 
 @dataclass(frozen=True, slots=True)
-class Param:
+class ParamEvent:
+    """One parameter of the run."""
+
     key: str
     value: str
 
 
 @dataclass(frozen=True, slots=True)
-class Tag:
+class TagEvent:
+    """One tag of the run."""
+
     key: str
     value: str
 
 
 @dataclass(frozen=True, slots=True)
-class File:
-    """A copy of a file or folder, made when it was logged and deleted when it has arrived."""
+class FileEvent:
+    """A copy of a file or folder, made when it was logged and deleted after delivery."""
 
     path: str
     folder: str
+    """Below the artifacts of the run."""
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
+class DatasetEvent:
+    """A dataset that the run read or wrote."""
+
     dataset: DatasetRef
     context: DatasetContext
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A model that the run produced; its files stay in `folder`."""
+class ModelOutputEvent:
+    """A model that the run produced. Its files stay in `folder`."""
 
     key: str
-    """Unique, so that the same row makes the model only once."""
+    """Unique, so that repeated delivery creates the model only once."""
     name: str
     folder: str
     tags: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
+class ModelInputEvent:
+    """A LoggedModel that the run uses."""
+
     model_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class Traced:
+class TraceEvent:
+    """A request that a server answered."""
+
     trace_id: str
     """128 bits in hex."""
     trace: RequestTrace
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class StatusEvent:
+    """A change of the status of the run."""
+
     status: RunStatus
     time_ms: int
+    """Unix milliseconds."""
 
 
-Row = Point | Param | Tag | File | Data | Made | Used | Traced | Status
-_KINDS = {
-    kind.__name__: kind for kind in (Point, Param, Tag, File, Data, Made, Used, Traced, Status)
+Event = (
+    MetricEvent
+    | ParamEvent
+    | TagEvent
+    | FileEvent
+    | DatasetEvent
+    | ModelOutputEvent
+    | ModelInputEvent
+    | TraceEvent
+    | StatusEvent
+)
+
+_CLASSES: Final[dict[str, type[Event]]] = {
+    "Point": MetricEvent,
+    "Param": ParamEvent,
+    "Tag": TagEvent,
+    "File": FileEvent,
+    "Data": DatasetEvent,
+    "Made": ModelOutputEvent,
+    "Used": ModelInputEvent,
+    "Traced": TraceEvent,
+    "Status": StatusEvent,
 }
+"""Kind in a spool file -> class. The kinds are part of the file format."""
+_KINDS: Final = {cls: kind for kind, cls in _CLASSES.items()}
 
 
-def encode(row: Row) -> str:
-    """Write a row as one line of JSON."""
-    return json.dumps([type(row).__name__, asdict(row)], ensure_ascii=False, default=str)
+def encode(event: Event) -> str:
+    """Return an event as one line of JSON, without the line break."""
+    return json.dumps([_KINDS[type(event)], asdict(event)], ensure_ascii=False, default=str)
 
 
-def decode(line: str) -> Row:
-    """Read what `encode` wrote. Raises `ValueError` for anything else."""
+def decode(line: str) -> Event:
+    """Parse a line of `encode`. Raises `ValueError` for anything else."""
     try:
         kind, fields = json.loads(line)
         if kind == "Data":
             fields["dataset"] = DatasetRef(**fields["dataset"])
         elif kind == "Traced":
             fields["trace"] = RequestTrace(**fields["trace"])
-        row: Row = _KINDS[kind](**fields)
+        event: Event = _CLASSES[kind](**fields)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"not a row: {line[:80]}") from error
-    return row
+        raise ValueError(f"not an event: {line[:80]}") from error
+    return event

@@ -1,8 +1,8 @@
-"""Which processes still write their runs, and what becomes of the runs of those that died.
+"""Detection of runs whose process has died, and their final status.
 
-A process killed by `kill -9`, or with its machine, cannot say so: its run stays RUNNING. So every
-run carries who writes it (`llmctl.host_pid`) and when that process was last heard of
-(`llmctl.seen`). On the same machine the process table knows; from elsewhere, silence has to do.
+A process killed by `kill -9` or a power failure leaves its run RUNNING. So every run holds the
+identity of its process (`llmctl.host_pid`) and the time of its last heartbeat (`llmctl.seen`). On
+the same machine the process table decides, on another machine the age of the heartbeat.
 """
 
 import os
@@ -20,34 +20,35 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 DEAD_AFTER_S: Final = 900.0
-"""After this many seconds without a sign a process that cannot be looked at counts as dead. It says
-that it lives every minute; if it was only cut off, it sets its run right when it is back."""
-DIED_ERROR: Final = "the process ended without a word: it was killed, or its machine stopped"
+"""A process on another machine counts as dead after this time without a heartbeat. Heartbeats come
+every minute; a process that was only disconnected marks its run as running when it is back."""
+DIED_ERROR: Final = "the process died: it was killed, or its machine stopped"
 _CLOCK_SLACK_S: Final = 30.0
-"""A process's start time moves with corrections of the clock, never by so much."""
+"""Tolerance of a process's start time, which moves with corrections of the clock."""
 
 
 @cache
 def _machine() -> str:
-    """Name the machine, or the container: the same process id means another process in each."""
+    """Return an id of the machine or container, within which process ids are unique."""
     with suppress(OSError):
         return f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino}"
     return socket.gethostname()
 
 
 def process_identity() -> str:
-    """Say which process this is: machine, process id and start time, separated by spaces."""
+    """Return the identity of this process: machine, process id and start time, with spaces."""
     import psutil
 
     return f"{_machine()} {os.getpid()} {psutil.Process().create_time():.0f}"
 
 
 def is_alive(process: str, seen: float | None, now: float | None = None) -> bool:
-    """Whether the process that `process_identity` named still runs.
+    """Whether the process with an identity still runs.
 
     Args:
-        seen: when it was last heard of, in Unix seconds; None if never.
-        now: Unix seconds; the clock's if not given.
+        process: a value of `process_identity`.
+        seen: time of its last heartbeat in Unix seconds; None without one.
+        now: Unix seconds; None takes the clock.
     """
     import psutil
 
@@ -56,27 +57,27 @@ def is_alive(process: str, seen: float | None, now: float | None = None) -> bool
         try:
             found = psutil.Process(int(pid))
             actual: float = found.create_time()
-            if found.status() == psutil.STATUS_ZOMBIE:  # dead, and nobody has asked how it died
+            if found.status() == psutil.STATUS_ZOMBIE:  # dead, and not reaped yet
                 return False
         except psutil.NoSuchProcess:
             return False
-        except psutil.Error:  # it is there, and not ours to look at
+        except psutil.Error:  # it exists, but may not be inspected
             return True
         return abs(actual - float(started)) <= _CLOCK_SLACK_S
     return seen is not None and (time.time() if now is None else now) - seen <= DEAD_AFTER_S
 
 
 def last_seen(tags: Mapping[str, str]) -> float | None:
-    """Return when a run's process was last heard of, in Unix seconds."""
+    """Return the time of the last heartbeat of a run in Unix seconds; None without one."""
     with suppress(KeyError, ValueError):
         return float(tags[TAG_HEARTBEAT])
     return None
 
 
 def mark_dead_runs(client: "MlflowClient", experiment_ids: Sequence[str]) -> list[str]:
-    """Mark as KILLED what is RUNNING and has no process any more; return the ids of those runs.
+    """Mark RUNNING runs whose process has died as KILLED, and return their ids.
 
-    Their end is when they were last heard of. Runs that llmctl did not begin stay as they are.
+    Their end time is that of the last heartbeat. Runs of other programs stay unchanged.
 
     Raises:
         mlflow.exceptions.MlflowException: the store cannot be read or written.
@@ -84,11 +85,11 @@ def mark_dead_runs(client: "MlflowClient", experiment_ids: Sequence[str]) -> lis
     running: list[Run] = client.search_runs(
         list(experiment_ids), "attributes.status = 'RUNNING'", max_results=1000
     )
-    settled = []
+    marked = []
     for run in running:
         if not _is_dead(run):
             continue
-        # The search may be old by now: another process may have taken the run up again.
+        # The result of the search may be outdated: another process may have resumed the run.
         run = client.get_run(run.info.run_id)
         if run.info.status != "RUNNING" or not _is_dead(run):
             continue
@@ -96,8 +97,8 @@ def mark_dead_runs(client: "MlflowClient", experiment_ids: Sequence[str]) -> lis
         if TAG_ERROR not in run.data.tags:
             client.set_tag(run.info.run_id, TAG_ERROR, DIED_ERROR)
         client.set_terminated(run.info.run_id, "KILLED", int(ended * 1000))
-        settled.append(run.info.run_id)
-    return settled
+        marked.append(run.info.run_id)
+    return marked
 
 
 def _is_dead(run: "Run") -> bool:

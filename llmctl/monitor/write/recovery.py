@@ -1,4 +1,4 @@
-"""How rows that a process could not deliver before it ended reach the store after all."""
+"""Delivery of events that a dead process left in its spool."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmctl.monitor.store import TrackingStore
 from llmctl.monitor.write.delivery import Delivery
-from llmctl.monitor.write.events import Status, Tag
+from llmctl.monitor.write.events import StatusEvent, TagEvent
 from llmctl.monitor.write.liveness import is_alive, last_seen
 from llmctl.monitor.write.spool import Spool, SpoolContents, orphaned_spools, spool_folder
 from llmctl.monitor.write.start import start_run
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-def deliver_orphaned_spools(store: TrackingStore, refused: Callable[[str], None]) -> int:
-    """Deliver what ended processes left waiting for this store; return how many rows that were.
+def deliver_orphaned_spools(store: TrackingStore, on_rejected: Callable[[str], None]) -> int:
+    """Deliver the spools of dead processes to this store; return the number of their events.
 
-    Two processes never deliver at the same time: the second finds it is being done, and leaves.
+    A lock keeps two processes from delivering at the same time: the second one returns at once.
+
+    Args:
+        on_rejected: called with a line for each event that the store rejects for good.
 
     Raises:
-        mlflow.exceptions.MlflowException: the store went away; what was not delivered still waits.
+        mlflow.exceptions.MlflowException: the store became unavailable; the rest stays spooled.
     """
     from filelock import FileLock, Timeout
 
@@ -30,52 +33,52 @@ def deliver_orphaned_spools(store: TrackingStore, refused: Callable[[str], None]
     if orphaned_spools(store.uri):
         with suppress(Timeout), FileLock(spool_folder() / ".lock", timeout=0):
             for spool in orphaned_spools(store.uri):
-                with suppress(ValueError):  # damaged: the others are not
-                    count += _deliver(store, spool, refused)
+                with suppress(ValueError):  # a damaged spool; the others are delivered
+                    count += _deliver(store, spool, on_rejected)
     return count
 
 
-def _deliver(store: TrackingStore, spool: Spool, refused: Callable[[str], None]) -> int:
+def _deliver(store: TrackingStore, spool: Spool, on_rejected: Callable[[str], None]) -> int:
     from mlflow.exceptions import MlflowException
 
-    waiting, written = spool.read(), spool.file.stat().st_mtime
-    rows = list(waiting.rows)
-    if rows:  # the writer lived as long as it wrote
-        rows.append(Tag(TAG_HEARTBEAT, f"{written:.0f}"))
-    run_id = waiting.run_id or waiting.start.resume_run_id
+    contents, changed = spool.read(), spool.file.stat().st_mtime
+    events = list(contents.events)
+    if events:  # the writer was alive when it last wrote the file
+        events.append(TagEvent(TAG_HEARTBEAT, f"{changed:.0f}"))
+    run_id = contents.run_id or contents.start.resume_run_id
     if run_id is None:
         delivery = start_run(
             store,
-            waiting.start,
-            waiting.name,
-            waiting.started_ms,
-            refused,
-            process=waiting.process,
-            again=True,
+            contents.start,
+            contents.name,
+            contents.started_ms,
+            on_rejected,
+            process=contents.process,
+            is_retry=True,
         )
-        spool.know_run(delivery.run_id)
-        delivery.deliver(rows)
-    elif rows:
+        spool.set_run_id(delivery.run_id)
+        delivery.deliver(events)
+    elif events:
         try:
             run = store.client.get_run(run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            refused(f"run {run_id} is not in the store any more, so what waited for it is dropped")
+            on_rejected(f"run {run_id} is not in the store any more; its events are dropped")
         else:
-            if not _speaks_for(run, waiting):
-                rows = [row for row in rows if not isinstance(row, Status | Tag)]
-            Delivery(store, run_id, refused, run.data.params).deliver(rows)
+            if not _is_current(run, contents):
+                events = [e for e in events if not isinstance(e, StatusEvent | TagEvent)]
+            Delivery(store, run_id, on_rejected, run.data.params).deliver(events)
     spool.remove()
-    return len(waiting.rows)
+    return len(contents.events)
 
 
-def _speaks_for(run: "Run", waiting: SpoolContents) -> bool:
-    """Whether what waited is the run's latest word: nobody has taken the run up again since."""
+def _is_current(run: "Run", contents: SpoolContents) -> bool:
+    """Whether status and tags in the spool are newer than the run in the store."""
     owner = run.data.tags.get(TAG_PROCESS, "")
-    if owner == waiting.process:
+    if owner == contents.process:
         return True
     if is_alive(owner, last_seen(run.data.tags)):
         return False
     ended_ms = run.info.end_time or 0
-    return any(row.time_ms > ended_ms for row in waiting.rows if isinstance(row, Status))
+    return any(e.time_ms > ended_ms for e in contents.events if isinstance(e, StatusEvent))

@@ -1,4 +1,4 @@
-"""What a setting, a name or a text looks like in the store: its characters and its length."""
+"""Names and texts within the limits of MLflow."""
 
 import json
 import re
@@ -11,51 +11,51 @@ from llmctl.errors import ConfigError
 KEY_CHARS: Final = 250
 PARAM_CHARS: Final = 6000
 TAG_CHARS: Final = 8000
-"""MLflow's limits (`mlflow.utils.validation`); what is longer is refused by the store."""
+"""MLflow's limits (`mlflow.utils.validation`); the store rejects longer texts."""
 
-_FOREIGN = re.compile(r"[^\w.\- /]")
-_CUT = "… (cut; whole in the files of the run)"
+_FORBIDDEN = re.compile(r"[^\w.\- /]")
+_CUT = "… (truncated; complete text in the artifacts of the run)"
 
 
 @lru_cache(maxsize=4096)
 def sanitize_key(name: str) -> str:
-    """Make a name that every store takes: letters, digits, `_`, `-`, `.`, space, and `/` inside."""
-    parts = (part.strip() for part in _FOREIGN.sub("_", str(name)).split("/"))
+    """Return a valid name: letters, digits, `_`, `-`, `.`, spaces, and `/` between parts."""
+    parts = (part.strip() for part in _FORBIDDEN.sub("_", str(name)).split("/"))
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:KEY_CHARS] or "_"
 
 
 def check_tag(name: str, text: str) -> None:
-    """Raise `ConfigError` for a tag that the store would refuse or cut."""
+    """Raise `ConfigError` for a tag that the store would reject or truncate."""
     plain = name.replace(":", "_")
     if sanitize_key(plain) != plain:
         raise ConfigError(
-            f"the tag {name!r} has a name that no store takes",
-            hint="letters, digits, _ - . : and spaces are allowed, and / inside; "
+            f"the tag name {name!r} is not valid",
+            hint="letters, digits, _ - . : and spaces are allowed, and / between parts; "
             f"at most {KEY_CHARS} characters",
         )
     if len(text) > TAG_CHARS:
         raise ConfigError(
-            f"the text of {name!r} has {len(text):,} characters; a store takes {TAG_CHARS:,}",
-            hint="keep it in a file, and name that",
+            f"the text of {name!r} has {len(text):,} characters; the limit is {TAG_CHARS:,}",
+            hint="put it into a file, and give the name of the file",
         )
 
 
 def flatten_params(params: Mapping[str, object]) -> dict[str, str]:
-    """Write settings as texts: a mapping inside becomes `outer.inner`, None is left out."""
-    rows: dict[str, str] = {}
+    """Return parameters as texts; a nested mapping becomes `outer.inner`, None is left out."""
+    flat: dict[str, str] = {}
     for name, value in params.items():
         if isinstance(value, Mapping):
-            rows |= {
+            flat |= {
                 f"{sanitize_key(name)}.{inner}": text
                 for inner, text in flatten_params(value).items()
             }
         elif value is not None:
-            rows[sanitize_key(name)] = _text(value)
-    return rows
+            flat[sanitize_key(name)] = _text(value)
+    return flat
 
 
 def truncate(text: str, limit: int) -> str:
-    """Return a text of at most `limit` characters that says so when it was longer."""
+    """Return a text of at most `limit` characters; a longer one ends with a note."""
     return text if len(text) <= limit else text[: limit - len(_CUT)] + _CUT
 
 

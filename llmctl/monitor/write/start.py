@@ -1,4 +1,4 @@
-"""How a run comes to be in the store, or is taken up again."""
+"""Creation of a run in the store, and resumption of an earlier one."""
 
 import getpass
 import secrets
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def generate_run_name(start: RunStart) -> str:
-    """Return a name a person can say and no other run has: kind, model, and six random digits.
+    """Return a readable, unique name: kind, model, and six random hexadecimal digits.
 
-    They come from the operating system, so that a seed set for training repeats no name.
+    The digits come from the operating system, so that a seed for training does not repeat names.
     """
     model = start.model.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1].split("@")[0]
     return "-".join(part for part in (start.kind, model, secrets.token_hex(3)) if part)
@@ -38,31 +38,31 @@ def start_run(
     start: RunStart,
     name: str,
     started_ms: int,
-    refused: Callable[[str], None],
+    on_rejected: Callable[[str], None],
     *,
     process: str | None = None,
-    again: bool = False,
+    is_retry: bool = False,
 ) -> Delivery:
-    """Make the run, or take up the one to go on with; it is RUNNING then.
+    """Create the run, or resume `start.resume_run_id`. Its status is RUNNING then.
 
     Args:
-        name: used for a new run.
-        started_ms: Unix milliseconds, for a new run.
-        refused: told in a line what could not be done as it was asked.
-        process: who writes the run, as `liveness.this_process` says it; this one if not given.
-        again: look first whether an earlier try made the run, whose answer did not come.
+        name: of a new run.
+        started_ms: start of a new run in Unix milliseconds.
+        on_rejected: called with a line for everything that the store rejects.
+        process: identity of the process that writes the run; None takes this one.
+        is_retry: search first for a run created by an earlier call whose answer was lost.
 
     Raises:
         mlflow.exceptions.MlflowException: the store cannot be reached or written.
     """
     if start.resume_run_id is not None:
-        resumed = _resume(store, start.resume_run_id, refused)
+        resumed = _resume(store, start.resume_run_id, on_rejected)
         if resumed is not None:
             return resumed
-        refused(f"there is no run {start.resume_run_id} to go on with, so this is a new one")
-    made = _made_before(store, name, started_ms) if again else None
-    if made is not None:
-        return Delivery(store, made.info.run_id, refused, made.data.params)
+        on_rejected(f"run {start.resume_run_id} does not exist; this is a new run")
+    created = _find_created(store, name, started_ms) if is_retry else None
+    if created is not None:
+        return Delivery(store, created.info.run_id, on_rejected, created.data.params)
     tags = {
         TAG_PROCESS: process or process_identity(),
         TAG_HEARTBEAT: f"{time.time() if process is None else started_ms / 1000:.0f}",
@@ -75,17 +75,19 @@ def start_run(
     }
     tags = {name: value for name, value in tags.items() if value}
     run = store.client.create_run(store.experiment_id, started_ms, tags, name)
-    return Delivery(store, run.info.run_id, refused)
+    return Delivery(store, run.info.run_id, on_rejected)
 
 
-def _made_before(store: TrackingStore, name: str, started_ms: int) -> "Run | None":
+def _find_created(store: TrackingStore, name: str, started_ms: int) -> "Run | None":
     runs = store.client.search_runs(
         [store.experiment_id], f"attributes.start_time = {started_ms}", max_results=100
     )
     return next((run for run in runs if run.info.run_name == name), None)
 
 
-def _resume(store: TrackingStore, run_id: str, refused: Callable[[str], None]) -> Delivery | None:
+def _resume(
+    store: TrackingStore, run_id: str, on_rejected: Callable[[str], None]
+) -> Delivery | None:
     from mlflow.exceptions import MlflowException
 
     client = store.client
@@ -97,13 +99,13 @@ def _resume(store: TrackingStore, run_id: str, refused: Callable[[str], None]) -
         raise
     if run.info.lifecycle_stage == "deleted":
         client.restore_run(run_id)
-    # Ours before it runs: whoever looks for dead runs must not find the old process.
+    # The new process first: another llmctl must not find a RUNNING run of the dead process.
     client.set_tag(run_id, TAG_HEARTBEAT, f"{time.time():.0f}")
     client.set_tag(run_id, TAG_PROCESS, process_identity())
     client.update_run(run_id, "RUNNING")
     if TAG_ERROR in run.data.tags:
         client.delete_tag(run_id, TAG_ERROR)
-    return Delivery(store, run_id, refused, run.data.params)
+    return Delivery(store, run_id, on_rejected, run.data.params)
 
 
 def _user() -> str:

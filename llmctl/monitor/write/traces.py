@@ -1,10 +1,10 @@
-"""One answered request as MLflow's trace: who answered, how fast, what was said if it may be."""
+"""Conversion of an answered request to a trace of MLflow."""
 
 import json
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
-from llmctl.monitor.write.events import Traced
+from llmctl.monitor.write.events import TraceEvent
 
 if TYPE_CHECKING:
     from mlflow.entities import Span, TraceInfo
@@ -13,12 +13,12 @@ _PREVIEW_CHARS = 1000
 _SECOND_NS = 1_000_000_000
 
 
-def build_trace(row: Traced, experiment_id: str, run_id: str) -> "tuple[TraceInfo, Span]":
-    """Return the trace and its one span. The same row always makes the same trace."""
+def build_trace(event: TraceEvent, experiment_id: str, run_id: str) -> "tuple[TraceInfo, Span]":
+    """Return the trace and its only span. The same event always gives the same trace."""
     from mlflow.entities import Span, TraceInfo, TraceLocation, TraceState
     from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey, TraceTagKey
 
-    trace, trace_id = row.trace, f"tr-{row.trace_id}"
+    trace, trace_id = event.trace, f"tr-{event.trace_id}"
     started_ns = int(trace.started * _SECOND_NS)
     ended_ns = started_ns + int(trace.duration_s * _SECOND_NS)
     usage = {
@@ -43,8 +43,8 @@ def build_trace(row: Traced, experiment_id: str, run_id: str) -> "tuple[TraceInf
         events.append({"name": "first token", "time_unix_nano": first_ns, "attributes": {}})
     span = Span.from_dict(
         {
-            "trace_id": _base64(row.trace_id),
-            "span_id": _base64(row.trace_id[:16]),
+            "trace_id": _base64(event.trace_id),
+            "span_id": _base64(event.trace_id[:16]),
             "parent_span_id": None,
             "name": "request",
             "start_time_unix_nano": started_ns,

@@ -1,10 +1,9 @@
-"""How rows get from the work to the store: in the background, in batches, and through outages.
+"""A background thread that writes the events of a run in batches, and spools them in outages.
 
-One thread per run. The work only puts rows on a list. The thread writes what has gathered, then
-rests a hundred times as long as that took (a second at least, ten at most), so that it never takes
-more than about a hundredth of a core. While it rests, and while the store cannot be written and is
-tried again and again, rows go to the spool on the disk: a process that is killed loses none that
-are older than a second or so.
+The caller only appends to a list. The thread writes the collected events, then pauses for 100 times
+the duration of the write (between 1 s and 10 s), so that it takes about 1 % of a core. During
+pauses and outages events go to the spool on the disk: a killed process loses only events of about
+the last second.
 """
 
 import math
@@ -16,236 +15,242 @@ from typing import Final
 
 from llmctl.errors import LlmctlError
 from llmctl.monitor.write.delivery import Delivery
-from llmctl.monitor.write.events import Point, Row, Tag, Traced
+from llmctl.monitor.write.events import Event, MetricEvent, TagEvent, TraceEvent
 from llmctl.monitor.write.spool import Spool
 from llmctl.types import TAG_HEARTBEAT
 
-MAX_WAITING: Final = 200_000
-"""Rows in memory at most, about 60 MB; then points of curves and traces are dropped and counted."""
+MAX_PENDING: Final = 200_000
+"""Maximum number of events in memory, about 60 MB. Further metrics and traces are dropped."""
 END_WAIT_S: Final = 30.0
-"""How long the end of a run waits for a store that answers slowly,"""
+"""Maximum time that `end` waits for a slow store."""
 OUTAGE_WAIT_S: Final = 3.0
-"""and for one that does not answer."""
-_REST_S: Final = (1.0, 10.0)
-_SPOOL_S: Final = 2.0
-"""While the store is away rows reach the disk within this time,"""
-_REST_SPOOL_S: Final = 0.5
-"""and while the thread rests within this, or a hundred times as long as that takes."""
+"""Maximum time that `end` waits for an unavailable store."""
+_PAUSE_S: Final = (1.0, 10.0)
+"""Shortest and longest pause between two writes."""
+_OUTAGE_SPOOL_S: Final = 2.0
+"""Interval of spooling during an outage."""
+_PAUSE_SPOOL_S: Final = 0.5
+"""Shortest interval of spooling during a pause; else 100 times the duration of the spooling."""
 _RETRY_S: Final = (1.0, 30.0)
-"""First and longest pause between two tries."""
-_SEEN_S: Final = 10.0
-"""How often a busy run says that it lives,"""
-_SIGN_S: Final = 60.0
-"""and an idle one."""
+"""First and longest wait between two attempts in an outage."""
+_BUSY_HEARTBEAT_S: Final = 10.0
+_IDLE_HEARTBEAT_S: Final = 60.0
 
 
 class EventWriter:
-    """Takes rows from any thread, and never makes it wait."""
+    """Takes events from any thread without blocking it."""
 
     def __init__(
         self,
         connect: Callable[[bool], Delivery],
-        connected: Callable[[Delivery], None],
+        on_connected: Callable[[Delivery], None],
         spool: Spool | None,
         warn: Callable[[str], None],
     ) -> None:
-        """Prepare to write; `start` begins, in a thread of its own.
+        """Prepare the thread; `start` starts it.
 
         Args:
-            connect: opens the store and makes the run; tried again until it returns, and told
-                whether there was a try before.
-            connected: called once after the first rows have arrived, from the same thread; what it
-                raises is ignored.
-            spool: None where the disk cannot be written.
-            warn: told once when the store goes away, and what became of the rest at the end.
+            connect: opens the store and creates the run; repeated until it returns. Its argument
+                is whether it was called before.
+            on_connected: called once from the thread, after the first events are delivered; its
+                errors are ignored.
+            spool: None if the disk cannot be written.
+            warn: called once when the store becomes unavailable, and at the end with the fate of
+                undelivered events.
         """
-        self.tried = threading.Event()
-        """Set when the store has answered, or has failed to, for the first time."""
+        self.attempted = threading.Event()
+        """Set after the first attempt to reach the store, successful or not."""
         self.target: Delivery | None = None
+        """None until the run is in the store."""
+        self.is_unavailable = False
+        """Whether the last attempt failed."""
         self._connect = connect
-        self._connected = connected
+        self._on_connected = on_connected
         self._spool = spool
         self._warn = warn
-        self._lock, self._disk = threading.Lock(), threading.Lock()
-        self._gathered: list[Row] = []
-        self._taken: list[Row] = []
-        """What the thread is about to write. Only the thread changes it."""
+        self._lock, self._spool_lock = threading.Lock(), threading.Lock()
+        self._incoming: list[Event] = []
+        self._batch: list[Event] = []
+        """Events to write next. Only the thread changes it."""
         self._spooled = 0
-        """So many of the taken rows are on the disk, from the first on."""
+        """Number of leading events of the batch that are in the spool."""
         self._dropped = 0
-        self.away = False
-        """Whether the last try failed."""
         self._warned = False
-        self._rest_s, self._keep_s, self._retry_s = _REST_S[0], _REST_SPOOL_S, _RETRY_S[0]
-        self._retry_at = self._seen_at = 0.0
-        self._wake, self._hurry, self._done = (threading.Event() for _ in range(3))
-        self._ending = self._left = False
+        self._pause_s, self._spool_s, self._retry_s = _PAUSE_S[0], _PAUSE_SPOOL_S, _RETRY_S[0]
+        self._retry_at = self._heartbeat_at = 0.0
+        self._wake, self._flush, self._done = (threading.Event() for _ in range(3))
+        self._ending = self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="llmctl-tracking", daemon=True)
 
     def start(self) -> None:
-        """Begin to write. What was put before is in the store as soon as the run is."""
+        """Start the thread. Events put before are written together with the new run."""
         self._thread.start()
 
-    def put(self, rows: Sequence[Row]) -> None:
-        """Take rows to write."""
+    def put(self, events: Sequence[Event]) -> None:
+        """Add events to write."""
         with self._lock:
-            if len(self._gathered) + len(self._taken) >= MAX_WAITING:
-                kept = [row for row in rows if not isinstance(row, Point | Traced)]
-                self._dropped += len(rows) - len(kept)
-                rows = kept
-            self._gathered.extend(rows)
+            if len(self._incoming) + len(self._batch) >= MAX_PENDING:
+                kept = [e for e in events if not isinstance(e, MetricEvent | TraceEvent)]
+                self._dropped += len(events) - len(kept)
+                events = kept
+            self._incoming.extend(events)
         if not self._wake.is_set():
             self._wake.set()
 
-    def hurry(self) -> None:
-        """Write what has gathered now, without the rest before it."""
-        self._hurry.set()
+    def flush(self) -> None:
+        """End the current pause, so that the collected events are written now."""
+        self._flush.set()
         self._wake.set()
 
     def end(self) -> None:
-        """Write what is left and stop. What the store does not take in time stays on the disk."""
+        """Write the rest and stop. Events not delivered in time stay in the spool."""
         self._ending = True
         if self._retry_at < math.inf:
             self._retry_at = 0.0
-        self.hurry()
+        self.flush()
         began = time.monotonic()
         try:
-            while not self._done.wait(0.05) and time.monotonic() - began < self._patience_s():
+            while not self._done.wait(0.05) and time.monotonic() - began < self._end_wait_s():
                 pass
-        finally:  # a second Ctrl-C ends the wait, not the record
+        finally:  # a second Ctrl-C ends the wait, but not the record
             if not self._done.is_set():
-                self._leave()
+                self._abandon()
         if self._dropped:
-            self._tell(f"{self._dropped:,} points and traces were dropped: too many waited")
+            self._report(f"{self._dropped:,} metrics and traces were dropped: too many pending")
 
-    def _patience_s(self) -> float:
-        if not self.away:
+    def _end_wait_s(self) -> float:
+        if not self.is_unavailable:
             return END_WAIT_S
         return OUTAGE_WAIT_S if self._retry_at < math.inf else 0.0
 
     def _run(self) -> None:
         while True:
             self._step()
-            self.tried.set()
-            if self._left or (self._ending and not self._taken and not self._gathered):
+            self.attempted.set()
+            if self._abandoned or (self._ending and not self._batch and not self._incoming):
                 break
-            self._pause()
-        with self._disk:
+            self._wait()
+        with self._spool_lock:
             if self._spool is not None:
                 self._spool.remove()
         self._done.set()
 
-    def _pause(self) -> None:
-        if self.away:
-            self._hurry.wait(_SPOOL_S)
-        elif self._wake.wait(_SIGN_S):
-            self._rest()
+    def _wait(self) -> None:
+        if self.is_unavailable:
+            self._flush.wait(_OUTAGE_SPOOL_S)
+        elif self._wake.wait(_IDLE_HEARTBEAT_S):
+            self._pause()
         self._wake.clear()
-        self._hurry.clear()
+        self._flush.clear()
 
-    def _rest(self) -> None:
-        """Wait for the next write, and put on the disk what gathers meanwhile."""
-        last = time.monotonic() + self._rest_s
-        while not self._hurry.wait(min(self._keep_s, max(0.0, last - time.monotonic()))):
+    def _pause(self) -> None:
+        """Wait until the next write, and spool the events that arrive in the meantime."""
+        deadline = time.monotonic() + self._pause_s
+        while not self._flush.wait(min(self._spool_s, max(0.0, deadline - time.monotonic()))):
             began = time.monotonic()
-            if began >= last:
+            if began >= deadline:
                 return
-            self._take()
-            self._keep()
-            self._keep_s = max(100 * (time.monotonic() - began), _REST_SPOOL_S)
+            self._collect()
+            self._spool_batch()
+            self._spool_s = max(100 * (time.monotonic() - began), _PAUSE_SPOOL_S)
 
     def _step(self) -> None:
-        self._take()
-        if self.away and time.monotonic() < self._retry_at:
-            self._keep()
+        self._collect()
+        if self.is_unavailable and time.monotonic() < self._retry_at:
+            self._spool_batch()
             return
-        first, count = self.target is None, len(self._taken)
+        is_first, count = self.target is None, len(self._batch)
         try:
             if self.target is None:
-                self.target = self._connect(self.away)
-                self._note_run(self.target.run_id)
-            elif self.away:
-                self.target.taken_up_again()
+                self.target = self._connect(self.is_unavailable)
+                self._spool_run_id(self.target.run_id)
+            elif self.is_unavailable:
+                self.target.mark_running()
             began = time.monotonic()
-            self.target.deliver(self._taken)
-        except Exception as error:  # whatever it is, the work goes on
-            self._spooled = max(0, self._spooled - (count - len(self._taken)))
-            self._keep()
+            self.target.deliver(self._batch)
+        except Exception as error:  # no error of the store may stop the work
+            self._spooled = max(0, self._spooled - (count - len(self._batch)))
+            self._spool_batch()
             self._fail(error)
             return
         took_s = time.monotonic() - began
-        self._rest_s = min(max(100 * took_s, _REST_S[0]), _REST_S[1])
+        self._pause_s = min(max(100 * took_s, _PAUSE_S[0]), _PAUSE_S[1])
         self._recover()
-        if first:
-            self.tried.set()
+        if is_first:
+            self.attempted.set()
             with suppress(Exception):
-                self._connected(self.target)
+                self._on_connected(self.target)
 
-    def _take(self) -> None:
+    def _collect(self) -> None:
+        """Move the incoming events to the batch, with a heartbeat if one is due."""
         now = time.monotonic()
         with self._lock:
-            self._taken += self._gathered
-            self._gathered = []
-        if now - self._seen_at >= (_SEEN_S if self._taken else _SIGN_S - 1):
-            self._seen_at = now
-            self._taken.append(Tag(TAG_HEARTBEAT, f"{time.time():.0f}"))
-            with self._disk:
+            self._batch += self._incoming
+            self._incoming = []
+        if now - self._heartbeat_at >= (
+            _BUSY_HEARTBEAT_S if self._batch else _IDLE_HEARTBEAT_S - 1
+        ):
+            self._heartbeat_at = now
+            self._batch.append(TagEvent(TAG_HEARTBEAT, f"{time.time():.0f}"))
+            with self._spool_lock:
                 if self._spool is not None:
                     self._spool.touch()
 
     def _fail(self, error: Exception) -> None:
-        self._retry_s = min(2 * self._retry_s, _RETRY_S[1]) if self.away else _RETRY_S[0]
+        self._retry_s = min(2 * self._retry_s, _RETRY_S[1]) if self.is_unavailable else _RETRY_S[0]
         self._retry_at = time.monotonic() + self._retry_s
-        if isinstance(error, LlmctlError):  # a store that a person must look at first
+        if isinstance(error, LlmctlError):  # the user must act first
             self._retry_at = math.inf
-        self.away = True
+        self.is_unavailable = True
         if not self._warned:
             self._warned = True
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            self._tell(
-                f"the tracking store does not answer ({reason}); the work goes on, and the record "
-                "waits until it does"
+            self._report(
+                f"the tracking store does not answer ({reason}); the work continues, and the "
+                "record is kept on the disk until it does"
             )
 
     def _recover(self) -> None:
-        self.away, self._retry_s = False, _RETRY_S[0]
-        with self._disk, suppress(OSError):
+        self.is_unavailable, self._retry_s = False, _RETRY_S[0]
+        with self._spool_lock, suppress(OSError):
             if self._spooled and self._spool is not None and self.target is not None:
                 self._spool.replace(self.target.run_id, ())
         self._spooled = 0
 
-    def _note_run(self, run_id: str) -> None:
-        with self._disk, suppress(OSError):
+    def _spool_run_id(self, run_id: str) -> None:
+        with self._spool_lock, suppress(OSError):
             if self._spool is not None:
-                self._spool.know_run(run_id)
+                self._spool.set_run_id(run_id)
 
-    def _keep(self) -> None:
-        """Put what is taken on the disk too."""
-        with self._disk, suppress(OSError):
-            if self._spool is not None and self._spooled < len(self._taken):
-                self._spool.append(self._taken[self._spooled :])
-        self._spooled = len(self._taken)
+    def _spool_batch(self) -> None:
+        """Append the events of the batch that are not in the spool yet."""
+        with self._spool_lock, suppress(OSError):
+            if self._spool is not None and self._spooled < len(self._batch):
+                self._spool.append(self._batch[self._spooled :])
+        self._spooled = len(self._batch)
 
-    def _leave(self) -> None:
-        """Put all that is left on the disk, for whoever opens the store next."""
-        self._left = True
-        with self._disk:
+    def _abandon(self) -> None:
+        """Spool all undelivered events for the next llmctl that opens the store."""
+        self._abandoned = True
+        with self._spool_lock:
             spool, self._spool = self._spool, None
         with self._lock:
-            rows = [*self._taken, *self._gathered]
+            events = [*self._batch, *self._incoming]
         try:
             if spool is None:
                 raise OSError
-            spool.replace(None if self.target is None else self.target.run_id, rows)
+            spool.replace(None if self.target is None else self.target.run_id, events)
             spool.abandon()
         except OSError:
-            self._tell(f"{len(rows):,} entries of the record are lost: the disk cannot be written")
+            self._report(
+                f"{len(events):,} entries of the record are lost: the disk cannot be written"
+            )
         else:
-            self._tell(
-                f"{len(rows):,} entries of the record wait in {spool.file}; the next llmctl that "
+            self._report(
+                f"{len(events):,} entries of the record wait in {spool.file}; the next llmctl that "
                 "reaches the store delivers them"
             )
 
-    def _tell(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         with suppress(Exception):
             self._warn(f"tracking: {text}")

@@ -1,4 +1,4 @@
-"""Reading what was remembered, directly and through MLflow, and finding one's way in it."""
+"""Reading of runs, directly and through MLflow, and their selection, order and lineage."""
 
 import math
 import os
@@ -35,7 +35,7 @@ def run(run_id: str, name: str = "", **fields: object) -> RunRecord:
     return RunRecord(run_id=run_id, name=name or f"run-{run_id}", **known)  # type: ignore[arg-type]
 
 
-def test_the_direct_way_and_mlflow_s_client_read_the_same(
+def test_the_direct_reader_and_the_client_return_the_same(
     tracking_history: TrackingHistory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracking_history.enter(monkeypatch)
@@ -51,7 +51,7 @@ def test_the_direct_way_and_mlflow_s_client_read_the_same(
         assert direct.count_traces(tracking_history.ids["serve"]) == 3
 
 
-def test_a_record_holds_what_the_command_said(
+def test_a_record_holds_all_logged_values(
     runs: list[RunRecord], tracking_history: TrackingHistory
 ) -> None:
     fast = find_run(runs, tracking_history.ids["fast"])
@@ -66,7 +66,7 @@ def test_a_record_holds_what_the_command_said(
     assert 0 <= fast.duration_s < 60
 
 
-def test_a_value_that_is_no_number_is_read_as_it_was_logged(
+def test_nan_and_infinity_are_read_as_logged(
     tracking_history: TrackingHistory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracking_history.enter(monkeypatch)
@@ -78,7 +78,7 @@ def test_a_value_that_is_no_number_is_read_as_it_was_logged(
     assert points[2].value == math.inf
 
 
-def test_a_store_that_is_not_there_has_no_runs_and_is_not_made(
+def test_a_missing_store_has_no_runs_and_is_not_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "home"))
@@ -89,9 +89,9 @@ def test_a_store_that_is_not_there_has_no_runs_and_is_not_made(
     assert not (tmp_path / "home").exists()
 
 
-def test_a_file_that_is_no_store_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_store_is_an_error_and_unchanged(tmp_path: Path) -> None:
     text, other = tmp_path / "notes.db", tmp_path / "other.db"
-    text.write_text("this is no database, however long it may be " * 20)
+    text.write_text("this is not a database, although it is long " * 20)
     with closing(sqlite3.connect(other)) as connection, connection:
         connection.execute("CREATE TABLE recipes (name)")
     for file in (text, other):
@@ -104,7 +104,7 @@ def test_a_file_that_is_no_store_is_named_and_left_as_it_is(tmp_path: Path) -> N
         assert file.read_bytes() == before
 
 
-def test_tables_of_another_mlflow_are_left_to_mlflow(
+def test_an_unknown_schema_is_left_to_mlflow(
     tracking_history: TrackingHistory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = empty_home(tracking_history, tmp_path / "home", monkeypatch)
@@ -115,7 +115,7 @@ def test_tables_of_another_mlflow_are_left_to_mlflow(
     assert SqliteRunReader.open(home / "mlflow.db") is None
 
 
-def test_reading_does_not_wait_for_a_writer_and_sees_no_half_of_its_work(
+def test_reading_beside_a_writer_sees_committed_data_only(
     tracking_history: TrackingHistory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = empty_home(tracking_history, tmp_path / "home", monkeypatch)
@@ -128,14 +128,14 @@ def test_reading_does_not_wait_for_a_writer_and_sees_no_half_of_its_work(
     assert seen.name.startswith("bench-")
 
 
-def test_a_run_whose_process_is_gone_is_read_as_killed(
+def test_a_run_of_a_dead_process_is_read_as_killed(
     tracking_history: TrackingHistory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty_home(tracking_history, tmp_path / "home", monkeypatch)
     code = (
         "import os\n"
-        "from tests.monitor.remembered import begin\n"
-        "tracker = begin('serve')\n"
+        "from tests.monitor.tracking_history import start_tracker\n"
+        "tracker = start_tracker('serve')\n"
         "print(tracker.run_id, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
@@ -153,7 +153,7 @@ def test_a_run_whose_process_is_gone_is_read_as_killed(
     alive.end("finished")
 
 
-def test_ids_names_and_their_beginnings_find_a_run() -> None:
+def test_ids_names_and_prefixes_find_a_run() -> None:
     runs = [
         run("ab12", "微调-三"),
         run("ab34", "eval-b"),
@@ -166,13 +166,13 @@ def test_ids_names_and_their_beginnings_find_a_run() -> None:
     assert find_run(runs, "latest") is find_run(runs, "@") is runs[0]
 
 
-def test_a_whole_name_goes_before_a_beginning_and_an_id_before_a_name() -> None:
+def test_exact_matches_have_priority_over_prefixes_and_ids_over_names() -> None:
     runs = [run("aaa1", "base"), run("bbb2", "base-2"), run("base9", "other")]
     assert find_run(runs, "base").run_id == "aaa1"
     assert find_run(runs, "bas").run_id == "base9"
 
 
-def test_what_may_be_several_runs_names_them() -> None:
+def test_an_ambiguous_reference_lists_the_runs() -> None:
     runs = [run(f"ab{number:02}", f"eval-{number}") for number in range(12)]
     with pytest.raises(ConfigError, match="12 runs") as caught:
         find_run(runs, "ab")
@@ -183,12 +183,12 @@ def test_what_may_be_several_runs_names_them() -> None:
 
 
 @pytest.mark.parametrize("reference", ["zz", "", " ", "latest"])
-def test_what_is_no_run_is_said_to_be_none(reference: str) -> None:
+def test_a_reference_without_a_match_is_an_error(reference: str) -> None:
     with pytest.raises(LlmctlError, match="there is no run"):
         find_run([run("ab12")] if reference != "latest" else [], reference)
 
 
-def test_lineage_leads_from_the_raw_data_to_the_server_and_back(
+def test_lineage_spans_from_the_raw_data_to_the_server(
     runs: list[RunRecord], tracking_history: TrackingHistory
 ) -> None:
     lineage = Lineage.of(runs)
@@ -197,10 +197,10 @@ def test_lineage_leads_from_the_raw_data_to_the_server_and_back(
     def outline(node: LineageNode) -> object:
         return {node.id if node.kind != "model" else "model": [*map(outline, node.branches)]}
 
-    taught: object = {ids["slow"]: [{"model": []}]}
+    fine_tuned: object = {ids["slow"]: [{"model": []}]}
     used: object = {"model": [{ids["eval"]: []}, {ids["serve"]: []}]}
     assert outline(lineage.results(find_run(runs, ids["clean"]))) == {
-        ids["clean"]: [{"b" * 36: [taught, {ids["fast"]: [used]}]}]
+        ids["clean"]: [{"b" * 36: [fine_tuned, {ids["fast"]: [used]}]}]
     }
     assert outline(lineage.sources(find_run(runs, ids["eval"]))) == {
         ids["eval"]: [
@@ -212,7 +212,7 @@ def test_lineage_leads_from_the_raw_data_to_the_server_and_back(
     assert model.name == str(tracking_history.adapter)
 
 
-def test_a_run_that_changed_nothing_is_no_source_of_itself() -> None:
+def test_a_run_with_equal_input_and_output_is_not_its_own_source() -> None:
     same = (DatasetUse("d", "x", "source"), DatasetUse("d (output)", "x", "output"))
     first, second = run("a", datasets=same), run("b", datasets=same, started=1.0)
     lineage = Lineage.of([first, second])
@@ -223,7 +223,7 @@ def test_a_run_that_changed_nothing_is_no_source_of_itself() -> None:
     assert [node.id for node in data.branches] == ["b"]
 
 
-def test_parts_hang_on_their_whole() -> None:
+def test_child_runs_are_linked_to_their_parent() -> None:
     whole, part = run("a"), run("b", parent_run_id="a")
     lineage = Lineage.of([whole, part])
     assert [node.id for node in lineage.results(whole).branches] == ["b"]
@@ -232,7 +232,7 @@ def test_parts_hang_on_their_whole() -> None:
     assert "not in this store" in lost.name
 
 
-def test_runs_without_the_value_come_last_in_either_order() -> None:
+def test_runs_without_a_value_come_last_in_both_orders() -> None:
     runs = [
         run("a", metrics={"loss": 2.0}),
         run("b"),
@@ -245,7 +245,7 @@ def test_runs_without_the_value_come_last_in_either_order() -> None:
         sort_runs(runs, "los")
 
 
-def test_the_best_run_is_never_one_without_a_number() -> None:
+def test_the_best_run_has_a_value() -> None:
     runs = [run("a", metrics={"l": math.nan}), run("b", metrics={"l": 2.0}), run("c")]
     runs.append(run("d", metrics={"l": 1.0}))
     assert best_run(runs, "l", "lower").run_id == "d"
@@ -254,7 +254,7 @@ def test_the_best_run_is_never_one_without_a_number() -> None:
         best_run(runs, "x", "lower")
 
 
-def test_a_filter_admits_what_fits_all_of_it() -> None:
+def test_a_filter_requires_all_conditions() -> None:
     old = run("a", model="Qwen/Qwen3-4B", started=100.0)
     assert RunFilter(kind="finetune", model="qwen3", status="finished", since=100.0).admits(old)
     for other in (
@@ -266,14 +266,14 @@ def test_a_filter_admits_what_fits_all_of_it() -> None:
         assert not other.admits(old)
 
 
-def test_a_moment_is_a_span_back_or_a_date() -> None:
+def test_a_time_is_a_duration_before_now_or_a_date() -> None:
     now = datetime(2026, 5, 31, 12)
     assert parse_time("7d", now) == datetime(2026, 5, 24, 12).timestamp()
     assert parse_time("1.5h", now) == datetime(2026, 5, 31, 10, 30).timestamp()
     assert parse_time("2026-05-30", now) == datetime(2026, 5, 30).timestamp()
     assert parse_time("2026-05-30T08:00:00+00:00", now) == 1_780_128_000
     for text in ("yesterday", "7", "7x", "", "999999999999w"):
-        with pytest.raises(ConfigError, match="is no time"):
+        with pytest.raises(ConfigError, match="is not a time"):
             parse_time(text, now)
 
 
@@ -294,5 +294,5 @@ def test_a_moment_is_a_span_back_or_a_date() -> None:
         ("serve/requests", None),
     ],
 )
-def test_a_metric_s_name_tells_which_values_are_better(metric: str, side: str | None) -> None:
+def test_the_name_of_a_metric_gives_its_direction(metric: str, side: str | None) -> None:
     assert metric_direction(metric) == side

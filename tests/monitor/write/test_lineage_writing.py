@@ -1,4 +1,4 @@
-"""What was cleaned, taught, measured and served hangs together, from either end."""
+"""Lineage in the store, from the data to served requests and back."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ CLEAN = DatasetRef("clean.jsonl", "/data/clean.jsonl", "bb" * 32, 1100, "alpaca"
 HUB = DatasetRef("ceval", "ceval/ceval-exam", "cc" * 32, 1346)
 
 
-def test_the_way_from_the_data_to_a_served_request_can_be_walked_both_ways(
+def test_lineage_links_data_model_and_requests_in_both_directions(
     begin: Opener, store: TrackingStore, tmp_path: Path
 ) -> None:
     clean = begin("clean", model="")
@@ -39,7 +39,7 @@ def test_the_way_from_the_data_to_a_served_request_can_be_walked_both_ways(
     monitor.close()
     serve.end("finished")
 
-    # From the data on: equal digests are equal data.
+    # From the data: the same digest is the same dataset.
     runs: list[Any] = store.client.search_runs(
         [store.experiment_id], f"dataset.digest = '{'b' * 36}'"
     )
@@ -53,7 +53,7 @@ def test_the_way_from_the_data_to_a_served_request_can_be_walked_both_ways(
     }
     assert uses == {clean.run_id: ["output"], finetune.run_id: ["training"]}
 
-    # From the model: who made it, what was measured of it, who used it.
+    # From the model: its source run, its metrics, the runs that use it.
     model: Any = store.client.get_logged_model(model_id)
     assert model.source_run_id == finetune.run_id
     assert {metric.key: metric.value for metric in model.metrics} == {"eval/ceval": 0.31}
@@ -61,12 +61,12 @@ def test_the_way_from_the_data_to_a_served_request_can_be_walked_both_ways(
         [store.experiment_id], f"tags.`{TAG_USED_MODEL_ID}` = '{model_id}'"
     )
     assert {run.info.run_id for run in users} == {evaluation.run_id, serve.run_id}
-    (makers,) = store.client.search_runs(
+    (source,) = store.client.search_runs(
         [store.experiment_id], f"tags.`{TAG_MODEL_ID}` = '{model_id}'"
     )
-    assert makers.info.run_id == finetune.run_id
+    assert source.info.run_id == finetune.run_id
 
-    # From a request back to the model and the run that answered.
+    # From a request to the model and the run of the server.
     (trace,) = store.client.search_traces(
         locations=[store.experiment_id], filter_string=f"metadata.`mlflow.modelId` = '{model_id}'"
     )

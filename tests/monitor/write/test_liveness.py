@@ -1,4 +1,4 @@
-"""However a command ends, its run says so."""
+"""The status of runs after every kind of end of a process."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 
 from llmctl.monitor.read.runs import open_runs
 from llmctl.monitor.store import TrackingStore
-from llmctl.monitor.write.events import Point
+from llmctl.monitor.write.events import MetricEvent
 from llmctl.monitor.write.liveness import DIED_ERROR, is_alive, mark_dead_runs, process_identity
 from llmctl.monitor.write.spool import Spool
 from llmctl.types import TAG_ERROR, TAG_HEARTBEAT, TAG_PROCESS
@@ -23,7 +23,7 @@ Child = subprocess.Popen[str]
 
 @pytest.fixture
 def start(store: TrackingStore) -> Iterator[Callable[..., Child]]:
-    """Start `child.py`; whatever still runs is killed after the test."""
+    """A function that starts `child.py`; all children are killed after the test."""
     assert store.uri
     children: list[Child] = []
 
@@ -53,23 +53,23 @@ def wait_for_points(store: TrackingStore, run_id: str) -> None:
         if points(store, run_id):
             return
         time.sleep(0.05)
-    raise AssertionError("nothing arrived")
+    raise AssertionError("no metric was delivered")
 
 
-def stopped_with_rows_on_the_disk(child: Child, home: Path) -> set[int]:
-    """Stop a child at a moment when steps wait on the disk; return those."""
+def stop_with_spooled_events(child: Child, home: Path) -> set[int]:
+    """Stop a child while its spool holds metrics; return their steps."""
     for _ in range(400):
         time.sleep(0.05)
         child.send_signal(signal.SIGSTOP)
         (file,) = (home / "tracking").glob("*.jsonl")
-        steps = {row.step for row in Spool(file).read().rows if isinstance(row, Point)}
+        steps = {row.step for row in Spool(file).read().events if isinstance(row, MetricEvent)}
         if steps:
             return steps
         child.send_signal(signal.SIGCONT)
-    raise AssertionError("nothing came to the disk")
+    raise AssertionError("no metric was spooled")
 
 
-def test_signals_and_a_crash_give_their_states(
+def test_signals_and_a_crash_set_the_status(
     store: TrackingStore, start: Callable[..., Child]
 ) -> None:
     children = {number: start("long") for number in (signal.SIGINT, signal.SIGTERM)}
@@ -83,7 +83,7 @@ def test_signals_and_a_crash_give_their_states(
     assert "ZeroDivisionError" in trace
     crashed = store.client.get_run(crashed.info.run_id)
     assert crashed.info.status == "FAILED"
-    assert crashed.data.tags[TAG_ERROR] == "ZeroDivisionError: the loss is no number"
+    assert crashed.data.tags[TAG_ERROR] == "ZeroDivisionError: the loss is NaN"
     files = [file.path for file in store.client.list_artifacts(crashed.info.run_id)]
     assert files == ["traceback.txt"]
     codes = {number: child.wait(180) for number, child in children.items()}
@@ -95,14 +95,14 @@ def test_signals_and_a_crash_give_their_states(
         assert run.data.tags[TAG_ERROR] == f"stopped by {reason}"
 
 
-def test_what_kill_9_leaves_is_read_and_found_by_the_next_run_and_can_be_resumed(
+def test_a_run_killed_by_sigkill_is_recovered_and_can_be_resumed(
     home: Path, store: TrackingStore, start: Callable[..., Child], begin: Opener
 ) -> None:
     child = start("long")
     run_id = run_id_of(child)
     wait_for_points(store, run_id)
-    assert mark_dead_runs(store.client, [store.experiment_id]) == []  # it lives
-    waiting = stopped_with_rows_on_the_disk(child, home)
+    assert mark_dead_runs(store.client, [store.experiment_id]) == []  # it is alive
+    spooled = stop_with_spooled_events(child, home)
     child.kill()
     child.wait()
     assert store.client.get_run(run_id).info.status == "RUNNING"
@@ -113,9 +113,9 @@ def test_what_kill_9_leaves_is_read_and_found_by_the_next_run_and_can_be_resumed
     assert dead.status == "killed"
     assert dead.ended is not None
     assert dead.ended >= curve[-1].time - 1
-    assert waiting <= {point.step for point in curve}
+    assert spooled <= {point.step for point in curve}
     before = points(store, run_id)
-    assert before == len(curve) > max(waiting)  # the store may have had more already
+    assert before == len(curve) > max(spooled)  # some were delivered already
     assert list((home / "tracking").glob("*.jsonl")) == []
 
     begin("eval").end("finished")
@@ -133,7 +133,7 @@ def test_what_kill_9_leaves_is_read_and_found_by_the_next_run_and_can_be_resumed
     assert points(store, run_id) == before + 100
 
 
-def test_a_process_of_this_machine_is_known_by_its_start_too() -> None:
+def test_a_local_process_is_identified_by_pid_and_start_time() -> None:
     mine = process_identity()
     machine, pid, started = mine.rsplit(" ", 2)
     assert is_alive(mine, seen=None)
@@ -142,14 +142,14 @@ def test_a_process_of_this_machine_is_known_by_its_start_too() -> None:
     assert not is_alive(f"{machine} 999999999 {started}", seen=time.time())
 
 
-def test_a_process_elsewhere_is_dead_after_a_quarter_of_an_hour_of_silence() -> None:
+def test_a_remote_process_is_dead_after_15_minutes_without_heartbeat() -> None:
     assert is_alive("elsewhere/1 12 1700000000", seen=1000.0, now=1000.0 + 890)
     assert not is_alive("elsewhere/1 12 1700000000", seen=1000.0, now=1000.0 + 910)
     assert not is_alive("elsewhere/1 12 1700000000", seen=None)
     assert not is_alive("nonsense", seen=None)
 
 
-def test_the_runs_of_other_programs_are_left_alone(store: TrackingStore) -> None:
+def test_runs_of_other_programs_are_unchanged(store: TrackingStore) -> None:
     other = store.client.create_run(store.experiment_id)
     theirs = {TAG_PROCESS: "elsewhere/1 12 1700000000", TAG_HEARTBEAT: f"{time.time():.0f}"}
     remote = store.client.create_run(store.experiment_id, tags=theirs)

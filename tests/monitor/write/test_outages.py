@@ -1,4 +1,4 @@
-"""A store that does not answer stops no work, and loses nothing."""
+"""An unavailable store does not stop the work, and no event is lost."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ DATA = DatasetRef("train.jsonl", "/data/train.jsonl", "ab" * 32, 100, "messages"
 
 
 def work(tracker: Tracker, steps: int) -> None:
-    """Log as training does."""
+    """Log metrics as training does."""
     for step in range(steps):
         tracker.log_metrics({"loss": float(step)}, step=step)
 
@@ -36,30 +36,30 @@ def losses(store: TrackingStore, run_id: str | None) -> list[float]:
     return [point.value for point in store.client.get_metric_history(run_id, "loss")]
 
 
-def wait_until(happened: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     last = time.monotonic() + 180
-    while not happened():
-        assert time.monotonic() < last, "it never happened"
+    while not condition():
+        assert time.monotonic() < last, "timeout"
         time.sleep(0.05)
 
 
 @pytest.fixture
 def no_store(home: Path) -> Path:
-    """Where the store of `home` was: a file that is no database."""
+    """`home` with a file that is not a database in place of the store."""
     (home / "mlflow.db").write_bytes(b"no database" * 100)
     return home
 
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Be a writer that commits nothing, until the block ends."""
+    """Hold an exclusive lock of the database in the block."""
     with closing(sqlite3.connect(file, timeout=10, isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
         yield
         holder.execute("ROLLBACK")
 
 
-def test_a_store_locked_for_five_seconds_loses_nothing_and_holds_nobody_up(
+def test_a_locked_store_loses_no_event_and_does_not_block(
     home: Path, store: TrackingStore, begin: Opener, warnings: list[str]
 ) -> None:
     tracker = begin()
@@ -77,7 +77,7 @@ def test_a_store_locked_for_five_seconds_loses_nothing_and_holds_nobody_up(
     assert warnings == []
 
 
-def test_a_store_that_comes_back_gets_everything_and_one_warning_was_given(
+def test_a_store_that_recovers_gets_all_events_after_one_warning(
     no_store: Path, empty_store: Path, begin: Opener, warnings: list[str]
 ) -> None:
     tracker = begin(params={"lr": 0.1})
@@ -99,7 +99,7 @@ def test_a_store_that_comes_back_gets_everything_and_one_warning_was_given(
     assert list((no_store / "tracking").iterdir()) == []
 
 
-def test_what_a_killed_process_could_not_deliver_arrives_with_the_next_run(
+def test_the_spool_of_a_killed_process_is_delivered_by_the_next_run(
     no_store: Path, empty_store: Path, begin: Opener
 ) -> None:
     command = [sys.executable, "-m", "tests.monitor.child", "long"]
@@ -124,7 +124,7 @@ def test_what_a_killed_process_could_not_deliver_arrives_with_the_next_run(
     assert list((no_store / "tracking").glob("*.jsonl")) == []
 
 
-def test_a_server_that_is_down_gets_the_record_when_it_is_up(
+def test_an_unreachable_server_gets_the_run_when_it_is_up(
     home: Path, empty_store: Path, tmp_path: Path, begin: Opener, warnings: list[str]
 ) -> None:
     with closing(socket.socket()) as probe:

@@ -1,4 +1,4 @@
-"""What waits on the disk is what was put there, whatever a crash cut off."""
+"""Spools hold all events, also after a truncated write."""
 
 import math
 from pathlib import Path
@@ -6,65 +6,65 @@ from pathlib import Path
 import pytest
 
 from llmctl.monitor.write.events import (
-    Data,
-    File,
-    Made,
-    Param,
-    Point,
-    Row,
-    Status,
-    Tag,
-    Traced,
-    Used,
+    DatasetEvent,
+    Event,
+    FileEvent,
+    MetricEvent,
+    ModelInputEvent,
+    ModelOutputEvent,
+    ParamEvent,
+    StatusEvent,
+    TagEvent,
+    TraceEvent,
     decode,
     encode,
 )
 from llmctl.monitor.write.spool import Spool, orphaned_spools
 from llmctl.types import DatasetRef, RequestTrace, RunStart
 
-ROWS: list[Row] = [
-    Point("loss", math.inf, 3, 1_800_000_000_000, "m-1"),
-    Param("名字", "第一行\n第二行"),
-    Tag("note", "\u2028"),
-    File("/somewhere/a b.txt", "folder"),
-    Data(DatasetRef("d", "/d.jsonl", "ab", 1), "training"),
-    Made("key", "adapter", "/adapter", {"base": "tiny"}),
-    Used("m-1"),
-    Traced("0" * 32, RequestTrace("r", 1.0, 2.0, prompt=[{"role": "user", "content": "你好"}])),
-    Status("killed", 5),
+EVENTS: list[Event] = [
+    MetricEvent("loss", math.inf, 3, 1_800_000_000_000, "m-1"),
+    ParamEvent("名字", "第一行\n第二行"),
+    TagEvent("note", "\u2028"),
+    FileEvent("/somewhere/a b.txt", "folder"),
+    DatasetEvent(DatasetRef("d", "/d.jsonl", "ab", 1), "training"),
+    ModelOutputEvent("key", "adapter", "/adapter", {"base": "tiny"}),
+    ModelInputEvent("m-1"),
+    TraceEvent("0" * 32, RequestTrace("r", 1.0, 2.0, prompt=[{"role": "user", "content": "你好"}])),
+    StatusEvent("killed", 5),
 ]
 URI = "http://tracking.example:5000"
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: type(row).__name__)
-def test_a_row_comes_back_as_it_was(row: Row) -> None:
-    line = encode(row)
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_an_encoded_event_is_decoded_unchanged(event: Event) -> None:
+    line = encode(event)
     assert "\n" not in line
-    assert decode(line) == row
+    assert decode(line) == event
 
 
 @pytest.mark.parametrize("line", ["", "{}", '["Other", {}]', '["Point", {"key": "x"}]', "[1"])
-def test_what_is_no_row_is_refused(line: str) -> None:
+def test_other_lines_are_rejected(line: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         decode(line)
 
 
-def test_half_a_line_costs_that_row_only(home: Path) -> None:
+def test_a_truncated_line_loses_only_its_event(home: Path) -> None:
     assert home.is_dir()
     spool = Spool.create(URI, RunStart("eval", "tiny", parent_run_id="p"), "a name", 17)
-    spool.append(ROWS)
-    spool.know_run("r" * 32)
+    spool.append(EVENTS)
+    spool.set_run_id("r" * 32)
     with spool.file.open("a") as file:
-        file.write(encode(ROWS[0])[:20])
-    waiting = spool.read()
-    assert waiting.rows == tuple(ROWS)
-    assert (waiting.run_id, waiting.name, waiting.started_ms) == ("r" * 32, "a name", 17)
-    assert waiting.start == RunStart("eval", "tiny", parent_run_id="p")
-    spool.replace(None, ROWS[:1])
-    assert (spool.read().run_id, spool.read().rows) == (None, tuple(ROWS[:1]))
+        file.write(encode(EVENTS[0])[:20])
+    contents = spool.read()
+    assert contents.events == tuple(EVENTS)
+    assert (contents.run_id, contents.name, contents.started_ms) == ("r" * 32, "a name", 17)
+    assert contents.start == RunStart("eval", "tiny", parent_run_id="p")
+    spool.replace(None, EVENTS[:1])
+    assert (spool.read().run_id, spool.read().events) == (None, tuple(EVENTS[:1]))
 
 
-def test_only_what_nobody_writes_any_more_is_for_others_and_for_the_same_store(home: Path) -> None:
+def test_orphaned_spools_belong_to_dead_writers_of_the_same_store(home: Path) -> None:
     assert home.is_dir()
     ours = Spool.create(URI, RunStart("eval"), "a", 1)
     other = Spool.create("http://user:secret@other.example", RunStart("eval"), "b", 1)
