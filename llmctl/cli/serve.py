@@ -105,6 +105,16 @@ def serve(
             "may be repeated.",
         ),
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            envvar="LLMCTL_ALLOWED_HOST",
+            help="Further host name that clients may use for this server, such as llm.example.com "
+            "or *.example.com; may be repeated, and the variable may hold several with spaces "
+            "between them. Without an API key, other names than localhost and --host are refused.",
+        ),
+    ] = None,
     ssl_certfile: Annotated[
         Path | None, typer.Option("--ssl-certfile", help="Certificate, to serve HTTPS.")
     ] = None,
@@ -245,6 +255,7 @@ def serve(
         api_keys=(*(api_key or ()), *_keys_in(api_key_file)),
         insecure=insecure,
         cors_origins=tuple(cors_origin or ()),
+        allowed_hosts=tuple(allowed_host or ()),
         ssl_certfile=None if ssl_certfile is None else str(ssl_certfile),
         ssl_keyfile=None if ssl_keyfile is None else str(ssl_keyfile),
         max_queue=max_queue,

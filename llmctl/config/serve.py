@@ -1,6 +1,7 @@
 """What can be chosen of a server."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,9 @@ class ServeConfig:
     """Serve other machines without a key."""
     cors_origins: tuple[str, ...] = ()
     """Web pages of these origins may use the server; none by default."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Further names in the `Host` header that are accepted; `*.example.com` is every subdomain.
+    With an API key the header is checked only if there are any."""
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
 
@@ -64,6 +68,13 @@ class ServeConfig:
             )
         if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
             raise ConfigError("--ssl-certfile and --ssl-keyfile go together")
+        for name in self.allowed_hosts:
+            if not _is_host_pattern(name):
+                raise ConfigError(
+                    f"--allowed-host {name!r} is not a host name",
+                    hint="write it without scheme and port, such as llm.example.com or "
+                    "*.example.com",
+                )
         if "*" in self.cors_origins:
             raise ConfigError(
                 "'*' would let every web page use this server",
@@ -74,6 +85,15 @@ class ServeConfig:
                 f"{self.host} is open to other machines, and there is no API key",
                 hint="give one with --api-key (or LLMCTL_API_KEY), or accept it with --insecure",
             )
+
+
+def _is_host_pattern(text: str) -> bool:
+    """Return whether a text is an IP address, a host name, or `*.` and a host name."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return re.fullmatch(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*)", text) is not None
+    return True
 
 
 def is_loopback(host: str) -> bool:

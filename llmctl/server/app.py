@@ -19,6 +19,7 @@ from llmctl.server.endpoints.responses import add_response_routes
 from llmctl.server.endpoints.status import add_status_routes
 from llmctl.server.metrics import Metrics
 from llmctl.server.middleware.auth import ApiKeyMiddleware
+from llmctl.server.middleware.host_check import HostCheckMiddleware
 from llmctl.server.middleware.limits import BODY_TIMEOUT_S, BodyLimitMiddleware
 from llmctl.server.middleware.request_context import REQUEST_ID_HEADER, RequestContextMiddleware
 from llmctl.server.middleware.strict_json import StrictJSONRoute
@@ -71,6 +72,9 @@ def create_app(
             allow_headers=["*"],
             expose_headers=[REQUEST_ID_HEADER, DROPPED_MESSAGES_HEADER, "retry-after"],
         )
+    # A page that rebinds its name to this server does not know a key, so keys are sufficient.
+    if config.allowed_hosts or not config.api_keys:
+        app.add_middleware(HostCheckMiddleware, host=config.host, allowed=config.allowed_hosts)
     app.add_middleware(RequestContextMiddleware, observers=all_observers)
     errors.install_error_handlers(app)
     served = ServedModel(engine, config)

@@ -100,7 +100,12 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return http_error_response(error, request.state.record)
 
 
-_HTTP_CODES = {405: "method_not_supported", 408: "request_timeout", 413: "request_too_large"}
+_HTTP_CODES = {
+    403: "host_not_allowed",
+    405: "method_not_supported",
+    408: "request_timeout",
+    413: "request_too_large",
+}
 
 
 def http_error_response(error: HTTPException, record: RequestRecord) -> Response:

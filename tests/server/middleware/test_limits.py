@@ -61,7 +61,7 @@ def test_an_incomplete_body_is_408() -> None:
         running_server(FakeEngine(), body_timeout_s=0.2) as url,
         socket.create_connection(address(url)) as client,
     ):
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         client.sendall(f'{head}Content-Length: 500\r\n\r\n{{"model"'.encode())
         client.settimeout(5)
         reply = b"".join(iter(lambda: client.recv(4096), b"")).decode()
