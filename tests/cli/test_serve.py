@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
@@ -127,8 +128,16 @@ def test_the_example_client_runs_unchanged(server: Server) -> None:
     assert "Paris" in done.stdout
 
 
-def test_sigterm_ends_the_server_with_exit_code_zero(tiny_folder: Path) -> None:
-    assert Server("-m", str(tiny_folder), "--device", "cpu").stop() == 0
+def test_allowed_hosts_come_from_the_variable_and_sigterm_exits_with_0(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMCTL_ALLOWED_HOST", "llm.example.com *.home.arpa")
+    server = Server("-m", str(tiny_folder), "--device", "cpu")
+    hosts = {"llm.example.com": 200, "a.home.arpa": 200, "evil.example": 403}
+    for host, status in hosts.items():
+        reply = httpx.get(f"{server.url}/models", headers={"Host": host})
+        assert reply.status_code == status
+    assert server.stop() == 0
 
 
 def test_a_taken_port_is_an_error_before_any_model_is_loaded() -> None:
