@@ -1,4 +1,4 @@
-"""The training example that ships with the project: is it whole, honest and fit to decide by?"""
+"""Consistency of the example dataset of the project."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ SIGN_OFF = {"observatory": "Clear skies!", "observatory-zh": "祝您晴空万里
 
 
 def demo() -> Any:
-    """Import the example script, which is no part of a package."""
+    """Import the example script, which is not in a package."""
     spec = importlib.util.spec_from_file_location("finetune_demo", EXAMPLES / "finetune_demo.py")
     assert spec is not None
     assert spec.loader is not None
@@ -32,9 +32,9 @@ is_right = demo().is_right
 
 
 def examples(name: str) -> list[Example]:
-    problems: list[RowError] = []
-    found = list(read_examples(EXAMPLES / "data" / f"{name}.jsonl", on_row_error=problems.append))
-    assert problems == []
+    errors: list[RowError] = []
+    found = list(read_examples(EXAMPLES / "data" / f"{name}.jsonl", on_row_error=errors.append))
+    assert errors == []
     return found
 
 
@@ -43,12 +43,12 @@ def questions(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def said(found: list[Example], role: str) -> list[str]:
+def contents(found: list[Example], role: str) -> list[str]:
     return [str(m.content) for example in found for m in example.messages if m.role == role]
 
 
 def bare(text: str) -> str:
-    """Leave only letters and digits, so that punctuation makes no new question."""
+    """Return only the letters and digits, in lower case."""
     return re.sub(r"[\W_]+", "", text).casefold()
 
 
@@ -63,13 +63,13 @@ def test_every_row_is_a_conversation_that_ends_with_an_answer(name: str, part: s
 
 @pytest.mark.parametrize("part", ["", "-heldout"])
 @pytest.mark.parametrize("name", SETS)
-def test_every_answer_has_the_manner_that_is_to_be_learnt(name: str, part: str) -> None:
-    for answer in said(examples(name + part), "assistant"):
+def test_every_answer_has_the_style_to_train_on(name: str, part: str) -> None:
+    for answer in contents(examples(name + part), "assistant"):
         assert answer.endswith(SIGN_OFF[name])
         assert answer.count(SIGN_OFF[name]) == 1
 
 
-def test_the_example_is_as_large_as_the_readme_says() -> None:
+def test_the_readme_has_the_size_of_the_example() -> None:
     text = (EXAMPLES / "data" / "README.md").read_text(encoding="utf-8")
     train, held_out = examples("observatory"), examples("observatory-heldout")
     assert f"`observatory.jsonl` | {len(train)} |" in text
@@ -83,44 +83,44 @@ def test_the_example_is_as_large_as_the_readme_says() -> None:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_no_question_is_there_twice_and_no_held_out_one_occurs_in_training(name: str) -> None:
-    opening = Counter(bare(str(example.messages[0].content)) for example in examples(name))
-    twice = {text for text, times in opening.items() if times > 1}
-    # Several conversations may begin alike, single questions may not.
+def test_questions_are_unique_and_no_held_out_question_is_in_training(name: str) -> None:
+    openings = Counter(bare(str(example.messages[0].content)) for example in examples(name))
+    repeated = {text for text, times in openings.items() if times > 1}
+    # Conversations may begin with the same question, single questions must be unique.
     single = Counter(
         bare(str(e.messages[0].content)) for e in examples(name) if len(e.messages) == 2
     )
-    assert {text for text in twice if single[text] > 1} == set()
-    asked = {bare(text) for text in said(examples(name), "user")}
+    assert {text for text in repeated if single[text] > 1} == set()
+    trained = {bare(text) for text in contents(examples(name), "user")}
     unseen = [bare(question["question"]) for question in questions(name)]
     assert len(set(unseen)) == len(unseen)
-    assert asked & set(unseen) == set()
+    assert trained & set(unseen) == set()
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_question_list_asks_what_the_held_out_rows_ask(name: str) -> None:
+def test_the_question_list_has_the_questions_of_the_held_out_rows(name: str) -> None:
     listed = [question["question"] for question in questions(name)]
-    assert listed == said(examples(f"{name}-heldout"), "user")
+    assert listed == contents(examples(f"{name}-heldout"), "user")
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_rule_accepts_the_held_out_answer_and_that_of_no_other_fact(name: str) -> None:
     rules = {question["fact"]: question["must_contain"] for question in questions(name)}
-    answers = said(examples(f"{name}-heldout"), "assistant")
+    answers = contents(examples(f"{name}-heldout"), "assistant")
     for question, answer in zip(questions(name), answers, strict=True):
         accepting = [fact for fact, rule in rules.items() if is_right(answer, rule)]
         assert accepting == [question["fact"]], question["question"]
 
 
 @pytest.mark.parametrize(("name", "fewest"), [("observatory", 13), ("observatory-zh", 5)])
-def test_every_fact_is_taught_in_many_wordings(name: str, fewest: int) -> None:
-    answers = said(examples(name), "assistant")
+def test_every_fact_is_in_the_training_data_in_many_wordings(name: str, fewest: int) -> None:
+    answers = contents(examples(name), "assistant")
     for question in questions(name):
-        taught = sum(is_right(answer, question["must_contain"]) for answer in answers)
-        assert taught >= fewest, question["fact"]
+        wordings = sum(is_right(answer, question["must_contain"]) for answer in answers)
+        assert wordings >= fewest, question["fact"]
 
 
-def test_an_answer_is_right_when_every_group_is_in_it_as_whole_words() -> None:
+def test_an_answer_is_right_if_it_has_whole_words_of_every_group() -> None:
     rule = [["Goat Meadow"], ["3 crowns", "three crowns"]]
     assert is_right("Park in goat meadow, for 3 crowns.", rule)
     assert is_right("Three crowns, please, in Goat Meadow", rule)

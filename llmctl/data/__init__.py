@@ -1,1 +1,1 @@
-"""Data to learn from: read, checked, cleaned, split, converted, and made into masked tokens."""
+"""Dataset preparation: reading, checking, cleaning, splitting, converting and tokenising."""

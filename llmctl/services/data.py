@@ -1,4 +1,4 @@
-"""The story of `llmctl data`: find the model that rows are for, and hand both to the data room."""
+"""The `llmctl data` commands other than `clean`: check, show, convert, split and merge."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ __all__ = ["TokenizedRow", "check", "convert_rows", "merge_sources", "show", "sp
 
 @dataclass(frozen=True, slots=True)
 class TokenizedRow:
-    """One row as a model would learn it."""
+    """One row as a model would be trained on it."""
 
     example: Example
     number: int
@@ -48,20 +48,19 @@ def check(
     """Report on every row of some files.
 
     Args:
-        spec: the model whose tokenizer counts; where not given the default model does if it is
-            here, and otherwise nobody.
-        max_length: tokens that a sequence may have; the model's context where not given.
+        spec: the model whose tokenizer counts tokens; if not given, the default model if it is
+            downloaded, otherwise tokens are not counted.
+        max_length: tokens that a sequence may have; the model's context length if not given.
 
     Raises:
         ConfigError, DataError: the files cannot be read at all.
-        ModelNotFoundError: no source has the model that was asked for, or there is a `max_length`
-            and nothing to measure it with.
+        ModelNotFoundError: no source has the model, or `max_length` is given without a model.
     """
     return checking.check_rows(
         files,
         eval_source=eval_files or None,
         options=options,
-        measure=_measure(spec, max_length, progress),
+        model=_target_model(spec, max_length, progress),
         progress=progress,
     )
 
@@ -76,32 +75,30 @@ def show(
     options: ReadOptions,
     progress: ProgressCallback = ignore_progress,
 ) -> Iterator[TokenizedRow]:
-    """Yield rows with their tokens and which of these are learnt.
+    """Yield rows with their tokens and loss masks.
 
     Args:
         number: the first row to show, from 1.
-        line: a line of that row, of the first of several files, in place of its number.
-        count: so many rows from there on.
+        line: in place of the number, a line of that row in the first file.
+        count: the number of rows to show.
 
     Raises:
         ConfigError: there is no such row.
-        DataError: a row to show has problems.
-        TemplateError: the chat template refuses it, or there is none.
+        DataError: a row to show is invalid.
+        TemplateError: the chat template refuses a row, or the model has no template.
     """
     validate_format_options(options.columns, options.format)
-    wanted = _find(file, number, line)
+    rows = _rows_from(file, number, line)
     template = _template(spec, _resolve(spec, progress))
-    for at, row in islice(wanted, count):
+    for at, row in islice(rows, count):
         example = parse_row(row, columns=options.columns, format=options.format)
         if not isinstance(example, Example):
-            raise DataError(
-                "\n".join(map(str, example)), hint="mend the row, or look at another one"
-            )
+            raise DataError("\n".join(map(str, example)), hint="fix the row, or show another one")
         yield TokenizedRow(example, at, mask_example(template, example))
 
 
-def _find(file: str, number: int | None, line: int | None) -> Iterator[tuple[int, RawRow]]:
-    """Yield the rows from the wanted one on, numbered from 1."""
+def _rows_from(file: str, number: int | None, line: int | None) -> Iterator[tuple[int, RawRow]]:
+    """Yield the rows from the given one on, each with its number from 1."""
     rows = ((at, row) for at, row in enumerate(read_rows(file), 1) if row.raw or row.errors)
     if line is not None:
         yield find_at_line(((row.origin, row.extra_lines, (at, row)) for at, row in rows), line)
@@ -116,7 +113,7 @@ def _find(file: str, number: int | None, line: int | None) -> Iterator[tuple[int
     raise ConfigError(f"{file} has no row {number}", hint=f"it has {at:,} rows")
 
 
-def _measure(
+def _target_model(
     spec: ModelSpec | None, max_length: int | None, progress: ProgressCallback
 ) -> TargetModel | None:
     if spec is None:

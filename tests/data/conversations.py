@@ -1,4 +1,4 @@
-"""Conversations of every shape that reading allows, for property tests."""
+"""Strategies for valid conversations, for property tests."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ SCHEMAS = st.none() | st.just({"type": "object", "properties": {"city": {"type":
 
 @st.composite
 def plain_turns(draw: st.DrawFn) -> tuple[Message, ...]:
-    """A system's message perhaps, then questions and answers."""
+    """An optional system message, then questions and answers."""
     system = draw(st.none() | TEXTS)
     turns = [] if system is None else [Message("system", system)]
     for _ in range(draw(st.integers(1, 3))):
@@ -28,7 +28,7 @@ def plain_turns(draw: st.DrawFn) -> tuple[Message, ...]:
 
 @st.composite
 def turns_with_tools(draw: st.DrawFn) -> tuple[Message, ...]:
-    """Questions that are answered after calls of tools, some of them with ids."""
+    """Questions answered after tool calls, some of them with ids."""
     turns: list[Message] = []
     for number in range(draw(st.integers(1, 2))):
         turns.append(Message("user", draw(TEXTS)))
@@ -49,16 +49,16 @@ def turns_with_tools(draw: st.DrawFn) -> tuple[Message, ...]:
 
 @st.composite
 def examples(draw: st.DrawFn) -> Example:
-    """Any conversation: with reasoning, names, masks and tools where it takes them."""
+    """Any conversation, with optional reasoning, masks and tools."""
     with_tools = draw(st.booleans())
     turns = list(draw(turns_with_tools() if with_tools else plain_turns()))
     for index, turn in enumerate(turns):
         if turn.role == "assistant" and draw(st.booleans()):
             turns[index] = replace(turn, reasoning=draw(TEXTS))
-    said = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
-    masked = draw(st.sets(st.sampled_from(said))) - {said[-1]}
-    known = sorted({call.name for turn in turns for call in turn.tool_calls})
-    listed = known if draw(st.booleans()) else []
+    replies = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+    masked = draw(st.sets(st.sampled_from(replies))) - {replies[-1]}
+    called = sorted({call.name for turn in turns for call in turn.tool_calls})
+    listed = called if draw(st.booleans()) else []
     tools = tuple(Tool(name, draw(st.just("") | TEXTS), draw(SCHEMAS)) for name in listed)
     return Example(ORIGIN, "messages", tuple(turns), tools, masked=tuple(sorted(masked)))
 

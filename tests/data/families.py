@@ -1,4 +1,4 @@
-"""Chat-template families: the template, and a byte-level tokenizer with the family's own tokens."""
+"""Chat template families: the template, and a byte-level tokenizer with its control tokens."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -14,21 +14,21 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class TemplateFamily:
-    """What differs between families."""
+    """The differences between families."""
 
     name: str
     control: tuple[str, ...]
     end: str
-    """What ends an assistant's turn."""
+    """The token that ends an assistant's turn."""
     bos: str | None = None
     eos: str | None = None
-    """Where it is not `end`."""
-    words: tuple[str, ...] = ()
-    """Tokens of one piece that are no control tokens, such as `<think>`."""
-    swallows: bool = False
-    """Control tokens take the white space after them, as Phi-3's do."""
+    """If different from `end`."""
+    added_words: tuple[str, ...] = ()
+    """Single tokens that are not control tokens, such as `<think>`."""
+    strips_right: bool = False
+    """Control tokens include the white space after them, as in Phi-3."""
 
-    @cache  # noqa: B019  families are constants
+    @cache  # noqa: B019  instances are constants
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """One token per byte, but pairs of spaces and newlines are one, and ` H`, and `] `."""
         merges = [("Ċ", "Ċ"), ("Ġ", "Ġ"), ("Ġ", "H"), ("]", "Ġ")]
@@ -38,9 +38,9 @@ class TemplateFamily:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         backend.decoder = decoders.ByteLevel()
         backend.add_special_tokens(
-            [AddedToken(t, special=True, rstrip=self.swallows) for t in self.control]
+            [AddedToken(t, special=True, rstrip=self.strips_right) for t in self.control]
         )
-        backend.add_tokens([AddedToken(t, special=False) for t in self.words])
+        backend.add_tokens([AddedToken(t, special=False) for t in self.added_words])
         return PreTrainedTokenizerFast(
             tokenizer_object=backend,
             bos_token=self.bos,
@@ -72,14 +72,14 @@ GEMMA = TemplateFamily(
     "<end_of_turn>",
     bos="<bos>",
     eos="<eos>",
-    words=("\n\n",),
+    added_words=("\n\n",),
 )
 MISTRAL = TemplateFamily("mistral", ("<s>", "</s>", "[INST]", "[/INST]"), "</s>", bos="<s>")
 QWEN3 = TemplateFamily(
     "qwen3",
     ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
     "<|im_end|>",
-    words=("<think>", "</think>", "<tool_call>", "</tool_call>"),
+    added_words=("<think>", "</think>", "<tool_call>", "</tool_call>"),
 )
 FIVE_FAMILIES = (CHATML, LLAMA3, GEMMA, MISTRAL, QWEN3)
 
@@ -89,12 +89,12 @@ PHI3 = TemplateFamily(
     ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"),
     "<|end|>",
     eos="<|endoftext|>",
-    swallows=True,
+    strips_right=True,
 )
 DEEPSEEK_R1 = TemplateFamily(
     "deepseek_r1",
     ("<|User|>", "<|Assistant|>", "<|begin_of_sentence|>", "<|end_of_sentence|>"),
     "<|end_of_sentence|>",
     bos="<|begin_of_sentence|>",
-    words=("<think>", "</think>"),
+    added_words=("<think>", "</think>"),
 )

@@ -88,7 +88,7 @@ def test_every_row_is_a_sequence_that_ends_with_its_end_of_turn_token() -> None:
     assert prepared.eval is None
 
 
-def test_what_is_on_the_disk_is_used_the_second_time() -> None:
+def test_the_second_build_reads_the_cache() -> None:
     rows = Source([chat(1, "Hi", "Hello")])
     args = (rows, CHATML.template(), CHATML.stop_ids, ROOMY)
     first = build_dataset(*args, dataset=ref())
@@ -99,7 +99,7 @@ def test_what_is_on_the_disk_is_used_the_second_time() -> None:
     assert again.train[0].ids.tolist() == first.train[0].ids.tolist()
 
 
-def test_samples_name_the_file_they_come_from_even_if_another_has_equal_rows() -> None:
+def test_sequences_name_their_own_file_even_if_another_file_has_equal_rows() -> None:
     first = prepare(chat(1, "Hi", "Hello"))
     copied = replace(chat(4, "Hi", "Hello"), origin=SourceLocation("b.jsonl", 4))
     second = build_dataset(
@@ -113,7 +113,7 @@ def test_samples_name_the_file_they_come_from_even_if_another_has_equal_rows() -
     assert second.train[0].origin == SourceLocation("b.jsonl", 4)
 
 
-def test_other_rows_options_stop_tokens_or_templates_are_tokenised_anew() -> None:
+def test_other_rows_options_stop_tokens_or_templates_miss_the_cache() -> None:
     rows = Source([chat(1, "Hi", "Hello")])
     template, tokenizer = CHATML.template(), CHATML.tokenizer()
     changed = ChatTemplate(tokenizer, str(tokenizer.chat_template).replace("helpful", "kind"))
@@ -130,7 +130,7 @@ def test_other_rows_options_stop_tokens_or_templates_are_tokenised_anew() -> Non
         assert rows.reads == before + 1
 
 
-def test_a_damaged_entry_is_made_anew(store: Path) -> None:
+def test_a_damaged_cache_entry_is_rebuilt(store: Path) -> None:
     first = prepare(chat(1, "Hi", "Hello"))
     (ids,) = store.glob(f"{first.report.key}-*/ids.bin")
     whole = ids.read_bytes()
@@ -139,7 +139,7 @@ def test_a_damaged_entry_is_made_anew(store: Path) -> None:
     assert ids.read_bytes() == whole
 
 
-def test_a_build_that_breaks_off_leaves_nothing_behind(store: Path) -> None:
+def test_an_interrupted_build_leaves_nothing_behind(store: Path) -> None:
     def rows() -> Iterator[Example]:
         yield chat(1, "Hi", "Hello")
         raise KeyboardInterrupt
@@ -150,7 +150,7 @@ def test_a_build_that_breaks_off_leaves_nothing_behind(store: Path) -> None:
     assert list((store / ".aside").iterdir()) == []
 
 
-def test_the_longest_unused_entries_go_when_all_are_too_large(store: Path) -> None:
+def test_the_least_recently_used_entries_are_evicted_over_the_size_limit(store: Path) -> None:
     made = [prepare(chat(1, "Hi", "Hello"), digest=d).report.key for d in "abc"]
     keys = [entry.name for key in made for entry in store.glob(f"{key}-*")]
     assert cache.evict(limit_bytes=0) == []  # used a moment ago
@@ -160,7 +160,7 @@ def test_the_longest_unused_entries_go_when_all_are_too_large(store: Path) -> No
     assert {p.name for p in store.iterdir() if not p.name.startswith(".")} == {keys[0], keys[2]}
 
 
-def test_a_full_disk_is_told_with_the_folder_and_leaves_nothing(store: Path) -> None:
+def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_nothing(store: Path) -> None:
     def build(folder: Path) -> None:
         (folder / "ids.bin").write_bytes(b"some")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -172,7 +172,7 @@ def test_a_full_disk_is_told_with_the_folder_and_leaves_nothing(store: Path) -> 
     assert list((store / ".aside").iterdir()) == []
 
 
-def test_a_long_conversation_ends_after_its_last_whole_reply_that_fits() -> None:
+def test_a_long_conversation_ends_after_its_last_complete_reply_that_fits() -> None:
     long = chat(1, "Hi", "Hello", "More", "x" * 200)
     prepared = prepare(long, options=TokenizeOptions(max_length=150))
     (kept,) = words(prepared.train)
@@ -182,7 +182,7 @@ def test_a_long_conversation_ends_after_its_last_whole_reply_that_fits() -> None
     assert prepared.report.dropped == ()
 
 
-def test_a_conversation_of_which_no_reply_fits_is_dropped_and_counted() -> None:
+def test_a_conversation_without_a_reply_that_fits_is_dropped_and_counted() -> None:
     rows = (chat(1, "Hi", "x" * 200), chat(2, "Hi", "Hello"))
     prepared = prepare(*rows, options=TokenizeOptions(max_length=150))
     assert len(prepared.train) == 1
@@ -192,14 +192,14 @@ def test_a_conversation_of_which_no_reply_fits_is_dropped_and_counted() -> None:
     assert prepared.report.dropped_rows == 1
 
 
-def test_drop_drops_what_truncate_would_cut() -> None:
+def test_the_drop_policy_drops_rows_that_truncate_would_cut() -> None:
     rows = (chat(1, "Hi", "Hello", "More", "x" * 200), text(2, "y" * 200), chat(3, "Hi", "Hello"))
     prepared = prepare(*rows, options=TokenizeOptions(max_length=150, overlong="drop"))
     assert [prepared.train[i].origin.line for i in range(len(prepared.train))] == [3]
     assert prepared.report.dropped_rows == 2
 
 
-def test_long_plain_text_is_cut_so_that_each_token_is_learnt_once() -> None:
+def test_long_plain_text_is_split_so_that_each_token_is_in_the_loss_once() -> None:
     words_of_it = "".join(chr(97 + i % 26) for i in range(100))
     prepared = prepare(text(1, words_of_it), options=TokenizeOptions(max_length=8))
     taught = [
@@ -213,7 +213,7 @@ def test_long_plain_text_is_cut_so_that_each_token_is_learnt_once() -> None:
     assert prepared.report.truncated_rows == 1
 
 
-def test_replies_that_do_not_end_where_the_model_stops_are_refused() -> None:
+def test_replies_that_do_not_end_with_a_stop_token_are_an_error() -> None:
     with pytest.raises(ConfigError, match=r"a\.jsonl:1: .*'<\|im_end\|>' \(token 261\)") as caught:
         build_dataset(
             Source([chat(1, "Hi", "Hello")]), CHATML.template(), (262,), ROOMY, dataset=ref()
@@ -221,7 +221,7 @@ def test_replies_that_do_not_end_where_the_model_stops_are_refused() -> None:
     assert "--chat-template" in caught.value.hint
 
 
-def test_rows_that_teach_nothing_are_counted_by_reason() -> None:
+def test_dropped_rows_are_counted_by_reason() -> None:
     asks_twice = Example(
         SourceLocation("a.jsonl", 2),
         "messages",
@@ -234,13 +234,13 @@ def test_rows_that_teach_nothing_are_counted_by_reason() -> None:
     assert kinds == {"refused": [2], "nothing-to-learn": [3]}
 
 
-def test_nothing_left_to_learn_is_an_error_that_says_why() -> None:
+def test_no_sequences_left_is_an_error_with_the_reasons() -> None:
     with pytest.raises(DataError, match="1 rows: its first reply ends after 20 tokens") as caught:
         prepare(chat(1, "Hi", "Hello"), options=TokenizeOptions(max_length=20))
     assert "max_length" in caught.value.hint
 
 
-def test_a_model_without_a_template_learns_plain_text_and_refuses_conversations() -> None:
+def test_a_model_without_a_template_takes_plain_text_but_no_conversations() -> None:
     bare = ChatTemplate(CHATML.tokenizer(), None)
     build_dataset(Source([text(1, "abc")]), bare, CHATML.stop_ids, ROOMY, dataset=ref())
     with pytest.raises(TemplateError, match="no chat template"):
@@ -270,7 +270,7 @@ def test_rows_are_held_out_by_their_prompt_and_stay_there_when_rows_are_added() 
     assert held <= more_held
 
 
-def test_pairs_keep_both_sides_together_and_rows_without_a_worse_answer_are_named() -> None:
+def test_pairs_keep_both_sides_together_and_other_rows_are_dropped() -> None:
     pair = replace(chat(1, "2+2?", "4"), rejected=(Message("assistant", "five"),))
     options = replace(ROOMY, pairs=True)
     prepared = prepare(pair, chat(2, "Hi", "Hello"), options=options)
@@ -284,7 +284,7 @@ def test_pairs_keep_both_sides_together_and_rows_without_a_worse_answer_are_name
     assert len(as_chat.train) == 1
 
 
-def test_a_row_that_makes_several_sequences_is_told() -> None:
+def test_a_row_with_several_sequences_is_noted() -> None:
     prepared = prepare(chat(1, "Hi", "Hello", "2+2?", "4"), family=QWEN3)
     assert len(prepared.train) == 2
     assert prepared.report.rows == 1
@@ -308,8 +308,6 @@ def test_a_dataset_in_another_process_reads_the_same_files() -> None:
         ({"max_length": 9, "turns": "first"}, "unknown turns 'first'"),
     ],
 )
-def test_options_out_of_range_are_refused_with_their_value(
-    wrong: dict[str, object], told: str
-) -> None:
+def test_an_invalid_option_is_an_error_with_its_value(wrong: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         TokenizeOptions(**wrong)  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""Between the columns of each format and an example: parsing and rendering."""
+"""Dataset formats: parsing rows into examples and rendering examples as rows."""

@@ -1,4 +1,4 @@
-"""Which columns does each format have, and which format has a row's columns?"""
+"""The columns of each dataset format, and the detection of a row's format."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ from llmctl.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a format, and other names under which people have it."""
+    """One column of a format, with the other names it has in public datasets."""
 
     name: str
-    others: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
     def names(self) -> tuple[str, ...]:
-        return (self.name, *self.others)
+        return (self.name, *self.aliases)
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """Which columns a format has."""
+    """The columns of one format."""
 
-    needed: tuple[Column, ...]
+    required: tuple[Column, ...]
     optional: tuple[Column, ...] = ()
 
     def columns(self) -> tuple[Column, ...]:
-        return self.needed + self.optional
+        return self.required + self.optional
 
 
 _TOOLS = Column("tools", ("functions",))
@@ -65,71 +65,69 @@ FORMATS: dict[str, Format] = {
     ),
     "text": Format((Column("text"),)),
 }
-"""In the order in which a row is tried. `messages` and `sharegpt` have the same columns; what the
-turns look like tells them apart."""
+"""In detection order. `messages` and `sharegpt` have the same columns and differ in the keys of
+their turns."""
 
 
 def validate_format_options(columns: Mapping[str, str] | None, format: str | None) -> None:
-    """Refuse a mapping or a format that names what does not exist.
+    """Check that a column mapping and a format name existing columns and formats.
 
     Raises:
-        ConfigError: with what was probably meant.
+        ConfigError: they do not; the hint suggests a name.
     """
     if format is not None and format not in FORMATS:
         near = did_you_mean(format, FORMATS, cutoff=0.8)
         raise ConfigError(
-            f"there is no format {format!r}",
+            f"unknown format {format!r}",
             hint=f"did you mean {near}?" if near else f"one of: {', '.join(FORMATS)}",
         )
-    for ours in columns or ():
-        known = {name for column in _all_columns() for name in column.names()}
-        if ours not in known:
-            near = did_you_mean(ours, known, cutoff=0.8)
+    for name in columns or ():
+        known = {alias for column in _all_columns() for alias in column.names()}
+        if name not in known:
+            near = did_you_mean(name, known, cutoff=0.8)
             canonical = dict.fromkeys(column.name for column in _all_columns())
             raise ConfigError(
-                f"--column {ours}: no format has such a column",
+                f"--column {name}: no format has such a column",
                 hint=f"did you mean {near}?" if near else f"one of: {', '.join(canonical)}",
             )
 
 
 def format_columns(format: str) -> set[str]:
-    """Return every name under which a format's columns are read."""
+    """Return every name of a format's columns, aliases included."""
     return {name for column in FORMATS[format].columns() for name in column.names()}
 
 
 def detect_format(value: Mapping[str, object], collector: RowErrorCollector) -> str | None:
-    """Return the format that has the row's columns, or note what would make it one."""
-    # A CSV file of several formats has every column in every row, most of them empty.
+    """Return the format whose columns the row has; `None` with an error if there is none."""
+    # In a CSV file of several formats every row has all columns, most of them empty.
     for present in (_filled, _present):
         for name, format in FORMATS.items():
-            if all(present(column, value) for column in format.needed):
+            if all(present(column, value) for column in format.required):
                 return name
     nearest = max(
-        FORMATS, key=lambda name: sum(_present(column, value) for column in FORMATS[name].needed)
+        FORMATS, key=lambda name: sum(_present(column, value) for column in FORMATS[name].required)
     )
-    if any(_present(column, value) for column in FORMATS[nearest].needed):
+    if any(_present(column, value) for column in FORMATS[nearest].required):
         report_missing_columns(nearest, value, collector)
     else:
-        _note_unknown(value, collector)
+        _report_unknown_format(value, collector)
     return None
 
 
 def report_missing_columns(
     format: str, value: Mapping[str, object], collector: RowErrorCollector
 ) -> bool:
-    """Note each needed column that a row has not; return whether it lacks any."""
-    missing = [column for column in FORMATS[format].needed if not _present(column, value)]
+    """Add an error for each required column that a row lacks; return whether there are any."""
+    missing = [column for column in FORMATS[format].required if not _present(column, value)]
     for column in missing:
         null = next((name for name in column.names() if name in value), None)
         if null is not None:
-            fix = "a list of turns" if column is _TURNS else "text"
+            fix = "a list of turns" if column is _TURNS else "a string"
             collector.add("wrong-type", (null,), json_type_name(value[null]), fix)
             continue
-        strange = [name for name in value if name not in format_columns(format)]
-        near = next(
-            filter(None, (did_you_mean(name, strange, cutoff=_CLOSE) for name in column.names())),
-            None,
-        )
+        unknown = [name for name in value if name not in format_columns(format)]
+        suggestions = (did_you_mean(name, unknown, cutoff=_CLOSE) for name in column.names())
+        near = next(filter(None, suggestions), None)
         if near is not None:
             fix = f"rename it, or --column {column.name}={near}"
             collector.add("missing-column", (column.name,), f"missing; did you mean {near!r}?", fix)
@@ -138,21 +136,21 @@ def report_missing_columns(
                 "missing-column",
                 (column.name,),
                 f"missing; the row has {join_names(value)}",
-                f"name the column that holds it: --column {column.name}=YOURS",
+                f"name the column to use: --column {column.name}=YOURS",
             )
     return bool(missing)
 
 
-def _note_unknown(value: Mapping[str, object], collector: RowErrorCollector) -> None:
+def _report_unknown_format(value: Mapping[str, object], collector: RowErrorCollector) -> None:
     if not value:
-        collector.add("unknown-format", (), "the row is empty", _FORMS)
+        collector.add("unknown-format", (), "the row is empty", _KNOWN_FORMATS)
         return
     objects = [name for name, item in value.items() if _are_objects(item)]
     turns = next((name for name in objects if _are_turns(value[name])), None)
     rows = next((name for name in objects if not _are_turns(value[name])), None)
     if len(value) <= 4 and rows is not None:
         collector.add(
-            "unknown-format", (rows,), "the rows are in here", "save this list as the file"
+            "unknown-format", (rows,), "this column holds the rows", "save this list as the file"
         )
         return
     known = {name: column.name for column in _all_columns() for name in column.names()}
@@ -167,13 +165,13 @@ def _note_unknown(value: Mapping[str, object], collector: RowErrorCollector) -> 
         collector.add("unknown-column", (turns,), "unknown; did you mean 'messages'?", fix)
         return
     collector.add(
-        "unknown-format", (), f"no known format has the columns {join_names(value)}", _FORMS
+        "unknown-format", (), f"no known format has the columns {join_names(value)}", _KNOWN_FORMATS
     )
 
 
 _CLOSE = 0.85
-"""`question_id` is no misspelt `question`."""
-_FORMS = (
+"""High enough that `question_id` is not taken for a misspelt `question`."""
+_KNOWN_FORMATS = (
     "messages | instruction + output | prompt + completion | chosen + rejected | text, "
     "or --column NAME=YOURS"
 )

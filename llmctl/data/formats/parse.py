@@ -1,4 +1,4 @@
-"""What does a row say? Every format becomes the one `Example` that the other rooms know."""
+"""Parsing of rows of every format into `Example`s."""
 
 import re
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ __all__ = ["FORMATS", "parse_row"]
 def parse_row(
     row: RawRow, *, columns: Mapping[str, str] | None = None, format: str | None = None
 ) -> Example | tuple[RowError, ...]:
-    """Return what a row says, or everything that is wrong with it.
+    """Return the example of a row, or all errors in it.
 
     Args:
-        columns: names of ours -> names in the file, where they differ.
-        format: the format that the row must have; recognised by its columns where not given.
+        columns: canonical names -> names in the file, where they differ.
+        format: the format that the row must have; detected from its columns if not given.
     """
     columns = columns or {}
     if row.errors:
@@ -35,22 +35,22 @@ def parse_row(
         format = None
     if format is None:
         return tuple(collector.errors)
-    example = _RowParser(format, row, value, collector).read()
+    example = _RowParser(format, row, value, collector).parse()
     return tuple(collector.errors) if collector.errors or example is None else example
 
 
 def rename_columns(value: Mapping[str, object], columns: Mapping[str, str]) -> Mapping[str, object]:
-    """Return a row with its columns under our names."""
+    """Return a row with its columns under their canonical names."""
     if not columns:
         return value
-    theirs = {name: ours for ours, name in columns.items()}
-    # Where both are there, the column that is mapped takes the place of the one with our name.
-    replaced = {ours for ours, name in columns.items() if name in value} - theirs.keys()
-    return {theirs.get(name, name): v for name, v in value.items() if name not in replaced}
+    canonical = {name: own for own, name in columns.items()}
+    # A mapped column replaces a column that has the canonical name already.
+    replaced = {own for own, name in columns.items() if name in value} - canonical.keys()
+    return {canonical.get(name, name): v for name, v in value.items() if name not in replaced}
 
 
 class _RowParser:
-    """Reads one row as one format; whatever is wrong goes to `collector`."""
+    """Parses one row of one format; errors go to `collector`."""
 
     def __init__(
         self, format: str, row: RawRow, value: Mapping[str, object], collector: RowErrorCollector
@@ -61,7 +61,7 @@ class _RowParser:
         self._value = value
         self._collector = collector
 
-    def read(self) -> Example | None:
+    def parse(self) -> Example | None:
         match self._format:
             case "text":
                 text = parse_text(*self._take("text"), self._collector)
@@ -74,11 +74,11 @@ class _RowParser:
                 turns.extend(self._text("assistant", *self._take("output")))
             case "prompt-completion":
                 turns = self._system()
-                turns.extend(self._said("user", *self._take("prompt")))
-                # Only the completion is learnt, whatever was said before it.
-                said = enumerate(turns.messages)
-                turns.masked = [index for index, turn in said if turn.role == "assistant"]
-                turns.extend(self._said("assistant", *self._take("completion")))
+                turns.extend(self._text_or_turns("user", *self._take("prompt")))
+                # The loss is on the completion only, not on assistant turns in the prompt.
+                prompt = enumerate(turns.messages)
+                turns.masked = [index for index, turn in prompt if turn.role == "assistant"]
+                turns.extend(self._text_or_turns("assistant", *self._take("completion")))
             case _:
                 value, path = self._take("messages")
                 self._format = "sharegpt" if is_sharegpt(value) else "messages"
@@ -89,7 +89,7 @@ class _RowParser:
     def _example(
         self, turns: TurnList, tools: tuple[Tool, ...], rejected: tuple[Message, ...] = ()
     ) -> Example | None:
-        # A turn that could not be read leaves a hole: its neighbours are not in a wrong order.
+        # A turn with an error is missing from the list, so the order of the rest means nothing.
         if not self._collector.errors:
             validate_turn_order(turns, tools, self._collector)
             validate_last_turn(turns, self._collector)
@@ -99,10 +99,10 @@ class _RowParser:
         return Example(self._row.origin, self._format, messages, tools, rejected, masked)
 
     def _take(self, name: str) -> tuple[object, FieldPath]:
-        """Return a column's value, `None` if the row has none, and where it stands."""
-        for known in self._names[name]:
-            if self._value.get(known) is not None:
-                return self._value[known], (known,)
+        """Return a column's value, `None` if the row has none, and its path."""
+        for alias in self._names[name]:
+            if self._value.get(alias) is not None:
+                return self._value[alias], (alias,)
         return None, (name,)
 
     def _tools(self) -> tuple[Tool, ...]:
@@ -113,7 +113,7 @@ class _RowParser:
     def _system(self) -> TurnList:
         turns = TurnList()
         value, path = self._take("system")
-        # People leave the column empty where there is no system prompt.
+        # Datasets leave the column empty in rows without a system prompt.
         if value is not None and value != "":
             text = parse_text(value, path, self._collector)
             if text is not None:
@@ -121,16 +121,16 @@ class _RowParser:
         return turns
 
     def _instruction(self, turns: TurnList) -> None:
-        """Add alpaca's history, instruction and input."""
+        """Add Alpaca's history, instruction and input."""
         history, path = self._take("history")
         if history is not None and history != "":
             self._history(decode_json_cell(history), path, turns)
         instruction, path = self._take("instruction")
-        given, input_path = self._take("input")
-        if given is not None and not isinstance(given, str):
-            self._collector.add("wrong-type", input_path, json_type_name(given), "text")
-        elif isinstance(instruction, str) and given is not None and given.strip():
-            text = f"{instruction}\n{given}" if instruction.strip() else given
+        input, input_path = self._take("input")
+        if input is not None and not isinstance(input, str):
+            self._collector.add("wrong-type", input_path, json_type_name(input), "a string")
+        elif isinstance(instruction, str) and input is not None and input.strip():
+            text = f"{instruction}\n{input}" if instruction.strip() else input
             turns.add(Message("user", text), path)
         else:
             turns.extend(self._text("user", instruction, path))
@@ -149,8 +149,8 @@ class _RowParser:
                 found = f"{len(pair)} items" if isinstance(pair, list) else json_type_name(pair)
                 self._collector.add("wrong-type", here, found, 'a pair: ["question", "answer"]')
 
-    def _said(self, role: Role, value: object, path: FieldPath) -> TurnList:
-        """Read what is either text that `role` says, or a list of turns."""
+    def _text_or_turns(self, role: Role, value: object, path: FieldPath) -> TurnList:
+        """Parse a value that is either the text of a `role`'s message or a list of turns."""
         if _is_turns(value):
             value = decode_json_cell(value)
         if isinstance(value, list | dict):
@@ -165,64 +165,64 @@ class _RowParser:
         return turns
 
     def _preference(self) -> Example | None:
-        """Read a pair in any of its shapes: texts, turns after a prompt, whole conversations."""
-        lead, tools = self._lead(), self._tools()
-        chosen, rejected = (self._side(lead, name) for name in ("chosen", "rejected"))
+        """Parse a preference pair: texts, turns after a prompt, or whole conversations."""
+        prompt, tools = self._prompt(), self._tools()
+        chosen, rejected = (self._side(prompt, name) for name in ("chosen", "rejected"))
         collector = self._collector
         if collector.errors:
             return None
-        begin = response_start(chosen.messages)
-        if begin == 0:
+        start = response_start(chosen.messages)
+        if start == 0:
             fix = "a prompt column, or whole conversations as chosen and rejected"
-            collector.add("missing-column", ("prompt",), "nothing is asked", fix)
-        elif chosen.messages[:begin] != rejected.messages[:begin]:
-            what = "begins otherwise than chosen does"
-            collector.add("pair", ("rejected",), what, "another answer to the same question")
+            collector.add("missing-column", ("prompt",), "there is no prompt", fix)
+        elif chosen.messages[:start] != rejected.messages[:start]:
+            what = "its prompt differs from that of chosen"
+            collector.add("pair", ("rejected",), what, "another answer to the same prompt")
         elif chosen.messages == rejected.messages:
             collector.add("pair", ("rejected",), "the same as chosen", "a worse answer")
         else:
             validate_turn_order(rejected, tools, collector)
             validate_last_turn(rejected, collector)
-        return self._example(chosen, tools, tuple(rejected.messages[begin:]))
+        return self._example(chosen, tools, tuple(rejected.messages[start:]))
 
-    def _lead(self) -> TurnList:
-        """Read what leads to both answers of a pair; nothing where they are whole conversations."""
-        lead = self._system()
+    def _prompt(self) -> TurnList:
+        """Parse the prompt of a pair; empty if both sides are whole conversations."""
+        prompt = self._system()
         if self._take("instruction")[0] is not None:
-            self._instruction(lead)
-            return lead
+            self._instruction(prompt)
+            return prompt
         for name in ("prompt", "messages"):
             value, path = self._take(name)
             if value is not None:
-                lead.extend(self._said("user", value, path))
+                prompt.extend(self._text_or_turns("user", value, path))
                 break
-        return lead
+        return prompt
 
-    def _side(self, lead: TurnList, name: str) -> TurnList:
-        """Read one answer of a pair, together with what leads to it."""
+    def _side(self, prompt: TurnList, name: str) -> TurnList:
+        """Parse one side of a pair and put the prompt before it."""
         value, path = self._take(name)
         if isinstance(value, str) and value.lstrip().startswith("Human:"):
             side = self._dialogue(value, path)
         else:
-            side = self._said("assistant", value, path)
+            side = self._text_or_turns("assistant", value, path)
         whole = TurnList()
-        # A side that is a whole conversation repeats the prompt, but not always the system's.
-        for start in range(len(lead.messages)):
-            rest = lead.messages[start:]
+        # A side that is a whole conversation repeats the prompt, but not always the system message.
+        for start in range(len(prompt.messages)):
+            rest = prompt.messages[start:]
             if side.messages[: len(rest)] == rest:
-                whole.extend(lead.before(start))
+                whole.extend(prompt.before(start))
                 break
         else:
-            whole.extend(lead)
+            whole.extend(prompt)
         whole.extend(side)
         return whole
 
     def _dialogue(self, text: str, path: FieldPath) -> TurnList:
-        """Read a conversation written as one text, as Anthropic's HH-RLHF has it."""
+        """Parse a conversation written as one text, as in Anthropic's HH-RLHF."""
         turns = TurnList()
         pieces = _SPEAKER.split("\n\n" + text.lstrip())[1:]
-        for speaker, said in zip(pieces[::2], pieces[1::2], strict=True):
-            turns.extend(self._text(_SPEAKERS[speaker], said.strip(), path))
+        for speaker, text in zip(pieces[::2], pieces[1::2], strict=True):
+            turns.extend(self._text(_SPEAKERS[speaker], text.strip(), path))
         return turns
 
 
@@ -231,7 +231,7 @@ _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 
 
 def _is_turns(value: object) -> bool:
-    """Whether a text is a list of turns as a table's cell holds it, not an answer in JSON."""
+    """Whether a table's cell holds a list of turns as JSON, not an answer that is JSON."""
     turns = decode_json_cell(value)
     if isinstance(turns, dict):
         turns = [turns]

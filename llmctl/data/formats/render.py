@@ -1,4 +1,4 @@
-"""How is an example written in each format, and what of it can that format not hold?"""
+"""Rendering of examples as rows of each format, and what a format cannot represent."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,26 +8,26 @@ from llmctl.data.formats.turn_order import response_start
 from llmctl.data.rows.row_errors import RowError
 from llmctl.types import Example, Message, Tool, ToolCall
 
-Lack = tuple[str, str]
-"""What cannot be held, and what to do."""
+_Unsupported = tuple[str, str]
+"""A part of an example that a format cannot represent, and what to do instead."""
 
 
 def render_example(example: Example, format: str) -> dict[str, object] | tuple[RowError, ...]:
-    """Return the row that says the same in a format, or everything that the format cannot hold.
+    """Return the row of an example in a format, or an error for each part it cannot represent.
 
-    `parse_row` of the row gives the messages, tools and masks back.
+    `parse_row` of the row returns the same messages, tools and masks.
 
     Raises:
-        ConfigError: there is no such format.
+        ConfigError: the format does not exist.
     """
     validate_format_options(None, format)
-    lacks = list(_LACKS[format](example))
-    if lacks:
+    unsupported = list(_UNSUPPORTED[format](example))
+    if unsupported:
         return tuple(
-            RowError(example.origin, "cannot-hold", f"{format} cannot hold {what}", fix)
-            for what, fix in lacks
+            RowError(example.origin, "cannot-hold", f"{format} cannot represent {what}", fix)
+            for what, fix in unsupported
         )
-    return _WRITERS[format](example)
+    return _RENDERERS[format](example)
 
 
 def _openai(example: Example) -> dict[str, object]:
@@ -52,7 +52,7 @@ def _sharegpt(example: Example) -> dict[str, object]:
 
 
 def _alpaca(example: Example) -> dict[str, object]:
-    system, turns = _apart(example.messages)
+    system, turns = _split_system(example.messages)
     pairs = list(zip(turns[:-2:2], turns[1:-2:2], strict=True))
     row: dict[str, object] = {"system": system} if system else {}
     if pairs:
@@ -61,9 +61,9 @@ def _alpaca(example: Example) -> dict[str, object]:
 
 
 def _prompt_completion(example: Example) -> dict[str, object]:
-    begin = response_start(example.messages)
-    prompt, completion = example.messages[:begin], example.messages[begin:]
-    if _are_plain(prompt, completion) and not example.tools:
+    start = response_start(example.messages)
+    prompt, completion = example.messages[:start], example.messages[start:]
+    if _are_single_texts(prompt, completion) and not example.tools:
         return {"prompt": prompt[0].content, "completion": completion[0].content}
     return {
         "prompt": [_turn(message) for message in prompt],
@@ -73,9 +73,9 @@ def _prompt_completion(example: Example) -> dict[str, object]:
 
 
 def _preference(example: Example) -> dict[str, object]:
-    begin = response_start(example.messages)
-    prompt, chosen = example.messages[:begin], example.messages[begin:]
-    if _are_plain(prompt, chosen, example.rejected) and not example.tools:
+    start = response_start(example.messages)
+    prompt, chosen = example.messages[:start], example.messages[start:]
+    if _are_single_texts(prompt, chosen, example.rejected) and not example.tools:
         texts = (prompt[0].content, chosen[0].content, example.rejected[0].content)
         return dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))
     return {
@@ -86,7 +86,7 @@ def _preference(example: Example) -> dict[str, object]:
     }
 
 
-_WRITERS: dict[str, Callable[[Example], dict[str, object]]] = {
+_RENDERERS: dict[str, Callable[[Example], dict[str, object]]] = {
     "messages": _openai,
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,
@@ -96,93 +96,93 @@ _WRITERS: dict[str, Callable[[Example], dict[str, object]]] = {
 }
 
 
-def _conversation_lacks(example: Example) -> Iterator[Lack]:
+def _unsupported_by_conversations(example: Example) -> Iterator[_Unsupported]:
     if example.text is not None:
         yield "plain text", "--to text"
     if example.rejected:
         yield "the rejected answer", "--to preference"
 
 
-def _sharegpt_lacks(example: Example) -> Iterator[Lack]:
-    yield from _conversation_lacks(example)
+def _unsupported_by_sharegpt(example: Example) -> Iterator[_Unsupported]:
+    yield from _unsupported_by_conversations(example)
     if example.masked:
-        yield "turns without loss", "--to messages"
-    waiting: list[str] = []
+        yield "turns excluded from the loss", "--to messages"
+    open_calls: list[str] = []
     for message in example.messages:
         if message.reasoning is not None:
-            yield "reasoning apart from the answer", "--to messages"
+            yield "reasoning", "--to messages"
         if message.name is not None:
-            yield "the name of a speaker", "--to messages"
+            yield "a message's name", "--to messages"
         if message.role == "developer":
             yield "a developer's message", "--to messages"
         if message.role == "assistant":
-            waiting = [call.id for call in message.tool_calls]
+            open_calls = [call.id for call in message.tool_calls]
         elif message.role == "tool":
-            # ShareGPT knows whose result it is by the order alone.
-            call_id = waiting.pop(0) if waiting else ""
+            # ShareGPT assigns results to calls by their order alone.
+            call_id = open_calls.pop(0) if open_calls else ""
             if call_id != (message.tool_call_id or ""):
-                yield "results in another order than their calls", "--to messages"
+                yield "tool results in another order than their calls", "--to messages"
 
 
-def _alpaca_lacks(example: Example) -> Iterator[Lack]:
-    yield from _conversation_lacks(example)
+def _unsupported_by_alpaca(example: Example) -> Iterator[_Unsupported]:
+    yield from _unsupported_by_conversations(example)
     if example.masked:
-        yield "turns without loss", "--to messages"
+        yield "turns excluded from the loss", "--to messages"
     if example.tools or any(m.role == "tool" or m.tool_calls for m in example.messages):
-        yield "tools and calls", "--to messages"
+        yield "tools and tool calls", "--to messages"
     elif any(m.reasoning is not None for m in example.messages):
-        yield "reasoning apart from the answer", "--to messages"
+        yield "reasoning", "--to messages"
     elif any(m.name is not None for m in example.messages):
-        yield "the name of a speaker", "--to messages"
+        yield "a message's name", "--to messages"
     elif any(m.role == "developer" for m in example.messages):
         yield "a developer's message", "--to messages"
     elif any(m.role == "system" and not m.content for m in example.messages):
         yield "an empty system prompt", "--to messages"
 
 
-def _completion_lacks(example: Example) -> Iterator[Lack]:
-    yield from _conversation_lacks(example)
-    begin = response_start(example.messages)
-    said = [i for i, message in enumerate(example.messages) if message.role == "assistant"]
-    if any(i < begin and i not in example.masked for i in said):
-        yield "a loss on earlier answers, only on the last", "--to messages"
-    if any(i >= begin and i in example.masked for i in said):
-        yield "turns without loss after the last question", "--to messages"
+def _unsupported_by_completion(example: Example) -> Iterator[_Unsupported]:
+    yield from _unsupported_by_conversations(example)
+    start = response_start(example.messages)
+    replies = [i for i, message in enumerate(example.messages) if message.role == "assistant"]
+    if any(i < start and i not in example.masked for i in replies):
+        yield "a loss on earlier answers", "--to messages"
+    if any(i >= start and i in example.masked for i in replies):
+        yield "turns excluded from the loss after the prompt", "--to messages"
 
 
-def _preference_lacks(example: Example) -> Iterator[Lack]:
+def _unsupported_by_preference(example: Example) -> Iterator[_Unsupported]:
     if example.text is not None:
         yield "plain text", "--to text"
     elif not example.rejected:
-        yield "an answer that has none to compare with", "--to messages"
+        yield "a row without a rejected answer", "--to messages"
     if example.masked:
-        yield "turns without loss", "--to messages"
+        yield "turns excluded from the loss", "--to messages"
 
 
-def _text_lacks(example: Example) -> Iterator[Lack]:
+def _unsupported_by_text(example: Example) -> Iterator[_Unsupported]:
     if example.text is None:
         yield "a conversation", "--to messages"
 
 
-_LACKS = {
-    "messages": _conversation_lacks,
-    "sharegpt": _sharegpt_lacks,
-    "alpaca": _alpaca_lacks,
-    "prompt-completion": _completion_lacks,
-    "preference": _preference_lacks,
-    "text": _text_lacks,
+_UNSUPPORTED = {
+    "messages": _unsupported_by_conversations,
+    "sharegpt": _unsupported_by_sharegpt,
+    "alpaca": _unsupported_by_alpaca,
+    "prompt-completion": _unsupported_by_completion,
+    "preference": _unsupported_by_preference,
+    "text": _unsupported_by_text,
 }
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 
-def _apart(messages: Sequence[Message]) -> tuple[str, Sequence[Message]]:
+def _split_system(messages: Sequence[Message]) -> tuple[str, Sequence[Message]]:
     if messages[0].role == "system":
         return messages[0].content, messages[1:]
     return "", messages
 
 
-def _are_plain(*sides: Sequence[Message]) -> bool:
-    """Whether each side is one message of nothing but text that cannot be taken for turns."""
+def _are_single_texts(*sides: Sequence[Message]) -> bool:
+    """Whether each side is one message of text that cannot be mistaken for a list of turns."""
     return all(
         len(side) == 1
         and side[0].reasoning is None
@@ -232,7 +232,7 @@ def _function(tool: Tool) -> dict[str, object]:
 
 def _call_text(call: ToolCall) -> str:
     arguments = json.loads(call.arguments or "{}")
-    # As an object where that gives the same text back.
+    # As an object if that encodes to the same text.
     same = json.dumps(arguments, ensure_ascii=False) == call.arguments
     row = {"name": call.name, "arguments": arguments if same else call.arguments}
     if call.id:

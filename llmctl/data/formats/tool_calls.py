@@ -1,4 +1,4 @@
-"""Which tools are there, and what does an assistant ask of them?"""
+"""Parsing of tool definitions and tool calls."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from llmctl.types import Tool, ToolCall
 
 
 def decode_json_cell(value: object) -> object:
-    """Return the list or object that a table's cell holds as JSON text, or the value as it is."""
+    """Return the list or object that a table's cell holds as JSON, or the value unchanged."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
             return json.loads(value)
@@ -20,12 +20,12 @@ def decode_json_cell(value: object) -> object:
 
 
 def parse_tools(value: object, path: FieldPath, collector: RowErrorCollector) -> tuple[Tool, ...]:
-    """Read tools: a list, or such a list as JSON text, of OpenAI's objects or bare functions."""
+    """Parse a list of tools, or JSON text of one: OpenAI's tool objects or bare functions."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return ()
     value = decode_json_cell(value)
     if not isinstance(value, list):
-        found = "text that is no JSON" if isinstance(value, str) else json_type_name(value)
+        found = "a string that is not JSON" if isinstance(value, str) else json_type_name(value)
         collector.add("wrong-type", path, found, "a list of tools")
         return ()
     tools = []
@@ -40,13 +40,13 @@ def parse_tools(value: object, path: FieldPath, collector: RowErrorCollector) ->
             continue
         parameters = function.get("parameters")
         if parameters is not None and not isinstance(parameters, dict):
-            fix = "a JSON schema, which is an object"
+            fix = "a JSON schema (an object)"
             collector.add("wrong-type", (*here, "parameters"), json_type_name(parameters), fix)
         elif name := _name(function, here, collector):
             description = function.get("description") or ""
             if not isinstance(description, str):
                 where = (*here, "description")
-                collector.add("wrong-type", where, json_type_name(description), "text")
+                collector.add("wrong-type", where, json_type_name(description), "a string")
                 continue
             tools.append(Tool(name, description, parameters, bool(function.get("strict"))))
     return tuple(tools)
@@ -55,7 +55,7 @@ def parse_tools(value: object, path: FieldPath, collector: RowErrorCollector) ->
 def parse_calls(
     item: Mapping[str, Any], path: FieldPath, collector: RowErrorCollector
 ) -> tuple[ToolCall, ...]:
-    """Read the calls of an assistant's turn as OpenAI has them, today and before."""
+    """Parse the calls of an assistant's turn: `tool_calls`, or the older `function_call`."""
     calls: tuple[ToolCall, ...] = ()
     if item.get("tool_calls"):
         calls += parse_call_list(item["tool_calls"], (*path, "tool_calls"), collector)
@@ -67,7 +67,7 @@ def parse_calls(
 def parse_call_list(
     value: object, path: FieldPath, collector: RowErrorCollector
 ) -> tuple[ToolCall, ...]:
-    """Read one call or a list of them, or the same as JSON text; none where one is wrong."""
+    """Parse one call or a list of calls, or JSON text of either; empty if any has an error."""
     value = decode_json_cell(value)
     listed_calls = value if isinstance(value, list) else [value]
     calls = []
@@ -76,11 +76,11 @@ def parse_call_list(
         if isinstance(call, dict):
             calls.append(_read_call(call, here, collector))
         else:
-            found = "text that is no JSON" if isinstance(call, str) else json_type_name(call)
+            found = "a string that is not JSON" if isinstance(call, str) else json_type_name(call)
             collector.add("wrong-type", here, found, '{"name": "...", "arguments": {...}}')
             calls.append(None)
-    made = tuple(call for call in calls if call is not None)
-    return made if len(made) == len(calls) else ()
+    valid = tuple(call for call in calls if call is not None)
+    return valid if len(valid) == len(calls) else ()
 
 
 def _read_call(
@@ -97,7 +97,7 @@ def _read_call(
         try:
             parsed = json.loads(arguments)
         except (ValueError, RecursionError):
-            collector.add("bad-arguments", where, "text that is no JSON", "a JSON object")
+            collector.add("bad-arguments", where, "a string that is not JSON", "a JSON object")
             return None
     else:
         parsed, arguments = arguments, json.dumps(arguments, ensure_ascii=False)
@@ -106,7 +106,7 @@ def _read_call(
         return None
     call_id = call.get("id") or ""
     if not isinstance(call_id, str):
-        collector.add("wrong-type", (*path, "id"), json_type_name(call_id), "text")
+        collector.add("wrong-type", (*path, "id"), json_type_name(call_id), "a string")
         return None
     return None if name is None else ToolCall(name, arguments, call_id)
 
@@ -118,7 +118,7 @@ def _name(
     if isinstance(name, str) and name.strip():
         return name
     if "name" not in function:
-        found = f"missing; there is {join_names(function) or 'nothing'}"
+        found = f"missing; the keys are {join_names(function) or 'none'}"
         collector.add("missing-key", (*path, "name"), found, "the function's name")
     else:
         found = "empty" if isinstance(name, str) else json_type_name(name)

@@ -1,4 +1,4 @@
-"""What do the turns of a conversation say, in OpenAI's or ShareGPT's way of writing them?"""
+"""Parsing of a conversation's turns in OpenAI's or ShareGPT's form."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,17 +31,17 @@ _ROLES: dict[str, Role] = {
 }
 _CALLS = ("function_call", "tool_call", "tool_calls")
 _WEIGHTS = ("weight", "loss_weight", "loss", "train")
-"""Of OpenAI, LLaMA-Factory, ms-swift and Axolotl: whether the loss falls on a turn."""
+"""Keys of OpenAI, LLaMA-Factory, ms-swift and Axolotl that put a turn in or out of the loss."""
 
 
 @dataclass(slots=True)
 class TurnList:
-    """Turns as they are read, each with the place it came from."""
+    """Parsed turns, each with its path in the row."""
 
     messages: list[Message] = field(default_factory=list)
     paths: list[FieldPath] = field(default_factory=list)
     masked: list[int] = field(default_factory=list)
-    """Indexes of turns that no loss falls on."""
+    """Indexes of turns that are excluded from the loss."""
 
     def add(self, message: Message, path: FieldPath, *, masked: bool = False) -> None:
         if masked:
@@ -61,14 +61,14 @@ class TurnList:
 
 
 def is_sharegpt(value: object) -> bool:
-    """Whether a list of turns names who speaks `from`, not `role`."""
+    """Whether a list of turns has ShareGPT's `from` in place of `role`."""
     value = decode_json_cell(value)
     first = value[0] if isinstance(value, list) and value else value
     return isinstance(first, dict) and "from" in first
 
 
 def parse_turns(value: object, path: FieldPath, collector: RowErrorCollector) -> TurnList:
-    """Read a list of turns, or a single one. Their order is not checked here."""
+    """Parse a list of turns, or a single turn, without checking their order."""
     turns = TurnList()
     value = decode_json_cell(value)
     if isinstance(value, dict):
@@ -90,12 +90,12 @@ def parse_turns(value: object, path: FieldPath, collector: RowErrorCollector) ->
 
 
 def parse_text(value: object, path: FieldPath, collector: RowErrorCollector) -> str | None:
-    """Return a text that is there and not blank, or note why it is not one."""
+    """Return a string that is not blank; otherwise `None` with an error."""
     if not isinstance(value, str):
-        collector.add("wrong-type", path, json_type_name(value), "text")
+        collector.add("wrong-type", path, json_type_name(value), "a string")
         return None
     if not value.strip():
-        collector.add("empty", path, "empty" if not value else "only blanks", "text")
+        collector.add("empty", path, "empty" if not value else "only white space", "text")
         return None
     return value
 
@@ -105,19 +105,19 @@ def _read_turn(
 ) -> None:
     role_key = next((key for key in ("role", "from") if key in item), None)
     if role_key is None:
-        _note_missing_key(item, "role", ("role", "from"), path, collector)
+        _report_missing_key(item, "role", ("role", "from"), path, collector)
         return
     role = item[role_key]
     if not isinstance(role, str):
-        collector.add("wrong-type", (*path, role_key), json_type_name(role), "a role as text")
+        collector.add("wrong-type", (*path, role_key), json_type_name(role), "a role")
         return
     if role in _CALLS:
         _read_call_turn(item, path, turns, collector)
         return
     if role not in _ROLES:
-        known = ("human", "gpt") if role_key == "from" else ("user", "assistant")
+        speakers = ("human", "gpt") if role_key == "from" else ("user", "assistant")
         near = did_you_mean(role, [*_ROLES, *_CALLS], cutoff=0.8)
-        fix = f"did you mean {near!r}?" if near else f"one of {', '.join(known)}, system, tool"
+        fix = f"did you mean {near!r}?" if near else f"one of {', '.join(speakers)}, system, tool"
         collector.add("unknown-role", (*path, role_key), f"unknown role {role!r}", fix)
         return
     before = len(collector.errors)
@@ -131,7 +131,9 @@ def _read_turn(
     name = _optional_text(item, ("name",), path, collector)
     masked = _is_masked(item, known_role, path, collector)
     if calls and known_role != "assistant":
-        collector.add("role-order", path, f"a {known_role} calls no tools", "an assistant's turn")
+        collector.add(
+            "role-order", path, f"tool calls in a {known_role}'s turn", "an assistant's turn"
+        )
     if len(collector.errors) == before:
         assert content is not None
         message = Message(known_role, content, reasoning, calls, call_id, name)
@@ -141,20 +143,20 @@ def _read_turn(
 def _read_call_turn(
     item: dict[str, Any], path: FieldPath, turns: TurnList, collector: RowErrorCollector
 ) -> None:
-    """Read ShareGPT's turn that is nothing but calls; it belongs to the text right before it."""
+    """Parse ShareGPT's turn of tool calls; they belong to the assistant's turn right before it."""
     key = "value" if "value" in item else "content"
     if item.get(key) is None:
-        _note_missing_key(item, key, (key,), path, collector)
+        _report_missing_key(item, key, (key,), path, collector)
         return
-    made = parse_call_list(item[key], (*path, key), collector)
+    calls = parse_call_list(item[key], (*path, key), collector)
     masked = _is_masked(item, "assistant", path, collector)
-    if not made:
+    if not calls:
         return
     if turns.messages and turns.messages[-1].role == "assistant":
         last = turns.messages[-1]
-        turns.messages[-1] = replace(last, tool_calls=last.tool_calls + made)
+        turns.messages[-1] = replace(last, tool_calls=last.tool_calls + calls)
     else:
-        turns.add(Message("assistant", "", tool_calls=made), path, masked=masked)
+        turns.add(Message("assistant", "", tool_calls=calls), path, masked=masked)
 
 
 def _read_content(
@@ -164,7 +166,7 @@ def _read_content(
     if key is None and has_calls:
         return ""
     if key is None:
-        _note_missing_key(item, "value" if "from" in item else "content", (), path, collector)
+        _report_missing_key(item, "value" if "from" in item else "content", (), path, collector)
         return None
     content, here = item[key], (*path, key)
     if isinstance(content, list):
@@ -174,12 +176,12 @@ def _read_content(
     if content is None and has_calls:
         return ""
     if not isinstance(content, str):
-        collector.add("wrong-type", here, json_type_name(content), "text")
+        collector.add("wrong-type", here, json_type_name(content), "a string")
         return None
-    # An empty system prompt says "none", an empty result that a tool returned nothing.
+    # An empty system message means none, an empty tool result that nothing was returned.
     if role in ("user", "assistant") and not has_calls and not content.strip():
-        what = "empty turn" if not content else "a turn of only blanks"
-        collector.add("empty", here, what, "text, or leave the turn out")
+        what = "empty turn" if not content else "a turn of only white space"
+        collector.add("empty", here, what, "text, or remove the turn")
         return None
     return content
 
@@ -204,23 +206,23 @@ def _join_parts(
             return None
         text = part.get("text", part.get("value"))
         if not isinstance(text, str):
-            collector.add("wrong-type", (*here, "text"), json_type_name(text), "text")
+            collector.add("wrong-type", (*here, "text"), json_type_name(text), "a string")
             return None
         texts.append(text)
     return "".join(texts)
 
 
 def _number_calls(turns: TurnList) -> None:
-    """Give each result that names no call the next call that has an id and no result yet."""
-    waiting: list[str] = []
+    """Set the id of each tool result that has none to the next call without a result."""
+    open_calls: list[str] = []
     for index, message in enumerate(turns.messages):
         if message.role == "assistant":
-            waiting = [call.id for call in message.tool_calls]
-        elif message.role == "tool" and waiting:
-            if message.tool_call_id is None and waiting[0]:
-                turns.messages[index] = replace(message, tool_call_id=waiting[0])
-            named = turns.messages[index].tool_call_id
-            waiting.remove(named) if named in waiting else waiting.pop(0)
+            open_calls = [call.id for call in message.tool_calls]
+        elif message.role == "tool" and open_calls:
+            if message.tool_call_id is None and open_calls[0]:
+                turns.messages[index] = replace(message, tool_call_id=open_calls[0])
+            call_id = turns.messages[index].tool_call_id
+            open_calls.remove(call_id) if call_id in open_calls else open_calls.pop(0)
 
 
 def _optional_text(
@@ -231,7 +233,7 @@ def _optional_text(
         if value is not None:
             if isinstance(value, str):
                 return value
-            collector.add("wrong-type", (*path, name), json_type_name(value), "text")
+            collector.add("wrong-type", (*path, name), json_type_name(value), "a string")
     return None
 
 
@@ -243,32 +245,28 @@ def _is_masked(
         if weight is None:
             continue
         if weight not in (0, 1):
-            fix = "1 learns the turn, 0 does not"
-            said = weight if isinstance(weight, int | float) else json_type_name(weight)
-            collector.add("weight", (*path, name), f"{said}", fix)
+            fix = "1 includes the turn in the loss, 0 excludes it"
+            found = str(weight) if isinstance(weight, int | float) else json_type_name(weight)
+            collector.add("weight", (*path, name), found, fix)
         elif weight == 1 and role != "assistant" and name != "train":
-            fix = "0, or leave it out: only an assistant's turns are learnt"
-            collector.add("weight", (*path, name), f"1 on a {role}'s turn", fix)
+            fix = "0, or remove it: the loss is on the assistant's turns only"
+            collector.add("weight", (*path, name), f"weight 1 on a {role}'s turn", fix)
         elif weight == 0 and role == "assistant":
             return True
     return False
 
 
-def _note_missing_key(
+def _report_missing_key(
     item: Mapping[str, object],
     key: str,
     names: tuple[str, ...],
     path: FieldPath,
     collector: RowErrorCollector,
 ) -> None:
-    near = next(
-        filter(
-            None, (did_you_mean(name, item, cutoff=0.8) for name in names or ("content", "value"))
-        ),
-        None,
-    )
+    expected = names or ("content", "value")
+    near = next(filter(None, (did_you_mean(name, item, cutoff=0.8) for name in expected)), None)
     if near is not None and near not in ("role", "from", "content", "value"):
         collector.add("missing-key", (*path, key), f"missing; did you mean {near!r}?", "rename it")
     else:
         found = f"missing; the turn has {join_names(item) or 'nothing'}"
-        collector.add("missing-key", (*path, key), found, "who speaks" if names else "text")
+        collector.add("missing-key", (*path, key), found, "the speaker" if names else "text")

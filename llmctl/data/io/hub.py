@@ -1,4 +1,4 @@
-"""Which rows does a dataset on the Hugging Face hub have, or one in the local cache?"""
+"""Rows of datasets on the Hugging Face hub or in its local cache."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from llmctl.data.rows.row_errors import DataError
 from llmctl.errors import ConfigError
 from llmctl.types import Progress, ProgressCallback
 
-_ANSWER_SECONDS = 10.0
+_TIMEOUT_S = 10.0
 
 
 def read_hub_rows(
@@ -17,12 +17,12 @@ def read_hub_rows(
 ) -> Iterator[tuple[bytes, Mapping[str, object]]]:
     """Yield the rows of `owner/name[@revision][:split]` as JSON text and as value.
 
-    The split is `train` where none is named. Where the hub cannot be asked, what earlier downloads
-    left in the cache is read. Nothing of the dataset's own code is run.
+    The split is `train` if not given. If the hub is not available, the dataset is read from the
+    local cache. The dataset's own code is never run.
 
     Raises:
-        DataError: neither the hub nor the cache has it.
-        ConfigError: it has no such split.
+        DataError: neither the hub nor the cache has the dataset, or it cannot be read.
+        ConfigError: the dataset has no such split.
     """
     name, revision, split = parse_hub_id(source)
     progress(Progress(f"fetching {name}"))
@@ -46,39 +46,42 @@ def _load(name: str, revision: str | None) -> Any:
     set_verbosity_error()
     datasets.disable_progress_bars()
     try:
-        silent = _why_silent(name, revision)
-        if silent is None:
+        unavailable = _why_unavailable(name, revision)
+        if unavailable is None:
             return datasets.load_dataset(name, revision=revision)
-        return _cached(name, revision, silent)
+        return _load_cached(name, revision, unavailable)
     except HfHubHTTPError as error:
         raise DataError(
-            f"there is no file {name}, and the hub has no dataset {name} for you",
+            f"no file {name}, and no accessible dataset {name} on the hub",
             hint="check the path or the id; a private dataset needs HF_TOKEN",
         ) from error
-    except (ValueError, FileNotFoundError) as error:  # several configurations, or none to be read
+    except (
+        ValueError,
+        FileNotFoundError,
+    ) as error:  # no single configuration
         raise DataError(
             f"the dataset {name} cannot be read: {str(error).splitlines()[0]}",
-            hint="download the files that you want and give their paths",
+            hint="download the files you need and give their paths",
         ) from error
 
 
-def _why_silent(name: str, revision: str | None) -> str | None:
-    """Say why the hub cannot be asked, or return `None`. `datasets` itself asks for a minute."""
+def _why_unavailable(name: str, revision: str | None) -> str | None:
+    """Return why the hub is not available, `None` if it is; `datasets` would retry for a minute."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
-        HfApi().dataset_info(name, revision=revision, timeout=_ANSWER_SECONDS)
+        HfApi().dataset_info(name, revision=revision, timeout=_TIMEOUT_S)
     except OfflineModeIsEnabled:
         return "HF_HUB_OFFLINE is set"
     except HfHubHTTPError:
-        raise  # an answer, if not the one hoped for
-    except Exception as error:  # which HTTP client is below differs between the hub's versions
+        raise  # the hub is available and refused the request
+    except Exception as error:  # huggingface_hub changed its HTTP client
         return f"the hub cannot be reached ({type(error).__name__})"
     return None
 
 
-def _cached(name: str, revision: str | None, silent: str) -> Any:
+def _load_cached(name: str, revision: str | None, unavailable: str) -> Any:
     import datasets
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -100,6 +103,6 @@ def _cached(name: str, revision: str | None, silent: str) -> Any:
     finally:
         datasets.config.HF_HUB_OFFLINE = online
     raise DataError(
-        f"there is no file {name}, and no dataset {name} in the cache; {silent}",
-        hint="check the path; or go online (HF_ENDPOINT names a mirror), or download the files",
+        f"no file {name}, and no dataset {name} in the cache; {unavailable}",
+        hint="check the path, go online (HF_ENDPOINT sets a mirror), or download the files",
     )

@@ -1,4 +1,4 @@
-"""Where does one row of a JSON array end and the next begin? Read in pieces, never whole."""
+"""Streaming reader of JSON arrays and concatenated JSON values, one element at a time."""
 
 import re
 from collections.abc import Iterator
@@ -8,20 +8,20 @@ from typing import BinaryIO
 from llmctl.data.rows.json_text import ParseError, parse_json
 
 MAX_ROW_BYTES = 64 * 2**20
-"""Bytes; beyond it a bracket or a quote is missing rather than a row that long."""
+"""A longer row is taken for a missing bracket or quote."""
 _CHUNK = 2**20
-_WIDEST_INDENT = 256
-_BLANK = re.compile(rb"[ \t\r\n]*+")
-_MARK = re.compile(rb'"(?:[^"\\\n]++|\\.)*+"?|[\[\]{}]')
-"""A bracket or a text. A text ends at its line's end at the latest, so that a missing quote spoils
-one line and not the rest of the file."""
+_MAX_INDENT = 256
+_WHITE_SPACE = re.compile(rb"[ \t\r\n]*+")
+_TOKEN = re.compile(rb'"(?:[^"\\\n]++|\\.)*+"?|[\[\]{}]')
+"""A bracket or a string. A string ends at its line's end at the latest, so that a missing quote
+invalidates one line and not the rest of the file."""
 _SCALAR = re.compile(rb'[^,\]\[{}"\s]*+')
 _OPENER = {b"}": b"{", b"]": b"["}
 
 
 @dataclass(frozen=True, slots=True)
 class JsonElement:
-    """One element of the array as it stands in the file, and what it says."""
+    """One element of the array: its bytes in the file and its value."""
 
     raw: bytes
     line: int
@@ -30,15 +30,15 @@ class JsonElement:
 
 
 def row_too_long() -> ParseError:
-    """Say that a row has no end."""
-    what = f"the row has no end within {MAX_ROW_BYTES // 2**20} MiB"
+    """Return the error for a row over `MAX_ROW_BYTES`."""
+    what = f"the row does not end within {MAX_ROW_BYTES // 2**20} MiB"
     return ParseError("half-row", what, "is a quote, a bracket or a line end missing?", "")
 
 
 class JsonStream:
-    """The elements of a JSON array, or JSON values one after the other with nothing between.
+    """The elements of a JSON array, or of concatenated JSON values.
 
-    Holds one element and a megabyte at a time.
+    Keeps one element and one chunk of 1 MiB in memory.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -51,7 +51,7 @@ class JsonStream:
         self._dropped = 0
 
     def elements(self) -> Iterator[JsonElement]:
-        """Yield every element in order; where the array itself is broken, an element says so."""
+        """Yield every element in order; an error of the array itself is an element of its own."""
         self._skip_blank()
         self._in_array = self._peek() == b"["
         if self._in_array:
@@ -62,35 +62,35 @@ class JsonStream:
             sign = self._peek()
             if self._in_array and sign == b"]":
                 if comma:
-                    yield self._oddity("a comma before the closing bracket", "leave it out")
+                    yield self._array_error("a comma before the closing bracket", "remove it")
                 self._at += 1
                 break
             if not sign:
                 if self._in_array:
-                    yield self._oddity(
-                        "the array is not closed", "is the end of the file cut off?", "half-row"
+                    yield self._array_error(
+                        "the array is not closed", "is the file truncated?", "half-row"
                     )
                 return
             if sign == b",":
                 if comma or first or not self._in_array:
-                    yield self._oddity("a comma with no row before it", "leave it out")
+                    yield self._array_error("a comma without a row before it", "remove it")
                 comma = True
                 self._at += 1
                 continue
             if self._in_array and not (comma or first):
-                yield self._oddity("no comma between two rows", "put one")
+                yield self._array_error("no comma between two rows", "add a comma")
             yield self._element()
             comma, first = False, False
         self._skip_blank()
         if self._peek():
-            yield self._oddity("more after the array's end", "one array and nothing else")
+            yield self._array_error("text after the array's end", "one array and nothing else")
 
-    def _oddity(self, what: str, fix: str, kind: str = "json") -> JsonElement:
+    def _array_error(self, what: str, fix: str, kind: str = "json") -> JsonElement:
         return JsonElement(b"", self._line, None, (ParseError(kind, what, fix, ""),))
 
     def _element(self) -> JsonElement:
         start = self._line
-        end = self._end()  # may read on, and move what is before it
+        end = self._end()  # may read more, which moves the buffer
         raw = self._buffer[self._at : end]
         value: object = None
         faults: tuple[ParseError, ...]
@@ -99,10 +99,10 @@ class JsonStream:
         elif raw:
             value, faults = parse_json(raw.rstrip())
         else:
-            faults = (ParseError("json", "no JSON value", "an object", ""),)
+            faults = (ParseError("json", "not a JSON value", "an object", ""),)
         cut = self._next_row(raw) if faults and value is None else None
         if cut is not None:
-            # What looks like the next row was swallowed because a bracket is missing.
+            # A bracket is missing, so that the element contains what looks like the next row.
             raw = raw[:cut].rstrip().removesuffix(b",").rstrip()
             value, faults = parse_json(raw)
         raw = raw or self._buffer[self._at : self._at + 1]
@@ -121,9 +121,9 @@ class JsonStream:
         open_brackets: list[bytes] = []
         position = self._at
         while True:
-            mark = _MARK.search(self._buffer, position)
+            mark = _TOKEN.search(self._buffer, position)
             if mark is None or (
-                # The text may go on in the next piece.
+                # The string may continue in the next chunk.
                 mark[0][:1] == b'"' and mark.end() >= len(self._buffer) - 1 and not self._ended
             ):
                 position = len(self._buffer) if mark is None else mark.start()
@@ -142,12 +142,12 @@ class JsonStream:
                     while open_brackets.pop() != _OPENER[sign]:
                         pass
                 elif sign == b"]" and not self._buffer[position:].strip():
-                    return mark.start()  # the array's own end, met too early
+                    return mark.start()  # the end of the array
             if not open_brackets:
                 return position
 
     def _next_row(self, raw: bytes) -> int | None:
-        """Find a line that begins as the row began, with a brace at the same indentation."""
+        """Return where in `raw` a line has an opening brace at the row's own indentation."""
         line_start = self._buffer.rfind(b"\n", 0, self._at) + 1
         indent = self._buffer[line_start : self._at]
         if not raw.startswith(b"{") or indent.strip(b" \t"):
@@ -162,7 +162,7 @@ class JsonStream:
 
     def _skip_blank(self) -> None:
         while True:
-            found = _BLANK.match(self._buffer, self._at)
+            found = _WHITE_SPACE.match(self._buffer, self._at)
             assert found is not None
             self._line += self._buffer.count(b"\n", self._at, found.end())
             self._at = found.end()
@@ -170,13 +170,13 @@ class JsonStream:
                 return
 
     def _more(self) -> bool:
-        """Read on; forget what is before the current element, but not its indentation."""
-        # What could be read before an error must not be lost with it: one read at a time.
-        piece = self._stream.read1(max(_CHUNK, len(self._buffer)))  # type: ignore[attr-defined]
-        if not piece:
+        """Read a chunk; drop what is before the current element except its indentation."""
+        # One read at a time: an error must not discard data read before it.
+        chunk = self._stream.read1(max(_CHUNK, len(self._buffer)))  # type: ignore[attr-defined]
+        if not chunk:
             self._ended = True
             return False
-        self._dropped = max(0, self._at - _WIDEST_INDENT)
-        self._buffer = self._buffer[self._dropped :] + piece
+        self._dropped = max(0, self._at - _MAX_INDENT)
+        self._buffer = self._buffer[self._dropped :] + chunk
         self._at -= self._dropped
         return True

@@ -1,4 +1,4 @@
-"""What rows are in these files? Reads them one by one, in order, and says which cannot be read."""
+"""Readers of files of every kind: raw rows, parsed rows and examples, as streams."""
 
 import gzip
 import zlib
@@ -17,26 +17,26 @@ from llmctl.types import Example, Progress, ProgressCallback, SourceLocation, ig
 
 __all__ = ["RawRow", "parse_rows", "read_examples", "read_rows"]
 
-_REPORT_ROWS = 256
-_MARK = b"\xef\xbb\xbf"
+_PROGRESS_ROWS = 256
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_rows(source: DataSource, progress: ProgressCallback = ignore_progress) -> Iterator[RawRow]:
-    """Yield every row of every file in order, those that cannot be read too.
+    """Yield every row of every file in order, including rows that cannot be read.
 
-    Memory is bounded by the longest row, whatever the size of the files.
+    Memory use is bounded by the longest row, not by the size of the files.
 
     Raises:
-        ConfigError: a file is not there, cannot be opened, or its kind is not known.
-        DataError: a folder or file holds nothing at all, or a hub's dataset cannot be had.
+        ConfigError: a file does not exist, cannot be opened, or is of unknown kind.
+        DataError: a folder has no data files, or a hub dataset cannot be loaded.
     """
-    for part in list_source_files(source):
+    for file in list_source_files(source):
         any_row = False
-        for row in _rows_of(part, progress):
+        for row in _rows_of(file, progress):
             any_row = True
             yield row
         if not any_row:
-            yield _broken(part.name, 1, "empty", "the file has no rows", "at least one")
+            yield _file_error(file.name, 1, "empty", "the file has no rows", "at least one row")
 
 
 def read_examples(
@@ -47,22 +47,22 @@ def read_examples(
     on_row_error: OnRowError,
     progress: ProgressCallback = ignore_progress,
 ) -> Iterator[Example]:
-    """Yield every row that is a whole example, in order; tell of every one that is not.
+    """Yield the example of every valid row, in order, and report the errors of the others.
 
     Args:
-        columns: names of ours -> names in the files, where they differ: `{"output": "reply"}`.
-        format: one of `FORMATS` that every row has; recognised row by row where not given.
-        on_problem: called for each thing that is wrong with a row, in order.
+        columns: canonical names -> names in the files, where they differ: `{"output": "reply"}`.
+        format: one of `FORMATS`, which every row must have; detected row by row if not given.
+        on_row_error: called for each error of a row, in order.
 
     Raises:
-        ConfigError, DataError: as `read_rows`; or `columns` or `format` name what does not exist.
+        ConfigError, DataError: as `read_rows`; or `columns` or `format` do not exist.
     """
     for _, found in parse_rows(source, columns=columns, format=format, progress=progress):
         if isinstance(found, Example):
             yield found
         else:
-            for problem in found:
-                on_row_error(problem)
+            for error in found:
+                on_row_error(error)
 
 
 def parse_rows(
@@ -72,9 +72,9 @@ def parse_rows(
     format: str | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> Iterator[tuple[RawRow, Example | tuple[RowError, ...]]]:
-    """Yield every row of every file with what it says, or with everything that is wrong with it.
+    """Yield every row of every file with its example or with its errors.
 
-    Arguments and errors are those of `read_examples`.
+    The arguments and exceptions are those of `read_examples`.
     """
     validate_format_options(columns, format)
     unseen = set((columns or {}).values())
@@ -85,20 +85,20 @@ def parse_rows(
     if row is not None and unseen:
         origin = SourceLocation(row.origin.file, 1)
         what, fix = "no row has this column", "check the name after --column"
-        problems = (RowError(origin, "unknown-column", what, fix, name) for name in sorted(unseen))
-        yield RawRow(origin, b""), tuple(problems)
+        errors = (RowError(origin, "unknown-column", what, fix, name) for name in sorted(unseen))
+        yield RawRow(origin, b""), tuple(errors)
 
 
-def _rows_of(part: SourceFile, progress: ProgressCallback) -> Iterator[RawRow]:
-    match part.kind:
+def _rows_of(file: SourceFile, progress: ProgressCallback) -> Iterator[RawRow]:
+    match file.kind:
         case "hub":
             from llmctl.data.io.hub import read_hub_rows
 
-            yield from _table(part.name, read_hub_rows(part.name, progress))
+            yield from _table(file.name, read_hub_rows(file.name, progress))
         case "parquet":
-            yield from _parquet(part.name, progress)
+            yield from _parquet(file.name, progress)
         case _:
-            yield from _text_file(part, progress)
+            yield from _text_file(file, progress)
 
 
 def _table(name: str, rows: Iterable[tuple[bytes, Mapping[str, object]]]) -> Iterator[RawRow]:
@@ -114,58 +114,58 @@ def _parquet(name: str, progress: ProgressCallback) -> Iterator[RawRow]:
 
     number = 0
     try:
-        with ParquetFile(Path(name).expanduser()) as file:
-            for row in _table(name, read_parquet_rows(name, file, progress)):
+        with ParquetFile(Path(name).expanduser()) as parquet:
+            for row in _table(name, read_parquet_rows(name, parquet, progress)):
                 number = row.origin.line
                 yield row
     except (ArrowException, OSError) as error:
-        what = f"no Parquet data: {str(error).splitlines()[0].rstrip('.')}"
-        yield _broken(name, number + 1, "parquet", what, "is the file whole?")
+        what = f"not valid Parquet: {str(error).splitlines()[0].rstrip('.')}"
+        yield _file_error(name, number + 1, "parquet", what, "is the file complete?")
 
 
-def _text_file(part: SourceFile, progress: ProgressCallback) -> Iterator[RawRow]:
-    path = Path(part.name).expanduser()
+def _text_file(file: SourceFile, progress: ProgressCallback) -> Iterator[RawRow]:
+    path = Path(file.name).expanduser()
     stream, on_disk = open_binary(path)
     with stream:
         total = path.stat().st_size
         line = 0
         try:
-            for number, row in enumerate(_text_rows(part, stream)):
+            for number, row in enumerate(_text_rows(file, stream)):
                 line = row.origin.line
-                if number % _REPORT_ROWS == 0:
-                    progress(Progress(f"reading {part.name}", on_disk.tell(), total, "B"))
+                if number % _PROGRESS_ROWS == 0:
+                    progress(Progress(f"reading {file.name}", on_disk.tell(), total, "B"))
                 yield row
         except (EOFError, gzip.BadGzipFile, zlib.error):
-            yield _broken(
-                part.name,
+            yield _file_error(
+                file.name,
                 line + 1,
                 "gzip",
-                "the gzip data break off here",
-                "is the file whole? what was read before is not lost",
+                "the gzip data end or are corrupt here",
+                "is the file complete? the rows before are read",
             )
 
 
-def _text_rows(part: SourceFile, stream: BinaryIO) -> Iterator[RawRow]:
+def _text_rows(file: SourceFile, stream: BinaryIO) -> Iterator[RawRow]:
     start = _peek(stream)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start[:64]:
         what = "the text is UTF-16 or UTF-32" if b"\0" in start else "the text is UTF-16"
-        yield _broken(part.name, 1, "utf8", what, "save the file as UTF-8")
+        yield _file_error(file.name, 1, "utf8", what, "save the file as UTF-8")
         return
-    if start.startswith(_MARK):
-        stream.read(len(_MARK))
-        start = start[len(_MARK) :]
-    if part.kind == "csv":
+    if start.startswith(_BYTE_ORDER_MARK):
+        stream.read(len(_BYTE_ORDER_MARK))
+        start = start[len(_BYTE_ORDER_MARK) :]
+    if file.kind == "csv":
         from llmctl.data.io.tables import read_csv_rows
 
-        for line, raw, value, faults in read_csv_rows(stream):
-            yield _row(part.name, line, raw, value, faults)
-    elif part.kind == "text":
-        yield from _text_lines(part.name, stream)
+        for line, raw, value, errors in read_csv_rows(stream):
+            yield _row(file.name, line, raw, value, errors)
+    elif file.kind == "text":
+        yield from _text_lines(file.name, stream)
     elif _is_lines(start):
-        yield from _json_lines(part.name, stream)
+        yield from _json_lines(file.name, stream)
     else:
-        for found in JsonStream(stream).elements():
-            yield _row(part.name, found.line, found.raw, found.value, found.errors)
+        for element in JsonStream(stream).elements():
+            yield _row(file.name, element.line, element.raw, element.value, element.errors)
 
 
 def _peek(stream: BinaryIO) -> bytes:
@@ -173,11 +173,11 @@ def _peek(stream: BinaryIO) -> bytes:
 
 
 def _is_lines(start: bytes) -> bool:
-    """Whether JSON is one object per line, judged by its first line that is not blank."""
+    """Whether JSON is one object per line, judged by its first line that is not empty."""
     first = start.lstrip().split(b"\n", 1)[0].rstrip()
     if first.startswith(b"["):
         return False
-    # An indented object breaks off at a place where nobody cuts a line.
+    # The first line of an indented object ends with an opener or a comma.
     return not first.endswith((b"{", b"[", b",")) or first.endswith(b"},")
 
 
@@ -186,8 +186,8 @@ def _json_lines(file: str, stream: BinaryIO) -> Iterator[RawRow]:
         if line is None:
             yield _row(file, number, b"", None, (row_too_long(),))
         elif line.strip():
-            # Files that were joined have a mark in the middle.
-            yield _row(file, number, line, *parse_json(line.removeprefix(_MARK)))
+            # Concatenated files have byte order marks in the middle.
+            yield _row(file, number, line, *parse_json(line.removeprefix(_BYTE_ORDER_MARK)))
 
 
 def _text_lines(file: str, stream: BinaryIO) -> Iterator[RawRow]:
@@ -202,7 +202,7 @@ def _text_lines(file: str, stream: BinaryIO) -> Iterator[RawRow]:
 
 
 def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Number the lines from 1, without their ends; `None` is one that is too long to hold."""
+    """Yield each line with its number from 1, without its end; `None` for a line over the limit."""
     number = 0
     while line := stream.readline(MAX_ROW_BYTES + 1):
         number += 1
@@ -220,14 +220,14 @@ def _row(file: str, line: int, raw: bytes, value: object, errors: tuple[ParseErr
     if not errors:
         assert isinstance(value, dict)
         return RawRow(SourceLocation(file, line), raw, value)
-    problems = tuple(
+    row_errors = tuple(
         RowError(
-            SourceLocation(file, line + fault.line), fault.kind, fault.what, fault.fix, fault.field
+            SourceLocation(file, line + error.line), error.kind, error.what, error.fix, error.field
         )
-        for fault in errors
+        for error in errors
     )
-    return RawRow(SourceLocation(file, line), raw, {}, problems)
+    return RawRow(SourceLocation(file, line), raw, {}, row_errors)
 
 
-def _broken(file: str, line: int, kind: str, what: str, fix: str) -> RawRow:
+def _file_error(file: str, line: int, kind: str, what: str, fix: str) -> RawRow:
     return _row(file, line, b"", None, (ParseError(kind, what, fix, ""),))

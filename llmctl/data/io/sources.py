@@ -1,6 +1,5 @@
-"""Which files does a person mean: a file, a folder, a hub id, or several?"""
+"""Data sources named by the user: files, folders, hub datasets, or several of them."""
 
-import difflib
 import gzip
 import io
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from llmctl.data.rows.row_errors import DataError
+from llmctl.did_you_mean import did_you_mean
 from llmctl.errors import ConfigError
 
 DataSource = str | Path | Sequence[str | Path]
@@ -26,10 +26,10 @@ _SUFFIXES: dict[str, FileKind] = {
     ".txt": "text",
     ".md": "text",
 }
-_NO_DATA = {"readme", "license", "licence", "notice", "changelog", "sources", "citation"}
+_NOT_DATA = {"readme", "license", "licence", "notice", "changelog", "sources", "citation"}
 _METADATA = {"dataset_info.json", "dataset_infos.json", "state.json"}
-"""What LLaMA-Factory and `datasets` write beside the rows."""
-_BESIDE_CLEAN = (".rejected.jsonl", ".report.json")
+"""Metadata files of LLaMA-Factory and `datasets`."""
+_CLEAN_OUTPUTS = (".rejected.jsonl", ".report.json")
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<split>\w+))?")
 
 
@@ -38,12 +38,12 @@ class SourceFile:
     """One file, or one dataset on the hub."""
 
     name: str
-    """As the person wrote it; within a folder, that folder's name and the way from there."""
+    """As the user wrote it; for a file of a folder, the folder's name and the path below it."""
     kind: FileKind
 
     @property
     def stem(self) -> str:
-        """The name without folders and the suffix of its kind; a hub id whole."""
+        """The name without folders and data suffixes; for a hub dataset, the whole id."""
         if self.kind == "hub":
             return self.name
         path = Path(self.name)
@@ -58,51 +58,52 @@ class SourceFile:
 
 
 def list_source_files(source: DataSource) -> list[SourceFile]:
-    """List what a source consists of, the files of a folder in the order of their names.
+    """List the files of a source; those of a folder are sorted by name.
 
     Raises:
-        ConfigError: there is no such file, folder or hub id, or its kind is not known or a device.
-        DataError: a folder holds nothing to read.
+        ConfigError: the file, folder or hub id does not exist, is not a regular file, or is of
+            unknown kind.
+        DataError: a folder has no data files.
     """
     if not isinstance(source, str | Path):
-        return [part for single in source for part in list_source_files(single)]
+        return [file for single in source for file in list_source_files(single)]
     path = Path(source).expanduser()
     if path.is_dir():
-        parts, _ = _look_into(path)
-        if not parts:
+        files, _ = _list_folder(path)
+        if not files:
             raise DataError(
-                f"the folder {source} holds no file of examples",
+                f"the folder {source} has no data files",
                 hint=f"known suffixes: {', '.join(_SUFFIXES)}, each also with .gz",
             )
-        return parts
+        return files
     if path.is_file():
-        return [SourceFile(str(source), _kind(path) or _look(path))]
+        return [SourceFile(str(source), _kind_by_suffix(path) or _kind_by_content(path))]
     if path.exists():
         raise ConfigError(
-            f"{source} is no regular file",
-            hint="rows are read more than once: write them to a file, and name that",
+            f"{source} is not a regular file",
+            hint="rows may be read more than once: write them to a file first",
         )
-    if _HUB_ID.fullmatch(str(source)) and _kind(path) is None:
+    if _HUB_ID.fullmatch(str(source)) and _kind_by_suffix(path) is None:
         return [SourceFile(str(source), "hub")]
-    raise ConfigError(f"there is no file {source}", hint=_near(path))
+    raise ConfigError(f"there is no file {source}", hint=_missing_file_hint(path))
 
 
 def skipped_files(source: DataSource) -> list[str]:
-    """Name the files of the source's folders that are not read.
+    """List the files of the source's folders that are not read.
 
-    They are readmes, licences, metadata, and what `data clean` writes beside the rows that stay.
+    These are readmes, licences, metadata, and the rejected rows and reports of `data clean`.
     """
     if not isinstance(source, str | Path):
         return [name for single in source for name in skipped_files(single)]
     path = Path(source).expanduser()
-    return _look_into(path)[1] if path.is_dir() else []
+    return _list_folder(path)[1] if path.is_dir() else []
 
 
 def refuse_output_in_source(source: DataSource, *outputs: Path) -> None:
-    """Refuse to write into a folder that is read: the next reader would take rows twice.
+    """Refuse to write into a folder that is read, where the output would become input.
 
     Raises:
-        ConfigError: an output lies in a folder of the source.
+        ConfigError: an output is in a folder of the source.
     """
     if not isinstance(source, str | Path):
         for single in source:
@@ -114,24 +115,24 @@ def refuse_output_in_source(source: DataSource, *outputs: Path) -> None:
     for output in outputs:
         if output.expanduser().resolve().is_relative_to(folder.resolve()):
             raise ConfigError(
-                f"{output} lies in the folder {source}, whose files are read as rows",
-                hint="write it beside the folder, or name the folder's files one by one",
+                f"{output} is in the folder {source}, whose files are read as rows",
+                hint="write it outside the folder, or name the folder's files one by one",
             )
 
 
 def parse_hub_id(name: str) -> tuple[str, str | None, str | None]:
-    """Take `owner/name[@revision][:split]` apart."""
+    """Split `owner/name[@revision][:split]` into its parts."""
     found = _HUB_ID.fullmatch(name)
     assert found is not None
     return found["name"], found["revision"], found["split"]
 
 
 def open_binary(path: Path) -> tuple[BinaryIO, BinaryIO]:
-    """Open a file for reading, unpacked if it is gzip.
+    """Open a file for reading, decompressed if it is gzip.
 
     Returns:
-        the content after any byte order mark, and the file on the disk, whose position tells how
-        much of it is read. Closing the first closes both.
+        the content, and the file on disk, whose position is the progress in bytes. Closing the
+        first closes both.
 
     Raises:
         ConfigError: the file cannot be opened.
@@ -142,15 +143,15 @@ def open_binary(path: Path) -> tuple[BinaryIO, BinaryIO]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     stream: BinaryIO = on_disk
     if on_disk.peek(2)[:2] == b"\x1f\x8b":
-        stream = _Unpacked(on_disk)
+        stream = _Decompressed(on_disk)
     return stream, on_disk
 
 
-class _Unpacked(io.BufferedReader):
-    """A gzip file read through a buffer; closes the file below it too."""
+class _Decompressed(io.BufferedReader):
+    """A buffered reader of a gzip file; closes the file itself too."""
 
     def __init__(self, on_disk: BinaryIO) -> None:
-        super().__init__(_Gzip(on_disk), 2**18)
+        super().__init__(_TolerantGzip(on_disk), 2**18)
         self._on_disk = on_disk
 
     def close(self) -> None:
@@ -158,42 +159,41 @@ class _Unpacked(io.BufferedReader):
         self._on_disk.close()
 
 
-class _Gzip(io.RawIOBase):
-    """The content of a gzip file; where it breaks off, first all that can be had."""
+class _TolerantGzip(io.RawIOBase):
+    """The content of a gzip file; a truncated file raises after all readable bytes are returned."""
 
     def __init__(self, on_disk: BinaryIO) -> None:
         self._file = gzip.GzipFile(fileobj=on_disk)
-        self._broken: Exception | None = None
+        self._error: Exception | None = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         filled = 0
-        while filled < len(buffer) and self._broken is None:
+        while filled < len(buffer) and self._error is None:
             try:
-                piece = self._file.read1(len(buffer) - filled)
+                chunk = self._file.read1(len(buffer) - filled)
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                self._broken = error
+                self._error = error
                 break
-            if not piece:
+            if not chunk:
                 return filled
-            buffer[filled : filled + len(piece)] = piece
-            filled += len(piece)
-        if self._broken is not None and not filled:
-            raise self._broken
+            buffer[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
+        if self._error is not None and not filled:
+            raise self._error
         return filled
 
 
-def _kind(path: Path) -> FileKind | None:
+def _kind_by_suffix(path: Path) -> FileKind | None:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".gz"]:
         suffixes.pop()
     return _SUFFIXES.get(suffixes[-1]) if suffixes else None
 
 
-def _look(path: Path) -> FileKind:
-    """Tell the kind of a file whose name does not."""
+def _kind_by_content(path: Path) -> FileKind:
     stream, _ = open_binary(path)
     with stream:
         start = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -202,33 +202,33 @@ def _look(path: Path) -> FileKind:
     if start.startswith((b"{", b"[")):
         return "json"
     raise ConfigError(
-        f"{path}: what kind of file is this?",
-        hint=f"name it with one of the suffixes {', '.join(_SUFFIXES)}, each also with .gz",
+        f"{path} is of unknown kind",
+        hint=f"rename it with one of the suffixes {', '.join(_SUFFIXES)}, each also with .gz",
     )
 
 
-def _look_into(folder: Path) -> tuple[list[SourceFile], list[str]]:
-    parts, others = [], []
+def _list_folder(folder: Path) -> tuple[list[SourceFile], list[str]]:
+    """Return the data files below a folder, and the names of its other files."""
+    files, others = [], []
     for path in sorted(folder.rglob("*")):
-        within = path.relative_to(folder)
-        if not path.is_file() or any(step.startswith(".") for step in within.parts):
+        relative = path.relative_to(folder)
+        if not path.is_file() or any(part.startswith(".") for part in relative.parts):
             continue
-        kind = _kind(path)
-        named_otherwise = path.name in _METADATA or path.name.split(".")[0].lower() in _NO_DATA
-        named_otherwise |= path.name.endswith(_BESIDE_CLEAN)
-        if kind is None or path.suffix == ".md" or named_otherwise:
+        kind = _kind_by_suffix(path)
+        is_metadata = path.name in _METADATA or path.name.split(".")[0].lower() in _NOT_DATA
+        is_metadata |= path.name.endswith(_CLEAN_OUTPUTS)
+        if kind is None or path.suffix == ".md" or is_metadata:
             others.append(str(path))
         else:
-            parts.append(SourceFile(str(path), kind))
-    return parts, others
+            files.append(SourceFile(str(path), kind))
+    return files, others
 
 
-def _near(path: Path) -> str:
+def _missing_file_hint(path: Path) -> str:
     folder = path.parent
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1)
-    if near:
-        return f"did you mean {folder / near[0]}?"
     if not folder.is_dir():
-        return f"the folder {folder} is not there either"
+        return f"the folder {folder} does not exist either"
+    near = did_you_mean(path.name, (entry.name for entry in folder.iterdir()))
+    if near:
+        return f"did you mean {folder / near}?"
     return "give a file, a folder, or the hub id of a dataset (owner/name)"

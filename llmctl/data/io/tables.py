@@ -1,4 +1,4 @@
-"""Which rows are in a CSV or Parquet file?"""
+"""Rows of CSV and Parquet files."""
 
 import csv
 from collections.abc import Iterator, Mapping
@@ -13,51 +13,51 @@ _BATCH = 512
 
 
 def read_csv_rows(
-    stream: BinaryIO, *, longest: int = MAX_ROW_BYTES
+    stream: BinaryIO,
 ) -> Iterator[tuple[int, bytes, dict[str, object] | None, tuple[ParseError, ...]]]:
-    """Yield the rows of a CSV file: first line, text, cells by column, and what is wrong.
+    """Yield the rows of a CSV file: first line, bytes, cells by column, and errors.
 
-    The first row names the columns. Comma, semicolon or tab, whichever that row has most of,
-    separates the cells (RFC 4180 otherwise).
+    The first row names the columns. The separator is comma, semicolon or tab, whichever that row
+    has most of; otherwise RFC 4180 applies.
     """
     lines = _Lines(stream)
     header_text = stream.peek(2**16).split(b"\n", 1)[0]  # type: ignore[attr-defined]
     separator = max(",;\t", key=lambda sign: header_text.count(sign.encode()))
-    csv.field_size_limit(longest)
+    csv.field_size_limit(MAX_ROW_BYTES)
     reader = csv.reader(lines, delimiter=separator, strict=True)
     header: list[str] | None = None
     while True:
         first = lines.number + 1
         try:
             cells = next(reader, None)
-            fault = None
-        except csv.Error as error:
-            cells, fault = [], _explain(str(error), lines.number - first + 1)
+            error = None
+        except csv.Error as csv_error:
+            cells, error = [], _csv_error(str(csv_error), lines.number - first + 1)
         raw = lines.taken()
         if cells is None:
             return
         try:
             raw.decode()
-        except UnicodeDecodeError as error:
-            fault = invalid_utf8(raw, error)
-        if fault is None and not cells:
+        except UnicodeDecodeError as decode_error:
+            error = invalid_utf8(raw, decode_error)
+        if error is None and not cells:
             continue  # a blank line
         if header is None:
             header = _names(cells)
-            fault = fault or _check_header(header)
-            if fault is not None:
-                yield first, raw, None, (fault,)
+            error = error or _header_error(header)
+            if error is not None:
+                yield first, raw, None, (error,)
                 return
             continue
-        if fault is None and len(cells) != len(header):
-            fault = ParseError(
+        if error is None and len(cells) != len(header):
+            error = ParseError(
                 "cells",
                 f"{len(cells)} cells where the first row has {len(header)}",
-                f'"quotes" around a text that holds {separator!r} or a line end',
+                f"quotes around a cell that contains {separator!r} or a line end",
                 "",
             )
-        value = None if fault else dict[str, object](zip(header, cells, strict=True))
-        yield first, raw, value, (fault,) if fault else ()
+        value = None if error else dict[str, object](zip(header, cells, strict=True))
+        yield first, raw, value, (error,) if error else ()
 
 
 def read_parquet_rows(
@@ -73,13 +73,13 @@ def read_parquet_rows(
 
 
 def encode_arrow_row(value: dict[str, Any]) -> tuple[bytes, Mapping[str, object]]:
-    """Return a row of Arrow's as JSON text and as value."""
-    whole = _without_null(value)
-    return to_json(whole), whole
+    """Return a row of an Arrow table as JSON text and as value."""
+    row = _without_null(value)
+    return to_json(row), row
 
 
 def _without_null(value: Any) -> Any:
-    """Leave out what Arrow adds: a null for every field that only other rows have."""
+    """Remove the nulls that Arrow adds for fields that only other rows have."""
     match value:
         case dict():
             return {k: _without_null(item) for k, item in value.items() if item is not None}
@@ -89,7 +89,7 @@ def _without_null(value: Any) -> Any:
 
 
 class _Lines(Iterator[str]):
-    """The lines of a stream as text, keeping the bytes of those not yet taken."""
+    """The lines of a stream as text; keeps the bytes of the lines read since the last `taken`."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -112,28 +112,28 @@ class _Lines(Iterator[str]):
 
 
 def _names(cells: list[str]) -> list[str]:
-    """Name the columns; the first as pandas does, which writes its row numbers without a name."""
+    """Return the column names; an unnamed first column is the index that pandas writes."""
     names = [name.strip() for name in cells]
     return [names[0] or "Unnamed: 0", *names[1:]] if any(names) else names
 
 
-def _check_header(names: list[str]) -> ParseError | None:
+def _header_error(names: list[str]) -> ParseError | None:
     if "" in names:
         what = f"column {names.index('') + 1} has no name"
         return ParseError("header", what, "the first row names every column", "")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        return ParseError("header", f"two columns are named {twice!r}", "each name once", "")
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        return ParseError("header", f"two columns are named {duplicate!r}", "each name once", "")
     return None
 
 
-def _explain(said: str, lines: int) -> ParseError:
-    """Turn a message of Python's CSV parser into one of ours."""
-    if "unexpected end of data" in said or "field limit" in said:
-        what = "a quote that opens in this row never closes"
+def _csv_error(message: str, lines: int) -> ParseError:
+    """Return the error for a message of Python's CSV parser."""
+    if "unexpected end of data" in message or "field limit" in message:
+        what = "a quote in this row is never closed"
         if lines > 1:
-            what += f"; the {lines} lines to the end of the file are one row by it"
-        return ParseError("half-row", what, 'a closing quote; "" for a quote within a text', "")
-    if "expected after" in said:
-        return ParseError("csv", "text after a closing quote", '"" for a quote within a text', "")
-    return ParseError("csv", said, "RFC 4180", "")
+            what += f"; the {lines} lines to the end of the file become one row"
+        return ParseError("half-row", what, 'a closing quote; "" for a quote inside a cell', "")
+    if "expected after" in message:
+        return ParseError("csv", "text after a closing quote", '"" for a quote inside a cell', "")
+    return ParseError("csv", message, "RFC 4180", "")

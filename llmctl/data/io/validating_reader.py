@@ -1,4 +1,4 @@
-"""Which rows of a source are whole, and what is done about the others?"""
+"""A reader of the valid rows of a source that collects the errors of the others."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,47 +11,47 @@ from llmctl.data.rows.row_errors import DataError, RowError, RowErrorLog
 from llmctl.types import Example, ProgressCallback, ignore_progress
 
 OnError = Literal["fail", "skip"]
-"""What rows that are not whole mean: that nothing is done, or that they are left out."""
+"""What to do about invalid rows: `fail` writes nothing, `skip` leaves them out."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How rows are read, and what those that cannot be used mean."""
+    """How rows are read, and what to do about invalid ones."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Names of ours -> names in the files, where they differ."""
+    """Canonical names -> names in the files, where they differ."""
     format: str | None = None
-    """The format of every row; recognised row by row where not given."""
+    """The format of every row; detected row by row if not given."""
     on_error: OnError = "fail"
     max_kept_errors: int | None = 1000
-    """So many are kept to be shown, `None` all; the others are only counted."""
+    """The most errors to keep for display, `None` for all; the others are only counted."""
 
 
 class BadRowsError(DataError):
-    """Rows cannot be used, and nobody said to leave them out."""
+    """Rows are invalid, and `on_error` is `fail`."""
 
     def __init__(self, log: RowErrorLog, rows: int) -> None:
-        problems = "1 problem" if log.total == 1 else f"{log.total:,} problems"
+        errors = "1 error" if log.total == 1 else f"{log.total:,} errors"
         super().__init__(
-            f"{problems} in {'1 row' if rows == 1 else f'{rows:,} rows'}; nothing was written",
-            hint="mend them, or leave these rows out with --on-error skip",
+            f"{errors} in {'1 row' if rows == 1 else f'{rows:,} rows'}; nothing was written",
+            hint="fix them, or leave these rows out with --on-error skip",
         )
         self.log = log
 
 
 @dataclass(frozen=True, slots=True)
 class ValidRow:
-    """A row that is an example, with the columns that are no part of it."""
+    """A row that is an example, with all its columns."""
 
     value: Mapping[str, object]
-    """The row as it stands, its columns named as ours are."""
+    """The row with its columns under their canonical names."""
     example: Example
 
 
 class ValidatingReader:
-    """Reads the whole rows of a source and keeps account of the others.
+    """Reads the valid rows of a source and collects the errors of the others.
 
-    Iterate over it once, then call `settle` before anything is put in its place.
+    Iterate over it once, then call `raise_if_failed` before the output replaces a file.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ValidatingReader:
         self.bad_rows = 0
 
     def __iter__(self) -> Iterator[ValidRow]:
-        """Yield every whole row in order.
+        """Yield every valid row in order.
 
         Raises:
             ConfigError, DataError: as `read_training_data`.
@@ -75,7 +75,7 @@ class ValidatingReader:
             self._source, columns=options.columns, format=options.format, progress=self._progress
         )
         for row, example in found:
-            # Some problems are of the file and not of one of its rows.
+            # Some errors belong to the file rather than to one of its rows.
             self.rows += bool(row.raw)
             if isinstance(example, Example):
                 yield ValidRow(rename_columns(row.value, options.columns), example)
@@ -83,16 +83,16 @@ class ValidatingReader:
                 self.reject(example, is_row=bool(row.raw))
 
     def reject(self, errors: tuple[RowError, ...], *, is_row: bool = True) -> None:
-        """Note that a row cannot be used."""
+        """Count a row as invalid and log its errors."""
         self.bad_rows += is_row
         for problem in errors:
             self.log(problem)
 
     def raise_if_failed(self) -> None:
-        """Let a problem be the end of it, where it should be.
+        """Raise if there are errors and `on_error` is `fail`.
 
         Raises:
-            BadRowsError: there are problems, and rows with problems are not to be left out.
+            BadRowsError: with the log of all errors.
         """
         if self.log.total and self._options.on_error == "fail":
             raise BadRowsError(self.log, self.rows)

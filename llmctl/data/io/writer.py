@@ -1,4 +1,4 @@
-"""Writes rows into a file of any kind, and only a whole file takes the place of another."""
+"""Atomic writer of rows to JSON, JSON lines, CSV or Parquet files."""
 
 import csv
 import gzip
@@ -22,44 +22,46 @@ _BATCH = 1024
 
 
 class RowWriter:
-    """Writes rows to a file of the kind that its suffix names; `.gz` packs it too.
+    """Writes rows to a file of the kind given by its suffix; `.gz` compresses it.
 
-    Use it as a context manager. The file appears when the block ends without an error; nothing is
-    left behind otherwise.
+    Use it as a context manager. The file appears when the block ends without an error; otherwise
+    nothing is left behind.
 
     Raises:
-        ConfigError: the suffix is not known, the folder is not there, or the file is there and may
-            not be overwritten.
+        ConfigError: the suffix is unknown, the folder does not exist, or the file exists and
+            `overwrite` is false.
     """
 
     def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
         self.path = Path(path).expanduser()
-        self._packed = self.path.suffix.lower() == ".gz"
-        plain = self.path.with_suffix("") if self._packed else self.path
-        self._suffix = plain.suffix.lower()
-        if self._suffix not in _SUFFIXES or (self._packed and self._suffix == ".parquet"):
+        self._compressed = self.path.suffix.lower() == ".gz"
+        uncompressed = self.path.with_suffix("") if self._compressed else self.path
+        self._suffix = uncompressed.suffix.lower()
+        if self._suffix not in _SUFFIXES or (self._compressed and self._suffix == ".parquet"):
             raise ConfigError(
-                f"{path}: rows are not written to files of this kind",
-                hint=f"name it with one of {', '.join(_SUFFIXES)}, all but the last also with .gz",
+                f"{path}: rows cannot be written to files of this kind",
+                hint=f"use one of {', '.join(_SUFFIXES)}, all but the last also with .gz",
             )
         if not self.path.parent.is_dir():
-            raise ConfigError(f"the folder {self.path.parent} is not there", hint="make it first")
+            raise ConfigError(
+                f"the folder {self.path.parent} does not exist", hint="create it first"
+            )
         if self.path.is_dir() or (self.path.exists() and not overwrite):
             raise ConfigError(
-                f"{path} is there already", hint="--overwrite, or choose another name"
+                f"{path} already exists", hint="add --overwrite, or choose another name"
             )
         self.rows = 0
-        # Beside the file itself: only within one file system can it be put in its place at once.
+        # In the same folder: a rename is atomic only within one file system.
         self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
         self._spill = self._temporary.with_suffix(".rows")
         self._files = ExitStack()
 
     def __enter__(self) -> Self:
         if self._suffix in (".csv", ".tsv", ".parquet"):
-            # Which columns there are is known only after the last row.
+            # The columns are known only after the last row.
             self._stream: IO[bytes] = self._files.enter_context(self._spill.open("wb"))
         else:
-            self._stream = self._opened()
+            self._stream = self._open()
         return self
 
     def __exit__(
@@ -82,7 +84,7 @@ class RowWriter:
         self.write_raw(to_json(value))
 
     def write_raw(self, raw: bytes) -> None:
-        """Write one row that is JSON on one line already, by `beyond_json.to_json`."""
+        """Write one row that `extended_json.to_json` has encoded."""
         if self._suffix != ".parquet":
             raw = to_standard_json(raw)
         if self._suffix == ".json":
@@ -92,13 +94,13 @@ class RowWriter:
             self._stream.write(raw + b"\n")
         self.rows += 1
 
-    def _opened(self) -> IO[bytes]:
+    def _open(self) -> IO[bytes]:
         stream: IO[bytes] = self._files.enter_context(self._temporary.open("wb"))
-        if self._packed:
-            # No name and no time: the same rows make the same file.
-            packed = gzip.GzipFile(filename="", fileobj=stream, mode="wb", mtime=0)
-            self._files.callback(packed.close)
-            return packed  # type: ignore[return-value]
+        if self._compressed:
+            # Without name and time, equal rows make equal files.
+            compressed = gzip.GzipFile(filename="", fileobj=stream, mode="wb", mtime=0)
+            self._files.callback(compressed.close)
+            return compressed  # type: ignore[return-value]
         return stream
 
     def _finish(self) -> None:
@@ -109,7 +111,7 @@ class RowWriter:
             if self._suffix == ".parquet":
                 _write_parquet(self._spilled, self._temporary)
             else:
-                _write_csv(self._spilled, self._opened(), "," if self._suffix == ".csv" else "\t")
+                _write_csv(self._spilled, self._open(), "," if self._suffix == ".csv" else "\t")
         self._files.close()
 
     def _spilled(self) -> Iterator[dict[str, Any]]:
@@ -131,7 +133,7 @@ def _write_csv(
 
 
 def _cell(value: object) -> str:
-    """Write what is no text as JSON, which reading understands."""
+    """Return a value as text; lists, objects and numbers as JSON, which the reader decodes."""
     if value is None:
         return ""
     if isinstance(value, dict | list | int | float):
@@ -155,9 +157,9 @@ def _write_parquet(rows: Callable[[], Iterator[dict[str, Any]]], path: Path) -> 
 
 
 def _column_types(rows: Callable[[], Iterator[dict[str, Any]]]) -> dict[str, Any]:
-    """Return the type of each column; `None` where its values have none in common.
+    """Return the Arrow type of each column; `None` if its values have no common type.
 
-    Schemas of tools' parameters never have.
+    Tool definitions never have one, since their parameter schemas differ.
     """
     import pyarrow as pa
 
@@ -173,7 +175,7 @@ def _column_types(rows: Callable[[], Iterator[dict[str, Any]]]) -> dict[str, Any
                 types[name] = pa.unify_schemas(both, promote_options="permissive").field(0).type
             except pa.ArrowException:
                 types[name] = None
-    # An object without any key cannot be stored as one.
+    # Parquet cannot store an object without keys.
     return {name: None if "struct<>" in str(found) else found for name, found in types.items()}
 
 

@@ -1,4 +1,4 @@
-"""Writes the rows of any source in one format."""
+"""Conversion of the rows of a source to one format."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,13 @@ from llmctl.types import ProgressCallback, ignore_progress
 
 @dataclass(frozen=True, slots=True)
 class WriteSummary:
-    """What was read, and where it went."""
+    """The rows read and the files written."""
 
     rows: int
     bad_rows: int
-    """Left out, each with its problems in `log`."""
+    """Rows left out, with their errors in `log`."""
     files: tuple[tuple[Path, int], ...]
-    """Each with the number of its rows."""
+    """Each file with its number of rows."""
     log: RowErrorLog
 
 
@@ -33,23 +33,23 @@ def convert_rows(
     overwrite: bool = False,
     progress: ProgressCallback = ignore_progress,
 ) -> WriteSummary:
-    """Write every row in the format `to`, one of `FORMATS`; columns that no format has are lost.
+    """Write every row in the format `to`, one of `FORMATS`; columns outside the format are dropped.
 
-    A row that the format cannot hold is a problem of that row.
+    A row that the format cannot represent is an invalid row.
 
     Raises:
-        BadRowsError: there are problems and `options.on_error` is `fail`; nothing is written.
+        BadRowsError: rows are invalid and `options.on_error` is `fail`; nothing is written.
         ConfigError, DataError: as `read_training_data` and `RowWriter`.
     """
     validate_format_options(None, to)
     refuse_output_in_source(source, output)
-    intake = ValidatingReader(source, options, progress)
+    reader = ValidatingReader(source, options, progress)
     with RowWriter(output, overwrite=overwrite) as writer:
-        for row in intake:
+        for row in reader:
             value = render_example(row.example, to)
             if isinstance(value, dict):
                 writer.write(value)
             else:
-                intake.reject(value)
-        intake.raise_if_failed()
-    return WriteSummary(intake.rows, intake.bad_rows, ((output, writer.rows),), intake.log)
+                reader.reject(value)
+        reader.raise_if_failed()
+    return WriteSummary(reader.rows, reader.bad_rows, ((output, writer.rows),), reader.log)

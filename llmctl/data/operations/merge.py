@@ -1,4 +1,4 @@
-"""Joins sources, each with its weight, into one file."""
+"""Merging of weighted sources into one file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from llmctl.types import ProgressCallback, ignore_progress
 
 @dataclass(frozen=True, slots=True)
 class WeightedSource:
-    """A source, and how often each of its rows is written."""
+    """A source, with how often each of its rows is written."""
 
     source: str
     weight: float = 1.0
-    """2 writes every row twice, 0.5 about every second one."""
+    """2 writes every row twice, 0.5 about half of the rows."""
 
     def __post_init__(self) -> None:
         if not 0 < self.weight <= 1000:
             raise ConfigError(
                 f"the weight of {self.source} is {self.weight}",
-                hint="above 0, up to 1000; 2 writes every row twice, 0.5 every second one",
+                hint="above 0, up to 1000; 2 writes every row twice, 0.5 about half of the rows",
             )
 
 
@@ -42,35 +42,35 @@ def merge_sources(
     overwrite: bool = False,
     progress: ProgressCallback = ignore_progress,
 ) -> WriteSummary:
-    """Write the rows of all sources one source after the other, each as often as it weighs.
+    """Write the rows of all sources, one source after the other, each as often as its weight says.
 
-    Which rows a broken weight writes once more follows from their content and the seed alone.
+    The rows that the fraction of a weight repeats depend on their content and the seed alone.
 
     Args:
-        to: the format of all rows; each as it is, with all its columns, where not given.
+        to: the format of all rows; if not given, rows keep their format and all columns.
 
     Raises:
-        BadRowsError: there are problems and `options.on_error` is `fail`; nothing is written.
+        BadRowsError: rows are invalid and `options.on_error` is `fail`; nothing is written.
         ConfigError, DataError: as `read_training_data` and `RowWriter`.
     """
     validate_format_options(None, to)
-    refuse_output_in_source([part.source for part in sources], output)
+    refuse_output_in_source([weighted.source for weighted in sources], output)
     rows = bad_rows = 0
     log = RowErrorLog(options.max_kept_errors)
     with RowWriter(output, overwrite=overwrite) as writer:
-        for part in sources:
-            intake = ValidatingReader(part.source, options, progress)
-            for row in intake:
+        for weighted in sources:
+            reader = ValidatingReader(weighted.source, options, progress)
+            for row in reader:
                 value = row.value if to is None else render_example(row.example, to)
                 if isinstance(value, tuple):
-                    intake.reject(value)
+                    reader.reject(value)
                     continue
-                whole, rest = divmod(part.weight, 1)
-                again = uniform_hash(content_key(row.example), seed) < rest
-                for _ in range(int(whole) + again):
+                times, rest = divmod(weighted.weight, 1)
+                times += uniform_hash(content_key(row.example), seed) < rest
+                for _ in range(int(times)):
                     writer.write(value)
-            rows, bad_rows = rows + intake.rows, bad_rows + intake.bad_rows
-            log.extend(intake.log)
+            rows, bad_rows = rows + reader.rows, bad_rows + reader.bad_rows
+            log.extend(reader.log)
         if log.total and options.on_error == "fail":
             raise BadRowsError(log, rows)
     return WriteSummary(rows, bad_rows, ((output, writer.rows),), log)

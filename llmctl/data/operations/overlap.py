@@ -1,4 +1,4 @@
-"""Which rows say the same, ask the same, or are in both train and eval?"""
+"""Detection of duplicate rows, contradicting answers, and prompts shared by train and eval."""
 
 from array import array
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from llmctl.data.digests import answer_key, content_key, prompt_key
 from llmctl.types import Example, SourceLocation
 
-_SHOWN_CLUSTERS = 3
-_SHOWN_ROWS = 5
+_MAX_CLUSTERS = 3
+_MAX_ROWS = 5
 
 Keys = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
 class DuplicateGroups:
-    """Rows that belong together, counted, and the largest clusters of them."""
+    """The number of rows in clusters, and the largest clusters."""
 
     rows: int
     clusters: int
@@ -27,9 +27,9 @@ class DuplicateGroups:
 
 
 class OverlapIndex:
-    """What each row says, asks and answers as 8-byte keys: some 30 bytes per row.
+    """The content, prompt and answer of each row as 8-byte keys: about 30 bytes per row.
 
-    Two of a million rows are taken for the same by chance once in thirty million such files.
+    The probability that any two of a million different rows collide is about 3e-8.
     """
 
     def __init__(self) -> None:
@@ -39,53 +39,54 @@ class OverlapIndex:
         self._answer = array("Q")
         self._file = array("L")
         self._line = array("Q")
-        self._asks = array("b")
+        self._comparable = array("b")
 
     def add(self, example: Example) -> None:
-        """Take in one row."""
+        """Add one row."""
         origin = example.origin
         if not self._files or self._files[-1] != origin.file:
             self._files.append(origin.file)
         self._file.append(len(self._files) - 1)
         self._line.append(origin.line)
-        self._content.append(_short(content_key(example)))
-        self._prompt.append(_short(prompt_key(example)))
-        self._answer.append(_short(answer_key(example)))
-        # Plain text asks nothing; a pair answers twice by its nature, and other tools otherwise.
-        self._asks.append(not (example.text or example.rejected or example.tools))
+        self._content.append(_to_uint64(content_key(example)))
+        self._prompt.append(_to_uint64(prompt_key(example)))
+        self._answer.append(_to_uint64(answer_key(example)))
+        # Plain text has no prompt; pairs have two answers; other tools may lead to other answers.
+        self._comparable.append(not (example.text or example.rejected or example.tools))
 
     def duplicates(self) -> DuplicateGroups:
-        """Return the rows that say what an earlier row says, to the letter."""
+        """Return the rows with exactly the content of an earlier row."""
         groups = list(_groups(_keys(self._content)))
-        return self._repeats(groups, rows=sum(len(group) - 1 for group in groups))
+        return self._duplicate_groups(groups, rows=sum(len(group) - 1 for group in groups))
 
     def contradictions(self) -> DuplicateGroups:
-        """Return the rows that ask the same and answer differently."""
-        asks = np.flatnonzero(np.frombuffer(self._asks, np.int8)) if self._asks else _none()
+        """Return the rows with the same prompt and different answers."""
+        flags = np.array(self._comparable, dtype=np.bool_)
+        comparable = np.flatnonzero(flags)
         answers = _keys(self._answer)
         groups = [
-            asks[group]
-            for group in _groups(_keys(self._prompt)[asks])
-            if len(np.unique(answers[asks[group]])) > 1
+            comparable[group]
+            for group in _groups(_keys(self._prompt)[comparable])
+            if len(np.unique(answers[comparable[group]])) > 1
         ]
-        return self._repeats(groups, rows=sum(map(len, groups)))
+        return self._duplicate_groups(groups, rows=sum(map(len, groups)))
 
     def leaks_into(self, other: "OverlapIndex") -> DuplicateGroups:
-        """Return the rows of `other` whose prompt is here too; a cluster is one with its twin."""
-        mine, theirs = _keys(self._prompt), _keys(other._prompt)
-        known, first = np.unique(mine, return_index=True)
-        leaked = np.flatnonzero(np.isin(theirs, known))
+        """Return the rows of `other` whose prompt is in this index, each with its first match."""
+        own, others = _keys(self._prompt), _keys(other._prompt)
+        known, first = np.unique(own, return_index=True)
+        leaked = np.flatnonzero(np.isin(others, known))
         shown = tuple(
-            (other._origin(row), self._origin(int(first[np.searchsorted(known, theirs[row])])))
-            for row in leaked[:_SHOWN_CLUSTERS]
+            (other._origin(row), self._origin(int(first[np.searchsorted(known, others[row])])))
+            for row in leaked[:_MAX_CLUSTERS]
         )
-        return DuplicateGroups(len(leaked), len(np.unique(theirs[leaked])), shown)
+        return DuplicateGroups(len(leaked), len(np.unique(others[leaked])), shown)
 
-    def _repeats(self, groups: list[NDArray[np.int64]], rows: int) -> DuplicateGroups:
+    def _duplicate_groups(self, groups: list[NDArray[np.int64]], rows: int) -> DuplicateGroups:
         largest = sorted(groups, key=lambda group: (-len(group), int(group[0])))
         shown = tuple(
-            tuple(self._origin(int(row)) for row in group[:_SHOWN_ROWS])
-            for group in largest[:_SHOWN_CLUSTERS]
+            tuple(self._origin(int(row)) for row in group[:_MAX_ROWS])
+            for group in largest[:_MAX_CLUSTERS]
         )
         return DuplicateGroups(rows, len(groups), shown)
 
@@ -94,7 +95,7 @@ class OverlapIndex:
 
 
 def _groups(keys: Keys) -> Iterator[NDArray[np.int64]]:
-    """Yield the indexes of keys that are there more than once, key by key, in rising order."""
+    """Yield, for each key that occurs more than once, its indexes in ascending order."""
     order = np.argsort(keys, kind="stable")
     ranked = keys[order]
     borders = np.flatnonzero(ranked[1:] != ranked[:-1]) + 1
@@ -106,12 +107,12 @@ def _groups(keys: Keys) -> Iterator[NDArray[np.int64]]:
 
 
 def _keys(values: "array[int]") -> Keys:
-    return np.frombuffer(values, np.uint64) if values else _none().astype(np.uint64)
+    return np.frombuffer(values, np.uint64) if values else _no_rows().astype(np.uint64)
 
 
-def _none() -> NDArray[np.int64]:
+def _no_rows() -> NDArray[np.int64]:
     return np.empty(0, np.int64)
 
 
-def _short(key: bytes) -> int:
+def _to_uint64(key: bytes) -> int:
     return int.from_bytes(key[:8], "little")

@@ -1,4 +1,4 @@
-"""On which side of train and eval does an example fall?"""
+"""Split of a source into train and eval files by the hash of the prompt."""
 
 from pathlib import Path
 
@@ -23,31 +23,34 @@ def split_rows(
     overwrite: bool = False,
     progress: ProgressCallback = ignore_progress,
 ) -> WriteSummary:
-    """Write every row, as it is, to one of two files.
+    """Write every row, unchanged, to the train or the eval file.
+
+    Args:
+        fraction: share of prompts that go to eval, from 0 to 1.
 
     Raises:
-        BadRowsError: there are problems and `options.on_error` is `fail`; nothing is written.
-        DataError: one side would have no row.
+        BadRowsError: rows are invalid and `options.on_error` is `fail`; nothing is written.
+        DataError: one side would have no rows.
         ConfigError, DataError: as `read_training_data` and `RowWriter`.
     """
     if train == eval:
-        raise ConfigError(f"both sides would be written to {train}", hint="name two files")
+        raise ConfigError(f"train and eval would both be written to {train}", hint="name two files")
     refuse_output_in_source(source, train, eval)
-    intake = ValidatingReader(source, options, progress)
+    reader = ValidatingReader(source, options, progress)
     with (
         RowWriter(train, overwrite=overwrite) as train_rows,
         RowWriter(eval, overwrite=overwrite) as eval_rows,
     ):
-        for row in intake:
-            kept = is_held_out(prompt_key(row.example), fraction, seed)
-            (eval_rows if kept else train_rows).write(row.value)
-        intake.raise_if_failed()
+        for row in reader:
+            held_out = is_held_out(prompt_key(row.example), fraction, seed)
+            (eval_rows if held_out else train_rows).write(row.value)
+        reader.raise_if_failed()
         if not train_rows.rows or not eval_rows.rows:
             side = "eval" if train_rows.rows else "train"
-            whole = train_rows.rows + eval_rows.rows
+            total = train_rows.rows + eval_rows.rows
             raise DataError(
-                f"of {whole:,} rows none falls to {side} at a fraction of {fraction}",
-                hint="another --fraction, another --seed, or more rows with different prompts",
+                f"none of {total:,} rows goes to {side} with a fraction of {fraction}",
+                hint="change --fraction or --seed, or add rows with other prompts",
             )
     files = ((train, train_rows.rows), (eval, eval_rows.rows))
-    return WriteSummary(intake.rows, intake.bad_rows, files, intake.log)
+    return WriteSummary(reader.rows, reader.bad_rows, files, reader.log)

@@ -1,7 +1,6 @@
-"""How does a value that JSON has no word for travel as JSON, and come back as it was?
+"""JSON with tagged values for the types that JSON lacks: bytes, dates, times and decimals.
 
-Columns of Parquet files hold bytes, times and decimals too. Nobody learns from them, and nobody
-should lose them.
+Columns of Parquet files have such values. Training ignores them; operations on rows keep them.
 """
 
 import base64
@@ -14,18 +13,18 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 _KEY = "$llmctl"
-_MARK = b'{"$llmctl": ["'
+_PREFIX = b'{"$llmctl": ["'
 
 
 def _datetime(text: str) -> datetime:
-    """Read ISO 8601; a zone's name may stand after it (RFC 9557): `...+09:00[Asia/Tokyo]`."""
+    """Parse ISO 8601, optionally followed by a zone name (RFC 9557): `...+09:00[Asia/Tokyo]`."""
     text, _, zone = text.removesuffix("]").partition("[")
     moment = datetime.fromisoformat(text)
     return moment.astimezone(ZoneInfo(zone)) if zone else moment
 
 
 def _timestamp(text: str) -> object:
-    """Return a moment; where it has no zone by the nanosecond, as Python's type cannot."""
+    """Parse ISO 8601; without a zone to `numpy.datetime64`, which keeps nanoseconds."""
     if _datetime(text).tzinfo is not None:
         return _datetime(text)
     import numpy as np
@@ -33,37 +32,37 @@ def _timestamp(text: str) -> object:
     return np.datetime64(text, "ns")
 
 
-_BACK: dict[str, Callable[[str], object]] = {
+_DECODERS: dict[str, Callable[[str], object]] = {
     "bytes": base64.b64decode,
     "datetime": _datetime,
-    "Timestamp": _timestamp,  # of pandas: what Arrow makes of nanoseconds
+    "Timestamp": _timestamp,  # of pandas, as Arrow returns nanoseconds
     "date": date.fromisoformat,
     "time": time.fromisoformat,
     "timedelta": lambda seconds: timedelta(seconds=float(seconds)),
     "Decimal": Decimal,
 }
-"""Name of a type -> what makes a value of it from what `_tagged` wrote."""
+"""Type name -> the function that restores a value from the text that `_tagged` wrote."""
 
 
 def to_json(value: object) -> bytes:
-    """Return JSON on one line, from which `from_json` gives the value back."""
+    """Encode a value as JSON on one line, from which `from_json` restores it."""
     return json.dumps(value, ensure_ascii=False, default=_tagged).encode(errors="replace")
 
 
 def from_json(raw: bytes) -> Any:
-    """Return the value that `to_json` was given."""
-    return json.loads(raw, object_hook=_restored if _MARK in raw else None)
+    """Decode what `to_json` returned."""
+    return json.loads(raw, object_hook=_restored if _PREFIX in raw else None)
 
 
 def to_standard_json(raw: bytes) -> bytes:
-    """Turn what `to_json` returned into JSON for others: base64, ISO 8601, seconds, digits."""
-    if _MARK not in raw:
+    """Replace the tagged values in the output of `to_json` with plain text."""
+    if _PREFIX not in raw:
         return raw
-    return json.dumps(json.loads(raw, object_hook=_text_alone), ensure_ascii=False).encode()
+    return json.dumps(json.loads(raw, object_hook=_untagged), ensure_ascii=False).encode()
 
 
 def value_as_text(value: object) -> str:
-    """Write a value that JSON has no word for as text."""
+    """Write a value of a type that JSON lacks as text: base64, ISO 8601, seconds or digits."""
     match value:
         case bytes():
             return base64.b64encode(value).decode()
@@ -75,23 +74,23 @@ def value_as_text(value: object) -> str:
 
 
 def _tagged(value: object) -> object:
-    """Say what a value is, beside its text; of a class that nobody foresaw, the text alone."""
-    kind = next((each.__name__ for each in type(value).__mro__ if each.__name__ in _BACK), None)
+    """Return the type name and text of a value; only the text for an unknown type."""
+    kind = next((each.__name__ for each in type(value).__mro__ if each.__name__ in _DECODERS), None)
     text = value_as_text(value)
     zone = getattr(getattr(value, "tzinfo", None), "key", None)
-    if zone is not None:  # an offset from UTC would not do: half of the year it is another one
+    if zone is not None:  # the offset from UTC alone loses daylight saving time
         text += f"[{zone}]"
     return text if kind is None else {_KEY: [kind, text]}
 
 
-def _restored(found: dict[str, Any]) -> object:
-    match found.get(_KEY):
-        case [str(kind), str(text)] if kind in _BACK and len(found) == 1:
-            # It may be a row of somebody's that looks like ours.
+def _restored(value: dict[str, Any]) -> object:
+    match value.get(_KEY):
+        case [str(kind), str(text)] if kind in _DECODERS and len(value) == 1:
+            # A row of the user may look like a tagged value.
             with suppress(ValueError, ArithmeticError, KeyError):
-                return _BACK[kind](text)
-    return found
+                return _DECODERS[kind](text)
+    return value
 
 
-def _text_alone(found: dict[str, Any]) -> object:
-    return found if _restored(found) is found else found[_KEY][1].partition("[")[0]
+def _untagged(value: dict[str, Any]) -> object:
+    return value if _restored(value) is value else value[_KEY][1].partition("[")[0]

@@ -1,4 +1,4 @@
-"""What does the JSON of one row say, and if it is none, what is wrong with it in plain words?"""
+"""Strict JSON parsing of one row, with errors that a user can act on."""
 
 import json
 import math
@@ -12,18 +12,18 @@ FieldPath = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class ParseError:
-    """What is wrong with a text; a `RowError` that does not know its file yet."""
+    """One error in the text of a row, with the fields of `RowError`. A value, not an exception."""
 
     kind: str
     what: str
     fix: str
     field: str
     line: int = 0
-    """Lines below the text's first."""
+    """Number of lines below the first line of the text."""
 
 
-class _Twice(dict[str, Any]):
-    """An object with a key that is there twice."""
+class _DuplicateKeyObject(dict[str, Any]):
+    """A JSON object with a duplicate key."""
 
     key = ""
 
@@ -40,45 +40,49 @@ def parse_json(raw: bytes) -> tuple[Any, tuple[ParseError, ...]]:
     """Parse JSON without duplicate keys, NaN, infinities or text that is not Unicode.
 
     Returns:
-        the value and no fault; `None` and the fault that keeps the text from being JSON; or a value
-        that can be parsed but should not be used, and all that is wrong with it.
+        the value and no errors; `None` and the syntax error; or a value that parses but must not be
+        used, and all errors in it.
     """
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         return None, (invalid_utf8(raw, error),)
-    odd = False
+    invalid = False
 
-    def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal odd
+    def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal invalid
         value = dict(pairs)
         if len(value) != len(pairs):
-            odd = True
+            invalid = True
             names = [name for name, _ in pairs]
-            value = _Twice(value)
+            value = _DuplicateKeyObject(value)
             value.key = next(name for name in names if names.count(name) > 1)
         return value
 
-    def number(digits: str) -> float:
-        nonlocal odd
+    def make_number(digits: str) -> float:
+        nonlocal invalid
         value = float(digits)
-        odd = odd or not math.isfinite(value)
+        invalid = invalid or not math.isfinite(value)
         return value
 
     try:
-        value = json.loads(text, object_pairs_hook=make, parse_constant=number, parse_float=number)
-        # An escaped half of a surrogate pair parses, and breaks whoever encodes it later.
-        return value, tuple(_oddities(value, (), text)) if odd or "\\u" in text else ()
+        value = json.loads(
+            text, object_pairs_hook=make_object, parse_constant=make_number, parse_float=make_number
+        )
+        # An escaped unpaired surrogate parses, but cannot be encoded later.
+        return value, tuple(_invalid_values(value, (), text)) if invalid or "\\u" in text else ()
     except json.JSONDecodeError as error:
-        return None, (_explain(error.msg, error.pos, text),)
+        return None, (_syntax_error(error.msg, error.pos, text),)
     except RecursionError:
-        return None, (ParseError("json", "brackets are nested too deep to read", "a flat row", ""),)
+        return None, (ParseError("json", "brackets are nested too deep", "fewer levels", ""),)
     except ValueError:
-        return None, (ParseError("json", "a number of thousands of digits", "a shorter one", ""),)
+        return None, (
+            ParseError("json", "a number with thousands of digits", "a shorter number", ""),
+        )
 
 
 def invalid_utf8(raw: bytes, error: UnicodeDecodeError) -> ParseError:
-    """Say which byte is no UTF-8, and what the text seems to be in its place."""
+    """Return the error for text that is not UTF-8, with the encoding it seems to have."""
     line_start = raw.rfind(b"\n", 0, error.start) + 1
     column = len(raw[line_start : error.start].decode(errors="replace")) + 1
     fix = "save the file as UTF-8"
@@ -91,7 +95,7 @@ def invalid_utf8(raw: bytes, error: UnicodeDecodeError) -> ParseError:
             fix = "the text looks like GB18030: save the file as UTF-8"
     return ParseError(
         "utf8",
-        f"the byte 0x{raw[error.start]:02x} is no UTF-8",
+        f"the byte 0x{raw[error.start]:02x} is not valid UTF-8",
         fix,
         f"column {column}",
         raw.count(b"\n", 0, error.start),
@@ -99,7 +103,7 @@ def invalid_utf8(raw: bytes, error: UnicodeDecodeError) -> ParseError:
 
 
 def json_type_name(value: object) -> str:
-    """Name the type of a JSON value as a person would."""
+    """Return the name of a JSON value's type for error messages."""
     match value:
         case None:
             return "null"
@@ -108,7 +112,7 @@ def json_type_name(value: object) -> str:
         case int() | float():
             return "a number"
         case str():
-            return "text"
+            return "a string"
         case dict():
             return "an object"
         case list() | tuple():
@@ -117,9 +121,9 @@ def json_type_name(value: object) -> str:
 
 
 def line_offset(text: str, path: FieldPath) -> int:
-    """Return how many lines below its first a value of an indented JSON text begins.
+    """Return the line, counted from 0, on which a value of an indented JSON text begins.
 
-    A path that leads out of the text ends at the last value that is there.
+    A path that the text does not have ends at its last existing value.
     """
     scan = json.JSONDecoder().raw_decode
     at = here = _blank(text, 0)
@@ -150,45 +154,46 @@ def _blank(text: str, at: int) -> int:
     return at
 
 
-def _oddities(value: Any, path: FieldPath, text: str) -> Iterator[ParseError]:
-    """Find what `json.loads` lets through."""
+def _invalid_values(value: Any, path: FieldPath, text: str) -> Iterator[ParseError]:
+    """Yield an error for each value that `json.loads` accepts but JSON or Unicode does not."""
 
-    def fault(kind: str, path: FieldPath, what: str, fix: str) -> ParseError:
+    def error(kind: str, path: FieldPath, what: str, fix: str) -> ParseError:
         line = line_offset(text, path) if "\n" in text else 0
         return ParseError(kind, what, fix, format_field_path(path), line)
 
     match value:
         case dict():
-            if isinstance(value, _Twice):
-                yield fault(
+            if isinstance(value, _DuplicateKeyObject):
+                yield error(
                     "duplicate-key",
                     (*path, value.key),
-                    f"the key {value.key!r} is there twice",
+                    f"duplicate key {value.key!r}",
                     "each key once",
                 )
             for key, item in value.items():
-                if _half_surrogate(key) is not None:
-                    yield fault(
-                        "surrogate", path, "a key has half a surrogate pair", "whole characters"
+                if _unpaired_surrogate(key) is not None:
+                    yield error(
+                        "surrogate", path, "a key has an unpaired surrogate", "valid Unicode"
                     )
                 else:
-                    yield from _oddities(item, (*path, key), text)
+                    yield from _invalid_values(item, (*path, key), text)
         case list():
             for index, item in enumerate(value):
-                yield from _oddities(item, (*path, index), text)
+                yield from _invalid_values(item, (*path, index), text)
         case float() if not math.isfinite(value):
             name = "NaN" if math.isnan(value) else "an infinite number"
-            yield fault("nan", path, f"{name} is no JSON", "null, or leave the field out")
-        case str() if (at := _half_surrogate(value)) is not None:
-            yield fault(
+            yield error("nan", path, f"{name} is not valid JSON", "null, or leave the field out")
+        case str() if (at := _unpaired_surrogate(value)) is not None:
+            yield error(
                 "surrogate",
                 path,
-                f"half a surrogate pair at character {at + 1}, which is no Unicode",
-                "both halves, or the character itself",
+                f"an unpaired surrogate at character {at + 1}",
+                "both surrogates, or the character itself",
             )
 
 
-def _half_surrogate(text: str) -> int | None:
+def _unpaired_surrogate(text: str) -> int | None:
+    """Return the index of the first unpaired surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -196,60 +201,67 @@ def _half_surrogate(text: str) -> int | None:
     return None
 
 
-_CUT = "or is the row cut off?"
-_CONTROL_NAMES = {"\n": ("line end", r"\n"), "\t": ("tab", r"\t"), "\r": ("return", r"\r")}
+_TRUNCATED = "or is the row truncated?"
+_CONTROL_NAMES = {
+    "\n": ("line feed", r"\n"),
+    "\t": ("tab", r"\t"),
+    "\r": ("carriage return", r"\r"),
+}
 
 
-def _explain(said: str, at: int, text: str) -> ParseError:
-    """Turn a message of Python's JSON parser, which differs between versions, into one of ours."""
+def _syntax_error(message: str, at: int, text: str) -> ParseError:
+    """Return the error for a message of Python's JSON parser, which differs between versions."""
     if text[:at].rstrip().endswith(",") and text[at:].lstrip().startswith(("}", "]")):
-        at = text.rindex(",", 0, at)  # where newer versions of Python point
-    what, fix = _words(said, at, text)
+        at = text.rindex(",", 0, at)  # where Python 3.13 points
+    what, fix = _describe(message, at, text)
     kind = "half-row" if what.startswith("the row ends") else "json"
     line_start = text.rfind("\n", 0, at) + 1
     return ParseError(kind, what, fix, f"column {at - line_start + 1}", text.count("\n", 0, at))
 
 
-def _words(said: str, at: int, text: str) -> tuple[str, str]:
+def _describe(message: str, at: int, text: str) -> tuple[str, str]:
     rest = text[at:].lstrip()
     first = rest[:1]
-    if said.startswith("Unterminated string"):
-        return "the row ends inside a text that begins here", f"a closing quote; {_CUT}"
+    if message.startswith("Unterminated string"):
+        return "the row ends inside the string that begins here", f"a closing quote; {_TRUNCATED}"
     if not first:
-        return "the row ends before it is complete", f"a closing bracket; {_CUT}"
-    if said.startswith("Invalid control character"):
+        return "the row ends before it is complete", f"a closing bracket; {_TRUNCATED}"
+    if message.startswith("Invalid control character"):
         name, escape = _CONTROL_NAMES.get(
             text[at], (f"control character U+{ord(text[at]):04X}", f"\\u{ord(text[at]):04x}")
         )
-        return f"a raw {name} inside a text", f"write {escape}"
-    if said.startswith("Invalid \\escape"):
-        return f"{text[at : at + 2]} is no escape of JSON", "two backslashes for one in the text"
-    if said.startswith("Invalid \\u"):
+        return f"an unescaped {name} in a string", f"write {escape}"
+    if message.startswith("Invalid \\escape"):
+        return (
+            f"{text[at : at + 2]} is not a JSON escape",
+            "two backslashes for one backslash",
+        )
+    if message.startswith("Invalid \\u"):
         return r"a \u escape without four hex digits", r"\u4e2d, or the character itself"
     before = text[:at].rstrip()[-1:]
     if first == ",":
-        if said.startswith("Extra data"):
+        if message.startswith("Extra data"):
             return "a comma after the row's end", "one object per line, no commas between"
-        return "a comma too many", "leave it out"
+        return "a trailing or repeated comma", "remove it"
     if first == "'":
         return "single quotes", 'double quotes: "text"'
-    if said.startswith("Extra data"):
+    if message.startswith("Extra data"):
         if first == "{":
             return "a second object on the same line", "one object per line"
-        return "more after the row's end", "one object per line and nothing else"
+        return "text after the row's end", "one object per line and nothing else"
     word = rest.split(",")[0].split("}")[0].split("]")[0].split(":")[0].strip()
     for python, json_word in (("True", "true"), ("False", "false"), ("None", "null")):
         if word == python:
             return f"{python} is Python, not JSON", json_word
-    if said.startswith("Expecting property name"):
+    if message.startswith("Expecting property name"):
         return f"a key without double quotes: {_short(word)}", f'"{_short(word)}"'
-    if said.startswith("Expecting ':'"):
-        return f"no colon between key and value, but {_short(rest)}", '"key": value'
-    if said.startswith("Expecting ','"):
+    if message.startswith("Expecting ':'"):
+        return f"no colon between key and value: {_short(rest)}", '"key": value'
+    if message.startswith("Expecting ','"):
         if before == '"' and first != '"':
-            return f"a text ends here, and then comes {_short(rest)}", r"a comma; or \" for a quote"
-        return f"a comma is missing before {_short(rest)}", "put one"
-    return f"no JSON value: {_short(rest)}", 'texts stand in double quotes: "text"'
+            return f"a string ends here, followed by {_short(rest)}", r"a comma; or \" for a quote"
+        return f"no comma before {_short(rest)}", "add a comma"
+    return f"not a JSON value: {_short(rest)}", 'strings need double quotes: "text"'
 
 
 def _short(text: str) -> str:

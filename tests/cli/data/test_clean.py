@@ -46,8 +46,8 @@ def test_it_says_what_it_did_and_where_everything_lies(source: Path, tmp_path: P
     again = run_in_process("data", "clean", str(out), "-o", str(out))
     assert again.returncode == 2
     assert error_lines(again.stderr) == [
-        f"error: {out} is there already",
-        "hint: --overwrite, or choose another name",
+        f"error: {out} already exists",
+        "hint: add --overwrite, or choose another name",
     ]
 
 

@@ -64,7 +64,7 @@ def test_check_ends_with_1_and_every_problem_where_there_is_one(data: Said, tmp_
         f"{file}:2:completion: missing; did you mean 'compeltion'? "
         "(rename it, or --column completion=compeltion)",
         f"{file}:4:column 2: the row ends before it is complete "
-        "(a closing bracket; or is the row cut off?)",
+        "(a closing bracket; or is the row truncated?)",
     ]
 
 
@@ -186,8 +186,8 @@ def test_convert_writes_nothing_where_rows_do_not_fit(data: Said, tmp_path: Path
     words = ("convert", SAMPLES / "messages.jsonl", "--to", "alpaca", "-o", tmp_path / "out.jsonl")
     code, _, err = data(*words)
     assert code == 1
-    assert "messages.jsonl:3: alpaca cannot hold tools and calls (--to messages)" in err
-    assert "error: 3 problems in 4 rows; nothing was written" in err
+    assert "messages.jsonl:3: alpaca cannot represent tools and tool calls (--to messages)" in err
+    assert "error: 3 errors in 4 rows; nothing was written" in err
     assert list(tmp_path.iterdir()) == []
     code, _, err = data(*words, "--on-error", "skip")
     assert code == 0
@@ -208,22 +208,22 @@ def test_columns_are_mapped_by_option(data: Said, tmp_path: Path) -> None:
         (("check", "nowhere.jsonl"), "there is no file nowhere.jsonl"),
         (("check", str(SAMPLES), "--column", "output"), "is no pair of names"),
         (("check", str(SAMPLES), "--column", "ouput=x"), "did you mean output?"),
-        (("check", str(SAMPLES), "--format", "chatml"), "there is no format 'chatml'"),
+        (("check", str(SAMPLES), "--format", "chatml"), "unknown format 'chatml'"),
         (("check", str(SAMPLES), "--chat-template", "a.jinja"), "need a model"),
-        (("convert", str(SAMPLES), "--to", "yaml", "-o", "out.jsonl"), "no format 'yaml'"),
+        (("convert", str(SAMPLES), "--to", "yaml", "-o", "out.jsonl"), "unknown format 'yaml'"),
         (("convert", str(SAMPLES), "--to", "text", "-o", "out.doc"), "out.doc"),
         (
             ("convert", str(SAMPLES), "--to", "text", "-o", f"{SAMPLES}/a.jsonl"),
-            "lies in the folder",
+            "is in the folder",
         ),
-        (("merge", str(SAMPLES), "-o", f"{SAMPLES}/a.jsonl"), "lies in the folder"),
+        (("merge", str(SAMPLES), "-o", f"{SAMPLES}/a.jsonl"), "is in the folder"),
         (
             ("split", str(SAMPLES), "--train", "a.jsonl", "--eval", f"{SAMPLES}/a.json"),
-            "a.json lies",
+            "a.json is in",
         ),
         (
             ("clean", str(SAMPLES), "-o", f"{SAMPLES}/deep/a.jsonl"),
-            "deep/a.jsonl lies in the folder",
+            "deep/a.jsonl is in the folder",
         ),
         (("merge", "a.jsonl=many", "-o", "out.jsonl"), "'many' in a.jsonl=many is no weight"),
         (("merge", "a.jsonl=0", "-o", "out.jsonl"), "the weight of a.jsonl is 0.0"),

@@ -1,4 +1,4 @@
-"""What the rows of each format say."""
+"""Parsing of rows of every format."""
 
 import json
 from collections.abc import Mapping
@@ -24,44 +24,46 @@ def sample(name: str) -> list[Example]:
 def one(tmp_path: Path, value: Mapping[str, object], **options: object) -> Example:
     path = tmp_path / "one.jsonl"
     path.write_text(json.dumps(value))
-    problems: list[RowError] = []
+    errors: list[RowError] = []
     examples = list(
-        read_examples(path, on_row_error=problems.append, **options)  # type: ignore[arg-type]
+        read_examples(path, on_row_error=errors.append, **options)  # type: ignore[arg-type]
     )
-    assert problems == []
+    assert errors == []
     return examples[0]
 
 
-def said(example: Example) -> list[tuple[str, str]]:
+def contents(example: Example) -> list[tuple[str, str]]:
     return [(message.role, message.content) for message in example.messages]
 
 
 def test_alpaca_joins_instruction_and_input_and_keeps_system_and_history() -> None:
     plain, chinese, later = sample("alpaca.json")
     assert {example.format for example in (plain, chinese, later)} == {"alpaca"}
-    asked = "Turn this sentence into a question.\nThe lighthouse keeper counts the ships at night."
-    assert said(plain)[0] == ("user", asked)
-    assert said(chinese)[0] == ("system", "你是一位耐心的语文老师。")
-    assert [role for role, _ in said(later)] == ["user", "assistant"] * 3
-    assert said(later)[3][1] == "No, only when the soil is dry to the touch."
+    question = (
+        "Turn this sentence into a question.\nThe lighthouse keeper counts the ships at night."
+    )
+    assert contents(plain)[0] == ("user", question)
+    assert contents(chinese)[0] == ("system", "你是一位耐心的语文老师。")
+    assert [role for role, _ in contents(later)] == ["user", "assistant"] * 3
+    assert contents(later)[3][1] == "No, only when the soil is dry to the touch."
     assert later.masked == ()
 
 
 def test_sharegpt_turns_calls_and_observations_become_messages() -> None:
     ferry, ticket = sample("sharegpt.json")
-    assert [role for role, _ in said(ferry)] == ["system", *["user", "assistant"] * 2]
+    assert [role for role, _ in contents(ferry)] == ["system", *["user", "assistant"] * 2]
     assert ticket.format == "sharegpt"
-    asking = ticket.messages[1]
-    # The call belongs to the text that the assistant says right before it.
-    assert asking.content == "我来查一下。"
-    assert asking.tool_calls == (ToolCall("ticket_price", '{"day": "明天"}'),)
+    turn = ticket.messages[1]
+    # The call belongs to the assistant's text right before it.
+    assert turn.content == "我来查一下。"
+    assert turn.tool_calls == (ToolCall("ticket_price", '{"day": "明天"}'),)
     assert ticket.messages[2] == Message("tool", '{"price": 38}')
     assert ticket.tools[0].name == "ticket_price"
 
 
-def test_messages_have_parts_reasoning_tools_calls_and_weights() -> None:
+def test_messages_have_content_parts_reasoning_tools_calls_and_weights() -> None:
     egg, tea, bakery, knock = sample("messages.jsonl")
-    assert said(egg) == [
+    assert contents(egg) == [
         ("user", "How long do I boil an egg?"),
         ("assistant", "Seven minutes for a soft yolk."),
     ]
@@ -77,25 +79,25 @@ def test_messages_have_parts_reasoning_tools_calls_and_weights() -> None:
     assert knock.masked == (1,)
 
 
-def test_prompt_and_completion_are_text_or_turns_of_which_the_last_is_learnt() -> None:
+def test_prompt_and_completion_are_text_or_turns_with_the_loss_on_the_completion() -> None:
     birch, bird, far = sample("prompt-completion.jsonl")
-    assert said(birch) == [("user", "Which tree has white bark?"), ("assistant", "The birch.")]
-    assert said(bird)[1] == ("assistant", "夜莺会在夜里唱歌。")
-    assert [role for role, _ in said(far)] == ["user", "assistant", "user", "assistant"]
+    assert contents(birch) == [("user", "Which tree has white bark?"), ("assistant", "The birch.")]
+    assert contents(bird)[1] == ("assistant", "夜莺会在夜里唱歌。")
+    assert [role for role, _ in contents(far)] == ["user", "assistant", "user", "assistant"]
     assert far.masked == (1,)
 
 
-def test_a_table_holds_quotes_and_line_ends_and_knows_its_lines() -> None:
+def test_csv_cells_contain_quotes_and_line_ends_and_rows_have_line_numbers() -> None:
     tepid, rivers, sky = sample("prompt-completion.csv")
-    assert said(tepid)[0][1] == 'Say it in one word: "not warm, not cold"'
-    assert said(rivers) == [
+    assert contents(tepid)[0][1] == 'Say it in one word: "not warm, not cold"'
+    assert contents(rivers) == [
         ("user", "List two rivers,\none per line."),
         ("assistant", "Rhine\nElbe"),
     ]
     assert [example.origin.line for example in (tepid, rivers, sky)] == [2, 3, 6]
 
 
-def test_plain_text_is_a_row_per_line_or_a_column() -> None:
+def test_plain_text_is_one_row_per_line_or_a_text_column() -> None:
     lines = sample("text.txt")
     assert [example.text for example in lines] == [
         "The tide table hangs in the window of the harbour office.",
@@ -106,11 +108,11 @@ def test_plain_text_is_a_row_per_line_or_a_column() -> None:
     assert [example.text is not None for example in sample("text.jsonl")] == [True, True]
 
 
-def test_preference_pairs_are_known_in_every_shape() -> None:
+def test_preference_pairs_are_parsed_in_every_shape() -> None:
     pairs = sample("preference.jsonl")
     assert {example.format for example in pairs} == {"preference"}
     assert [
-        (said(example)[-2][1], example.messages[-1].content, example.rejected[-1].content)
+        (contents(example)[-2][1], example.messages[-1].content, example.rejected[-1].content)
         for example in pairs
     ] == [
         (
@@ -125,12 +127,12 @@ def test_preference_pairs_are_known_in_every_shape() -> None:
         ("Can I paint over rust?", "Brush it off first, then prime it.", "Sure."),
     ]
     assert [len(example.rejected) for example in pairs] == [1] * 6
-    assert said(pairs[2])[0] == ("system", "你是一个厨房助手。")
+    assert contents(pairs[2])[0] == ("system", "你是一个厨房助手。")
     assert len(pairs[3].messages) == 2
     assert len(pairs[4].messages) == 4
 
 
-def test_all_formats_can_stand_in_one_file(tmp_path: Path) -> None:
+def test_one_file_can_mix_all_formats(tmp_path: Path) -> None:
     path = tmp_path / "mixed.jsonl"
     names = ("messages.jsonl", "prompt-completion.jsonl", "text.jsonl", "preference.jsonl")
     path.write_bytes(b"".join((SAMPLES / name).read_bytes() for name in names))
@@ -159,12 +161,12 @@ SHAREGPT = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
         ({"prompt": "a", "completion": OPENAI[1]}, "prompt-completion"),
     ],
 )
-def test_what_people_call_things_is_understood(
+def test_column_and_key_aliases_are_recognised(
     tmp_path: Path, value: Mapping[str, object], format: str
 ) -> None:
     example = one(tmp_path, value)
     assert example.format == format
-    assert said(example) == [("user", "a"), ("assistant", "b")]
+    assert contents(example) == [("user", "a"), ("assistant", "b")]
 
 
 def test_an_answer_that_is_json_stays_text(tmp_path: Path) -> None:
@@ -179,34 +181,34 @@ def test_an_answer_that_is_json_stays_text(tmp_path: Path) -> None:
 def test_a_system_prompt_column_comes_first_but_not_twice(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     example = one(tmp_path, {"messages": turns, "system": "Be brief."})
-    assert said(example)[0] == ("system", "Be brief.")
+    assert contents(example)[0] == ("system", "Be brief.")
 
 
-def test_columns_can_be_named_by_option(tmp_path: Path) -> None:
+def test_columns_can_be_mapped_by_option(tmp_path: Path) -> None:
     row = {"ask": "a", "reply": "b", "completion": "not this"}
     example = one(tmp_path, row, columns={"prompt": "ask", "completion": "reply"})
-    assert said(example) == [("user", "a"), ("assistant", "b")]
+    assert contents(example) == [("user", "a"), ("assistant", "b")]
 
 
-def test_a_row_that_has_our_name_already_needs_no_mapping(tmp_path: Path) -> None:
+def test_a_mapping_leaves_rows_with_the_canonical_column_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "mixed.jsonl"
     path.write_text('{"prompt": "a", "reply": "b"}\n{"prompt": "a", "completion": "b"}\n')
     log = RowErrorLog()
     examples = list(read_examples(path, columns={"completion": "reply"}, on_row_error=log))
     assert log.first == []
-    assert [said(example) for example in examples] == [[("user", "a"), ("assistant", "b")]] * 2
+    assert [contents(example) for example in examples] == [[("user", "a"), ("assistant", "b")]] * 2
 
 
-def test_a_problem_names_the_column_as_the_file_does(tmp_path: Path) -> None:
+def test_an_error_has_the_column_name_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
     path.write_text('{"ask": "a", "reply": 3}')
     log = RowErrorLog()
     columns = {"prompt": "ask", "completion": "reply"}
     assert list(read_examples(path, columns=columns, on_row_error=log)) == []
-    assert str(log.first[0]) == f"{path}:1:reply: a number (text)"
+    assert str(log.first[0]) == f"{path}:1:reply: a number (a string)"
 
 
-def test_a_column_that_no_row_has_is_told(tmp_path: Path) -> None:
+def test_a_mapped_column_that_no_row_has_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
     path.write_text('{"prompt": "a", "completion": "b"}')
     log = RowErrorLog()
@@ -223,7 +225,7 @@ def test_a_column_that_no_row_has_is_told(tmp_path: Path) -> None:
         ({"format": "sharegtp"}, "did you mean sharegpt?"),
     ],
 )
-def test_an_option_that_names_what_does_not_exist_says_what_does(
+def test_an_unknown_column_or_format_is_an_error_with_a_suggestion(
     options: dict[str, object], hint: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -231,7 +233,7 @@ def test_an_option_that_names_what_does_not_exist_says_what_does(
     assert caught.value.hint == hint
 
 
-def test_a_format_that_is_given_must_be_that_of_every_row() -> None:
+def test_every_row_must_have_the_given_format() -> None:
     log = RowErrorLog()
     assert list(read_examples(SAMPLES / "text.jsonl", format="alpaca", on_row_error=log)) == []
     assert log.kinds == {"missing-column": 4}

@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""A corpus of broken files, each with what a person is told of it."""
+"""A corpus of malformed files, each with its error message."""
 
 import gzip
 import json
@@ -35,135 +35,137 @@ CALL = {"id": "a", "type": "function", "function": {"name": "weather", "argument
 ASK = {"role": "user", "content": "Is it raining?"}
 
 CORPUS: list[tuple[str, bytes, str]] = [
-    # What is no JSON.
-    ("cut.jsonl", GOOD + b'{"prompt": "Wh', "2:column 12: the row ends inside a text that begins here (a closing quote; or is the row cut off?)"),
-    ("half.jsonl", GOOD + b'{"prompt": "Why?",', "2:column 19: the row ends before it is complete (a closing bracket; or is the row cut off?)"),
+    # Invalid JSON.
+    ("cut.jsonl", GOOD + b'{"prompt": "Wh', "2:column 12: the row ends inside the string that begins here (a closing quote; or is the row truncated?)"),
+    ("half.jsonl", GOOD + b'{"prompt": "Why?",', "2:column 19: the row ends before it is complete (a closing bracket; or is the row truncated?)"),
     ("comma.jsonl", b'{"prompt": "a", "completion": "b"},\n', "1:column 35: a comma after the row's end (one object per line, no commas between)"),
-    ("trailing.jsonl", b'{"prompt": "a", "completion": "b",}\n', "1:column 34: a comma too many (leave it out)"),
+    ("trailing.jsonl", b'{"prompt": "a", "completion": "b",}\n', "1:column 34: a trailing or repeated comma (remove it)"),
     ("two.jsonl", b'{"prompt": "a"} {"completion": "b"}\n', "1:column 17: a second object on the same line (one object per line)"),
-    ("after.jsonl", b'{"prompt": "a", "completion": "b"} ok\n', "1:column 36: more after the row's end (one object per line and nothing else)"),
+    ("after.jsonl", b'{"prompt": "a", "completion": "b"} ok\n', "1:column 36: text after the row's end (one object per line and nothing else)"),
     ("single.jsonl", b"{'prompt': 'a', 'completion': 'b'}\n", "1:column 2: single quotes (double quotes: \"text\")"),
     ("bare.jsonl", b'{prompt: "a", completion: "b"}\n', '1:column 2: a key without double quotes: prompt ("prompt")'),
     ("none.jsonl", b'{"prompt": "a", "completion": None}\n', "1:column 31: None is Python, not JSON (null)"),
     ("true.jsonl", b'{"prompt": "a", "completion": True}\n', "1:column 31: True is Python, not JSON (true)"),
-    ("word.jsonl", b'{"prompt": "a", "completion": yes}\n', '1:column 31: no JSON value: yes} (texts stand in double quotes: "text")'),
-    ("tab.jsonl", b'{"prompt": "a\tb", "completion": "c"}\n', r"1:column 14: a raw tab inside a text (write \t)"),
-    ("bell.jsonl", b'{"prompt": "a\x07b", "completion": "c"}\n', r"1:column 14: a raw control character U+0007 inside a text (write \u0007)"),
-    ("escape.jsonl", rb'{"prompt": "C:\dir", "completion": "c"}', r"1:column 15: \d is no escape of JSON (two backslashes for one in the text)"),
+    ("word.jsonl", b'{"prompt": "a", "completion": yes}\n', '1:column 31: not a JSON value: yes} (strings need double quotes: "text")'),
+    ("tab.jsonl", b'{"prompt": "a\tb", "completion": "c"}\n', r"1:column 14: an unescaped tab in a string (write \t)"),
+    ("bell.jsonl", b'{"prompt": "a\x07b", "completion": "c"}\n', r"1:column 14: an unescaped control character U+0007 in a string (write \u0007)"),
+    ("escape.jsonl", rb'{"prompt": "C:\dir", "completion": "c"}', r"1:column 15: \d is not a JSON escape (two backslashes for one backslash)"),
     ("hex.jsonl", rb'{"prompt": "\u12", "completion": "c"}', r"1:column 14: a \u escape without four hex digits (\u4e2d, or the character itself)"),
-    ("quote.jsonl", b'{"prompt": "the "best" one", "completion": "c"}', r'1:column 18: a text ends here, and then comes best" one", "complet… (a comma; or \" for a quote)'),
-    ("colon.jsonl", b'{"prompt" "a"}', '1:column 11: no colon between key and value, but "a"} ("key": value)'),
-    ("between.jsonl", b'{"prompt": 1 "completion": 2}', '1:column 14: a comma is missing before "completion": 2} (put one)'),
-    ("nan.jsonl", b'{"prompt": "a", "completion": "b", "score": NaN}', "1:score: NaN is no JSON (null, or leave the field out)"),
-    ("infinite.jsonl", b'{"prompt": "a", "completion": "b", "score": [1e999]}', "1:score[0]: an infinite number is no JSON (null, or leave the field out)"),
-    ("twice.jsonl", b'{"prompt": "a", "completion": "b", "prompt": "c"}', "1:prompt: the key 'prompt' is there twice (each key once)"),
-    ("deep-twice.jsonl", b'{"messages": [{"role": "user", "role": "assistant"}]}', "1:messages[0].role: the key 'role' is there twice (each key once)"),
-    ("surrogate.jsonl", rb'{"prompt": "hm \ud83d", "completion": "b"}', "1:prompt: half a surrogate pair at character 4, which is no Unicode (both halves, or the character itself)"),
+    ("quote.jsonl", b'{"prompt": "the "best" one", "completion": "c"}', r'1:column 18: a string ends here, followed by best" one", "complet… (a comma; or \" for a quote)'),
+    ("colon.jsonl", b'{"prompt" "a"}', '1:column 11: no colon between key and value: "a"} ("key": value)'),
+    ("between.jsonl", b'{"prompt": 1 "completion": 2}', '1:column 14: no comma before "completion": 2} (add a comma)'),
+    ("nan.jsonl", b'{"prompt": "a", "completion": "b", "score": NaN}', "1:score: NaN is not valid JSON (null, or leave the field out)"),
+    ("infinite.jsonl", b'{"prompt": "a", "completion": "b", "score": [1e999]}', "1:score[0]: an infinite number is not valid JSON (null, or leave the field out)"),
+    ("twice.jsonl", b'{"prompt": "a", "completion": "b", "prompt": "c"}', "1:prompt: duplicate key 'prompt' (each key once)"),
+    ("deep-twice.jsonl", b'{"messages": [{"role": "user", "role": "assistant"}]}', "1:messages[0].role: duplicate key 'role' (each key once)"),
+    ("surrogate.jsonl", rb'{"prompt": "hm \ud83d", "completion": "b"}', "1:prompt: an unpaired surrogate at character 4 (both surrogates, or the character itself)"),
     ("nested.jsonl", b"[" * 100_000, "1: "),
-    ("digits.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "1: a number of thousands of digits (a shorter one)"),
-    # What is no text.
-    ("latin.jsonl", GOOD + '{"prompt": "café"}'.encode("latin-1"), "2:column 16: the byte 0xe9 is no UTF-8 (save the file as UTF-8)"),
-    ("gbk.jsonl", '{"prompt": "你好吗"}'.encode("gb18030"), "1:column 13: the byte 0xc4 is no UTF-8 (the text looks like GB18030: save the file as UTF-8)"),
+    ("digits.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "1: a number with thousands of digits (a shorter number)"),
+    # Invalid text.
+    ("latin.jsonl", GOOD + '{"prompt": "café"}'.encode("latin-1"), "2:column 16: the byte 0xe9 is not valid UTF-8 (save the file as UTF-8)"),
+    ("gbk.jsonl", '{"prompt": "你好吗"}'.encode("gb18030"), "1:column 13: the byte 0xc4 is not valid UTF-8 (the text looks like GB18030: save the file as UTF-8)"),
     ("utf16.jsonl", GOOD.decode().encode("utf-16"), "1: the text is UTF-16 or UTF-32 (save the file as UTF-8)"),
-    ("latin.txt", "first\ncafé\n".encode("latin-1"), "2:column 4: the byte 0xe9 is no UTF-8 (save the file as UTF-8)"),
-    ("packed.jsonl.gz", gzip.compress(GOOD * 500)[:-20], "the gzip data break off here (is the file whole? what was read before is not lost)"),
-    # What is no array of rows.
-    ("open.json", b"[" + GOOD, "2: the array is not closed (is the end of the file cut off?)"),
-    ("comma.json", b"[" + GOOD + b",]", "2: a comma before the closing bracket (leave it out)"),
-    ("between.json", b"[" + GOOD + GOOD + b"]", "2: no comma between two rows (put one)"),
-    ("gap.json", b"[" + GOOD + b",,\n" + GOOD + b"]", "2: a comma with no row before it (leave it out)"),
-    ("tail.json", b"[" + GOOD + b"]\n[]", "3: more after the array's end (one array and nothing else)"),
+    ("latin.txt", "first\ncafé\n".encode("latin-1"), "2:column 4: the byte 0xe9 is not valid UTF-8 (save the file as UTF-8)"),
+    ("packed.jsonl.gz", gzip.compress(GOOD * 500)[:-20], "the gzip data end or are corrupt here (is the file complete? the rows before are read)"),
+    # Invalid arrays of rows.
+    ("open.json", b"[" + GOOD, "2: the array is not closed (is the file truncated?)"),
+    ("comma.json", b"[" + GOOD + b",]", "2: a comma before the closing bracket (remove it)"),
+    ("between.json", b"[" + GOOD + GOOD + b"]", "2: no comma between two rows (add a comma)"),
+    ("gap.json", b"[" + GOOD + b",,\n" + GOOD + b"]", "2: a comma without a row before it (remove it)"),
+    ("tail.json", b"[" + GOOD + b"]\n[]", "3: text after the array's end (one array and nothing else)"),
     ("numbers.json", b"[1, 2]", "1: the row is a number (an object)"),
-    ("texts.json", b'["a", "b"]', "1: the row is text (an object)"),
-    ("indented.json", b'[\n  {\n    "prompt": "a",\n    "completion": 7\n  }\n]', "4:completion: a number (text)"),
-    ("brace.json", b'[\n  {\n    "prompt": "a"\n,\n  {\n    "prompt": "b",\n    "completion": "c"\n  }\n]', "3:column 18: the row ends before it is complete (a closing bracket; or is the row cut off?)"),
+    ("texts.json", b'["a", "b"]', "1: the row is a string (an object)"),
+    ("indented.json", b'[\n  {\n    "prompt": "a",\n    "completion": 7\n  }\n]', "4:completion: a number (a string)"),
+    ("brace.json", b'[\n  {\n    "prompt": "a"\n,\n  {\n    "prompt": "b",\n    "completion": "c"\n  }\n]', "3:column 18: the row ends before it is complete (a closing bracket; or is the row truncated?)"),
     ("mesages.jsonl", row(mesages=[ASK, {"role": "assistant", "content": "No."}]), "1:mesages: unknown; did you mean 'messages'? (rename it, or --column messages=mesages)"),
     ("dialog.jsonl", row(id=7, dialog=[ASK, {"role": "assistant", "content": "No."}]), "1:dialog: unknown; did you mean 'messages'? (rename it, or --column messages=dialog)"),
-    ("inside.json", b'{"data": [{"prompt": "a", "completion": "b"}]}', "1:data: the rows are in here (save this list as the file)"),
-    ("empty.jsonl", b"", "1: the file has no rows (at least one)"),
-    ("blank.json", b"[ ]", "1: the file has no rows (at least one)"),
-    ("false.parquet", b"PAR1 and nothing else", "1: no Parquet data: "),
-    # What is no table.
-    ("cells.csv", b"prompt,completion\na,b,c\n", "2: 3 cells where the first row has 2 (\"quotes\" around a text that holds ',' or a line end)"),
-    ("quote.csv", b'prompt,completion\na,"b\nc,d\n', '2: a quote that opens in this row never closes; the 2 lines to the end of the file are one row by it (a closing quote; "" for a quote within a text)'),
-    ("inner.csv", b'prompt,completion\na,"b"c\n', '2: text after a closing quote ("" for a quote within a text)'),
+    ("inside.json", b'{"data": [{"prompt": "a", "completion": "b"}]}', "1:data: this column holds the rows (save this list as the file)"),
+    ("empty.jsonl", b"", "1: the file has no rows (at least one row)"),
+    ("blank.json", b"[ ]", "1: the file has no rows (at least one row)"),
+    ("false.parquet", b"PAR1 and nothing else", "1: not valid Parquet: Parquet ma"),
+    # Invalid tables.
+    ("cells.csv", b"prompt,completion\na,b,c\n", "2: 3 cells where the first row has 2 (quotes around a cell that contains ',' or a line end)"),
+    ("quote.csv", b'prompt,completion\na,"b\nc,d\n', '2: a quote in this row is never closed; the 2 lines to the end of the file become one row (a closing quote; "" for a quote inside a cell)'),
+    ("inner.csv", b'prompt,completion\na,"b"c\n', '2: text after a closing quote ("" for a quote inside a cell)'),
     ("header.csv", b"prompt,prompt\na,b\n", "1: two columns are named 'prompt' (each name once)"),
     ("nameless.csv", b"prompt,\na,b\n", "1: column 2 has no name (the first row names every column)"),
     ("void.csv", b'prompt,completion\n"a\nb",\n', "2:completion: empty (text)"),
     # Columns.
     ("typo.jsonl", row(instruction="a", ouput="b"), "1:output: missing; did you mean 'ouput'? (rename it, or --column output=ouput)"),
     ("case.jsonl", row(Text="a"), "1:Text: unknown; did you mean 'text'? (rename it, or --column text=Text)"),
-    ("other.jsonl", row(instruction="a", reply="b"), "1:output: missing; the row has instruction, reply (name the column that holds it: --column output=YOURS)"),
+    ("other.jsonl", row(instruction="a", reply="b"), "1:output: missing; the row has instruction, reply (name the column to use: --column output=YOURS)"),
     ("strange.jsonl", row(id=1, url="x"), "1: no known format has the columns id, url (messages | instruction + output | prompt + completion | chosen + rejected | text, or --column NAME=YOURS)"),
     ("nothing.jsonl", b"{}", "1: the row is empty (messages | "),
-    ("null.jsonl", row(prompt="a", completion=None), "1:completion: null (text)"),
+    ("null.jsonl", row(prompt="a", completion=None), "1:completion: null (a string)"),
     # Types and empty fields.
-    ("number.jsonl", row(instruction=3, output="b"), "1:instruction: a number (text)"),
-    ("input.jsonl", row(instruction="a", input=["b"], output="c"), "1:input: a list (text)"),
-    ("blank.jsonl", row(prompt="a", completion=" \n"), "1:completion: only blanks (text)"),
+    ("number.jsonl", row(instruction=3, output="b"), "1:instruction: a number (a string)"),
+    ("input.jsonl", row(instruction="a", input=["b"], output="c"), "1:input: a list (a string)"),
+    ("blank.jsonl", row(prompt="a", completion=" \n"), "1:completion: only white space (text)"),
     ("notext.jsonl", row(text=""), "1:text: empty (text)"),
     ("history.jsonl", row(instruction="a", output="b", history=[["c"]]), '1:history[0]: 1 items (a pair: ["question", "answer"])'),
-    ("turns.jsonl", row(messages="hello"), "1:messages: text (a list of turns)"),
+    ("turns.jsonl", row(messages="hello"), "1:messages: a string (a list of turns)"),
     ("noturns.jsonl", row(messages=[]), "1:messages: no turns (at least a user's and an assistant's)"),
-    ("turn.jsonl", row(messages=["hello"]), '1:messages[0]: text (an object: {"role": "user", "content": "text"})'),
+    ("turn.jsonl", row(messages=["hello"]), '1:messages[0]: a string (an object: {"role": "user", "content": "text"})'),
     # Turns.
     ("role.jsonl", turns(("usr", "a"), ("assistant", "b")), "1:messages[0].role: unknown role 'usr' (did you mean 'user'?)"),
     ("narrator.jsonl", turns(("narrator", "a")), "1:messages[0].role: unknown role 'narrator' (one of user, assistant, system, tool)"),
     ("norole.jsonl", row(messages=[{"rol": "user", "content": "a"}]), "1:messages[0].role: missing; did you mean 'rol'? (rename it)"),
     ("nocontent.jsonl", row(messages=[{"role": "user", "text": "a"}]), "1:messages[0].content: missing; the turn has role, text (text)"),
     ("from.jsonl", row(conversations=[{"from": "human", "valeu": "a"}]), "1:conversations[0].value: missing; did you mean 'valeu'? (rename it)"),
-    ("hush.jsonl", turns(("user", ""), ("assistant", "b")), "1:messages[0].content: empty turn (text, or leave the turn out)"),
-    ("object.jsonl", row(messages=[{"role": "user", "content": {"a": 1}}]), "1:messages[0].content: an object (text)"),
+    ("hush.jsonl", turns(("user", ""), ("assistant", "b")), "1:messages[0].content: empty turn (text, or remove the turn)"),
+    ("object.jsonl", row(messages=[{"role": "user", "content": {"a": 1}}]), "1:messages[0].content: an object (a string)"),
     ("image.jsonl", row(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "1:messages[0].content[0].type: a part of type 'image_url' (text only)"),
-    ("last.jsonl", turns(("user", "a"), ("assistant", "b"), ("user", "c")), "1:messages[2]: the last turn is a user's (end with the assistant's answer, or cut this turn off)"),
+    ("last.jsonl", turns(("user", "a"), ("assistant", "b"), ("user", "c")), "1:messages[2]: the last turn is the user's (end with the assistant's answer, or remove this turn)"),
     ("greeting.jsonl", turns(("assistant", "hello"), ("user", "a"), ("assistant", "b")), "1:messages[0]: the conversation begins with the assistant (begin with a user's turn)"),
-    ("users.jsonl", turns(("user", "a"), ("user", "b"), ("assistant", "c")), "1:messages[1]: two user's turns in a row (an answer between, or one joined turn)"),
-    ("assistants.jsonl", turns(("user", "a"), ("assistant", "b"), ("assistant", "c")), "1:messages[2]: two assistant's turns in a row (a user's turn between, or one joined turn)"),
-    ("system.jsonl", turns(("user", "a"), ("system", "b"), ("assistant", "c")), "1:messages[1]: a system message after the first turn (one, at the very start)"),
-    ("weight.jsonl", row(messages=[ASK, {"role": "assistant", "content": "No.", "weight": 0}]), "1:messages: every turn has the weight 0 (1 on one of them)"),
-    ("half-weight.jsonl", row(messages=[ASK, {"role": "assistant", "content": "No.", "weight": 0.5}]), "1:messages[1].weight: 0.5 (1 learns the turn, 0 does not)"),
+    ("users.jsonl", turns(("user", "a"), ("user", "b"), ("assistant", "c")), "1:messages[1]: two user's turns in a row (an answer between them, or one joined turn)"),
+    ("assistants.jsonl", turns(("user", "a"), ("assistant", "b"), ("assistant", "c")), "1:messages[2]: two assistant's turns in a row (a user's turn between them, or one joined turn)"),
+    ("system.jsonl", turns(("user", "a"), ("system", "b"), ("assistant", "c")), "1:messages[1]: a system message after the first turn (one, as the first turn)"),
+    ("weight.jsonl", row(messages=[ASK, {"role": "assistant", "content": "No.", "weight": 0}]), "1:messages: every turn has weight 0 (weight 1 on one of them)"),
+    ("half-weight.jsonl", row(messages=[ASK, {"role": "assistant", "content": "No.", "weight": 0.5}]), "1:messages[1].weight: 0.5 (1 includes the turn in the loss, 0 excludes it)"),
     # Tools.
-    ("result.jsonl", turns(("user", "a"), ("tool", "b"), ("assistant", "c")), "1:messages[1]: a tool's result that nobody called for (an assistant's turn with tool_calls)"),
-    ("unanswered.jsonl", row(messages=[ASK, {"role": "assistant", "tool_calls": [CALL]}, ASK, {"role": "assistant", "content": "No."}]), "1:messages[2]: the calls before this turn have no result (a tool's turn for each call)"),
-    ("arguments.jsonl", calling(function={"name": "weather", "arguments": "{city}"}), "1:messages[1].tool_calls[0].function.arguments: text that is no JSON (a JSON object)"),
+    ("result.jsonl", turns(("user", "a"), ("tool", "b"), ("assistant", "c")), "1:messages[1]: a tool result without a tool call (an assistant's turn with tool_calls)"),
+    ("unanswered.jsonl", row(messages=[ASK, {"role": "assistant", "tool_calls": [CALL]}, ASK, {"role": "assistant", "content": "No."}]), "1:messages[2]: the tool calls before this turn have no results (a tool's turn for each call)"),
+    ("arguments.jsonl", calling(function={"name": "weather", "arguments": "{city}"}), "1:messages[1].tool_calls[0].function.arguments: a string that is not JSON (a JSON object)"),
     ("listed.jsonl", calling(function={"name": "weather", "arguments": [1]}), "1:messages[1].tool_calls[0].function.arguments: a list (a JSON object)"),
-    ("unnamed.jsonl", calling(function={"arguments": "{}"}), "1:messages[1].tool_calls[0].function.name: missing; there is arguments (the function's name)"),
-    ("unknown.jsonl", row(tools=WEATHER, messages=[ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "wether"}}]}]), "1:messages[1]: calls 'wether', which is none of the tools (did you mean 'weather'?)"),
-    ("id.jsonl", row(messages=[ASK, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "No.", "tool_call_id": "b"}, {"role": "assistant", "content": "No."}]), "1:messages[2]: answers the call 'b', which nobody made (one of a)"),
-    ("tools.jsonl", row(tools="weather", messages=[ASK, {"role": "assistant", "content": "No."}]), "1:tools: text that is no JSON (a list of tools)"),
-    ("function.jsonl", row(conversations=[{"from": "human", "value": "a"}, {"from": "function_call", "value": "weather()"}]), '1:conversations[1].value: text that is no JSON ({"name": "...", "arguments": {...}})'),
+    ("unnamed.jsonl", calling(function={"arguments": "{}"}), "1:messages[1].tool_calls[0].function.name: missing; the keys are arguments (the function's name)"),
+    ("unknown.jsonl", row(tools=WEATHER, messages=[ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "wether"}}]}]), "1:messages[1]: calls 'wether', which is not in the tools (did you mean 'weather'?)"),
+    ("id.jsonl", row(messages=[ASK, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "No.", "tool_call_id": "b"}, {"role": "assistant", "content": "No."}]), "1:messages[2]: answers an unknown tool call 'b' (one of a)"),
+    ("tools.jsonl", row(tools="weather", messages=[ASK, {"role": "assistant", "content": "No."}]), "1:tools: a string that is not JSON (a list of tools)"),
+    ("function.jsonl", row(conversations=[{"from": "human", "value": "a"}, {"from": "function_call", "value": "weather()"}]), '1:conversations[1].value: a string that is not JSON ({"name": "...", "arguments": {...}})'),
     # Pairs.
     ("same.jsonl", row(prompt="a", chosen="b", rejected="b"), "1:rejected: the same as chosen (a worse answer)"),
-    ("unasked.jsonl", row(chosen="b", rejected="c"), "1:prompt: nothing is asked (a prompt column, or whole conversations as chosen and rejected)"),
-    ("apart.jsonl", row(chosen=[ASK, {"role": "assistant", "content": "No."}], rejected=[{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "No."}]), "1:rejected: begins otherwise than chosen does (another answer to the same question)"),
+    ("unasked.jsonl", row(chosen="b", rejected="c"), "1:prompt: there is no prompt (a prompt column, or whole conversations as chosen and rejected)"),
+    ("apart.jsonl", row(chosen=[ASK, {"role": "assistant", "content": "No."}], rejected=[{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "No."}]), "1:rejected: its prompt differs from that of chosen (another answer to the same prompt)"),
 ]  # fmt: skip
 
 
-def problems_of(path: Path) -> list[RowError]:
+def errors_of(path: Path) -> list[RowError]:
     found: list[RowError] = []
     for _ in read_examples(str(path), on_row_error=found.append):
         pass
     return found
 
 
-@pytest.mark.parametrize(("name", "content", "said"), CORPUS, ids=[name for name, _, _ in CORPUS])
-def test_a_broken_file_is_told_with_line_field_and_what_would_be_right(
-    tmp_path: Path, name: str, content: bytes, said: str
+@pytest.mark.parametrize(
+    ("name", "content", "expected"), CORPUS, ids=[name for name, _, _ in CORPUS]
+)
+def test_the_error_of_a_malformed_file_has_line_field_and_fix(
+    tmp_path: Path, name: str, content: bytes, expected: str
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    messages = [str(problem) for problem in problems_of(path)]
+    messages = [str(error) for error in errors_of(path)]
     assert messages
-    told = messages[0].removeprefix(f"{path}:")
-    whole = said.endswith(")")
-    assert told.endswith(said) if whole else said in told, messages
+    message = messages[0].removeprefix(f"{path}:")
+    is_complete = expected.endswith(")")
+    assert message.endswith(expected) if is_complete else expected in message, messages
 
 
-def test_the_corpus_is_as_large_as_it_should_be() -> None:
+def test_the_corpus_has_distinct_names_and_at_least_50_files() -> None:
     assert len({name for name, _, _ in CORPUS}) == len(CORPUS) >= 50
 
 
-def test_everything_wrong_with_a_file_is_told_at_once_and_whole_rows_are_kept(
+def test_all_errors_of_a_file_are_reported_and_valid_rows_are_kept(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "many.jsonl"
@@ -179,7 +181,7 @@ def test_everything_wrong_with_a_file_is_told_at_once_and_whole_rows_are_kept(
     found: list[RowError] = []
     examples = list(read_examples(str(path), on_row_error=found.append))
     assert [example.origin.line for example in examples] == [1, 6]
-    assert [(problem.origin.line, problem.kind) for problem in found] == [
+    assert [(error.origin.line, error.kind) for error in found] == [
         (2, "half-row"),
         (3, "unknown-role"),
         (3, "empty"),
@@ -187,7 +189,7 @@ def test_everything_wrong_with_a_file_is_told_at_once_and_whole_rows_are_kept(
     ]
 
 
-def test_a_missing_brace_in_an_indented_array_costs_one_row(tmp_path: Path) -> None:
+def test_a_missing_brace_in_an_indented_array_loses_one_row(tmp_path: Path) -> None:
     rows = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(5)]
     lines = json.dumps(rows, indent=2).split("\n")
     assert lines[8] == "  },"
@@ -195,15 +197,15 @@ def test_a_missing_brace_in_an_indented_array_costs_one_row(tmp_path: Path) -> N
     path.write_text("\n".join(lines[:8] + lines[9:]))
     found: list[RowError] = []
     examples = list(read_examples(str(path), on_row_error=found.append))
-    asked = [example.messages[0].content for example in examples]
-    assert asked == ["question 0", "question 2", "question 3", "question 4"]
-    assert [problem.kind for problem in found] == ["half-row", "json"]
+    prompts = [example.messages[0].content for example in examples]
+    assert prompts == ["question 0", "question 2", "question 3", "question 4"]
+    assert [error.kind for error in found] == ["half-row", "json"]
 
 
-def test_a_field_in_an_indented_row_is_told_with_its_own_line(tmp_path: Path) -> None:
+def test_an_error_in_an_indented_row_has_the_line_of_its_field(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     whole = {"messages": [{"role": "user", "content": "a"}, {"role": "asistant", "content": "b"}]}
     text = json.dumps([whole], indent=1)
     path.write_text(text)
     line = 1 + text.split("\n").index('    "role": "asistant",')
-    assert str(problems_of(path)[0]).startswith(f"{path}:{line}:messages[1].role: ")
+    assert str(errors_of(path)[0]).startswith(f"{path}:{line}:messages[1].role: ")

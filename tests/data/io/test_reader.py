@@ -1,4 +1,4 @@
-"""Files of every kind, packed and unpacked, and what is in a folder or on the hub."""
+"""Reading of files of every kind, compressed or not, of folders and of hub datasets."""
 
 import gzip
 import io
@@ -30,32 +30,32 @@ ROWS = [
 SAMPLES = Path(__file__).parents[1] / "samples"
 
 
-def asked(source: str | Path | Sequence[Path]) -> list[str]:
+def read_prompts(source: str | Path | Sequence[Path]) -> list[str]:
     log = RowErrorLog()
     found = [e.messages[0].content for e in read_examples(source, on_row_error=log)]
     assert log.first == []
     return found
 
 
-ASKED = [row["prompt"] for row in ROWS]
+PROMPTS = [row["prompt"] for row in ROWS]
 
 
 KINDS = ["jsonl", "ndjson", "json", "csv", "tsv", "parquet", "jsonl.gz", "json.gz", "csv.gz"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_in_any_kind_of_file_is_read_from_it(tmp_path: Path, kind: str) -> None:
+def test_rows_written_to_any_kind_of_file_are_read_back(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"rows.{kind}"
     with RowWriter(path) as writer:
         for row in ROWS:
             writer.write(row)
     assert [row.value for row in read_rows(path)] == ROWS
-    assert asked(path) == ASKED
+    assert read_prompts(path) == PROMPTS
 
 
 @pytest.mark.parametrize("indent", [None, 0, 4])
 @pytest.mark.parametrize("ascii_only", [True, False])
-def test_an_array_is_read_however_it_is_laid_out(
+def test_an_array_is_read_with_any_indentation(
     tmp_path: Path, indent: int | None, ascii_only: bool
 ) -> None:
     path = tmp_path / "rows.json"
@@ -63,15 +63,15 @@ def test_an_array_is_read_however_it_is_laid_out(
     path.write_text(text, encoding="utf-8")
     rows = list(read_rows(path))
     assert [row.value for row in rows] == ROWS
-    begins = [line for line, said in enumerate(text.split("\n"), 1) if '"prompt"' in said]
-    opened = 0 if indent is None else 1  # the brace stands on the line above
-    assert [row.origin.line + opened for row in rows] == (begins if indent is not None else [1] * 3)
+    starts = [line for line, content in enumerate(text.split("\n"), 1) if '"prompt"' in content]
+    offset = 0 if indent is None else 1  # the brace is on the line above
+    assert [row.origin.line + offset for row in rows] == (starts if indent is not None else [1] * 3)
 
 
-def test_indented_objects_one_after_the_other_are_rows_too(tmp_path: Path) -> None:
+def test_concatenated_indented_objects_are_rows(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text("\n".join(json.dumps(row, indent=2) for row in ROWS))
-    assert asked(path) == ASKED
+    assert read_prompts(path) == PROMPTS
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -85,58 +85,58 @@ def test_byte_order_marks_and_windows_line_ends_change_nothing(
             writer.write(row)
     text = mark + (tmp_path / name).read_text(encoding="utf-8").replace("\n", end)
     (tmp_path / name).write_bytes(text.encode())
-    assert asked(tmp_path / name) == ASKED[1:]
+    assert read_prompts(tmp_path / name) == PROMPTS[1:]
 
 
-def test_a_file_without_a_suffix_is_looked_into(tmp_path: Path) -> None:
+def test_the_kind_of_a_file_without_a_suffix_is_detected_from_its_content(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     path.write_text(json.dumps(ROWS[0]))
-    assert asked(path) == ASKED[:1]
+    assert read_prompts(path) == PROMPTS[:1]
     path.write_text("just some words")
-    with pytest.raises(ConfigError, match="what kind of file"):
-        asked(path)
+    with pytest.raises(ConfigError, match="is of unknown kind"):
+        read_prompts(path)
 
 
-def test_a_header_may_have_spaces_and_pandas_first_column_without_a_name(tmp_path: Path) -> None:
+def test_a_header_may_have_spaces_and_an_unnamed_index_column(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(',prompt, completion ,"note"\n0,a, b,c\n')
     (row,) = read_rows(path)
     assert row.value == {"Unnamed: 0": "0", "prompt": "a", "completion": " b", "note": "c"}
-    assert asked(path) == ["a"]
+    assert read_prompts(path) == ["a"]
 
 
-def test_a_folder_is_read_whole_in_the_order_of_its_names(tmp_path: Path) -> None:
+def test_all_data_files_of_a_folder_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text(json.dumps(ROWS[1]))
     (tmp_path / "a.json").write_text(json.dumps(ROWS[:1]))
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "d.csv").write_text("prompt,completion\n" + "x,y\n")
-    beside = ("out.rejected.jsonl", "out.report.json")
-    for name in ("README.md", "LICENSE", "dataset_info.json", ".hidden.jsonl", *beside):
+    clean_outputs = ("out.rejected.jsonl", "out.report.json")
+    for name in ("README.md", "LICENSE", "dataset_info.json", ".hidden.jsonl", *clean_outputs):
         (tmp_path / name).write_text("{}")
-    assert asked(tmp_path) == [*ASKED[:2], "x"]
+    assert read_prompts(tmp_path) == [*PROMPTS[:2], "x"]
     assert [Path(name).name for name in skipped_files(tmp_path)] == [
         "LICENSE",
         "README.md",
         "dataset_info.json",
-        *beside,
+        *clean_outputs,
     ]
-    assert asked([tmp_path / "b.jsonl", tmp_path / "a.json"]) == [ASKED[1], ASKED[0]]
+    assert read_prompts([tmp_path / "b.jsonl", tmp_path / "a.json"]) == [PROMPTS[1], PROMPTS[0]]
 
 
-def test_a_folder_without_examples_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_without_data_files_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "LICENSE").write_text("all yours")
-    with pytest.raises(DataError, match="no file of examples"):
-        asked(tmp_path)
+    with pytest.raises(DataError, match="has no data files"):
+        read_prompts(tmp_path)
 
 
-def test_a_name_that_is_not_there_is_an_error_with_the_nearest_name(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_with_the_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("{}")
     with pytest.raises(ConfigError) as caught:
-        asked(tmp_path / "trian.jsonl")
+        read_prompts(tmp_path / "trian.jsonl")
     assert caught.value.hint == f"did you mean {tmp_path / 'train.jsonl'}?"
 
 
-def test_progress_tells_how_much_of_a_file_is_read(tmp_path: Path) -> None:
+def test_progress_is_the_share_of_the_file_that_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(
         gzip.compress("".join(json.dumps({"text": str(n)}) + "\n" for n in range(30_000)).encode())
@@ -151,26 +151,24 @@ def test_progress_tells_how_much_of_a_file_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
-def test_every_row_before_the_place_where_gzip_breaks_off_is_read(
-    tmp_path: Path, kind: str
-) -> None:
+def test_every_row_before_the_end_of_truncated_gzip_is_read(tmp_path: Path, kind: str) -> None:
     rows = [{"prompt": f"What is {n * 7919 % 5000}?", "completion": str(n)} for n in range(5000)]
     path = tmp_path / f"rows.{kind}.gz"
     with RowWriter(path) as writer:
         for row in rows:
             writer.write(row)
-    packed = path.read_bytes()
-    path.write_bytes(packed[: len(packed) // 2])
-    whole = zlib.decompressobj(31).decompress(path.read_bytes()).count(b"\n")
+    compressed = path.read_bytes()
+    path.write_bytes(compressed[: len(compressed) // 2])
+    readable = zlib.decompressobj(31).decompress(path.read_bytes()).count(b"\n")
     *read, last = read_rows(path)
     assert [row.value for row in read] == rows[: len(read)]
-    assert whole - 2 <= len(read) <= whole
-    (problem,) = last.errors
-    assert (problem.kind, problem.origin.line - read[-1].origin.line) == ("gzip", 1)
+    assert readable - 2 <= len(read) <= readable
+    (error,) = last.errors
+    assert (error.kind, error.origin.line - read[-1].origin.line) == ("gzip", 1)
 
 
-class Dribble(io.BytesIO):
-    """A stream that gives a few bytes at a time, as a pipe may."""
+class SlowStream(io.BytesIO):
+    """A stream that returns a few bytes at a time, as a pipe may."""
 
     def __init__(self, content: bytes, step: int) -> None:
         super().__init__(content)
@@ -193,11 +191,11 @@ JSON = st.recursive(
     ascii_only=st.booleans(),
     step=st.integers(1, 40),
 )
-def test_an_array_read_in_pieces_is_the_array(
+def test_an_array_read_in_small_chunks_is_the_array(
     rows: list[dict[str, object]], indent: int | None, ascii_only: bool, step: int
 ) -> None:
     content = json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode(errors="replace")
-    elements = list(JsonStream(Dribble(content, step)).elements())
+    elements = list(JsonStream(SlowStream(content, step)).elements())
     assert [element.errors for element in elements] == [()] * len(rows)
     assert [element.value for element in elements] == json.loads(content)
     lines = content.split(b"\n")
@@ -206,13 +204,13 @@ def test_an_array_read_in_pieces_is_the_array(
 
 
 @given(content=st.binary(max_size=60) | st.text('[]{}",:\\ \n1a', max_size=60).map(str.encode))
-def test_no_bytes_at_all_break_the_reader_of_arrays(content: bytes) -> None:
+def test_the_array_reader_accepts_any_bytes(content: bytes) -> None:
     for element in JsonStream(io.BytesIO(b"[" + content)).elements():
         assert element.errors or element.raw
 
 
-def hub(home: Path, *names: str) -> list[str]:
-    """Ask for datasets in a process of its own, for the library reads its folders' names once."""
+def read_hub(home: Path, *names: str) -> list[str]:
+    """Read datasets in a process of their own, since the library reads its environment once."""
     code = (
         "import sys\n"
         "from llmctl.data.io.reader import read_examples\n"
@@ -236,7 +234,7 @@ def hub(home: Path, *names: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_dataset_of_the_hub_is_read_from_the_cache_or_said_to_be_nowhere(tmp_path: Path) -> None:
+def test_a_hub_dataset_is_read_from_the_cache_or_is_an_error(tmp_path: Path) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     repo = tmp_path / "hub" / "datasets--anna--letters"
     snapshot = repo / "snapshots" / commit
@@ -246,9 +244,9 @@ def test_a_dataset_of_the_hub_is_read_from_the_cache_or_said_to_be_nowhere(tmp_p
     shutil.copy(SAMPLES / "prompt-completion.csv", snapshot / "train.csv")
     (snapshot / "test.csv").write_text("prompt,completion\na,\n")
     names = ("anna/letters", "anna/letters:test", "anna/letters:tset", "anna/nowhere")
-    *rows, test, tset, nowhere = hub(tmp_path, *names)
+    *rows, test, tset, nowhere = read_hub(tmp_path, *names)
     assert rows == ["1 Tepid.", "2 Rhine", "3 因为阳光斜射时穿过更厚的大气，蓝光被散射掉了。"]
     assert test.startswith("anna/letters:test:1:completion: missing; the row has prompt")
     assert tset == "the dataset anna/letters has no split 'tset'|one of: train, test"
-    assert nowhere.startswith("there is no file anna/nowhere, and no dataset anna/nowhere in")
+    assert nowhere.startswith("no file anna/nowhere, and no dataset anna/nowhere in")
     assert "HF_HUB_OFFLINE" in nowhere

@@ -1,4 +1,4 @@
-"""What a check says of files: counts, lengths, repeats, leaks."""
+"""The check report: counts, lengths, duplicates, leakage."""
 
 import json
 from pathlib import Path
@@ -25,16 +25,16 @@ def pair(prompt: str, completion: str, **more: object) -> dict[str, object]:
 
 
 def report_on(
-    *files: str, eval_files: tuple[str, ...] = (), measure: TargetModel | None = None
+    *files: str, eval_files: tuple[str, ...] = (), model: TargetModel | None = None
 ) -> CheckReport:
-    return check_rows(files, eval_source=eval_files or None, options=ReadOptions(), measure=measure)
+    return check_rows(files, eval_source=eval_files or None, options=ReadOptions(), model=model)
 
 
 def lines(clusters: tuple[tuple[SourceLocation, ...], ...]) -> list[list[int]]:
     return [[origin.line for origin in cluster] for cluster in clusters]
 
 
-def test_a_folder_of_all_formats_is_counted_whole() -> None:
+def test_a_folder_of_all_formats_is_counted() -> None:
     report = report_on(str(SAMPLES))
     assert report.sound
     assert report.rows == report.whole_rows == 26
@@ -54,7 +54,7 @@ def test_a_folder_of_all_formats_is_counted_whole() -> None:
     assert report.tokens is None
 
 
-def test_rows_that_say_the_same_and_rows_that_contradict_are_told_by_line(tmp_path: Path) -> None:
+def test_duplicate_and_contradicting_rows_are_reported_by_line(tmp_path: Path) -> None:
     file = write(
         tmp_path / "a.jsonl",
         pair("Is it far?", "No."),
@@ -70,7 +70,7 @@ def test_rows_that_say_the_same_and_rows_that_contradict_are_told_by_line(tmp_pa
     assert (report.contradictions.rows, lines(report.contradictions.largest)) == (2, [[2, 4]])
 
 
-def test_pairs_and_rows_with_other_tools_contradict_nobody(tmp_path: Path) -> None:
+def test_pairs_and_rows_with_other_tools_are_not_contradictions(tmp_path: Path) -> None:
     ask = {"role": "user", "content": "Is it raining?"}
     tools = [{"type": "function", "function": {"name": "weather"}}]
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "weather"}}]}
@@ -96,17 +96,17 @@ def test_an_eval_row_whose_prompt_is_in_train_is_a_leak(tmp_path: Path) -> None:
     assert report_on(train, eval_files=(write(tmp_path / "c.jsonl", pair("six", "6")),)).sound
 
 
-def test_problems_of_both_sides_are_reported(tmp_path: Path) -> None:
+def test_errors_of_train_and_eval_are_reported(tmp_path: Path) -> None:
     train = write(tmp_path / "a.jsonl", pair("one", ""), pair("two", "2"))
     held = write(tmp_path / "b.jsonl", pair("", "4"))
     report = report_on(train, eval_files=(held,))
     assert not report.sound
     assert (report.rows, report.whole_rows) == (2, 1)
     assert report.problem_kinds == {"empty": 2}
-    assert [problem.origin.file for problem in report.problems] == [train, held]
+    assert [error.origin.file for error in report.problems] == [train, held]
 
 
-def test_a_file_without_any_whole_row_still_has_a_report(tmp_path: Path) -> None:
+def test_a_file_without_valid_rows_has_a_report(tmp_path: Path) -> None:
     report = report_on(write(tmp_path / "a.jsonl", {"nothing": 1}))
     assert (report.rows, report.whole_rows, report.turns) == (1, 0, None)
     assert report.duplicates.rows == 0
@@ -114,18 +114,18 @@ def test_a_file_without_any_whole_row_still_has_a_report(tmp_path: Path) -> None
 
 
 def length(*texts: str) -> int:
-    """Tokens of a row: one a byte, and what the template of the tiny model writes."""
-    marks = [f"<|im_start|>{role}\n<|im_end|>\n" for role in ("user", "assistant")]
-    written = "".join(marks[i % 2] for i in range(len(texts)))
-    controls = written.count("<|im_start|>") + written.count("<|im_end|>")
-    plain = written.replace("<|im_start|>", "").replace("<|im_end|>", "")
+    """Return the tokens of a row: one per byte, plus those of the tiny model's template."""
+    turns = [f"<|im_start|>{role}\n<|im_end|>\n" for role in ("user", "assistant")]
+    rendered = "".join(turns[i % 2] for i in range(len(texts)))
+    controls = rendered.count("<|im_start|>") + rendered.count("<|im_end|>")
+    plain = rendered.replace("<|im_start|>", "").replace("<|im_end|>", "")
     return controls + len(plain) + sum(len(text.encode()) for text in texts)
 
 
-def test_lengths_are_those_of_the_models_tokenizer_and_template(tmp_path: Path) -> None:
+def test_lengths_are_in_tokens_of_the_models_tokenizer_and_template(tmp_path: Path) -> None:
     rows = [("a" * n, "你" * n) for n in range(1, 21)]
     file = write(tmp_path / "a.jsonl", *(pair(*row) for row in rows))
-    tokens = report_on(file, measure=TargetModel("tiny", TEMPLATE, None)).tokens
+    tokens = report_on(file, model=TargetModel("tiny", TEMPLATE, None)).tokens
     assert tokens is not None
     lengths = [length(*row) for row in rows]
     assert tokens.per_row == Percentiles(lengths[9], lengths[18], lengths[19])
@@ -134,7 +134,7 @@ def test_lengths_are_those_of_the_models_tokenizer_and_template(tmp_path: Path) 
     assert tokens.overlong is None
 
 
-def test_rows_that_a_cut_would_spoil_are_counted(tmp_path: Path) -> None:
+def test_rows_that_truncation_would_damage_are_counted(tmp_path: Path) -> None:
     turns = ("a", "b" * 10, "c", "d" * 50)
     roles = ("user", "assistant") * 2
     long = [{"role": r, "content": c} for r, c in zip(roles, turns, strict=True)]
@@ -146,31 +146,31 @@ def test_rows_that_a_cut_would_spoil_are_counted(tmp_path: Path) -> None:
         {"text": "y" * 200},
     )
     # All but the newline after the last end-of-turn token of the second row.
-    whole = length(*turns) - 1
-    found = report_on(file, measure=TargetModel("tiny", TEMPLATE, whole)).tokens
+    complete = length(*turns) - 1
+    found = report_on(file, model=TargetModel("tiny", TEMPLATE, complete)).tokens
     assert found is not None
     assert found.overlong is not None
     assert (found.overlong.rows, found.overlong.lose_end, found.overlong.lose_all) == (3, 1, 1)
-    found = report_on(file, measure=TargetModel("tiny", TEMPLATE, whole - 1)).tokens
+    found = report_on(file, model=TargetModel("tiny", TEMPLATE, complete - 1)).tokens
     assert found is not None
     assert found.overlong is not None
     assert (found.overlong.rows, found.overlong.lose_end, found.overlong.lose_all) == (3, 2, 1)
     assert [origin.line for origin in found.overlong.first] == [2, 3, 4]
 
 
-def test_a_row_that_the_template_refuses_is_a_problem_of_that_row(tmp_path: Path) -> None:
+def test_a_row_that_the_template_refuses_is_an_error_of_that_row(tmp_path: Path) -> None:
     picky = "{% if messages|length > 2 %}{{ raise_exception('too many turns') }}{% endif %}"
     template = ChatTemplate.of(byte_tokenizer(picky + byte_tokenizer().chat_template))
     turns = [{"role": r, "content": "a"} for r in ("system", "user", "assistant")]
     file = write(tmp_path / "a.jsonl", pair("a", "b"), {"messages": turns})
-    report = report_on(file, measure=TargetModel("picky", template, None))
-    assert [problem.kind for problem in report.problems] == ["template"]
+    report = report_on(file, model=TargetModel("picky", template, None))
+    assert [error.kind for error in report.problems] == ["template"]
     assert report.problems[0].origin == SourceLocation(file, 2)
     assert "too many turns" in str(report.problems[0])
 
 
 @pytest.mark.parametrize("count", [1, 2, 19, 20, 21, 100])
-def test_a_percentile_is_a_length_that_some_row_has(tmp_path: Path, count: int) -> None:
+def test_a_percentile_is_a_value_that_occurs(tmp_path: Path, count: int) -> None:
     rows: list[dict[str, object]] = [{"messages": turns(n)} for n in range(1, count + 1)]
     spread = report_on(write(tmp_path / "a.jsonl", *rows)).turns
     assert spread is not None

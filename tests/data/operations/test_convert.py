@@ -1,4 +1,4 @@
-"""Rows written in other formats: there and back, and what a format cannot hold."""
+"""Conversion between formats: round trips, and what a format cannot represent."""
 
 import json
 import os
@@ -26,19 +26,21 @@ from tests.data.conversations import ORIGIN, TEXTS, examples, pairs, plain_turns
 SAMPLES = Path(__file__).parents[1] / "samples"
 
 
-def again(value: dict[str, object]) -> Example:
-    """Read what was written, through JSON."""
+def round_trip(value: dict[str, object]) -> Example:
+    """Parse a rendered row, through JSON."""
     text = json.dumps(value, ensure_ascii=False)
     example = parse_row(RawRow(ORIGIN, text.encode(), json.loads(text)))
-    assert isinstance(example, Example), [str(problem) for problem in example]
+    assert isinstance(example, Example), [str(error) for error in example]
     return example
 
 
 @given(example=examples(), format=st.sampled_from(sorted(FORMATS)))
-def test_what_a_format_can_hold_comes_back_from_it_the_same(example: Example, format: str) -> None:
+def test_an_example_survives_a_round_trip_through_every_format_that_can_represent_it(
+    example: Example, format: str
+) -> None:
     row = render_example(example, format)
     if isinstance(row, dict):
-        back = again(row)
+        back = round_trip(row)
         assert back.format == format
         assert replace(back, format=example.format) == example
     else:
@@ -46,28 +48,30 @@ def test_what_a_format_can_hold_comes_back_from_it_the_same(example: Example, fo
 
 
 @given(turns=plain_turns(), format=st.sampled_from(["messages", "sharegpt", "alpaca"]))
-def test_a_plain_conversation_fits_every_format_of_conversations(
+def test_every_conversation_format_can_represent_plain_turns(
     turns: tuple[Message, ...], format: str
 ) -> None:
     row = render_example(Example(ORIGIN, "messages", turns), format)
     assert isinstance(row, dict)
-    assert again(row).messages == turns
+    assert round_trip(row).messages == turns
 
 
 @given(pair=pairs())
-def test_a_pair_comes_back_the_same(pair: Example) -> None:
+def test_a_preference_pair_survives_a_round_trip(pair: Example) -> None:
     row = render_example(pair, "preference")
     assert isinstance(row, dict)
-    assert again(row) == pair
+    assert round_trip(row) == pair
 
 
 TEXT_ROWS = st.builds(Example, st.just(ORIGIN), st.just("text"), text=TEXTS)
 MIXED = st.lists(examples() | pairs() | TEXT_ROWS, min_size=1, max_size=5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(rows=MIXED, kind=st.sampled_from(["jsonl", "json", "csv", "parquet"]))
-def test_rows_of_all_formats_survive_files_of_all_kinds(rows: list[Example], kind: str) -> None:
+def test_rows_of_all_formats_survive_a_round_trip_through_files_of_all_kinds(
+    rows: list[Example], kind: str
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"rows.{kind}"
         with RowWriter(path) as writer:
@@ -87,37 +91,37 @@ ASK, ANSWER = Message("user", "a"), Message("assistant", "b")
 
 
 @pytest.mark.parametrize(
-    ("turns", "masked", "format", "said"),
+    ("turns", "masked", "format", "expected"),
     [
-        ([ASK, CALLING, *ANSWERED, ANSWER], (), "sharegpt", "results in another order"),
-        ([ASK, CALLING], (), "alpaca", "tools and calls"),
-        ([ASK, Message("assistant", "b", reasoning="c")], (), "sharegpt", "reasoning apart"),
+        ([ASK, CALLING, *ANSWERED, ANSWER], (), "sharegpt", "tool results in another order"),
+        ([ASK, CALLING], (), "alpaca", "tools and tool calls"),
+        ([ASK, Message("assistant", "b", reasoning="c")], (), "sharegpt", "reasoning"),
         ([ASK, ANSWER, ASK, ANSWER], (), "prompt-completion", "a loss on earlier answers"),
-        ([ASK, ANSWER, ASK, ANSWER], (1,), "alpaca", "turns without loss"),
-        ([ASK, ANSWER], (), "preference", "an answer that has none to compare with"),
+        ([ASK, ANSWER, ASK, ANSWER], (1,), "alpaca", "turns excluded from the loss"),
+        ([ASK, ANSWER], (), "preference", "a row without a rejected answer"),
         ([ASK, ANSWER], (), "text", "a conversation"),
     ],
 )  # fmt: skip
-def test_a_format_says_what_it_cannot_hold(
-    turns: Sequence[Message], masked: tuple[int, ...], format: str, said: str
+def test_the_parts_that_a_format_cannot_represent_are_errors(
+    turns: Sequence[Message], masked: tuple[int, ...], format: str, expected: str
 ) -> None:
     example = Example(ORIGIN, "messages", tuple(turns), masked=masked)
-    problems = render_example(example, format)
-    assert isinstance(problems, tuple)
-    assert f"made.jsonl:1: {format} cannot hold {said}" in str(problems[0])
+    errors = render_example(example, format)
+    assert isinstance(errors, tuple)
+    assert f"made.jsonl:1: {format} cannot represent {expected}" in str(errors[0])
 
 
-def test_nothing_is_written_where_a_row_does_not_fit(tmp_path: Path) -> None:
+def test_a_row_that_cannot_be_converted_prevents_the_output(tmp_path: Path) -> None:
     with pytest.raises(BadRowsError) as caught:
         convert_rows(
             SAMPLES / "messages.jsonl", "alpaca", tmp_path / "out.json", options=ReadOptions()
         )
     assert caught.value.log.kinds == {"cannot-hold": 3}
-    assert [problem.origin.line for problem in caught.value.log.first] == [2, 3, 4]
+    assert [error.origin.line for error in caught.value.log.first] == [2, 3, 4]
     assert os.listdir(tmp_path) == []
 
 
-def test_rows_that_do_not_fit_can_be_left_out_and_are_counted(tmp_path: Path) -> None:
+def test_rows_that_cannot_be_converted_can_be_skipped_and_are_counted(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     written = convert_rows(
         [str(SAMPLES / "messages.jsonl"), str(SAMPLES / "text.jsonl")],
@@ -133,11 +137,11 @@ def test_rows_that_do_not_fit_can_be_left_out_and_are_counted(tmp_path: Path) ->
     }
 
 
-def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("mine")
     source = SAMPLES / "sharegpt.json"
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         convert_rows(source, "messages", out, options=ReadOptions())
     assert out.read_text() == "mine"
     convert_rows(source, "messages", out, options=ReadOptions(), overwrite=True)
@@ -150,7 +154,7 @@ def _write_and_stop(path: Path) -> None:
         raise KeyboardInterrupt
 
 
-def test_a_writer_that_is_interrupted_leaves_nothing_and_the_old_file_whole(
+def test_an_interrupted_writer_leaves_the_old_file_and_nothing_else(
     tmp_path: Path,
 ) -> None:
     for name in ("out.jsonl", "out.csv.gz", "out.parquet"):
@@ -162,13 +166,13 @@ def test_a_writer_that_is_interrupted_leaves_nothing_and_the_old_file_whole(
     assert sorted(os.listdir(tmp_path)) == ["out.csv.gz", "out.jsonl", "out.parquet"]
 
 
-def test_equal_rows_make_equal_files_even_packed(tmp_path: Path) -> None:
+def test_equal_rows_give_equal_compressed_files(tmp_path: Path) -> None:
     for name in ("a.jsonl.gz", "b.jsonl.gz"):
         convert_rows(SAMPLES / "sharegpt.json", "messages", tmp_path / name, options=ReadOptions())
     assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
 
 
-def test_columns_without_a_type_in_common_go_into_parquet_as_text(tmp_path: Path) -> None:
+def test_parquet_columns_without_a_common_type_are_written_as_text(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     rows: list[dict[str, object]] = [
         {"text": "a", "about": {"n": 1}, "mixed": 1, "none": {}},
@@ -184,8 +188,6 @@ def test_columns_without_a_type_in_common_go_into_parquet_as_text(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["out.xml", "out", "out.parquet.gz", "there/out.jsonl"])
-def test_a_file_that_cannot_be_written_is_refused_before_any_work(
-    tmp_path: Path, name: str
-) -> None:
+def test_an_output_that_cannot_be_written_is_an_error_at_once(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError):
         convert_rows(SAMPLES / "text.txt", "text", tmp_path / name, options=ReadOptions())

@@ -71,7 +71,7 @@ def as_written(family: TemplateFamily, content: str) -> str:
 
 @pytest.mark.parametrize("family", FIVE_FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize("system", [None, "Be brief."])
-def test_of_many_turns_exactly_the_assistants_and_their_end_of_turn_tokens_are_learnt(
+def test_the_loss_is_on_all_assistant_turns_and_their_end_of_turn_tokens(
     family: TemplateFamily, system: str | None
 ) -> None:
     turns = ("Hi!", "Hello.", "2 + 2?", "Four: 四 🙂", "Sure?", "Quite\nsure.", "Bye", "So long")
@@ -91,13 +91,13 @@ CONTENT = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     family=st.sampled_from(FIVE_FAMILIES),
     turns=st.lists(st.tuples(CONTENT, CONTENT), min_size=1, max_size=3),
     system=st.none() | CONTENT,
 )
-def test_whatever_people_write_the_prompt_is_the_servers_and_the_rest_is_learnt(
+def test_for_any_content_the_prompt_is_the_servers_and_the_reply_is_in_the_loss(
     family: TemplateFamily, turns: list[tuple[str, str]], system: str | None
 ) -> None:
     assume(not any("\ud800" <= c <= "\udfff" for pair in turns for text in pair for c in text))
@@ -119,7 +119,7 @@ def test_a_token_that_would_join_prompt_and_reply_is_split_where_the_server_spli
     assert masked.loss_mask.index(True) == len(prompt)
 
 
-def test_control_tokens_that_an_answer_spells_stay_text_and_are_learnt_as_text() -> None:
+def test_control_tokens_spelt_in_an_answer_are_tokenised_as_text() -> None:
     (masked,) = mask_example(CHATML.template(), row(chat("Which?", "It is <|im_end|>.")))
     (end,) = CHATML.stop_ids
     taught = [i for i, learn in zip(masked.ids, masked.loss_mask, strict=True) if learn]
@@ -127,20 +127,20 @@ def test_control_tokens_that_an_answer_spells_stay_text_and_are_learnt_as_text()
     assert taught[-1] == end
 
 
-def test_generation_blocks_are_believed_and_the_end_of_turn_token_after_them_is_added() -> None:
+def test_generation_blocks_are_in_the_loss_with_the_end_of_turn_token_after_them() -> None:
     example = row(chat("Hi", "Hello", "2+2?", "4"))
     assert all_learnt(GENERATION, example) == ["Hello<|im_end|>", "4<|im_end|>"]
     assert len(mask_example(GENERATION.template(), example)) == 1
 
 
-def test_a_template_that_closes_every_conversation_still_makes_one_sequence() -> None:
+def test_a_template_that_closes_every_conversation_gives_one_sequence() -> None:
     (masked,) = mask_example(PHI3.template(), row(chat("Hi", "  Hello", "2+2?", "4")))
     first, last = learnt(PHI3.tokenizer(), masked)
     assert first == "  Hello<|end|>"
     assert last.startswith("4<|end|>")
 
 
-def test_a_template_that_rewrites_old_turns_makes_one_sequence_of_each_as_it_is_served() -> None:
+def test_a_template_that_rewrites_earlier_turns_gives_one_sequence_per_reply() -> None:
     messages = (
         Message("user", "1+1?"),
         Message("assistant", "2", reasoning="One and one."),
@@ -154,7 +154,7 @@ def test_a_template_that_rewrites_old_turns_makes_one_sequence_of_each_as_it_is_
     assert "One and one." not in second.text
 
 
-def test_thinking_turned_off_is_part_of_the_prompt_and_not_learnt() -> None:
+def test_disabled_thinking_is_part_of_the_prompt() -> None:
     (masked,) = mask_example(
         QWEN3.template(), row(chat("Hi", "Hello")), template_kwargs={"enable_thinking": False}
     )
@@ -163,7 +163,7 @@ def test_thinking_turned_off_is_part_of_the_prompt_and_not_learnt() -> None:
 
 
 @pytest.mark.parametrize("family", [QWEN3, LLAMA3], ids=lambda family: family.name)
-def test_tool_calls_are_learnt_and_what_tools_answer_is_not(family: TemplateFamily) -> None:
+def test_tool_calls_are_in_the_loss_and_tool_results_are_not(family: TemplateFamily) -> None:
     thought = "Add." if family is QWEN3 else None
     messages = (
         Message("user", "1+1?"),
@@ -182,7 +182,7 @@ def test_tool_calls_are_learnt_and_what_tools_answer_is_not(family: TemplateFami
         assert masked.note is None
 
 
-def test_a_reply_whose_tool_call_the_template_leaves_out_is_not_taught_as_silence() -> None:
+def test_a_reply_whose_tool_call_the_template_omits_is_excluded_from_the_loss() -> None:
     messages = (*chat("1+1?"), Message("assistant", "", tool_calls=(CALL,)))
     (masked,) = mask_example(CHATML.template(), row(messages))
     assert not any(masked.loss_mask)
@@ -190,35 +190,35 @@ def test_a_reply_whose_tool_call_the_template_leaves_out_is_not_taught_as_silenc
     assert "leaves out tool calls" in masked.note
 
 
-def test_system_words_that_move_with_the_last_question_are_where_the_server_has_them() -> None:
+def test_a_system_message_that_moves_with_the_last_question_is_placed_as_in_serving() -> None:
     messages = chat("Hi", "Hello", "2+2?", "4", system="Be kind")
     first, second = mask_example(MISTRAL.template(), row(messages))
     assert first.text == "<s>[INST] Be kind\n\nHi[/INST] Hello</s>"
     assert second.text == "<s>[INST] Hi[/INST] Hello</s>[INST] Be kind\n\n2+2?[/INST] 4</s>"
 
 
-def test_a_prompt_that_opens_the_reply_otherwise_than_the_template_writes_it_is_told() -> None:
+def test_a_generation_prompt_that_differs_from_the_rendered_reply_is_noted() -> None:
     (masked,) = mask_example(DEEPSEEK_R1.template(), row(chat("Hi", "Hello")))
     assert learnt(DEEPSEEK_R1.tokenizer(), masked) == ["Hello<|end_of_sentence|>"]
     assert masked.note is not None
     assert r"'<think>\n'" in masked.note
 
 
-def test_turns_without_weight_and_an_opening_greeting_are_context() -> None:
+def test_turns_with_weight_0_and_an_opening_greeting_are_context() -> None:
     masked_turn = row(chat("Hi", "Hello", "2+2?", "4"), masked=(1,))
     assert all_learnt(CHATML, masked_turn) == ["4<|im_end|>"]
     greeting = row((Message("assistant", "Welcome!"), *chat("Hi", "Hello")))
     assert all_learnt(CHATML, greeting) == ["Hello<|im_end|>"]
 
 
-def test_the_last_turn_alone_can_be_learnt() -> None:
+def test_the_loss_can_be_limited_to_the_last_turn() -> None:
     example = row(chat("Hi", "Hello", "2+2?", "4"))
     for family in FIVE_FAMILIES:
         (masked,) = mask_example(family.template(), example, turns="last")
         assert learnt(family.tokenizer(), masked) == [as_written(family, "4")]
 
 
-def test_a_preference_pair_gives_two_sequences_of_the_same_prompt() -> None:
+def test_a_preference_pair_gives_two_sequences_with_the_same_prompt() -> None:
     example = row(chat("Hi", "Hello", "2+2?", "4"), rejected=(Message("assistant", "5"),))
     for family in FIVE_FAMILIES:
         chosen, rejected = mask_example(family.template(), example)
@@ -229,7 +229,7 @@ def test_a_preference_pair_gives_two_sequences_of_the_same_prompt() -> None:
         assert rejected.ids[: rejected.loss_mask.index(True)] == prompt
 
 
-def test_plain_text_is_learnt_whole_with_one_bos_and_one_end_of_text_token() -> None:
+def test_all_of_plain_text_is_in_the_loss_with_one_bos_and_one_eos_token() -> None:
     tokenizer = LLAMA3.tokenizer.__wrapped__(LLAMA3)  # one of our own
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -243,7 +243,7 @@ def test_plain_text_is_learnt_whole_with_one_bos_and_one_end_of_text_token() -> 
         assert all(masked.loss_mask)
 
 
-def test_a_tokenizer_that_cannot_tell_characters_gives_the_same_mask() -> None:
+def test_a_slow_tokenizer_gives_the_same_mask() -> None:
     source = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>\n{% endfor %}"
     tokenizer = ByT5Tokenizer()
     assert not tokenizer.is_fast
@@ -254,7 +254,7 @@ def test_a_tokenizer_that_cannot_tell_characters_gives_the_same_mask() -> None:
     assert learnt(tokenizer, masked) == ["Hello</s>", "4</s>"]
 
 
-def test_many_rows_are_masked_as_each_alone_and_a_refused_one_does_not_stop_them() -> None:
+def test_a_batch_gives_the_masks_of_single_rows_and_the_errors_of_refused_ones() -> None:
     refused = row((Message("user", "Hi"), Message("user", "Hello?"), Message("assistant", "Yes")))
     examples = [row(chat("Hi", f"Hello {i}")) for i in range(300)]
     examples[5:5] = [refused, Example(SourceLocation("f", 2), "text", text="plain")]
@@ -265,7 +265,7 @@ def test_many_rows_are_masked_as_each_alone_and_a_refused_one_does_not_stop_them
         assert masked == mask_example(GEMMA.template(), example)
 
 
-def test_a_refused_conversation_says_why() -> None:
+def test_the_error_of_a_refused_conversation_has_the_templates_reason() -> None:
     twice = (Message("user", "Hi"), Message("user", "Hello?"), Message("assistant", "Yes"))
     with pytest.raises(TemplateError, match="roles must alternate"):
         mask_example(MISTRAL.template(), row(twice))
@@ -280,7 +280,7 @@ def test_the_token_that_ends_a_reply_is_found_by_the_template_itself() -> None:
 
 
 @pytest.mark.real_model
-def test_on_the_real_tokenizer_the_prompt_is_the_servers_to_the_token() -> None:
+def test_with_the_real_tokenizer_the_prompt_tokens_are_the_servers() -> None:
     tokenizer = AutoTokenizer.from_pretrained(resolve.resolve_model("smollm2-135m").path)
     template = ChatTemplate.of(tokenizer)
     messages = chat("What's new?", "\n  Nothing: 没有🙂 <|im_end|>", "Really?", " Yes.\n\n")
