@@ -38,10 +38,16 @@ class MissingDependencyError(ConfigError):
     error_type = "server_error"
     code = None
 
-    def __init__(self, feature: str, extra: str) -> None:
+    def __init__(self, feature: str, package: str, extra: str | None = None) -> None:
+        """Name the missing package.
+
+        Args:
+            extra: the extra of llmctl that installs it; `None` if it is always a dependency.
+        """
+        requirement = "llmctl" if extra is None else f"llmctl[{extra}]"
         super().__init__(
-            f"{feature} needs a package that is not installed",
-            hint=f"pip install 'llmctl[{extra}]'",
+            f"{feature} needs the package {package}, which is not installed",
+            hint=f"pip install '{requirement}'",
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-from llmctl.engine.base import BaseEngine
+from llmctl.engine.base import BaseEngine, SupportsScore, SupportsTokenize
 from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import EngineStoppedError, LlmctlError
@@ -17,7 +17,6 @@ from llmctl.types import (
     GenerationChunk,
     GenerationRequest,
     Message,
-    ModelSpec,
     ProgressCallback,
     RequestTrace,
     RunStatus,
@@ -37,7 +36,7 @@ TOOL_CALL_CHUNKS = (
 """The same while they are written."""
 
 
-class FakeEngine(BaseEngine):
+class FakeEngine(BaseEngine, SupportsTokenize, SupportsScore):
     """Says the given pieces to every request, one thread per request.
 
     `reject` is raised by `submit`; `fail` ends the stream after the pieces; `hold`, while set and
@@ -52,7 +51,6 @@ class FakeEngine(BaseEngine):
         fail: LlmctlError | None = None,
         hold: threading.Event | None = None,
     ) -> None:
-        super().__init__(ModelSpec("fake-model"))
         self.pieces = tuple(pieces)
         self.reject = reject
         self.fail = fail

@@ -1,4 +1,4 @@
-"""The Transformers backend: checks requests, owns the model's thread, answers on streams."""
+"""The Transformers backend: a model in this process, and the thread that runs it."""
 
 import atexit
 import gc
@@ -11,7 +11,13 @@ from pathlib import Path
 
 import torch
 
-from llmctl.engine.base import BaseEngine
+from llmctl.engine.base import (
+    BaseEngine,
+    SupportsAdapters,
+    SupportsEmbed,
+    SupportsScore,
+    SupportsTokenize,
+)
 from llmctl.engine.batching.executor import choose_executor
 from llmctl.engine.batching.forward.threads import release_openmp_threads
 from llmctl.engine.batching.output_state import OutputState
@@ -23,7 +29,8 @@ from llmctl.engine.batching.scoring import no_token_logprobs, top_token_logprobs
 from llmctl.engine.batching.sequence import RequestState, ScheduledSequence
 from llmctl.engine.batching.worker import EngineWorker
 from llmctl.engine.chat.detokenize import incremental_decoder
-from llmctl.engine.chat.response_parser import ResponseParserFactory
+from llmctl.engine.chat.response_parser import ResponseFormat, ResponseParserFactory
+from llmctl.engine.chat.template import RenderOptions
 from llmctl.engine.loading.adapters import read_adapter
 from llmctl.engine.loading.load import LoadedModel, load_model
 from llmctl.engine.models import provenance
@@ -46,32 +53,37 @@ from llmctl.types import (
 )
 
 
-class HFRunner(BaseEngine):
-    """One Transformers model and the one thread that runs it."""
+class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, SupportsAdapters):
+    """One Transformers model and the one thread that runs it.
+
+    Attributes:
+        spec: what was asked to be loaded.
+        path: how the model runs, as `choose_executor` returns it; set by `load`.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
-        super().__init__(spec)
+        self.spec = spec
         self._loaded: LoadedModel | None = None
         self._worker: EngineWorker | None = None
         self._streams: set[GenerationStream] = set()
-        # By name; a key is never used again, nor is then what was computed under it. `None` names
-        # the adapter of the spec, for requests that name none.
+        # Key of each adapter by its name. A key is never reused, so a cached prefix never belongs
+        # to another adapter. `None` names the adapter of the spec, for requests that name none.
         self._adapters: dict[str | None, str] = {}
         self._adapter_numbers = itertools.count()
-        # Guards _streams, _adapters and _closing: submit, close and the engine thread all touch
-        # them, and a request must be in line before the adapter it was given can be told to go.
+        # Guards _streams, _adapters and _closing, which submit, close and the engine thread use. A
+        # request must be queued before the unloading of its adapter can be.
         self._lock = threading.Lock()
         self._closing = False
 
     def load(self, progress: ProgressCallback = ignore_progress) -> None:
         loaded = load_model(self.spec, progress)
-        progress(Progress(f"trying how {loaded.info.model_id} runs best here"))
-        self._texts = TokenBytes(loaded.tokenizer)
-        self._replies = ResponseParserFactory(loaded.tokenizer, loaded.template)
+        progress(Progress(f"choosing how to run {loaded.info.model_id}"))
+        self._token_bytes = TokenBytes(loaded.tokenizer)
+        self._responses = ResponseParserFactory(loaded.tokenizer, loaded.template)
         self._grammars = GrammarCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
         executor, self.path, notes = choose_executor(
             loaded.model,
-            self._texts,
+            self._token_bytes,
             loaded.plan,
             quant=loaded.info.quant,
             kv_quant=self.spec.limits.kv_quant,
@@ -81,9 +93,9 @@ class HFRunner(BaseEngine):
             executor.put_adapter("", read_adapter(loaded.adapter, loaded.model))
         info = replace(loaded.info, notes=loaded.info.notes + notes)
         self._loaded = replace(loaded, info=info)
-        release_openmp_threads()  # the worker gets one of its own
+        release_openmp_threads()  # the worker thread creates its own
         self._worker = EngineWorker(executor)
-        # A thread that is inside torch while the interpreter goes away brings the process down.
+        # A thread inside torch at the exit of the interpreter crashes the process.
         atexit.register(self.close)
 
     @property
@@ -94,26 +106,29 @@ class HFRunner(BaseEngine):
 
     @property
     def _running_worker(self) -> EngineWorker:
-        """The engine thread, which takes work as long as the lock is held."""
+        """The engine thread, which accepts work while the caller holds the lock."""
         if self._worker is None or self._closing:
             raise EngineStoppedError("the engine is not running")
         return self._worker
 
     def submit(self, request: GenerationRequest) -> GenerationStream:
         loaded = self._ready
-        prompt_ids = self._prompt_ids(request)
+        prompt_ids, prompt_text = self._prompt(request)
         params = request.sampling.with_defaults(loaded.sampling_defaults).with_defaults(
             DEFAULT_SAMPLING
         )
-        if (forced := self._replies.grammar(request)) is not None:
-            params = replace(params, grammar=forced)
+        if (grammar := self._responses.grammar(request)) is not None:
+            params = replace(params, grammar=grammar)
         self._check_token_ids([i for i, _ in params.logit_bias or ()], "logit_bias")
         self._check_token_ids(params.stop_token_ids or (), "stop_token_ids")
-        room = self._room(len(prompt_ids), "messages" if request.messages else "prompt")
-        limit = room if params.max_new_tokens is None else min(params.max_new_tokens, room)
+        left = self._tokens_left(len(prompt_ids), "messages" if request.messages else "prompt")
+        limit = left if params.max_new_tokens is None else min(params.max_new_tokens, left)
         stream = GenerationStream(request.request_id)
         state = RequestState(prompt_ids, stream)
-        sequences = [self._sequence(i, state, request, params, limit) for i in range(params.n or 1)]
+        response = self._responses.format(request, prompt_text)
+        sequences = [
+            self._sequence(i, state, params, limit, response) for i in range(params.n or 1)
+        ]
         state.outputs += [sequence.output for sequence in sequences]
         stream.on_end(self._forget)
         with self._lock:
@@ -133,12 +148,11 @@ class HFRunner(BaseEngine):
         self,
         index: int,
         state: RequestState,
-        request: GenerationRequest,
         params: SamplingParams,
         limit: int,
+        response: ResponseFormat,
     ) -> ScheduledSequence:
         loaded = self._ready
-        reader, skip_special_tokens = self._replies.reader(request, state.prompt_ids)
         end_ids = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else loaded.eos_ids)}
         output = OutputState(
             index,
@@ -146,9 +160,9 @@ class HFRunner(BaseEngine):
             params,
             limit,
             end_ids,
-            incremental_decoder(loaded.tokenizer, skip_special_tokens=skip_special_tokens),
+            incremental_decoder(loaded.tokenizer, skip_special_tokens=response.skip_special_tokens),
             state.emit,
-            reader,
+            response.new_parser(),
         )
         grammar = params.grammar
         matcher = None if grammar is None else self._grammars.compile(grammar)
@@ -157,23 +171,25 @@ class HFRunner(BaseEngine):
             state, output, sampler, lookup=PromptLookup() if sampler.plain_greedy else None
         )
 
-    def _prompt_ids(self, request: GenerationRequest) -> list[int]:
+    def _prompt(self, request: GenerationRequest) -> tuple[list[int], str]:
+        """Return the prompt's token ids, and its text if it was rendered from messages."""
         if request.messages:
             template = self._ready.template
-            return template.encode(
-                self._replies.messages(request),
+            options = RenderOptions(
                 tools=request.tools if template.supports_tools else (),
                 continue_final_message=request.continue_final_message,
                 template_kwargs=request.template_kwargs,
             )
+            rendered = template.render(self._responses.messages(request), options)
+            return rendered.ids, rendered.text
         assert request.prompt is not None
         ids = self._encode(request.prompt)
         if not ids:
             raise RequestError("the prompt is empty: give at least one token", param="prompt")
-        return ids
+        return ids, ""
 
     def _encode(self, text: str | Sequence[int]) -> list[int]:
-        """Tokenise raw text, with the BOS token where the tokenizer adds one."""
+        """Tokenise raw text, with the BOS token if the tokenizer adds one; check token ids."""
         if isinstance(text, str):
             check_unicode(text, param="prompt")
             ids: list[int] = self._ready.tokenizer(text, verbose=False).input_ids
@@ -202,7 +218,7 @@ class HFRunner(BaseEngine):
                     f"token id {token_id} is outside the vocabulary of {size}", param=param
                 )
 
-    def _room(self, prompt_tokens: int, param: str) -> int:
+    def _tokens_left(self, prompt_tokens: int, param: str) -> int:
         limit = self._ready.info.context_length
         if prompt_tokens >= limit:
             raise ContextLengthError(
@@ -218,17 +234,17 @@ class HFRunner(BaseEngine):
             for request in requests
         ]
         with self._lock:
-            asked = [
+            batch = [
                 (
                     pairs,
                     self._adapter_key(request.adapter),
                     no_token_logprobs
                     if request.logprobs is None
-                    else top_token_logprobs(self._texts, request.logprobs),
+                    else top_token_logprobs(self._token_bytes, request.logprobs),
                 )
                 for request, pairs in zip(requests, encoded, strict=True)
             ]
-            return self._running_worker.score(asked)
+            return self._running_worker.score(batch)
 
     def submit_embeddings(
         self, texts: Sequence[str | Sequence[int]], adapter: str | None = None
@@ -237,7 +253,7 @@ class HFRunner(BaseEngine):
         for ids in encoded:
             if not ids:
                 raise RequestError("a text is empty: give at least one token", param="input")
-            self._room(len(ids) - 1, "input")
+            self._tokens_left(len(ids) - 1, "input")
         with self._lock:
             return self._running_worker.embed(encoded, self._adapter_key(adapter))
 
@@ -245,20 +261,20 @@ class HFRunner(BaseEngine):
         self, context: str | tuple[int, ...], continuation: str | tuple[int, ...]
     ) -> tuple[list[int], int]:
         """Return the ids of both together, and how many of them are the continuation."""
-        head = self._encode(context)
+        context_ids = self._encode(context)
         if isinstance(context, str) and isinstance(continuation, str):
             ids = self._encode(context + continuation)
         else:
-            ids = head + self._encode(continuation)
-        # Without a BOS and a context, the first token has nothing to be predicted from.
-        head_length = max(len(head), 1)
-        if len(ids) <= head_length:
+            ids = context_ids + self._encode(continuation)
+        # Without a BOS and a context, nothing predicts the first token.
+        context_length = max(len(context_ids), 1)
+        if len(ids) <= context_length:
             raise RequestError(
                 f"nothing to score: {continuation!r} adds no token to its context",
                 param="continuations",
             )
-        self._room(len(ids) - 1, "prompt")
-        return ids, len(ids) - head_length
+        self._tokens_left(len(ids) - 1, "prompt")
+        return ids, len(ids) - context_length
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -267,12 +283,14 @@ class HFRunner(BaseEngine):
 
     def load_adapter(self, name: str, path: str) -> None:
         loaded = self._ready
-        taken = ConfigError(f"an adapter named {name!r} is loaded already", hint="unload it first")
+        duplicate = ConfigError(
+            f"an adapter named {name!r} is already loaded", hint="unload it first"
+        )
         if name in self.adapters:
-            raise taken
+            raise duplicate
         if loaded.has_static_adapter:
             raise ConfigError(
-                f"the adapter {name!r} would come on top of the one in the model's weights",
+                f"the adapter {name!r} cannot be combined with the one in the model's weights",
                 hint="serve the base model, or merge that adapter into it first",
             )
         provenance.check_chat_template(Path(path), loaded.template.fingerprint)
@@ -286,7 +304,7 @@ class HFRunner(BaseEngine):
                 return
             change = self._running_worker.change_adapter(key, None)
         change.result()
-        raise taken
+        raise duplicate
 
     def begin_unload_adapter(self, name: str) -> Future[None]:
         with self._lock:
@@ -297,7 +315,7 @@ class HFRunner(BaseEngine):
         return change
 
     def _adapter_key(self, name: str | None) -> str | None:
-        """Return what the executor calls an adapter. The caller holds the lock."""
+        """Return the executor's key of an adapter. The caller holds the lock."""
         if name is not None and name not in self._adapters:
             names = ", ".join(known for known in self._adapters if known is not None)
             raise RequestError(
@@ -308,10 +326,10 @@ class HFRunner(BaseEngine):
     def count_tokens(self, text: str | Sequence[Message]) -> int:
         if isinstance(text, str):
             return len(self._encode(text))
-        return len(self._ready.template.encode(text))
+        return len(self._ready.template.render(text).ids)
 
     def count_prompt(self, request: GenerationRequest) -> int:
-        return len(self._prompt_ids(request))
+        return len(self._prompt(request)[0])
 
     def info(self) -> EngineInfo:
         return self._ready.info
@@ -327,9 +345,9 @@ class HFRunner(BaseEngine):
 
     def close(self) -> None:
         with self._lock:
-            already, self._closing = self._closing, True
+            was_closing, self._closing = self._closing, True
             open_streams = list(self._streams)
-        if already or self._worker is None:
+        if was_closing or self._worker is None:
             return
         atexit.unregister(self.close)
         for stream in open_streams:

@@ -1,90 +1,91 @@
-"""How likely are texts that begin alike? What they share is computed once, to the same numbers.
+"""Log-likelihoods of texts, with the prefixes that they share computed once.
 
-An exam asks for the likelihood of a few texts for each question: its few-shot head, the question
-and one of the answers. The head is the same for all questions and the question for all answers, so
-of 5-shot questions with four answers about one token in twenty has to be computed. Every text is
-tokenised as a whole; the sum over its pieces is its log-likelihood, whatever the pieces.
+The samples of a few-shot benchmark share their examples, and the answers to one question share the
+question. With 5 shots and four answers, about one token in twenty has to be computed. The scores
+are those of computing each text by itself: every text is tokenised as a whole, and the sum of the
+log-likelihoods of its pieces is that of the text, wherever it is cut.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from llmctl.engine.base import BaseEngine
+from llmctl.engine.base import BaseEngine, SupportsScore, SupportsTokenize, require
 from llmctl.errors import ContextLengthError, EngineStoppedError, LlmctlError, RequestError
 from llmctl.types import Score, ScoreRequest
 
-Ids = tuple[int, ...]
+TokenIds = tuple[int, ...]
 ScoreFunction = Callable[[Sequence[ScoreRequest]], list[tuple[Score, ...]]]
-"""As `BaseEngine.score`."""
+"""A function like `SupportsScore.score`."""
 
-_AT_ONCE = 512
-"""Tokens that are read side by side: a pass of more is no faster, and hides more from itself."""
+_MERGED_TOKENS = 512
+"""Most tokens of the requests that are merged into one: a larger forward pass is not faster, and
+its parts cannot reuse each other's prefixes."""
 GROUPS_PER_BATCH = 8
-"""Groups that are handed to the engine at once; the scores do not depend on it."""
+"""Groups that are sent to the engine at once; the scores do not depend on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextScore:
-    """How likely a text, or the end of one, is."""
+    """The log-likelihood of a text, or of its last part."""
 
     logprob: float
-    """Summed natural log-likelihood of the tokens that count; nothing predicts a text's first."""
+    """Summed natural log-likelihood of the scored tokens; the first token of a text has none."""
     token_count: int
-    """Of a whole text: all its tokens, the first and special ones included. Of an end: its own."""
+    """Of a whole text: all its tokens, first and special ones included. Of a part: its own."""
 
     @property
     def mean_loss(self) -> float:
-        """Return what OpenCompass calls PPL: the loss divided by the number of all tokens."""
+        """The loss divided by the number of all tokens, which OpenCompass calls PPL."""
         return -self.logprob / self.token_count
 
 
 @dataclass(frozen=True, slots=True)
 class GroupScore:
-    """The texts of one group."""
+    """The scores of the texts of one group."""
 
     texts: tuple[TextScore, ...]
     computed_tokens: int
-    """Tokens that were computed for them; of the first group also those that all groups share."""
+    """Tokens computed for the group. The first group includes those that all groups share."""
     uncached_tokens: int
-    """Tokens of all the texts, were each computed whole."""
+    """Tokens to compute if each text were computed by itself."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """The texts of one group, cut where they part."""
+class _Group:
+    """The tokenised texts of one group."""
 
-    texts: tuple[Ids, ...]
-    trunk: int
-    """Tokens that they all begin with."""
-    counted_from: int
-    """Index of the first token that counts: `trunk`, or somewhere before it."""
+    texts: tuple[TokenIds, ...]
+    prefix: int
+    """Number of tokens that all texts begin with."""
+    scored_from: int
+    """Index of the first token to score, at most `prefix`."""
     adapter: str | None
 
     @property
-    def by_letter(self) -> bool:
-        """Whether the texts differ in their last token alone, and count from before it."""
-        return self.counted_from < self.trunk == max(map(len, self.texts)) - 1
+    def has_single_token_choices(self) -> bool:
+        """Whether the texts differ only in their last token, and are scored from before it."""
+        return self.scored_from < self.prefix == max(map(len, self.texts)) - 1
 
     @property
-    def ends(self) -> tuple[Ids, ...]:
-        return tuple(text[self.counted_from :] for text in self.texts)
+    def continuations(self) -> tuple[TokenIds, ...]:
+        return tuple(text[self.scored_from :] for text in self.texts)
 
     @property
     def request(self) -> ScoreRequest:
-        context = self.texts[0][: self.counted_from]
-        return ScoreRequest(context, self.ends, adapter=self.adapter)
+        context = self.texts[0][: self.scored_from]
+        return ScoreRequest(context, self.continuations, adapter=self.adapter)
 
-    def scored(self, scores: Sequence[Score], before: float = 0.0) -> GroupScore:
-        """Add the pieces up.
+    def group_score(self, scores: Sequence[Score], prefix_logprob: float = 0.0) -> GroupScore:
+        """Return the scores of the group.
 
         Args:
-            scores: of the ends.
-            before: log-likelihood of what all groups begin with.
+            scores: of its continuations.
+            prefix_logprob: log-likelihood of the tokens before them.
         """
         return GroupScore(
-            tuple(TextScore(before + score.logprob, score.token_count) for score in scores),
-            self.trunk - self.counted_from + sum(len(ids) - self.trunk for ids in self.texts),
+            tuple(TextScore(prefix_logprob + score.logprob, score.token_count) for score in scores),
+            self.prefix - self.scored_from + sum(len(ids) - self.prefix for ids in self.texts),
             sum(map(len, self.texts)),
         )
 
@@ -96,45 +97,47 @@ def score_full_texts(
     batch: int = GROUPS_PER_BATCH,
     score: ScoreFunction | None = None,
 ) -> Iterator[GroupScore | LlmctlError]:
-    """Yield for each group, in order, a score for each of its texts, or why it has none.
-
-    The scores are those of computing every text by itself.
+    """Yield for each group, in order, a score for each of its texts, or the error of the group.
 
     Args:
-        score: asks the engine, for those who may want to stop waiting for it.
+        score: used in place of the engine's own `score`, for example one that can be cancelled.
 
     Raises:
-        EngineStoppedError: the engine is gone.
+        EngineStoppedError: the engine is not running.
+        UnsupportedError: the engine cannot tokenise or score.
     """
-    ask = engine.score if score is None else score
-    encoded = [_encoded(engine, group) for group in groups]
-    fitting = [texts for texts in encoded if not isinstance(texts, LlmctlError)]
-    trunks = {texts: _trunk(texts) for texts in fitting}
-    # Every text keeps a token of its own, and the first token of all is context.
-    head = min((_common([t[0] for t in fitting]), *trunks.values())) if fitting else 1
+    tokenizer = require(engine, SupportsTokenize)
+    score = score or require(engine, SupportsScore).score
+    limit = engine.info().context_length
+    encoded = [_encode(tokenizer, limit, group) for group in groups]
+    valid = [texts for texts in encoded if not isinstance(texts, LlmctlError)]
+    prefixes = {texts: _group_prefix(texts) for texts in valid}
+    # Each text keeps a token of its own, and the first token of all is context.
+    shared = min(_common_length([t[0] for t in valid]), *prefixes.values()) if valid else 1
     try:
-        before = _logprob(ask, fitting[0][0][:head], adapter) if fitting else 0.0
+        shared_logprob = _logprob(score, valid[0][0][:shared], adapter) if valid else 0.0
     except EngineStoppedError:
         raise
     except LlmctlError as error:
         yield from (error for _ in encoded)
         return
-    answers = _run(ask, [_Job(t, trunks[t], head, adapter) for t in fitting], batch)
-    extra = head  # on the bill of the first group
+    results = _score_groups(score, [_Group(t, prefixes[t], shared, adapter) for t in valid], batch)
+    extra_tokens = shared  # counted for the first group
     for texts in encoded:
         if isinstance(texts, LlmctlError):
             yield texts
             continue
-        job, ends = next(answers)
-        if isinstance(ends, LlmctlError):
-            yield ends
+        group, scores = next(results)
+        if isinstance(scores, LlmctlError):
+            yield scores
             continue
-        scored = job.scored(ends, before)
-        lengths = tuple(
-            replace(own, token_count=len(ids)) for own, ids in zip(scored.texts, texts, strict=True)
+        scored = group.group_score(scores, shared_logprob)
+        full = tuple(
+            replace(text, token_count=len(ids))
+            for text, ids in zip(scored.texts, texts, strict=True)
         )
-        yield replace(scored, texts=lengths, computed_tokens=scored.computed_tokens + extra)
-        extra = 0
+        yield replace(scored, texts=full, computed_tokens=scored.computed_tokens + extra_tokens)
+        extra_tokens = 0
 
 
 def score_continuations(
@@ -143,105 +146,107 @@ def score_continuations(
     adapter: str | None = None,
     batch: int = GROUPS_PER_BATCH,
 ) -> Iterator[GroupScore | LlmctlError]:
-    """Yield for each group, a context and its continuations, how likely each continuation is.
+    """Yield for each group, a context and its continuations, a score for each continuation.
 
-    A token over the border between the two counts to the continuation.
+    A token with characters on both sides of the border is part of the continuation.
 
     Raises:
-        EngineStoppedError: the engine is gone.
+        EngineStoppedError: the engine is not running.
+        UnsupportedError: the engine cannot tokenise or score.
     """
-    jobs = []
-    for context, ends in groups:
-        begin = tuple(engine.tokenize(context))
-        texts = tuple(tuple(engine.tokenize(context + end)) for end in ends)
-        start = max(1, _common([begin, *texts]))
-        jobs.append(_Job(texts, start, start, adapter))
-    for job, scores in _run(engine.score, jobs, batch):
-        yield scores if isinstance(scores, LlmctlError) else job.scored(scores)
+    tokenizer, scorer = require(engine, SupportsTokenize), require(engine, SupportsScore)
+    tokenized = []
+    for context, continuations in groups:
+        context_ids = tuple(tokenizer.tokenize(context))
+        texts = tuple(tuple(tokenizer.tokenize(context + end)) for end in continuations)
+        start = max(1, _common_length([context_ids, *texts]))
+        tokenized.append(_Group(texts, start, start, adapter))
+    for group, scores in _score_groups(scorer.score, tokenized, batch):
+        yield scores if isinstance(scores, LlmctlError) else group.group_score(scores)
 
 
-def _encoded(engine: BaseEngine, group: Sequence[str]) -> tuple[Ids, ...] | LlmctlError:
+def _encode(
+    tokenizer: SupportsTokenize, limit: int, group: Sequence[str]
+) -> tuple[TokenIds, ...] | LlmctlError:
     try:
-        texts = tuple(tuple(engine.tokenize(text)) for text in group)
+        texts = tuple(tuple(tokenizer.tokenize(text)) for text in group)
     except EngineStoppedError:
         raise
     except LlmctlError as error:
         return error
     if not texts or min(map(len, texts)) < 2:
-        return RequestError("a text of fewer than two tokens has nothing to be predicted from")
-    longest, limit = max(map(len, texts)), engine.info().context_length
+        return RequestError("a text has fewer than two tokens, so none of them can be scored")
+    longest = max(map(len, texts))
     if longest > limit:
-        return ContextLengthError(f"{longest} tokens, and the model's context holds {limit}")
+        return ContextLengthError(
+            f"a text has {longest} tokens, and the model's context length is {limit}"
+        )
     return texts
 
 
-def _common(several: Sequence[Ids]) -> int:
-    """Count the tokens that all of them begin with."""
-    # Whatever lies between the first and the last in order begins as these two do.
-    first, last = min(several), max(several)
+def _common_length(sequences: Sequence[TokenIds]) -> int:
+    """Return the number of tokens that all sequences begin with."""
+    # All sequences between the first and the last in order share what these two share.
+    first, last = min(sequences), max(sequences)
     pairs = enumerate(zip(first, last, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))
 
 
-def _trunk(texts: Sequence[Ids]) -> int:
-    return max(1, min(_common(texts), min(map(len, texts)) - 1))
+def _group_prefix(texts: Sequence[TokenIds]) -> int:
+    return max(1, min(_common_length(texts), min(map(len, texts)) - 1))
 
 
-def _logprob(score: ScoreFunction, ids: Ids, adapter: str | None) -> float:
+def _logprob(score: ScoreFunction, ids: TokenIds, adapter: str | None) -> float:
     if len(ids) < 2:
         return 0.0
     return score([ScoreRequest(ids[:1], (ids[1:],), adapter=adapter)])[0][0].logprob
 
 
-def _run(
-    score: ScoreFunction, jobs: Sequence[_Job], batch: int
-) -> Iterator[tuple[_Job, tuple[Score, ...] | LlmctlError]]:
-    left = iter(jobs)
-    while some := list(islice(left, batch)):
+def _score_groups(
+    score: ScoreFunction, groups: Sequence[_Group], batch: int
+) -> Iterator[tuple[_Group, tuple[Score, ...] | LlmctlError]]:
+    remaining = iter(groups)
+    while part := list(islice(remaining, batch)):
         try:
-            done = _side_by_side(score, some)
+            scores = _score_batch(score, part)
         except EngineStoppedError:
             raise
         except LlmctlError:
-            # One of them cannot be scored: find out which, and keep the rest.
-            yield from ((job, _alone(score, job)) for job in some)
+            # One group cannot be scored: score each by itself to keep the others.
+            yield from ((group, _score_one(score, group)) for group in part)
         else:
-            yield from zip(some, done, strict=True)
+            yield from zip(part, scores, strict=True)
 
 
-def _side_by_side(score: ScoreFunction, jobs: Sequence[_Job]) -> list[tuple[Score, ...]]:
-    """Score several groups in as few passes as may be; return the scores of each one's ends.
+def _score_batch(score: ScoreFunction, groups: Sequence[_Group]) -> list[tuple[Score, ...]]:
+    """Score several groups in as few requests as possible; return the scores of each.
 
-    Groups whose texts differ in the last token alone, such as letters, are ends of what all of them
-    begin with: the engine reads several at once, and each but once.
+    Groups of single-token choices become continuations of the prefix that all groups share: the
+    engine computes several of them in one forward pass, and each token once.
     """
-    asked: list[tuple[ScoreRequest, list[_Job]]] = []
-    room = 0
-    for job in jobs:
-        size = job.trunk - job.counted_from
-        if job.by_letter and asked and size <= room:
-            request, several = asked[-1]
-            asked[-1] = (
-                replace(request, continuations=request.continuations + job.ends),
-                [
-                    *several,
-                    job,
-                ],
-            )
-            room -= size
+    merged: list[tuple[ScoreRequest, list[_Group]]] = []
+    tokens_left = 0
+    for group in groups:
+        size = group.prefix - group.scored_from
+        if group.has_single_token_choices and merged and size <= tokens_left:
+            request, members = merged[-1]
+            continuations = request.continuations + group.continuations
+            merged[-1] = (replace(request, continuations=continuations), [*members, group])
+            tokens_left -= size
         else:
-            asked.append((job.request, [job]))
-            room = _AT_ONCE - size if job.by_letter else 0
-    found: list[tuple[Score, ...]] = []
-    for (_, several), scores in zip(asked, score([one for one, _ in asked]), strict=True):
-        left = iter(scores)
-        found += (tuple(islice(left, len(job.texts))) for job in several)
-    return found
+            merged.append((group.request, [group]))
+            tokens_left = _MERGED_TOKENS - size if group.has_single_token_choices else 0
+    by_group: list[tuple[Score, ...]] = []
+    results = score([request for request, _ in merged])
+    for (_, members), scores in zip(merged, results, strict=True):
+        remaining = iter(scores)
+        by_group += (tuple(islice(remaining, len(group.texts))) for group in members)
+    return by_group
 
 
-def _alone(score: ScoreFunction, job: _Job) -> tuple[Score, ...] | LlmctlError:
+def _score_one(score: ScoreFunction, group: _Group) -> tuple[Score, ...] | LlmctlError:
     try:
-        return score([job.request])[0]
+        return score([group.request])[0]
     except EngineStoppedError:
         raise
     except LlmctlError as error:

@@ -1,5 +1,6 @@
-"""Backend names, and the factories behind them, which import on use."""
+"""Names of the backends, and their classes, which are imported on first use."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -11,32 +12,45 @@ BACKENDS: dict[str, str] = {
     "hf": "llmctl.engine.hf_runner:HFRunner",
     "openai": "llmctl.engine.openai.client:OpenAIClient",
 }
-"""Name -> `module:class`."""
+"""Name -> `module:class`. The class takes a `ModelSpec`; `openai` takes an `ApiEndpoint`."""
 
 
 def create_engine(
-    spec: ModelSpec, backend: str | None = None, *, endpoint: ApiEndpoint | None = None
+    model: ModelSpec | ApiEndpoint,
+    backend: str | None = None,
+    *,
+    backends: Mapping[str, str] = BACKENDS,
 ) -> BaseEngine:
-    """Build an engine that is not loaded yet.
+    """Create an engine that is not loaded yet.
 
     Args:
-        backend: in this process where not given, or what talks to the endpoint if there is one.
-        endpoint: for the `openai` backend: the server that has the model.
+        model: a model to load in this process, or one behind a server.
+        backend: `hf` or `openai`, by default the one that fits `model`.
+        backends: the backends to choose from, as `BACKENDS`.
 
     Raises:
-        ConfigError: no backend has that name.
-        MissingDependencyError: the backend's extra is not installed.
+        ConfigError: there is no such backend, or it does not fit `model`.
+        MissingDependencyError: a package that the backend needs is not installed.
     """
+    is_endpoint = isinstance(model, ApiEndpoint)
     if backend is None:
-        backend = "hf" if endpoint is None else "openai"
-    if backend not in BACKENDS:
-        raise ConfigError(f"unknown backend {backend!r}", hint=f"one of: {', '.join(BACKENDS)}")
-    module, _, name = BACKENDS[backend].partition(":")
+        backend = "openai" if is_endpoint else "hf"
+    if backend not in backends:
+        raise ConfigError(f"unknown backend {backend!r}", hint=f"one of: {', '.join(backends)}")
+    if (backend == "openai") != is_endpoint:
+        raise ConfigError(
+            "the openai backend needs the URL of a server"
+            if not is_endpoint
+            else f"the backend {backend!r} loads a model and cannot use a server",
+            hint="--base-url URL names a server",
+        )
+    module, _, name = backends[backend].partition(":")
     try:
         factory: Any = getattr(import_module(module), name)
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("llmctl"):
-            raise  # our own mistake, not a missing extra
-        raise MissingDependencyError(f"backend {backend!r}", extra=backend) from error
-    engine: BaseEngine = factory(spec) if endpoint is None else factory(spec, endpoint)
+        package = (error.name or "").partition(".")[0]
+        if package == "llmctl":
+            raise  # a defect in llmctl, not a missing package
+        raise MissingDependencyError(f"the backend {backend!r}", package) from error
+    engine: BaseEngine = factory(model)
     return engine

@@ -1,4 +1,4 @@
-"""Hands chunks from the engine thread to whoever waits for them, in a thread or an event loop."""
+"""The stream of one request's chunks, from the engine thread to a thread or an event loop."""
 
 import logging
 import threading
@@ -22,15 +22,15 @@ from llmctl.types import (
 _log = logging.getLogger(__name__)
 
 StreamItem = GenerationChunk | LlmctlError | None
-"""A chunk, the error that ended the request, or `None`: no more comes."""
+"""A chunk, the error that ended the request, or `None` at its end."""
 
 
 class GenerationStream:
     """The handle of one request in flight.
 
-    The engine calls `put`, `fail` and `finish`; the owner iterates or listens, and may `cancel` at
-    any time from any thread. After the end (an error or `None`) nothing more is delivered. Used as
-    a context manager it cancels on the way out, which is harmless once the request has ended.
+    The engine calls `put`, `fail` and `finish`. The owner iterates or listens, and may call
+    `cancel` at any time from any thread. After the end (an error or `None`) nothing is delivered.
+    As a context manager it cancels at exit, which has no effect once the request has ended.
     """
 
     def __init__(self, request_id: str) -> None:
@@ -55,11 +55,11 @@ class GenerationStream:
         self._deliver(None)
 
     def on_end(self, call: "Callable[[GenerationStream], None]") -> None:
-        """Call `call` in the engine's thread once the last item is delivered. Engine side."""
+        """Call `call` in the engine thread after the last item is delivered. Engine side."""
         self._on_end = call
 
     def _deliver(self, item: StreamItem) -> None:
-        # The lock also orders items against `listen`, which moves what has queued up so far.
+        # The lock also orders items against `listen`, which passes on the queued items first.
         with self._ready:
             if self._ended:
                 return
@@ -74,7 +74,7 @@ class GenerationStream:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the owner has lost interest; the engine drops the request at its next step."""
+        """Whether the owner has cancelled; the engine drops the request at its next step."""
         return self._cancelled
 
     @property
@@ -83,14 +83,14 @@ class GenerationStream:
         return self._ended
 
     def cancel(self) -> None:
-        """Ask the engine to stop. What it has already made is still delivered, then the end."""
+        """Ask the engine to stop. Chunks made before that are still delivered, then the end."""
         self._cancelled = True
 
     def listen(self, listener: Callable[[StreamItem], None]) -> None:
-        """Call `listener` with every item, from now on, instead of queueing it.
+        """Call `listener` with every queued and every further item.
 
-        It is called in the engine's thread and must not block: an event loop passes a
-        `call_soon_threadsafe`. If it raises, the request is cancelled.
+        It is called in the engine thread and must not block: an event loop passes a function that
+        uses `call_soon_threadsafe`. If it raises, the request is cancelled.
         """
         with self._ready:
             ended_before = self._ended
@@ -105,16 +105,16 @@ class GenerationStream:
         try:
             listener(item)
         except Exception:
-            # The engine thread serves others too; an owner that cannot listen has left.
+            # The engine thread serves other requests too, so the error must not reach it.
             _log.exception("the listener of request %s failed", self.request_id)
             self._cancelled = self._ended = True
 
     def __iter__(self) -> Iterator[GenerationChunk]:
-        """Yield chunks as they come; raise the error that ended the request."""
+        """Yield chunks as they arrive; raise the error that ended the request."""
         while True:
             with self._ready:
                 while not self._items:
-                    # Windows delivers Ctrl-C only between waits, so no wait is endless.
+                    # Windows delivers Ctrl-C only between waits, so each wait has a limit.
                     self._ready.wait(timeout=0.5)
                 item = self._items.popleft()
             if item is None:
@@ -136,15 +136,15 @@ class GenerationStream:
 
 
 def collect_result(chunks: Iterator[GenerationChunk] | GenerationStream) -> GenerationResult:
-    """Join the chunks of one request into whole replies: the stream is the truth."""
-    folded = ResultAccumulator()
+    """Join the chunks of one request into its result. Raises as the stream and `result` do."""
+    accumulator = ResultAccumulator()
     for chunk in chunks:
-        folded.add(chunk)
-    return folded.result()
+        accumulator.add(chunk)
+    return accumulator.result()
 
 
 class ResultAccumulator:
-    """Joins chunks that arrive one by one; `fold` for those who cannot iterate."""
+    """Joins chunks that arrive one by one, for callers that cannot iterate over a stream."""
 
     def __init__(self) -> None:
         self._texts: dict[int, list[str]] = {}
@@ -170,7 +170,7 @@ class ResultAccumulator:
             self._usage = chunk.usage
 
     def result(self) -> GenerationResult:
-        """Raise `EngineStoppedError` if the stream ended before every choice had."""
+        """Return the result. Raises `EngineStoppedError` if a choice or the usage is missing."""
         if self._usage is None or self._reasons.keys() != self._texts.keys():
             raise EngineStoppedError("the request was cancelled before the reply was complete")
         return GenerationResult(

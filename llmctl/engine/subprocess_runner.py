@@ -1,4 +1,4 @@
-"""Runs Python in a child process that ends when we do: for work that could not be stopped here."""
+"""Python child processes that end with their parent, for work that a thread could not stop."""
 
 import os
 import subprocess
@@ -19,26 +19,26 @@ def run(
     python: str = sys.executable,
     folder: Path | None = None,
 ) -> None:
-    """Run Python with `arguments` to its end. Whatever ends this call ends the child.
+    """Run Python with `arguments` and wait for its end. An exception in this call kills the child.
 
     Args:
-        arguments: what follows `python` on the command line.
-        log: file that receives everything it prints.
-        environment: variables on top of our own.
-        tick: called a few times a second meanwhile.
-        python: the interpreter; ours by default.
-        folder: where it runs; here by default.
+        arguments: the command line after `python`.
+        log: file that receives its standard output and standard error.
+        environment: variables in addition to those of this process.
+        tick: called a few times a second while it runs.
+        python: the interpreter; by default that of this process.
+        folder: its working directory; by default that of this process.
 
     Raises:
-        CalledProcessError: it failed; `output` is all that it printed.
+        CalledProcessError: it failed; `output` is the content of `log`.
     """
     with (
-        log.open("wb") as printed,
-        # -P: what lies in the current folder must not stand in for a library.
+        log.open("wb") as output_file,
+        # -P: a file in the working directory must not shadow a library.
         subprocess.Popen(
             [python, "-P", *arguments],
-            stdin=subprocess.PIPE,  # closes when we die, see `exit_with_parent`
-            stdout=printed,
+            stdin=subprocess.PIPE,  # closes when this process ends, see `exit_with_parent`
+            stdout=output_file,
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
             cwd=folder,
@@ -60,10 +60,10 @@ def run(
 
 
 def exit_with_parent() -> None:
-    """In a child: end this process when its standard input closes, for its parent is dead then."""
+    """In a child: exit when standard input closes, which it does when the parent ends."""
 
     def watch() -> None:
-        # Not sys.stdin: its lock, held at interpreter exit, is a fatal error.
+        # Not sys.stdin: holding its lock at the exit of the interpreter is a fatal error.
         os.read(0, 1)
         os._exit(1)
 

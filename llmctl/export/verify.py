@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 
-from llmctl.engine.chat.template import ChatTemplate
+from llmctl.engine.chat.template import ChatTemplate, RenderOptions
 from llmctl.engine.loading.adapters import adapter_vocab_size
 from llmctl.engine.loading.third_party import quiet_libraries
 from llmctl.engine.memory.estimate import format_gib
@@ -134,9 +134,10 @@ def sample_texts(folder: Path) -> list[list[int]]:
     if not template:
         return [tokenizer(f"{asked}\n{told}").input_ids for asked, told in _TALKS]
     return [
-        template.encode(
-            (Message("user", asked), Message("assistant", told)), add_generation_prompt=False
-        )
+        template.render(
+            (Message("user", asked), Message("assistant", told)),
+            RenderOptions(add_generation_prompt=False),
+        ).ids
         for asked, told in _TALKS
     ]
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from llmctl.config import ServeConfig
-from llmctl.engine.base import BaseEngine
+from llmctl.engine.base import BaseEngine, SupportsTokenize, require
 from llmctl.engine.chat.context_window import first_fitting, prompt_budget
 from llmctl.engine.stream import ResultAccumulator
 from llmctl.errors import EngineBusyError, ModelNotFoundError, RequestError
@@ -111,8 +111,10 @@ class ServedModel:
         def without(start: int) -> GenerationRequest:
             return replace(request, messages=request.messages[:first] + request.messages[start:])
 
+        tokenizer = require(self.engine, SupportsTokenize)
+
         def count(start: int) -> int:
-            return self.engine.count_prompt(without(start))
+            return tokenizer.count_prompt(without(start))
 
         fitting = await asyncio.to_thread(first_fitting, starts, count, budget)
         start = starts[-1] if fitting is None else fitting

@@ -19,7 +19,7 @@ from llmctl.data.rows.row_errors import DataError
 from llmctl.data.tokenized.loss_mask import MaskedSequence, mask_example
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.models import model_folder, resolve
-from llmctl.engine.models.resolve import ResolvedModel
+from llmctl.engine.models.resolved import ResolvedModel
 from llmctl.errors import ConfigError, ModelNotFoundError
 from llmctl.types import Example, ModelSpec, ProgressCallback, ignore_progress
 
@@ -127,7 +127,7 @@ def _target_model(
     else:
         found = _resolve(spec, progress)
     if max_length is None and found.gguf_file is None:
-        max_length = model_folder.read_folder_metadata(found.whole.path).context_length
+        max_length = model_folder.read_folder_metadata(found.full_model.path).context_length
     return TargetModel(spec.model, _template(spec, found), max_length)
 
 

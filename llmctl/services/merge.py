@@ -15,7 +15,7 @@ from llmctl.engine.models.provenance import (
     check_chat_template,
     describe_base_mismatch,
 )
-from llmctl.engine.models.resolve import ResolvedModel
+from llmctl.engine.models.resolved import ResolvedModel
 from llmctl.engine.models.weight_files import model_entries
 from llmctl.errors import ConfigError, LlmctlError, ModelLoadError
 from llmctl.export.gguf import check_gguf_supported, write_gguf
@@ -79,7 +79,7 @@ def merge(options: MergeOptions, progress: ProgressCallback = ignore_progress) -
     output = Path(os.path.abspath(options.output))
     check_output_folder(output, overwrite=options.overwrite)
     found = _find(options, progress)
-    base, adapter = found.whole.path, found.path
+    base, adapter = found.full_model.path, found.path
     notes = _check(options, found)
     if options.gguf:
         check_gguf_supported(base)
@@ -101,7 +101,7 @@ def merge(options: MergeOptions, progress: ProgressCallback = ignore_progress) -
         _describe(folder, found, comparison)
     return MergeReport(
         folder=output,
-        base=found.whole.model_id,
+        base=found.full_model.model_id,
         merged=merged,
         comparison=comparison,
         gguf=gguf,
@@ -121,14 +121,16 @@ def _find(options: MergeOptions, progress: ProgressCallback) -> ResolvedModel:
     if options.base is None:
         return resolve.resolve_model(options.adapter, progress=progress)
     base = resolve.resolve_model(options.base, progress=progress)
-    return ResolvedModel(folder.resolve().name, folder.absolute(), None, "local", None, base.whole)
+    return ResolvedModel(
+        folder.resolve().name, folder.absolute(), None, "local", None, base.full_model
+    )
 
 
 def _check(options: MergeOptions, found: ResolvedModel) -> tuple[str, ...]:
     """Compare base and template with those that the adapter learnt with; return what to know."""
-    if found.whole.gguf_file is not None:
+    if found.full_model.gguf_file is not None:
         raise ModelLoadError(
-            f"{found.whole.model_id} is a GGUF file, and merging needs the original weights",
+            f"{found.full_model.model_id} is a GGUF file, and merging needs the original weights",
             hint="--base MODEL names the model that it was made from",
         )
     origin = Provenance.read(found.path)
@@ -136,12 +138,12 @@ def _check(options: MergeOptions, found: ResolvedModel) -> tuple[str, ...]:
         return (f"{found.model_id} has no llmctl.json: on which weights it learnt is not known",)
     tokenizer = read_tokenizer(ModelSpec(options.adapter), found)
     check_chat_template(found.path, ChatTemplate.of(tokenizer).fingerprint)
-    differs = describe_base_mismatch(origin.base, found.whole, found.model_id)
+    differs = describe_base_mismatch(origin.base, found.full_model, found.model_id)
     if differs is None:
         return ()
     if options.base is None:
         raise ConfigError(
-            differs, hint=f"--base {found.whole.model_id} merges into these all the same"
+            differs, hint=f"--base {found.full_model.model_id} merges into these all the same"
         )
     return (differs,)
 
@@ -176,7 +178,9 @@ def _judge(comparison: MergeComparison, options: MergeOptions) -> None:
 
 def _describe(folder: Path, found: ResolvedModel, comparison: MergeComparison | None) -> None:
     """Write `llmctl.json` and the model card."""
-    origin = Provenance.read(found.path) or Provenance(BaseModelRef.of(found.whole), None, "lora")
+    origin = Provenance.read(found.path) or Provenance(
+        BaseModelRef.of(found.full_model), None, "lora"
+    )
     origin.write(folder)
     metrics = {}
     if comparison is not None:

@@ -4,11 +4,9 @@ import signal
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
 
 from llmctl.config import ServeConfig
-from llmctl.engine.base import BaseEngine
-from llmctl.engine.models.provenance import Provenance
+from llmctl.engine.base import BaseEngine, SupportsAdapters, require
 from llmctl.engine.registry import create_engine
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.monitor import open_tracker, tracked
@@ -54,7 +52,7 @@ def serve(
         with answer_while_loading(sock, options):
             engine.load(progress)
             for name, folder in options.adapters:
-                engine.load_adapter(name, folder)
+                require(engine, SupportsAdapters).load_adapter(name, folder)
             observers = stack.enter_context(_tracking(engine, options, progress, warn))
         url, info = socket_url(sock, tls=options.ssl_certfile is not None), engine.info()
         return run(
@@ -114,20 +112,12 @@ def _tracking(
                 tracker,
                 share=options.trace_share,
                 log_content=options.log_content,
-                model_id=logged_model_id(engine.spec),
+                model_id=info.logged_model_id,
                 gauges=lambda: _gauges(engine),
             )
         ) as monitor,
     ):
         yield [_Traced(monitor)]
-
-
-def logged_model_id(spec: ModelSpec) -> str | None:
-    """Return the id under which the tracker knows an adapter that we trained."""
-    for folder in (spec.adapter, spec.model):
-        if folder is not None and (known := Provenance.read(Path(folder))) is not None:
-            return known.model_id
-    return None
 
 
 def _gauges(engine: BaseEngine) -> dict[str, float]:

@@ -24,7 +24,7 @@ from llmctl.train.trainer import SftTrainer
 try:
     import trl
 except ImportError as error:
-    raise MissingDependencyError("--method dpo", extra="dpo") from error
+    raise MissingDependencyError("--method dpo", "trl", extra="dpo") from error
 
 _DPOTrainer: Any = trl.DPOTrainer  # type: ignore[attr-defined]
 _DPOConfig: Any = trl.DPOConfig  # type: ignore[attr-defined]

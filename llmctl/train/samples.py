@@ -27,7 +27,7 @@ class SamplePrompt:
 
 def user_prompts(prompts: Sequence[str], template: ChatTemplate) -> list[SamplePrompt]:
     """Return what a person wants to be asked, as the server would ask it."""
-    return [SamplePrompt(p, template.encode([Message("user", p)])) for p in prompts]
+    return [SamplePrompt(p, template.render([Message("user", p)]).ids) for p in prompts]
 
 
 def held_out_prompts(rows: TokenDataset, count: int, tokenizer: Any) -> list[SamplePrompt]:

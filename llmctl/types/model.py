@@ -92,6 +92,10 @@ class EngineInfo:
     weight_bytes: int
     has_chat_template: bool
     template_fingerprint: str | None
+    weights_fingerprint: str | None = None
+    """Of the base model's weights, as `weight_files.fingerprint` makes it; `None` on a server."""
+    adapter_fingerprint: str | None = None
+    """Of the adapter that was loaded with the model, if any."""
     logged_model_id: str | None = None
     """The LoggedModel as which the tracking store knows these weights."""
     notes: tuple[str, ...] = ()

@@ -136,7 +136,7 @@ def test_a_script_gets_json_alone_and_an_exit_code_that_says_whether_it_is_whole
         (("--resume",), "there is no conversation yet"),
         (("--resume", "--no-save"), "--no-save"),
         (("--api-key", "x"), "--api-key without a server"),
-        (("--base-url", "nowhere"), "'nowhere' is no URL"),
+        (("--base-url", "nowhere"), "'nowhere' is not the URL"),
         (("--base-url", "http://127.0.0.1:9", "--quant", "4bit"), "--quant: only the server"),
     ],
 )

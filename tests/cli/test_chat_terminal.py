@@ -142,7 +142,7 @@ def test_a_server_that_fails_or_goes_away_loses_nothing(place: ChatServer) -> No
     ) as chat:  # fmt: skip
         chat.wait("/help lists", prompt=True)
         chat.ask("hello", "/retry asks again]")
-        assert "went away before the reply was complete" in chat.said.replace("\n", " ")
+        assert "disconnected before the reply was complete" in chat.said.replace("\n", " ")
         chat.ask("/history", "half a rep")
         chat.ask("/retry", "[no reply; the old one stays]")
         chat.ask("/history", "half a rep")

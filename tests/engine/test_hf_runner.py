@@ -38,7 +38,7 @@ def plain_model(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def test_greedy_text_equals_plain_generate(tiny: HFRunner, tiny_folder: Path) -> None:
+def test_greedy_text_equals_that_of_transformers(tiny: HFRunner, tiny_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     prompt = tokenizer("Once upon", return_tensors="pt")
     expected = plain_model(tiny_folder).generate(**prompt, do_sample=False, max_new_tokens=20)
@@ -52,7 +52,7 @@ def test_greedy_text_equals_plain_generate(tiny: HFRunner, tiny_folder: Path) ->
     assert result.choices[0].text == reply.rstrip("\ufffd")
 
 
-def test_streamed_text_joined_is_the_text_in_one_piece(tiny: HFRunner) -> None:
+def test_streamed_text_equals_the_whole_text(tiny: HFRunner) -> None:
     with tiny.submit(ask(temperature=0)) as stream:
         chunks = list(stream)
     assert "".join(c.text for c in chunks) == tiny.generate(ask(temperature=0)).choices[0].text
@@ -61,7 +61,7 @@ def test_streamed_text_joined_is_the_text_in_one_piece(tiny: HFRunner) -> None:
     assert chunks[-1].usage.completion_tokens == 20
 
 
-def test_a_seed_repeats_and_another_differs(tiny: HFRunner) -> None:
+def test_equal_seeds_repeat_and_others_differ(tiny: HFRunner) -> None:
     texts = [tiny.generate(ask(temperature=1, seed=s)).choices[0].text for s in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
@@ -78,7 +78,7 @@ def test_several_choices_of_one_seed_differ_and_count_the_prompt_once(tiny: HFRu
     assert result.usage.prompt_tokens == tiny.count_tokens([Message("user", "hello")])
 
 
-def test_any_end_token_of_the_model_ends_the_reply(tmp_path: Path) -> None:
+def test_each_eos_token_of_the_model_ends_the_reply(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "m", generation={"eos_token_id": [257, 5]})
     with HFRunner(ModelSpec(str(folder), device="cpu")) as engine:
         engine.load()
@@ -90,7 +90,7 @@ def test_any_end_token_of_the_model_ends_the_reply(tmp_path: Path) -> None:
         assert ignoring.usage.completion_tokens == 20
 
 
-def test_the_models_own_sampling_defaults_apply_unless_the_request_says_otherwise(
+def test_sampling_defaults_of_the_model_apply_unless_overridden(
     tmp_path: Path,
 ) -> None:
     folder = save_tiny_model(
@@ -104,10 +104,10 @@ def test_the_models_own_sampling_defaults_apply_unless_the_request_says_otherwis
     assert len(set(free)) > 1
 
 
-def test_logprobs_agree_with_a_plain_forward_pass(tiny: HFRunner, tiny_folder: Path) -> None:
+def test_logprobs_equal_those_of_transformers(tiny: HFRunner, tiny_folder: Path) -> None:
     request = GenerationRequest(
         prompt="abc",
-        # A bias must not show in log-probabilities, which are the raw distribution's.
+        # Log-probabilities are those of the raw distribution, without the bias.
         sampling=SamplingParams(
             temperature=0, logprobs=3, max_new_tokens=5, logit_bias=((7, 2.0),), ignore_eos=True
         ),
@@ -126,7 +126,7 @@ def test_logprobs_agree_with_a_plain_forward_pass(tiny: HFRunner, tiny_folder: P
         assert [t.logprob for t in entry.top] == pytest.approx(values.tolist(), abs=1e-4)
 
 
-def test_scores_agree_with_token_by_token_log_softmax(tiny: HFRunner, tiny_folder: Path) -> None:
+def test_scores_equal_those_of_transformers(tiny: HFRunner, tiny_folder: Path) -> None:
     scores = tiny.score([ScoreRequest("ab", ("cd", "x")), ScoreRequest("", ("ab",))])
     model, tokenizer = plain_model(tiny_folder), AutoTokenizer.from_pretrained(tiny_folder)
 
@@ -142,7 +142,7 @@ def test_scores_agree_with_token_by_token_log_softmax(tiny: HFRunner, tiny_folde
     assert [s.token_count for s in (*scores[0], *scores[1])] == [2, 1, 1]
 
 
-def test_a_score_knows_whether_greedy_decoding_would_say_the_same(tiny: HFRunner) -> None:
+def test_is_greedy_agrees_with_greedy_decoding(tiny: HFRunner) -> None:
     greedy = tiny.generate(
         GenerationRequest(
             prompt="ab",
@@ -156,12 +156,12 @@ def test_a_score_knows_whether_greedy_decoding_would_say_the_same(tiny: HFRunner
     assert [s.is_greedy for s in scores] == [True, False]
 
 
-def test_a_prompt_over_the_context_is_refused_with_both_numbers(tiny: HFRunner) -> None:
+def test_a_prompt_beyond_the_context_is_rejected_with_both_numbers(tiny: HFRunner) -> None:
     with pytest.raises(ContextLengthError, match=r"256 tokens.*resulted in \d{3} tokens"):
         tiny.submit(ask("x" * 400))
 
 
-def test_the_reply_is_bounded_by_the_room_left(tiny: HFRunner) -> None:
+def test_the_reply_is_limited_by_the_context(tiny: HFRunner) -> None:
     result = tiny.generate(ask("x" * 200, max_new_tokens=5000, ignore_eos=True, temperature=0))
     assert result.usage.total_tokens == 256
     assert result.choices[0].finish_reason == "length"
@@ -175,7 +175,7 @@ def test_the_reply_is_bounded_by_the_room_left(tiny: HFRunner) -> None:
         (GenerationRequest(prompt="a", sampling=SamplingParams(logit_bias=((9999, 1.0),))), None),
     ],
 )
-def test_tokens_outside_the_vocabulary_are_refused(
+def test_invalid_token_ids_and_empty_prompts_are_rejected(
     tiny: HFRunner, request_: GenerationRequest, param: str | None
 ) -> None:
     with pytest.raises(RequestError) as caught:
@@ -183,7 +183,7 @@ def test_tokens_outside_the_vocabulary_are_refused(
     assert caught.value.param == (param or "logit_bias")
 
 
-def test_cancel_stops_the_model_and_frees_it_for_the_next(tiny: HFRunner) -> None:
+def test_cancel_ends_the_request(tiny: HFRunner) -> None:
     stream = tiny.submit(ask(max_new_tokens=200, ignore_eos=True, temperature=0))
     stream.cancel()
     with pytest.raises(EngineStoppedError):
@@ -192,8 +192,8 @@ def test_cancel_stops_the_model_and_frees_it_for_the_next(tiny: HFRunner) -> Non
     assert tiny.in_flight == 0
 
 
-def test_a_request_that_fails_inside_the_engine_fails_alone(tmp_path: Path) -> None:
-    # The tokenizer knows tokens that this model's embedding does not have.
+def test_a_failing_request_does_not_affect_others(tmp_path: Path) -> None:
+    # The tokenizer has tokens that the embedding of this model lacks.
     folder = save_tiny_model(tmp_path / "m", vocab_size=100, pad_token_id=None)
     with HFRunner(ModelSpec(str(folder), device="cpu")) as engine:
         engine.load()
@@ -206,7 +206,7 @@ def test_a_request_that_fails_inside_the_engine_fails_alone(tmp_path: Path) -> N
         assert collect_result(streams[2]).usage.completion_tokens == 3
 
 
-def test_a_listener_that_raises_harms_nobody_else(tiny: HFRunner) -> None:
+def test_an_exception_of_a_listener_does_not_affect_others(tiny: HFRunner) -> None:
     def broken(_: Any) -> None:
         raise RuntimeError("the event loop is gone")
 
@@ -214,7 +214,7 @@ def test_a_listener_that_raises_harms_nobody_else(tiny: HFRunner) -> None:
     assert tiny.generate(ask(temperature=0)).choices[0].finish_reason == "length"
 
 
-def test_many_threads_ask_at_once_and_each_gets_its_own_reply(tiny: HFRunner) -> None:
+def test_requests_of_several_threads_get_their_own_replies(tiny: HFRunner) -> None:
     alone = {p: tiny.generate(ask(p, temperature=0)).choices[0].text for p in ("a", "b", "c", "d")}
     together: dict[str, str] = {}
 
@@ -229,7 +229,7 @@ def test_many_threads_ask_at_once_and_each_gets_its_own_reply(tiny: HFRunner) ->
     assert together == alone
 
 
-def test_close_answers_everyone_who_waits(tiny_folder: Path) -> None:
+def test_close_ends_all_requests_with_an_error(tiny_folder: Path) -> None:
     engine = HFRunner(ModelSpec(str(tiny_folder), device="cpu"))
     engine.load()
     streams = [
@@ -245,8 +245,8 @@ def test_close_answers_everyone_who_waits(tiny_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("quant", ["4bit", "8bit"])
-def test_quantised_weights_load_and_answer_on_a_cpu(tmp_path: Path, quant: Any) -> None:
-    # 100 is no multiple of the block that bitsandbytes' fast 4-bit kernel asserts.
+def test_quantised_weights_run_on_a_cpu(tmp_path: Path, quant: Any) -> None:
+    # 100 is not a multiple of the block size of bitsandbytes' fast 4-bit kernel.
     folder = save_tiny_model(tmp_path / "m", intermediate_size=100)
     with HFRunner(ModelSpec(str(folder), quant=quant, device="cpu")) as engine:
         engine.load()
@@ -254,7 +254,7 @@ def test_quantised_weights_load_and_answer_on_a_cpu(tmp_path: Path, quant: Any) 
         assert engine.info().quant == quant
 
 
-def test_a_model_that_cannot_fit_is_refused_before_it_is_read(
+def test_a_model_that_does_not_fit_is_rejected_before_loading(
     tmp_path: Path,
 ) -> None:
     folder = save_tiny_model(tmp_path / "m")
@@ -269,13 +269,13 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_read(
     assert time.monotonic() - started < 30
 
 
-def test_broken_weights_are_a_load_error_and_no_traceback(tmp_path: Path) -> None:
+def test_invalid_weights_are_a_load_error(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "m")
     (folder / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ModelLoadError):
         HFRunner(ModelSpec(str(folder), device="cpu")).load()
 
 
-def test_a_device_that_is_not_here_is_a_config_error(tiny_folder: Path) -> None:
+def test_a_missing_device_is_a_config_error(tiny_folder: Path) -> None:
     with pytest.raises(ConfigError, match="cuda:7"):
         HFRunner(ModelSpec(str(tiny_folder), device="cuda:7")).load()

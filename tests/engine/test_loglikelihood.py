@@ -1,4 +1,4 @@
-"""Texts that begin alike are scored as if each were computed by itself, and far cheaper."""
+"""Tests that sharing of prefixes does not change scores and saves computation."""
 
 import itertools
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ GROUPS = [
 ]
 
 
-def scored(engine: HFRunner, groups: Sequence[Sequence[str]]) -> list[GroupScore]:
-    found = list(score_full_texts(engine, groups))
-    assert all(isinstance(group, GroupScore) for group in found), found
-    return [group for group in found if isinstance(group, GroupScore)]
+def score_all(engine: HFRunner, groups: Sequence[Sequence[str]]) -> list[GroupScore]:
+    results = list(score_full_texts(engine, groups))
+    assert all(isinstance(group, GroupScore) for group in results), results
+    return [group for group in results if isinstance(group, GroupScore)]
 
 
 def plain_loss(model: torch.nn.Module, ids: list[int]) -> float:
-    """Compute OpenCompass' PPL the plain way: one text, one forward pass, nothing shared."""
+    """Compute OpenCompass' PPL of one text in one forward pass."""
     tokens = torch.tensor([ids])
     with torch.inference_mode():
         logits = model(tokens).logits[0, :-1].float()
@@ -35,39 +35,38 @@ def plain_loss(model: torch.nn.Module, ids: list[int]) -> float:
     )
 
 
-def test_scores_are_those_of_each_text_computed_by_itself(
-    tiny: HFRunner, tiny_folder: Path
-) -> None:
+def test_scores_equal_those_of_single_texts(tiny: HFRunner, tiny_folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-    for group, found in zip(GROUPS, scored(tiny, GROUPS), strict=True):
-        for text, score in zip(group, found.texts, strict=True):
+    for group, result in zip(GROUPS, score_all(tiny, GROUPS), strict=True):
+        for text, score in zip(group, result.texts, strict=True):
             ids = tiny.tokenize(text)
             assert score.token_count == len(ids)
             assert score.mean_loss == pytest.approx(plain_loss(model, ids), abs=1e-5)
 
 
-def test_what_is_shared_is_counted_once(tiny: HFRunner) -> None:
-    found = scored(tiny, GROUPS)
-    naive = sum(text.token_count for group in found for text in group.texts)
-    # The head once; then of each group only what follows it, and of each text its own ending.
-    assert sum(group.computed_tokens for group in found) < naive / 3
+def test_shared_tokens_are_counted_once(tiny: HFRunner) -> None:
+    results = score_all(tiny, GROUPS)
+    uncached = sum(text.token_count for group in results for text in group.texts)
+    # The shared prefix once, then the prefix of each group and the ending of each text.
+    assert sum(group.computed_tokens for group in results) < uncached / 3
 
 
-def test_the_same_scores_come_in_any_company(tiny: HFRunner) -> None:
-    together = [text.logprob for group in scored(tiny, GROUPS) for text in group.texts]
+def test_scores_do_not_depend_on_other_groups(tiny: HFRunner) -> None:
+    together = [text.logprob for group in score_all(tiny, GROUPS) for text in group.texts]
     alone = [
-        scored(tiny, [[text]])[0].texts[0].logprob for text in itertools.chain.from_iterable(GROUPS)
+        score_all(tiny, [[text]])[0].texts[0].logprob
+        for text in itertools.chain.from_iterable(GROUPS)
     ]
     assert together == pytest.approx(alone, abs=1e-4)
 
 
-def test_two_answers_that_read_the_same_are_equally_likely(tiny: HFRunner) -> None:
-    first, second = scored(tiny, [["What? Yes", "What? Yes"]])[0].texts
+def test_equal_texts_have_equal_scores(tiny: HFRunner) -> None:
+    first, second = score_all(tiny, [["What? Yes", "What? Yes"]])[0].texts
     assert first == second
 
 
-def test_a_group_that_is_too_long_or_too_short_fails_alone(tiny: HFRunner) -> None:
-    found = list(score_full_texts(tiny, [["a" * 2000, "b" * 2000], ["x"], *GROUPS]))
-    assert "context" in str(found[0])
-    assert "fewer than two tokens" in str(found[1])
-    assert [type(group) for group in found[2:]] == [GroupScore] * 3
+def test_an_invalid_group_does_not_affect_others(tiny: HFRunner) -> None:
+    results = list(score_full_texts(tiny, [["a" * 2000, "b" * 2000], ["x"], *GROUPS]))
+    assert "context" in str(results[0])
+    assert "fewer than two tokens" in str(results[1])
+    assert [type(group) for group in results[2:]] == [GroupScore] * 3

@@ -1,4 +1,4 @@
-"""What only a trained model can show. The first run fetches it through the catalogue."""
+"""Tests with the default model, which the first run downloads through the catalogue."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,14 +7,26 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmctl.engine.batching.forward.int4 import int4_supported
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.hf_runner import HFRunner
+from llmctl.engine.memory.estimate import estimate_weight_bytes
 from llmctl.engine.models import resolve
-from llmctl.types import GenerationRequest, Message, ModelSpec, Quant, SamplingParams, ScoreRequest
+from llmctl.engine.models.catalog import CATALOG
+from llmctl.engine.stream import collect_result
+from llmctl.types import (
+    GenerationRequest,
+    Grammar,
+    Message,
+    ModelSpec,
+    Quant,
+    SamplingParams,
+    ScoreRequest,
+)
 
 pytestmark = pytest.mark.real_model
 
-QUESTION = (Message("user", "What is the capital of France?"),)
+CAPITAL_QUESTION = (Message("user", "What is the capital of France?"),)
 
 
 @pytest.fixture(scope="module", params=["4bit", "8bit"])
@@ -26,19 +38,19 @@ def quantised(request: pytest.FixtureRequest) -> Iterator[HFRunner]:
 
 
 def greedy(**params: Any) -> SamplingParams:
-    return SamplingParams(temperature=0, max_new_tokens=60, **params)
+    return SamplingParams(**{"temperature": 0, "max_new_tokens": 60, **params})
 
 
-def test_it_answers_and_ends_by_itself(smollm: HFRunner) -> None:
-    result = smollm.generate(GenerationRequest(QUESTION, sampling=greedy()))
+def test_a_reply_is_correct_and_ends_by_itself(smollm: HFRunner) -> None:
+    result = smollm.generate(GenerationRequest(CAPITAL_QUESTION, sampling=greedy()))
     assert "Paris" in result.choices[0].text
     assert result.choices[0].finish_reason == "stop"
     assert "<|" not in result.choices[0].text
 
 
-def test_greedy_chat_is_the_same_text_streamed_and_not(smollm: HFRunner) -> None:
+def test_streamed_text_equals_the_whole_text(smollm: HFRunner) -> None:
     request = GenerationRequest(
-        (Message("user", "Count from one to ten in words."),), sampling=greedy()
+        (Message("user", "Count from one to ten in words."),), sampling=greedy(max_new_tokens=20)
     )
     with smollm.submit(request) as stream:
         streamed = "".join(chunk.text for chunk in stream)
@@ -46,29 +58,44 @@ def test_greedy_chat_is_the_same_text_streamed_and_not(smollm: HFRunner) -> None
     assert len(streamed) > 20
 
 
-def test_a_stop_string_split_over_tokens_cuts_exactly(smollm: HFRunner) -> None:
-    whole = smollm.generate(GenerationRequest(QUESTION, sampling=greedy())).choices[0].text
-    # Begins inside one token and ends inside another.
+def test_a_stop_string_across_tokens_ends_the_text_exactly(smollm: HFRunner) -> None:
+    whole = smollm.generate(GenerationRequest(CAPITAL_QUESTION, sampling=greedy())).choices[0].text
+    # It begins within one token and ends within another.
     stop = "ance is Par"
     assert stop in whole
-    with smollm.submit(GenerationRequest(QUESTION, sampling=greedy(stop=(stop,)))) as stream:
+    with smollm.submit(
+        GenerationRequest(CAPITAL_QUESTION, sampling=greedy(stop=(stop,)))
+    ) as stream:
         chunks = list(stream)
     assert "".join(c.text for c in chunks) == whole[: whole.index(stop)]
     assert chunks[-1].finish_reason == "stop"
 
 
-def test_characters_of_many_tokens_arrive_whole(smollm: HFRunner) -> None:
-    # The model would not write this by itself; what it repeats it writes byte by byte.
-    turns = (Message("user", "Repeat exactly: 你好 👩‍👩‍👧 naïve café"),)
-    with smollm.submit(GenerationRequest(turns, sampling=greedy())) as stream:
-        pieces = [chunk.text for chunk in stream]
+def test_characters_of_several_tokens_are_returned_whole(smollm: HFRunner) -> None:
+    text = "你好 👩‍👩‍👧 naïve café"
+    sampling = greedy(grammar=Grammar("choice", choices=(text,)))
+    with smollm.submit(GenerationRequest(CAPITAL_QUESTION, sampling=sampling)) as stream:
+        chunks = list(stream)
+    pieces = [chunk.text for chunk in chunks if chunk.text]
+    assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces)
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens > len(text)  # several tokens for a character
 
 
-def test_quantised_weights_still_know_the_capital(quantised: HFRunner) -> None:
-    result = quantised.generate(GenerationRequest(QUESTION, sampling=greedy()))
-    assert "Paris" in result.choices[0].text
-    assert quantised.info().weight_bytes < 200_000_000
+def test_quantised_weights_answer_correctly_and_are_smaller(quantised: HFRunner) -> None:
+    request = ScoreRequest("The capital of France is", (" Paris", " Rome", " London", " a"))
+    paris, *others = (score.logprob for score in quantised.score([request])[0])
+    assert paris > max(others) + 1
+    info, entry = quantised.info(), CATALOG[0]
+    expected = estimate_weight_bytes(
+        entry.linear_parameters,
+        entry.parameters - entry.linear_parameters,
+        getattr(torch, info.dtype),
+        info.quant,
+        int4=int4_supported(),
+    )
+    assert info.weight_bytes == pytest.approx(expected, rel=0.02)
 
 
 def test_the_right_continuation_scores_higher(smollm: HFRunner) -> None:
@@ -78,28 +105,28 @@ def test_the_right_continuation_scores_higher(smollm: HFRunner) -> None:
     assert not wrong.is_greedy
 
 
-def test_sixteen_conversations_in_company_say_what_each_says_alone(smollm: HFRunner) -> None:
+def test_batched_replies_equal_those_of_transformers(smollm: HFRunner) -> None:
     openings = ("Name a river.", "Write one line about rain.", "What is 3 + 4?", "Say hello.")
     requests = []
     for i in range(4):
         system = [Message("system", "Answer briefly.")] * (i % 2)
-        sampling = SamplingParams(temperature=0, max_new_tokens=6 + i)
+        sampling = SamplingParams(temperature=0, max_new_tokens=6 + i, logprobs=0)
         for opening in openings:
             turns = (*system, Message("user", f"{opening} {i}"))
             requests.append(GenerationRequest(turns, sampling=sampling))
     streams = [smollm.submit(request) for request in requests]
-    together = ["".join(chunk.text for chunk in stream) for stream in streams]
-    model, tokenizer = stock_model()
-    for request, text in zip(requests, together, strict=True):
-        ids = ChatTemplate.of(tokenizer).encode(request.messages)
-        output = model.generate(
-            torch.tensor([ids]), do_sample=False, max_new_tokens=request.sampling.max_new_tokens
-        )
-        alone = tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
-        assert text == alone.rstrip("\ufffd")  # the limit may cut a character in half
-
-
-def stock_model() -> tuple[Any, Any]:
+    replies = [collect_result(stream).choices[0] for stream in streams]
     folder = resolve.resolve_model("smollm2-135m").path
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    template = ChatTemplate.of(tokenizer)
+    for request, reply in zip(requests, replies, strict=True):
+        prompt = template.render(request.messages).ids
+        ids = [entry.chosen.token_id for entry in reply.logprobs]
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + ids])).logits[0]
+        # Greedy decoding: each token is the most likely one after those before it.
+        expected = ids if reply.finish_reason == "length" else [*ids, tokenizer.eos_token_id]
+        assert logits[len(prompt) - 1 :].argmax(-1).tolist()[: len(expected)] == expected
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        assert reply.text == text.rstrip("\ufffd")  # the limit may cut a character

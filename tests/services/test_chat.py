@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from llmctl.engine.chat.response_delta import ResponseDelta
-from llmctl.engine.openai.think_tags import ThinkTagSplitter
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.services.chat import Conversation, ConversationStore, context_window, files
 from llmctl.services.chat.conversation import (
@@ -18,7 +17,7 @@ from llmctl.services.chat.conversation import (
 )
 from llmctl.services.chat.session import ChatSession
 from llmctl.services.chat.settings import list_parameters, read_grammar, set_parameter
-from llmctl.types import GenerationChunk, Message, SamplingParams
+from llmctl.types import Message, SamplingParams
 from tests.fakes import FakeEngine
 
 
@@ -139,28 +138,6 @@ def test_a_setting_is_checked_and_given_back() -> None:
         with pytest.raises(ConfigError, match=said):
             set_parameter(sampling, name, value)
     assert read_grammar("-").kind == "json_object"
-
-
-@pytest.mark.parametrize("size", [1, 3, 100])
-@pytest.mark.parametrize(
-    ("text", "reasoning", "answer"),
-    [
-        ("<think>\nhm </think>\n\nyes", "hm", "yes"),
-        (" <think>never ended", "never ended", ""),
-        ("<thin ice>", "", "<thin ice>"),
-        ("so <think>x</think>", "", "so <think>x</think>"),
-        ("<think></think>yes", "", "yes"),
-    ],
-)
-def test_thoughts_are_told_from_answers_however_they_are_cut(
-    text: str, reasoning: str, answer: str, size: int
-) -> None:
-    splitter = ThinkTagSplitter()
-    pieces = [text[at : at + size] for at in range(0, len(text), size)]
-    chunks = [splitter.feed(GenerationChunk(piece)) for piece in pieces]
-    chunks.append(splitter.feed(GenerationChunk("", finish_reason="stop")))
-    assert "".join(chunk.reasoning for chunk in chunks).strip() == reasoning
-    assert "".join(chunk.text for chunk in chunks) == answer
 
 
 def test_earlier_thoughts_are_kept_with_the_reply() -> None:

@@ -117,7 +117,7 @@ def test_show_of_a_hub_model_that_is_not_here_says_how_to_fetch_it() -> None:
 def test_show_of_no_model_is_refused(home: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"lacks config\.json"):
         models.show(str(home))
-    with pytest.raises(ModelNotFoundError, match="no model is called 'nonsense'"):
+    with pytest.raises(ModelNotFoundError, match="unknown model name 'nonsense'"):
         models.show("nonsense")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmctl.engine.chat.control_tokens import CharSpan
-from llmctl.engine.chat.template import ChatTemplate
+from llmctl.engine.chat.template import ChatTemplate, RenderOptions
 from llmctl.errors import LlmctlError
 from llmctl.types import Example, Message
 
@@ -44,7 +44,7 @@ class AssistantSpanFinder:
         self._messages = example.messages
         self._tools = example.tools
         self._masked = example.masked
-        self._kwargs = kwargs
+        self._options = RenderOptions(tools=example.tools, template_kwargs=kwargs)
         self._all = [i for i, m in enumerate(example.messages) if m.role == "assistant"]
         self._finished: dict[int, str] = {}
 
@@ -60,9 +60,7 @@ class AssistantSpanFinder:
         if not self._template.has_generation_blocks:
             return None
         shown = self._messages[: learnt[-1] + 1]
-        written, blocks = self._template.render_with_assistant_spans(
-            shown, tools=self._tools, template_kwargs=self._kwargs
-        )
+        written, blocks = self._template.render_with_assistant_spans(shown, self._options)
         replies = [i for i in self._all if i < len(shown)]
         if len(blocks) != len(replies):
             return None  # whose block is whose cannot be told
@@ -117,9 +115,7 @@ class AssistantSpanFinder:
         if reply == 0:
             return None  # nobody asks for a reply to nothing: a greeting is context
         try:
-            return self._template.write(
-                self._messages[:reply], tools=self._tools, template_kwargs=self._kwargs
-            )
+            return self._template.render_text(self._messages[:reply], self._options)
         except LlmctlError:
             self._until(reply)  # refuses the row if the template refuses all of it
             return None
@@ -132,11 +128,8 @@ class AssistantSpanFinder:
         return self._finished[reply]
 
     def _finish_with(self, messages: Sequence[Message]) -> str:
-        return self._template.write(
-            messages,
-            tools=self._tools,
-            add_generation_prompt=False,
-            template_kwargs=self._kwargs,
+        return self._template.render_text(
+            messages, replace(self._options, add_generation_prompt=False)
         )
 
     def _reply(self, prompt: str, alone: str, whole: str) -> CharSpan | None:
@@ -157,7 +150,7 @@ class AssistantSpanFinder:
         # that is missing must be control tokens.
         end = self._end(alone, first, _shared(alone, whole), strict=True)
         rest = alone[end:]
-        for a, b in reversed(list(self._template.escaper.control_tokens(rest))):
+        for a, b in reversed(list(self._template.escaper.control_token_spans(rest))):
             rest = rest[:a] + rest[b:]
         return (first, end) if end > first and not rest.strip() else None
 
@@ -187,7 +180,7 @@ class AssistantSpanFinder:
         return min(_shared(whole, other) for other in others)
 
     def _controls(self, text: str) -> list[CharSpan]:
-        return list(self._template.escaper.control_tokens(text))
+        return list(self._template.escaper.control_token_spans(text))
 
     def _end(self, text: str, first: int, last: int, *, strict: bool = False) -> int:
         """Return where the reply in `text[first:last]` ends: after the control token that ends it.

@@ -101,7 +101,7 @@ def reply_end(template: ChatTemplate) -> int | None:
     first = masked.loss_mask.index(True)
     last = first + sum(1 for _ in takewhile(bool, masked.loss_mask[first:])) - 1
     first_char, last_char = masked.offsets[last]
-    controls = template.escaper.control_tokens(masked.text)
+    controls = template.escaper.control_token_spans(masked.text)
     ends_with_control = any(a < last_char and first_char < b for a, b in controls)
     return masked.ids[last] if ends_with_control else None
 
@@ -128,8 +128,11 @@ def _finish(template: ChatTemplate, drafts: Sequence[RenderedSequence]) -> list[
     tokens = template.tokens
     documents = iter(tokens.encode_documents([d.written for d in drafts if d.document]))
     conversations = iter(
-        tokens.of(
-            (d.written, [edge for a, b in d.replies for edge in ((a,) if tokens.exact else (a, b))])
+        tokens.encode(
+            (
+                d.written,
+                [edge for a, b in d.replies for edge in ((a,) if tokens.has_offsets else (a, b))],
+            )
             for d in drafts
             if not d.document
         )

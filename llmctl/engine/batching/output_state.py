@@ -4,8 +4,9 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from llmctl.engine.chat.detokenize import StopStringScanner, TokenDecoder
+from llmctl.engine.chat.detokenize import TokenDecoder
 from llmctl.engine.chat.response_delta import ResponseParser
+from llmctl.engine.chat.stop_strings import StopStringScanner
 from llmctl.types import FinishReason, GenerationChunk, SamplingParams, TokenLogprob
 
 

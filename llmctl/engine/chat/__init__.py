@@ -1,1 +1,1 @@
-"""Between messages and tokens: chat templates, control tokens, response parsing, tool choice."""
+"""Conversion between messages and tokens: templates, control tokens, parsing, tool choice."""

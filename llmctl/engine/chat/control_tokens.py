@@ -1,4 +1,4 @@
-"""How the spelling of a control token that a person wrote stays text."""
+"""Escaping of control tokens that a user has typed, so that they are tokenised as plain text."""
 
 import re
 import secrets
@@ -8,29 +8,30 @@ from typing import Any
 CharSpan = tuple[int, int]
 """Half-open, in characters."""
 
-# Private-use characters, which no template gives a meaning, from a place that nobody can guess.
-_FIRST_MARK = 0x100000 + secrets.randbelow(0xC000)
+# Private-use characters, which no template interprets; random, so that no user can type them.
+_FIRST_PLACEHOLDER = 0x100000 + secrets.randbelow(0xC000)
 
 
 class ControlTokenEscaper:
-    """Marks in place of control tokens' spellings, as long as these: no position ever moves.
+    """Replaces control tokens in user text by placeholders of the same length.
 
-    Where the marks are, a template sees no control token and the tokenizer is told of none.
+    The positions of all other characters stay the same. The template and the tokenizer do not see
+    the control tokens; `unescape` restores them.
     """
 
     def __init__(self, control_tokens: Iterable[str]) -> None:
         longest_first = sorted(set(control_tokens), key=lambda token: (-len(token), token))
-        self._marks = {
-            token: chr(_FIRST_MARK + number) * len(token)
+        self._placeholders = {
+            token: chr(_FIRST_PLACEHOLDER + number) * len(token)
             for number, token in enumerate(longest_first)
         }
-        self._spellings = {mark: token for token, mark in self._marks.items()}
-        self._tokens_pattern = _any_of(self._marks)
-        self._marks_pattern = _any_of(self._spellings)
+        self._tokens = {placeholder: token for token, placeholder in self._placeholders.items()}
+        self._token_pattern = _alternation(self._placeholders)
+        self._placeholder_pattern = _alternation(self._tokens)
 
     def escape(self, value: Any) -> Any:
-        """Return a copy of JSON-like data with a mark for every control token spelt in it."""
-        if self._tokens_pattern is None:
+        """Return a copy of JSON-like data with a placeholder for every control token in it."""
+        if self._token_pattern is None:
             return value
         if isinstance(value, dict):
             return {key: self.escape(item) for key, item in value.items()}
@@ -38,24 +39,24 @@ class ControlTokenEscaper:
             return [self.escape(item) for item in value]
         if not isinstance(value, str):
             return value
-        return self._tokens_pattern.sub(lambda match: self._marks[match.group()], value)
+        return self._token_pattern.sub(lambda match: self._placeholders[match.group()], value)
 
     def unescape(self, text: str) -> str:
-        """Return `text` with the spellings back in place of their marks."""
-        if self._marks_pattern is None:
+        """Return `text` with the control tokens in place of their placeholders."""
+        if self._placeholder_pattern is None:
             return text
-        return self._marks_pattern.sub(lambda match: self._spellings[match.group()], text)
+        return self._placeholder_pattern.sub(lambda match: self._tokens[match.group()], text)
 
-    def marks(self, text: str) -> Iterator[CharSpan]:
-        """Where a person spelt a control token."""
-        return _spans(self._marks_pattern, text)
+    def placeholder_spans(self, text: str) -> Iterator[CharSpan]:
+        """Yield the spans of the control tokens that a user typed."""
+        return _spans(self._placeholder_pattern, text)
 
-    def control_tokens(self, text: str) -> Iterator[CharSpan]:
-        """Where the template wrote one."""
-        return _spans(self._tokens_pattern, text)
+    def control_token_spans(self, text: str) -> Iterator[CharSpan]:
+        """Yield the spans of the control tokens that the template wrote."""
+        return _spans(self._token_pattern, text)
 
 
-def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:
+def _alternation(words: Iterable[str]) -> re.Pattern[str] | None:
     alternatives = "|".join(map(re.escape, words))
     return re.compile(alternatives) if alternatives else None
 

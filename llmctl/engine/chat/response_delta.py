@@ -1,4 +1,4 @@
-"""What does a reply consist of?"""
+"""What a response parser produces: pieces of answer text, reasoning and tool calls."""
 
 import uuid
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ from llmctl.types import ToolCall
 
 @dataclass(frozen=True, slots=True)
 class ResponseDelta:
-    """A piece of a reply; one of the three is there."""
+    """A piece of a response; exactly one of the three is set."""
 
     text: str = ""
     reasoning: str = ""
     call: ToolCall | None = None
-    """With the id of the call before it: more of that call's arguments."""
+    """A call with the id of the call before it holds more of that call's arguments."""
 
 
 class ResponseParser(Protocol):
-    """Tells the parts of one reply apart, while it is written."""
+    """Separates answer, reasoning and tool calls of one response while it is generated."""
 
     def feed(self, text: str) -> list[ResponseDelta]:
-        """Take the next piece of what the model writes; return what is certain by now."""
+        """Take the next piece of generated text; return what is certain so far."""
 
     def end(self) -> list[ResponseDelta]:
-        """Return the rest, once no more can come."""
+        """Return the rest, once the generation has ended."""
 
 
 def new_tool_call_id() -> str:
-    """Return an id for a call, in OpenAI's style."""
+    """Return an id for a tool call, in OpenAI's style."""
     return f"call_{uuid.uuid4().hex[:24]}"

@@ -1,1 +1,1 @@
-"""Files into modules that run: weights, tokenizers, adapters, quantised layers."""
+"""Loading of weights, tokenizers, adapters and quantised layers."""

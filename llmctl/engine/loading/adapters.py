@@ -1,4 +1,4 @@
-"""Reads a LoRA adapter from a folder in PEFT's format, and says why where it cannot be used."""
+"""Loading of LoRA adapters in PEFT's format."""
 
 from collections.abc import Collection
 from copy import deepcopy
@@ -14,36 +14,35 @@ from llmctl.engine.models.weight_files import read_entries
 from llmctl.errors import ConfigError
 
 META_ADAPTER_NAME = "a"
-"""The name an adapter has on a skeleton."""
+"""Name of the adapter that `inject_adapter` adds to a model."""
 BASE_PRESERVING_INITS = (True, False, "gaussian", "eva", "orthogonal")
-"""Ways to begin a training that leave the base model's weights as they are."""
+"""Values of `init_lora_weights` that do not change the base model's weights."""
 
 
 def read_adapter(path: str, model: Any) -> LoraAdapter:
-    """Read what an adapter adds to each linear layer of `model`, which is only looked at.
+    """Read the LoRA weights of each linear layer of `model`, which is not changed.
 
-    PEFT itself lays the adapter out, on a copy of the model without memory: its patterns of
-    ranks, scalings and layers mean here what they mean there.
+    PEFT itself adds the adapter, to a copy of the model on the meta device, so its patterns of
+    ranks, scalings and layers have the same meaning as in PEFT.
 
     Raises:
-        ConfigError: it is no adapter, one for another model, or of a kind that cannot be put on
-            and taken off by request.
+        ConfigError: it is not an adapter of this model, or cannot be selected per request.
     """
     if (reason := unsupported_per_request(path)) is not None:
-        raise _unfit(path, reason)
+        raise _unsupported(path, reason)
     with torch.device("meta"):
-        skeleton = type(model)(deepcopy(model.config))
-    inject_adapter(path, skeleton)
-    return _deltas(path, skeleton)
+        meta_model = type(model)(deepcopy(model.config))
+    inject_adapter(path, meta_model)
+    return _lora_weights(path, meta_model)
 
 
 def unsupported_per_request(path: str) -> str | None:
-    """Say why an adapter cannot be put on and taken off by request, or return `None`.
+    """Return why an adapter cannot be selected per request, or `None` if it can.
 
-    That takes low-rank matrices beside the base model's own weights, and nothing else.
+    An adapter that can consists only of low-rank matrices for linear layers.
 
     Raises:
-        ConfigError: it is no LoRA adapter in PEFT's format.
+        ConfigError: it is not a LoRA adapter in PEFT's format.
     """
     from safetensors import SafetensorError
 
@@ -51,25 +50,25 @@ def unsupported_per_request(path: str) -> str | None:
     try:
         names = read_entries([Path(path).expanduser() / ADAPTER_WEIGHTS])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ConfigError(f"cannot put {path} on a model: {ADAPTER_WEIGHTS}: {error}") from error
-    return _more_than_matrices(config, names)
+        raise ConfigError(f"cannot load the adapter {path}: {ADAPTER_WEIGHTS}: {error}") from error
+    return _unsupported_part(config, names)
 
 
 def read_adapter_config(path: str) -> Any:
-    """Read PEFT's description of a LoRA adapter.
+    """Read PEFT's config of a LoRA adapter.
 
     Raises:
-        ConfigError: the folder holds none, or an adapter of another kind.
+        ConfigError: the folder has no adapter, or one of another kind.
     """
     from peft import PeftConfig
 
     folder = Path(path).expanduser()
     if not (folder / ADAPTER_CONFIG).is_file():
-        raise ConfigError(f"{path} is no adapter folder: it has no {ADAPTER_CONFIG}")
+        raise ConfigError(f"{path} is not the folder of an adapter: it has no {ADAPTER_CONFIG}")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ConfigError(
             f"{path} has no {ADAPTER_WEIGHTS}",
-            hint="load it with PEFT and save it again with save_pretrained()",
+            hint="load it with PEFT and save it with save_pretrained()",
         )
     try:
         config: Any = PeftConfig.from_pretrained(str(folder))
@@ -77,12 +76,12 @@ def read_adapter_config(path: str) -> Any:
         raise ConfigError(f"{path}/{ADAPTER_CONFIG} cannot be read: {error}") from error
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind != "LORA":
-        raise ConfigError(f"{path} is a {kind} adapter; LoRA adapters alone are supported")
+        raise ConfigError(f"{path} is a {kind} adapter; only LoRA adapters are supported")
     return config
 
 
-def inject_adapter(path: str, skeleton: Any) -> None:
-    """Lay an adapter's own tensors out on a model on the meta device, under the key `a`.
+def inject_adapter(path: str, meta_model: Any) -> None:
+    """Add an adapter and its weights to a model on the meta device, as `META_ADAPTER_NAME`.
 
     Raises:
         ConfigError: it was trained on another model.
@@ -93,102 +92,102 @@ def inject_adapter(path: str, skeleton: Any) -> None:
 
     config = read_adapter_config(path)
     try:
-        # Saved under the names that the modules have within PEFT's own wrapper.
+        # The names in the file are those of the modules in PEFT's wrapper.
         state = {
             name.removeprefix("base_model.model."): tensor
             for name, tensor in load_file(Path(path).expanduser() / ADAPTER_WEIGHTS).items()
         }
         config.init_lora_weights = False
-        inject_adapter_in_model(config, skeleton, META_ADAPTER_NAME, low_cpu_mem_usage=True)
-        for layer in lora_layers(skeleton).values():
-            # PEFT moves an adapter to where the weight beside it is, and to its type.
+        inject_adapter_in_model(config, meta_model, META_ADAPTER_NAME, low_cpu_mem_usage=True)
+        for layer in lora_layers(meta_model).values():
+            # PEFT moves an adapter to the device and dtype of the layer's weight.
             layer.get_base_layer().weight = nn.Parameter(torch.empty(0))
         result: Any = set_peft_model_state_dict(
-            skeleton, state, META_ADAPTER_NAME, low_cpu_mem_usage=True
+            meta_model, state, META_ADAPTER_NAME, low_cpu_mem_usage=True
         )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"cannot put {path} on this model: {reason}") from error
+        raise ConfigError(f"cannot add the adapter {path} to this model: {reason}") from error
     if result.unexpected_keys:
         raise ConfigError(
-            f"{path} was trained on another model: this one has no {result.unexpected_keys[0]}"
+            f"{path} was trained on another model: this model has no {result.unexpected_keys[0]}"
         )
 
 
 def attach_static_adapter(path: str, model: Any, *, quantised: bool) -> Any:
-    """Put an adapter of any LoRA kind on a model that keeps it; return the model.
+    """Add an adapter of any LoRA kind permanently to a model; return the model.
 
-    It goes into the weights, or beside them where those are quantised: writing into 4 bits would
-    round what was learnt away.
+    It is merged into the weights, unless they are quantised: in 4 bits the rounding would remove
+    most of the adapter.
 
     Raises:
-        ConfigError: it was trained on another model, or does not go with the quantisation.
+        ConfigError: it was trained on another model, or does not support the quantisation.
     """
     from peft import PeftModel
 
     if read_adapter_config(path).use_dora and getattr(model, "is_loaded_in_8bit", False):
-        # PEFT 0.21 loses the scales of the 8-bit weights on the way.
+        # PEFT 0.21 loses the scales of the 8-bit weights.
         raise ConfigError(
-            f"{path} uses DoRA, which does not go with --quant 8bit",
+            f"{path} uses DoRA, which does not support --quant 8bit",
             hint=f"--quant 4bit or none, or `llmctl models merge {path} -o FOLDER`",
         )
-    rows = adapter_vocab_size(Path(path).expanduser())
+    vocab_size = adapter_vocab_size(Path(path).expanduser())
     try:
-        if rows not in (None, model.get_input_embeddings().weight.shape[0]):
-            model.resize_token_embeddings(rows, mean_resizing=False)
+        if vocab_size not in (None, model.get_input_embeddings().weight.shape[0]):
+            model.resize_token_embeddings(vocab_size, mean_resizing=False)
         adapted: Any = PeftModel.from_pretrained(model, path)
         return adapted.base_model.model if quantised else adapted.merge_and_unload()
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"cannot put {path} on this model: {reason}") from error
+        raise ConfigError(f"cannot add the adapter {path} to this model: {reason}") from error
 
 
 def adapter_vocab_size(folder: Path) -> int | None:
-    """Return how many tokens the embedding has that an adapter brings along, if it does."""
+    """Return the vocabulary size of an adapter's own embedding; `None` if it has none."""
     entries = read_entries([folder / ADAPTER_WEIGHTS])
     return next((e.shape[0] for n, e in entries.items() if n.endswith("embed_tokens.weight")), None)
 
 
-def _more_than_matrices(config: Any, names: Collection[str]) -> str | None:
-    foreign = next((n for n in names if ".lora_A." not in n and ".lora_B." not in n), None)
+def _unsupported_part(config: Any, names: Collection[str]) -> str | None:
+    other = next((n for n in names if ".lora_A." not in n and ".lora_B." not in n), None)
     reasons = {
         "it uses DoRA": config.use_dora,
         "it trained whole modules beside LoRA (modules_to_save)": config.modules_to_save,
         "it trained single tokens (trainable_token_indices)": config.trainable_token_indices,
-        "it trained parameters of no linear layer (target_parameters)": config.target_parameters,
+        "it trained parameters outside linear layers (target_parameters)": config.target_parameters,
         "it trained biases": config.bias != "none" or config.lora_bias,
         "it repeats layers (layer_replication)": config.layer_replication,
         f"init_lora_weights={config.init_lora_weights!r} changed the base model's weights": (
             config.init_lora_weights not in BASE_PRESERVING_INITS
         ),
-        f"it holds {foreign}, which is no LoRA matrix of a linear layer": foreign,
+        f"it has {other}, which is not a LoRA matrix of a linear layer": other,
     }
-    return next((reason for reason, found in reasons.items() if found), None)
+    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
-def _deltas(path: str, skeleton: Any) -> LoraAdapter:
-    deltas = {}
-    for name, layer in lora_layers(skeleton).items():
+def _lora_weights(path: str, meta_model: Any) -> LoraAdapter:
+    weights = {}
+    for name, layer in lora_layers(meta_model).items():
         if layer.lora_variant or META_ADAPTER_NAME not in layer.lora_A:
-            raise _unfit(path, f"what it adds to {name} is more than two matrices")
+            raise _unsupported(path, f"its weights for {name} are more than two matrices")
         down: Tensor = layer.lora_A[META_ADAPTER_NAME].weight.detach()
         up: Tensor = layer.lora_B[META_ADAPTER_NAME].weight.detach()
         if down.is_meta or up.is_meta:
-            raise ConfigError(f"{path} was trained on another model: it has nothing for {name}")
-        deltas[name] = LoraWeights(down.T, up.T * layer.scaling[META_ADAPTER_NAME])
-    return deltas
+            raise ConfigError(f"{path} was trained on another model: it has no weights for {name}")
+        weights[name] = LoraWeights(down.T, up.T * layer.scaling[META_ADAPTER_NAME])
+    return weights
 
 
 def lora_layers(model: Any) -> dict[str, Any]:
-    """Return PEFT's layers by the path of the layer they stand for."""
+    """Return PEFT's LoRA layers by the path of the layer that they replace."""
     from peft.tuners.lora import LoraLayer
 
     return {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
 
 
-def _unfit(path: str, reason: str) -> ConfigError:
+def _unsupported(path: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"{path} cannot be put on and taken off by request: {reason}",
-        hint=f"give {path} as --model, which puts it on for good, or merge it: "
+        f"{path} cannot be selected per request: {reason}",
+        hint=f"give {path} as --model, which adds it permanently, or merge it: "
         f"llmctl models merge {path} -o FOLDER",
     )

@@ -1,7 +1,7 @@
-"""Turns a GGUF file into a plain model folder. A process of its own, started by `package_index`.
+"""The process that converts a GGUF file to a model folder, started by `package_index`.
 
-Transformers prints bars here that no switch turns off and leaves its memory behind; neither
-reaches the process that waits for the result.
+In a process of its own, the progress bars that Transformers always prints do not reach the
+terminal, and all memory is freed at its end.
 """
 
 import argparse
@@ -36,13 +36,13 @@ def convert(gguf: Path, target: Path) -> None:
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     _check_tokenizer(tokenizer, target)
-    # safetensors writes files that only their owner may read.
+    # safetensors writes files that only their owner can read.
     for file in target.glob("*.safetensors"):
         shutil.copymode(target / "config.json", file)
 
 
 def _check_tokenizer(tokenizer: Any, target: Path) -> None:
-    """Raise where the saved tokenizer is not the one that was read."""
+    """Raise `ValueError` if the saved tokenizer differs from the one that was read."""
     from transformers import AutoTokenizer, GenerationConfig
 
     saved: Any = AutoTokenizer.from_pretrained(target)

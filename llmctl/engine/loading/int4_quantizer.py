@@ -1,6 +1,6 @@
-"""Lets Transformers read weights straight into `Int4Linear` layers, one matrix at a time.
+"""The Transformers quantizer that loads weights into `Int4Linear` layers, one matrix at a time.
 
-A model of which the four-bit weights alone fit never stands in memory as a whole.
+The unquantised model is never in memory as a whole.
 """
 
 from typing import Any
@@ -20,19 +20,19 @@ _NAME = "llmctl-int4"
 
 @register_quantization_config(_NAME)
 class Int4Config(QuantizationConfigMixin):
-    """Asks `from_pretrained` for four bits in the layout of PyTorch's CPU kernel."""
+    """Selects this quantizer in `from_pretrained`."""
 
     def __init__(self, **_: Any) -> None:
-        self.quant_method: Any = _NAME  # Transformers' own methods are an enumeration
+        self.quant_method: Any = _NAME  # Transformers expects a member of its enumeration
 
 
 class _Quantise(ConversionOps):
     def convert(self, input_dict: dict[str, Any], *_: Any, **given: Any) -> dict[str, list[Tensor]]:
-        """Quantise one weight into its layer, and leave nothing for Transformers to put there."""
-        for name, found in input_dict.items():
+        """Quantise one weight into its layer; return no tensor for Transformers to assign."""
+        for name, tensors in input_dict.items():
             layer, _name = get_module_from_name(given["model"], name)
-            layer.take(found[0] if isinstance(found, list) else found)
-            # The mark of what has its weights, for a module and for a tensor.
+            layer.quantise(tensors[0] if isinstance(tensors, list) else tensors)
+            # Marks the module and the tensor as initialised.
             layer._is_hf_initialized = layer.weight._is_hf_initialized = True
             given["missing_keys"].discard(name)
         return {}
@@ -66,7 +66,7 @@ class _Int4Quantizer(HfQuantizer):
 
 
 def _empty(module: nn.Linear) -> Int4Linear:
-    """Return the layer that takes the place of one whose weight has not been read."""
+    """Return the empty layer that replaces `module`, whose weight has not been read."""
     layer = Int4Linear(module.in_features, module.out_features)
     shape, dtype = module.weight.shape, module.weight.dtype
     layer.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)

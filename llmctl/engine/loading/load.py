@@ -1,4 +1,4 @@
-"""Turns a `ModelSpec` into a model and a tokenizer that are ready to run."""
+"""Loading of a model and its tokenizer from a `ModelSpec`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ from llmctl.engine.memory.hardware import choose_device, choose_dtype
 from llmctl.engine.memory.plan import plan_memory
 from llmctl.engine.memory.request import MemoryRequest, TargetDevice
 from llmctl.engine.models import adapter_metadata, model_folder, provenance, resolve
-from llmctl.engine.models.resolve import ResolvedModel
+from llmctl.engine.models.resolved import ResolvedModel
+from llmctl.engine.models.weight_files import fingerprint
 from llmctl.errors import ConfigError
 from llmctl.types import (
     EngineInfo,
@@ -32,12 +33,12 @@ from llmctl.types import (
 
 _FALLBACK_CONTEXT = 2048
 _QUANT_BLOCK = 64
-"""Weights that share a scale in bitsandbytes' 4-bit format."""
+"""Number of weights that share a scale in bitsandbytes' 4-bit format."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in evaluation mode and what goes with it. Whoever loads it owns it."""
+    """A model in evaluation mode, owned by its caller, with its tokenizer and settings."""
 
     info: EngineInfo
     plan: MemoryPlan
@@ -45,53 +46,69 @@ class LoadedModel:
     tokenizer: Any
     template: ChatTemplate
     adapter: str | None
-    """Folder of an adapter that is still to be put on."""
+    """Folder of an adapter that the caller has to add."""
     has_static_adapter: bool
-    """An adapter is in the weights, or fixed beside them."""
+    """Whether an adapter is permanently part of the model."""
     vocab_size: int
     eos_ids: tuple[int, ...]
     sampling_defaults: SamplingParams
-    """What the model's `generation_config` asks for."""
+    """From the model's `generation_config`."""
 
 
-def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) -> LoadedModel:
-    """Find, read and prepare a model.
+def load_model(
+    spec: ModelSpec,
+    progress: ProgressCallback = ignore_progress,
+    *,
+    allow_int4: bool | None = None,
+) -> LoadedModel:
+    """Resolve, load and prepare a model.
 
-    An adapter that can be taken off again is the runner's to put on; any other is put on here.
+    An adapter that can be selected per request is left to the caller; any other is added here.
+
+    Args:
+        allow_int4: whether 4bit on a CPU may use `Int4Linear` instead of NF4; by default where
+            processor and PyTorch support it.
 
     Raises:
         ModelNotFoundError: no source has it.
-        UnsafeModelError: it could run code of its own, and that was not asked for.
+        UnsafeModelError: it can run code of its own, which was not allowed.
         ModelLoadError: its files cannot be used.
         OutOfMemoryError: it does not fit.
-        ConfigError: the device or template is not there; the adapter is none, does not fit, or
-            learnt with another chat template.
+        ConfigError: the device or the template is not available; the adapter is not valid, is for
+            another model, or was trained with another chat template.
     """
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
-    found = resolve.resolve_model(
+    resolved = resolve.resolve_model(
         spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle, progress=progress
     )
-    adapter = adapter_folder(spec, found)
-    progress(Progress(f"loading {found.model_id} on {device}"))
-    with library_errors(found.path, spec), quiet_libraries():
-        config, tokenizer = read_model_config(spec, found.whole), read_tokenizer(spec, found)
+    adapter = adapter_folder(spec, resolved)
+    progress(Progress(f"loading {resolved.model_id} on {device}"))
+    with library_errors(resolved.path, spec), quiet_libraries():
+        config, tokenizer = (
+            read_model_config(spec, resolved.full_model),
+            read_tokenizer(spec, resolved),
+        )
         template = ChatTemplate.of(tokenizer, spec.chat_template)
-        origin = provenance.check_provenance(
-            found,
+        check = provenance.check_provenance(
+            resolved,
             adapter=adapter,
             template=template.fingerprint,
             template_chosen=spec.chat_template is not None,
         )
-        kept = None if adapter is None else adapters.unsupported_per_request(adapter)
-        shape = _shape(spec, found, config)
+        static_reason = None if adapter is None else adapters.unsupported_per_request(adapter)
+        shape = model_shape(spec, resolved, config)
         plan = plan_memory(
             MemoryRequest(shape, TargetDevice.here(device, dtype), spec.quant, spec.limits)
         )
-        # What PEFT puts on for good it knows how to put on bitsandbytes' layers.
-        int4 = device.type == "cpu" and int4_supported() and kept is None
-        model = read_weights(spec, found.whole, config, device, dtype, int4=int4)
-        if adapter is not None and kept is not None:
+        # PEFT adds adapters permanently to bitsandbytes' layers only.
+        int4 = (
+            device.type == "cpu"
+            and static_reason is None
+            and (int4_supported() if allow_int4 is None else allow_int4)
+        )
+        model = read_weights(spec, resolved.full_model, config, device, dtype, int4=int4)
+        if adapter is not None and static_reason is not None:
             quantised = getattr(model, "is_quantized", False)
             model = adapters.attach_static_adapter(adapter, model, quantised=quantised)
     model.eval().requires_grad_(False)
@@ -100,7 +117,7 @@ def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) ->
     defaults = model.generation_config
     return LoadedModel(
         info=EngineInfo(
-            model_id=found.model_id,
+            model_id=resolved.model_id,
             backend="hf",
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
@@ -110,11 +127,15 @@ def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) ->
             weight_bytes=int(model.get_memory_footprint()),
             has_chat_template=bool(template),
             template_fingerprint=template.fingerprint,
-            logged_model_id=origin.model_id,
+            weights_fingerprint=fingerprint(resolved.full_model.weights_path),
+            adapter_fingerprint=(
+                None if adapter is None else fingerprint(Path(adapter).expanduser())
+            ),
+            logged_model_id=check.model_id,
             notes=(
                 *_notes(spec, device, template, int4=int4),
-                *origin.notes,
-                *([f"{adapter} is on for good: {kept}"] if kept else []),
+                *check.notes,
+                *([f"{adapter} is added permanently: {static_reason}"] if static_reason else []),
                 *plan.notes,
             ),
         ),
@@ -122,87 +143,96 @@ def load_model(spec: ModelSpec, progress: ProgressCallback = ignore_progress) ->
         model=model,
         tokenizer=tokenizer,
         template=template,
-        adapter=None if kept else adapter,
-        has_static_adapter=kept is not None,
+        adapter=None if static_reason else adapter,
+        has_static_adapter=static_reason is not None,
         vocab_size=model.get_input_embeddings().weight.shape[0],
         eos_ids=eos_token_ids(defaults, tokenizer),
         sampling_defaults=_sampling_defaults(defaults),
     )
 
 
-def read_shape(spec: ModelSpec, found: ResolvedModel) -> ModelShape:
-    """Read what a memory plan needs to know of a model, and no weights. Raises as `load_model`."""
-    with library_errors(found.path, spec), quiet_libraries():
-        return _shape(spec, found, read_model_config(spec, found.whole))
+def read_shape(spec: ModelSpec, resolved: ResolvedModel) -> ModelShape:
+    """Read a model's dimensions for the memory plan from its config. Raises as `load_model`."""
+    with library_errors(resolved.path, spec), quiet_libraries():
+        return model_shape(spec, resolved, read_model_config(spec, resolved.full_model))
 
 
-def adapter_folder(spec: ModelSpec, found: ResolvedModel) -> str | None:
-    """Return the folder of the adapter that goes on a model.
+def adapter_folder(spec: ModelSpec, resolved: ResolvedModel) -> str | None:
+    """Return the folder of the adapter to load with a model, or `None`.
 
     Raises:
-        ConfigError: two were named.
+        ConfigError: both `spec.model` and `spec.adapter` are adapters.
     """
-    if found.base is None:
+    if resolved.base is None:
         return spec.adapter
     if spec.adapter is None:
-        return str(found.path)
+        return str(resolved.path)
     raise ConfigError(
-        f"{spec.model} is an adapter itself, and {spec.adapter} cannot go on top of it",
-        hint=f"--model {found.base.model_id} --adapter ... takes one of them; "
-        f"`llmctl models merge {spec.model} -o FOLDER` makes a model that takes another",
+        f"{spec.model} is an adapter itself and cannot be combined with {spec.adapter}",
+        hint=f"--model {resolved.base.model_id} --adapter ... loads one of them; "
+        f"`llmctl models merge {spec.model} -o FOLDER` makes a model for another adapter",
     )
 
 
-def _shape(spec: ModelSpec, found: ResolvedModel, config: Any) -> ModelShape:
-    adapter, found = adapter_folder(spec, found), found.whole
+def model_shape(spec: ModelSpec, resolved: ResolvedModel, config: Any) -> ModelShape:
+    """Return a model's dimensions for the memory plan.
+
+    Args:
+        config: of the full model, as `read_model_config` returns it.
+
+    Raises:
+        ConfigError: a quantisation was requested for weights that are quantised on disk.
+        ModelLoadError: the config lacks a dimension.
+    """
+    adapter, model = adapter_folder(spec, resolved), resolved.full_model
     quantised = getattr(config, "quantization_config", None) is not None
-    if spec.quant != "none" and (quantised or found.gguf_file is not None):
+    if spec.quant != "none" and (quantised or model.gguf_file is not None):
         raise ConfigError(
-            f"--quant {spec.quant} cannot be put on top of {found.model_id}, quantised already",
-            hint="leave out --quant, or use the model's unquantised safetensors",
+            f"--quant {spec.quant} cannot be applied: {model.model_id} is already quantised",
+            hint="omit --quant, or use the model's unquantised safetensors",
         )
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return shape_from_config(
         config,
-        int(length) if length else _tokenizer_limit(read_tokenizer(spec, found)),
+        int(length) if length else _tokenizer_limit(read_tokenizer(spec, model)),
         trust_remote_code=spec.trust_remote_code,
-        stored_bytes=model_folder.disk_bytes(found.path) if quantised else None,
-        quantisable=not quantised and found.gguf_file is None,
+        stored_bytes=model_folder.disk_bytes(model.path) if quantised else None,
+        quantisable=not quantised and model.gguf_file is None,
         adapter_parameters=(adapter and adapter_metadata.parameter_count(Path(adapter))) or 0,
     )
 
 
-def read_model_config(spec: ModelSpec, found: ResolvedModel) -> Any:
-    """Read a whole model's Transformers config."""
+def read_model_config(spec: ModelSpec, resolved: ResolvedModel) -> Any:
+    """Read the Transformers config of a full model."""
     from transformers import AutoConfig
 
-    if found.gguf_file is not None:
-        return AutoConfig.from_pretrained(found.path, gguf_file=found.gguf_file)
-    return AutoConfig.from_pretrained(found.path, trust_remote_code=spec.trust_remote_code)
+    if resolved.gguf_file is not None:
+        return AutoConfig.from_pretrained(resolved.path, gguf_file=resolved.gguf_file)
+    return AutoConfig.from_pretrained(resolved.path, trust_remote_code=spec.trust_remote_code)
 
 
-def read_tokenizer(spec: ModelSpec, found: ResolvedModel) -> Any:
-    """Read a model's tokenizer with its chat template: an adapter's own where it brings one."""
+def read_tokenizer(spec: ModelSpec, resolved: ResolvedModel) -> Any:
+    """Read a model's tokenizer with its chat template; that of an adapter if it has one."""
     from transformers import AutoTokenizer
 
-    whole = found.whole
-    if whole.gguf_file is not None:
-        tokenizer = read_gguf_tokenizer(whole.path / whole.gguf_file)
+    model = resolved.full_model
+    if model.gguf_file is not None:
+        tokenizer = read_gguf_tokenizer(model.path / model.gguf_file)
     else:
         tokenizer = AutoTokenizer.from_pretrained(
-            whole.path, trust_remote_code=spec.trust_remote_code
+            model.path, trust_remote_code=spec.trust_remote_code
         )
-    if found.base is None or not model_folder.has_tokenizer(found.path):
+    if resolved.base is None or not model_folder.has_tokenizer(resolved.path):
         return tokenizer
-    own = AutoTokenizer.from_pretrained(found.path, trust_remote_code=spec.trust_remote_code)
-    if own.chat_template is None:  # not every tool saves it
+    own = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=spec.trust_remote_code)
+    if own.chat_template is None:  # some tools do not save it
         own.chat_template = tokenizer.chat_template
     return own
 
 
 def read_weights(
     spec: ModelSpec,
-    found: ResolvedModel,
+    resolved: ResolvedModel,
     config: Any,
     device: torch.device,
     dtype: torch.dtype,
@@ -210,23 +240,23 @@ def read_weights(
     *,
     int4: bool = False,
 ) -> Any:
-    """Read a whole model's weights.
+    """Read the weights of a full model.
 
     Args:
         attention: Transformers' name of an implementation.
-        int4: whether four bits may be `int4`'s, which knows no gradients, instead of NF4.
+        int4: whether 4bit is `Int4Linear`, which has no gradients, instead of NF4.
     """
     from transformers import AutoModelForCausalLM, GgufConfig
 
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
-    if (gguf_file := found.gguf_file) is not None:
+    if (gguf_file := resolved.gguf_file) is not None:
         options |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     else:
         options |= {"config": config, "use_safetensors": None if spec.allow_pickle else True}
         if (quantisation := _quantisation(spec.quant, dtype, int4=int4)) is not None:
             options["quantization_config"] = quantisation
     return AutoModelForCausalLM.from_pretrained(
-        found.path,
+        resolved.path,
         dtype=dtype,
         device_map={"": device},
         trust_remote_code=spec.trust_remote_code,
@@ -235,7 +265,7 @@ def read_weights(
 
 
 def _quantisation(quant: Quant, compute_dtype: torch.dtype, *, int4: bool) -> Any:
-    """Return the settings of `int4`; or bitsandbytes', NF4 with double quantisation or LLM.int8."""
+    """Return the config of `Int4Linear`, of NF4 with double quantisation, or of LLM.int8()."""
     if quant == "none":
         return None
     if quant == "4bit" and int4:
@@ -255,9 +285,9 @@ def _quantisation(quant: Quant, compute_dtype: torch.dtype, *, int4: bool) -> An
 
 
 def _avoid_packed_kernel(model: nn.Module) -> None:
-    """Keep bitsandbytes from its AVX512 kernel where a layer's shape does not suit it.
+    """Disable bitsandbytes' AVX-512 kernel for layers of a shape that it does not support.
 
-    The kernel packs 32 output features at a time and whole blocks of inputs, and fails on others
+    The kernel packs 32 output features and whole blocks of inputs, and fails on other shapes
     instead of falling back (bitsandbytes 0.50, `_convert_weight_packed_for_cpu`).
     """
     from bitsandbytes.nn.modules import Linear4bit
@@ -270,13 +300,13 @@ def _avoid_packed_kernel(model: nn.Module) -> None:
 
 
 def _tokenizer_limit(tokenizer: Any) -> int:
-    # Tokenizers without a limit say 10**30.
+    # Tokenizers without a limit have 10**30.
     limit = int(tokenizer.model_max_length)
     return limit if limit < 10**9 else _FALLBACK_CONTEXT
 
 
 def eos_token_ids(defaults: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens at which a reply ends; `defaults` is the model's generation config."""
+    """Return the ids that end a reply; `defaults` is the model's generation config."""
     ids = defaults.eos_token_id
     listed = ids if isinstance(ids, list) else [ids]
     return tuple(sorted({i for i in (*listed, tokenizer.eos_token_id) if i is not None}))

@@ -1,4 +1,4 @@
-"""Writes a safetensors file one tensor at a time; the library's own writer wants all of them."""
+"""A safetensors writer that takes one tensor at a time; the library's writer needs all at once."""
 
 import json
 import os
@@ -23,24 +23,24 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""By the names that the format has for them."""
+"""By their names in the format."""
 _ALIGNMENT = 8
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return the format's name of a type."""
+    """Return the name of a dtype in the format."""
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 class SafetensorsWriter:
-    """A safetensors file in the making. The tensors come in the order in which they were named.
+    """Writes the tensors of a safetensors file in the order in which they were declared.
 
     The format (github.com/huggingface/safetensors): the length of the header in 8 bytes, the
     header as JSON, the tensors' bytes end to end.
     """
 
     def __init__(self, file: Path, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> None:
-        """Begin a file of these types and shapes, by name."""
+        """Write the header of a file with these dtypes and shapes, by name."""
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end = 0
         for name, (dtype, shape) in tensors.items():
@@ -48,18 +48,18 @@ class SafetensorsWriter:
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % _ALIGNMENT)
-        self._awaited = list(tensors.items())
+        self._remaining = list(tensors.items())
         self._stream: BinaryIO = file.open("wb")
         self._stream.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, tensor: Tensor) -> None:
-        """Write the next tensor, in the type that was named for it."""
-        name, (dtype, shape) = self._awaited.pop(0)
+        """Write the next tensor in its declared dtype. Raises `ValueError` for another shape."""
+        name, (dtype, shape) = self._remaining.pop(0)
         if tuple(tensor.shape) != tuple(shape):
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(shape)}")
-        plain = tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
-        # numpy knows no bfloat16; bytes it knows.
-        self._stream.write(plain.reshape(-1).view(torch.uint8).numpy().data)
+        contiguous = tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
+        # numpy has no bfloat16, so the bytes are written.
+        self._stream.write(contiguous.reshape(-1).view(torch.uint8).numpy().data)
 
     def __enter__(self) -> Self:
         return self
@@ -70,9 +70,9 @@ class SafetensorsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None and not self._awaited:
+        if error is None and not self._remaining:
             self._stream.flush()
             os.fsync(self._stream.fileno())
         self._stream.close()
-        if error is None and self._awaited:
-            raise ValueError(f"{self._awaited[0][0]} was never written")
+        if error is None and self._remaining:
+            raise ValueError(f"{self._remaining[0][0]} was never written")

@@ -1,4 +1,4 @@
-"""How do the libraries behave while they read a model? As we do: our errors, our progress."""
+"""Error translation and output control for third-party libraries while they load a model."""
 
 import logging
 import warnings
@@ -14,7 +14,13 @@ from llmctl.types import ModelSpec
 
 @contextmanager
 def library_errors(path: Path, spec: ModelSpec) -> Iterator[None]:
-    """Turn what the libraries raise while they read a model into errors that say what to do."""
+    """Translate exceptions of the libraries during loading to `LlmctlError`s with hints.
+
+    Raises:
+        OutOfMemoryError: memory ran out.
+        UnsafeModelError: the model needs code of its own.
+        ModelLoadError: its files cannot be used.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
@@ -30,7 +36,7 @@ def library_errors(path: Path, spec: ModelSpec) -> Iterator[None]:
         MemoryError,
         ImportError,
         SafetensorError,
-        StrictDataclassError,  # a config with values that no model can have
+        StrictDataclassError,  # a config with invalid values
     ) as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
@@ -40,34 +46,34 @@ def library_errors(path: Path, spec: ModelSpec) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):
             raise UnsafeModelError(
-                f"{spec.model} brings Python code of its own, which is not run unless asked for",
+                f"{spec.model} contains Python code, which is not run by default",
                 hint="add --trust-remote-code if you trust it",
             ) from error
         raise ModelLoadError(
             f"cannot load {path}: {reason}",
-            hint="LLMCTL_TRACEBACK=1 shows more; `llmctl models rm` and `pull` fetch it anew",
+            hint="LLMCTL_TRACEBACK=1 shows details; `llmctl models rm` and `pull` download anew",
         ) from error
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' own bars and warnings off the terminal: we report the loading."""
+    """Suppress the progress bars and warnings of the libraries."""
     from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging as transformers_logging
 
-    # Warns at every import on a CPU about an optional package, then at every 8-bit layer call.
+    # On a CPU it warns at import about an optional package, and at every call of an 8-bit layer.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    # This bar heeds no switch (transformers 5.23).
+    # No setting disables this bar (transformers 5.23).
     gguf: Any = modeling_gguf_pytorch_utils
     gguf_bar = gguf.tqdm
     gguf.tqdm = lambda items, **_: items
     try:
         with warnings.catch_warnings():
-            # For programmers: about tied embeddings, names that change in a later release.
+            # For developers: about tied embeddings and names that will change.
             for library in ("peft", "transformers"):
                 warnings.filterwarnings("ignore", module=rf"{library}\b")
             yield

@@ -1,1 +1,1 @@
-"""Memory estimates and plans, and the errors of a model that does not fit."""
+"""Estimates and plans of the memory that a model needs."""

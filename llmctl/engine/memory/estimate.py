@@ -1,7 +1,6 @@
-"""How many bytes: a model's weights, keys and values, activations; and what the machine has free.
+"""Estimates of the memory for weights, keys and values, and activations, from a model's config.
 
-Everything is worked out from a config; nothing here reads weights. `case` puts the figures
-together, `plan` shares out the memory.
+Nothing here reads weights. `request` combines the estimates, `plan` divides the memory.
 """
 
 from dataclasses import dataclass
@@ -16,32 +15,33 @@ from llmctl.engine.batching.forward.packed import PREFILL_CHUNK_TOKENS
 from llmctl.errors import ModelLoadError
 from llmctl.types import KVQuant, Quant
 
-# Bytes per parameter. 4 bit, where it is not `int4`: half a byte, and doubly quantised scales at
-# 64 weights a block (Dettmers et al. 2023, QLoRA, section 3: 0.127 bits per weight).
+# Bytes per parameter. 4bit is NF4: half a byte, and doubly quantised scales with 64 weights per
+# block (Dettmers et al. 2023, QLoRA, section 3: 0.127 bits per weight).
 _QUANT_BYTES: dict[Quant, float] = {"4bit": 0.516, "8bit": 1.0}
 _KV_SCALE_BYTES = 4
 """An 8-bit head of keys or values has one float32 scale per token."""
 _QUERY_BLOCK = 256
-"""Queries whose scores over the whole context `batching.attention` holds at once."""
+"""Queries whose attention scores over the whole context are held at once
+(batching/forward/attention.py)."""
 _SCORE_COPIES = 5
-"""Scores, their softmax, what is left of the block before; and, as every block is larger than the
-one before, the holes that the heap keeps of two more."""
+"""Scores, their softmax and the rest of the previous block; and two freed blocks, which the next,
+larger block cannot reuse."""
 _LOGIT_COPIES = 4
-"""Logits in float32, adjusted, divided by the temperature, and as probabilities."""
+"""Logits in float32, with penalties, divided by the temperature, and as probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerKV:
-    """What one attention layer keeps of each token."""
+    """The keys and values of one attention layer per token."""
 
     heads: int
     key_dim: int
     value_dim: int
     window: int | None = None
-    """Tokens that `generate()`'s cache keeps at most; `None` is all."""
+    """Most tokens that the cache of `generate()` keeps; `None`: all."""
 
     def token_bytes(self, itemsize: int, quant: KVQuant) -> int:
-        """Return the bytes of one token's keys and values; `itemsize` is the model type's."""
+        """Return the bytes of one token's keys and values; `itemsize` is that of the dtype."""
         numbers = self.heads * (self.key_dim + self.value_dim)
         if quant == "8bit":
             return numbers + 2 * self.heads * _KV_SCALE_BYTES
@@ -50,39 +50,36 @@ class LayerKV:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The figures of a model that decide what memory it needs."""
+    """The dimensions of a model that determine its memory."""
 
     context_length: int
-    """Tokens the model was made for."""
+    """The model's context length in tokens."""
     hidden: int
     intermediate: int
-    """Width of the feed-forward layer; with experts, of all that one token goes through."""
+    """Width of the feed-forward layer; with experts, of all experts of one token."""
     vocab: int
     query_heads: int
     attention: tuple[LayerKV, ...]
-    """The layers that keep keys and values, in order."""
+    """The layers with keys and values, in order."""
     stateful_layers: int
-    """Layers that keep a state of fixed size instead, or besides."""
+    """Number of layers with a state of fixed size, instead of keys and values or in addition."""
     batched: bool
-    """Whether rows can share forward passes: layers are alike and keep keys and values alone. Else
-    `generate()` runs one request at a time."""
+    """Whether rows can share forward passes, which requires equal layers with keys and values only.
+    Other models run with `generate()`, one request at a time."""
     linear_parameters: int
-    """Those in the layers that quantisation replaces: all matrices but embeddings and head."""
+    """Parameters of the layers that quantisation replaces: matrices except embeddings and head."""
     other_parameters: int
     largest_linear: int
-    """Parameters of the largest single one of those layers."""
+    """Parameters of the largest of those layers."""
     stored_bytes: int | None = None
-    """Size of weights that are quantised on disk already, and stay so."""
+    """Size of weights that are quantised on disk."""
     quantisable: bool = True
-    """Whether `--quant` can be put on the weights."""
+    """Whether `--quant` can be applied to the weights."""
     adapter_parameters: int = 0
-    """Of the adapter that goes on it; they stay in float32 on a CPU."""
+    """Of the loaded adapter; they stay in float32 on a CPU."""
 
     def weight_bytes(self, dtype: torch.dtype, quant: Quant, *, int4: bool = False) -> int:
-        """Return what the loaded weights need, an adapter's among them.
-
-        See `estimate_weight_bytes`.
-        """
+        """Return the size of the loaded weights with the adapter; see `estimate_weight_bytes`."""
         adapter = self.adapter_parameters * 4
         if self.stored_bytes is not None:
             return self.stored_bytes + adapter
@@ -91,10 +88,10 @@ class ModelShape:
         )
 
     def kv_bytes(self, tokens: int, itemsize: int, quant: KVQuant) -> int:
-        """Return what the keys and values of one row of `tokens` need.
+        """Return the size of the keys and values of one row of `tokens`.
 
-        A batched row keeps them all in every layer, for a prefix that is reused must be whole;
-        `generate()`'s cache lets go of what a window has left behind.
+        A batched row keeps all tokens in every layer, since a reused prefix must be complete. The
+        cache of `generate()` drops tokens outside a sliding window.
         """
         return sum(
             layer.token_bytes(itemsize, quant)
@@ -103,16 +100,15 @@ class ModelShape:
         )
 
     def activation_bytes(self, context: int, rows: int, itemsize: int, quant: Quant) -> int:
-        """Return the most that a step holds besides weights, keys and values.
+        """Return the peak memory of a step besides weights, keys and values.
 
-        The sum of what a chunk of prompt has in flight in the widest layer (about six vectors of
-        `hidden` and two of `intermediate` per token), the scores and the mask of its attention
-        over `context` tokens, the logits of `rows`, and, where weights are quantised, one layer
-        written out in full. Without batching the whole prompt is read at once, by an attention
-        that writes no scores and no mask out.
+        The sum of: the activations of a prefill chunk in the widest layer (about six vectors of
+        `hidden` and two of `intermediate` per token), attention scores and mask over `context`
+        tokens, the logits of `rows`, and one dequantised layer if weights are quantised. Without
+        batching the whole prompt is one chunk, and attention materialises no scores and no mask.
 
-        Measured with SmolLM2-135M on a CPU: prompts of 512 to 8,000 tokens made the resident set
-        grow by 0.7 to 1.3 times what this and `kv_bytes` say. Not measured on a card.
+        Measured with SmolLM2-135M on a CPU: for prompts of 512 to 8,000 tokens the resident set
+        grew by 0.7 to 1.3 times the sum of this and `kv_bytes`. Not measured on a GPU.
         """
         tokens, scores = context, 0
         if self.batched:
@@ -120,11 +116,11 @@ class ModelShape:
             scores = context * (
                 _SCORE_COPIES * _QUERY_BLOCK * self.query_heads + PREFILL_CHUNK_TOKENS
             )
-        in_flight = tokens * (6 * self.hidden + 2 * self.intermediate)
+        activations = tokens * (6 * self.hidden + 2 * self.intermediate)
         quantised = quant != "none" or self.stored_bytes is not None
-        written_out = self.largest_linear if quantised else 0
+        dequantised = self.largest_linear if quantised else 0
         logits = rows * self.vocab * _LOGIT_COPIES * 4
-        return (in_flight + scores + written_out) * itemsize + logits
+        return (activations + scores + dequantised) * itemsize + logits
 
 
 def shape_from_config(
@@ -136,16 +132,16 @@ def shape_from_config(
     quantisable: bool = True,
     adapter_parameters: int = 0,
 ) -> ModelShape:
-    """Read the figures from a Transformers config.
+    """Read the dimensions from a Transformers config.
 
     Raises:
-        ModelLoadError: the config lacks one of them.
+        ModelLoadError: one of them is missing.
     """
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
     text = config.get_text_config(decoder=True)
     try:
-        # What a layer keeps shows in the cache that Transformers itself makes for it.
+        # The cache that Transformers creates shows what each layer keeps.
         kinds: list[Any] = DynamicCache(config=text).layers
         attention = tuple(
             _layer_kv(text, index, getattr(kind, "sliding_window", None))
@@ -154,11 +150,9 @@ def shape_from_config(
         )
         hidden, vocab, intermediate = text.hidden_size, text.vocab_size, _intermediate(text)
     except AttributeError as error:
-        raise ModelLoadError(f"config.json lacks what a plan of the memory needs: {error}") from (
-            error
-        )
-    plain = all(type(kind) in (DynamicLayer, DynamicSlidingWindowLayer) for kind in kinds)
-    alike = {(kv.heads, kv.key_dim, kv.value_dim) for kv in attention}
+        raise ModelLoadError(f"config.json lacks a value of the memory plan: {error}") from (error)
+    only_kv = all(type(kind) in (DynamicLayer, DynamicSlidingWindowLayer) for kind in kinds)
+    layouts = {(kv.heads, kv.key_dim, kv.value_dim) for kv in attention}
     linear, other, largest = _count_parameters(config, trust_remote_code)
     return ModelShape(
         context_length=context_length,
@@ -168,7 +162,7 @@ def shape_from_config(
         query_heads=getattr(text, "num_attention_heads", None) or 0,
         attention=attention,
         stateful_layers=sum(hasattr(kind, "recurrent_states") for kind in kinds),
-        batched=plain and len(alike) == 1 and all(key == value for _, key, value in alike),
+        batched=only_kv and len(layouts) == 1 and all(key == value for _, key, value in layouts),
         linear_parameters=linear,
         other_parameters=other,
         largest_linear=largest,
@@ -180,7 +174,7 @@ def shape_from_config(
 
 def _layer_kv(text: Any, index: int, window: int | None) -> LayerKV:
     own = text.per_layer_config[index] if getattr(text, "is_heterogeneous", False) else text
-    # The token that asks sees itself without the cache.
+    # The current token does not need the cache to attend to itself.
     kept = None if window is None else window - 1
     if latent := getattr(own, "kv_lora_rank", None):
         # Multi-head latent attention (DeepSeek-V2, section 2.1): one compressed vector for all
@@ -201,7 +195,7 @@ def _intermediate(text: Any) -> int:
 def _count_parameters(config: Any, trust_remote_code: bool) -> tuple[int, int, int]:
     """Count the parameters of linear layers but the head, of the rest, and of the largest layer.
 
-    From shapes alone: no memory is taken.
+    The model is created on the meta device, without memory.
     """
     from transformers import AutoModelForCausalLM
 
@@ -224,17 +218,19 @@ def estimate_weight_bytes(
 
     Args:
         linear: parameters in the layers that quantisation replaces.
-        other: parameters that keep their type: embeddings, head, norms.
-        dtype: type of what is not quantised.
+        other: parameters that are not quantised: embeddings, head, norms.
+        dtype: of parameters that are not quantised.
         quant: quantisation of the linear layers.
-        int4: whether four bits are `int4`'s, as on a CPU, and not NF4.
+        int4: whether 4bit is the format of `Int4Linear`, as on a CPU, instead of NF4.
     """
-    each = BYTES_PER_WEIGHT if int4 and quant == "4bit" else _QUANT_BYTES.get(quant, dtype.itemsize)
-    return int(linear * each + other * dtype.itemsize)
+    per_weight = (
+        BYTES_PER_WEIGHT if int4 and quant == "4bit" else _QUANT_BYTES.get(quant, dtype.itemsize)
+    )
+    return int(linear * per_weight + other * dtype.itemsize)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return what could be allocated on `device` now without pushing anything out."""
+    """Return the memory that can be allocated on `device` now without swapping."""
     if device.type == "cuda":
         free, _total = torch.cuda.mem_get_info(device)
         return int(free)
@@ -242,7 +238,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def format_gib(count: int) -> str:
-    """Write a number of bytes for people, in powers of two as memory is sold."""
+    """Format a number of bytes in GiB, MiB or KiB, the units in which memory is sold."""
     if count >= 2**30:
         return f"{count / 2**30:.1f} GiB"
     return f"{count / 2**20:.0f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"

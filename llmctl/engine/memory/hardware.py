@@ -1,4 +1,4 @@
-"""Which device and number type to compute with, by what the machine has."""
+"""Choice of the device and the dtype to compute with."""
 
 import torch
 
@@ -10,7 +10,7 @@ def choose_device(wanted: str) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda[:n]` or `mps`.
 
     Raises:
-        ConfigError: there is no such device, or it is not on this machine.
+        ConfigError: the name is not valid, or this machine has no such device.
     """
     if wanted == "auto":
         if torch.cuda.is_available():
@@ -26,22 +26,22 @@ def choose_device(wanted: str) -> torch.device:
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
             raise ConfigError(
-                f"device {wanted} is not here: torch sees {count} CUDA device(s)",
+                f"device {wanted} is not available: torch sees {count} CUDA device(s)",
                 hint="check `nvidia-smi` and that torch is a CUDA build, or use --device cpu",
             )
         return torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device mps is not here", hint="use --device cpu")
+        raise ConfigError("device mps is not available", hint="use --device cpu")
     if device.type not in ("cpu", "mps"):
         raise ConfigError(f"unknown device {wanted!r}", hint="auto, cpu, cuda, cuda:1, mps")
     return device
 
 
 def choose_dtype(wanted: DType, device: torch.device) -> torch.dtype:
-    """Return the type to compute in: for `auto`, 16 bits where the device computes them natively.
+    """Return the dtype to compute in; `auto` is a 16-bit type if the device supports it natively.
 
-    On a CPU without bfloat16 instructions, bfloat16 halves the memory and multiplies the time, so
-    `auto` is float32 there.
+    On a CPU without bfloat16 instructions `auto` is float32: bfloat16 halves the memory there and
+    multiplies the time.
     """
     if wanted != "auto":
         dtype: torch.dtype = getattr(torch, wanted)
@@ -58,5 +58,5 @@ def cpu_has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX, Arm BF16)."""
     if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.11
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    has = torch.cpu.get_capabilities()
-    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,4 +1,4 @@
-"""What is missing where a model does not fit, and which settings would do with what there is?"""
+"""The error for a model that does not fit, with the settings that would fit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,41 +8,42 @@ from llmctl.engine.memory.request import CONTEXT_STEP, MemoryRequest
 from llmctl.errors import OutOfMemoryError
 from llmctl.types import Quant, WeightsPlan
 
-_LEAST_SUGGESTED = 512
-"""Tokens: no shorter context is worth a hint."""
-_NO_WAY = (
+_MIN_SUGGESTED_CONTEXT = 512
+"""Tokens."""
+_NOTHING_FITS = (
     "no setting makes it fit, not even --quant 4bit with a short context: "
     "choose a smaller model (`llmctl models list`), or close other programs"
 )
 
 
-def out_of_memory_error(case: MemoryRequest) -> OutOfMemoryError:
-    """Say what is missing for the least row, and which settings would do with what there is."""
-    least, machine = case.least, case.machine
-    kv, activations = case.kv(least), case.activations(least)
-    row = f"one row of {least:,} tokens"
-    if case.kv_most < min(kv, machine.free_bytes):
-        asked = case.limits.kv_bytes is not None
-        bound = "--kv-memory gives it" if asked else "half of the free memory is"
+def out_of_memory_error(request: MemoryRequest) -> OutOfMemoryError:
+    """Return the error for one row of the shortest context, with the settings that would fit."""
+    context, target = request.min_context, request.target
+    kv, activations = request.kv_bytes(context), request.activation_bytes(context)
+    row = f"one row of {context:,} tokens"
+    if request.kv_limit < min(kv, target.free_bytes):
+        is_set = request.limits.kv_bytes is not None
+        limit = "--kv-memory gives it" if is_set else "half of the free memory is"
         message = (
-            f"the KV cache of {row} needs {format_gib(kv)} and {bound} {format_gib(case.kv_most)}; "
-            f"{machine.device} has {format_gib(machine.free_bytes)} free"
+            f"the KV cache of {row} needs {format_gib(kv)} and {limit} "
+            f"{format_gib(request.kv_limit)}; "
+            f"{target.device} has {format_gib(target.free_bytes)} free"
         )
     else:
-        needed = case.weights + kv + activations + machine.reserve_bytes
+        needed = request.weight_bytes + kv + activations + target.reserve_bytes
         message = (
-            f"{row} needs {format_gib(needed)} and {machine.device} has "
-            f"{format_gib(machine.free_bytes)} free: weights {format_gib(case.weights)}, "
+            f"{row} needs {format_gib(needed)} and {target.device} has "
+            f"{format_gib(target.free_bytes)} free: weights {format_gib(request.weight_bytes)}, "
             f"KV cache {format_gib(kv)}, activations {format_gib(activations)}, "
-            f"reserve {format_gib(machine.reserve_bytes)}"
+            f"reserve {format_gib(target.reserve_bytes)}"
         )
-    return OutOfMemoryError(message, hint=_way_out(case))
+    return OutOfMemoryError(message, hint=_suggest_options(request))
 
 
 def weights_out_of_memory_error(
     plan: WeightsPlan, quant: Quant, device: str
 ) -> OutOfMemoryError | None:
-    """Say what is missing for the weights alone; `None` if nothing is."""
+    """Return the error for weights that do not fit; `None` if they fit."""
     if plan.weights_bytes + plan.reserve_bytes <= plan.free_bytes:
         return None
     fitting = [other.quant for other in plan.alternatives if other.fits and other.quant != quant]
@@ -50,63 +51,63 @@ def weights_out_of_memory_error(
         f"the weights need {format_gib(plan.weights_bytes)}, "
         f"the reserve {format_gib(plan.reserve_bytes)}, "
         f"and {device} has {format_gib(plan.free_bytes)} free",
-        hint=f"try --quant {fitting[0]}" if fitting else _NO_WAY,
+        hint=f"try --quant {fitting[0]}" if fitting else _NOTHING_FITS,
     )
 
 
 _Change = Callable[[MemoryRequest], tuple[str, MemoryRequest] | None]
-"""Returns an option and the case with it; `None` where it would change nothing."""
+"""Returns an option and the request with it; `None` if the option changes nothing."""
 
 
-def _way_out(case: MemoryRequest) -> str:
-    """Plan what a person could change: name each setting that would do, else several together."""
-    singles = (_four_bits, _shorter, _smaller_cache, _larger_cache)
-    if alone := [options for change in singles if (options := _options(case, (change,)))]:
-        return f"try {', or '.join(alone)}"
+def _suggest_options(request: MemoryRequest) -> str:
+    """Return the hint: each single option that makes the model fit, else a combination."""
+    single = (_use_4bit, _shorten_context, _quantise_cache, _enlarge_cache)
+    if fitting := [text for change in single if (text := _apply(request, (change,)))]:
+        return f"try {', or '.join(fitting)}"
     for changes in (
-        (_four_bits, _smaller_cache),
-        (_four_bits, _shorter),
-        (_four_bits, _larger_cache),
-        (_four_bits, _smaller_cache, _shorter),
+        (_use_4bit, _quantise_cache),
+        (_use_4bit, _shorten_context),
+        (_use_4bit, _enlarge_cache),
+        (_use_4bit, _quantise_cache, _shorten_context),
     ):
-        if options := _options(case, changes):
-            return f"try {options}"
-    return _NO_WAY
+        if text := _apply(request, changes):
+            return f"try {text}"
+    return _NOTHING_FITS
 
 
-def _options(case: MemoryRequest, changes: Sequence[_Change]) -> str:
-    """Make the changes one after the other; return their options, nothing if it still is short."""
+def _apply(request: MemoryRequest, changes: Sequence[_Change]) -> str:
+    """Apply changes one after the other; return their options if the result fits, else nothing."""
     options = []
     for change in changes:
-        if (made := change(case)) is not None:
-            option, case = made
+        if (changed := change(request)) is not None:
+            option, request = changed
             options.append(option)
-    return " ".join(options) if case.context else ""
+    return " ".join(options) if request.planned_context else ""
 
 
-def _four_bits(case: MemoryRequest) -> tuple[str, MemoryRequest] | None:
-    if case.quant == "4bit" or not case.shape.quantisable:
+def _use_4bit(request: MemoryRequest) -> tuple[str, MemoryRequest] | None:
+    if request.quant == "4bit" or not request.shape.quantisable:
         return None
-    return "--quant 4bit", replace(case, quant="4bit")
+    return "--quant 4bit", replace(request, quant="4bit")
 
 
-def _shorter(case: MemoryRequest) -> tuple[str, MemoryRequest] | None:
-    reach = case.reach // CONTEXT_STEP * CONTEXT_STEP
-    if not _LEAST_SUGGESTED <= reach < case.least:
+def _shorten_context(request: MemoryRequest) -> tuple[str, MemoryRequest] | None:
+    context = request.max_context // CONTEXT_STEP * CONTEXT_STEP
+    if not _MIN_SUGGESTED_CONTEXT <= context < request.min_context:
         return None
-    limits = replace(case.limits, context_length=reach)
-    return f"--context-length {reach}", replace(case, limits=limits)
+    limits = replace(request.limits, context_length=context)
+    return f"--context-length {context}", replace(request, limits=limits)
 
 
-def _smaller_cache(case: MemoryRequest) -> tuple[str, MemoryRequest] | None:
-    if case.limits.kv_quant == "8bit" or not case.shape.batched:
+def _quantise_cache(request: MemoryRequest) -> tuple[str, MemoryRequest] | None:
+    if request.limits.kv_quant == "8bit" or not request.shape.batched:
         return None
-    return "--kv-quant 8bit", replace(case, limits=replace(case.limits, kv_quant="8bit"))
+    return "--kv-quant 8bit", replace(request, limits=replace(request.limits, kv_quant="8bit"))
 
 
-def _larger_cache(case: MemoryRequest) -> tuple[str, MemoryRequest] | None:
-    if case.limits.kv_bytes is None:
+def _enlarge_cache(request: MemoryRequest) -> tuple[str, MemoryRequest] | None:
+    if request.limits.kv_bytes is None:
         return None
-    mib = -(-case.kv(case.least) // 2**20)
-    limits = replace(case.limits, kv_bytes=mib * 2**20)
-    return f"--kv-memory {mib}MiB", replace(case, limits=limits)
+    mib = -(-request.kv_bytes(request.min_context) // 2**20)
+    limits = replace(request.limits, kv_bytes=mib * 2**20)
+    return f"--kv-memory {mib}MiB", replace(request, limits=limits)

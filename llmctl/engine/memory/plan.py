@@ -1,7 +1,7 @@
-"""How is the free memory shared out: how long a context, how many rows, how much KV cache?
+"""The memory plan: context length, number of rows and KV cache for the free memory.
 
-The context that one row may have comes first; what is left after it holds more rows. Rows share
-one budget of keys and values, so their number only bounds how many run at once.
+First comes the context length of one row; what is left holds more rows. All rows share one budget
+of keys and values, so their number only limits how many run at once.
 """
 
 from dataclasses import replace
@@ -12,90 +12,99 @@ from llmctl.engine.memory.request import QUANTS, MemoryRequest, TargetDevice
 from llmctl.types import MemoryPlan, Quant, QuantFit, WeightsPlan
 
 
-def plan_memory(case: MemoryRequest) -> MemoryPlan:
-    """Share out the free memory.
+def plan_memory(request: MemoryRequest) -> MemoryPlan:
+    """Divide the free memory.
 
     Raises:
-        OutOfMemoryError: not one row fits, of the context that was asked for or of
-            `MIN_CONTEXT`; with the figures, and the settings that would fit.
+        OutOfMemoryError: not even one row of the shortest acceptable context fits; the message has
+            the sizes, and the hint the settings that fit.
     """
-    if not case.context:
-        raise out_of_memory_error(case)
-    return estimate_plan(case)
+    if not request.planned_context:
+        raise out_of_memory_error(request)
+    return estimate_plan(request)
 
 
-def estimate_plan(case: MemoryRequest) -> MemoryPlan:
-    """Share out the free memory, or say with a context of 0 that it does not suffice."""
-    context = case.context
-    per_token = case.kv(1)
+def estimate_plan(request: MemoryRequest) -> MemoryPlan:
+    """Divide the free memory; the context length is 0 if the model does not fit."""
+    context = request.planned_context
+    per_token = request.kv_bytes(1)
     budget = tokens = 0
     if context:
-        # A person's own figure may exceed what the rows need: it also keeps prefixes.
-        asked = case.limits.kv_bytes is not None
-        left = case.left_for_kv(context)
-        budget = left if asked else min(left, case.rows * case.kv(context))
-        tokens = budget // per_token if case.shape.batched else context
+        # A size set by the user may exceed what the rows need: the rest caches prefixes.
+        is_set = request.limits.kv_bytes is not None
+        available = request.available_kv_bytes(context)
+        budget = available if is_set else min(available, request.rows * request.kv_bytes(context))
+        tokens = budget // per_token if request.shape.batched else context
     return MemoryPlan(
-        weights_bytes=case.weights,
+        weights_bytes=request.weight_bytes,
         kv_bytes_per_token=per_token,
-        activation_bytes=case.activations(context or case.least),
-        free_bytes=case.machine.free_bytes,
-        reserve_bytes=case.machine.reserve_bytes,
+        activation_bytes=request.activation_bytes(context or request.min_context),
+        free_bytes=request.target.free_bytes,
+        reserve_bytes=request.target.reserve_bytes,
         context_length=context,
-        max_rows=case.rows,
+        max_rows=request.rows,
         kv_budget_bytes=budget,
         kv_budget_tokens=tokens,
         alternatives=tuple(
-            QuantFit(other.quant, other.weights, other.context > 0, other.context)
-            for other in _by_quant(case)
+            QuantFit(
+                other.quant, other.weight_bytes, other.planned_context > 0, other.planned_context
+            )
+            for other in _by_quant(request)
         ),
-        notes=tuple(_notes(case, context, budget)),
+        notes=tuple(_notes(request, context, budget)),
     )
 
 
-def plan_weights(linear: int, other: int, machine: TargetDevice, quant: Quant) -> WeightsPlan:
-    """Say of parameter counts alone whether the weights fit; the counts are as in `ModelShape`."""
-    room = machine.free_bytes - machine.reserve_bytes
-    int4 = machine.kind == "cpu"
-    sizes = {q: estimate_weight_bytes(linear, other, machine.dtype, q, int4=int4) for q in QUANTS}
+def plan_weights(linear: int, other: int, target: TargetDevice, quant: Quant) -> WeightsPlan:
+    """Plan the weights alone, for a model whose config is not on this machine.
+
+    Args:
+        linear: number of `ModelShape.linear_parameters`.
+        other: number of `ModelShape.other_parameters`.
+    """
+    available = target.free_bytes - target.reserve_bytes
+    int4 = target.kind == "cpu"
+    sizes = {q: estimate_weight_bytes(linear, other, target.dtype, q, int4=int4) for q in QUANTS}
     return WeightsPlan(
         weights_bytes=sizes[quant],
-        free_bytes=machine.free_bytes,
-        reserve_bytes=machine.reserve_bytes,
+        free_bytes=target.free_bytes,
+        reserve_bytes=target.reserve_bytes,
         alternatives=tuple(
-            QuantFit(q, size, size <= room, None if size <= room else 0)
+            QuantFit(q, size, size <= available, None if size <= available else 0)
             for q, size in sizes.items()
         ),
         notes=(
-            "its config.json is not here (`llmctl models pull` fetches it): KV per token, "
-            "activations and the context that fits are unknown",
+            "its config.json is not on this machine (`llmctl models pull` downloads it): "
+            "KV per token, activations and the context that fits are unknown",
         ),
     )
 
 
-def _by_quant(case: MemoryRequest) -> list[MemoryRequest]:
-    if not case.shape.quantisable:
-        return [case]
-    return [replace(case, quant=quant) for quant in QUANTS]
+def _by_quant(request: MemoryRequest) -> list[MemoryRequest]:
+    if not request.shape.quantisable:
+        return [request]
+    return [replace(request, quant=quant) for quant in QUANTS]
 
 
-def _notes(case: MemoryRequest, context: int, budget: int) -> list[str]:
-    shape, limits = case.shape, case.limits
+def _notes(request: MemoryRequest, context: int, budget: int) -> list[str]:
+    shape, limits = request.shape, request.limits
     notes = []
     if limits.context_length is not None and limits.context_length > shape.context_length:
         notes.append(
-            f"the model was made for {shape.context_length:,} tokens of context, "
-            f"not for {limits.context_length:,}"
+            f"the model supports {shape.context_length:,} tokens of context, "
+            f"not {limits.context_length:,}"
         )
-    if 0 < context < case.longest:
-        notes.append(f"memory holds {context:,} of {case.longest:,} tokens of context")
+    if 0 < context < request.requested_context:
+        notes.append(f"memory holds {context:,} of {request.requested_context:,} tokens of context")
     if context and limits.kv_bytes is not None and budget < limits.kv_bytes:
-        notes.append(f"of {format_gib(limits.kv_bytes)} for the KV cache {format_gib(budget)} fit")
+        notes.append(
+            f"{format_gib(budget)} of the {format_gib(limits.kv_bytes)} for the KV cache fit"
+        )
     if shape.stateful_layers:
         notes.append(
             f"{shape.stateful_layers} layers keep a state of fixed size per row, "
             "which is not counted"
         )
-    if limits.max_rows is not None and case.rows < limits.max_rows:
+    if limits.max_rows is not None and request.rows < limits.max_rows:
         notes.append(f"this model runs one request at a time, not {limits.max_rows}")
     return notes

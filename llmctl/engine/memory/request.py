@@ -1,4 +1,4 @@
-"""What would a model need on a machine, as somebody wants it, and how long a context fits?"""
+"""The memory request of a model on a device, and the longest context that fits."""
 
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from llmctl.engine.memory.hardware import choose_device, choose_dtype
 from llmctl.types import DEFAULT_MAX_ROWS, DType, MemoryLimits, Quant
 
 MIN_CONTEXT = 2048
-"""Tokens of context under which a model that was made for more is not worth starting."""
+"""Tokens. A model is not started with a shorter context, unless it is requested."""
 QUANTS: tuple[Quant, ...] = ("none", "8bit", "4bit")
-"""Largest weights first."""
+"""In order of weight size, largest first."""
 CONTEXT_STEP = 256
-"""A context that memory bounds is a multiple of it."""
-_CPU_SHARE = 0.5
-"""Of a CPU's free memory the KV cache takes at most so much: the machine is not ours alone."""
+"""A context length that memory limits is a multiple of it."""
+_CPU_KV_SHARE = 0.5
+"""Largest share of a CPU's free memory for the KV cache: other programs need memory too."""
 _CUDA_RESERVE = 600 * 2**20
-"""CUDA's context with the kernels that are loaded on first use, the workspace of cuBLAS, and what
-the caching allocator loses between its blocks."""
+"""The CUDA context with the kernels loaded on first use, the cuBLAS workspace, and fragmentation
+of the caching allocator."""
 _RESERVE_SHARE = 0.05
-"""Of the free memory, where the device is no CUDA card: other programs go on allocating."""
+"""Of the free memory on other devices, for the allocations of other programs."""
 
 
 @dataclass(frozen=True, slots=True)
 class TargetDevice:
-    """Where a model would run."""
+    """The device that a model would run on."""
 
     device: str
     dtype: torch.dtype
@@ -35,12 +35,12 @@ class TargetDevice:
 
     @classmethod
     def here(cls, device: torch.device, dtype: torch.dtype) -> Self:
-        """Return this machine as it is now."""
+        """Return a device of this machine with its memory that is free now."""
         return cls(str(device), dtype, free_bytes(device))
 
     @classmethod
     def hypothetical(cls, device: str, dtype: DType, free: int) -> Self:
-        """Return a machine with `free` bytes; `auto` is a CUDA card that computes in bfloat16."""
+        """Return a device with `free` bytes; `auto` is a CUDA device with native bfloat16."""
         if device.partition(":")[0] not in ("auto", "cuda"):
             chosen = choose_device(device)
             return cls(str(chosen), choose_dtype(dtype, chosen), free)
@@ -49,11 +49,12 @@ class TargetDevice:
 
     @property
     def kind(self) -> str:
+        """The device type: `cpu`, `cuda` or `mps`."""
         return self.device.partition(":")[0]
 
     @property
     def reserve_bytes(self) -> int:
-        """What no plan gives away."""
+        """Memory that no plan uses."""
         if self.kind == "cuda":
             return _CUDA_RESERVE
         return int(self.free_bytes * _RESERVE_SHARE)
@@ -61,68 +62,74 @@ class TargetDevice:
 
 @dataclass(frozen=True, slots=True)
 class MemoryRequest:
-    """A model, on a machine, as somebody wants it. All sizes in bytes."""
+    """A model on a device, with a quantisation and limits. All sizes in bytes."""
 
     shape: ModelShape
-    machine: TargetDevice
+    target: TargetDevice
     quant: Quant
     limits: MemoryLimits
 
     @property
     def rows(self) -> int:
+        """Number of replies generated at the same time."""
         if not self.shape.batched:
             return 1
         return DEFAULT_MAX_ROWS if self.limits.max_rows is None else self.limits.max_rows
 
     @property
-    def longest(self) -> int:
-        """The context that was asked for, as far as the model goes."""
-        asked = self.limits.context_length
-        return self.shape.context_length if asked is None else min(asked, self.shape.context_length)
+    def requested_context(self) -> int:
+        """The requested context length, at most the model's."""
+        requested = self.limits.context_length
+        model_length = self.shape.context_length
+        return model_length if requested is None else min(requested, model_length)
 
     @property
-    def least(self) -> int:
-        """The context without which there is no point in starting."""
-        asked = self.limits.context_length
-        return min(self.longest, MIN_CONTEXT) if asked is None else self.longest
+    def min_context(self) -> int:
+        """The shortest acceptable context length."""
+        if self.limits.context_length is not None:
+            return self.requested_context
+        return min(self.requested_context, MIN_CONTEXT)
 
     @property
-    def weights(self) -> int:
-        machine = self.machine
-        return self.shape.weight_bytes(machine.dtype, self.quant, int4=machine.kind == "cpu")
+    def weight_bytes(self) -> int:
+        target = self.target
+        return self.shape.weight_bytes(target.dtype, self.quant, int4=target.kind == "cpu")
 
     @property
-    def kv_most(self) -> int:
-        """What the KV cache may take, however much is free."""
+    def kv_limit(self) -> int:
+        """Upper limit of the KV cache, however much memory is free."""
         if self.limits.kv_bytes is not None:
             return self.limits.kv_bytes
-        share = _CPU_SHARE if self.machine.kind == "cpu" else 1
-        return int(self.machine.free_bytes * share)
+        share = _CPU_KV_SHARE if self.target.kind == "cpu" else 1
+        return int(self.target.free_bytes * share)
 
-    def kv(self, tokens: int) -> int:
+    def kv_bytes(self, tokens: int) -> int:
         """Keys and values of one row of `tokens`."""
-        return self.shape.kv_bytes(tokens, self.machine.dtype.itemsize, self.limits.kv_quant)
+        return self.shape.kv_bytes(tokens, self.target.dtype.itemsize, self.limits.kv_quant)
 
-    def activations(self, context: int) -> int:
-        itemsize = self.machine.dtype.itemsize
+    def activation_bytes(self, context: int) -> int:
+        itemsize = self.target.dtype.itemsize
         return self.shape.activation_bytes(context, self.rows, itemsize, self.quant)
 
-    def left_for_kv(self, context: int) -> int:
-        """What the KV cache could have with this context; below 0 where the rest is too much."""
-        machine = self.machine
-        fixed = self.weights + machine.reserve_bytes + self.activations(context)
-        return min(machine.free_bytes - fixed, self.kv_most)
+    def available_kv_bytes(self, context: int) -> int:
+        """Memory left for the KV cache with this context length; negative if there is none."""
+        target = self.target
+        fixed = self.weight_bytes + target.reserve_bytes + self.activation_bytes(context)
+        return min(target.free_bytes - fixed, self.kv_limit)
 
     @property
-    def reach(self) -> int:
-        """The longest context that fits for one row, in whole steps; 0 if none does."""
-        # Every part grows with the context, so what fits is an unbroken beginning.
+    def max_context(self) -> int:
+        """The longest context length that fits for one row, in whole steps; 0 if none fits."""
+        # All parts grow with the context, so every length up to the longest fits.
+        longest = self.requested_context
         fitting = bisect_left(
-            range(1, self.longest + 1), 1, key=lambda c: self.kv(c) > self.left_for_kv(c)
+            range(1, longest + 1),
+            1,
+            key=lambda c: self.kv_bytes(c) > self.available_kv_bytes(c),
         )
-        return fitting if fitting == self.longest else fitting // CONTEXT_STEP * CONTEXT_STEP
+        return fitting if fitting == longest else fitting // CONTEXT_STEP * CONTEXT_STEP
 
     @property
-    def context(self) -> int:
-        """The context to run with; 0 if the model does not fit."""
-        return self.reach if self.reach >= self.least else 0
+    def planned_context(self) -> int:
+        """The context length to run with; 0 if the model does not fit."""
+        return self.max_context if self.max_context >= self.min_context else 0

@@ -1,1 +1,1 @@
-"""Models and adapters as files: names, the hub, the store, metadata and provenance."""
+"""Models and adapters on disk: names, hub, store, metadata and provenance."""

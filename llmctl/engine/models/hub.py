@@ -1,4 +1,4 @@
-"""Finds a model in the Hugging Face cache, or downloads it there, where other tools share it."""
+"""The Hugging Face hub and its local cache, which other tools share."""
 
 import json
 import os
@@ -20,20 +20,20 @@ from llmctl.types import Progress, ProgressCallback
 DEFAULT_REVISION = "main"
 _CONNECT_SECONDS = 3.0
 _PROBE_SECONDS = 4.0
-"""For the whole first answer: name look-up, connection and reply."""
+"""For the first response: name resolution, connection and answer."""
 _REQUEST_SECONDS = 15.0
 _MIRROR_HINT = "set HF_ENDPOINT=https://hf-mirror.com where huggingface.co cannot be reached"
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether `name` is written like a hub id, `owner/name`."""
+    """Whether `name` has the form of a hub id, `owner/name`."""
     return _REPO_ID.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class CachedRepo:
-    """One snapshot of a hub repository in the cache, whole or not."""
+    """A snapshot of a hub repository in the cache, complete or not."""
 
     repo: str
     revision: str
@@ -43,7 +43,7 @@ class CachedRepo:
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """A hub and the cache that belongs to this person."""
+    """A hub and the user's cache of it."""
 
     endpoint: str
     cache: Path
@@ -51,7 +51,7 @@ class Hub:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Read what `huggingface_hub` reads, now and not when that was first imported."""
+        """Read the variables of `huggingface_hub`, now instead of at its first import."""
         env = os.environ
         base = Path(env.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
         home = Path(env.get("HF_HOME") or base)
@@ -64,32 +64,32 @@ class Hub:
         )
 
     def cached(self, repo: str, revision: str, *, allow_pickle: bool = False) -> Path:
-        """Return the snapshot of `repo` that lies in the cache, if it is whole.
+        """Return the snapshot of `repo` in the cache, if it is complete.
 
         Raises:
-            ModelNotFoundError: it is not there, or a part of it is missing.
-            UnsafeModelError: its weights are there only as pickle, which was not allowed.
+            ModelNotFoundError: the cache has no snapshot, or only a part of it.
+            UnsafeModelError: its weights are pickle files, which were not allowed.
         """
         commit = _commit(self._repo_folder(repo), revision)
         snapshot = self._repo_folder(repo) / "snapshots" / commit
         if not snapshot.is_dir():
             raise ModelNotFoundError(f"not in {self.cache}")
-        lacks = model_folder.missing_part(snapshot, allow_pickle=allow_pickle)
-        if lacks is None:
+        missing = model_folder.missing_part(snapshot, allow_pickle=allow_pickle)
+        if missing is None:
             return snapshot
-        if lacks.startswith("weights") and not allow_pickle:
-            model_folder.refuse_pickle(model_folder.file_names(snapshot), repo)
-        raise ModelNotFoundError(f"the copy in {self.cache} lacks {lacks}")
+        if missing.startswith("weights") and not allow_pickle:
+            model_folder.reject_pickle(model_folder.file_names(snapshot), repo)
+        raise ModelNotFoundError(f"the copy in {self.cache} lacks {missing}")
 
     def cached_repos(self) -> Iterator[CachedRepo]:
-        """List the cached models: of each its main, or else its newest, snapshot."""
+        """Yield the cached models, each with its main snapshot, or else its newest."""
         if not self.cache.is_dir():
             return
         for path in sorted(self.cache.glob("models--*--*")):
             snapshots = [p for p in path.glob("snapshots/*") if p.is_dir()]
             if snapshots:
                 main = path / "snapshots" / _commit(path, DEFAULT_REVISION)
-                chosen = main if main in snapshots else max(snapshots, key=_changed)
+                chosen = main if main in snapshots else max(snapshots, key=_modified)
                 repo = path.name.removeprefix("models--").replace("--", "/", 1)
                 yield CachedRepo(repo, chosen.name, chosen)
 
@@ -97,53 +97,54 @@ class Hub:
         """Delete one revision (a branch, a commit or its first seven digits) or all of a model.
 
         Returns:
-            The snapshot folders that are gone, and the bytes that were freed.
+            The deleted snapshot folders, and the number of bytes freed.
 
         Raises:
-            ModelNotFoundError: the cache does not hold it.
+            ModelNotFoundError: the cache does not have it.
         """
         from huggingface_hub import CacheNotFound, scan_cache_dir
 
         absent = ModelNotFoundError(
             f"{repo if revision is None else f'{repo}@{revision}'} is not in {self.cache}",
-            hint="`llmctl models list` shows what is here",
+            hint="`llmctl models list` shows the downloaded models",
         )
         try:
-            held = scan_cache_dir(self.cache)
+            cache = scan_cache_dir(self.cache)
         except CacheNotFound:
             raise absent from None
-        doomed = [
+        selected = [
             snapshot
-            for cached in held.repos
+            for cached in cache.repos
             if cached.repo_type == "model" and cached.repo_id == repo
             for snapshot in cached.revisions
             if revision is None
             or revision in snapshot.refs
             or (len(revision) >= 7 and snapshot.commit_hash.startswith(revision))
         ]
-        if not doomed:
+        if not selected:
             raise absent
-        strategy = held.delete_revisions(*(snapshot.commit_hash for snapshot in doomed))
+        strategy = cache.delete_revisions(*(snapshot.commit_hash for snapshot in selected))
         strategy.execute()
-        return tuple(s.snapshot_path for s in doomed), int(strategy.expected_freed_size)
+        return tuple(s.snapshot_path for s in selected), int(strategy.expected_freed_size)
 
-    def fetch(
+    def download(
         self, repo: str, revision: str, *, allow_pickle: bool, progress: ProgressCallback
     ) -> Path:
         """Download the files that loading needs and return their snapshot folder.
 
-        Files that are there already are kept. A hub that does not answer is given up in seconds.
+        Files in the cache are not downloaded again. If the hub does not answer, this fails within
+        seconds.
 
         Raises:
             ModelNotFoundError: with the reason in one line.
-            UnsafeModelError: its weights exist only as pickle, which was not allowed.
-            ModelLoadError: it is an adapter, or GGUF files alone.
+            UnsafeModelError: its weights are pickle files, which were not allowed.
+            ModelLoadError: it is an adapter, or has only GGUF files.
         """
         if self.offline:
             raise ModelNotFoundError("HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE")
         progress(Progress(f"asking {self.endpoint} for {repo}"))
-        if (silence := self._why_silent(repo)) is not None:
-            raise ModelNotFoundError(f"it cannot be reached: {silence}", hint=_MIRROR_HINT)
+        if (reason := self._connection_error(repo)) is not None:
+            raise ModelNotFoundError(f"it cannot be reached: {reason}", hint=_MIRROR_HINT)
         from huggingface_hub import HfApi
 
         try:
@@ -151,40 +152,40 @@ class Hub:
                 repo, revision=revision, files_metadata=True, timeout=_REQUEST_SECONDS
             )
             sizes = {s.rfilename: s.size or 0 for s in info.siblings or ()}
-            files = _choose(sizes, repo, allow_pickle=allow_pickle)
+            files = _select_files(sizes, repo, allow_pickle=allow_pickle)
             snapshot = self._repo_folder(repo) / "snapshots" / (info.sha or revision)
             missing = sum(sizes[f] for f in files if not (snapshot / f).is_file())
             path = self._download(repo, revision, files, missing, progress)
         except LlmctlError:
             raise
         except Exception as error:
-            # httpx, httpx2, OSError or the hub's own, by version and by stage.
-            raise self.explain(error, repo, revision) from error
-        if (lacks := model_folder.missing_part(path, allow_pickle=allow_pickle)) is not None:
-            raise ModelNotFoundError(f"the repository lacks {lacks}")
+            # Of httpx, httpx2, OSError or the hub's own, depending on version and stage.
+            raise self.translate_error(error, repo, revision) from error
+        if (missing_part := model_folder.missing_part(path, allow_pickle=allow_pickle)) is not None:
+            raise ModelNotFoundError(f"the repository lacks {missing_part}")
         return path
 
-    def _why_silent(self, repo: str) -> str | None:
-        """Return why the hub does not answer, or `None` if it does, whatever it says.
+    def _connection_error(self, repo: str) -> str | None:
+        """Return why the hub does not answer; `None` if it answers, with any status.
 
-        Connections that nobody answers and name look-ups that hang have long time-outs of their
-        own, so the question is asked from a thread that may be left behind.
+        Unanswered connections and name resolution have long timeouts of their own, so the request
+        runs in a daemon thread that may outlive this call.
         """
         from huggingface_hub import get_session
 
-        answer: SimpleQueue[str | None] = SimpleQueue()
+        result: SimpleQueue[str | None] = SimpleQueue()
 
-        def ask() -> None:
+        def probe() -> None:
             try:
                 get_session().head(f"{self.endpoint}/api/models/{repo}", timeout=_CONNECT_SECONDS)
-            except Exception as error:  # by version httpx's, httpx2's or an OSError
-                answer.put(_first_line(error))
+            except Exception as error:  # of httpx, httpx2 or OSError, depending on the version
+                result.put(_first_line(error))
             else:
-                answer.put(None)
+                result.put(None)
 
-        threading.Thread(target=ask, daemon=True).start()
+        threading.Thread(target=probe, daemon=True).start()
         try:
-            return answer.get(timeout=_PROBE_SECONDS)
+            return result.get(timeout=_PROBE_SECONDS)
         except Empty:
             return f"no answer within {_PROBE_SECONDS:g} s"
 
@@ -199,12 +200,12 @@ class Hub:
             "allow_patterns": files,
         }
         done = 0
-        with tempfile.TemporaryDirectory() as workshop:
-            log = Path(workshop, "log.txt")
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder, "log.txt")
 
             def report() -> None:
                 nonlocal done
-                # Two bars count bytes, those received and those written; the greater is shown.
+                # Two bars count bytes, received and written ones; the greater one is shown.
                 done = max(done, min(_last_message(log).get("done", 0), total))
                 progress(Progress(f"downloading {repo} from the hub", done, total, "B"))
 
@@ -212,21 +213,21 @@ class Hub:
             try:
                 subprocess_runner.run(arguments, log, environment={}, tick=report)
             except subprocess.CalledProcessError as error:
-                last = (error.output.splitlines() or ["it said nothing"])[-1]
+                last = (error.output.splitlines() or ["without a message"])[-1]
                 raise ModelNotFoundError(f"the download failed: {last}") from error
             outcome = _last_message(log)
         if "path" not in outcome:
             raise ModelNotFoundError(outcome["reason"], hint=outcome["hint"])
         return Path(outcome["path"])
 
-    def explain(self, error: Exception, repo: str, revision: str) -> ModelNotFoundError:
-        """Put into a line what the hub's client raised."""
+    def translate_error(self, error: Exception, repo: str, revision: str) -> ModelNotFoundError:
+        """Return the `ModelNotFoundError` for an exception of the hub's client."""
         from huggingface_hub import errors
 
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, errors.RevisionNotFoundError):
             return ModelNotFoundError(f"{repo} has no revision {revision}")
-        # A gated repository is reported as a kind of missing one, so it is asked for first.
+        # The error of a gated repository is a subclass of that of a missing one: test it first.
         if isinstance(error, errors.GatedRepoError) or status == 403:
             return ModelNotFoundError(
                 f"{repo} is gated: its licence must be accepted first",
@@ -234,14 +235,14 @@ class Hub:
             )
         if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
             return ModelNotFoundError(
-                f"there is no {repo}, or it is private",
+                f"{repo} does not exist, or it is private",
                 hint=f"check the name at {self.endpoint}; for a private model run `hf auth login`",
             )
         if status is not None:
             return ModelNotFoundError(f"it answered with status {status}")
         return ModelNotFoundError(
-            f"the connection broke: {_first_line(error)}",
-            hint="try again: files that have arrived are kept",
+            f"the connection failed: {_first_line(error)}",
+            hint="try again: files already downloaded are kept",
         )
 
     def _repo_folder(self, repo: str) -> Path:
@@ -249,24 +250,24 @@ class Hub:
 
 
 def _commit(repo_folder: Path, revision: str) -> str:
-    """Return the commit that a branch or tag pointed to when it was last downloaded."""
+    """Return the commit of a branch or tag at its last download."""
     ref = repo_folder / "refs" / revision
     return ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
 
 
-def _changed(path: Path) -> float:
+def _modified(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _choose(sizes: dict[str, int], repo: str, *, allow_pickle: bool) -> list[str]:
-    model_folder.refuse_other_kinds(sizes, repo)
+def _select_files(sizes: dict[str, int], repo: str, *, allow_pickle: bool) -> list[str]:
+    model_folder.reject_other_kinds(sizes, repo)
     if not allow_pickle:
-        model_folder.refuse_pickle(sizes, repo)
+        model_folder.reject_pickle(sizes, repo)
     return model_folder.wanted_files(sizes, allow_pickle=allow_pickle)
 
 
 def _last_message(log: Path) -> dict[str, Any]:
-    """Return the last whole JSON object that the downloading process printed."""
+    """Return the last complete JSON object that the download process printed."""
     for line in reversed(log.read_text(encoding="utf-8", errors="replace").splitlines()):
         if line.startswith("{") and line.endswith("}"):
             message: dict[str, Any] = json.loads(line)

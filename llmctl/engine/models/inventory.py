@@ -1,4 +1,4 @@
-"""Which models are on this machine, which could be, and what is each like?"""
+"""The models on this machine and in the catalogue, with their metadata."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from llmctl.engine.models import adapter_metadata, hub, model_folder, resolve, s
 from llmctl.engine.models.adapter_metadata import AdapterMetadata
 from llmctl.engine.models.catalog import CATALOG, CatalogEntry, find_entry
 from llmctl.engine.models.hub import Hub
-from llmctl.engine.models.resolve import ModelSource, ResolvedModel
+from llmctl.engine.models.resolved import ModelSource, ResolvedModel
 from llmctl.errors import ConfigError, LlmctlError, ModelLoadError, ModelNotFoundError
 from llmctl.types import Quant
 
@@ -18,20 +18,20 @@ ModelState = Literal["downloaded", "partial", "available"]
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is known of one model; `None` is unknown, often because it is not on this machine."""
+    """Metadata of a model; `None` is unknown, often because the model is not on this machine."""
 
     model_id: str
     state: ModelState
-    """`partial`: begun in the Hugging Face cache, not finished; `available`: to be fetched."""
+    """`partial`: incompletely downloaded; `available`: not downloaded."""
     repo: str | None = None
     source: ModelSource | None = None
-    """Where the files on this machine came from."""
+    """Source of the files on this machine."""
     revision: str | None = None
     path: Path | None = None
     disk_bytes: int | None = None
     parameters: int | None = None
     linear_parameters: int | None = None
-    """Those that quantisation makes smaller."""
+    """Parameters that quantisation makes smaller."""
     architecture: str | None = None
     context_length: int | None = None
     """Tokens."""
@@ -41,15 +41,15 @@ class ModelInfo:
     licence: str | None = None
     note: str = ""
     weight_memory: Mapping[Quant, int] | None = None
-    """Bytes that the weights alone need once loaded, estimated; only `show` works it out."""
+    """Estimated bytes of the loaded weights; only `show` computes it."""
     adapter: AdapterMetadata | None = None
-    """Where the model is an adapter; what else is said here is then of its base, if that is here,
-    but for the path and the size on disk."""
+    """Metadata of an adapter. The other fields are then those of its base model, if that is on
+    this machine, except for the path and the size on disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What `remove` deleted."""
+    """What `remove` has deleted."""
 
     model_id: str
     paths: tuple[Path, ...]
@@ -57,163 +57,163 @@ class Removal:
 
 
 def list_models() -> list[ModelInfo]:
-    """Return the whole catalogue, then what else the store and the Hugging Face cache hold.
+    """Return the catalogue, then the other models in the store and in the Hugging Face cache.
 
-    Of the cache's other models only causal language models are listed.
+    Of the other models in the cache, only causal language models are listed.
     """
-    here = Hub.from_environment()
-    cached = {held.repo: held for held in here.cached_repos()}
-    cards = [_entry_card(entry, here) for entry in CATALOG]
+    hub_cache = Hub.from_environment()
+    cached = {r.repo: r for r in hub_cache.cached_repos()}
+    models = [_describe_entry(entry, hub_cache) for entry in CATALOG]
     for name in store.names():
         if find_entry(name) is None:
-            cards.append(_local_card(name, store.models_folder() / name))
+            models.append(_describe_local(name, store.models_folder() / name))
     listed = {entry.repo for entry in CATALOG}
     for repo, held in cached.items():
-        card = _folder_card(repo, held.path, "hub", repo=repo, revision=held.revision)
-        if repo not in listed and model_folder.is_causal_lm(card.architecture):
-            cards.append(card)
-    return cards
+        info = _describe_folder(repo, held.path, "hub", repo=repo, revision=held.revision)
+        if repo not in listed and model_folder.is_causal_lm(info.architecture):
+            models.append(info)
+    return models
 
 
 def list_folder(folder: Path) -> list[ModelInfo]:
-    """Return the models and adapters in a folder of a person's own, up to three levels down.
+    """Return the models and adapters in a folder, up to three levels deep.
 
     Raises:
-        ModelNotFoundError: there is no such folder.
+        ModelNotFoundError: the folder does not exist.
     """
     if not folder.is_dir():
-        raise ModelNotFoundError(f"there is no folder {folder.absolute()}")
+        raise ModelNotFoundError(f"the folder {folder.absolute()} does not exist")
     names = ("config.json", adapter_metadata.ADAPTER_CONFIG)
     levels = ("", "*", "*/*", "*/*/*")
-    found = {
+    folders = {
         path.parent
         for level in levels
         for name in names
         for path in folder.glob(f"{level}/{name}" if level else name)
     }
     return [
-        _local_card(str(path), path)
-        for path in sorted(found)
+        _describe_local(str(path), path)
+        for path in sorted(folders)
         if adapter_metadata.is_adapter(path) or model_folder.missing_part(path) is None
     ]
 
 
 def show(model: str) -> ModelInfo:
-    """Describe a model: from its files if they are here, else from the catalogue.
+    """Describe a model from its files on this machine, otherwise from the catalogue.
 
     Raises:
-        ModelNotFoundError: it is neither here nor in the catalogue.
-        ModelLoadError: the path given is no whole model.
+        ModelNotFoundError: it is neither on this machine nor in the catalogue.
+        ModelLoadError: the path is not a complete model.
     """
     path = Path(model).expanduser()
     if path.is_dir() and adapter_metadata.is_adapter(path):
-        card = _adapter_card(path.resolve().name, path.absolute())
-        return replace(card, weight_memory=_weight_memory(card))
+        info = _describe_adapter(path.resolve().name, path.absolute())
+        return replace(info, weight_memory=_weight_memory(info))
     try:
-        card = describe(resolve.resolve_local(model, allow_pickle=True))
+        info = describe(resolve.resolve_local(model, allow_pickle=True))
     except ModelNotFoundError as error:
         name = model.partition("@")[0]
         if (entry := find_entry(name)) is not None:
-            card = _entry_card(entry, Hub.from_environment())
+            info = _describe_entry(entry, Hub.from_environment())
         elif hub.is_repo_id(name):
             raise ModelNotFoundError(
                 f"{model} is not on this machine: {error}",
-                hint=f"`llmctl models pull {model}` fetches it",
+                hint=f"`llmctl models pull {model}` downloads it",
             ) from error
         else:
             raise
-    return replace(card, weight_memory=_weight_memory(card))
+    return replace(info, weight_memory=_weight_memory(info))
 
 
 def describe(model: ResolvedModel) -> ModelInfo:
-    """Return the card of a model whose files are here."""
+    """Return the metadata of a model whose files are on this machine."""
     entry = find_entry(model.model_id) if model.source != "local" else None
     if model.base is not None:
-        return _adapter_card(model.model_id, model.path)
+        return _describe_adapter(model.model_id, model.path)
     if model.gguf_file is not None:
         file = model.path / model.gguf_file
         size = file.stat().st_size
         return ModelInfo(model.model_id, "downloaded", None, "local", None, file, size)
     repo = model.model_id if model.source == "hub" else None
-    card = _folder_card(
+    info = _describe_folder(
         model.model_id, model.path, model.source, repo=repo, revision=model.revision
     )
-    return _with_entry(card, entry) if entry else card
+    return _with_catalog_data(info, entry) if entry else info
 
 
 def remove(model: str) -> Removal:
-    """Delete what the store and the Hugging Face cache hold of a model.
+    """Delete a model from the store and the Hugging Face cache.
 
-    `@revision` confines it to one revision in the cache. A folder of the person's own is refused.
+    With `@revision`, only that revision is deleted from the cache.
 
     Raises:
-        ModelNotFoundError: neither place holds it.
+        ModelNotFoundError: neither has the model.
         ConfigError: it is a path.
     """
-    name, at, written = model.partition("@")
-    revision = written if at else None
+    name, at, given = model.partition("@")
+    revision = given if at else None
     entry = find_entry(name)
     model_id, repo = (entry.name, entry.repo) if entry else (name, name)
-    here = Hub.from_environment()
+    hub_cache = Hub.from_environment()
     paths: tuple[Path, ...] = ()
     freed = 0
     if revision is None and model_id in store.names():
         freed = store.remove(model_id)
         paths = (store.models_folder() / model_id,)
-    if repo in {held.repo for held in here.cached_repos()}:
-        snapshots, more = here.remove(repo, revision)
-        paths, freed = paths + snapshots, freed + more
+    if repo in {r.repo for r in hub_cache.cached_repos()}:
+        snapshots, cache_bytes = hub_cache.remove(repo, revision)
+        paths, freed = paths + snapshots, freed + cache_bytes
     if paths:
         return Removal(model_id, paths, freed)
     if Path(model).expanduser().exists():
         raise ConfigError(
-            f"{model} is a path of yours; only what llmctl fetched is removed",
-            hint="delete it yourself if you mean it",
+            f"{model} is a path; only downloaded models are removed",
+            hint="delete the folder yourself if you want it removed",
         )
     raise ModelNotFoundError(
-        f"{model} is neither in {store.models_folder()} nor in {here.cache}",
-        hint="`llmctl models list` shows what is here",
+        f"{model} is neither in {store.models_folder()} nor in {hub_cache.cache}",
+        hint="`llmctl models list` shows the downloaded models",
     )
 
 
-def _entry_card(entry: CatalogEntry, here: Hub) -> ModelInfo:
-    """Describe a catalogue model, wherever it is."""
+def _describe_entry(entry: CatalogEntry, hub_cache: Hub) -> ModelInfo:
+    """Describe a catalogue model, downloaded or not."""
     try:
-        return describe(resolve.resolve_local_entry(entry, here))
+        return describe(resolve.resolve_local_entry(entry, hub_cache))
     except ModelNotFoundError:
-        card = ModelInfo(entry.name, "available")
-    for held in here.cached_repos():
+        info = ModelInfo(entry.name, "available")
+    for held in hub_cache.cached_repos():
         if held.repo == entry.repo:
-            card = _folder_card(entry.name, held.path, "hub", revision=held.revision)
-    return _with_entry(card, entry)
+            info = _describe_folder(entry.name, held.path, "hub", revision=held.revision)
+    return _with_catalog_data(info, entry)
 
 
-def _with_entry(card: ModelInfo, entry: CatalogEntry) -> ModelInfo:
-    """Add what only the catalogue knows, and what the files could not tell."""
+def _with_catalog_data(info: ModelInfo, entry: CatalogEntry) -> ModelInfo:
+    """Add the catalogue's metadata, and fill in what the files do not have."""
     return replace(
-        card,
+        info,
         repo=entry.repo,
         licence=entry.licence,
         note=entry.note,
-        parameters=card.parameters or entry.parameters,
-        linear_parameters=card.linear_parameters or entry.linear_parameters,
+        parameters=info.parameters or entry.parameters,
+        linear_parameters=info.linear_parameters or entry.linear_parameters,
     )
 
 
-def _local_card(model_id: str, path: Path) -> ModelInfo:
+def _describe_local(model_id: str, path: Path) -> ModelInfo:
     if not adapter_metadata.is_adapter(path):
-        return _folder_card(model_id, path, "local")
+        return _describe_folder(model_id, path, "local")
     try:
-        return _adapter_card(model_id, path)
-    except ModelLoadError as error:  # one damaged file must not break a list
+        return _describe_adapter(model_id, path)
+    except ModelLoadError as error:  # one damaged file must not break the list
         return ModelInfo(model_id, "partial", path=path, note=str(error))
 
 
-def _adapter_card(model_id: str, folder: Path) -> ModelInfo:
-    """Describe an adapter, and its base model as far as that is here."""
-    facts = adapter_metadata.read_adapter_metadata(folder)
+def _describe_adapter(model_id: str, folder: Path) -> ModelInfo:
+    """Describe an adapter, with the metadata of its base model if that is on this machine."""
+    metadata = adapter_metadata.read_adapter_metadata(folder)
     try:
-        base = describe(resolve.resolve_local(str(folder), allow_pickle=True).whole)
+        base = describe(resolve.resolve_local(str(folder), allow_pickle=True).full_model)
     except LlmctlError as error:
         base = ModelInfo(model_id, "downloaded", note=str(error).splitlines()[0])
     else:
@@ -226,11 +226,11 @@ def _adapter_card(model_id: str, folder: Path) -> ModelInfo:
         revision=None,
         path=folder,
         disk_bytes=model_folder.disk_bytes(folder),
-        adapter=facts,
+        adapter=metadata,
     )
 
 
-def _folder_card(
+def _describe_folder(
     model_id: str,
     path: Path,
     source: ModelSource,
@@ -238,34 +238,34 @@ def _folder_card(
     repo: str | None = None,
     revision: str | None = None,
 ) -> ModelInfo:
-    facts = model_folder.read_folder_metadata(path)
-    whole = model_folder.missing_part(path, allow_pickle=True) is None
+    metadata = model_folder.read_folder_metadata(path)
+    complete = model_folder.missing_part(path, allow_pickle=True) is None
     return ModelInfo(
         model_id=model_id,
-        state="downloaded" if whole else "partial",
+        state="downloaded" if complete else "partial",
         repo=repo,
         source=source,
         revision=revision,
         path=path,
         disk_bytes=model_folder.disk_bytes(path),
-        parameters=facts.parameters,
-        linear_parameters=facts.linear_parameters,
-        architecture=facts.architecture,
-        context_length=facts.context_length,
-        vocab_size=facts.vocab_size,
-        dtype=facts.dtype,
-        has_chat_template=facts.has_chat_template,
+        parameters=metadata.parameters,
+        linear_parameters=metadata.linear_parameters,
+        architecture=metadata.architecture,
+        context_length=metadata.context_length,
+        vocab_size=metadata.vocab_size,
+        dtype=metadata.dtype,
+        has_chat_template=metadata.has_chat_template,
     )
 
 
-def _weight_memory(card: ModelInfo) -> Mapping[Quant, int] | None:
-    if card.parameters is None or card.linear_parameters is None:
+def _weight_memory(info: ModelInfo) -> Mapping[Quant, int] | None:
+    if info.parameters is None or info.linear_parameters is None:
         return None
     import torch
 
     from llmctl.engine.memory.estimate import estimate_weight_bytes
 
-    linear, other = card.linear_parameters, card.parameters - card.linear_parameters
+    linear, other = info.linear_parameters, info.parameters - info.linear_parameters
     return {
         quant: estimate_weight_bytes(linear, other, torch.bfloat16, quant)
         for quant in get_args(Quant)

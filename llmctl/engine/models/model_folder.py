@@ -1,4 +1,4 @@
-"""What does a model folder hold, and is it whole? Reads names, JSON and headers, never weights."""
+"""Contents of a model folder: completeness and metadata, read without its weights."""
 
 import json
 import math
@@ -12,19 +12,19 @@ from typing import Any
 from llmctl.engine.models.weight_files import model_entries
 from llmctl.errors import ModelLoadError, UnsafeModelError
 
-# Both lists in the order in which Transformers looks for weights.
+# Both in the order in which Transformers looks for weights.
 _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLE_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _PICKLE_SUFFIXES = (".bin", ".pth", ".pt")
 _TRAINING_STATE = ("optimizer", "scheduler", "rng_state", "scaler", "training_args")
-"""A Trainer checkpoint's own pickles, which are not weights."""
+"""Prefixes of the pickle files of a Trainer checkpoint that are not weights."""
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json")
 _VOCABULARY_SUFFIXES = (".model", ".tiktoken")
 
 
 @dataclass(frozen=True, slots=True)
 class FolderMetadata:
-    """What a model folder says of itself; `None` where it does not say."""
+    """Metadata of a model folder; `None` where the folder does not have it."""
 
     architecture: str | None
     context_length: int | None
@@ -33,21 +33,21 @@ class FolderMetadata:
     has_chat_template: bool
     parameters: int | None
     linear_parameters: int | None
-    """Those in the layers that quantisation replaces: all matrices but embeddings and head."""
+    """Parameters of the layers that quantisation replaces: matrices except embeddings and head."""
 
 
 def is_causal_lm(architecture: str | None) -> bool:
-    """Whether an architecture's class name is that of a model which continues text."""
+    """Whether the class name of an architecture is that of a causal language model."""
     return (architecture or "").endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def file_names(folder: Path) -> set[str]:
-    """List the names of a folder's files; a link whose target is gone is no file."""
+    """Return the names of the files in a folder, without broken links."""
     return {entry.name for entry in folder.iterdir() if entry.is_file()}
 
 
 def disk_bytes(folder: Path) -> int:
-    """Sum the sizes of a folder's files, links followed; files may come and go meanwhile."""
+    """Return the size of all files in a folder, links followed. Files may change meanwhile."""
     total = 0
     for where, _, files in os.walk(folder):
         for name in files:
@@ -57,7 +57,7 @@ def disk_bytes(folder: Path) -> int:
 
 
 def pickle_weights(names: Collection[str]) -> list[str]:
-    """Return the files that hold weights as pickle, which can run code while it is read."""
+    """Return the files with weights as pickle, which can run code when it is loaded."""
     return sorted(
         name
         for name in names
@@ -66,10 +66,10 @@ def pickle_weights(names: Collection[str]) -> list[str]:
 
 
 def wanted_files(names: Collection[str], *, allow_pickle: bool) -> list[str]:
-    """Choose, among a hub repository's files, those that loading needs.
+    """Return the files of a hub repository that loading needs.
 
-    Sub-folders hold the same weights in other formats. Python files run only when the person asks
-    for remote code, and are needed then.
+    Sub-folders hold the same weights in other formats. Python files are included; they run only
+    with remote code allowed.
     """
     weights = _SAFE_WEIGHTS
     if allow_pickle and not any(name in names for name in _SAFE_WEIGHTS):
@@ -92,7 +92,7 @@ def wanted_files(names: Collection[str], *, allow_pickle: bool) -> list[str]:
 
 
 def missing_part(folder: Path, *, allow_pickle: bool = False) -> str | None:
-    """Name what the folder lacks to be a whole model, or return `None`."""
+    """Return what a folder lacks to be a complete model, or `None`."""
     names = file_names(folder)
     if "config.json" not in names:
         return "config.json"
@@ -109,44 +109,44 @@ def missing_part(folder: Path, *, allow_pickle: bool = False) -> str | None:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a vocabulary."""
+    """Whether a folder has a vocabulary."""
     return any(
         name in _VOCABULARIES or name.endswith(_VOCABULARY_SUFFIXES) for name in file_names(folder)
     )
 
 
 def check_complete(folder: Path, *, allow_pickle: bool = False) -> None:
-    """Refuse a folder that no model can be loaded from.
+    """Check that a model can be loaded from a folder.
 
     Raises:
-        UnsafeModelError: its weights exist only as pickle, which was not allowed.
-        ModelLoadError: it is an adapter, or lacks a part.
+        UnsafeModelError: its weights are pickle files, which were not allowed.
+        ModelLoadError: it is an adapter, or a part is missing.
     """
-    lacks = missing_part(folder, allow_pickle=allow_pickle)
-    if lacks is None:
+    missing = missing_part(folder, allow_pickle=allow_pickle)
+    if missing is None:
         return
     names = file_names(folder)
-    refuse_other_kinds(names, str(folder))
-    if lacks.startswith("weights") and not allow_pickle:
-        refuse_pickle(names, str(folder))
+    reject_other_kinds(names, str(folder))
+    if missing.startswith("weights") and not allow_pickle:
+        reject_pickle(names, str(folder))
     raise ModelLoadError(
-        f"{folder} is not a whole model: it lacks {lacks}",
-        hint="a model folder holds config.json, *.safetensors and a tokenizer",
+        f"{folder} is not a complete model: it lacks {missing}",
+        hint="a model folder has config.json, *.safetensors and a tokenizer",
     )
 
 
-def refuse_pickle(names: Collection[str], where: str) -> None:
-    """Raise `UnsafeModelError` where the only weights are pickle."""
+def reject_pickle(names: Collection[str], where: str) -> None:
+    """Raise `UnsafeModelError` if the only weights are pickle files."""
     pickles = pickle_weights(names)
     if pickles and not any(name.endswith(".safetensors") for name in names):
         raise UnsafeModelError(
-            f"{where} has its weights only as {pickles[0]}, a format that can run code when read",
-            hint="add --allow-pickle if you trust whoever made it",
+            f"{where} has its weights only as {pickles[0]}, a format that can run code when loaded",
+            hint="add --allow-pickle if you trust its author",
         )
 
 
-def refuse_other_kinds(names: Collection[str], where: str) -> None:
-    """Raise `ModelLoadError` for an adapter, or for GGUF files alone, and say how to use them."""
+def reject_other_kinds(names: Collection[str], where: str) -> None:
+    """Raise `ModelLoadError` for an adapter or GGUF files alone, with a hint how to use them."""
     if "config.json" in names:
         return
     if "adapter_config.json" in names:
@@ -157,12 +157,12 @@ def refuse_other_kinds(names: Collection[str], where: str) -> None:
     if ggufs := sorted(name for name in names if name.endswith(".gguf")):
         raise ModelLoadError(
             f"{where} holds only GGUF files",
-            hint=f"have one of them on this machine and give its path, such as ./{ggufs[0]}",
+            hint=f"give the path of one of them on this machine, such as ./{ggufs[0]}",
         )
 
 
 def read_folder_metadata(folder: Path) -> FolderMetadata:
-    """Read what a folder with a `config.json` says of itself."""
+    """Read the metadata of a folder with a `config.json`."""
     config = _read_json(folder / "config.json")
     text = config.get("text_config") or config
     vocab_size = text.get("vocab_size")
@@ -181,7 +181,7 @@ def read_folder_metadata(folder: Path) -> FolderMetadata:
 
 
 def _count_parameters(folder: Path, config: dict[str, Any]) -> tuple[int, int] | None:
-    """Count all parameters and those of linear layers, from the safetensors headers."""
+    """Return the numbers of all parameters and of those in linear layers, from the headers."""
     try:
         shapes = {name: entry.shape for name, entry in model_entries(folder).items()}
     except (OSError, ValueError, KeyError, TypeError):
@@ -189,7 +189,7 @@ def _count_parameters(folder: Path, config: dict[str, Any]) -> tuple[int, int] |
     if not shapes:
         return None
     if config.get("tie_word_embeddings"):
-        # Some repositories store the shared matrix twice; in memory it is one.
+        # Some repositories store the tied matrix twice; in memory it is one.
         shapes.pop("lm_head.weight", None)
     linear = sum(
         math.prod(shape)
@@ -200,7 +200,7 @@ def _count_parameters(folder: Path, config: dict[str, Any]) -> tuple[int, int] |
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    """Read an object; a file that is absent or no object is an empty one."""
+    """Return the JSON object in a file; an empty one if there is none."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

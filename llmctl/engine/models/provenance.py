@@ -1,8 +1,8 @@
-"""Where do the weights in a folder come from? Reads and writes the `llmctl.json` beside them.
+"""The provenance file `llmctl.json` beside trained weights, and its checks.
 
-Whatever llmctl teaches a model lies with a note of how: the base model and a print of its weights,
-the print of the chat template, the data, the run. Everything that loads the weights compares the
-note with what it would use, so that a model is never asked in another form than it learnt.
+Whatever llmctl trains has this file in its folder: the base model and the fingerprint of its
+weights, the fingerprint of the chat template, the data and the run. Everything that loads the
+weights compares it with the base model and the chat template in use.
 """
 
 import json
@@ -14,49 +14,47 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from llmctl.engine.models import weight_files
 from llmctl.engine.models.catalog import find_entry
+from llmctl.engine.models.resolved import ResolvedModel
 from llmctl.errors import ConfigError, ModelLoadError
 from llmctl.types import DatasetRef
 
-if TYPE_CHECKING:
-    from llmctl.engine.models.resolve import ResolvedModel
-
 PROVENANCE_FILE = "llmctl.json"
 SCHEMA = 1
-_LIBRARIES = ("llmctl", "torch", "transformers", "peft")
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_PACKAGES = ("llmctl", "torch", "transformers", "peft")
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class BaseModelRef:
-    """The model that was taught."""
+    """The model that was trained."""
 
     model: str
-    """What `--model` takes: catalogue name, hub id, or absolute path."""
+    """Value for `--model`: catalogue name, hub id, or absolute path."""
     source: str
-    """Where its files came from: `local`, `hub` or `package-index`."""
+    """Source of its files: `local`, `hub` or `package-index`."""
     revision: str | None
     """Commit sha on the hub, or name and version on the package index."""
     weights: str
-    """Their print, as `weight_files.fingerprint` makes it."""
+    """Fingerprint of its weights, see `weight_files.fingerprint`."""
 
     @classmethod
-    def of(cls, found: "ResolvedModel") -> Self:
-        """Describe a model whose files are here."""
-        file = found.path if found.gguf_file is None else found.path / found.gguf_file
+    def of(cls, resolved: ResolvedModel) -> Self:
+        """Describe a model whose files are on this machine."""
+        path = resolved.weights_path
         return cls(
-            model=str(file.resolve()) if found.source == "local" else found.model_id,
-            source=found.source,
-            revision=found.revision,
-            weights=weight_files.fingerprint(file),
+            model=str(path.resolve()) if resolved.source == "local" else resolved.model_id,
+            source=resolved.source,
+            revision=resolved.revision,
+            weights=weight_files.fingerprint(path),
         )
 
     @property
     def repo(self) -> str | None:
-        """Its hub id, which other tools understand; `None` where it has none."""
+        """Its hub id, which other tools understand; `None` for a local model."""
         if self.source == "local":
             return None
         entry = find_entry(self.model)
@@ -65,30 +63,30 @@ class BaseModelRef:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """How the weights in a folder came to be."""
+    """How the weights in a folder were made."""
 
     base: BaseModelRef
     template: str | None
-    """`ChatTemplate.fingerprint` of the form in which it learnt; `None`: plain text."""
+    """`ChatTemplate.fingerprint` of the template used in training; `None`: plain text."""
     method: str
-    """`lora`, `qlora`, `dora`, `full`, `dpo`, ..., as `llmctl finetune --method` has it."""
-    hyperparameters: Mapping[str, object] = field(default_factory=lambda: _NOTHING)
-    """What JSON can hold."""
+    """`lora`, `qlora`, `dora`, `full`, `dpo`, ..., as in `llmctl finetune --method`."""
+    hyperparameters: Mapping[str, object] = field(default_factory=lambda: _EMPTY)
+    """JSON values."""
     data: DatasetRef | None = None
     run_id: str | None = None
-    """The run that taught it."""
+    """The training run."""
     model_id: str | None = None
-    """The LoggedModel that the tracking store knows it as."""
+    """The LoggedModel of these weights in the tracking store."""
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     """UTC, ISO 8601."""
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Return the note in a folder, or `None` where another tool made it.
+        """Return the provenance of a folder, or `None` if it has no file of it.
 
         Raises:
-            ModelLoadError: it is there and cannot be understood.
+            ModelLoadError: the file exists and is not valid.
         """
         file = folder / PROVENANCE_FILE
         try:
@@ -101,130 +99,142 @@ class Provenance:
             schema = values.pop("schema")
             if schema > SCHEMA:
                 raise ModelLoadError(
-                    f"{file} has schema {schema}, and this llmctl knows {SCHEMA}",
+                    f"{file} has schema {schema}, and this llmctl supports {SCHEMA}",
                     hint="pip install --upgrade llmctl",
                 )
-            base = BaseModelRef(**_known(BaseModelRef, values.pop("base")))
+            base = BaseModelRef(**_known_fields(BaseModelRef, values.pop("base")))
             data = values.pop("data", None)
             return cls(
                 base=base,
-                data=None if data is None else DatasetRef(**_known(DatasetRef, data)),
-                **_known(cls, values),
+                data=None if data is None else DatasetRef(**_known_fields(DatasetRef, data)),
+                **_known_fields(cls, values),
             )
         except (AttributeError, KeyError, TypeError) as error:
             raise _unreadable(file, str(error)) from error
 
     def write(self, folder: Path) -> None:
-        """Write the note beside the weights, whole or not at all."""
-        values = {"schema": SCHEMA} | {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
-        written = folder / f".{PROVENANCE_FILE}.{os.getpid()}"
+        """Write the file into a folder, atomically."""
+        values = {"schema": SCHEMA} | {
+            f.name: _as_json(getattr(self, f.name)) for f in fields(self)
+        }
+        temporary = folder / f".{PROVENANCE_FILE}.{os.getpid()}"
         try:
-            written.write_text(
+            temporary.write_text(
                 json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
             )
-            written.replace(folder / PROVENANCE_FILE)
+            temporary.replace(folder / PROVENANCE_FILE)
         finally:
-            written.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
 class ProvenanceCheck:
-    """What is known of weights that were found fit to be used."""
+    """The result of a successful check."""
 
     model_id: str | None = None
-    """The LoggedModel that they are, or that their adapter is."""
+    """The LoggedModel of the weights or of their adapter."""
     notes: tuple[str, ...] = ()
-    """What a person should know, a sentence each."""
+    """Differences that the user should know, one sentence each."""
 
 
 def check_provenance(
-    found: "ResolvedModel", *, adapter: str | None, template: str | None, template_chosen: bool
+    resolved: ResolvedModel, *, adapter: str | None, template: str | None, template_chosen: bool
 ) -> ProvenanceCheck:
-    """Compare how weights came to be with how they are about to be used.
+    """Compare the provenance of weights with how they are about to be used.
 
     Args:
-        found: the model, with its base where it is an adapter.
-        adapter: folder of the adapter that goes on it, be it `found` itself.
-        template: print of the chat template that would be used.
-        template_chosen: a person gave that template for this very use.
+        resolved: the model, with its base model if it is an adapter.
+        adapter: folder of the adapter in use, which may be `resolved` itself.
+        template: fingerprint of the chat template in use.
+        template_chosen: the user has given that template explicitly.
 
     Raises:
-        ConfigError: they learnt with another template, and nobody chose this one.
-        ModelLoadError: the note beside them cannot be understood.
+        ConfigError: they were trained with another template, and this one was not given explicitly.
+        ModelLoadError: the provenance file is not valid.
     """
-    folder = found.path if adapter is None else Path(adapter).expanduser()
-    note = Provenance.read(folder)
-    if note is None:
-        unknown = f"{folder.name} has no {PROVENANCE_FILE}: its base weights and chat template are "
-        return ProvenanceCheck(notes=() if adapter is None else (unknown + "not known",))
-    told = [
-        check_chat_template(folder, template, chosen=template_chosen, own=folder == found.path),
-        None if adapter is None else describe_base_mismatch(note.base, found.whole, folder.name),
+    folder = resolved.path if adapter is None else Path(adapter).expanduser()
+    origin = Provenance.read(folder)
+    if origin is None:
+        unknown = (
+            f"{folder.name} has no {PROVENANCE_FILE}: "
+            "its base weights and chat template are not known"
+        )
+        return ProvenanceCheck(notes=() if adapter is None else (unknown,))
+    in_model_folder = folder == resolved.path
+    notes = [
+        check_chat_template(folder, template, chosen=template_chosen, own=in_model_folder),
+        None
+        if adapter is None
+        else describe_base_mismatch(origin.base, resolved.full_model, folder.name),
     ]
-    return ProvenanceCheck(note.model_id, tuple(text for text in told if text is not None))
+    return ProvenanceCheck(origin.model_id, tuple(note for note in notes if note is not None))
 
 
 def check_chat_template(
     folder: Path, used: str | None, *, chosen: bool = False, own: bool = False
 ) -> str | None:
-    """Compare the chat template that would be used with the one that weights learnt with.
+    """Compare the chat template in use with the one that weights were trained with.
 
     Args:
-        chosen: a person gave the template for this very use.
-        own: it lies in `folder` itself.
+        folder: of the weights.
+        used: fingerprint of the chat template in use.
+        chosen: the user has given the template explicitly.
+        own: the template in use was read from `folder`.
 
     Returns:
-        What a person should know, if anything.
+        A note if they differ and the template was given explicitly.
 
     Raises:
-        ConfigError: they differ, and nobody chose so.
+        ConfigError: they differ, and the template was not given explicitly.
     """
-    note = Provenance.read(folder)
-    if note is None or note.template in (None, used):
+    origin = Provenance.read(folder)
+    if origin is None or origin.template in (None, used):
         return None
-    differ = (
-        f"{folder} learnt with the chat template {note.template}, "
+    difference = (
+        f"{folder} was trained with the chat template {origin.template}, "
         f"and {used or 'none'} would be used"
     )
     if chosen:
-        return f"{differ}, as --chat-template asks"
-    way = (
-        "put back the one it learnt with" if own else f"--model {folder} takes the one saved there"
-    )
-    raise ConfigError(differ, hint=f"{way}; --chat-template FILE says which one you mean")
+        return f"{difference}, as --chat-template requires"
+    fix = "restore the template of the training" if own else f"--model {folder} uses the one there"
+    raise ConfigError(difference, hint=f"{fix}; --chat-template FILE selects one explicitly")
 
 
-def describe_base_mismatch(taught: BaseModelRef, found: "ResolvedModel", name: str) -> str | None:
-    """Say how a model differs from the one that was taught; `None` if it does not."""
-    here = BaseModelRef.of(found)
-    if here.weights == taught.weights:
+def describe_base_mismatch(trained: BaseModelRef, used: ResolvedModel, name: str) -> str | None:
+    """Describe how the base model in use differs from the one in training; `None` if equal.
+
+    Args:
+        name: of the adapter, for the message.
+    """
+    current = BaseModelRef.of(used)
+    if current.weights == trained.weights:
         return None
-    if here.model != taught.model:
-        return f"{name} was taught on {_in_full(taught)}, and this is {_in_full(here)}"
-    return f"{name} was taught on other weights than these {_in_full(here)}: {_in_full(taught)}"
+    if current.model != trained.model:
+        return f"{name} was trained on {_in_full(trained)}, and this is {_in_full(current)}"
+    return f"{name} was trained on {_in_full(trained)}; {_in_full(current)} has other weights"
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the releases of what makes an adapter what it is."""
-    found = {}
-    for name in _LIBRARIES:
+    """Return the versions of the packages that determine an adapter."""
+    versions = {}
+    for name in _PACKAGES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def _in_full(base: BaseModelRef) -> str:
     return " ".join(part for part in (base.model, base.revision, f"[{base.weights}]") if part)
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     if isinstance(value, BaseModelRef | DatasetRef):
         return asdict(value)
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def _known(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what a later release of the same schema says besides."""
+def _known_fields(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out fields that a later release has added to the same schema."""
     names = {f.name for f in fields(kind)}
     return {name: value for name, value in values.items() if name in names}
 
@@ -232,5 +242,5 @@ def _known(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 def _unreadable(file: Path, reason: str) -> ModelLoadError:
     return ModelLoadError(
         f"{file} cannot be read: {reason}",
-        hint="without it the folder loads too, unchecked: move it away if you know what it holds",
+        hint="move the file away to load the folder without these checks",
     )

@@ -1,8 +1,9 @@
-"""Where models fetched by llmctl lie, and how they get there whole or not at all.
+"""The store of downloaded models, with atomic installation.
 
-`models/<name>` is a finished model. Everything unfinished lies in `models/.aside/<name>/`, on the
-same file system, and becomes a model by one rename. Whoever builds `<name>` holds its lock, which
-the operating system lets go when the process dies; what lies aside without a lock is rubbish.
+`models/<name>` is a complete model. Models under construction are in `models/.aside/<name>/`, on
+the same file system, and are installed by one rename. The process that builds `<name>` holds its
+lock, which the operating system releases when the process ends; staging folders without a holder
+of the lock are left over and deleted.
 """
 
 import json
@@ -25,32 +26,32 @@ MANIFEST = "llmctl-model.json"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Where a stored model came from, written beside it as `llmctl-model.json`."""
+    """The origin of a stored model, in its folder as `llmctl-model.json`."""
 
     name: str
     repo: str
-    """The hub repository whose weights these are, or were made from."""
+    """The hub repository of the weights, or of those that they were converted from."""
     source: str
     revision: str
     sha256: str
-    """Of the archive that was downloaded."""
+    """Of the downloaded archive."""
     licence: str
     created: str
     """UTC, ISO 8601."""
     bytes: int
     files: dict[str, int]
-    """Every file of the model and its size in bytes."""
+    """Every file of the model with its size in bytes."""
 
     @classmethod
     def of(cls, folder: Path, **origin: str) -> Self:
-        """Describe a finished folder; `origin` fills the fields that its files cannot tell."""
+        """Describe a complete folder; `origin` has the fields that do not follow from its files."""
         sizes = {name: (folder / name).stat().st_size for name in sorted(file_names(folder))}
         created = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(created=created, bytes=sum(sizes.values()), files=sizes, **origin)
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Return the folder's manifest; a model that a person put there has none."""
+        """Return the manifest of a folder; `None` for a model that the user has put there."""
         try:
             fields: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             return cls(**fields)
@@ -63,12 +64,12 @@ class Manifest:
 
 
 def models_folder() -> Path:
-    """Return the folder that holds one folder per model. It may not exist yet."""
+    """Return the parent folder of the models. It may not exist yet."""
     return store_home() / "models"
 
 
 def names() -> list[str]:
-    """List the models in the store, whole or not."""
+    """List the models in the store, complete or not."""
     folder = models_folder()
     if not folder.is_dir():
         return []
@@ -76,13 +77,13 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """Return the folder of a stored model that is whole.
+    """Return the folder of a complete model in the store.
 
     Raises:
-        ModelNotFoundError: the store has no such model, or it is damaged; the message says which.
+        ModelNotFoundError: the store has no such model, or it is damaged.
     """
     folder = models_folder() / name
-    # Only a listed name is looked up, so no name can lead out of the store.
+    # Only listed names are used, so a name cannot be a path that leaves the store.
     if name not in names():
         raise ModelNotFoundError(f"not in {models_folder()}")
     manifest = Manifest.read(folder)
@@ -92,13 +93,15 @@ def find(name: str) -> Path:
         else missing_part(folder)
     )
     if damaged is not None:
-        raise ModelNotFoundError(f"the copy in {folder} is damaged: {damaged} is not as it was")
+        raise ModelNotFoundError(
+            f"the copy in {folder} is damaged: {damaged} is missing or has another size"
+        )
     return folder
 
 
 @contextmanager
 def exclusive_lock(name: str, progress: ProgressCallback = ignore_progress) -> Iterator[None]:
-    """Hold `name` against every other process and thread; wait for whoever holds it now."""
+    """Hold the lock of `name` across processes and threads; wait until it is free."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(_lock_file(name))
@@ -115,33 +118,33 @@ def exclusive_lock(name: str, progress: ProgressCallback = ignore_progress) -> I
 
 @contextmanager
 def staging_folder(name: str) -> Iterator[Path]:
-    """Lend an empty folder to build `name` in; it is gone afterwards, however that ends."""
-    parent = _aside_folder() / name
+    """Provide an empty folder in which to build `name`, and delete it at the end."""
+    parent = _staging_root() / name
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=parent))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # others may build there
+        with suppress(OSError):  # another process may build there
             parent.rmdir()
 
 
 def install(folder: Path, name: str) -> Path:
-    """Move a finished folder from aside into the store; its manifest must be written.
+    """Move a complete folder with its manifest from staging into the store.
 
-    The caller holds `name`. What lay under that name before is dropped.
+    The caller holds the lock of `name`. A model of that name is replaced.
     """
     final = models_folder() / name
     if final.exists():
-        _drop(final, name)
+        _delete(final, name)
     return folder.rename(final)
 
 
 def remove(name: str) -> int:
-    """Delete a stored model and return how many bytes that freed.
+    """Delete a stored model and return the number of bytes freed.
 
-    Of a link that a person put in its place the link goes, and what it points to stays.
+    If it is a symbolic link, only the link is deleted.
 
     Raises:
         ModelNotFoundError: the store has no such model.
@@ -151,39 +154,39 @@ def remove(name: str) -> int:
     folder = models_folder() / name
     with exclusive_lock(name):
         freed = 0 if folder.is_symlink() else disk_bytes(folder)
-        _drop(folder, name)
+        _delete(folder, name)
     return freed
 
 
 def clean_staging() -> None:
-    """Delete what dead runs left aside; a run that is still alive keeps its own."""
+    """Delete staging folders of ended processes."""
     from filelock import FileLock, Timeout
 
-    if not _aside_folder().is_dir():
+    if not _staging_root().is_dir():
         return
-    for leftover in _aside_folder().iterdir():
+    for folder in _staging_root().iterdir():
         try:
-            with FileLock(_lock_file(leftover.name), timeout=0):
-                shutil.rmtree(leftover, ignore_errors=True)
+            with FileLock(_lock_file(folder.name), timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
         except Timeout:
             continue
 
 
-def _drop(folder: Path, name: str) -> None:
-    """Delete a model so that no moment shows half of it."""
+def _delete(folder: Path, name: str) -> None:
+    """Delete a model atomically."""
     if folder.is_symlink():
         folder.unlink()
         return
-    with staging_folder(name) as grave:
-        folder.rename(grave / "dropped")
+    with staging_folder(name) as staging:
+        folder.rename(staging / "deleted")
 
 
-def _aside_folder() -> Path:
+def _staging_root() -> Path:
     return models_folder() / ".aside"
 
 
 def _lock_file(name: str) -> Path:
-    # Never deleted: a lock on a file that another process replaces protects nobody.
+    # Never deleted: a lock on a file that another process has replaced excludes nobody.
     folder = models_folder() / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{name}.lock"

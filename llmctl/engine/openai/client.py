@@ -1,8 +1,8 @@
-"""An OpenAI-compatible server as a backend: other people's models through `BaseEngine`."""
+"""The backend for a model behind an OpenAI-compatible server."""
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -18,14 +18,12 @@ from llmctl.engine.openai.wire import (
     translate_api_error,
 )
 from llmctl.engine.stream import GenerationStream
-from llmctl.errors import ConfigError, EngineStoppedError, LlmctlError, UnsupportedError
+from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.types import (
     ApiEndpoint,
     EngineInfo,
     EngineState,
     GenerationRequest,
-    Message,
-    ModelSpec,
     Progress,
     ProgressCallback,
     ignore_progress,
@@ -33,37 +31,34 @@ from llmctl.types import (
 
 T = TypeVar("T")
 
-CONNECT_S = 10.0
-SILENCE_S = 600.0
-"""How long a server may be silent: a long prompt takes a CPU minutes."""
-_WATCH_S = 0.05
-"""How soon a cancelled request is dropped."""
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 600.0
+"""Longest pause between two pieces of a response: a long prompt takes a CPU minutes."""
+_CANCEL_POLL_S = 0.05
 
 
 class OpenAIClient(BaseEngine):
-    """One server, one of its models, and the thread with the connections.
+    """One model of a server, and the thread that runs the connections.
 
-    A server tells no tokens, so nothing here tokenises, scores or embeds.
+    The API has no endpoints to tokenise or score, so this backend only generates.
     """
 
-    def __init__(self, spec: ModelSpec, endpoint: ApiEndpoint | None = None) -> None:
-        super().__init__(spec)
-        if endpoint is None:
-            raise ConfigError("the openai backend needs the URL of a server", hint="--base-url URL")
+    def __init__(self, endpoint: ApiEndpoint) -> None:
         self._endpoint = endpoint
         self.url = api_url(endpoint.base_url)
         self._info: EngineInfo | None = None
         self._streams: set[GenerationStream] = set()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._client: openai.AsyncOpenAI | None = None
         self.models: tuple[str, ...] = ()
-        """What the server lists."""
+        """Names of the models that the server lists."""
 
     def load(self, progress: ProgressCallback = ignore_progress) -> None:
-        """Find out whether the server answers, and its model.
+        """Connect to the server and choose its model.
 
         Raises:
-            EngineStoppedError: nobody answers.
+            EngineStoppedError: the server does not answer.
             AuthenticationError: the key is missing or wrong.
             ModelNotFoundError: as `choose_model`.
         """
@@ -74,8 +69,8 @@ class OpenAIClient(BaseEngine):
         )
         self._thread.start()
         try:
-            self._client = self._wait(self._connected())
-            model, context = self._wait(self._chosen())
+            self._client = self._wait(self._create_client())
+            model, context_length = self._wait(self._choose_model(self._client))
         except BaseException:
             self.close()
             raise
@@ -85,30 +80,30 @@ class OpenAIClient(BaseEngine):
             device=self.url,
             dtype="",
             quant="none",
-            context_length=context,
+            context_length=context_length,
             parameter_count=0,
             weight_bytes=0,
             has_chat_template=True,
             template_fingerprint=None,
         )
 
-    async def _connected(self) -> openai.AsyncOpenAI:
+    async def _create_client(self) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(
             base_url=self.url,
             api_key=self._endpoint.api_key or "none",
-            timeout=openai.Timeout(SILENCE_S, connect=CONNECT_S),
-            max_retries=0,  # whoever talks sees what happens, and asks again
+            timeout=openai.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            max_retries=0,  # the caller sees each failure and decides whether to retry
         )
 
-    async def _chosen(self) -> tuple[str, int]:
-        """Return the model's name, and its context or 0."""
+    async def _choose_model(self, client: openai.AsyncOpenAI) -> tuple[str, int]:
+        """Return the model's name, and its context length or 0."""
         named = self._endpoint.model
         try:
-            listed = {model.id: model async for model in self._client.models.list()}
+            listed = {model.id: model async for model in client.models.list()}
         except (openai.APIConnectionError, openai.AuthenticationError) as error:
             raise translate_api_error(error, self.url) from error
         except Exception as error:
-            # Some servers list no models but answer for the one that is named.
+            # Some servers list no models but accept the one that is named.
             if named is None:
                 raise translate_api_error(error, self.url) from error
             return named, 0
@@ -116,88 +111,82 @@ class OpenAIClient(BaseEngine):
         try:
             model = choose_model(named, self.models, self.url)
         except LlmctlError:
-            if named is None or not await self._answers_for(named):
+            if named is None or not await _has_model(client, named):
                 raise
             return named, 0
-        # vLLM's name, and that of `llmctl serve`; others say nothing.
+        # The field's name in vLLM and in `llmctl serve`; other servers do not send it.
         context = getattr(listed.get(model), "max_model_len", None)
         return model, context if isinstance(context, int) else 0
-
-    async def _answers_for(self, name: str) -> bool:
-        """Whether the server knows a model that it does not list."""
-        try:
-            return bool((await self._client.models.retrieve(name)).id)
-        except Exception:
-            return False
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def submit(self, request: GenerationRequest) -> GenerationStream:
-        fields = completion_arguments(request, self.info().model_id, self.url)
+        arguments = completion_arguments(request, self.info().model_id, self.url)
         stream = GenerationStream(request.request_id)
         stream.on_end(self._forget)
         with self._lock:
-            if self._loop is None:
+            if self._loop is None or self._client is None:
                 raise EngineStoppedError("the connection is closed")
             self._streams.add(stream)
-            asyncio.run_coroutine_threadsafe(self._watched(fields, stream), self._loop)
+            run = self._run(self._client, arguments, stream)
+            asyncio.run_coroutine_threadsafe(run, self._loop)
         return stream
 
     def _forget(self, stream: GenerationStream) -> None:
         with self._lock:
             self._streams.discard(stream)
 
-    async def _watched(self, fields: dict[str, Any], stream: GenerationStream) -> None:
-        """Answer until the reply ends or nobody wants it any more."""
-        answer = asyncio.ensure_future(self._answer(fields, stream))
-        while not answer.done() and not stream.cancelled:
-            await asyncio.wait({answer}, timeout=_WATCH_S)
-        answer.cancel()
+    async def _run(
+        self, client: openai.AsyncOpenAI, arguments: dict[str, Any], stream: GenerationStream
+    ) -> None:
+        """Receive a response until it ends or its stream is cancelled."""
+        receiving = asyncio.ensure_future(self._receive(client, arguments, stream))
+        while not receiving.done() and not stream.cancelled:
+            await asyncio.wait({receiving}, timeout=_CANCEL_POLL_S)
+        receiving.cancel()
         with suppress(asyncio.CancelledError):
-            await answer
+            await receiving
         stream.finish()
 
-    async def _answer(self, fields: dict[str, Any], stream: GenerationStream) -> None:
-        reply, begun = ChunkConverter(), False
+    async def _receive(
+        self, client: openai.AsyncOpenAI, arguments: dict[str, Any], stream: GenerationStream
+    ) -> None:
+        converter, started = ChunkConverter(), False
         try:
-            async with await self._client.chat.completions.create(**fields) as chunks:
-                begun = True
+            async with await client.chat.completions.create(**arguments) as chunks:
+                started = True
                 async for chunk in chunks:
-                    for made in reply.feed(chunk):
-                        stream.put(made)
-            for made in reply.end(self.url):
-                stream.put(made)
-        except LlmctlError as error:
-            stream.fail(error)
+                    for converted in converter.feed(chunk):
+                        stream.put(converted)
+            for converted in converter.end(self.url):
+                stream.put(converted)
         except Exception as error:
-            lost = begun and isinstance(error, openai.APIConnectionError)
-            ours = connection_lost_error(self.url) if lost else translate_api_error(error, self.url)
-            ours.__cause__ = error
-            stream.fail(ours)
+            for converted in converter.flush():
+                stream.put(converted)
+            stream.fail(self._translated(error, started=started))
 
-    def count_tokens(self, text: str | Sequence[Message]) -> int:  # noqa: ARG002
-        raise UnsupportedError("a server does not count tokens beforehand")
-
-    def tokenize(self, text: str | Sequence[int], *, add_special_tokens: bool = True) -> list[int]:  # noqa: ARG002
-        raise UnsupportedError("a server does not tell its tokens")
-
-    def detokenize(self, ids: Sequence[int]) -> str:  # noqa: ARG002
-        raise UnsupportedError("a server does not tell its tokens")
+    def _translated(self, error: Exception, *, started: bool) -> LlmctlError:
+        if isinstance(error, LlmctlError):
+            return error
+        lost = started and isinstance(error, openai.APIConnectionError)
+        translated = (
+            connection_lost_error(self.url) if lost else translate_api_error(error, self.url)
+        )
+        translated.__cause__ = error
+        return translated
 
     def info(self) -> EngineInfo:
         if self._info is None:
-            raise EngineStoppedError(
-                "the server has not been asked yet, or the connection is closed"
-            )
+            raise EngineStoppedError("not connected to the server")
         return self._info
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """Those that `llmctl serve` has beside the model, as `model:name`."""
-        begin = f"{self.info().model_id}:"
-        return tuple(name.removeprefix(begin) for name in self.models if name.startswith(begin))
+        """The adapters that `llmctl serve` lists beside the model, as `model:name`."""
+        prefix = f"{self.info().model_id}:"
+        return tuple(name.removeprefix(prefix) for name in self.models if name.startswith(prefix))
 
     def state(self) -> EngineState:
         self.info()
@@ -219,17 +208,25 @@ class OpenAIClient(BaseEngine):
             stream.fail(EngineStoppedError("the connection was closed before the reply ended"))
             stream.cancel()
         with suppress(Exception):
-            asyncio.run_coroutine_threadsafe(self._ended(), loop).result(timeout=1)
+            asyncio.run_coroutine_threadsafe(self._end_tasks(), loop).result(timeout=1)
         loop.call_soon_threadsafe(loop.stop)
         self._thread.join(timeout=5)
         if not self._thread.is_alive():
             loop.close()
 
-    async def _ended(self) -> None:
-        """End what still runs in the loop, and the connections."""
+    async def _end_tasks(self) -> None:
+        """Cancel the tasks that still run in the loop, and close the connections."""
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        if (client := getattr(self, "_client", None)) is not None:
-            await client.close()
+        if self._client is not None:
+            await self._client.close()
+
+
+async def _has_model(client: openai.AsyncOpenAI, name: str) -> bool:
+    """Whether the server has a model that it does not list."""
+    try:
+        return bool((await client.models.retrieve(name)).id)
+    except Exception:
+        return False

@@ -1,6 +1,6 @@
-"""How do a request, a reply and an error of ours look on the wire of an OpenAI-compatible server?
+"""Conversion of requests, responses and errors to and from the API of an OpenAI-compatible server.
 
-The fields are those of OpenAI's API reference (`/v1/chat/completions`); what it lacks goes under
+The fields are those of OpenAI's API reference (`/v1/chat/completions`). Fields that it lacks have
 the names that vLLM and `llmctl serve` share.
 """
 
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import openai
 
+from llmctl.engine.openai.think_tags import ThinkTagSplitter
 from llmctl.errors import (
     AuthenticationError,
     ConfigError,
@@ -35,7 +36,7 @@ from llmctl.types import (
     Usage,
 )
 
-_SHARED = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "n")
+_STANDARD = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "n")
 _EXTENSIONS = {
     "top_k": "top_k",
     "min_p": "min_p",
@@ -43,7 +44,8 @@ _EXTENSIONS = {
     "ignore_eos": "ignore_eos",
     "min_new_tokens": "min_tokens",
 }
-_REASONS: Mapping[str, FinishReason] = {
+_REASONING = ("reasoning_content", "reasoning")
+_FINISH_REASONS: Mapping[str, FinishReason] = {
     "length": "length",
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
@@ -54,7 +56,7 @@ def api_url(base_url: str) -> str:
     """Return the URL of the API: `/v1` is added to an address that has no path.
 
     Raises:
-        ConfigError: it is no http or https URL.
+        ConfigError: it is not an http or https URL.
     """
     try:
         parts = urlsplit(base_url)
@@ -63,22 +65,25 @@ def api_url(base_url: str) -> str:
         is_url = False
     if not is_url:
         raise ConfigError(
-            f"{base_url!r} is no URL of a server", hint="such as http://127.0.0.1:8000/v1"
+            f"{base_url!r} is not the URL of a server",
+            hint="use a URL such as http://127.0.0.1:8000/v1",
         )
     return base_url.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
 
 
 def completion_arguments(request: GenerationRequest, model: str, url: str) -> dict[str, Any]:
-    """Return the arguments of the client's `chat.completions.create` for a streamed reply.
+    """Return the arguments of the client's `chat.completions.create` for a streamed response.
 
     Raises:
-        UnsupportedError: the request has what no server could be asked for this way.
+        UnsupportedError: the request is a raw prompt, or asks for log-probabilities.
     """
     if not request.messages:
-        raise UnsupportedError("this backend answers conversations, not raw prompts")
+        raise UnsupportedError("the openai backend takes messages, not a raw prompt")
     sampling = request.sampling
     if sampling.logprobs is not None:
-        raise UnsupportedError("this backend passes no log-probabilities on", param="logprobs")
+        raise UnsupportedError(
+            "the openai backend does not return log-probabilities", param="logprobs"
+        )
     fields: dict[str, Any] = {
         "model": model if request.adapter is None else f"{model}:{request.adapter}",
         "messages": [_message(message) for message in request.messages],
@@ -105,16 +110,16 @@ def completion_arguments(request: GenerationRequest, model: str, url: str) -> di
 def _add_sampling(
     sampling: SamplingParams, fields: dict[str, Any], extra: dict[str, Any], url: str
 ) -> None:
-    fields |= {name: v for name in _SHARED if (v := getattr(sampling, name)) is not None}
+    fields |= {name: v for name in _STANDARD if (v := getattr(sampling, name)) is not None}
     extra |= {
-        theirs: v
-        for ours, theirs in _EXTENSIONS.items()
-        if (v := getattr(sampling, ours)) is not None
+        field: v
+        for name, field in _EXTENSIONS.items()
+        if (v := getattr(sampling, name)) is not None
     }
     if sampling.max_new_tokens is not None:
-        # OpenAI's own server refuses the old name for newer models; most others know only that.
-        newer = urlsplit(url).hostname == "api.openai.com"
-        fields["max_completion_tokens" if newer else "max_tokens"] = sampling.max_new_tokens
+        # OpenAI's own server rejects `max_tokens` for newer models; most others know only that.
+        is_openai = urlsplit(url).hostname == "api.openai.com"
+        fields["max_completion_tokens" if is_openai else "max_tokens"] = sampling.max_new_tokens
     if sampling.stop:
         fields["stop"] = list(sampling.stop)
     if sampling.stop_token_ids:
@@ -139,7 +144,7 @@ def _add_grammar(grammar: Grammar, fields: dict[str, Any], extra: dict[str, Any]
 
 
 def _message(message: Message) -> dict[str, Any]:
-    """Write a message. Its reasoning stays here: OpenAI's API has no place for it."""
+    """Return a message in OpenAI's form, which has no field for reasoning."""
     written: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
         written["tool_calls"] = [
@@ -167,16 +172,20 @@ def _tool(tool: Tool) -> dict[str, Any]:
 
 
 class ChunkConverter:
-    """Makes our chunks of a server's, and knows at the end whether the reply was whole."""
+    """Converts the chunks of a server to `GenerationChunk`s, and checks that the response ended.
+
+    Reasoning that the server leaves in the content as a `<think>` block is moved to `reasoning`.
+    """
 
     def __init__(self) -> None:
-        self._reasons: dict[int, FinishReason] = {}
+        self._finish_reasons: dict[int, FinishReason] = {}
         self._calls: dict[tuple[int, int], ToolCall] = {}
+        self._splitters: dict[int, ThinkTagSplitter] = {}
         self._usage: Usage | None = None
-        self._pieces = 0
+        self._chunks = 0
 
     def feed(self, chunk: Any) -> Iterator[GenerationChunk]:
-        """Take the next chunk, of the client's type; yield what it says."""
+        """Take the next chunk, of the client's type; yield its content."""
         if chunk.usage is not None:
             details = chunk.usage.prompt_tokens_details
             cached = None if details is None else details.cached_tokens
@@ -184,18 +193,20 @@ class ChunkConverter:
             self._usage = Usage(*counts, cached_tokens=cached or 0)
         for choice in chunk.choices:
             delta = choice.delta
-            text = delta.content or ""
-            # No field of OpenAI's; servers have settled on these two.
-            reasoning = next(
-                filter(None, map(_field(delta), ("reasoning_content", "reasoning"))), ""
-            )
+            content = delta.content or ""
+            # OpenAI has no field for it; other servers use one of these two.
+            separate = next(filter(None, (getattr(delta, name, None) for name in _REASONING)), "")
             for part in delta.tool_calls or ():
                 self._add_call((choice.index, part.index), part)
             if choice.finish_reason:
-                self._reasons[choice.index] = _REASONS.get(choice.finish_reason, "stop")
-            if text or reasoning:
-                self._pieces += 1
-                yield GenerationChunk(text, choice.index, reasoning=reasoning)
+                reason = _FINISH_REASONS.get(choice.finish_reason, "stop")
+                self._finish_reasons[choice.index] = reason
+            if content or separate:
+                self._chunks += 1
+                splitter = self._splitters.setdefault(choice.index, ThinkTagSplitter())
+                text, reasoning = splitter.feed(content)
+                if text or separate or reasoning:
+                    yield GenerationChunk(text, choice.index, reasoning=separate + reasoning)
 
     def _add_call(self, key: tuple[int, int], part: Any) -> None:
         call = self._calls.get(key, ToolCall("", ""))
@@ -206,22 +217,30 @@ class ChunkConverter:
             call.name + name, call.arguments + arguments, part.id or call.id
         )
 
+    def flush(self) -> Iterator[GenerationChunk]:
+        """Yield text that is held back, of a response that ends now."""
+        for index, splitter in self._splitters.items():
+            text, reasoning = splitter.flush()
+            if text or reasoning:
+                yield GenerationChunk(text, index, reasoning=reasoning)
+
     def end(self, url: str) -> Iterator[GenerationChunk]:
         """Yield the chunks that end the choices.
 
         Raises:
-            EngineStoppedError: the server went away before the reply was complete.
+            EngineStoppedError: the server disconnected before the response was complete.
         """
-        if not self._reasons:
+        if not self._finish_reasons:
             raise connection_lost_error(url)
-        # Of a server that counts nothing: a piece is about a token.
-        usage = self._usage or Usage(0, self._pieces)
-        *others, last = sorted(self._reasons)
+        yield from self.flush()
+        # Of a server that returns no usage: a chunk is about a token.
+        usage = self._usage or Usage(0, self._chunks)
+        *others, last = sorted(self._finish_reasons)
         for index in (*others, last):
             yield GenerationChunk(
                 "",
                 index,
-                finish_reason=self._reasons[index],
+                finish_reason=self._finish_reasons[index],
                 usage=usage if index == last else None,
                 tool_calls=tuple(
                     call for (owner, _), call in sorted(self._calls.items()) if owner == index
@@ -229,74 +248,69 @@ class ChunkConverter:
             )
 
 
-def _field(delta: Any) -> Any:
-    return lambda name: getattr(delta, name, None)
-
-
 def connection_lost_error(url: str) -> EngineStoppedError:
-    """Return the error of a server that left in the middle of a reply."""
+    """Return the error for a server that disconnected in the middle of a response."""
     return EngineStoppedError(
-        f"the server at {url} went away before the reply was complete",
-        hint="is it still running? What came is kept",
+        f"the server at {url} disconnected before the reply was complete",
+        hint="check that it still runs; the part received so far is kept",
     )
 
 
 def translate_api_error(error: Exception, url: str) -> LlmctlError:
-    """Return what an error of the client means, as one of ours."""
-    told = api_error_message(error)
+    """Return the `LlmctlError` for an error of the OpenAI client."""
     if isinstance(error, openai.APITimeoutError):
-        return EngineStoppedError(f"the server at {url} has said nothing for too long")
+        return EngineStoppedError(f"the server at {url} did not answer in time")
     if isinstance(error, openai.APIConnectionError):
         return EngineStoppedError(
             f"no server answers at {url}",
             hint="start one, for example with `llmctl serve`, or correct the URL",
         )
     if not isinstance(error, openai.APIError):
-        # Before version 3 the client let its transport's own errors through.
+        # Before version 3 the client did not wrap the errors of its HTTP library.
         return connection_lost_error(url)
     status = error.status_code if isinstance(error, openai.APIStatusError) else None
-    said = f"{url}: {told}"
+    message = f"{url}: {api_error_message(error)}"
     if status in (401, 403):
-        return AuthenticationError(said, hint="give the server's key with --api-key")
+        return AuthenticationError(message, hint="give the server's key with --api-key")
     if status == 404:
-        return ModelNotFoundError(said, hint="name one of the server's models")
+        return ModelNotFoundError(message, hint="name one of the server's models")
     if status == 429:
-        return EngineBusyError(said, hint="try again in a moment")
+        return EngineBusyError(message, hint="try again in a moment")
     if error.code == ContextLengthError.code:
-        return ContextLengthError(said)
+        return ContextLengthError(message)
     if status in (400, 422):
-        return RequestError(said, param=error.param)
-    return EngineStoppedError(said)
+        return RequestError(message, param=error.param)
+    return EngineStoppedError(message)
 
 
 def api_error_message(error: Exception) -> str:
-    """Return what the server said, or else what the client says."""
+    """Return the server's error message, or else the client's."""
     body = getattr(error, "body", None)
-    told = body.get("message") if isinstance(body, dict) else None
-    return str(told or error or type(error).__name__)
+    message = body.get("message") if isinstance(body, dict) else None
+    return str(message or error or type(error).__name__)
 
 
 def choose_model(named: str | None, listed: Sequence[str], url: str) -> str:
-    """Return which of a server's models is meant: the first that it lists, if none was named.
+    """Return the server's model to use: `named`, or the first listed model that is not an adapter.
 
     Raises:
-        ModelNotFoundError: it has none, or not that one.
+        ModelNotFoundError: the server lists no model, or not that one.
     """
     if named is None:
         own = base_models(listed)
         if not own:
-            raise ModelNotFoundError(f"{url} lists no model", hint="name one with --model")
+            raise ModelNotFoundError(f"{url} lists no models", hint="name one with --model")
         return own[0]
-    # Ollama lists `name:tag`, and answers to `name`.
+    # Ollama lists `name:tag` and accepts `name`.
     if named in listed or any(name.startswith(f"{named}:") for name in listed):
         return named
-    near = difflib.get_close_matches(named, listed, n=1)
+    close = difflib.get_close_matches(named, listed, n=1)
     raise ModelNotFoundError(
-        f"{url} has no model {named!r}" + (f"; did you mean {near[0]}?" if near else ""),
-        hint=f"it has {', '.join(listed[:8]) or 'none at all'}",
+        f"{url} has no model {named!r}" + (f"; did you mean {close[0]}?" if close else ""),
+        hint=f"it has: {', '.join(listed[:8]) or 'no models'}",
     )
 
 
 def base_models(listed: Sequence[str]) -> list[str]:
-    """Leave out the adapters that `llmctl serve` lists beside the model, as `model:name`."""
+    """Return the listed models without the adapters that `llmctl serve` lists as `model:name`."""
     return [name for name in listed if ":" not in name] or list(listed)

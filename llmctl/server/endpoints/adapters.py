@@ -7,6 +7,7 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from llmctl.engine.base import SupportsAdapters, require
 from llmctl.errors import ModelNotFoundError, UnsupportedError
 from llmctl.server.schemas.base import StrictModel
 from llmctl.server.served_model import ServedModel
@@ -75,7 +76,8 @@ def add_adapter_routes(router: APIRouter, served: ServedModel) -> None:
             )
         # One at a time: a load occupies a thread until the engine's next step.
         async with load_lock:
-            await asyncio.to_thread(engine.load_adapter, body.name, str(folders[body.name]))
+            loader = require(engine, SupportsAdapters, param="name")
+            await asyncio.to_thread(loader.load_adapter, body.name, str(folders[body.name]))
         return loaded_adapter(body.name)
 
     @router.delete("/v1/adapters/{name}")
@@ -83,5 +85,6 @@ def add_adapter_routes(router: APIRouter, served: ServedModel) -> None:
         """Unload an adapter once the replies that use it have ended."""
         if name not in engine.adapters:
             raise ModelNotFoundError(f"The adapter {name!r} is not loaded.")
-        await asyncio.wrap_future(engine.begin_unload_adapter(name))
+        loader = require(engine, SupportsAdapters, param="name")
+        await asyncio.wrap_future(loader.begin_unload_adapter(name))
         return AdapterDeleted(name=name)

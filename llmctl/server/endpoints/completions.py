@@ -8,6 +8,7 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
+from llmctl.engine.base import SupportsScore, SupportsTokenize, require
 from llmctl.server.async_bridge import cancel_on_disconnect
 from llmctl.server.convert.base import ResponseMetadata, includes_usage
 from llmctl.server.convert.completions import (
@@ -65,7 +66,9 @@ def add_completion_routes(router: APIRouter, served: ServedModel) -> None:
         if body.model is not None:
             served.resolve_adapter(body.model)
         ids = await asyncio.to_thread(
-            engine.tokenize, body.prompt, add_special_tokens=body.add_special_tokens
+            require(engine, SupportsTokenize).tokenize,
+            body.prompt,
+            add_special_tokens=body.add_special_tokens,
         )
         return TokenizeResponse(
             tokens=ids, count=len(ids), max_model_len=engine.info().context_length
@@ -76,7 +79,8 @@ def add_completion_routes(router: APIRouter, served: ServedModel) -> None:
         """Return the text of token ids."""
         if body.model is not None:
             served.resolve_adapter(body.model)
-        return DetokenizeResponse(prompt=await asyncio.to_thread(engine.detokenize, body.tokens))
+        detokenize = require(engine, SupportsTokenize).detokenize
+        return DetokenizeResponse(prompt=await asyncio.to_thread(detokenize, body.tokens))
 
 
 class _CompletionRun:
@@ -137,7 +141,8 @@ class _CompletionRun:
     ) -> tuple[EchoedPrompt, GenerationResult]:
         echo = await self._echo(generation) if self._body.echo else EchoedPrompt("")
         if self._body.max_tokens == 0:
-            ids = await asyncio.to_thread(self._served.engine.tokenize, _prompt(generation))
+            tokenizer = require(self._served.engine, SupportsTokenize)
+            ids = await asyncio.to_thread(tokenizer.tokenize, _prompt(generation))
             empty = (Choice("", "length"),) * self._choices_per_prompt
             return echo, GenerationResult(empty, Usage(len(ids), 0))
         return echo, await self._served.generate(generation, self._record)
@@ -145,17 +150,19 @@ class _CompletionRun:
     async def _echo(self, generation: GenerationRequest) -> EchoedPrompt:
         """Return the prompt's text, and its log-probabilities if they are requested."""
         engine, prompt, logprobs = self._served.engine, _prompt(generation), self._body.logprobs
-        ids = tuple(await asyncio.to_thread(engine.tokenize, prompt))
+        tokenizer = require(engine, SupportsTokenize)
+        ids = tuple(await asyncio.to_thread(tokenizer.tokenize, prompt))
         text = prompt
         if not isinstance(text, str):
-            text = await asyncio.to_thread(engine.detokenize, ids)
+            text = await asyncio.to_thread(tokenizer.detokenize, ids)
         if logprobs is None:
             return EchoedPrompt(text)
-        first = await asyncio.to_thread(engine.detokenize, ids[:1])
+        first = await asyncio.to_thread(tokenizer.detokenize, ids[:1])
         if len(ids) < 2:
             return EchoedPrompt(text, first)
         scoring = ScoreRequest(ids[:1], (ids[1:],), adapter=generation.adapter, logprobs=logprobs)
-        submit = partial(engine.submit_scores, [scoring])
+        scorer = require(engine, SupportsScore, param="logprobs")
+        submit = partial(scorer.submit_scores, [scoring])
         ((score,),) = await self._served.await_result(submit)
         return EchoedPrompt(text, first, score.tokens)
 

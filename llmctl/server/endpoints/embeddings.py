@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from llmctl.engine.base import SupportsEmbed, SupportsTokenize, require
 from llmctl.errors import RequestError
 from llmctl.server.async_bridge import cancel_on_disconnect
 from llmctl.server.request_log import RequestRecord
@@ -57,8 +58,10 @@ def add_embedding_routes(router: APIRouter, served: ServedModel) -> None:
         token_ids: list[list[int]] = []
 
         def submit() -> Future[list[tuple[float, ...]]]:
-            token_ids.extend(engine.tokenize(text) for text in split_prompts(body.input))
-            return engine.submit_embeddings(token_ids, adapter)
+            tokenizer = require(engine, SupportsTokenize, param="input")
+            embedder = require(engine, SupportsEmbed, param="input")
+            token_ids.extend(tokenizer.tokenize(text) for text in split_prompts(body.input))
+            return embedder.submit_embeddings(token_ids, adapter)
 
         vectors = await cancel_on_disconnect(served.await_result(submit), request.receive)
         count = sum(map(len, token_ids))

@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from llmctl.engine.base import BaseEngine
+from llmctl.engine.base import BaseEngine, SupportsScore, require
 from llmctl.engine.loglikelihood import GroupScore, score_full_texts
 from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.server.async_bridge import timeout_error
@@ -56,7 +56,7 @@ class _JSONLines(EventStream):
 
 
 class _CancellableScore:
-    """`BaseEngine.score` for a thread of its own, which the event loop can cancel."""
+    """`SupportsScore.score` for a thread of its own, which the event loop can cancel."""
 
     def __init__(self, engine: BaseEngine) -> None:
         self._engine = engine
@@ -68,9 +68,9 @@ class _CancellableScore:
 
         Raises:
             CancelledError: after `cancel`.
-            LlmctlError: as `BaseEngine.score`.
+            LlmctlError: as `SupportsScore.score`.
         """
-        self._pending = pending = self._engine.submit_scores(requests)
+        self._pending = pending = require(self._engine, SupportsScore).submit_scores(requests)
         if self._cancelled:
             pending.cancel()
         return pending.result()

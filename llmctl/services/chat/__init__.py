@@ -57,6 +57,6 @@ def open_session(
     Raises:
         LlmctlError: as `BaseEngine.load`.
     """
-    engine = create_engine(spec, endpoint=endpoint)
+    engine = create_engine(endpoint or spec)
     engine.load(progress)
     return ChatSession(engine, sampling, conversation, store=store, warn=warn)

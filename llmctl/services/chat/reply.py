@@ -4,7 +4,6 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from time import perf_counter
 
-from llmctl.engine.openai.think_tags import ThinkTagSplitter
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import LlmctlError
 from llmctl.services.chat.conversation import ReplyStats, Turn, TurnState
@@ -39,18 +38,15 @@ class ChatReply:
         return self._pieces
 
     def _arriving(self) -> Generator[GenerationChunk, None, None]:
-        splitter = ThinkTagSplitter()
         try:
             with self._stream:
                 for chunk in self._stream:
-                    yield self._noted(splitter.feed(chunk))
+                    yield self._noted(chunk)
         except LlmctlError as error:
             self.state, self._note = "failed", str(error)
             raise
         finally:
             self._ended_s = perf_counter()
-            # Nothing of a reply that broke off is lost either.
-            self._texts.append(splitter.rest())
 
     def _noted(self, chunk: GenerationChunk) -> GenerationChunk:
         if self._first_s is None and (chunk.text or chunk.reasoning):

@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from time import perf_counter
 
-from llmctl.engine.base import BaseEngine
-from llmctl.errors import ConfigError, EngineStoppedError, LlmctlError, UnsupportedError
+from llmctl.engine.base import BaseEngine, SupportsTokenize
+from llmctl.errors import ConfigError, EngineStoppedError, LlmctlError
 from llmctl.services.chat.conversation import Conversation, Turn
 from llmctl.services.chat.reply import ChatReply
 from llmctl.services.chat.store import ConversationConflictError, ConversationStore
@@ -141,8 +140,9 @@ class ChatSession:
 
     def count(self, text: str | tuple[Message, ...]) -> int:
         """Count tokens, or guess them where the model is on a server, which does not tell."""
-        with suppress(UnsupportedError):
-            return self.active_engine.count_tokens(text)
+        engine = self.active_engine
+        if isinstance(engine, SupportsTokenize):
+            return engine.count_tokens(text)
         if isinstance(text, str):
             letters = sum(character.isascii() for character in text)
             signs = len(text) - letters
@@ -152,11 +152,7 @@ class ChatSession:
     @property
     def counts(self) -> bool:
         """Whether tokens are counted, not guessed."""
-        try:
-            self.active_engine.count_tokens("a")
-        except UnsupportedError:
-            return False
-        return True
+        return isinstance(self.active_engine, SupportsTokenize)
 
     def close(self) -> None:
         """End the engine that answers. Harmless to call again."""

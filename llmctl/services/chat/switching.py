@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from llmctl.engine.base import SupportsAdapters, SupportsModelList, require
 from llmctl.engine.models import resolve
 from llmctl.engine.models.catalog import CATALOG
 from llmctl.engine.registry import create_engine
@@ -37,8 +38,10 @@ class ModelSwitcher:
 
     def models(self) -> tuple[str, ...]:
         """Names of models that could answer."""
-        listed = getattr(self._session.engine, "models", None)
-        return tuple(entry.name for entry in CATALOG) if listed is None else listed
+        engine = self._session.engine
+        if isinstance(engine, SupportsModelList):
+            return engine.models
+        return tuple(entry.name for entry in CATALOG)
 
     def to_model(self, name: str, progress: ProgressCallback = ignore_progress) -> None:
         """Let another model answer, without adapter.
@@ -55,7 +58,7 @@ class ModelSwitcher:
         self._reload(spec, progress)
 
     def _to_served(self, endpoint: ApiEndpoint, progress: ProgressCallback) -> None:
-        engine = create_engine(replace(self._spec, model=endpoint.model or "-"), endpoint=endpoint)
+        engine = create_engine(endpoint)
         engine.load(progress)
         old, self._session.engine = self._session.engine, engine
         self._session.adapter, self._endpoint = None, endpoint
@@ -86,7 +89,7 @@ class ModelSwitcher:
             return
         loaded = str(folder.resolve())
         if loaded not in engine.adapters:
-            engine.load_adapter(loaded, loaded)
+            require(engine, SupportsAdapters).load_adapter(loaded, loaded)
         session.adapter = loaded
 
     def _reload(self, spec: ModelSpec, progress: ProgressCallback) -> None:

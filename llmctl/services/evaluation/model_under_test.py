@@ -5,8 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmctl.config import EvalConfig
-from llmctl.engine.models import resolve
-from llmctl.engine.models.provenance import BaseModelRef, Provenance
+from llmctl.engine.models.provenance import Provenance
 from llmctl.engine.registry import create_engine
 from llmctl.evaluation.backend import ModelUnderTest, ServerModel
 from llmctl.evaluation.scoring.judge import Judge
@@ -45,26 +44,20 @@ def _served_name(config: EvalConfig) -> str | None:
     return None if config.model == EvalConfig(dataset=("",)).model else config.model
 
 
-def model_identity(config: EvalConfig, candidate: ModelUnderTest) -> dict[str, str]:
+def model_identity(candidate: ModelUnderTest) -> dict[str, str]:
     """Return what the numbers depend on besides the questions."""
     if isinstance(candidate, ServerModel):
         return {"endpoint": candidate.base_url, "model": candidate.model}
     info = candidate.info()
-    found = resolve.resolve_local(
-        config.model, revision=candidate.spec.revision, allow_pickle=config.allow_pickle
-    )
-    adapter = config.adapter or (str(found.path) if found.base is not None else None)
     how = {
         "model": info.model_id,
-        "weights": BaseModelRef.of(found.whole).weights,
+        "weights": info.weights_fingerprint or "none",
         "dtype": info.dtype,
         "quant": info.quant,
         "template": info.template_fingerprint or "none",
     }
-    if adapter is not None:
-        from llmctl.engine.models.weight_files import fingerprint
-
-        how["adapter"] = fingerprint(Path(adapter).expanduser())
+    if info.adapter_fingerprint is not None:
+        how["adapter"] = info.adapter_fingerprint
     return how
 
 

@@ -68,7 +68,7 @@ def evaluate(
     judge = create_judge(config)
     require_judge(judge, plans)
     with open_model_under_test(config, listener, progress) as candidate:
-        how = model_identity(config, candidate)
+        how = model_identity(candidate)
         if judge is not None:
             how |= {"judge": f"{judge.place.model} at {judge.place.base_url}"}
         run = _Run(config, plans, folder, how, candidate, listener, judge)

@@ -90,7 +90,7 @@ def finetune(
     if before is not None:
         check_same_run(before, ready.receipt, request, listen)
     if begins:  # the model of an adapter is known only now
-        base = {str(ready.job.outline.resolved.whole.path): "the model"}
+        base = {str(ready.job.outline.resolved.full_model.path): "the model"}
         check_output(folder, overwrite=request.overwrite, inputs=base)
     listen(ready.plan)
     if ready.shortage is not None:

@@ -114,7 +114,7 @@ class TrainMemoryEstimator:
         given = self._machine.free_bytes + self._held if free_bytes is None else free_bytes
         self._free = given
         try:
-            self._stored = tuple(model_entries(outline.resolved.whole.path).values())
+            self._stored = tuple(model_entries(outline.resolved.full_model.path).values())
         except (OSError, ValueError, KeyError, TypeError):  # GGUF, pickle
             self._stored = ()
         self._replayed: dict[tuple[object, ...], TracedMemory] = {}

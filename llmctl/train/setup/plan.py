@@ -210,7 +210,7 @@ def _receipt(job: TrainingJob, rows: TrainingData) -> RunLock:
     outline = job.outline
     return RunLock(
         config=config_to_json(job.config),
-        base=BaseModelRef.of(outline.resolved.whole),
+        base=BaseModelRef.of(outline.resolved.full_model),
         adapter=fingerprint(Path(outline.adapter)) if outline.adapter else None,
         template=outline.template.fingerprint,
         data=rows.data,

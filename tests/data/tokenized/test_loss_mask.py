@@ -109,12 +109,12 @@ def test_for_any_content_the_prompt_is_the_servers_and_the_reply_is_in_the_loss(
     for masked in sequences:
         prompt = masked.ids[: masked.loss_mask.index(True)]
         asked = [i for i, message in enumerate(messages) if message.role == "assistant"]
-        assert prompt in [template.encode(messages[:i]) for i in asked]
+        assert prompt in [template.render(messages[:i]).ids for i in asked]
 
 
 def test_a_token_that_would_join_prompt_and_reply_is_split_where_the_server_splits() -> None:
     (masked,) = mask_example(CHATML.template(), row(chat("Hi", "\nHello")))
-    prompt = CHATML.template().encode(chat("Hi"))
+    prompt = CHATML.template().render(chat("Hi")).ids
     assert masked.ids[: len(prompt)] == prompt
     assert masked.loss_mask.index(True) == len(prompt)
 
@@ -286,4 +286,4 @@ def test_with_the_real_tokenizer_the_prompt_tokens_are_the_servers() -> None:
     messages = chat("What's new?", "\n  Nothing: 没有🙂 <|im_end|>", "Really?", " Yes.\n\n")
     (masked,) = mask_example(template, row(messages))
     assert learnt(tokenizer, masked) == [m.content + "<|im_end|>" for m in messages[1::2]]
-    assert masked.ids[: masked.loss_mask.index(True)] == template.encode(messages[:1])
+    assert masked.ids[: masked.loss_mask.index(True)] == template.render(messages[:1]).ids

@@ -1,4 +1,4 @@
-"""Answer, reasoning and calls are told apart, however the text comes in pieces."""
+"""Tests of the response parsers, the schema of required tool calls, and tools as text."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from llmctl.engine.chat.response_parser import (
     TemplateResponseParser,
     response_template,
 )
-from llmctl.engine.chat.template import ChatTemplate
+from llmctl.engine.chat.template import ChatTemplate, RenderOptions
 from llmctl.engine.chat.tool_choice import RequiredToolCallParser, tool_call_schema
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.stream import ResultAccumulator
@@ -34,7 +34,7 @@ from llmctl.types import (
 )
 from tests.tiny import CHATML, byte_tokenizer, save_tiny_model
 
-QWEN_LIKE = response_template(None, "... <think> ... <tool_call> ...")
+QWEN_TEMPLATE = response_template(None, "... <think> ... <tool_call> ...")
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "ü"}}\n</tool_call>'
 ADD = Tool("add", "adds", {"type": "object", "properties": {"a": {"type": "integer"}}})
 
@@ -44,74 +44,74 @@ def pieces(text: str, cuts: Sequence[int]) -> list[str]:
     return [text[a:b] for a, b in pairwise(at)]
 
 
-def read(text: str, cuts: Sequence[int] = (), begun: str = "") -> tuple[str, str, list[Any]]:
-    """Return answer, reasoning and calls of a reply that comes in pieces."""
-    reader = TemplateResponseParser(QWEN_LIKE, [], begun)
-    parts = [part for piece in pieces(text, cuts) for part in reader.feed(piece)]
-    parts += reader.end()
-    calls = [(p.call.name, json.loads(p.call.arguments)) for p in parts if p.call is not None]
-    return "".join(p.text for p in parts), "".join(p.reasoning for p in parts), calls
+def parse(text: str, cuts: Sequence[int] = (), prefix: str = "") -> tuple[str, str, list[Any]]:
+    """Return answer, reasoning and calls of a response that arrives in pieces."""
+    parser = TemplateResponseParser(QWEN_TEMPLATE, [], prefix)
+    deltas = [delta for piece in pieces(text, cuts) for delta in parser.feed(piece)]
+    deltas += parser.end()
+    calls = [(d.call.name, json.loads(d.call.arguments)) for d in deltas if d.call is not None]
+    return "".join(d.text for d in deltas), "".join(d.reasoning for d in deltas), calls
 
 
 cuts = st.lists(st.integers(0, 160), max_size=12)
 
 
 @given(cuts)
-def test_the_parts_are_the_same_however_the_reply_is_cut(cuts: list[int]) -> None:
+def test_the_deltas_do_not_depend_on_how_the_text_is_split(cuts: list[int]) -> None:
     text = f"<think>\nHm, a sum.\n\nYes.\n</think>\n\nI add.\n\n{CALL}\n{CALL}"
     call = ("add", {"a": 1, "b": "ü"})
-    assert read(text, cuts) == ("I add.", "Hm, a sum.\n\nYes.", [call, call])
+    assert parse(text, cuts) == ("I add.", "Hm, a sum.\n\nYes.", [call, call])
 
 
 @given(st.text(alphabet="ab <>/\n{}", max_size=40), cuts)
-def test_text_without_marks_is_all_answer(text: str, cuts: list[int]) -> None:
-    assert read(text, cuts) == (text, "", [])
+def test_text_without_markers_is_answer(text: str, cuts: list[int]) -> None:
+    assert parse(text, cuts) == (text, "", [])
 
 
-def test_reasoning_that_the_prompt_has_opened_is_reasoning() -> None:
-    assert read("So so.\n</think>\n\nYes.", begun="<think>\n") == ("Yes.", "So so.", [])
+def test_reasoning_opened_by_the_prompt_is_reasoning() -> None:
+    assert parse("So so.\n</think>\n\nYes.", prefix="<think>\n") == ("Yes.", "So so.", [])
 
 
-def test_reasoning_that_never_ends_is_no_answer() -> None:
-    assert read("<think>\nendless") == ("", "endless", [])
+def test_unclosed_reasoning_is_not_answer() -> None:
+    assert parse("<think>\nendless") == ("", "endless", [])
 
 
 @pytest.mark.parametrize("broken", ['{"name": "add", "argum', "[1, 2]", "add(1, 2)", '{"x": 1}'])
-def test_a_call_that_is_none_is_shown_and_ends_nothing(broken: str) -> None:
-    answer, _, calls = read(f"<tool_call>{broken}</tool_call> and so on")
+def test_an_invalid_call_is_answer_and_does_not_end_the_response(broken: str) -> None:
+    answer, _, calls = parse(f"<tool_call>{broken}</tool_call> and so on")
     assert calls == []
     assert broken.rstrip() in answer or '"x": 1' in answer
     assert answer.endswith("and so on")
 
 
-def test_a_model_without_marks_needs_no_reader() -> None:
+def test_a_chat_template_without_markers_has_no_response_template() -> None:
     assert response_template(None, CHATML) is None
     assert response_template(None, None) is None
 
 
-def forced(text: str, cuts: list[int]) -> list[tuple[str, str]]:
-    reader = RequiredToolCallParser()
-    folded = ResultAccumulator()
+def parse_required(text: str, cuts: list[int]) -> list[tuple[str, str]]:
+    parser = RequiredToolCallParser()
+    accumulator = ResultAccumulator()
     for piece in pieces(text, cuts):
-        calls = tuple(part.call for part in reader.feed(piece) if part.call is not None)
-        folded.add(GenerationChunk("", tool_calls=calls))
-    assert reader.end() == []
-    folded.add(GenerationChunk("", finish_reason="stop", usage=Usage(0, 0)))
-    (choice,) = folded.result().choices
+        calls = tuple(delta.call for delta in parser.feed(piece) if delta.call is not None)
+        accumulator.add(GenerationChunk("", tool_calls=calls))
+    assert parser.end() == []
+    accumulator.add(GenerationChunk("", finish_reason="stop", usage=Usage(0, 0)))
+    (choice,) = accumulator.result().choices
     return [(call.name, call.arguments) for call in choice.tool_calls]
 
 
 @given(cuts)
-def test_forced_calls_are_read_however_they_are_cut(cuts: list[int]) -> None:
+def test_required_calls_do_not_depend_on_how_the_text_is_split(cuts: list[int]) -> None:
     text = '[{"name": "a", "arguments": {"x": "}]\\""}}, {"name":"b","arguments":{}}]'
-    assert forced(text, cuts) == [("a", '{"x": "}]\\""}'), ("b", "{}")]
+    assert parse_required(text, cuts) == [("a", '{"x": "}]\\""}'), ("b", "{}")]
 
 
 @given(cuts)
-def test_arguments_that_are_no_object_end_where_they_end(cuts: list[int]) -> None:
+def test_arguments_of_every_json_type_end_correctly(cuts: list[int]) -> None:
     text = '[{"name": "a", "arguments": 12.5e3 }, {"name":"b","arguments":null},'
     text += '{"name":"c","arguments":"\\\\\\""}, {"name":"d","arguments":[[],{}]}]'
-    assert forced(text, cuts) == [
+    assert parse_required(text, cuts) == [
         ("a", "12.5e3"),
         ("b", "null"),
         ("c", '"\\\\\\""'),
@@ -119,22 +119,22 @@ def test_arguments_that_are_no_object_end_where_they_end(cuts: list[int]) -> Non
     ]
 
 
-def test_arguments_are_told_while_they_are_written() -> None:
-    reader = RequiredToolCallParser()
-    told = [
-        reader.feed(piece) for piece in ('{"name": "a", "arguments": {"x', '": "lon', 'g"}', "}")
+def test_arguments_are_returned_in_pieces() -> None:
+    parser = RequiredToolCallParser()
+    fed = [
+        parser.feed(piece) for piece in ('{"name": "a", "arguments": {"x', '": "lon', 'g"}', "}")
     ]
-    calls = [part.call for parts in told for part in parts if part.call is not None]
+    calls = [delta.call for deltas in fed for delta in deltas if delta.call is not None]
     assert [call.arguments for call in calls] == ['{"x', '": "lon', 'g"}']
     assert len({call.id for call in calls}) == 1
 
 
-def test_a_forced_call_that_was_cut_off_shows_how_far_it_came() -> None:
-    assert forced('{"name": "a", "arguments": {"x": "lon', [3]) == [("a", '{"x": "lon')]
-    assert forced('{"name": "a", "argu', []) == []
+def test_a_truncated_call_keeps_its_incomplete_arguments() -> None:
+    assert parse_required('{"name": "a", "arguments": {"x": "lon', [3]) == [("a", '{"x": "lon')]
+    assert parse_required('{"name": "a", "argu', []) == []
 
 
-def test_definitions_of_each_tool_stay_its_own() -> None:
+def test_definitions_of_two_tools_do_not_mix() -> None:
     def tool(name: str, kind: str) -> Tool:
         inner = {"$defs": {"In": {"type": kind}}, "properties": {"v": {"$ref": "#/$defs/In"}}}
         return Tool(name, "", {"type": "object", "required": ["v"], **inner})
@@ -162,7 +162,7 @@ TREE: dict[str, object] = {
 
 
 @pytest.mark.parametrize(
-    ("arguments", "right"),
+    ("arguments", "valid"),
     [
         ({"colour": "red", "child": {"other": "red", "child": {}}}, True),
         ({"as written": {"$ref": "#/x"}, "default": "red"}, True),
@@ -172,13 +172,13 @@ TREE: dict[str, object] = {
     ],
 )
 @pytest.mark.parametrize("parallel", [True, False])
-def test_references_in_a_tools_schema_are_to_its_own_root(
-    arguments: dict[str, object], right: bool, parallel: bool
+def test_references_in_a_tool_schema_resolve_to_its_own_root(
+    arguments: dict[str, object], valid: bool, parallel: bool
 ) -> None:
     schema = tool_call_schema([ADD, Tool("paint", "", TREE)], parallel=parallel)
     call = {"name": "paint", "arguments": arguments}
     validator = jsonschema.Draft202012Validator(schema)
-    assert validator.is_valid([call] if parallel else call) is right
+    assert validator.is_valid([call] if parallel else call) is valid
 
 
 def nested(levels: int) -> dict[str, object]:
@@ -192,26 +192,27 @@ def nested(levels: int) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("parameters", "reason"),
     [
-        ({"$defs": [1]}, "'f' have '.defs' that are no object"),
-        ({"definitions": "x"}, "'f' have 'definitions' that are no object"),
+        ({"$defs": [1]}, "'f' have '.defs' that is not an object"),
+        ({"definitions": "x"}, "'f' have 'definitions' that is not an object"),
         (nested(900), "nested too deeply"),
         ({"properties": {"a": {"not": {}}}}, 'cannot enforce these tools: Unimplemented.*"not"'),
         ({"properties": {"a": {"$ref": "#/$defs/b"}}}, "does not exist"),
     ],
     ids=["defs", "definitions", "deep", "not", "ref"],
 )
-def test_a_tool_that_cannot_be_enforced_is_refused_as_a_tool(
+def test_a_tool_schema_that_no_grammar_can_enforce_is_rejected(
     parameters: dict[str, object], reason: str, source: str
 ) -> None:
     tokenizer = byte_tokenizer()
     template = ChatTemplate(tokenizer, source)
-    readers = ResponseParserFactory(tokenizer, template)
+    parsers = ResponseParserFactory(tokenizer, template)
     tools = (Tool("f", "", parameters),)
     request = GenerationRequest((Message("user", "?"),), tools=tools, required_tools=("f",))
 
     def check() -> None:
-        template.encode(readers.messages(request), tools=tools if template.supports_tools else ())
-        grammar = readers.grammar(request)
+        options = RenderOptions(tools=tools if template.supports_tools else ())
+        template.render(parsers.messages(request), options)
+        grammar = parsers.grammar(request)
         assert grammar is not None
         GrammarCompiler(tokenizer, len(tokenizer), [257]).compile(grammar)
 
@@ -220,7 +221,7 @@ def test_a_tool_that_cannot_be_enforced_is_refused_as_a_tool(
     assert caught.value.param == "tools"
 
 
-def test_a_call_whose_arguments_are_nested_too_deeply_is_refused() -> None:
+def test_a_call_with_deeply_nested_arguments_is_rejected() -> None:
     template = ChatTemplate(byte_tokenizer(), CHATML + "{# tool_calls #}")
     for levels in (900, 100_000):
         call = ToolCall("f", '{"a":' * levels + "1" + "}" * levels)
@@ -234,7 +235,7 @@ TOOLS_TEMPLATE = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML
 
 @pytest.mark.parametrize("template", [CHATML, TOOLS_TEMPLATE])
 @pytest.mark.parametrize("parallel", [True, False])
-def test_any_model_calls_a_tool_that_it_must_call(
+def test_a_required_tool_is_called_with_valid_arguments(
     template: str, parallel: bool, tmp_path: Path
 ) -> None:
     folder = save_tiny_model(
@@ -261,7 +262,7 @@ def test_any_model_calls_a_tool_that_it_must_call(
             assert len(choice.tool_calls) == 1
 
 
-def test_a_model_that_knows_no_tools_is_not_left_to_choose_one(tiny: HFRunner) -> None:
+def test_without_tools_in_the_template_a_tool_must_be_required(tiny: HFRunner) -> None:
     request = GenerationRequest((Message("user", "?"),), tools=(ADD,))
     with pytest.raises(UnsupportedError, match="has no tools") as caught:
         tiny.submit(request)
@@ -269,7 +270,7 @@ def test_a_model_that_knows_no_tools_is_not_left_to_choose_one(tiny: HFRunner) -
     assert "required" in caught.value.hint
 
 
-TALKED = (
+TOOL_CONVERSATION = (
     Message("user", "Weather?"),
     Message(
         "assistant",
@@ -285,11 +286,13 @@ TALKED = (
 )
 
 
-def test_calls_and_results_that_the_template_has_no_place_for_are_told_in_words() -> None:
+def test_without_tool_calls_in_the_template_they_are_plain_messages() -> None:
     tokenizer = byte_tokenizer()
     template = ChatTemplate(tokenizer, CHATML)
-    told = ResponseParserFactory(tokenizer, template).messages(GenerationRequest(TALKED))
-    assert template.render(told).text == (
+    messages = ResponseParserFactory(tokenizer, template).messages(
+        GenerationRequest(TOOL_CONVERSATION)
+    )
+    assert template.render(messages).text == (
         "<|im_start|>user\nWeather?<|im_end|>\n"
         '<|im_start|>assistant\n[{"name": "weather", "arguments": {"city": "Genève"}}, '
         '{"name": "weather", "arguments": {"city": "Rome"}}]<|im_end|>\n'
@@ -298,18 +301,20 @@ def test_calls_and_results_that_the_template_has_no_place_for_are_told_in_words(
         "<|im_start|>assistant\n"
     )
     weather = Tool("weather", "", {"properties": {"city": {"type": "string"}}})
-    called = json.loads(told[1].content)
+    called = json.loads(messages[1].content)
     jsonschema.validate(called, tool_call_schema([weather], parallel=True))
 
 
-def test_a_template_that_shows_calls_gets_them_as_they_are() -> None:
+def test_with_tool_calls_in_the_template_messages_are_unchanged() -> None:
     template = ChatTemplate(byte_tokenizer(), CHATML + "{# tool_calls #}")
-    told = ResponseParserFactory(byte_tokenizer(), template).messages(GenerationRequest(TALKED))
-    assert told == TALKED
+    messages = ResponseParserFactory(byte_tokenizer(), template).messages(
+        GenerationRequest(TOOL_CONVERSATION)
+    )
+    assert messages == TOOL_CONVERSATION
 
 
-def test_chunks_of_a_reply_join_to_its_parts(tmp_path: Path) -> None:
-    """A random model says anything but marks; what it says must come through them unchanged."""
+def test_parsed_chunks_join_to_the_raw_text(tmp_path: Path) -> None:
+    # A random model writes no markers, so the parser must not change its text.
     source = CHATML + "{# <think> <tool_call> #}"
     folder = save_tiny_model(tmp_path / "model", chat_template=source)
     sampling = SamplingParams(temperature=0, max_new_tokens=40, ignore_eos=True, logprobs=0)
@@ -318,7 +323,7 @@ def test_chunks_of_a_reply_join_to_its_parts(tmp_path: Path) -> None:
         engine.load()
         with engine.submit(request) as stream:
             chunks: list[GenerationChunk] = list(stream)
-        ids = engine._ready.template.encode(request.messages)
+        ids = engine._ready.template.render(request.messages).ids
         raw = engine.generate(GenerationRequest(prompt=tuple(ids), sampling=sampling))
     assert "".join(chunk.text for chunk in chunks) == raw.choices[0].text
     tokens = [entry.chosen.token_id for chunk in chunks for entry in chunk.logprobs]

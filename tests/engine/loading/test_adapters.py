@@ -1,4 +1,4 @@
-"""An adapter's folder is a model: its base, tokenizer and template are found from there."""
+"""Tests of adapters as models, with base model, tokenizer and chat template."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.models import inventory, resolve
+from llmctl.engine.models.weight_files import fingerprint
 from llmctl.errors import ConfigError, ModelLoadError, ModelNotFoundError
 from llmctl.services.estimate import estimate
 from llmctl.types import (
@@ -35,7 +36,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def taught(base: Path, tmp_path: Path) -> Path:
+def adapter(base: Path, tmp_path: Path) -> Path:
     return save_trained_adapter(tmp_path / "v1", base, model_id="m-5eed", target_modules=LAYERS)
 
 
@@ -68,12 +69,14 @@ def peft_ids(base: Path, adapter: Path) -> list[int]:
     return ids
 
 
-def test_it_answers_as_peft_does_and_says_what_it_is(base: Path, taught: Path) -> None:
-    with HFRunner(spec(taught)) as engine:
+def test_an_adapter_generates_as_in_peft_and_has_its_metadata(base: Path, adapter: Path) -> None:
+    with HFRunner(spec(adapter)) as engine:
         engine.load()
         info = engine.info()
         assert (info.model_id, info.logged_model_id) == ("v1", "m-5eed")
-        assert ids_of(engine) == peft_ids(base, taught)
+        assert info.weights_fingerprint == fingerprint(base)
+        assert info.adapter_fingerprint == fingerprint(adapter)
+        assert ids_of(engine) == peft_ids(base, adapter)
 
 
 @pytest.mark.parametrize(
@@ -84,79 +87,77 @@ def test_it_answers_as_peft_does_and_says_what_it_is(base: Path, taught: Path) -
         {"lora_bias": False, "modules_to_save": ["norm"]},
     ],
 )
-def test_adapters_of_more_than_two_matrices_are_put_on_for_good(
+def test_adapters_with_other_parts_are_added_permanently(
     base: Path, tmp_path: Path, config: dict[str, Any]
 ) -> None:
-    taught = save_trained_adapter(tmp_path / "v1", base, target_modules=LAYERS, **config)
-    with HFRunner(spec(taught)) as engine:
+    adapter = save_trained_adapter(tmp_path / "v1", base, target_modules=LAYERS, **config)
+    with HFRunner(spec(adapter)) as engine:
         engine.load()
-        assert ids_of(engine) == peft_ids(base, taught)
-        assert any("on for good" in note for note in engine.info().notes)
-        with pytest.raises(ConfigError, match="on top of"):
-            engine.load_adapter("x", str(taught))
+        assert ids_of(engine) == peft_ids(base, adapter)
+        assert any("is added permanently" in note for note in engine.info().notes)
+        with pytest.raises(ConfigError, match="cannot be combined"):
+            engine.load_adapter("x", str(adapter))
 
 
 @pytest.mark.parametrize(("quant", "dora"), [("4bit", False), ("4bit", True), ("8bit", False)])
-def test_quantisation_is_the_base_models(
-    base: Path, tmp_path: Path, quant: Quant, dora: bool
-) -> None:
-    taught = save_trained_adapter(tmp_path / "v1", base, target_modules=LAYERS, use_dora=dora)
-    with HFRunner(spec(taught, quant=quant)) as engine:
+def test_the_base_model_is_quantised(base: Path, tmp_path: Path, quant: Quant, dora: bool) -> None:
+    adapter = save_trained_adapter(tmp_path / "v1", base, target_modules=LAYERS, use_dora=dora)
+    with HFRunner(spec(adapter, quant=quant)) as engine:
         engine.load()
         assert len(ids_of(engine)) == 12
         assert engine.info().quant == quant
 
 
-def test_dora_on_eight_bits_is_refused_with_what_does(base: Path, tmp_path: Path) -> None:
-    taught = save_trained_adapter(tmp_path / "v1", base, target_modules=LAYERS, use_dora=True)
+def test_dora_with_8bit_is_rejected_with_a_hint(base: Path, tmp_path: Path) -> None:
+    adapter = save_trained_adapter(tmp_path / "v1", base, target_modules=LAYERS, use_dora=True)
     with (
-        HFRunner(spec(taught, quant="8bit")) as engine,
-        pytest.raises(ConfigError, match="does not go with --quant 8bit") as caught,
+        HFRunner(spec(adapter, quant="8bit")) as engine,
+        pytest.raises(ConfigError, match="does not support --quant 8bit") as caught,
     ):
         engine.load()
     assert "--quant 4bit" in caught.value.hint
 
 
-def test_template_and_tokenizer_are_the_adapters_own(taught: Path) -> None:
+def test_a_changed_chat_template_must_be_given_explicitly(adapter: Path) -> None:
     other = CHATML.replace("<|im_start|>assistant", "<|im_start|>assistant:")
-    (taught / "chat_template.jinja").write_text(other)
-    note = json.loads((taught / "llmctl.json").read_text())
-    with HFRunner(spec(taught)) as engine, pytest.raises(ConfigError, match="chat template"):
+    (adapter / "chat_template.jinja").write_text(other)
+    values = json.loads((adapter / "llmctl.json").read_text())
+    with HFRunner(spec(adapter)) as engine, pytest.raises(ConfigError, match="chat template"):
         engine.load()
-    chosen = spec(taught, chat_template=str(taught / "chat_template.jinja"))
+    chosen = spec(adapter, chat_template=str(adapter / "chat_template.jinja"))
     with HFRunner(chosen) as engine:
         engine.load()
-        assert engine.info().template_fingerprint != note["template"]
-        assert any("as --chat-template asks" in line for line in engine.info().notes)
+        assert engine.info().template_fingerprint != values["template"]
+        assert any("as --chat-template requires" in line for line in engine.info().notes)
 
 
-def test_on_a_base_with_another_template_it_is_refused(taught: Path, tmp_path: Path) -> None:
+def test_a_base_model_with_another_template_is_rejected(adapter: Path, tmp_path: Path) -> None:
     other = CHATML.replace("assistant", "bot")
     strange = save_tiny_model(tmp_path / "strange", chat_template=other, tie_word_embeddings=False)
     with (
-        HFRunner(spec(strange, adapter=str(taught))) as engine,
-        pytest.raises(ConfigError, match="learnt with the chat template") as caught,
+        HFRunner(spec(strange, adapter=str(adapter))) as engine,
+        pytest.raises(ConfigError, match="trained with the chat template") as caught,
     ):
         engine.load()
-    assert f"--model {taught}" in caught.value.hint
+    assert f"--model {adapter}" in caught.value.hint
     with HFRunner(spec(strange)) as engine:
         engine.load()
-        with pytest.raises(ConfigError, match="learnt with the chat template"):
-            engine.load_adapter("v1", str(taught))
+        with pytest.raises(ConfigError, match="trained with the chat template"):
+            engine.load_adapter("v1", str(adapter))
 
 
-def test_other_weights_of_the_base_are_said_and_used(
-    base: Path, taught: Path, tmp_path: Path
+def test_other_base_weights_are_reported_in_a_note(
+    base: Path, adapter: Path, tmp_path: Path
 ) -> None:
     other = save_tiny_model(tmp_path / "other", tie_word_embeddings=False, rms_norm_eps=1e-5)
     model = AutoModelForCausalLM.from_pretrained(other, dtype=torch.bfloat16)
     model.save_pretrained(other)
-    with HFRunner(spec(other, adapter=str(taught))) as engine:
+    with HFRunner(spec(other, adapter=str(adapter))) as engine:
         engine.load()
-        assert any(f"was taught on {base}" in note for note in engine.info().notes)
-    with HFRunner(spec(base, adapter=str(taught))) as engine:
+        assert any(f"was trained on {base}" in note for note in engine.info().notes)
+    with HFRunner(spec(base, adapter=str(adapter))) as engine:
         engine.load()
-        assert not any("taught" in note for note in engine.info().notes)
+        assert not any("trained on" in note for note in engine.info().notes)
 
 
 def test_an_adapter_of_another_tool_loads_with_a_note(base: Path, tmp_path: Path) -> None:
@@ -167,71 +168,73 @@ def test_an_adapter_of_another_tool_loads_with_a_note(base: Path, tmp_path: Path
         assert ids_of(engine) == peft_ids(base, folder)
 
 
-def test_two_adapters_at_once_are_refused(taught: Path) -> None:
+def test_two_adapters_at_once_are_rejected(adapter: Path) -> None:
     with (
-        HFRunner(spec(taught, adapter=str(taught))) as engine,
+        HFRunner(spec(adapter, adapter=str(adapter))) as engine,
         pytest.raises(ConfigError, match="is an adapter itself") as caught,
     ):
         engine.load()
     assert "llmctl models merge" in caught.value.hint
 
 
-def test_a_base_that_is_gone_is_named_with_the_way_out(
-    base: Path, taught: Path, tmp_path: Path
+def test_a_missing_base_model_is_named_with_a_hint(
+    base: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    note = json.loads((taught / "llmctl.json").read_text())
-    note["base"]["model"] = str(tmp_path / "gone")
-    (taught / "llmctl.json").write_text(json.dumps(note))
-    with pytest.raises(ModelNotFoundError, match="gone, where nothing is any more") as caught:
-        resolve.resolve_model(str(taught))
-    assert f"--adapter {taught}" in caught.value.hint
+    values = json.loads((adapter / "llmctl.json").read_text())
+    values["base"]["model"] = str(tmp_path / "gone")
+    (adapter / "llmctl.json").write_text(json.dumps(values))
+    with pytest.raises(
+        ModelNotFoundError, match=r"gone of the adapter .* does not exist"
+    ) as caught:
+        resolve.resolve_model(str(adapter))
+    assert f"--adapter {adapter}" in caught.value.hint
     assert resolve.resolve_model(str(base)).base is None
 
 
-def test_an_adapter_of_an_adapter_is_refused(taught: Path, tmp_path: Path) -> None:
-    second = Path(shutil.copytree(taught, tmp_path / "v2"))
-    note = json.loads((second / "llmctl.json").read_text())
-    note["base"]["model"] = str(taught)
-    (second / "llmctl.json").write_text(json.dumps(note))
-    with pytest.raises(ModelLoadError, match="which is an adapter itself"):
+def test_an_adapter_of_an_adapter_is_rejected(adapter: Path, tmp_path: Path) -> None:
+    second = Path(shutil.copytree(adapter, tmp_path / "v2"))
+    values = json.loads((second / "llmctl.json").read_text())
+    values["base"]["model"] = str(adapter)
+    (second / "llmctl.json").write_text(json.dumps(values))
+    with pytest.raises(ModelLoadError, match="is an adapter itself"):
         resolve.resolve_model(str(second))
 
 
-def test_a_base_named_by_hub_id_is_found_at_the_revision_it_had(
-    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_base_model_from_the_hub_is_resolved_at_its_revision(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = isolate(tmp_path, monkeypatch)
-    note = json.loads((taught / "llmctl.json").read_text())
-    note["base"] |= {"model": "owner/name", "source": "hub", "revision": COMMIT}
-    (taught / "llmctl.json").write_text(json.dumps(note))
-    with pytest.raises(ModelNotFoundError, match=r"owner/name, which is not to be had"):
-        resolve.resolve_local(str(taught))
+    values = json.loads((adapter / "llmctl.json").read_text())
+    values["base"] |= {"model": "owner/name", "source": "hub", "revision": COMMIT}
+    (adapter / "llmctl.json").write_text(json.dumps(values))
+    with pytest.raises(ModelNotFoundError, match=r"owner/name of the adapter .* is not available"):
+        resolve.resolve_local(str(adapter))
     snapshot = write_cached(home / "hf", "owner/name", model_files())
-    found = resolve.resolve_local(str(taught))
-    assert (found.model_id, found.path) == ("v1", taught)
-    assert (found.whole.model_id, found.whole.path) == ("owner/name", snapshot)
+    found = resolve.resolve_local(str(adapter))
+    assert (found.model_id, found.path) == ("v1", adapter)
+    assert (found.full_model.model_id, found.full_model.path) == ("owner/name", snapshot)
 
 
-def test_lists_and_cards_know_adapters(base: Path, taught: Path, tmp_path: Path) -> None:
-    card = inventory.show(str(taught))
-    assert card.adapter is not None
-    assert (card.adapter.kind, card.adapter.rank, card.adapter.base) == ("lora", 4, str(base))
-    assert card.adapter.data == "manners.jsonl, 200 rows"
-    assert card.parameters is not None
-    assert card.weight_memory is not None
+def test_adapters_are_listed_with_their_metadata(base: Path, adapter: Path, tmp_path: Path) -> None:
+    info = inventory.show(str(adapter))
+    assert info.adapter is not None
+    assert (info.adapter.kind, info.adapter.rank, info.adapter.base) == ("lora", 4, str(base))
+    assert info.adapter.data == "manners.jsonl, 200 rows"
+    assert info.parameters is not None
+    assert info.weight_memory is not None
     shutil.copytree(base, tmp_path / "whole")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "adapter_config.json").write_text("{")
-    listed = {Path(card.model_id).name: card for card in inventory.list_folder(tmp_path)}
+    listed = {Path(info.model_id).name: info for info in inventory.list_folder(tmp_path)}
     assert sorted(listed) == ["broken", "v1", "whole"]
     assert listed["broken"].state == "partial"
     assert listed["whole"].adapter is None
 
 
-def test_the_estimate_counts_the_adapter(base: Path, taught: Path) -> None:
-    plans = [estimate(spec(folder)).plan for folder in (base, taught)]
+def test_the_memory_estimate_includes_the_adapter(base: Path, adapter: Path) -> None:
+    plans = [estimate(spec(folder)).plan for folder in (base, adapter)]
     assert all(isinstance(plan, MemoryPlan) for plan in plans)
-    facts = inventory.show(str(taught)).adapter
-    assert facts is not None
-    assert facts.parameters is not None
-    assert plans[1].weights_bytes - plans[0].weights_bytes == 4 * facts.parameters
+    metadata = inventory.show(str(adapter)).adapter
+    assert metadata is not None
+    assert metadata.parameters is not None
+    assert plans[1].weights_bytes - plans[0].weights_bytes == 4 * metadata.parameters

@@ -81,15 +81,15 @@ def shape(model_type: str, config: dict[str, Any]) -> ModelShape:
     )
 
 
-def case(
+def memory_request(
     shape: ModelShape,
     free_gib: float,
     device: str = "cuda",
     quant: Quant = "none",
     **limits: Any,
 ) -> MemoryRequest:
-    machine = TargetDevice(device, torch.bfloat16, int(free_gib * 2**30))
-    return MemoryRequest(shape, machine, quant, MemoryLimits(**limits))
+    target = TargetDevice(device, torch.bfloat16, int(free_gib * 2**30))
+    return MemoryRequest(shape, target, quant, MemoryLimits(**limits))
 
 
 @pytest.fixture(scope="module")
@@ -102,30 +102,30 @@ def llama() -> ModelShape:
     return shape("llama", LLAMA_3B)
 
 
-def test_a_llama_keeps_two_vectors_per_layer_and_token(llama: ModelShape) -> None:
+def test_kv_bytes_of_a_llama(llama: ModelShape) -> None:
     assert llama.attention == (LayerKV(8, 128, 128),) * 28
     assert llama.kv_bytes(1, 2, "none") == 2 * 28 * 8 * 128 * 2 == 114_688
     assert llama.kv_bytes(5000, 2, "none") == 5000 * 114_688
     assert llama.batched
 
 
-def test_grouped_queries_share_keys_and_values(qwen: ModelShape) -> None:
+def test_kv_bytes_of_grouped_query_attention(qwen: ModelShape) -> None:
     assert qwen.kv_bytes(1, 2, "none") == 2 * 28 * 4 * 128 * 2 == 57_344
     assert qwen.kv_bytes(1, 4, "none") == 2 * 57_344
 
 
-def test_keys_and_values_in_8_bits_have_a_scale_per_head(qwen: ModelShape) -> None:
+def test_kv_bytes_in_8_bits_include_a_scale_per_head(qwen: ModelShape) -> None:
     assert qwen.kv_bytes(1, 2, "8bit") == 2 * 28 * 4 * (128 + 4) == 29_568
-    # The number type of the model has no part in it.
+    # It does not depend on the model's dtype.
     assert qwen.kv_bytes(1, 4, "8bit") == 29_568
 
 
-def test_sliding_layers_stop_growing_only_in_the_cache_of_generate() -> None:
+def test_sliding_windows_limit_only_the_cache_of_generate() -> None:
     gemma = shape("gemma3_text", GEMMA_4B)
     windows = [layer.window for layer in gemma.attention]
     assert (windows.count(1023), windows.count(None)) == (29, 5)
     per_layer = 2 * 4 * 256 * 2
-    # Batched rows keep whole prefixes, to take them over into the next request.
+    # Batched rows keep complete prefixes, for reuse by later requests.
     assert gemma.batched
     assert gemma.kv_bytes(8000, 2, "none") == 34 * 8000 * per_layer
     alone = replace(gemma, batched=False)
@@ -133,12 +133,12 @@ def test_sliding_layers_stop_growing_only_in_the_cache_of_generate() -> None:
     assert alone.kv_bytes(100, 2, "none") == 34 * 100 * per_layer
 
 
-def test_recurrent_layers_keep_nothing_per_token_and_rows_run_alone() -> None:
+def test_a_model_with_recurrent_layers_runs_one_row() -> None:
     hybrid = shape("qwen3_5_text", HYBRID_4B)
     assert len(hybrid.attention) == 8
     assert hybrid.stateful_layers == 24
     assert hybrid.kv_bytes(1, 2, "none") == 2 * 8 * 4 * 256 * 2 == 32_768
-    plan = plan_memory(case(hybrid, 40, max_rows=8))
+    plan = plan_memory(memory_request(hybrid, 40, max_rows=8))
     assert plan.max_rows == 1
     assert plan.kv_budget_bytes == plan.context_length * 32_768
     assert "24 layers keep a state" in plan.notes[-2]
@@ -157,7 +157,7 @@ def test_recurrent_layers_keep_nothing_per_token_and_rows_run_alone() -> None:
     ],
 )
 @pytest.mark.parametrize("tokens", [3, 40])
-def test_the_formula_counts_what_a_real_cache_holds(
+def test_kv_bytes_equal_the_size_of_a_real_cache(
     model_type: str, overrides: dict[str, Any], tokens: int
 ) -> None:
     settings = SHAPE | {"vocab_size": 64, "pad_token_id": 0} | overrides
@@ -181,7 +181,7 @@ def test_the_formula_counts_what_a_real_cache_holds(
     ("name", "model_type", "config"),
     [("llama-3.2-3b", "llama", LLAMA_3B), ("qwen2.5-7b", "qwen2", QWEN_7B)],
 )
-def test_parameters_are_counted_as_the_catalogue_has_them(
+def test_counted_parameters_equal_those_of_the_catalogue(
     name: str, model_type: str, config: dict[str, Any]
 ) -> None:
     counted, entry = shape(model_type, config), find_entry(name)
@@ -190,46 +190,46 @@ def test_parameters_are_counted_as_the_catalogue_has_them(
     assert counted.linear_parameters + counted.other_parameters == entry.parameters
 
 
-def test_weights_take_a_little_over_half_a_byte_in_4_bits(qwen: ModelShape) -> None:
+def test_weight_bytes_by_quantisation(qwen: ModelShape) -> None:
     dtype = torch.bfloat16
     assert qwen.weight_bytes(dtype, "none") == 2 * 7_615_616_512
     assert qwen.weight_bytes(dtype, "8bit") == 6_525_288_448 + 2 * 1_090_328_064
     assert qwen.weight_bytes(dtype, "4bit") == int(6_525_288_448 * 0.516) + 2 * 1_090_328_064
 
 
-def test_activations_are_the_sum_of_a_chunk_its_scores_the_logits_and_a_layer(
+def test_activation_bytes_are_the_sum_of_their_parts(
     qwen: ModelShape,
 ) -> None:
     chunk = 512 * (6 * 3584 + 2 * 18944) * 2
     scores = 4096 * (5 * 256 * 28 + 512) * 2
     logits = 16 * 152064 * 4 * 4
     assert qwen.activation_bytes(4096, 16, 2, "none") == chunk + scores + logits
-    written_out = 3584 * 18944 * 2
-    assert qwen.activation_bytes(4096, 16, 2, "4bit") == chunk + scores + logits + written_out
+    dequantised = 3584 * 18944 * 2
+    assert qwen.activation_bytes(4096, 16, 2, "4bit") == chunk + scores + logits + dequantised
 
 
-def test_a_config_without_the_figures_is_an_error_that_names_one() -> None:
+def test_a_missing_config_value_is_named() -> None:
     with pytest.raises(ModelLoadError, match="hidden_size"):
         shape_from_config(PreTrainedConfig.from_dict({"num_hidden_layers": 2}), 2048)
 
 
-def test_everything_that_is_planned_is_within_what_is_free(qwen: ModelShape) -> None:
+def test_a_plan_does_not_exceed_the_free_memory(qwen: ModelShape) -> None:
     for free in (6.5, 7.2, 11.0, 15.2, 24.0):
         for quant in get_args(Quant):
-            plan = estimate_plan(case(qwen, free, quant=quant))
+            plan = estimate_plan(memory_request(qwen, free, quant=quant))
             if plan.context_length:
                 planned = plan.weights_bytes + plan.activation_bytes + plan.reserve_bytes
                 assert planned + plan.kv_budget_bytes <= plan.free_bytes
                 assert plan.kv_budget_tokens >= plan.context_length
 
 
-def test_an_8_gb_card_runs_7b_in_4_bits_with_the_context_that_fits(qwen: ModelShape) -> None:
-    plan = plan_memory(case(qwen, 7.2, quant="4bit"))
+def test_an_8_gb_gpu_runs_7b_in_4_bits_with_the_context_that_fits(qwen: ModelShape) -> None:
+    plan = plan_memory(memory_request(qwen, 7.2, quant="4bit"))
     assert plan.reserve_bytes == 600 * 2**20
     weights = int(6_525_288_448 * 0.516) + 2 * 1_090_328_064
     fixed = 512 * (6 * 3584 + 2 * 18944) * 2 + 16 * 152064 * 16 + 3584 * 18944 * 2
     left = int(7.2 * 2**30) - weights - 600 * 2**20 - fixed
-    # Keys and values, scores and mask of one more token.
+    # Keys and values, scores and mask of one further token.
     per_token = 57_344 + (5 * 256 * 28 + 512) * 2
     assert plan.context_length == left // per_token // 256 * 256 == 9984
     assert plan.max_rows == 16
@@ -244,42 +244,43 @@ def test_an_8_gb_card_runs_7b_in_4_bits_with_the_context_that_fits(qwen: ModelSh
     assert [o.context_length for o in plan.alternatives] == [0, 0, 9984]
 
 
-def test_the_budget_is_shared_and_no_larger_than_all_rows_can_use(llama: ModelShape) -> None:
-    plan = plan_memory(case(llama, 60, context_length=4096, max_rows=3))
+def test_the_kv_budget_is_limited_to_what_all_rows_can_use(llama: ModelShape) -> None:
+    plan = plan_memory(memory_request(llama, 60, context_length=4096, max_rows=3))
     assert plan.context_length == 4096
     assert plan.kv_budget_bytes == 3 * 4096 * 114_688
     assert plan.kv_budget_tokens == 3 * 4096
 
 
-def test_keys_and_values_in_8_bits_reach_further(qwen: ModelShape) -> None:
-    plain = plan_memory(case(qwen, 7.2, quant="4bit"))
-    small = plan_memory(case(qwen, 7.2, quant="4bit", kv_quant="8bit"))
+def test_an_8_bit_cache_allows_a_longer_context(qwen: ModelShape) -> None:
+    plain = plan_memory(memory_request(qwen, 7.2, quant="4bit"))
+    small = plan_memory(memory_request(qwen, 7.2, quant="4bit", kv_quant="8bit"))
     assert small.kv_bytes_per_token == 29_568
     assert small.context_length > plain.context_length
 
 
-def test_a_cpu_gives_the_cache_half_of_its_free_memory_at_most(llama: ModelShape) -> None:
-    plan = plan_memory(case(llama, 20, device="cpu", context_length=32768))
+def test_on_a_cpu_the_cache_is_limited_to_half_of_the_free_memory(llama: ModelShape) -> None:
+    plan = plan_memory(memory_request(llama, 20, device="cpu", context_length=32768))
     assert plan.reserve_bytes == 2**30
     assert plan.kv_budget_bytes == 10 * 2**30
 
 
-def test_a_person_sets_the_size_of_the_cache(llama: ModelShape) -> None:
-    plan = plan_memory(case(llama, 20, device="cpu", kv_bytes=2**30))
+def test_the_size_of_the_cache_can_be_set(llama: ModelShape) -> None:
+    plan = plan_memory(memory_request(llama, 20, device="cpu", kv_bytes=2**30))
     assert plan.kv_budget_bytes == 2**30
     assert plan.context_length == 9216
-    # More than all rows can use is for prefixes that are kept.
-    roomy = plan_memory(case(llama, 40, max_rows=1, context_length=1024, kv_bytes=4 * 2**30))
+    # What the rows cannot use caches prefixes.
+    limits: dict[str, Any] = {"context_length": 1024, "kv_bytes": 4 * 2**30}
+    roomy = plan_memory(memory_request(llama, 40, max_rows=1, **limits))
     assert roomy.kv_budget_bytes == 4 * 2**30
-    less = plan_memory(case(llama, 8, context_length=1024, kv_bytes=4 * 2**30))
+    less = plan_memory(memory_request(llama, 8, **limits))
     assert less.kv_budget_bytes < 4 * 2**30
-    assert less.notes[0].startswith("of 4.0 GiB for the KV cache")
+    assert "of the 4.0 GiB for the KV cache fit" in less.notes[0]
 
 
-def test_a_context_beyond_the_model_is_cut_to_the_models_and_said(qwen: ModelShape) -> None:
-    plan = plan_memory(case(qwen, 40, context_length=99_999))
+def test_a_context_beyond_the_models_is_reduced_with_a_note(qwen: ModelShape) -> None:
+    plan = plan_memory(memory_request(qwen, 40, context_length=99_999))
     assert plan.context_length == 32_768
-    assert plan.notes == ("the model was made for 32,768 tokens of context, not for 99,999",)
+    assert plan.notes == ("the model supports 32,768 tokens of context, not 99,999",)
 
 
 @pytest.mark.parametrize(
@@ -296,32 +297,32 @@ def test_a_context_beyond_the_model_is_cut_to_the_models_and_said(qwen: ModelSha
         (3.0, "none", {}, "choose a smaller model"),
     ],
 )
-def test_a_model_that_does_not_fit_names_the_first_setting_that_would(
+def test_the_error_of_a_model_that_does_not_fit_suggests_settings(
     qwen: ModelShape, free_gib: float, quant: Quant, limits: dict[str, Any], hint: str
 ) -> None:
-    wanted = case(qwen, free_gib, quant=quant, **limits)
+    request = memory_request(qwen, free_gib, quant=quant, **limits)
     with pytest.raises(OutOfMemoryError) as caught:
-        plan_memory(wanted)
+        plan_memory(request)
     assert hint in caught.value.hint
-    assert f"{format_gib(wanted.machine.free_bytes)} free" in str(caught.value)
-    plan = estimate_plan(wanted)
+    assert f"{format_gib(request.target.free_bytes)} free" in str(caught.value)
+    plan = estimate_plan(request)
     assert (plan.context_length, plan.kv_budget_bytes, plan.kv_budget_tokens) == (0, 0, 0)
 
 
-def test_half_of_a_cpu_that_is_too_little_for_the_cache_is_named(llama: ModelShape) -> None:
-    # Its weights are small and its context too short to be cut.
+def test_the_cache_limit_on_a_cpu_is_named_if_it_is_exceeded(llama: ModelShape) -> None:
+    # The weights are small, and the context is too short to be reduced.
     small = replace(llama, context_length=500, quantisable=False, stored_bytes=0)
     free = int(1.5 * 500 * 114_688)
     tight = MemoryRequest(small, TargetDevice("cpu", torch.bfloat16, free), "none", MemoryLimits())
     with pytest.raises(OutOfMemoryError, match="half of the free memory is 41 MiB") as caught:
         plan_memory(tight)
-    # 8 bits need 132 of 256 bytes per head, which is still too much beside the activations.
+    # 8 bits need 132 of 256 bytes per head, still too much with the activations.
     assert caught.value.hint.startswith("no setting")
 
 
-def test_of_a_model_that_is_not_here_only_weights_are_planned() -> None:
-    machine = TargetDevice("cuda", torch.bfloat16, 8 * 2**30)
-    plan = plan_weights(6_525_288_448, 1_090_328_064, machine, "4bit")
+def test_without_a_config_only_weights_are_planned() -> None:
+    target = TargetDevice("cuda", torch.bfloat16, 8 * 2**30)
+    plan = plan_weights(6_525_288_448, 1_090_328_064, target, "4bit")
     assert plan.weights_bytes == int(6_525_288_448 * 0.516) + 2 * 1_090_328_064
     assert [(o.quant, o.fits, o.context_length) for o in plan.alternatives] == [
         ("none", False, 0),
@@ -333,12 +334,12 @@ def test_of_a_model_that_is_not_here_only_weights_are_planned() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"context_length": 0}, {"max_rows": 0}, {"kv_bytes": -1}, {"kv_quant": "2bit"}]
 )
-def test_limits_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_limits_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         MemoryLimits(**wrong)
 
 
-def test_a_loaded_model_has_its_plan_and_keeps_to_its_context(tmp_path: Path) -> None:
+def test_a_loaded_model_keeps_to_its_plan(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "m")
     limits = MemoryLimits(context_length=64, max_rows=2)
     spec = ModelSpec(str(folder), device="cpu", dtype="float32", limits=limits)
@@ -352,7 +353,7 @@ def test_a_loaded_model_has_its_plan_and_keeps_to_its_context(tmp_path: Path) ->
             engine.submit(GenerationRequest(prompt="x" * 100))
 
 
-def test_weights_that_are_quantised_on_disk_count_as_they_lie_there(tmp_path: Path) -> None:
+def test_weights_quantised_on_disk_count_with_their_file_size(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
@@ -366,16 +367,16 @@ def test_weights_that_are_quantised_on_disk_count_as_they_lie_there(tmp_path: Pa
         MemoryRequest(measured, TargetDevice("cpu", torch.bfloat16, 2**30), "none", spec.limits)
     )
     assert [other.quant for other in plan.alternatives] == ["none"]
-    with pytest.raises(ConfigError, match="quantised already"):
+    with pytest.raises(ConfigError, match="already quantised"):
         read_shape(replace(spec, quant="4bit"), found)
 
 
 @pytest.mark.real_model
-def test_the_plan_of_the_real_model_is_that_of_its_published_shape() -> None:
+def test_the_plan_of_the_real_model_follows_from_its_published_shape() -> None:
     spec = ModelSpec("smollm2-135m", device="cpu")
     measured = read_shape(spec, resolve.resolve_model(spec.model))
     assert measured.kv_bytes(1, 2, "none") == 2 * 30 * 3 * 64 * 2 == 23_040
-    plan = plan_memory(case(measured, 8, device="cpu"))
+    plan = plan_memory(memory_request(measured, 8, device="cpu"))
     assert plan.context_length == 8192
     assert plan.kv_budget_tokens == 16 * 8192
     assert plan.weights_bytes == 2 * 134_515_008

@@ -1,4 +1,4 @@
-"""Stand-ins for what lies outside: model folders, a hub, a package index and a tiny GGUF wheel."""
+"""Fakes of external sources: model folders, a hub, a package index and a tiny GGUF wheel."""
 
 import hashlib
 import json
@@ -32,8 +32,8 @@ TEMPLATE = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
 
 
 def isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Point every source at nothing, and store and cache into `tmp_path`, which is returned."""
-    # Read once, at import; what the tests talk to instead of the hub is on this machine.
+    """Make every source unreachable, with store and cache in `tmp_path`, which is returned."""
+    # Read once, at import. The fake hub is on this machine, so offline mode is off.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "llmctl"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -57,7 +57,7 @@ def safetensors_bytes(**shapes: tuple[int, ...]) -> bytes:
 
 
 def model_files(weights: str = "model.safetensors") -> dict[str, bytes]:
-    """The files of a model of 72 parameters, 40 of them in linear layers. It cannot be run."""
+    """Return the files of a model with 72 parameters, 40 in linear layers. It cannot run."""
     return {
         "config.json": json.dumps(TINY_CONFIG).encode(),
         "tokenizer.json": b"{}",
@@ -76,7 +76,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
 def write_cached(
     hf_home: Path, repo: str, files: Mapping[str, bytes], commit: str = COMMIT, ref: str = "main"
 ) -> Path:
-    """Lay a snapshot into a Hugging Face cache as the hub's own client does."""
+    """Write a snapshot into a Hugging Face cache in the layout of the hub's client."""
     folder = hf_home / "hub" / f"models--{repo.replace('/', '--')}"
     for part in ("refs", "blobs"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -91,9 +91,9 @@ def write_cached(
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Speaks the part of the hub's protocol that a download needs, for one repository.
+    """Implements the part of the hub's protocol that a download needs, for one repository.
 
-    `status` and `error_code` are answered in place of every file and listing. `chunk_delay` is
+    `status` and `error_code` are the response to every file and listing. `chunk_delay` is
     the pause in seconds before each kilobyte of a file.
     """
 
@@ -190,7 +190,7 @@ def write_wheel(folder: Path, name: str, version: str, files: Mapping[str, bytes
 
 
 def tiny_wheel(folder: Path) -> ModelWheel:
-    """Put a wheel with a random two-layer llama into `folder`, and describe it."""
+    """Write a wheel with a random two-layer llama to `folder` and return its description."""
     inside = "llm_tiny/tiny.gguf"
     source = folder / "tiny.gguf"
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ def _write_gguf(path: Path, hidden: int = 32, layers: int = 2, heads: int = 2) -
 
     letters = list(bytes_to_unicode().values())
     space = bytes_to_unicode()[ord(" ")]
-    # The one merge whose result depends on how digits are split off.
+    # The only merge; its result depends on how digits are split off.
     tokens = ["<unk>", "<s>", "</s>", *letters, space + space]
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("tiny")

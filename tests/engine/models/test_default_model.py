@@ -1,4 +1,4 @@
-"""The real default model, from the real source, in the person's own store."""
+"""Tests of the default model in the user's store, from its real source."""
 
 import json
 import math
@@ -7,7 +7,8 @@ import pytest
 
 from llmctl.config import DEFAULT_MODEL
 from llmctl.engine.models.catalog import CATALOG
-from llmctl.engine.models.resolve import ResolvedModel, resolve_model
+from llmctl.engine.models.resolve import resolve_model
+from llmctl.engine.models.resolved import ResolvedModel
 from llmctl.engine.models.store import Manifest
 from llmctl.services import models
 
@@ -19,7 +20,7 @@ def found() -> ResolvedModel:
     return resolve_model(DEFAULT_MODEL)
 
 
-def test_it_comes_whole_with_a_manifest_that_says_from_where(found: ResolvedModel) -> None:
+def test_the_manifest_names_the_source(found: ResolvedModel) -> None:
     if found.source != "package-index":
         pytest.skip("this machine has it from the hub")
     manifest = Manifest.read(found.path)
@@ -32,17 +33,17 @@ def test_it_comes_whole_with_a_manifest_that_says_from_where(found: ResolvedMode
     assert manifest.bytes == sum(manifest.files.values()) > CATALOG[0].weight_bytes
 
 
-def test_its_card_agrees_with_the_catalogue(found: ResolvedModel) -> None:
-    card = models.show(found.model_id)
-    assert card.state == "downloaded"
-    assert (card.parameters, card.linear_parameters) == (
+def test_the_metadata_equals_that_of_the_catalogue(found: ResolvedModel) -> None:
+    info = models.show(found.model_id)
+    assert info.state == "downloaded"
+    assert (info.parameters, info.linear_parameters) == (
         CATALOG[0].parameters,
         CATALOG[0].linear_parameters,
     )
-    assert (card.context_length, card.vocab_size) == (8192, 49152)
+    assert (info.context_length, info.vocab_size) == (8192, 49152)
 
 
-def test_its_tokenizer_speaks_as_the_model_was_taught(found: ResolvedModel) -> None:
+def test_the_tokenizer_and_template_are_those_of_the_model(found: ResolvedModel) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(found.path)
@@ -63,7 +64,7 @@ def test_its_tokenizer_speaks_as_the_model_was_taught(found: ResolvedModel) -> N
     assert tokenizer.tokenize("in  2024") == ["in", "ĠĠ", "2", "0", "2", "4"]
 
 
-def test_its_weights_survived_the_conversion(found: ResolvedModel) -> None:
+def test_the_converted_weights_predict_english_text(found: ResolvedModel) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""The hub as a source: against a small server that speaks its protocol."""
+"""Tests of the hub as a source, against a local server with the hub's protocol."""
 
 import json
 import socket
@@ -40,16 +40,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def black_hole(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server that takes every connection and never says a word."""
+    """A server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=16) as server:
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         yield endpoint
 
 
-def test_a_download_lands_in_the_shared_cache_and_is_found_there_next_time(
-    hub: FakeHub, home: Path
-) -> None:
+def test_a_download_is_in_the_shared_cache_and_used_from_there(hub: FakeHub, home: Path) -> None:
     found = resolve_model(REPO)
     assert (found.model_id, found.source, found.revision) == (REPO, "hub", COMMIT)
     assert found.path == home / f"hf/hub/models--owner--name/snapshots/{COMMIT}"
@@ -58,7 +56,7 @@ def test_a_download_lands_in_the_shared_cache_and_is_found_there_next_time(
     assert resolve_model(REPO) == found
 
 
-def test_only_the_files_that_loading_needs_are_downloaded(hub: FakeHub) -> None:
+def test_only_required_files_are_downloaded(hub: FakeHub) -> None:
     hub.files = {
         **model_files(),
         "modeling_name.py": b"#",
@@ -104,7 +102,7 @@ def test_nothing_is_printed_while_downloading(
     assert capfd.readouterr() == ("", "")
 
 
-def test_ctrl_c_ends_a_download_at_once_and_the_next_run_finishes_it(hub: FakeHub) -> None:
+def test_ctrl_c_stops_a_download_and_the_next_call_completes_it(hub: FakeHub) -> None:
     hub.files = model_files() | {"model.safetensors": safetensors_bytes(up=(1024, 1024))}
     hub.chunk_delay = 0.01  # 2 MB, 1 KB at a time: 20 s
 
@@ -120,27 +118,27 @@ def test_ctrl_c_ends_a_download_at_once_and_the_next_run_finishes_it(hub: FakeHu
     assert resolve_model(REPO).path.is_dir()
 
 
-def test_a_snapshot_that_lacks_its_weights_is_completed(hub: FakeHub, home: Path) -> None:
+def test_an_incomplete_snapshot_is_completed(hub: FakeHub, home: Path) -> None:
     small = {name: content for name, content in model_files().items() if "model." not in name}
     write_cached(home / "hf", REPO, small)
     resolve_model(REPO)
     assert hub.downloaded == ["model.safetensors"]
 
 
-def test_a_repository_that_does_not_exist_is_told_from_an_unreachable_hub(hub: FakeHub) -> None:
+def test_a_missing_repository_is_reported(hub: FakeHub) -> None:
     assert hub.endpoint
-    with pytest.raises(ModelNotFoundError, match="there is no owner/other, or it is private"):
+    with pytest.raises(ModelNotFoundError, match="owner/other does not exist, or it is private"):
         resolve_model("owner/other")
 
 
-def test_a_revision_that_does_not_exist_is_named(hub: FakeHub) -> None:
+def test_a_missing_revision_is_reported(hub: FakeHub) -> None:
     assert hub.endpoint
     with pytest.raises(ModelNotFoundError, match="owner/name has no revision v9"):
         resolve_model(f"{REPO}@v9")
 
 
 @pytest.mark.parametrize(("status", "code"), [(401, "GatedRepo"), (403, "GatedRepo"), (403, None)])
-def test_a_gated_repository_says_to_accept_its_licence(
+def test_a_gated_repository_is_reported_with_a_hint(
     hub: FakeHub, status: int, code: str | None
 ) -> None:
     hub.status, hub.error_code = status, code
@@ -150,13 +148,13 @@ def test_a_gated_repository_says_to_accept_its_licence(
     assert f"{hub.endpoint}/{REPO}" in caught.value.hint
 
 
-def test_a_hub_in_trouble_is_quoted_by_status(hub: FakeHub) -> None:
+def test_an_http_error_is_reported_by_status(hub: FakeHub) -> None:
     hub.status = 500
     with pytest.raises(ModelNotFoundError, match="it answered with status 500"):
         resolve_model(REPO)
 
 
-def test_a_repository_of_pickle_weights_is_refused_unless_allowed(hub: FakeHub) -> None:
+def test_pickle_weights_are_rejected_unless_allowed(hub: FakeHub) -> None:
     hub.files = model_files("pytorch_model.bin")
     with pytest.raises(UnsafeModelError, match=r"owner/name .* pytorch_model\.bin"):
         resolve_model(REPO)
@@ -166,13 +164,13 @@ def test_a_repository_of_pickle_weights_is_refused_unless_allowed(hub: FakeHub) 
         resolve_model(REPO)
 
 
-def test_an_adapter_repository_says_how_adapters_are_used(hub: FakeHub) -> None:
+def test_an_adapter_repository_is_rejected(hub: FakeHub) -> None:
     hub.files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b""}
     with pytest.raises(ModelLoadError, match="is an adapter, not a model"):
         resolve_model(REPO)
 
 
-def test_a_repository_without_a_tokenizer_is_not_a_model(hub: FakeHub) -> None:
+def test_a_repository_without_a_tokenizer_is_rejected(hub: FakeHub) -> None:
     files = model_files()
     del files["tokenizer.json"]
     hub.files = files
@@ -180,7 +178,7 @@ def test_a_repository_without_a_tokenizer_is_not_a_model(hub: FakeHub) -> None:
         resolve_model(REPO)
 
 
-def test_a_connection_that_nobody_answers_is_given_up_within_five_seconds(black_hole: str) -> None:
+def test_a_hub_that_does_not_answer_fails_within_five_seconds(black_hole: str) -> None:
     code = (
         "import time\n"
         "from llmctl.engine.models.resolve import resolve_model as resolve\n"
@@ -192,12 +190,12 @@ def test_a_connection_that_nobody_answers_is_given_up_within_five_seconds(black_
     )
     # A fresh process: the hub's client reads its variables once, at import.
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
-    *said, seconds = done.stdout.splitlines()
-    assert f"{black_hole}: it cannot be reached" in said[-1], done.stderr
+    *lines, seconds = done.stdout.splitlines()
+    assert f"{black_hole}: it cannot be reached" in lines[-1], done.stderr
     assert float(seconds) < 5
 
 
-def test_an_offline_wish_is_respected(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_uses_no_network(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelNotFoundError, match="HF_HUB_OFFLINE is set"):
         resolve_model(REPO)

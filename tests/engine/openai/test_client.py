@@ -1,4 +1,4 @@
-"""Another server's model through `BaseEngine`: ours, and one that behaves badly."""
+"""`OpenAIClient` against the server of this package."""
 
 import gc
 import threading
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llmctl.engine.base import SupportsTokenize, require
 from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.openai.client import OpenAIClient
@@ -52,13 +53,13 @@ def client(engine: FakeEngine) -> Iterator[OpenAIClient]:
 
 
 def connected(url: str, model: str | None = None, key: str | None = None) -> OpenAIClient:
-    client = create_engine(ModelSpec("-"), endpoint=ApiEndpoint(url, model, key))
+    client = create_engine(ApiEndpoint(url, model, key))
     assert isinstance(client, OpenAIClient)
     client.load()
     return client
 
 
-def test_a_reply_comes_as_from_an_engine_of_our_own(
+def test_a_result_equals_that_of_the_served_engine(
     client: OpenAIClient, engine: FakeEngine
 ) -> None:
     sampling = SamplingParams(
@@ -77,10 +78,13 @@ def test_a_reply_comes_as_from_an_engine_of_our_own(
 
 
 def test_grammars_and_tools_reach_the_server(client: OpenAIClient, engine: FakeEngine) -> None:
-    for held in (Grammar("json_schema", '{"type": "object"}'), Grammar("choice", choices=("a",))):
-        client.generate(GenerationRequest(ASKED, sampling=SamplingParams(grammar=held)))
+    for grammar in (
+        Grammar("json_schema", '{"type": "object"}'),
+        Grammar("choice", choices=("a",)),
+    ):
+        client.generate(GenerationRequest(ASKED, sampling=SamplingParams(grammar=grammar)))
         assert engine.requests[-1].sampling.grammar is not None
-        assert engine.requests[-1].sampling.grammar.kind == held.kind
+        assert engine.requests[-1].sampling.grammar.kind == grammar.kind
     engine.pieces = (ResponseDelta(call=ToolCall("look", '{"at": 1}', "call_1")),)
     tools = (Tool("look", "Looks.", {"type": "object", "properties": {}}),)
     result = client.generate(GenerationRequest(ASKED, tools=tools, required_tools=("look",)))
@@ -89,7 +93,7 @@ def test_grammars_and_tools_reach_the_server(client: OpenAIClient, engine: FakeE
     assert engine.requests[-1].required_tools == ("look",)
 
 
-def test_leaving_a_reply_frees_the_server(client: OpenAIClient, engine: FakeEngine) -> None:
+def test_a_cancelled_request_ends_on_the_server(client: OpenAIClient, engine: FakeEngine) -> None:
     engine.hold = threading.Event()
     with client.submit(GenerationRequest(ASKED)) as stream:
         assert next(iter(stream)).text == "Hel"
@@ -97,7 +101,7 @@ def test_leaving_a_reply_frees_the_server(client: OpenAIClient, engine: FakeEngi
     assert wait_until(lambda: client.in_flight == 0)
 
 
-def test_closing_in_the_middle_of_a_reply_leaves_no_task_behind(
+def test_close_during_a_request_ends_its_task(
     client: OpenAIClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     stream = client.submit(GenerationRequest((Message("user", "hi"),)))
@@ -109,7 +113,7 @@ def test_closing_in_the_middle_of_a_reply_leaves_no_task_behind(
 
 
 @pytest.mark.parametrize(
-    ("refusal", "kind"),
+    ("error", "kind"),
     [
         (ContextLengthError("too long"), ContextLengthError),
         (RequestError("nonsense"), RequestError),
@@ -117,21 +121,21 @@ def test_closing_in_the_middle_of_a_reply_leaves_no_task_behind(
         (EngineFailedError("broken"), LlmctlError),
     ],
 )
-def test_an_error_of_the_server_is_one_of_ours(
-    client: OpenAIClient, engine: FakeEngine, refusal: LlmctlError, kind: type[LlmctlError]
+def test_an_error_of_the_server_keeps_its_kind_and_message(
+    client: OpenAIClient, engine: FakeEngine, error: LlmctlError, kind: type[LlmctlError]
 ) -> None:
-    engine.reject = refusal
-    with pytest.raises(kind, match=str(refusal)):
+    engine.reject = error
+    with pytest.raises(kind, match=str(error)):
         client.generate(GenerationRequest(ASKED))
-    engine.reject, engine.fail = None, refusal
+    engine.reject, engine.fail = None, error
     pieces = []
-    with pytest.raises(LlmctlError, match=str(refusal)):  # noqa: PT012
+    with pytest.raises(LlmctlError, match=str(error)):  # noqa: PT012
         for chunk in client.submit(GenerationRequest(ASKED)):
             pieces.append(chunk.text)
     assert "".join(pieces) == "Hello"
 
 
-def test_who_may_not_come_in_is_told_why(engine: FakeEngine) -> None:
+def test_errors_of_the_connection_name_their_cause(engine: FakeEngine) -> None:
     with running_server(engine, api_keys=("right",)) as url:
         with pytest.raises(AuthenticationError):
             connected(url, key="wrong")
@@ -141,12 +145,12 @@ def test_who_may_not_come_in_is_told_why(engine: FakeEngine) -> None:
     with pytest.raises(EngineStoppedError, match="no server answers"):
         connected(url)
     with pytest.raises(ConfigError):
-        create_engine(ModelSpec("-"), "openai")
+        create_engine(ModelSpec("m"), "openai")
 
 
-def test_what_only_an_engine_of_our_own_can_do_is_refused(client: OpenAIClient) -> None:
+def test_raw_prompts_and_tokenisation_are_unsupported(client: OpenAIClient) -> None:
     with pytest.raises(UnsupportedError):
-        client.count_tokens("text")
+        require(client, SupportsTokenize)
     with pytest.raises(UnsupportedError):
         client.submit(GenerationRequest(prompt="raw"))
     client.close()
@@ -155,7 +159,7 @@ def test_what_only_an_engine_of_our_own_can_do_is_refused(client: OpenAIClient) 
         client.submit(GenerationRequest(ASKED))
 
 
-def test_an_adapter_of_our_server_is_asked_for_by_its_name(
+def test_an_adapter_of_the_server_is_selected_by_name(
     tiny: HFRunner, tiny_folder: Path, tmp_path: Path
 ) -> None:
     tiny.load_adapter("manners", str(save_adapter(tmp_path / "manners", tiny_folder)))

@@ -1,4 +1,4 @@
-"""Does the real `openai` client work against a real server?"""
+"""The `openai` client library against the server of this package."""
 
 import asyncio
 import json

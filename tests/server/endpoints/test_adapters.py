@@ -68,7 +68,7 @@ def test_adapters_are_loaded_and_unloaded_at_run_time(url: str) -> None:
     assert chat_with(url, "alias:two").status_code == 200
     again = httpx.post(url + "/v1/adapters", json={"name": "two"})
     assert again.status_code == 400
-    assert "loaded already" in error_body(again)["message"]
+    assert "already loaded" in error_body(again)["message"]
     assert httpx.delete(url + "/v1/adapters/two").json()["deleted"] is True
     assert chat_with(url, "alias:two").status_code == 404
     assert httpx.delete(url + "/v1/adapters/two").status_code == 404

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from llmctl.data.cleaning.rules.rule import Finding, RowView
 from llmctl.data.cleaning.settings import Length
-from llmctl.engine.chat.template import ChatTemplate
+from llmctl.engine.chat.template import ChatTemplate, RenderOptions
 from llmctl.errors import TemplateError
 from llmctl.types import Example
 
@@ -32,13 +32,11 @@ class TemplateTokenCounter:
     def row(self, example: Example) -> int:
         if example.text is not None:
             return self.text(example.text)
-        ids = self._template.encode(
-            example.messages, tools=example.tools, add_generation_prompt=False
-        )
-        return len(ids)
+        options = RenderOptions(tools=example.tools, add_generation_prompt=False)
+        return len(self._template.render(example.messages, options).ids)
 
     def text(self, text: str) -> int:
-        return len(self._template.tokens.of([(text, ())])[0].ids)
+        return len(self._template.tokens.encode([(text, ())])[0].ids)
 
 
 _MARKUP = 64

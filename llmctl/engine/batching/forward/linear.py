@@ -24,7 +24,7 @@ def fuse(modules: Sequence[nn.Module], *, release: bool = False) -> Linear:
         modules: one or more, with the same input.
         release: free the modules' own weights, so that no weight is held twice.
     """
-    if all(type(m) is Int4Linear and not m.filled for m in modules):
+    if all(type(m) is Int4Linear and not m.padded for m in modules):
         return _fuse_int4([m for m in modules if isinstance(m, Int4Linear)], release)
     if not all(type(m) is nn.Linear for m in modules):
         return _call_each(modules)
@@ -42,9 +42,9 @@ def fuse(modules: Sequence[nn.Module], *, release: bool = False) -> Linear:
 def _fuse_int4(layers: Sequence[Int4Linear], release: bool) -> Linear:
     if len({layer.bias is None for layer in layers}) > 1:
         return _call_each(layers)
-    fused = layers[0] if len(layers) == 1 else Int4Linear.side_by_side(layers)
+    fused = layers[0] if len(layers) == 1 else Int4Linear.concatenate(layers)
     for layer in layers if release and len(layers) > 1 else ():
-        layer.give_up()
+        layer.release_weights()
     return fused.multiply
 
 

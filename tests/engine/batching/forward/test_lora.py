@@ -258,7 +258,7 @@ def test_unknown_and_duplicate_adapter_names_are_refused(
     llama: HFRunner, llama_loras: dict[str, Path]
 ) -> None:
     llama.load_adapter("a", str(llama_loras["a"]))
-    with pytest.raises(ConfigError, match="'a' is loaded already"):
+    with pytest.raises(ConfigError, match="'a' is already loaded"):
         llama.load_adapter("a", str(llama_loras["b"]))
     calls: list[Callable[[], Any]] = [
         lambda: llama.submit(greedy("x", "unknown")),
