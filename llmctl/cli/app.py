@@ -1,4 +1,4 @@
-"""The `llmctl` command: its subcommands, and the one place where errors meet a person."""
+"""The `llmctl` command: its subcommands and the handling of errors."""
 
 import os
 import sys
@@ -9,19 +9,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from llmctl import __version__
-from llmctl.cli import bench, chat, evaluate, finetune, models, runs, serve
+from llmctl.cli import bench, chat, evaluate, finetune, models, render, runs, serve
 from llmctl.cli.data import commands
-from llmctl.cli.render import print_error
 from llmctl.config import wants_traceback
 from llmctl.errors import LlmctlError
 
-# Rich help panels alone would take half of the time that `--help` may take.
+# Importing the help panels of Rich would take half of the start-up time of `--help`.
 app = typer.Typer(name="llmctl", rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"llmctl {__version__}")
+def _print_version(is_given: bool) -> None:
+    if is_given:
+        render.print_line(f"llmctl {__version__}")
         raise typer.Exit
 
 
@@ -33,9 +32,9 @@ def llmctl(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Talk to, serve and manage local language models."""
+    """Chat with, serve, fine-tune and evaluate local language models."""
     if context.invoked_subcommand is None and not version:
-        typer.echo(context.get_help())
+        render.print_help(context)
 
 
 app.command("chat")(chat.chat)
@@ -49,52 +48,54 @@ app.add_typer(runs.app, name="runs")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and end the process: 0 ok, 1 failed, 2 wrong usage, 130 Ctrl-C."""
+    """Run the command line and end the process.
+
+    The exit code is 0 for success, 1 for a failure, 2 for wrong usage and 130 for Ctrl-C.
+    """
     _open_streams()
     try:
         code = app(args=arguments, prog_name="llmctl", standalone_mode=False)
     except LlmctlError as error:
         if wants_traceback():
             raise
-        print_error(str(error), error.hint)
+        render.print_error(str(error), error.hint)
         code = error.exit_code
-    except typer.TyperException as error:  # wrong usage, found by Typer
+    except typer.TyperException as error:  # wrong usage
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "llmctl"
-        print_error(error.format_message().rstrip("."), f"see `{command} --help`")
+        render.print_error(error.format_message().rstrip("."), f"see `{command} --help`")
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
-    except SystemExit as ended:  # by a signal
-        code = ended.code
+    except SystemExit as exit_:  # by a signal
+        code = exit_.code
     except (typer.Abort, EOFError):
         code = 1
     except BrokenPipeError:
-        # Whoever read our output has left. Python would complain again while it flushes at exit.
+        # The reader of stdout has closed it. Without stdout Python does not flush it again at exit.
         sys.stdout = None
         code = 1
     except OSError as error:
         if wants_traceback():
             raise
-        print_error(str(error), "LLMCTL_TRACEBACK=1 shows where it came from")
-        sys.stdout = None  # it may be what cannot be written
+        render.print_error(str(error), "LLMCTL_TRACEBACK=1 shows the traceback")
+        sys.stdout = None  # it may be the file that cannot be written
         code = 1
-    _end(code if isinstance(code, int) else 0)
+    _exit(code if isinstance(code, int) else 0)
 
 
 def _open_streams() -> None:
-    """Open what a shell has closed (`<&-`), or the next file would be taken for it."""
+    """Replace streams that the shell has closed (`<&-`), whose numbers files would take."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  for good
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  stays open
 
 
-def _end(code: int) -> NoReturn:
-    """End the process, at once where it is one of several that have learnt together.
+def _exit(code: int) -> NoReturn:
+    """End the process, without Python's finalization after distributed training.
 
-    The threads of their group live as long as the process, even when the group is destroyed. One
-    that lets go of a tensor while Python takes itself apart ends the process by SIGABRT, with its
-    work done (pytorch#38228).
+    The threads of a process group live until the process ends, even after the group is destroyed.
+    One that frees a tensor during finalization aborts the process by SIGABRT (pytorch#38228).
     """
     if "WORLD_SIZE" in os.environ and "torch" in sys.modules:
         for stream in (sys.stdout, sys.stderr):

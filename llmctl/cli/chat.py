@@ -1,4 +1,4 @@
-"""`llmctl chat`: talk to a model, turn by turn or once."""
+"""The `llmctl chat` command: an interactive chat, or a single reply."""
 
 import sys
 from contextlib import closing
@@ -101,10 +101,11 @@ def chat(
     if once:
         question = _question(question, attached=bool(file))
 
+    from llmctl.cli.repl import entry
     from llmctl.cli.repl.display import Display
     from llmctl.services import chat as service  # torch and transformers begin with the engine
 
-    look = Display(plain=plain, think=think, stats=stats, stream=stream)
+    display = Display(plain=plain, think=think, stats=stats, stream=stream)
     grammar = None if schema is None else service.settings.read_grammar(schema)
     attached = [service.files.read_attachment(name) for name in file or ()]
     store = service.ConversationStore() if save and (going_on or not once) else None
@@ -118,19 +119,17 @@ def chat(
             conversation,
             endpoint=endpoint,
             store=store,
-            warn=lambda text: look.say(text, "yellow"),
+            warn=lambda text: display.notice(text, "yellow"),
             progress=progress,
         )
     session.grammar = grammar
     with closing(session):
         if question is not None:
-            from llmctl.cli.repl.one_shot import answer_once
-
-            answer_once(session, look, service.files.with_attachments(question, attached))
+            entry.answer_once(session, display, service.files.with_attachments(question, attached))
         else:
-            from llmctl.cli.repl.start import run_repl
-
-            run_repl(session, service.ModelSwitcher(session, spec, endpoint), look, attached)
+            entry.run_repl(
+                session, service.ModelSwitcher(session, spec, endpoint), display, attached
+            )
 
 
 def _question(given: str | None, *, attached: bool) -> str:
@@ -138,7 +137,7 @@ def _question(given: str | None, *, attached: bool) -> str:
     piped = "" if sys.stdin.isatty() else _piped().strip()
     question = "\n\n".join(part for part in (given, piped) if part)
     if not question and not attached:
-        raise ConfigError("there is no question", hint='llmctl chat "your question"')
+        raise ConfigError("there is no message", hint='llmctl chat "your message"')
     return question
 
 
@@ -147,7 +146,7 @@ def _piped() -> str:
         return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"what was piped in is no text in UTF-8: {error.reason} at byte {error.start:,}",
+            f"stdin is not UTF-8 text: {error.reason} at byte {error.start:,}",
             hint="convert it first: iconv -f GBK -t UTF-8",
         ) from error
 

@@ -89,7 +89,7 @@ def finetune(
 
     with (
         train_view.TrainView(quiet=not first, plan_is_result=dry_run and not as_json) as view,
-        eval_view.EvalView(view.settle) as exams,
+        eval_view.EvalView(view.close_bars) as exams,
     ):
         report = service.finetune(request, view, view.progress, exams)
     if not first:

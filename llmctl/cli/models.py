@@ -1,4 +1,4 @@
-"""`llmctl models`: which models there are, fetch one, look at one, delete one."""
+"""The `llmctl models` commands: list, show, download, delete and merge models."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ NameArg = Annotated[
 def models(context: typer.Context) -> None:
     """Manage models: list, show, pull, rm, merge."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        render.print_help(context)
 
 
 @app.command("list")
@@ -33,19 +33,19 @@ def list_(
     ] = None,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """List the catalogue and every other model on this machine."""
+    """List the models of the catalogue, and all other models on this machine."""
     from llmctl.services import models as service
 
     cards = service.list_models(folder)
     if as_json:
-        render.print_json([_plain(card) for card in cards])
+        render.print_json([_to_dict(card) for card in cards])
         return
     render.print_table(
-        ("NAME", "HERE", "ON DISK", "PARAMETERS", "NOTE"),
+        ("NAME", "DOWNLOADED", "SIZE", "PARAMETERS", "NOTE"),
         [
             (
                 card.model_id,
-                {"downloaded": "yes", "partial": "in part", "available": "no"}[card.state],
+                {"downloaded": "yes", "partial": "partly", "available": "no"}[card.state],
                 _size(card.disk_bytes),
                 _parameters(card.parameters),
                 card.note or card.repo or "-",
@@ -57,22 +57,22 @@ def list_(
 
 @app.command()
 def show(name: NameArg, as_json: options.JsonOpt = False) -> None:
-    """Describe a model or an adapter, and the memory its weights need at each --quant."""
+    """Show a model or an adapter, and the memory of its weights for each --quant."""
     from llmctl.services import models as service
 
     card = service.show(name)
     if as_json:
-        render.print_json(_plain(card))
+        render.print_json(_to_dict(card))
         return
-    known = {
+    properties = {
         "name": card.model_id,
         "state": card.state,
         **_adapter(card.adapter),
         "hub id": card.repo,
-        "from": card.source,
+        "source": card.source,
         "revision": card.revision,
         "path": None if card.path is None else str(card.path),
-        "on disk": _size(card.disk_bytes),
+        "size": _size(card.disk_bytes),
         "architecture": card.architecture,
         "parameters": _parameters(card.parameters),
         "context": None if card.context_length is None else f"{card.context_length:,} tokens",
@@ -86,53 +86,55 @@ def show(name: NameArg, as_json: options.JsonOpt = False) -> None:
             for quant, count in (card.weight_memory or {}).items()
         ),
     }
-    render.print_fields({label: value for label, value in known.items() if value and value != "-"})
+    render.print_fields(
+        {label: value for label, value in properties.items() if value and value != "-"}
+    )
 
 
 @app.command()
 def pull(name: NameArg, allow_pickle: options.PickleOpt = False) -> None:
-    """Fetch a model, so that it starts without a network from then on."""
+    """Download a model."""
     from llmctl.services import models as service
 
     with render.show_progress() as progress:
         card = service.pull(name, progress, allow_pickle=allow_pickle)
-    render.print_note(f"{card.model_id} is here: {card.path} ({_size(card.disk_bytes)})")
+    render.print_note(f"{card.model_id} is downloaded: {card.path} ({_size(card.disk_bytes)})")
 
 
 @app.command()
 def rm(name: NameArg) -> None:
-    """Delete a model from this machine."""
+    """Delete a downloaded model."""
     from llmctl.services import models as service
 
     removed = service.remove(name)
     for path in removed.paths:
         render.print_note(f"deleted {path}")
     render.print_note(
-        f"{removed.model_id} is gone; {render.format_bytes(removed.freed_bytes)} are free"
+        f"{removed.model_id} is deleted; {render.format_bytes(removed.freed_bytes)} freed"
     )
 
 
 app.command()(models_merge.merge)
 
 
-def _adapter(facts: "AdapterMetadata | None") -> dict[str, str | None]:
-    if facts is None:
+def _adapter(metadata: "AdapterMetadata | None") -> dict[str, str | None]:
+    if metadata is None:
         return {}
     return {
-        "adapter": f"{facts.kind}, rank {facts.rank}, alpha {facts.alpha}",
-        "on": facts.base,
-        "layers": ", ".join(facts.targets),
-        "trained": _parameters(facts.parameters),
-        "method": facts.method,
-        "data": facts.data,
-        "taught": facts.created,
-        "run": facts.run_id,
-        "template": facts.template,
+        "adapter": f"{metadata.kind}, rank {metadata.rank}, alpha {metadata.alpha}",
+        "base model": metadata.base,
+        "target modules": ", ".join(metadata.targets),
+        "trainable": _parameters(metadata.parameters),
+        "method": metadata.method,
+        "data": metadata.data,
+        "created": metadata.created,
+        "run": metadata.run_id,
+        "template": metadata.template,
     }
 
 
-def _plain(card: "ModelInfo") -> dict[str, Any]:
-    """Return what JSON can say."""
+def _to_dict(card: "ModelInfo") -> dict[str, Any]:
+    """Return a model card as JSON values."""
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in asdict(card).items()

@@ -1,4 +1,4 @@
-"""`llmctl models merge`: make an adapter and its model one model."""
+"""The `llmctl models merge` command: merge an adapter into its base model."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +17,13 @@ def merge(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the merged model.")],
     base: Annotated[
         str | None,
-        typer.Option("--base", help="Merge into this model.  [default: the one it was taught on]"),
+        typer.Option(
+            "--base", help="Merge into this model.  [default: the model it was trained on]"
+        ),
     ] = None,
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"],
-        typer.Option("--dtype", help="Number type of the merged weights."),
+        typer.Option("--dtype", help="Data type of the merged weights."),
     ] = "bfloat16",
     gguf: Annotated[
         bool, typer.Option("--gguf", help="Also write one GGUF file, for llama.cpp and Ollama.")
@@ -33,19 +35,19 @@ def merge(
         bool,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare the merged model with base and adapter, and keep it only if they agree.",
+            help="Compare the merged model with base and adapter; delete it if they differ.",
         ),
     ] = True,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what llmctl merged there before.")
+        bool, typer.Option("--overwrite", help="Replace an earlier merge in --output.")
     ] = False,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """Merge an adapter into its model, for use without the adapter.
+    """Merge an adapter into its base model, for use without the adapter.
 
-    The original weights are read layer by layer, computed in float32 and written anew; then the
-    result is compared with base and adapter on a few texts. What is in the way of that is said
-    before anything is written, and a merge that went wrong leaves nothing behind.
+    The weights are merged layer by layer in float32; then the logits of the merged model are
+    comparison with those of base and adapter on a few texts. Errors are reported before anything is
+    written, and a failed merge leaves no files.
     """
     from llmctl.services import merge as service  # torch begins here
 
@@ -70,7 +72,7 @@ def merge(
 
 
 def _lines(report: "MergeReport") -> dict[str, str]:
-    merged, compared = report.merged, report.comparison
+    merged, comparison = report.merged, report.comparison
     lines = {
         "merged": f"{report.folder} ({render.format_bytes(merged.bytes)})",
         "base": report.base,
@@ -81,15 +83,15 @@ def _lines(report: "MergeReport") -> dict[str, str]:
         lines["replaced"] = ", ".join(merged.whole)
     if report.gguf is not None:
         lines["GGUF"] = report.gguf
-    if compared is None:
+    if comparison is None:
         return lines
-    difference = compared.merged_loss - compared.adapter_loss
+    difference = comparison.merged_loss - comparison.adapter_loss
     lines["logits"] = (
-        f"off by {compared.largest:.3g} at most, {compared.relative:.2%} of their length "
-        f"(the adapter moves them by {compared.effect:.1%}; limit {compared.limit:.2%})"
+        f"largest difference {comparison.largest:.3g}, {comparison.relative:.2%} of their norm "
+        f"(the adapter changes them by {comparison.effect:.1%}; limit {comparison.limit:.2%})"
     )
     lines["loss"] = (
-        f"{compared.merged_loss:.4f}, and {compared.adapter_loss:.4f} of base and adapter "
-        f"(difference {difference:+.4f}), on {compared.tokens} tokens"
+        f"{comparison.merged_loss:.4f}, and {comparison.adapter_loss:.4f} for base and adapter "
+        f"(difference {difference:+.4f}), on {comparison.tokens} tokens"
     )
     return lines

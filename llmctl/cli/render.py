@@ -1,4 +1,7 @@
-"""The only place that prints. Results go to stdout, everything else to stderr."""
+"""Output of all commands: results go to stdout, everything else to stderr.
+
+No other module of `llmctl` prints, except the display of the chat REPL (`cli/repl`).
+"""
 
 import json
 import math
@@ -7,38 +10,44 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from llmctl.errors import ConfigError
 from llmctl.types import EngineInfo, Progress, ProgressCallback
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import ProgressColumn
+    from rich.text import Text
+
 _NARROWEST = 6
-"""Columns of text that a cell which may be cut keeps."""
+"""Minimum width of a shortened cell, in columns."""
 
 
 def print_error(message: str, hint: str = "") -> None:
-    """Say what failed and what to do about it."""
+    """Print an error and its hint to stderr."""
     typer.secho(f"error: {message}", fg="red", err=True)
     if hint:
         typer.echo(f"hint: {hint}", err=True)
 
 
 def print_note(text: str) -> None:
-    """Tell a person something that is no result."""
+    """Print a line that is not a result, to stderr."""
     typer.echo(text, err=True)
 
 
 def print_engine_summary(info: EngineInfo) -> None:
-    """Say in a line what is loaded, and what should be known of it."""
-    for told in engine_summary_lines(info):
-        print_note(told)
+    """Print the loaded model and its notes to stderr."""
+    for text in engine_summary_lines(info):
+        print_note(text)
 
 
 def engine_summary_lines(info: EngineInfo) -> list[str]:
-    """Return what `print_engine_summary` says."""
-    if not info.parameter_count:  # other people's
+    """Return the lines of `print_engine_summary`."""
+    if not info.parameter_count:  # a model on a server
         context = f", context {info.context_length:,} tokens" if info.context_length else ""
         return [f"{info.model_id} at {info.device}{context}"]
     quant = "" if info.quant == "none" else f", {info.quant}"
@@ -50,53 +59,58 @@ def engine_summary_lines(info: EngineInfo) -> list[str]:
     ]
 
 
-def reply_text(text: str) -> None:
-    """Write a piece of a reply as it comes."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
 def is_terminal() -> bool:
-    """Whether results go to a person's terminal."""
+    """Return whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 
-def print_line(text: str) -> None:
+def print_line(text: str = "") -> None:
     """Print a line of a result."""
     typer.echo(text)
 
 
+def print_help(context: typer.Context) -> None:
+    """Print the help text of a command."""
+    typer.echo(context.get_help())
+
+
 def print_heading(text: str) -> None:
-    """Begin a part of a longer result."""
+    """Print the heading of a section of a result."""
     typer.echo()
     typer.secho(text, bold=True)
 
 
 def confirm(question: str, *, unless: str) -> None:
-    """Ask before what cannot be undone; raise `typer.Abort` for a no.
+    """Ask the user to confirm an action that cannot be undone.
+
+    Args:
+        unless: option that skips the question.
 
     Raises:
-        ConfigError: nobody is there to ask; `unless` is the option that makes asking needless.
+        typer.Abort: the answer is no.
+        ConfigError: stdin is not a terminal.
     """
     if not sys.stdin.isatty():
         raise ConfigError(
-            f"this needs a yes, and nobody is there to ask: {question}", hint=f"add {unless}"
+            f"confirmation needs a terminal: {question}",
+            hint=f"add {unless}",
         )
     typer.confirm(question, abort=True, err=True)
 
 
 def print_json(value: object) -> None:
-    """Print a result for programs."""
+    """Print a result as JSON."""
     typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, cut: Collection[str] = ()
 ) -> None:
-    """Print a table: drawn for a terminal, tab-separated for a program.
+    """Print a table: aligned on a terminal, tab-separated and without a header elsewhere.
 
-    Columns named in `cut` are shortened where a terminal is too narrow, so that a row stays a line;
-    without any, cells are broken into several lines.
+    Args:
+        cut: columns to shorten on a narrow terminal, so that each row fits on a line. Without any,
+            cells are wrapped.
     """
     if not is_terminal():
         for row in rows:
@@ -105,28 +119,29 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
-    # What a person named is text, whatever brackets it has.
+    # Names may contain brackets, which are not markup.
     console = Console(markup=False, emoji=False, highlight=False)
     gap = 2
     if cut:
-        gap, widths = _fitted(columns, rows, cut, console.width)
+        gap, widths = _fit_columns(columns, rows, cut, console.width)
         rows = [
             [shorten(_one_line(cell), width) for cell, width in zip(row, widths, strict=True)]
             for row in rows
         ]
-    drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, gap, 0, 0))
+    grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, gap, 0, 0))
     for column in columns:
-        drawn.add_column(column, no_wrap=bool(cut), overflow="fold")
+        grid.add_column(column, no_wrap=bool(cut), overflow="fold")
     for row in rows:
-        drawn.add_row(*row)
-    console.print(drawn)
+        grid.add_row(*row)
+    console.print(grid)
 
 
 def shorten(text: str, width: int | None = None) -> str:
-    """Return a text with its middle cut out if it is wider than so many columns.
+    """Return a text with its middle replaced by an ellipsis if it is wider than `width`.
 
-    Chinese characters are two columns wide. Without `width` it is the terminal's, and nothing is
-    cut where there is none.
+    Args:
+        width: in columns, two per Chinese character. `None` is the width of the terminal; without a
+            terminal the text is returned unchanged.
     """
     if width is None:
         if not is_terminal():
@@ -145,15 +160,15 @@ def _one_line(cell: str) -> str:
     return " ".join(cell.split()) if any(mark in cell for mark in "\n\r\t") else cell
 
 
-def _fitted(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], cut: Collection[str], room: int
+def _fit_columns(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], cut: Collection[str], available: int
 ) -> tuple[int, list[int]]:
-    """Return the gap between columns and their widths: the widest of those to cut gives first."""
+    """Return the gap between columns and their widths; the widest `cut` columns shrink first."""
     from rich.cells import cell_len
 
     widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
-    gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= room else 1
-    excess = sum(widths) + gap * (len(widths) - 1) - room
+    gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= available else 1
+    excess = sum(widths) + gap * (len(widths) - 1) - available
     while excess > 0:
         index = max((i for i, name in enumerate(columns) if name in cut), key=widths.__getitem__)
         if widths[index] <= _NARROWEST:
@@ -164,14 +179,14 @@ def _fitted(
 
 
 def print_fields(values: Mapping[str, str]) -> None:
-    """Print names and values below each other."""
+    """Print names and values, one pair per line."""
     width = max(map(len, values))
     for name, value in values.items():
         typer.echo(f"{name:<{width}}  {value}")
 
 
 def format_bytes(count: float) -> str:
-    """Write bytes as disks and downloads are labelled, in powers of ten."""
+    """Return a number of bytes in decimal units, such as `1.5 GB`."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"
@@ -180,7 +195,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_number(value: float) -> str:
-    """Write a figure with four digits that count, whole ones with all of theirs."""
+    """Return a number with four significant digits, and an integer with all of its digits."""
     if not math.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e12:
@@ -192,7 +207,7 @@ def format_number(value: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Write a time span in at most seven characters."""
+    """Return a duration in at most seven characters."""
     if seconds < 10:
         return f"{seconds:.1f}s"
     whole = round(seconds)
@@ -206,14 +221,14 @@ def format_duration(seconds: float) -> str:
 
 
 def format_timestamp(seconds: float) -> str:
-    """Write Unix seconds in local time."""
+    """Return Unix seconds as local date and time."""
     return datetime.fromtimestamp(seconds).isoformat(sep=" ", timespec="seconds")
 
 
 def format_day(seconds: float) -> str:
-    """Write Unix seconds for a narrow column: the time if it was today, else the day.
+    """Return Unix seconds for a narrow column: the time if it is today, else the date.
 
-    A program gets the whole of it.
+    Without a terminal date and time are returned.
     """
     if not is_terminal():
         return format_timestamp(seconds)
@@ -225,27 +240,53 @@ def format_day(seconds: float) -> str:
 
 @contextmanager
 def show_progress() -> Iterator[ProgressCallback]:
-    """Yield what long work reports to: a live bar on a terminal, a line per stage elsewhere."""
+    """Yield a progress callback: a live bar on a terminal, one line per stage elsewhere."""
     if not sys.stderr.isatty():
         yield _StageLines()
         return
-    from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
 
-    bars = Bars(
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[amount]}"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
     )
-    with bars:
+    with live_bars(*columns) as bars:
         yield _LiveBar(bars)
 
 
+def live_bars(*columns: "ProgressColumn") -> "Bars":
+    """Return Rich progress bars on stderr, which vanish at their end."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    return Bars(*columns, console=Console(stderr=True), transient=True)
+
+
+def print_above(bars: "Bars", text: str) -> None:
+    """Print a line above progress bars."""
+    bars.console.print(text, markup=False, highlight=False)
+
+
+def color_console() -> "Console | None":
+    """Return a console on stdout, or `None` if it is not a terminal with colours."""
+    if not is_terminal():
+        return None
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.color_system and not console.no_color else None
+
+
+def print_styled(console: "Console", text: "Text") -> None:
+    """Print styled text of a result, wrapped by the terminal."""
+    console.print(text, soft_wrap=True)
+
+
 class _StageLines:
+    """Prints each stage of a progress once."""
+
     def __init__(self) -> None:
         self._stage = ""
 
@@ -256,7 +297,7 @@ class _StageLines:
 
 
 class _LiveBar:
-    """One bar per stage; a stage that is over stays above with its time."""
+    """Shows one bar per stage; a finished stage stays visible with its time."""
 
     def __init__(self, bars: Any) -> None:
         self._bars = bars
@@ -274,6 +315,6 @@ class _LiveBar:
             return
         amount = format_bytes(report.done) if report.unit == "B" else f"{report.done:.0f}"
         if report.total:
-            whole = format_bytes(report.total) if report.unit == "B" else f"{report.total:.0f}"
-            amount = f"{amount} / {whole}"
+            total = format_bytes(report.total) if report.unit == "B" else f"{report.total:.0f}"
+            amount = f"{amount} / {total}"
         self._bars.update(self._task, total=report.total, completed=report.done, amount=amount)

@@ -1,4 +1,4 @@
-"""`llmctl runs`: look back at every run that was tracked."""
+"""The `llmctl runs` commands: list, inspect, compare and manage tracked runs."""
 
 from datetime import datetime
 from pathlib import Path
@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmctl.cli import options, render
-from llmctl.cli import run_options as which
+from llmctl.cli import options, render, run_options
 from llmctl.cli.views import run_view
 from llmctl.errors import ConfigError
 from llmctl.types import TAG_ADAPTER, RunKind, RunRecord, RunStatus
@@ -17,36 +16,36 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=False, rich_markup_mode=None)
 
-SHOWN = 50
-"""Runs that a list names if nothing is said."""
+DEFAULT_LIMIT = 50
+"""Default length of a list."""
 
 
 @app.callback(invoke_without_command=True)
 def runs(context: typer.Context) -> None:
-    """Look back at every run: list, show, compare, plot, best, note, tag, export, rm, ui."""
+    """Inspect tracked runs: list, show, compare, plot, best, note, tag, export, rm, ui."""
     if context.invoked_subcommand is None:
         list_()
 
 
 @app.command("list")
 def list_(
-    kind: which.KindOpt = None,
-    model: which.ModelOpt = None,
-    status: which.StatusOpt = None,
-    since: which.SinceOpt = None,
+    kind: run_options.KindOpt = None,
+    model: run_options.ModelOpt = None,
+    status: run_options.StatusOpt = None,
+    since: run_options.SinceOpt = None,
     sort: Annotated[
         str,
         typer.Option(
             "--sort",
             help="A metric, or started, duration, name, kind, model, status; "
-            "a leading - puts the highest first.",
+            "a leading - sorts in descending order.",
         ),
     ] = "-started",
-    reverse: Annotated[bool, typer.Option("--reverse", "-r", help="Turn the order round.")] = False,
+    reverse: Annotated[bool, typer.Option("--reverse", "-r", help="Reverse the order.")] = False,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=0, help="So many at most; 0 is all.")
-    ] = SHOWN,
-    trash: Annotated[bool, typer.Option("--trash", help="Those that `rm` took away.")] = False,
+        int, typer.Option("--limit", "-n", min=0, help="Maximum number of runs; 0 is all.")
+    ] = DEFAULT_LIMIT,
+    trash: Annotated[bool, typer.Option("--trash", help="List the runs in the trash.")] = False,
     as_json: options.JsonOpt = False,
     tracking_uri: options.TrackingUriOpt = None,
 ) -> None:
@@ -64,7 +63,7 @@ def list_(
         run_view.print_run_list(shown, sort.removeprefix("-"))
     if not found:
         given = any(option is not None for option in (kind, model, status, since))
-        none = "no such runs" if given else "the trash is empty" if trash else "no runs yet"
+        none = "no matching runs" if given else "the trash is empty" if trash else "no runs yet"
         render.print_note(service.missing_store_message(tracking_uri) or none)
     if len(shown) < len(found):
         render.print_note(f"{len(shown):,} of {len(found):,} runs; --limit 0 shows all")
@@ -72,15 +71,17 @@ def list_(
 
 @app.command()
 def show(
-    run: which.RunArg,
+    run: run_options.RunArg,
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", help="Draw this curve; may be repeated.  [default: the key one]"),
+        typer.Option(
+            "--metric", help="Draw this metric; may be repeated.  [default: the key metric]"
+        ),
     ] = None,
     as_json: options.JsonOpt = False,
     tracking_uri: options.TrackingUriOpt = None,
 ) -> None:
-    """Show one run: settings, figures, curve, what it came from and what came of it, files."""
+    """Show one run: parameters, metrics, curves, lineage and files."""
     from llmctl.services import runs as service
 
     details = service.show(run, tracking_uri)
@@ -95,20 +96,20 @@ def show(
 
 @app.command()
 def compare(
-    runs: which.RunsArg,
-    output: which.PictureOpt = None,
+    runs: run_options.RunsArg,
+    output: run_options.PlotOpt = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", help="With -o: draw only this curve; may be repeated."),
+        typer.Option("--metric", help="With -o: draw only this metric; may be repeated."),
     ] = None,
     as_json: options.JsonOpt = False,
     tracking_uri: options.TrackingUriOpt = None,
 ) -> None:
-    """Show in what runs differ: their settings, and the latest value of each figure."""
+    """Compare runs: the parameters that differ, and the latest value of each metric."""
     from llmctl.services import runs as service
 
     if metric and output is None:
-        raise ConfigError("--metric is for the picture", hint="add -o FILE.png")
+        raise ConfigError("--metric needs --output", hint="add -o FILE.png")
     if output is not None:
         service.check_plot_path(output)
     comparison = service.compare(runs, tracking_uri)
@@ -118,42 +119,46 @@ def compare(
         run_view.print_run_comparison(comparison)
     if output is not None:
         service.plot([run.run_id for run in comparison.runs], metric or [], output, tracking_uri)
-        render.print_note(f"drawn: {output}")
+        render.print_note(f"written: {output}")
 
 
 @app.command()
 def plot(
-    run: which.RunArg,
+    run: run_options.RunArg,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE.png", help="Where to draw.")
+        Path, typer.Option("--output", "-o", metavar="FILE.png", help="PNG file to write.")
     ],
     metrics: Annotated[
-        list[str] | None, typer.Argument(metavar="METRIC...", help="None draws every curve.")
+        list[str] | None,
+        typer.Argument(metavar="METRIC...", help="Metrics to draw.  [default: all]"),
     ] = None,
     tracking_uri: options.TrackingUriOpt = None,
 ) -> None:
-    """Draw curves of a run into a PNG file."""
+    """Draw metrics of a run into a PNG file."""
     from llmctl.services import runs as service
 
     drawn = service.plot([run], metrics or [], output, tracking_uri)
-    render.print_note(f"drawn: {output} ({', '.join(drawn)})")
+    render.print_note(f"written: {output} ({', '.join(drawn)})")
 
 
 @app.command()
 def best(
-    metric: Annotated[str, typer.Option("--metric", help="What counts, such as eval/ceval.")],
+    metric: Annotated[str, typer.Option("--metric", help="Metric to compare, such as eval/ceval.")],
     lowest: Annotated[
         bool | None,
-        typer.Option("--min/--max", help="The lowest or the highest.  [default: by the name]"),
+        typer.Option(
+            "--min/--max",
+            help="Whether lower or higher is better.  [default: by the name of the metric]",
+        ),
     ] = None,
-    kind: which.KindOpt = None,
-    model: which.ModelOpt = None,
-    status: which.StatusOpt = None,
-    since: which.SinceOpt = None,
+    kind: run_options.KindOpt = None,
+    model: run_options.ModelOpt = None,
+    status: run_options.StatusOpt = None,
+    since: run_options.SinceOpt = None,
     as_json: options.JsonOpt = False,
     tracking_uri: options.TrackingUriOpt = None,
 ) -> None:
-    """Name the run with the best latest value of a metric."""
+    """Show the run with the best latest value of a metric."""
     from llmctl.services import runs as service
 
     wanted: MetricDirection | None = None if lowest is None else "lower" if lowest else "higher"
@@ -169,68 +174,70 @@ def best(
 
 @app.command()
 def rm(
-    runs: which.RunsArg,
+    runs: run_options.RunsArg,
     purge: Annotated[
-        bool, typer.Option("--purge", help="Delete for good, with figures, files and traces.")
+        bool, typer.Option("--purge", help="Delete permanently, with metrics, files and traces.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     tracking_uri: options.TrackingUriOpt = None,
 ) -> None:
-    """Put runs into the trash; `restore` brings them back."""
+    """Move runs to the trash; `restore` undoes it."""
     from llmctl.services import runs as service
 
     found = service.resolve(runs, deleted=None if purge else False, tracking_uri=tracking_uri)
     if purge and not yes:
         names = ", ".join(f"{run.name} [{run.run_id[: service.SHORT_ID_CHARS]}]" for run in found)
-        render.confirm(f"Delete for good, with figures, files and traces: {names}?", unless="--yes")
+        render.confirm(
+            f"Delete permanently, with metrics, files and traces: {names}?", unless="--yes"
+        )
 
     def done(run: RunRecord) -> None:
-        render.print_note(f"{run.name} is {'gone' if purge else 'in the trash'}")
+        render.print_note(f"{run.name} is {'deleted' if purge else 'in the trash'}")
 
     service.remove(found, done, purge=purge, tracking_uri=tracking_uri)
     if not purge:
         ids = " ".join(run.run_id[: service.SHORT_ID_CHARS] for run in found)
         render.print_note(
-            f"`llmctl runs restore {ids}` brings {'it' if len(found) == 1 else 'them'} back"
+            f"`llmctl runs restore {ids}` restores {'it' if len(found) == 1 else 'them'}"
         )
     for run in found:
         if purge and run.model_id and (folder := run.tags.get(TAG_ADAPTER)):
-            render.print_note(f"its adapter stays: {folder}")
+            render.print_note(f"its adapter is not deleted: {folder}")
 
 
 @app.command()
-def restore(runs: which.RunsArg, tracking_uri: options.TrackingUriOpt = None) -> None:
-    """Take runs out of the trash."""
+def restore(runs: run_options.RunsArg, tracking_uri: options.TrackingUriOpt = None) -> None:
+    """Restore runs from the trash."""
     from llmctl.services import runs as service
 
     for run in service.restore(runs, tracking_uri):
-        render.print_note(f"{run.name} is back")
+        render.print_note(f"{run.name} is restored")
 
 
 @app.command()
 def export(
-    run: which.RunArg,
+    run: run_options.RunArg,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="A folder that is new or empty.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="New or empty folder.")
     ],
     tracking_uri: options.TrackingUriOpt = None,
 ) -> None:
-    """Write everything that is known of a run into a folder: JSON, CSV, and its files."""
+    """Export a run into a folder: properties as JSON, metrics as CSV, and its files."""
     from llmctl.services import runs as service
 
     found = service.export(run, output, tracking_uri)
-    render.print_note(f"{found.name} is in {output}")
+    render.print_note(f"{found.name} exported to {output}")
 
 
 @app.command()
 def note(
-    run: which.RunArg,
+    run: run_options.RunArg,
     text: Annotated[
-        str | None, typer.Argument(help="Replaces the note; '' removes it; none shows it.")
+        str | None, typer.Argument(help="New note; '' removes it.  [default: show the note]")
     ] = None,
     tracking_uri: options.TrackingUriOpt = None,
 ) -> None:
-    """Show or write a run's note. MLflow's page shows it too."""
+    """Show or write the note of a run. MLflow's user interface shows it too."""
     from llmctl.services import runs as service
 
     if text is not None:
@@ -246,10 +253,13 @@ def note(
 
 @app.command()
 def tag(
-    run: which.RunArg,
+    run: run_options.RunArg,
     tags: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE...", help="`KEY=` removes it; none shows them."),
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            help="Tags to set; `KEY=` removes a tag.  [default: show the tags]",
+        ),
     ] = None,
     tracking_uri: options.TrackingUriOpt = None,
 ) -> None:
@@ -260,7 +270,7 @@ def tag(
     for text in tags or ():
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"{text!r} is no tag", hint="write KEY=VALUE")
+            raise ConfigError(f"{text!r} is not a tag", hint="write KEY=VALUE")
         pairs[key.strip()] = value
     if pairs:
         found = service.write_tags(run, pairs, tracking_uri)
@@ -274,16 +284,16 @@ def tag(
 @app.command()
 def ui(
     port: Annotated[
-        int, typer.Option("--port", "-p", min=0, max=65535, help="0 takes a free one.")
+        int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0 selects a free one.")
     ] = 0,
     tracking_uri: options.TrackingUriOpt = None,
 ) -> None:
-    """Open MLflow's own web page of the runs, on this machine only, until Ctrl-C."""
+    """Start MLflow's user interface on this machine until Ctrl-C."""
     from llmctl.services import runs as service
 
     page = service.server_url(tracking_uri)
     if page is not None:
-        render.print_note("the store is a server, which shows the runs itself:")
+        render.print_note("the tracking server has its own user interface:")
         render.print_line(page)
         return
     if missing := service.missing_store_message(tracking_uri):
@@ -292,9 +302,9 @@ def ui(
 
     def ready(url: str) -> None:
         render.print_line(url)
-        render.print_note("Ctrl-C ends it")
+        render.print_note("Ctrl-C stops it")
 
-    render.print_note("starting MLflow's web page, which takes some seconds")
+    render.print_note("starting MLflow's user interface, which takes some seconds")
     service.ui(port, ready, tracking_uri)
 
 

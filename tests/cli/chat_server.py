@@ -1,4 +1,4 @@
-"""Where the chats of tests happen: a scripted server, a home of their own, terminals."""
+"""A server with a scripted engine, and terminals with `llmctl chat` connected to it."""
 
 import threading
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ TABLE = "| 名字 | n |\n| --- | --- |\n| 猫 | 1 |\n| dog | 22 |\n"
 SCRIPT: dict[str, list[Step]] = {
     "slow": ["Once upon ", "a time ", NEVER_SET],
     "mute": [NEVER_SET],
-    "fail": ["It began ", EngineFailedError("the card fell off the bus")],
+    "fail": ["It began ", EngineFailedError("the GPU fell off the bus")],
     "think": [
         ResponseDelta(reasoning="Two and two, "),
         ResponseDelta(reasoning="hm."),
@@ -31,17 +31,18 @@ SCRIPT: dict[str, list[Step]] = {
 
 @dataclass
 class ChatServer:
-    """Where the chats of a test happen."""
+    """The scripted server and the home folder of the chats of one test."""
 
     engine: ScriptedEngine
     url: str
     home: Path
 
     def chat(self, *words: str, columns: int = 80, rows: int = 24, **env: str) -> Terminal:
+        """Start `llmctl chat` with these arguments and environment variables."""
         words = ("chat", "--base-url", self.url, *words)
         return Terminal(*words, columns=columns, rows=rows, LLMCTL_HOME=str(self.home), **env)
 
     @property
-    def asked(self) -> list[tuple[str, str]]:
-        """The messages of the last request."""
+    def last_messages(self) -> list[tuple[str, str]]:
+        """Role and content of the messages of the last request."""
         return [(m.role, m.content) for m in self.engine.requests[-1].messages]

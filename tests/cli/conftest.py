@@ -1,4 +1,4 @@
-"""What tests of the command line share."""
+"""Fixtures of the command line tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.server.servers import running_server
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[ChatServer]:
+def chat_server(tmp_path: Path) -> Iterator[ChatServer]:
     engine = ScriptedEngine(SCRIPT)
     with running_server(engine, served_names=("alias",)) as url:
         yield ChatServer(engine, url, tmp_path / "home")

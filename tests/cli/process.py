@@ -1,6 +1,6 @@
-"""Runs `llmctl` as a person's shell does: another process, real streams, real signals.
+"""Runs `llmctl` in another process with real streams and signals, or in this process.
 
-`here` runs it in this process, which has imported already what another would import for seconds.
+`run_in_process` saves the seconds that another process would need to import the libraries.
 """
 
 import io
@@ -19,7 +19,7 @@ COMMAND = [sys.executable, "-m", "llmctl"]
 def run_process(
     *words: str, stdin: str | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end. Without `stdin` it is empty, not a terminal."""
+    """Run a command to its end. Without `stdin` the input is empty, and not a terminal."""
     return subprocess.run(
         [*COMMAND, *words],
         input=stdin if stdin is not None else "",
@@ -33,7 +33,7 @@ def run_process(
 
 
 def run_in_process(*words: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end without another process. No stream is a terminal."""
+    """Run a command to its end in this process. No stream is a terminal."""
     out, err = io.StringIO(), io.StringIO()
     with (
         redirect_stdout(out),
@@ -52,6 +52,6 @@ def run_in_process(*words: str, stdin: str = "", **env: str) -> subprocess.Compl
 
 
 def error_lines(stderr: str) -> Sequence[str]:
-    """Return what a failed command told the person."""
+    """Return the stderr lines of a failed command, which must not have a traceback."""
     assert "Traceback" not in stderr
     return stderr.strip().splitlines()

@@ -1,4 +1,4 @@
-"""An engine that answers by a script, behind a real server: whatever a terminal test needs."""
+"""A fake engine that replies by a script, for terminal tests with a real server."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from llmctl.types import EngineInfo, GenerationChunk, GenerationRequest, Usage
 from tests.fakes import FakeEngine
 
 Step = str | ResponseDelta | LlmctlError | threading.Event
-"""What comes next: text or reasoning, a failure, or nothing until the event is set."""
+"""Next part of a reply: text, reasoning, an error, or a pause until the event is set."""
 
 
 class ScriptedEngine(FakeEngine):
-    """Answers the last question by the script, and what is not in it with the question itself."""
+    """Replies to a message by the script; echoes a message that is not in it."""
 
     def __init__(self, script: Mapping[str, Sequence[Step]]) -> None:
         super().__init__()
@@ -25,8 +25,8 @@ class ScriptedEngine(FakeEngine):
         return replace(super().info(), context_length=4096)
 
     def _answer(self, request: GenerationRequest, stream: GenerationStream) -> None:
-        question = request.messages[-1].content
-        steps = self.script.get(question, [question])
+        message = request.messages[-1].content
+        steps = self.script.get(message, [message])
         for step in steps:
             if isinstance(step, LlmctlError):
                 stream.fail(step)

@@ -25,50 +25,48 @@ def expected(tiny: HFRunner) -> str:
     return tiny.generate(request).choices[0].text
 
 
-def test_a_question_is_answered_once_with_nothing_else_on_stdout(
-    tiny_folder: Path, expected: str
-) -> None:
+def test_single_reply_is_the_only_text_on_stdout(tiny_folder: Path, expected: str) -> None:
     done = run_process("chat", "hi", "-m", str(tiny_folder), *REPLY_OPTIONS)
     assert done.returncode == 0
     assert done.stdout == expected + "\n"
 
 
-def test_a_question_can_be_piped_in(tiny_folder: Path, expected: str) -> None:
+def test_message_is_read_from_stdin(tiny_folder: Path, expected: str) -> None:
     done = run_process("chat", "-m", str(tiny_folder), *REPLY_OPTIONS, stdin="hi\n")
     assert done.stdout == expected + "\n"
 
 
-def test_what_is_piped_in_must_be_text() -> None:
+def test_stdin_must_be_utf8() -> None:
     done = run_in_process("chat", stdin="你好".encode("gbk").decode(errors="surrogateescape"))
     assert done.returncode == 2
-    assert "no text in UTF-8" in error_lines(done.stderr)[0]
+    assert "not UTF-8 text" in error_lines(done.stderr)[0]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
 @pytest.mark.parametrize(
-    ("way", "code", "said"),
+    ("way", "code", "message"),
     [
-        ("chat <&- >&-", 2, "there is no question"),
+        ("chat <&- >&-", 2, "there is no message"),
         ("eval --list >/dev/full", 1, "No space left on device"),
     ],
 )
-def test_streams_that_cannot_be_used_give_one_error(way: str, code: int, said: str) -> None:
+def test_unusable_streams_give_one_error(way: str, code: int, message: str) -> None:
     shell = ["sh", "-c", f"{shlex.join(COMMAND)} {way}"]
     done = subprocess.run(shell, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == code
-    assert said in error_lines(done.stderr)[0]
+    assert message in error_lines(done.stderr)[0]
 
 
-def test_no_question_at_all_is_wrong_usage() -> None:
+def test_missing_message_is_a_usage_error() -> None:
     done = run_process("chat")
     assert done.returncode == 2
     error, hint = error_lines(done.stderr)
-    assert error == "error: there is no question"
+    assert error == "error: there is no message"
     assert hint.startswith("hint: ")
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("chat", "x", "--temperature", "9"), 2, "--temperature"),
         (("chat", "x", "--quant", "3bit"), 2, "3bit"),
@@ -81,17 +79,17 @@ def test_no_question_at_all_is_wrong_usage() -> None:
         (("chat", "x", "--device", "abacus"), 2, "abacus"),
     ],
 )
-def test_an_error_is_one_line_with_one_hint(words: tuple[str, ...], code: int, said: str) -> None:
+def test_error_is_one_line_with_one_hint(words: tuple[str, ...], code: int, message: str) -> None:
     done = run_process(*words)
     lines = error_lines(done.stderr)
     assert done.returncode == code
     assert done.stdout == ""
     assert sum(line.startswith("error: ") for line in lines) == 1
     assert sum(line.startswith("hint: ") for line in lines) == 1
-    assert said in done.stderr
+    assert message in done.stderr
 
 
-def test_a_file_that_is_no_model_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_invalid_model_file_is_named_in_the_error(tmp_path: Path) -> None:
     fake = tmp_path / "fake.gguf"
     fake.write_bytes(b"not a model at all")
     done = run_process("chat", "x", "-m", str(fake))
@@ -100,14 +98,12 @@ def test_a_file_that_is_no_model_is_an_error_that_names_it(tmp_path: Path) -> No
     error_lines(done.stderr)
 
 
-def test_a_traceback_is_shown_where_it_is_asked_for() -> None:
+def test_traceback_is_shown_on_request() -> None:
     done = run_process("chat", LLMCTL_TRACEBACK="1")
     assert "Traceback" in done.stderr
 
 
-def test_a_script_gets_json_alone_and_an_exit_code_that_says_whether_it_is_whole(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_json_reply_is_complete_or_the_exit_code_is_1(tiny_folder: Path, tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text(
         '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],'
@@ -123,16 +119,16 @@ def test_a_script_gets_json_alone_and_an_exit_code_that_says_whether_it_is_whole
         *words, "--json", str(schema), "--max-tokens", "3", LLMCTL_HOME=str(tmp_path)
     )
     assert (short.returncode, short.stdout) == (1, "")
-    assert "cut off before its JSON was whole" in short.stderr
+    assert "cut off before its JSON was complete" in short.stderr
     assert not (tmp_path / "conversations.db").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--json", "nothere.json"), "cannot read the schema nothere.json"),
         (("-f", "nothere.txt"), "cannot read nothere.txt"),
-        (("--id", "abc"), "no conversation is 'abc'"),
+        (("--id", "abc"), "there is no conversation 'abc'"),
         (("--resume",), "there is no conversation yet"),
         (("--resume", "--no-save"), "--no-save"),
         (("--api-key", "x"), "--api-key without a server"),
@@ -140,22 +136,22 @@ def test_a_script_gets_json_alone_and_an_exit_code_that_says_whether_it_is_whole
         (("--base-url", "http://127.0.0.1:9", "--quant", "4bit"), "--quant: only the server"),
     ],
 )
-def test_what_cannot_be_used_is_said_before_a_model_is_loaded(
-    words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_invalid_options_are_reported_before_the_model_is_loaded(
+    words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMCTL_HOME", str(tmp_path))
     ended = CliRunner().invoke(app, ["chat", "hi", *words])
     assert isinstance(ended.exception, ConfigError)
-    assert said in str(ended.exception)
+    assert message in str(ended.exception)
 
 
-def test_conversations_are_listed_the_last_first(
+def test_conversations_are_listed_most_recent_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMCTL_HOME", str(tmp_path))
     store = ConversationStore()
-    older = store.save(Conversation().asked("what\nis it?"), now=1.0)
-    newer = store.save(Conversation().asked("and now?"), now=2.0)
+    older = store.save(Conversation().with_message("what\nis it?"), now=1.0)
+    newer = store.save(Conversation().with_message("and now?"), now=2.0)
     shown = CliRunner().invoke(app, ["chat", "--list"])
     assert [line.split("\t")[0] for line in shown.stdout.splitlines()] == [newer.id, older.id]
     listed = json.loads(CliRunner().invoke(app, ["chat", "--list", "--json", "-"]).stdout)

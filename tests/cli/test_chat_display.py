@@ -9,10 +9,9 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from llmctl.cli.repl.input_parser import Command, is_block_open, parse_input
+from llmctl.cli.repl.line_input import Command, is_block_open, parse_input
 from llmctl.cli.repl.markdown import THEME, render_markdown, split_blocks
-from llmctl.cli.repl.screen import WrittenRows
-from llmctl.cli.repl.wrap import escape_control_characters, wrap_text
+from llmctl.cli.repl.terminal import WrittenRows, escape_control_characters, wrap_text
 
 BLOCKS = [
     "# 题\n",
@@ -49,7 +48,7 @@ def chinese(text: str) -> list[str]:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(PIECES, max_size=30).map("".join), st.sampled_from([20, 40, 80]))
-def test_no_markdown_is_lost_or_wider_than_the_terminal(source: str, width: int) -> None:
+def test_markdown_is_complete_and_fits_the_width(source: str, width: int) -> None:
     assert "\n".join(split_blocks(source)) == source
     rows = drawn(source, width)
     assert chinese("".join(rows)) == chinese(source)
@@ -58,21 +57,21 @@ def test_no_markdown_is_lost_or_wider_than_the_terminal(source: str, width: int)
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(PIECES, max_size=20).map("".join), st.lists(PIECES, max_size=10).map("".join))
-def test_a_finished_block_looks_the_same_whatever_follows(source: str, more: str) -> None:
+def test_complete_blocks_do_not_depend_on_later_text(source: str, more: str) -> None:
     finished = split_blocks(source)[:-1]
     # A line that is not ended may still become part of what is above.
     if source.endswith("\n"):
         assert split_blocks(source + more)[: len(finished)] == finished
 
 
-def test_a_line_breaks_between_chinese_signs_but_not_before_their_punctuation() -> None:
+def test_lines_break_between_chinese_characters_but_not_before_punctuation() -> None:
     assert wrap_text("今天天气很好，我们去公园。", 12) == ["今天天气很", "好，我们去公", "园。"]
     assert wrap_text("看这（括号）里", 6) == ["看这", "（括", "号）里"]
     assert wrap_text("a long English sentence", 10) == ["a long", "English", "sentence"]
     assert wrap_text("x" * 25, 10) == ["x" * 10, "x" * 10, "x" * 5]
 
 
-def test_lists_code_and_tables_look_as_they_are_written() -> None:
+def test_layout_of_lists_code_and_tables() -> None:
     source = (
         "9. neun\n10. zehn\n    - unter\n\n```sh title\nls\n```\n\n| a | 名 |\n|--|--|\n| 1 | 二 |"
     )
@@ -91,7 +90,7 @@ def test_lists_code_and_tables_look_as_they_are_written() -> None:
     ]
 
 
-def test_what_a_terminal_would_obey_is_shown_instead() -> None:
+def test_control_characters_are_shown_as_symbols() -> None:
     assert escape_control_characters("a\x1b[2Jb\x07\r\n\tc\x9b1m") == "a␛[2Jb␇\n\tc\ufffd1m"
 
 
@@ -113,13 +112,13 @@ def test_what_a_terminal_would_obey_is_shown_instead() -> None:
         ("  ", False, ""),
     ],
 )
-def test_what_is_typed_is_a_command_or_a_question(
+def test_input_is_parsed_as_command_or_message(
     text: str, pasted: bool, meant: Command | str
 ) -> None:
     assert parse_input(text, pasted=pasted, known={"help", "set", "system"}) == meant
 
 
-def test_a_block_is_open_until_its_quotes_come_again() -> None:
+def test_block_is_open_until_its_closing_quotes() -> None:
     assert is_block_open('"""one')
     assert is_block_open('/system """one\n')
     assert not is_block_open('"""one\ntwo"""')
@@ -127,16 +126,14 @@ def test_a_block_is_open_until_its_quotes_come_again() -> None:
 
 
 @given(st.text("ab 中，", max_size=300), st.lists(st.integers(6, 60), min_size=1, max_size=6))
-def test_nothing_is_lost_when_the_window_changes_in_the_middle_of_a_reply(
-    text: str, widths: list[int]
-) -> None:
+def test_no_text_is_lost_when_the_width_changes(text: str, widths: list[int]) -> None:
     written, shown, end = WrittenRows(), "", 0
     for width in widths:
         end += len(text) // len(widths)
-        rows = written.left(wrap_text(text[:end], width), width)[:-1]
+        rows = written.remaining(wrap_text(text[:end], width), width)[:-1]
         written.add(rows)
         shown += "".join(rows)
-    shown += "".join(written.left(wrap_text(text, widths[-1]), widths[-1]))
+    shown += "".join(written.remaining(wrap_text(text, widths[-1]), widths[-1]))
     # A row may be there twice, in part; every sign is there, in order.
     left = iter(shown)
     assert all(sign in left for sign in text if not sign.isspace())

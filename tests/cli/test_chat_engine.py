@@ -14,9 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-
 TINY = ("-t", "0", "--max-tokens", "60", "--device", "cpu", "--dtype", "float32")
 
 
-def test_the_tiny_model_is_led_through_a_full_context_and_changes_of_who_answers(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_full_context_and_switches_of_model_and_adapter(tiny_folder: Path, tmp_path: Path) -> None:
     other = save_tiny_model(tmp_path / "other", max_position_embeddings=512)
     adapter = save_adapter(tmp_path / "manners", tiny_folder)
     (tmp_path / "schema.json").write_text('{"enum": ["yes"]}')
@@ -29,21 +27,21 @@ def test_the_tiny_model_is_led_through_a_full_context_and_changes_of_who_answers
         chat.ask("and?", "/summarise or /drop makes room")
         # The next question does not fit any more.
         chat.send("b" * 50 + "\r")
-        chat.wait("The oldest 2 turns must go.")
+        chat.wait("The oldest 2 turns must be removed from the prompt.")
         chat.wait("or [c]ancel?")
         chat.send("c\r")
         chat.see(">>> " + "b" * 50)  # what was written is not lost
         chat.send("\r")
         chat.wait("or [c]ancel?")
         chat.send("d\r")
-        chat.wait("no longer sees the oldest 2 turns", prompt=True)
-        chat.ask("/history", "the model no longer sees what is above")
-        assert "hello" in chat.said
-        chat.ask("c" * 300, "the question is too long: ")
-        chat.ask("/clear", "a new conversation")
+        chat.wait("the oldest 2 turns are no longer in the prompt", prompt=True)
+        chat.ask("/history", "the turns above are no longer in the prompt")
+        assert "hello" in chat.output
+        chat.ask("c" * 300, "the message is too long: ")
+        chat.ask("/clear", "new conversation")
         chat.ask("/json " + str(tmp_path / "schema.json"), "follow the schema")
         chat.ask("is it so?", '"yes"')
-        chat.ask("/json off", "free")
+        chat.ask("/json off", "not constrained")
         # Whoever cannot answer leaves the one who can.
         chat.ask("/model ./not/there", "error:")
         chat.ask(f"/adapter {tmp_path}", "error:")
@@ -62,23 +60,23 @@ def test_the_tiny_model_is_led_through_a_full_context_and_changes_of_who_answers
         chat.ask("/tokens", "/ 512")
         chat.ask("/retry", "[cut off")
         chat.send("\x04")
-        chat.wait("goes on with this conversation")
+        chat.wait("continues this conversation")
         assert chat.end() == 0
 
 
 @pytest.mark.real_model
-def test_the_real_model_holds_a_conversation(tmp_path: Path) -> None:
+def test_chat_with_the_real_model(tmp_path: Path) -> None:
     # In bfloat16 its first two tokens are so near to each other that processors differ.
     with Terminal("chat", "-t", "0", "--stats", "--no-save", "--dtype", "float32") as chat:
         chat.wait("/help lists", prompt=True)
         chat.ask("What is the capital of France?", "The capital of France is Paris.")
-        assert "s to the first token" in chat.said
+        assert "s to first token" in chat.output
         chat.send("Write a very long story about a dragon.\r")
         chat.wait("dragon.\n")
         chat.wait(" the ")
         chat.interrupt()
-        chat.wait("[stopped; the part above is kept]", prompt=True)
-        chat.ask("/undo", "taken back: Write a very long")
+        chat.wait("[stopped; the partial reply is kept]", prompt=True)
+        chat.ask("/undo", "removed: Write a very long")
         chat.ask("/regen", "The capital of France is Paris.")
         chat.ask(f"/export {tmp_path}/good.jsonl", "row 1")
         chat.send("/exit\r")

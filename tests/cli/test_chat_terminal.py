@@ -19,40 +19,40 @@ from tests.cli.terminal import Terminal
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 
 
-def test_what_is_pasted_or_written_on_several_lines_is_one_question(place: ChatServer) -> None:
+def test_pasted_and_multiline_input_is_one_message(chat_server: ChatServer) -> None:
     lines = ["/etc/hosts is the file", *(f"line {n}" for n in range(2, 200)), "ends with \\"]
-    with place.chat() as chat:
+    with chat_server.chat() as chat:
         chat.wait("/help lists", prompt=True)
         chat.paste("\n".join(lines))
         chat.see("... ends with \\")
-        assert not place.engine.requests
+        assert not chat_server.engine.requests
         chat.ask("\b.", "ends with .")
-        assert place.asked == [("user", "\n".join([*lines[:-1], "ends with ."]))]
+        assert chat_server.last_messages == [("user", "\n".join([*lines[:-1], "ends with ."]))]
         chat.paste("/help\nis a command")
         chat.ask("", "is a command")
-        assert place.asked[-1] == ("user", "/help\nis a command")
+        assert chat_server.last_messages[-1] == ("user", "/help\nis a command")
         chat.send("first \\\r")
         chat.see(">>> first", "...")
         chat.send("second\x1b\r")
         chat.see("... second", "...")
         chat.ask("third", "third")
-        assert place.asked[-1] == ("user", "first \nsecond\nthird")
+        assert chat_server.last_messages[-1] == ("user", "first \nsecond\nthird")
         chat.send('"""one\r')
         chat.see('>>> """one', "...")
         chat.send("\r")
         chat.see('>>> """one', "...", "...")
         chat.ask('two"""', "two")
-        assert place.asked[-1] == ("user", "one\n\ntwo")
+        assert chat_server.last_messages[-1] == ("user", "one\n\ntwo")
         chat.ask("/usr/bin/env is a path", "is a path")
-        assert place.asked[-1] == ("user", "/usr/bin/env is a path")
+        assert chat_server.last_messages[-1] == ("user", "/usr/bin/env is a path")
         chat.ask("//help", "/help")
-        assert place.asked[-1] == ("user", "/help")
+        assert chat_server.last_messages[-1] == ("user", "/help")
 
 
-def test_what_is_pasted_while_a_reply_comes_is_one_question_afterwards(place: ChatServer) -> None:
+def test_paste_during_a_reply_is_one_message_afterwards(chat_server: ChatServer) -> None:
     lines, go_on = ["first", "/clear", *("x" * 90 for _ in range(60)), "last"], threading.Event()
-    place.engine.script["wait"] = ["It ", go_on, "ends."]
-    with place.chat("--no-save") as chat:
+    chat_server.engine.script["wait"] = ["It ", go_on, "ends."]
+    with chat_server.chat("--no-save") as chat:
         chat.wait("/help lists", prompt=True)
         chat.send("wait\r")
         chat.see("It")
@@ -60,18 +60,18 @@ def test_what_is_pasted_while_a_reply_comes_is_one_question_afterwards(place: Ch
         go_on.set()
         chat.see("... last")
         chat.ask("!", "last!")
-        assert place.asked[-1] == ("user", "\n".join([*lines, ""])[:-1] + "!")
+        assert chat_server.last_messages[-1] == ("user", "\n".join([*lines, ""])[:-1] + "!")
 
 
-def test_ctrl_c_stops_the_reply_and_keeps_what_came(place: ChatServer) -> None:
-    with place.chat() as chat:
+def test_ctrl_c_stops_the_reply_and_keeps_the_partial_text(chat_server: ChatServer) -> None:
+    with chat_server.chat() as chat:
         chat.wait("/help lists", prompt=True)
         chat.send("slow\r")
         chat.see("Once upon a time")
         chat.send("\x03\x03\x03")
-        chat.wait("[stopped; the part above is kept]", prompt=True)
+        chat.wait("[stopped; the partial reply is kept]", prompt=True)
         chat.ask("and then?", "and then?")
-        assert place.asked == [
+        assert chat_server.last_messages == [
             ("user", "slow"),
             ("assistant", "Once upon a time "),
             ("user", "and then?"),
@@ -80,23 +80,25 @@ def test_ctrl_c_stops_the_reply_and_keeps_what_came(place: ChatServer) -> None:
         chat.send("mute\r")
         chat.wait("… ")
         chat.interrupt()
-        chat.wait("[no reply; /retry asks again]", prompt=True)
+        chat.wait("[no reply; /retry sends the message again]", prompt=True)
         chat.ask("hello", "hello")
-        assert ("user", "mute") not in place.asked
+        assert ("user", "mute") not in chat_server.last_messages
         # At the prompt: a line is cleared, and can be had back; an empty one gives a hint.
         chat.send("half a thou")
         chat.wait("half a thou")
         chat.interrupt()
         chat.send("\x03")
-        chat.wait("Ctrl-D or /exit leaves", prompt=True)
+        chat.wait("Ctrl-D or /exit exits", prompt=True)
         chat.ask("\x1b[A", "half a thou")
-        assert place.asked[-1] == ("user", "half a thou")
+        assert chat_server.last_messages[-1] == ("user", "half a thou")
         chat.send("\x04")
         assert chat.end() == 0
 
 
-def test_a_killed_chat_goes_on_where_it_was(place: ChatServer) -> None:
-    with place.chat("--system", "Be brief.") as chat:
+def test_killed_chat_is_resumed_and_concurrent_changes_do_not_overwrite(
+    chat_server: ChatServer,
+) -> None:
+    with chat_server.chat("--system", "Be brief.") as chat:
         chat.wait("/help lists", prompt=True)
         chat.ask("one", "one")
         chat.ask("two", "two")
@@ -104,47 +106,47 @@ def test_a_killed_chat_goes_on_where_it_was(place: ChatServer) -> None:
         chat.see("Once upon a time")
         os.kill(chat.pid, signal.SIGKILL)
         chat.end()
-    with place.chat("--resume") as chat:
-        chat.wait("[no reply yet; /retry asks again]", prompt=True)
+    with chat_server.chat("--resume") as chat:
+        chat.wait("[no reply yet; /retry sends the message again]", prompt=True)
         assert "5 turns" in chat.raw
-        place.engine.script["slow"] = ["The end."]
+        chat_server.engine.script["slow"] = ["The end."]
         chat.ask("/retry", "The end.")
-        assert place.asked == [
+        assert chat_server.last_messages == [
             ("system", "Be brief."),
             *[(role, word) for word in ("one", "two") for role in ("user", "assistant")],
             ("user", "slow"),
         ]
         # The same conversation in a second window does not overwrite the first one's turns.
-        with place.chat("--resume", "--plain") as other:
+        with chat_server.chat("--resume", "--plain") as other:
             other.wait("The end.", prompt=True)
             other.ask("from the other", "from the other")
-        chat.ask("from here", "went on in another window")
+        chat.ask("from here", "was changed in another window")
         chat.send("/exit\r")
         assert chat.end() == 0
-    store = ConversationStore(place.home / "conversations.db")
+    store = ConversationStore(chat_server.home / "conversations.db")
     first, second = store.list()
     assert {first.turns, second.turns} == {8}
     last = {store.read(each.id).turns[-1].message.content for each in (first, second)}
     assert last == {"from here", "from the other"}
 
 
-def test_a_server_that_fails_or_goes_away_loses_nothing(place: ChatServer) -> None:
-    with place.chat() as chat:
+def test_failed_or_lost_server_keeps_the_partial_reply(chat_server: ChatServer) -> None:
+    with chat_server.chat() as chat:
         chat.wait("/help lists", prompt=True)
-        chat.ask("fail", "[broken off; the part above is kept, /retry asks again]")
-        assert "the card fell off the bus" in chat.said
-        place.engine.script["fail"] = ["It ended well."]
+        chat.ask("fail", "[interrupted; the partial reply is kept, /retry sends the message again]")
+        assert "the GPU fell off the bus" in chat.output
+        chat_server.engine.script["fail"] = ["It ended well."]
         chat.ask("/retry", "It ended well.")
         chat.ask("/history", "It ended well.")
-        assert "It began" not in chat.said
+        assert "It began" not in chat.output
     with breaking_server() as url, Terminal(
-        "chat", "--base-url", url, "-m", "any", LLMCTL_HOME=str(place.home)
+        "chat", "--base-url", url, "-m", "any", LLMCTL_HOME=str(chat_server.home)
     ) as chat:  # fmt: skip
         chat.wait("/help lists", prompt=True)
-        chat.ask("hello", "/retry asks again]")
-        assert "disconnected before the reply was complete" in chat.said.replace("\n", " ")
+        chat.ask("hello", "/retry sends the message again]")
+        assert "disconnected before the reply was complete" in chat.output.replace("\n", " ")
         chat.ask("/history", "half a rep")
-        chat.ask("/retry", "[no reply; the old one stays]")
+        chat.ask("/retry", "[no reply; the earlier one is kept]")
         chat.ask("/history", "half a rep")
 
 
@@ -181,22 +183,20 @@ def breaking_server() -> Iterator[str]:
         thread.join()
 
 
-def test_what_was_written_before_is_found_again_and_words_are_completed(
-    place: ChatServer, tmp_path: Path
-) -> None:
+def test_history_search_and_completion(chat_server: ChatServer, tmp_path: Path) -> None:
     (tmp_path / "a-long-name.txt").write_text("inside")
-    with place.chat() as chat:
+    with chat_server.chat() as chat:
         chat.wait("/help lists", prompt=True)
         chat.ask("the first question", "first")
-    with place.chat() as chat:
+    with chat_server.chat() as chat:
         chat.wait("/help lists", prompt=True)
         chat.send("\x12first")  # Ctrl-R
         chat.see(">>> the first question", "I-search backward: first")
         chat.send("\r")
         chat.ask("", "question")
-        assert place.asked == [("user", "the first question")]
+        assert chat_server.last_messages == [("user", "the first question")]
         chat.send("/para")
-        chat.see("         /params  show how replies are sampled")
+        chat.see("         /params  show the sampling parameters")
         chat.send("\t")
         chat.see(">>> /params")
         chat.ask("", "frequency_penalty")
@@ -204,13 +204,13 @@ def test_what_was_written_before_is_found_again_and_words_are_completed(
         chat.wait("a-long-name.txt")
         chat.send("\t")
         chat.wait("ong-name.txt")
-        chat.ask("", "goes with the next question")
-    assert (place.home / "chat-history").stat().st_mode & 0o077 == 0
+        chat.ask("", "is sent with the next message")
+    assert (chat_server.home / "chat-history").stat().st_mode & 0o077 == 0
 
 
-def test_answers_alone_go_to_a_file(place: ChatServer, tmp_path: Path) -> None:
-    words = f"{sys.executable} -m llmctl chat --base-url {place.url} > {tmp_path}/out.txt"
-    with Terminal(command=["sh", "-c", words], LLMCTL_HOME=str(place.home)) as chat:
+def test_only_replies_go_to_redirected_stdout(chat_server: ChatServer, tmp_path: Path) -> None:
+    words = f"{sys.executable} -m llmctl chat --base-url {chat_server.url} > {tmp_path}/out.txt"
+    with Terminal(command=["sh", "-c", words], LLMCTL_HOME=str(chat_server.home)) as chat:
         chat.wait("/help lists", prompt=True)
         chat.ask("poem", ">>> poem")
         chat.ask("think", "Two and two, hm.")
@@ -220,19 +220,19 @@ def test_answers_alone_go_to_a_file(place: ChatServer, tmp_path: Path) -> None:
     assert (tmp_path / "out.txt").read_text() == f"{poem}\n{thought}\n"
 
 
-def test_ctrl_c_ends_a_single_answer_with_130(place: ChatServer) -> None:
-    with place.chat("slow") as chat:
+def test_ctrl_c_during_a_single_reply_exits_130(chat_server: ChatServer) -> None:
+    with chat_server.chat("slow") as chat:
         chat.see("Once upon a time")
         chat.interrupt()
         assert chat.end() == 130
         assert "Traceback" not in chat.raw
-    assert not (place.home / "conversations.db").exists()
+    assert not (chat_server.home / "conversations.db").exists()
 
 
 @pytest.mark.parametrize("variable", ["TERM=dumb", "NO_COLOR=1"])
-def test_a_terminal_that_can_do_less_is_asked_for_less(place: ChatServer, variable: str) -> None:
+def test_dumb_terminal_and_no_color_are_respected(chat_server: ChatServer, variable: str) -> None:
     name, _, value = variable.partition("=")
-    with place.chat(columns=80, rows=24, **{name: value}) as chat:
+    with chat_server.chat(columns=80, rows=24, **{name: value}) as chat:
         chat.wait("/help lists", prompt=True)
         chat.ask("code", "works.")
         chat.send("/exit\r")

@@ -1,1 +1,1 @@
-"""How a conversation looks and is led in a terminal: lines read, commands done, replies shown."""
+"""Interactive chat in a terminal: line input, slash commands and the display of replies."""

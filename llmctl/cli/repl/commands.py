@@ -1,6 +1,6 @@
-"""Which slash commands are there, what do they take, and how are they completed?"""
+"""Slash commands of the chat REPL: their table, help and completion."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -9,88 +9,107 @@ from prompt_toolkit.completion import (
     Completer,
     Completion,
     PathCompleter,
+    WordCompleter,
+    merge_completers,
 )
 from prompt_toolkit.document import Document
 
-from llmctl.cli.repl import conversation_commands as said
-from llmctl.cli.repl import settings_commands as how
+from llmctl.cli.repl import conversation_commands, settings_commands
+from llmctl.cli.repl.display import join_parts
 from llmctl.cli.repl.repl import ChatRepl, CommandHandler
-from llmctl.cli.repl.stats import join_parts
 from llmctl.services.chat.session import ChatSession
 from llmctl.services.chat.settings import PARAMETERS
 from llmctl.services.chat.switching import ModelSwitcher
 
-Argument = Literal["", "file", "setting", "model", "id", "folder"]
+ArgumentKind = Literal["", "file", "folder", "parameter", "model", "conversation"]
 
 
 @dataclass(frozen=True, slots=True)
 class CommandSpec:
-    """A command."""
+    """A slash command."""
 
-    action: CommandHandler
+    handler: CommandHandler
     usage: str
-    what: str
-    argument: Argument = ""
-    """What its argument is completed with, beside `words`."""
+    """Its arguments, as in the help."""
+    help: str
+    argument: ArgumentKind = ""
+    """Kind of values that complete the argument, beside `words`."""
     words: tuple[str, ...] = ()
 
 
-def help_command(talk: ChatRepl, _: str) -> None:
+def help_command(repl: ChatRepl, _: str) -> None:
     """List the commands and the keys."""
-    width = max(len(f"/{name} {known.usage}") for name, known in COMMANDS.items())
-    narrow = talk.display.err.width < width + 30
-    for name, known in COMMANDS.items():
-        head = f"/{name} {known.usage}".rstrip()
-        talk.display.say(
-            f"{head}\n    {known.what}" if narrow else f"{head:<{width}}  {known.what}", ""
-        )
-    talk.display.say("\n".join(join_parts(list(KEYS), talk.display.err.width)))
+    width = max(len(f"/{name} {spec.usage}") for name, spec in COMMANDS.items())
+    is_narrow = repl.display.err.width < width + 30
+    for name, spec in COMMANDS.items():
+        usage = f"/{name} {spec.usage}".rstrip()
+        line = f"{usage}\n    {spec.help}" if is_narrow else f"{usage:<{width}}  {spec.help}"
+        repl.display.notice(line, "")
+    repl.display.notice("\n".join(join_parts(list(KEYS), repl.display.err.width)))
 
 
 KEYS: Final = (
     "Enter sends",
-    "Alt-Enter, or \\ at the end of a line, begins a new line",
-    '""" begins and ends a block of lines',
-    "Ctrl-R searches what you wrote before",
+    "Alt-Enter, or \\ at the end of a line, starts a new line",
+    '""" starts and ends a block of lines',
+    "Ctrl-R searches the history",
     "Ctrl-X Ctrl-E opens $EDITOR",
     "Ctrl-C stops a reply",
-    "Ctrl-D leaves",
+    "Ctrl-D exits",
 )
+_conversation, _settings = conversation_commands, settings_commands
 COMMANDS: Final[dict[str, CommandSpec]] = {
-    "help": CommandSpec(help_command, "", "this list"),
-    "system": CommandSpec(how.system, "[TEXT]", "set, or show, the system prompt", words=("none",)),
-    "set": CommandSpec(how.set_command, "NAME VALUE", "set how replies are sampled", "setting"),
-    "params": CommandSpec(how.params, "", "show how replies are sampled"),
-    "json": CommandSpec(how.json, "SCHEMA|off", "hold replies to a JSON schema", "file", ("off",)),
-    "regen": CommandSpec(said.regen, "[N]", "write the last reply anew, or N to choose from"),
-    "retry": CommandSpec(said.retry, "", "ask the last question again"),
-    "undo": CommandSpec(said.undo, "", "take back the last question and its reply"),
-    "edit": CommandSpec(said.edit, "", "edit the last question in $EDITOR and ask it again"),
-    "clear": CommandSpec(said.clear, "", "begin a new conversation"),
-    "history": CommandSpec(said.history, "", "show all that was said"),
+    "help": CommandSpec(help_command, "", "list the commands and keys"),
+    "system": CommandSpec(
+        _settings.system, "[TEXT]", "set or show the system prompt", words=("none",)
+    ),
+    "set": CommandSpec(
+        _settings.set_command, "NAME VALUE", "set a sampling parameter", "parameter"
+    ),
+    "params": CommandSpec(_settings.params, "", "show the sampling parameters"),
+    "json": CommandSpec(
+        _settings.json, "SCHEMA|off", "constrain replies to a JSON schema", "file", ("off",)
+    ),
+    "regen": CommandSpec(_conversation.regen, "[N]", "regenerate the last reply, or N to choose"),
+    "retry": CommandSpec(_conversation.retry, "", "send the last message again"),
+    "undo": CommandSpec(_conversation.undo, "", "remove the last message and its reply"),
+    "edit": CommandSpec(_conversation.edit, "", "edit the last message in $EDITOR and send it"),
+    "clear": CommandSpec(_conversation.clear, "", "start a new conversation"),
+    "history": CommandSpec(_conversation.history, "", "show the whole conversation"),
     "resume": CommandSpec(
-        said.resume, "[ID]", "go on with an earlier conversation, or list them", "id"
+        _conversation.resume, "[ID]", "continue an earlier conversation, or list them",
+        "conversation",
     ),
-    "drop": CommandSpec(said.drop, "[N]", "leave the oldest N exchanges, or the older half, out"),
-    "summarise": CommandSpec(said.summarise, "[N]", "put a summary in their place"),
-    "read": CommandSpec(how.read, "FILE", "attach a file to the next question", "file"),
+    "drop": CommandSpec(
+        _conversation.drop, "[N]", "remove the oldest N exchanges, or half, from the prompt"
+    ),
+    "summarise": CommandSpec(
+        _conversation.summarise, "[N]", "replace them in the prompt with a summary"
+    ),
+    "read": CommandSpec(_settings.read, "FILE", "attach a file to the next message", "file"),
     "copy": CommandSpec(
-        said.copy, "[code]", "copy the last reply, or its last code", words=("code",)
+        _conversation.copy, "[code]", "copy the last reply, or its last code block",
+        words=("code",),
     ),
-    "save": CommandSpec(how.save, "FILE", "write the conversation to a file", "file"),
-    "load": CommandSpec(how.load, "FILE", "go on with a conversation from a file", "file"),
-    "export": CommandSpec(how.export, "FILE.jsonl", "add it to a file of training data", "file"),
-    "model": CommandSpec(how.model, "[NAME]", "let another model answer", "model"),
+    "save": CommandSpec(_settings.save, "FILE", "save the conversation to a file", "file"),
+    "load": CommandSpec(_settings.load, "FILE", "continue a conversation from a file", "file"),
+    "export": CommandSpec(
+        _settings.export, "FILE.jsonl", "add the conversation to training data", "file"
+    ),
+    "model": CommandSpec(_settings.model, "[NAME]", "switch to another model", "model"),
     "adapter": CommandSpec(
-        how.adapter, "FOLDER|off", "put an adapter on the model", "folder", ("off",)
+        _settings.adapter, "FOLDER|off", "switch the LoRA adapter", "folder", ("off",)
     ),
-    "think": CommandSpec(how.think, "show|hide", "show or fold reasoning", words=("show", "hide")),
+    "think": CommandSpec(
+        _settings.think, "show|hide", "show or fold reasoning", words=("show", "hide")
+    ),
     "stats": CommandSpec(
-        how.stats, "[on|off]", "figures of the last reply, or of each", words=("on", "off")
+        _settings.stats, "[on|off]", "statistics of the last reply, or of every reply",
+        words=("on", "off"),
     ),
-    "tokens": CommandSpec(how.tokens, "", "what takes the context"),
-    "exit": CommandSpec(how.exit_command, "", "leave; Ctrl-D does too"),
-}
+    "tokens": CommandSpec(_settings.tokens, "", "show the tokens of each turn in the context"),
+    "exit": CommandSpec(_settings.exit_command, "", "exit, like Ctrl-D"),
+}  # fmt: skip
 ALIASES: Final = {
     "?": "help",
     "quit": "exit",
@@ -101,55 +120,51 @@ ALIASES: Final = {
 
 
 def command_handlers() -> dict[str, CommandHandler]:
-    """Return what every command does, under all its names."""
-    known = {name: command.action for name, command in COMMANDS.items()}
-    return known | {name: known[meant] for name, meant in ALIASES.items()}
+    """Return the handler of every command, under all its names."""
+    handlers = {name: spec.handler for name, spec in COMMANDS.items()}
+    return handlers | {alias: handlers[name] for alias, name in ALIASES.items()}
 
 
 class CommandCompleter(Completer):
-    """Completes slash commands and what they take."""
+    """Completes slash commands and their arguments."""
 
-    def __init__(self, session: ChatSession, switch: ModelSwitcher) -> None:
-        self._session = session
-        self._switch = switch
-        self._files = PathCompleter(expanduser=True)
-        self._folders = PathCompleter(expanduser=True, only_directories=True)
+    def __init__(self, session: ChatSession, switcher: ModelSwitcher) -> None:
+        def conversation_ids() -> list[str]:
+            return [] if session.store is None else [c.id for c in session.store.list(50)]
+
+        values: dict[ArgumentKind, Callable[[], Sequence[str]]] = {
+            "parameter": lambda: list(PARAMETERS),
+            "model": switcher.models,
+            "conversation": conversation_ids,
+        }
+        paths: dict[ArgumentKind, Completer] = {
+            "file": PathCompleter(expanduser=True),
+            "folder": PathCompleter(expanduser=True, only_directories=True),
+        }
+        self._names = WordCompleter(
+            [f"/{name}" for name in COMMANDS],
+            meta_dict={f"/{name}": spec.help for name, spec in COMMANDS.items()},
+            sentence=True,
+        )
+        self._arguments: dict[str, Completer] = {}
+        for name, spec in COMMANDS.items():
+            completers: list[Completer] = [WordCompleter(list(spec.words), sentence=True)]
+            if spec.argument in values:
+                completers.append(WordCompleter(values[spec.argument], sentence=True))
+            if spec.argument in paths:
+                completers.append(paths[spec.argument])
+            self._arguments[name] = merge_completers(completers)
 
     def get_completions(
         self, document: Document, complete_event: CompleteEvent
     ) -> Iterable[Completion]:
         text = document.text_before_cursor
         if not text.startswith("/") or "\n" in text:
-            return
+            return ()
         name, blank, argument = text[1:].partition(" ")
         if not blank:
-            for known, command in COMMANDS.items():
-                if known.startswith(name):
-                    yield Completion(
-                        known,
-                        start_position=-len(name),
-                        display=f"/{known}",
-                        display_meta=command.what,
-                    )
-            return
-        found = COMMANDS.get(name)
-        if found is None:
-            return
-        argument = argument.lstrip()
-        for word in (*found.words, *self._words(found.argument)):
-            if word.startswith(argument):
-                yield Completion(word, start_position=-len(argument))
-        if found.argument in ("file", "folder"):
-            paths = self._files if found.argument == "file" else self._folders
-            yield from paths.get_completions(Document(argument), complete_event)
-
-    def _words(self, argument: Argument) -> Iterable[str]:
-        match argument:
-            case "setting":
-                return PARAMETERS
-            case "model":
-                return self._switch.models()
-            case "id" if self._session.store is not None:
-                return [listed.id for listed in self._session.store.list(50)]
-            case _:
-                return ()
+            return self._names.get_completions(document, complete_event)
+        if name not in self._arguments:
+            return ()
+        argument_document = Document(argument.lstrip())
+        return self._arguments[name].get_completions(argument_document, complete_event)

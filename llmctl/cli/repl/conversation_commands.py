@@ -1,11 +1,11 @@
-"""What do the commands do that change or show what was said?"""
+"""Slash commands that change or show the conversation."""
 
 import json
 import sys
 from typing import Final
 
 from llmctl.cli import render
-from llmctl.cli.repl.external_tools import copy_to_clipboard, edit_text
+from llmctl.cli.repl.external import copy_to_clipboard, edit_text
 from llmctl.cli.repl.repl import ChatRepl
 from llmctl.cli.repl.reply_view import create_reply_view
 from llmctl.errors import ConfigError, LlmctlError
@@ -13,31 +13,31 @@ from llmctl.services.chat import context_window, files
 from llmctl.services.chat.conversation import Conversation, Turn
 from llmctl.types import GenerationChunk
 
-_MOST_VARIANTS: Final = 9
-_LISTED: Final = 10
-_MARKS: Final = {
+_MAX_VARIANTS: Final = 9
+_LIST_LENGTH: Final = 10
+_STATE_LABELS: Final = {
     "stopped": "stopped",
-    "failed": "broken off",
+    "failed": "interrupted",
     "cut": "cut off",
 }
 
 
-def retry(talk: ChatRepl, _: str) -> None:
-    """Ask the last question again."""
-    talk.answer(talk.session.regenerate)
+def retry(repl: ChatRepl, _: str) -> None:
+    """Send the last message again."""
+    repl.show_reply(repl.session.regenerate)
 
 
-def regen(talk: ChatRepl, argument: str) -> None:
-    """Write the last reply anew, once or several times to choose from."""
+def regen(repl: ChatRepl, argument: str) -> None:
+    """Regenerate the last reply, once or several times to choose from."""
     count = 1
     if argument:
-        if not argument.isdecimal() or not 1 <= int(argument) <= _MOST_VARIANTS:
-            raise ConfigError(f"/regen {argument}: it must be a number from 1 to {_MOST_VARIANTS}")
+        if not argument.isdecimal() or not 1 <= int(argument) <= _MAX_VARIANTS:
+            raise ConfigError(f"/regen {argument}: it must be a number from 1 to {_MAX_VARIANTS}")
         count = int(argument)
-    session = talk.session
-    question = session.last_question()
+    session = repl.session
+    message = session.last_user_turn()
     if count == 1:
-        talk.answer(lambda: session.regenerate(variant=int(question.at * 1000) % 2**31 + 1))
+        repl.show_reply(lambda: session.regenerate(variant=int(message.at * 1000) % 2**31 + 1))
         return
     if session.sampling.temperature == 0:
         raise ConfigError(
@@ -45,114 +45,116 @@ def regen(talk: ChatRepl, argument: str) -> None:
         )
     replies = []
     for number in range(1, count + 1):
-        talk.display.say(f"── {number} of {count}")
-        reply, _, failure = talk.watch(lambda n=number: session.regenerate(variant=n), keep=False)  # type: ignore[misc]
+        repl.display.notice(f"── {number} of {count}")
+        reply, _, failure = repl.stream_reply(
+            lambda n=number: session.regenerate(variant=n),  # type: ignore[misc]
+            store=False,
+        )
         if failure is not None:
-            talk.display.error(str(failure), failure.hint)
+            repl.display.error(str(failure), failure.hint)
         if reply is None or reply.turn is None or reply.state in ("stopped", "failed"):
-            talk.display.say("[stopped]")
+            repl.display.notice("[stopped]")
             break
         replies.append(reply)
     if not replies:
-        raise LlmctlError("no new reply is there to choose; the old one stays")
-    words = [*map(str, range(1, len(replies) + 1)), "none"]
-    choice = talk.reader.choose(f"keep which: {', '.join(words)}? ", words)
+        raise LlmctlError("there is no new reply; the earlier one is kept")
+    choices = [*map(str, range(1, len(replies) + 1)), "none"]
+    choice = repl.reader.choose(f"keep which: {', '.join(choices)}? ", choices)
     if choice == "none":
-        talk.display.say("the old reply stays")
+        repl.display.notice("the earlier reply is kept")
         return
-    talk.session.keep(replies[int(choice) - 1])
-    talk.display.say(f"reply {choice} is kept")
+    repl.session.store_reply(replies[int(choice) - 1])
+    repl.display.notice(f"reply {choice} is kept")
 
 
-def undo(talk: ChatRepl, _: str) -> None:
-    """Take back the last question and its reply."""
-    gone = talk.session.undo()
-    talk.display.say_line(f"taken back: {gone.message.content}")
+def undo(repl: ChatRepl, _: str) -> None:
+    """Remove the last message and its reply."""
+    removed = repl.session.undo()
+    repl.display.notice_line(f"removed: {removed.message.content}")
 
 
-def edit(talk: ChatRepl, _: str) -> None:
-    """Change the last question in an editor and ask it in its old place."""
-    conversation = talk.session.conversation
-    before = talk.session.last_question().message.content if conversation.turns else ""
-    text = edit_text(talk.unsent or before)
+def edit(repl: ChatRepl, _: str) -> None:
+    """Edit the last message in an editor and send it in its old place."""
+    conversation = repl.session.conversation
+    before = repl.session.last_user_turn().message.content if conversation.turns else ""
+    text = edit_text(repl.unsent or before)
     if not text or text == before.strip():
-        talk.unsent = ""
-        talk.display.say("nothing was changed")
+        repl.unsent = ""
+        repl.display.notice("nothing was changed")
         return
-    talk.unsent = text
+    repl.unsent = text
     if conversation.turns:
-        talk.session.change(conversation.without_question())
+        repl.session.update_conversation(conversation.without_last_exchange())
     try:
-        if talk.ask(text):
-            talk.unsent = ""
+        if repl.send(text):
+            repl.unsent = ""
     finally:
-        if talk.unsent:
+        if repl.unsent:
             if conversation.turns:
-                talk.session.change(conversation)
-            talk.display.say("all is as it was; the next /edit begins with what you wrote")
+                repl.session.update_conversation(conversation)
+            repl.display.notice("nothing was sent; the next /edit starts with your text")
 
 
-def clear(talk: ChatRepl, _: str) -> None:
-    """Begin a new conversation."""
-    old = talk.session.conversation
-    talk.session.begin()
-    talk.attached.clear()
-    kept = f"; the old one is kept: /resume {old.id}" if old.version else ""
-    talk.display.say(f"a new conversation{kept}")
+def clear(repl: ChatRepl, _: str) -> None:
+    """Start a new conversation."""
+    old = repl.session.conversation
+    repl.session.switch_conversation()
+    repl.attachments.clear()
+    saved = f"; the earlier one is saved: /resume {old.id}" if old.version else ""
+    repl.display.notice(f"new conversation{saved}")
 
 
-def drop(talk: ChatRepl, argument: str) -> None:
-    """Keep the model from seeing the oldest turns."""
-    conversation = talk.session.conversation
-    begin = _begin(conversation, argument)
-    context_window.drop_turns(talk.session, begin)
-    talk.display.say(f"the model no longer sees the oldest {begin} turns; /history does")
+def drop(repl: ChatRepl, argument: str) -> None:
+    """Remove the oldest turns from the prompt."""
+    begin = _parse_begin(repl.session.conversation, argument)
+    context_window.drop_turns(repl.session, begin)
+    repl.display.notice(f"the oldest {begin} turns are no longer in the prompt")
 
 
-def summarise(talk: ChatRepl, argument: str) -> None:
-    """Let the model sum up the oldest turns and see the summary in their place."""
-    talk.summarise(_begin(talk.session.conversation, argument))
+def summarise(repl: ChatRepl, argument: str) -> None:
+    """Replace the oldest turns in the prompt with a summary by the model."""
+    repl.summarise(_parse_begin(repl.session.conversation, argument))
 
 
-def _begin(conversation: Conversation, argument: str) -> int:
-    """Return where what stays begins: after so many exchanges, or the older half."""
-    seen = len(conversation.turns) - conversation.begin
+def _parse_begin(conversation: Conversation, argument: str) -> int:
+    """Return the first turn to keep in the prompt, after N exchanges or the older half."""
+    active = len(conversation.turns) - conversation.begin
     if argument:
-        most = (seen + 1) // 2
+        most = (active + 1) // 2
         if not argument.isdecimal() or not 1 <= int(argument) <= most:
-            raise ConfigError(f"{argument!r} is no number of exchanges from 1 to {most}")
+            raise ConfigError(f"{argument!r} is not a number of exchanges from 1 to {most}")
         return min(conversation.begin + 2 * int(argument), len(conversation.turns))
-    if seen < 2:
-        raise ConfigError("there is nothing yet that could be left out")
+    if active < 2:
+        raise ConfigError("there are no turns to remove yet")
     return context_window.middle_turn(conversation)
 
 
-def history(talk: ChatRepl, _: str) -> None:
-    """Show all that was said."""
-    conversation = talk.session.conversation
+def history(repl: ChatRepl, _: str) -> None:
+    """Show the whole conversation."""
+    conversation = repl.session.conversation
     if conversation.system:
-        talk.display.say(f"system: {conversation.system}")
+        repl.display.notice(f"system: {conversation.system}")
     for index, turn in enumerate(conversation.turns):
         if index == conversation.begin and index:
-            seen = f": {conversation.summary}" if conversation.summary else ""
-            talk.display.say(f"── the model no longer sees what is above{seen}")
-        show_turn(talk, turn)
+            summary = f"; summary: {conversation.summary}" if conversation.summary else ""
+            repl.display.notice(f"── the turns above are no longer in the prompt{summary}")
+        show_turn(repl, turn)
     if not conversation.turns:
-        talk.display.say("nothing was said yet")
+        repl.display.notice("the conversation is empty")
 
 
-def show_turn(talk: ChatRepl, turn: Turn) -> None:
-    """Show a question or a reply as it was shown when it came."""
+def show_turn(repl: ChatRepl, turn: Turn) -> None:
+    """Show a stored message or reply."""
     text = turn.message.content
-    if turn.is_question:
-        talk.display.say("\n".join(f">>> {line}" for line in text.split("\n")), "bold")
+    if turn.is_user:
+        repl.display.notice("\n".join(f">>> {line}" for line in text.split("\n")), "bold")
         return
-    view = create_reply_view(talk.display, as_it_is=_is_json(text))
-    view.feed(GenerationChunk("", reasoning=turn.message.reasoning or ""))
-    view.feed(GenerationChunk(text))
+    view = create_reply_view(repl.display, raw=_is_json(text))
+    view.add(GenerationChunk("", reasoning=turn.message.reasoning or ""))
+    view.add(GenerationChunk(text))
     view.end()
     if turn.state != "whole":
-        talk.display.say(f"[{_MARKS[turn.state]}]")
+        repl.display.notice(f"[{_STATE_LABELS[turn.state]}]")
 
 
 def _is_json(text: str) -> bool:
@@ -162,37 +164,36 @@ def _is_json(text: str) -> bool:
         return False
 
 
-def resume(talk: ChatRepl, argument: str) -> None:
-    """Go on with another conversation, or list the last ones."""
-    store = talk.session.store
+def resume(repl: ChatRepl, argument: str) -> None:
+    """Continue another conversation, or list the most recent ones."""
+    store = repl.session.store
     if store is None:
-        raise ConfigError("conversations are not kept here", hint="start without --no-save")
+        raise ConfigError("conversations are not saved", hint="start without --no-save")
     if not argument:
-        for listed in store.list(_LISTED):
-            talk.display.say_line(
-                f"{listed.id}  {render.format_day(listed.updated):>11}  {listed.title}"
-            )
-        talk.display.say("/resume ID goes on with one")
+        for entry in store.list(_LIST_LENGTH):
+            updated = render.format_day(entry.updated)
+            repl.display.notice_line(f"{entry.id}  {updated:>11}  {entry.title}")
+        repl.display.notice("/resume ID continues a conversation")
         return
-    talk.session.begin(store.read(argument))
-    show_last_turns(talk)
+    repl.session.switch_conversation(store.read(argument))
+    show_last_turns(repl)
 
 
-def show_last_turns(talk: ChatRepl) -> None:
-    """Say which conversation goes on, and show its last turns."""
-    conversation = talk.session.conversation
-    talk.display.say(f"conversation {conversation.id}, {len(conversation.turns)} turns")
+def show_last_turns(repl: ChatRepl) -> None:
+    """Show the id of the conversation and its last exchange."""
+    conversation = repl.session.conversation
+    repl.display.notice(f"conversation {conversation.id}, {len(conversation.turns)} turns")
     for turn in (
-        conversation.turns[-1:] if conversation.pending_question else conversation.turns[-2:]
+        conversation.turns[-1:] if conversation.pending_message else conversation.turns[-2:]
     ):
-        show_turn(talk, turn)
-    if conversation.pending_question:
-        talk.display.say("[no reply yet; /retry asks again]")
+        show_turn(repl, turn)
+    if conversation.pending_message:
+        repl.display.notice("[no reply yet; /retry sends the message again]")
 
 
-def copy(talk: ChatRepl, argument: str) -> None:
-    """Put the last reply, or the last code in it, on the clipboard."""
-    reply = talk.session.conversation.last_reply
+def copy(repl: ChatRepl, argument: str) -> None:
+    """Copy the last reply, or its last code block, to the clipboard."""
+    reply = repl.session.conversation.last_reply
     if reply is None:
         raise ConfigError("there is no reply yet")
     text = reply.message.content.strip()
@@ -204,5 +205,5 @@ def copy(talk: ChatRepl, argument: str) -> None:
     elif argument:
         raise ConfigError(f"/copy {argument}: only /copy or /copy code")
     terminal = sys.stdout if sys.stdout.isatty() else sys.stderr
-    way = copy_to_clipboard(text, terminal)
-    talk.display.say(f"{len(text):,} characters are on the clipboard, by {way}")
+    methods = copy_to_clipboard(text, terminal)
+    repl.display.notice(f"{len(text):,} characters copied to the clipboard, by {methods}")

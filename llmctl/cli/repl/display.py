@@ -1,6 +1,5 @@
-"""What can this terminal show, and in which voice is something beside the answer said?"""
+"""Console output of a chat: notices beside the reply, and the statistics of replies."""
 
-import os
 import sys
 from dataclasses import dataclass, field
 
@@ -9,51 +8,111 @@ from rich.console import Console
 from rich.text import Text
 
 from llmctl.cli.repl.markdown import THEME
-from llmctl.cli.repl.wrap import escape_control_characters, wrap_text
+from llmctl.cli.repl.terminal import (
+    escape_control_characters,
+    supports_escape_sequences,
+    wrap_text,
+)
+from llmctl.services.chat.context_window import WARNING_SHARE
+from llmctl.services.chat.conversation import ReplyStats
+from llmctl.services.chat.reply import ChatReply
 
-DUMB_TERMS = ("dumb", "unknown")
+CONTEXT_BAR_CELLS = 10
 
 
 @dataclass
 class Display:
-    """How the conversation is shown; `out` is for answers, `err` for everything else."""
+    """How a chat is displayed: replies on `out`, everything else on `err`."""
 
     plain: bool = False
-    """Answers are written as they come, without Markdown."""
+    """Write replies as the model returns them, without rendered Markdown."""
     think: bool = True
-    """Reasoning is shown whole; otherwise a line says that there was some."""
+    """Show reasoning in full; otherwise one line says that there was some."""
     stats: bool = False
+    """Show statistics after each reply."""
     stream: bool = True
-    """A reply is shown while it is written."""
+    """Show a reply while it is generated."""
     out: Console = field(default_factory=lambda: Console(theme=THEME, highlight=False))
     err: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
 
     @property
-    def drawn(self) -> bool:
-        """Whether Markdown is drawn: on a terminal that can move its cursor, unless unwanted."""
+    def renders_markdown(self) -> bool:
+        """Whether replies are rendered: on a terminal that can move its cursor, unless `plain`."""
         return not self.plain and sys.stdout.isatty() and supports_escape_sequences()
 
-    def say(self, text: str, style: str = "dim") -> None:
-        """Say something beside the answer."""
+    def notice(self, text: str, style: str = "dim") -> None:
+        """Print a notice on `err`, wrapped at the width of the terminal."""
         text = escape_control_characters(text)
         if self.err.is_terminal:
             text = "\n".join(wrap_text(text, self.err.width))
         self.err.print(Text(text, style=style), soft_wrap=True)
 
-    def say_line(self, text: str) -> None:
-        """Say as much of a text as goes on one line."""
+    def notice_line(self, text: str) -> None:
+        """Print a notice on one line, truncated at the width of the terminal."""
         text = escape_control_characters(text).replace("\n", " ").replace("\t", " ")
         if self.err.is_terminal and cell_len(text) > self.err.width:
             text = set_cell_size(text, self.err.width - 1).rstrip() + "…"
-        self.say(text, "")
+        self.notice(text, "")
 
     def error(self, message: str, hint: str = "") -> None:
-        """Say what failed and what to do about it."""
-        self.say(f"error: {message}", "red")
+        """Print an error and its hint."""
+        self.notice(f"error: {message}", "red")
         if hint:
-            self.say(f"hint: {hint}", "")
+            self.notice(f"hint: {hint}", "")
 
 
-def supports_escape_sequences() -> bool:
-    """Whether the terminal knows more than to write on."""
-    return os.environ.get("TERM", "") not in DUMB_TERMS or sys.platform == "win32"
+def format_context_usage(used: int, context: int) -> str:
+    """Return used and available context tokens with a bar; `context` 0 is unknown."""
+    if not context:
+        return f"{used:,} tokens used"
+    share = min(used / context, 1.0)
+    full = round(share * CONTEXT_BAR_CELLS)
+    bar = "█" * full + "░" * (CONTEXT_BAR_CELLS - full)
+    return f"context {bar} {used:,} / {context:,} ({share:.0%})"
+
+
+def format_stats(stats: ReplyStats, width: int) -> str:
+    """Return the statistics of a reply in lines of at most `width` columns."""
+    parts = []
+    if stats.ttft_s is not None:
+        parts.append(f"{stats.ttft_s:.2f} s to first token")
+    parts.append(f"{stats.completion_tokens:,} tokens in {stats.duration_s:.1f} s")
+    if (speed := stats.tokens_per_s) is not None:
+        parts.append(f"{speed:.1f} tokens/s")
+    if stats.prompt_tokens is not None:
+        cached = f", {stats.cached_tokens:,} of them cached" if stats.cached_tokens else ""
+        parts.append(f"{stats.prompt_tokens:,} prompt tokens{cached}")
+    if stats.used_tokens is not None:
+        parts.append(format_context_usage(stats.used_tokens, stats.context_length))
+    return "\n".join(join_parts(parts, width))
+
+
+def join_parts(parts: list[str], width: int, separator: str = " · ") -> list[str]:
+    """Join parts into lines of at most `width` characters, without splitting a part."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(separator) + len(part) <= width:
+            lines[-1] += separator + part
+        else:
+            lines.append(part)
+    return lines
+
+
+def length_limit_message(reply: ChatReply, limit: int | None, option: str) -> str:
+    """Return why a reply was cut off.
+
+    Args:
+        limit: maximum tokens of a reply.
+        option: option or command that sets the limit.
+    """
+    if limit is not None and reply.tokens >= limit:
+        return f"cut off: after {limit:,} tokens; {option} {2 * limit} allows more"
+    return "cut off: the context is full"
+
+
+def context_warning(stats: ReplyStats) -> str:
+    """Return a warning if the context is nearly full, else an empty string."""
+    used, context = stats.used_tokens, stats.context_length
+    if used is None or not context or used < WARNING_SHARE * context:
+        return ""
+    return f"the context is {used / context:.0%} full ({used:,} of {context:,} tokens)"

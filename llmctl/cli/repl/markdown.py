@@ -1,4 +1,7 @@
-"""How does Markdown look in a terminal, and which of its blocks are finished while it streams?"""
+"""Markdown for the terminal: `rich.markdown` with Chinese line breaking and copyable code.
+
+`split_blocks` finds the blocks that can no longer change while a text is streamed.
+"""
 
 import re
 from itertools import pairwise
@@ -17,18 +20,18 @@ from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
 
-from llmctl.cli.repl.wrap import line_breaks
+from llmctl.cli.repl.terminal import line_breaks
 
-# HTML, images and definitions of links stay text: what a model wrote must not vanish.
+# HTML, images and link definitions stay visible as text.
 _PARSER = (
     MarkdownIt("commonmark", {"html": False})
     .enable(["strikethrough", "table"])
     .disable(["reference", "image"])
 )
 _CODE_THEME = ANSISyntaxTheme(ANSI_DARK | {Error: Style()})
-"""The terminal's own sixteen colours, which its owner can read on its background.
+"""The sixteen colours of the terminal, which are legible on any background.
 
-Code that is not finished yet is no error.
+Incomplete code is not marked as an error.
 """
 THEME = Theme(
     {
@@ -53,15 +56,15 @@ _TRAILING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$")
 
 class _Paragraph(parts.Paragraph):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from _broken(self.text, options.max_width)
+        yield from _wrap_lines(self.text, options.max_width)
 
 
 class _Heading(parts.Heading):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from _broken(self.text, options.max_width)
+        yield from _wrap_lines(self.text, options.max_width)
 
 
-def _broken(text: Text, width: int) -> RenderResult:
+def _wrap_lines(text: Text, width: int) -> RenderResult:
     text.expand_tabs(_TAB)
     for line in text.divide(line_breaks(text.plain, max(width, 2))):
         line.rstrip()
@@ -70,30 +73,30 @@ def _broken(text: Text, width: int) -> RenderResult:
 
 
 class _CodeBlock(parts.CodeBlock):
-    """Code between its fences, at the edge: it can be copied from the screen as it is."""
+    """Code with its fences and without margin, so that it can be copied from the screen."""
 
     info = ""
 
     @classmethod
     def create(cls, markdown: parts.Markdown, token: Token) -> "_CodeBlock":
-        """Take all that stands behind the fence; the first word of it is the language."""
+        """Keep the whole info string of the fence; its first word is the language."""
         block = cls((token.info.split() or ["text"])[0], markdown.code_theme)
         block.info = token.info.strip()
         return block
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         fence = Style(dim=True)
-        yield from _broken(Text(f"```{self.info}", fence), options.max_width)
+        yield from _wrap_lines(Text(f"```{self.info}", fence), options.max_width)
         code = str(self.text).expandtabs(_TAB).rstrip("\n")
         coloured = Syntax(code, self.lexer_name, theme=_CODE_THEME).highlight(code)
         coloured.rstrip()
-        yield from _broken(coloured, options.max_width)
+        yield from _wrap_lines(coloured, options.max_width)
         yield Segment("```", fence)
         yield Segment.line()
 
 
 class _ListItem(parts.ListItem):
-    """An item that keeps the point after its number."""
+    """A list item with a period after its number."""
 
     def render_number(
         self, console: Console, options: ConsoleOptions, number: int, last_number: int
@@ -110,7 +113,7 @@ class _ListItem(parts.ListItem):
 
 
 class _Table(parts.TableElement):
-    """A table without an edge, so that it begins where text does."""
+    """A table without an outer edge, aligned with the text."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(
@@ -151,13 +154,13 @@ class _Markdown(parts.Markdown):
         self.parsed = _PARSER.parse(source)
         for token in self.parsed:
             for child in token.children or ():
-                # A model that ends a line means it, and between Chinese words there is no blank.
+                # Keep line ends of the model: Chinese has no blanks between words.
                 if child.type == "softbreak":
                     child.type = "hardbreak"
 
 
 def render_markdown(source: str, console: Console) -> list[str]:
-    """Return the rows of a Markdown text, with colours as the console has them."""
+    """Return the rows of a Markdown text, with escape sequences for the colours of `console`."""
     with console.capture() as capture:
         console.print(_Markdown(source), end="", crop=False)
     rows = [_TRAILING.sub(r"\1", row) for row in capture.get().split("\n")]
@@ -169,7 +172,7 @@ def render_markdown(source: str, console: Console) -> list[str]:
 
 
 def split_blocks(source: str) -> list[str]:
-    """Cut a text into its outermost blocks; no further text can change any but the last."""
+    """Split a text into its top-level blocks; more text can change only the last one."""
     tokens = (token for token in _PARSER.parse(source) if token.level == 0)
     starts = sorted({token.map[0] for token in tokens if token.map is not None})
     lines = source.split("\n")

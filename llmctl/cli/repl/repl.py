@@ -1,16 +1,19 @@
-"""How does a conversation go: a line is read, a command done or a question answered, and again?"""
+"""The chat REPL: reads an input, runs a command or sends a message, shows the reply."""
 
 import difflib
 import sys
 from collections.abc import Callable, Mapping
 
 from llmctl.cli import render
-from llmctl.cli.repl.display import Display
-from llmctl.cli.repl.input_parser import Command, parse_input
-from llmctl.cli.repl.interrupt import single_interrupt, suppress_echo
-from llmctl.cli.repl.line_editor import LineReader
+from llmctl.cli.repl.display import (
+    Display,
+    context_warning,
+    format_stats,
+    length_limit_message,
+)
+from llmctl.cli.repl.line_input import Command, LineReader, parse_input
 from llmctl.cli.repl.reply_view import create_reply_view
-from llmctl.cli.repl.stats import context_warning, format_stats, length_limit_message
+from llmctl.cli.repl.terminal import single_interrupt, suppress_echo
 from llmctl.config import wants_traceback
 from llmctl.errors import ContextLengthError, LlmctlError
 from llmctl.services.chat import context_window
@@ -24,41 +27,41 @@ CommandHandler = Callable[["ChatRepl", str], None]
 
 
 class ReplExitError(Exception):
-    """The person wants to go."""
+    """The user ends the REPL."""
 
 
 class ChatRepl:
-    """A conversation with somebody at a terminal.
+    """The state of an interactive chat.
 
     Args:
-        actions: what commands do, by their names.
+        commands: handlers by the names of commands.
     """
 
     def __init__(
         self,
         session: ChatSession,
-        switch: ModelSwitcher,
+        switcher: ModelSwitcher,
         display: Display,
         reader: LineReader,
-        actions: Mapping[str, CommandHandler],
+        commands: Mapping[str, CommandHandler],
     ) -> None:
         self.session = session
-        self.switch = switch
+        self.switcher = switcher
         self.display = display
         self.reader = reader
-        self.attached: list[Attachment] = []
-        """Files that go with the next question."""
+        self.attachments: list[Attachment] = []
+        """Files to send with the next message."""
         self.unsent = ""
-        """What was written in an editor and could not be asked."""
-        self._actions = actions
+        """Text from the editor that could not be sent."""
+        self._commands = commands
 
-    def introduce(self) -> None:
-        """Say who answers."""
+    def show_model(self) -> None:
+        """Show which model is active."""
         for line in render.engine_summary_lines(self.session.info()):
-            self.display.say(line, "")
+            self.display.notice(line, "")
 
     def run(self) -> None:
-        """Talk until the person leaves."""
+        """Read and execute inputs until the user exits."""
         draft = ""
         while True:
             try:
@@ -66,119 +69,120 @@ class ChatRepl:
             except EOFError:
                 return
             except KeyboardInterrupt:
-                self.display.say("Ctrl-D or /exit leaves; Ctrl-C stops a reply")
+                self.display.notice("Ctrl-D or /exit exits; Ctrl-C stops a reply")
                 continue
             draft = ""
-            meant = parse_input(text, pasted=self.reader.pasted, known=self._actions)
+            parsed = parse_input(text, pasted=self.reader.pasted, known=self._commands)
             try:
-                if isinstance(meant, Command):
-                    self._do(meant)
-                elif meant:
-                    draft = "" if self.ask(meant) else meant
+                if isinstance(parsed, Command):
+                    self._run_command(parsed)
+                elif parsed:
+                    draft = "" if self.send(parsed) else parsed
             except ReplExitError:
                 return
             except LlmctlError as error:
                 self.display.error(str(error), error.hint)
             except KeyboardInterrupt:
-                self.display.say("[stopped]")
+                self.display.notice("[stopped]")
             except Exception as error:
                 if wants_traceback() or isinstance(error, BrokenPipeError):
                     raise
-                # A mistake of ours in one command must not end the conversation.
+                # A bug in one command must not end the conversation.
                 self.display.error(
                     f"unexpected {type(error).__name__}: {error}",
-                    "the conversation goes on; LLMCTL_TRACEBACK=1 shows where it came from",
+                    "the conversation continues; LLMCTL_TRACEBACK=1 shows the traceback",
                 )
 
-    def _do(self, command: Command) -> None:
-        action = self._actions.get(command.name)
-        if action is not None:
-            action(self, command.argument)
+    def _run_command(self, command: Command) -> None:
+        handler = self._commands.get(command.name)
+        if handler is not None:
+            handler(self, command.argument)
             return
-        near = difflib.get_close_matches(command.name, self._actions, n=1)
+        near = difflib.get_close_matches(command.name, self._commands, n=1)
         self.display.error(
             f"unknown command /{command.name}" + (f"; did you mean /{near[0]}?" if near else ""),
-            "/help lists the commands; a question that begins with a slash is written //",
+            "/help lists the commands; start a message that begins with a slash with //",
         )
 
-    def ask(self, text: str) -> bool:
-        """Ask, and show the reply. False: the person would rather write something else.
+    def send(self, text: str) -> bool:
+        """Send a message and show the reply. Return `False` if the user cancels it.
 
         Raises:
-            LlmctlError: the question cannot be asked at all.
+            LlmctlError: the message cannot be sent.
         """
-        whole = with_attachments(text, self.attached)
-        if not self._made_room(whole):
+        message = with_attachments(text, self.attachments)
+        if not self._make_room(message):
             return False
-        self.attached.clear()
-        self.answer(lambda: self.session.ask(whole))
+        self.attachments.clear()
+        self.show_reply(lambda: self.session.send(message))
         return True
 
-    def answer(self, begin: Callable[[], ChatReply]) -> None:
-        """Show a reply from its beginning to its end and keep it, however it ends."""
-        reply, turn, failure = self.watch(begin)
+    def show_reply(self, start: Callable[[], ChatReply]) -> None:
+        """Show a reply with its state and statistics, and store it."""
+        reply, turn, failure = self.stream_reply(start)
         if failure is not None:
             overflow = isinstance(failure, ContextLengthError)
             hint = "/drop or /summarise makes room" if overflow else failure.hint
             self.display.error(str(failure), hint)
-        if reply is not None and (mark := self._mark(reply, turn)):
-            self.display.say(f"[{mark}]")
+        if reply is not None and (state := self._describe_state(reply, turn)):
+            self.display.notice(f"[{state}]")
         if turn is not None and turn.figures is not None:
             if self.display.stats:
-                self.display.say(format_stats(turn.figures, self.display.err.width))
-            if full := context_warning(turn.figures):
-                self.display.say(f"{full}: /summarise or /drop makes room", "yellow")
-        if self.display.drawn:
-            self.display.say("")
+                self.display.notice(format_stats(turn.figures, self.display.err.width))
+            if warning := context_warning(turn.figures):
+                self.display.notice(f"{warning}: /summarise or /drop makes room", "yellow")
+        if self.display.renders_markdown:
+            self.display.notice("")
 
-    def watch(
-        self, begin: Callable[[], ChatReply], *, keep: bool = True
+    def stream_reply(
+        self, start: Callable[[], ChatReply], *, store: bool = True
     ) -> tuple[ChatReply | None, Turn | None, LlmctlError | None]:
-        """Show a reply while it is written; return it, what was kept of it, what broke it off."""
+        """Show a reply while it is generated; return it, its stored turn, and its error."""
         reply = turn = failure = None
-        with suppress_echo(), single_interrupt() as no_more:
-            view = create_reply_view(self.display, as_it_is=self.session.grammar is not None)
+        with suppress_echo(), single_interrupt() as ignore_interrupts:
+            view = create_reply_view(self.display, raw=self.session.grammar is not None)
             try:
-                reply = begin()
+                reply = start()
                 for chunk in reply:
-                    view.feed(chunk)
+                    view.add(chunk)
             except KeyboardInterrupt:
                 if reply is not None:
                     reply.stop()
             except LlmctlError as error:
                 failure = error
             finally:
-                no_more()
+                ignore_interrupts()
                 view.end()
-                if reply is not None and (keep or sys.exc_info()[0] is not None):
-                    turn = self.session.keep(reply)
+                if reply is not None and (store or sys.exc_info()[0] is not None):
+                    turn = self.session.store_reply(reply)
         return reply, turn, failure
 
-    def _mark(self, reply: ChatReply, turn: Turn | None) -> str:
-        """Return what is to be said of how a reply ended; nothing if it ended well."""
+    def _describe_state(self, reply: ChatReply, turn: Turn | None) -> str:
+        """Return a notice about the end of a reply; empty if the reply is complete."""
         if reply.state == "cut":
             return length_limit_message(
                 reply, self.session.sampling.max_new_tokens, "/set max_tokens"
             )
-        again = "/retry asks again"
+        retry = "/retry sends the message again"
         if turn is None:
-            # A reply that was to take the place of an older one leaves that as it is.
-            waits = self.session.conversation.pending_question is not None
-            return f"no reply; {again}" if waits else "no reply; the old one stays"
+            # An empty reply does not replace an earlier one.
+            is_first = self.session.conversation.pending_message is not None
+            return f"no reply; {retry}" if is_first else "no reply; the earlier one is kept"
         if reply.state == "stopped":
-            return "stopped; the part above is kept"
+            return "stopped; the partial reply is kept"
         if reply.state == "failed":
-            return f"broken off; the part above is kept, {again}"
-        return "" if turn.message.content.strip() else f"it thought, and said nothing; {again}"
+            return f"interrupted; the partial reply is kept, {retry}"
+        return "" if turn.message.content.strip() else f"the reply is only reasoning; {retry}"
 
-    def _made_room(self, text: str) -> bool:
-        """Make room for a question, as the person chooses; False if they choose not to ask it."""
-        lack = context_window.find_overflow(self.session, text)
-        if lack is None:
+    def _make_room(self, text: str) -> bool:
+        """Make room for a message, as the user chooses; return `False` if they cancel it."""
+        overflow = context_window.find_overflow(self.session, text)
+        if overflow is None:
             return True
-        self.display.say(
-            f"the context is full: with this question {lack.prompt_tokens:,} tokens, and it holds "
-            f"{lack.context_length:,} with the reply. The oldest {lack.dropped} turns must go.",
+        self.display.notice(
+            f"the context is full: with this message the prompt has {overflow.prompt_tokens:,} "
+            f"tokens, and the context holds {overflow.context_length:,} with the reply. "
+            f"The oldest {overflow.dropped} turns must be removed from the prompt.",
             "yellow",
         )
         choice = self.reader.choose(
@@ -187,18 +191,18 @@ class ChatRepl:
         if choice == "cancel":
             return False
         if choice == "summarise":
-            self.summarise(lack.begin)
-            return self._made_room(text)
-        context_window.drop_turns(self.session, lack.begin)
-        self.display.say(f"the model no longer sees the oldest {lack.begin} turns; /history does")
+            self.summarise(overflow.begin)
+            return self._make_room(text)
+        context_window.drop_turns(self.session, overflow.begin)
+        self.display.notice(f"the oldest {overflow.begin} turns are no longer in the prompt")
         return True
 
     def summarise(self, begin: int) -> None:
-        """Let the model sum up the turns before `begin`. Raises `LlmctlError`."""
+        """Replace the turns before `begin` in the prompt by a summary. Raises `LlmctlError`."""
         view = create_reply_view(self.display)
         try:
             with suppress_echo(), single_interrupt():
                 summary = context_window.summarise_turns(self.session, begin)
         finally:
             view.end()
-        self.display.say(f"the model sees this in place of the oldest {begin} turns: {summary}")
+        self.display.notice(f"summary in place of the oldest {begin} turns: {summary}")

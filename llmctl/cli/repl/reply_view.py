@@ -1,4 +1,4 @@
-"""How is a reply shown while it is written?"""
+"""Views of a reply while it is generated: rendered Markdown, plain text, and reasoning."""
 
 import sys
 import threading
@@ -8,67 +8,71 @@ from typing import Final, Protocol
 
 from llmctl.cli.repl.display import Display
 from llmctl.cli.repl.markdown import render_markdown, split_blocks
-from llmctl.cli.repl.screen import LiveRegion, WrittenRows
-from llmctl.cli.repl.spinner import ReasoningView
-from llmctl.cli.repl.wrap import escape_control_characters
+from llmctl.cli.repl.terminal import (
+    LiveRegion,
+    WrittenRows,
+    dim_row,
+    escape_control_characters,
+    wrap_text,
+)
 from llmctl.types import GenerationChunk
 
 _FRAME_S: Final = 1 / 15
-_COST: Final = 9
-"""So many times as long as painting took nothing is painted."""
-_PATIENCE_S: Final = 0.7
-"""Silence after which a person is shown that something goes on."""
+_IDLE_FACTOR: Final = 9
+"""Pause after a frame, as a multiple of the time that the frame took."""
+_WAIT_NOTICE_S: Final = 0.7
+"""Silence after which the elapsed seconds are shown."""
 
 
 class ReplyView(Protocol):
-    """Shows one reply, from when it is asked for."""
+    """Shows one reply from the sending of the message on."""
 
-    def feed(self, chunk: GenerationChunk) -> None:
-        """Show the next piece."""
+    def add(self, chunk: GenerationChunk) -> None:
+        """Show the next chunk."""
 
     def end(self) -> None:
-        """Show the rest; nothing more comes. Harmless to call again."""
+        """Show the rest. May be called again."""
 
 
-def create_reply_view(display: Display, *, as_it_is: bool = False) -> ReplyView:
-    """Return what shows a reply as the terminal can and the person likes.
+def create_reply_view(display: Display, *, raw: bool = False) -> ReplyView:
+    """Return the view that suits the terminal and the options.
 
     Args:
-        as_it_is: the text is no Markdown.
+        raw: the text is not Markdown.
     """
-    shown: ReplyView = _Drawn(display) if display.drawn and not as_it_is else _Plain(display)
-    return shown if display.stream else _Whole(shown)
+    markdown = display.renders_markdown and not raw
+    view: ReplyView = _MarkdownView(display) if markdown else _PlainView(display)
+    return view if display.stream else _BufferedView(view)
 
 
-class _Plain:
-    """Writes pieces as they come; reasoning goes beside, to a terminal only."""
+class _PlainView:
+    """Writes chunks as they arrive; reasoning goes to stderr, if that is a terminal."""
 
     def __init__(self, display: Display) -> None:
-        self._look = display
+        self._display = display
         self._last = ""
-        self._thinking = False
-        self._beside = display.err.is_terminal and display.think
+        self._in_reasoning = False
+        self._shows_reasoning = display.err.is_terminal and display.think
 
-    def feed(self, chunk: GenerationChunk) -> None:
-        if chunk.reasoning and self._beside:
-            self._look.err.print(
+    def add(self, chunk: GenerationChunk) -> None:
+        if chunk.reasoning and self._shows_reasoning:
+            self._display.err.print(
                 escape_control_characters(chunk.reasoning),
                 style="dim",
                 end="",
                 markup=False,
                 soft_wrap=True,
             )
-            self._thinking = True
+            self._in_reasoning = True
         if chunk.text:
-            self._end_thinking()
-            self._write(
-                escape_control_characters(chunk.text) if sys.stdout.isatty() else chunk.text
-            )
+            self._end_reasoning()
+            is_terminal = sys.stdout.isatty()
+            self._write(escape_control_characters(chunk.text) if is_terminal else chunk.text)
 
-    def _end_thinking(self) -> None:
-        if self._thinking:
-            self._look.err.print("\n")
-            self._thinking = False
+    def _end_reasoning(self) -> None:
+        if self._in_reasoning:
+            self._display.err.print("\n")
+            self._in_reasoning = False
 
     def _write(self, text: str) -> None:
         sys.stdout.write(text)
@@ -76,97 +80,141 @@ class _Plain:
         self._last = text
 
     def end(self) -> None:
-        self._end_thinking()
+        self._end_reasoning()
         if self._last and not self._last.endswith("\n"):
             self._write("\n")
 
 
-class _Drawn:
-    """Draws Markdown: finished blocks for good, the last one again and again.
+class _BufferedView:
+    """Shows a reply after its end."""
 
-    A thread of its own paints, so that what came last is seen though nothing follows it.
-    """
-
-    def __init__(self, display: Display) -> None:
-        self._look = display
-        self._screen = LiveRegion(sys.stdout)
-        self._thought = ReasoningView(display)
-        self._begun_s = monotonic()
-        self._source = ""
-        """What is not written for good yet."""
-        self._written = WrittenRows()
-        """What of it is, because the screen is full."""
-        self._any = False
-        """Whether a block stands above."""
-        self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._painter = threading.Thread(target=self._run, name="llmctl-painter", daemon=True)
-        self._painter.start()
-
-    def feed(self, chunk: GenerationChunk) -> None:
-        with self._lock:
-            self._thought.text += escape_control_characters(chunk.reasoning)
-            self._source += escape_control_characters(chunk.text)
-
-    def _run(self) -> None:
-        pause = _FRAME_S
-        while not self._over.wait(pause):
-            begun_s = monotonic()
-            with self._lock:
-                self._paint()
-            # A block that grows without end takes longer and longer; the model needs the time more.
-            pause = max(_FRAME_S, _COST * (monotonic() - begun_s))
-
-    def _paint(self) -> None:
-        if self._source or self._any:
-            self._thought.end()
-            self._paint_answer()
-        elif self._thought.text:
-            self._thought.paint()
-        elif self._look.err.is_terminal and monotonic() - self._begun_s > _PATIENCE_S:
-            self._thought.wait(monotonic() - self._begun_s)
-
-    def _paint_answer(self) -> None:
-        *finished, last = split_blocks(self._source)
-        for block in finished:
-            self._screen.stay(self._left(block))
-            self._written.clear()
-            self._any = True
-        self._source = last
-        rows = self._left(last)
-        full = max(0, len(rows) - self._screen.size[1] + 2)
-        self._screen.stay(rows[:full], rows[full:])
-        self._written.add(rows[:full])
-
-    def _left(self, block: str) -> Sequence[str]:
-        width = self._look.out.width
-        rows = render_markdown(block, self._look.out)
-        return self._written.left(["", *rows] if rows and self._any else rows, width)
-
-    def end(self) -> None:
-        if self._over.is_set():
-            return
-        self._over.set()
-        self._painter.join()
-        if self._source or self._any:
-            self._paint()
-            self._screen.keep()
-        self._thought.end()
-
-
-class _Whole:
-    """Shows a reply when all of it is there."""
-
-    def __init__(self, inner: ReplyView) -> None:
-        self._inner = inner
+    def __init__(self, view: ReplyView) -> None:
+        self._view = view
         self._chunks: list[GenerationChunk] = []
 
-    def feed(self, chunk: GenerationChunk) -> None:
+    def add(self, chunk: GenerationChunk) -> None:
         self._chunks.append(chunk)
 
     def end(self) -> None:
-        reasoning = "".join(chunk.reasoning for chunk in self._chunks)
-        text = "".join(chunk.text for chunk in self._chunks)
+        for chunk in self._chunks:
+            self._view.add(chunk)
         self._chunks.clear()
-        self._inner.feed(GenerationChunk(text, reasoning=reasoning))
-        self._inner.end()
+        self._view.end()
+
+
+class _ReasoningView:
+    """Reasoning on stderr: dimmed in full, or folded into one line."""
+
+    def __init__(self, display: Display) -> None:
+        self.text = ""
+        self._display = display
+        self._region = LiveRegion(sys.stderr)
+        self._written = WrittenRows()
+        self._start_s = 0.0
+        self._ended = False
+
+    def show_waiting(self, seconds: float) -> None:
+        """Show how long nothing has arrived."""
+        self._region.write([], [dim_row(f"… {seconds:.0f} s")])
+
+    def paint(self) -> None:
+        """Show the reasoning received so far."""
+        if not self._display.err.is_terminal:
+            return
+        self._start_s = self._start_s or monotonic()
+        if not self._display.think:
+            self._region.write([], [dim_row(f"thinking… {monotonic() - self._start_s:.0f} s")])
+            return
+        rows = self._remaining()
+        self._region.write(rows[:-1], rows[-1:])
+        self._written.add(rows[:-1])
+
+    def _remaining(self) -> Sequence[str]:
+        text, width = self.text.strip("\n"), self._region.size[0]
+        return self._written.remaining([dim_row(row) for row in wrap_text(text, width)], width)
+
+    def end(self) -> None:
+        """Write the permanent form above the reply. May be called again."""
+        if self._ended:
+            return
+        self._ended = True
+        if not self.text.strip() or not self._display.err.is_terminal:
+            self._region.write([])
+        elif self._display.think:
+            self._region.write([*self._remaining(), ""])
+        else:
+            duration = f" for {monotonic() - self._start_s:.1f} s" if self._start_s else ""
+            self._region.write([dim_row(f"▸ thought{duration} (/think show)"), ""])
+
+
+class _MarkdownView:
+    """Renders Markdown: complete blocks permanently, the last block again and again.
+
+    A separate thread paints, so that the last chunk is visible even if no other one follows.
+    """
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._region = LiveRegion(sys.stdout)
+        self._reasoning = _ReasoningView(display)
+        self._start_s = monotonic()
+        self._source = ""
+        """Markdown of the block that is not permanent yet."""
+        self._written = WrittenRows()
+        """Its rows that are permanent, because the block is higher than the screen."""
+        self._has_block = False
+        """Whether a permanent block stands above."""
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._painter = threading.Thread(target=self._run, name="llmctl-painter", daemon=True)
+        self._painter.start()
+
+    def add(self, chunk: GenerationChunk) -> None:
+        with self._lock:
+            self._reasoning.text += escape_control_characters(chunk.reasoning)
+            self._source += escape_control_characters(chunk.text)
+
+    def _run(self) -> None:
+        pause_s = _FRAME_S
+        while not self._ended.wait(pause_s):
+            start_s = monotonic()
+            with self._lock:
+                self._paint()
+            # The time of a frame grows with its block; leave most of the CPU to the model.
+            pause_s = max(_FRAME_S, _IDLE_FACTOR * (monotonic() - start_s))
+
+    def _paint(self) -> None:
+        if self._source or self._has_block:
+            self._reasoning.end()
+            self._paint_reply()
+        elif self._reasoning.text:
+            self._reasoning.paint()
+        elif self._display.err.is_terminal and monotonic() - self._start_s > _WAIT_NOTICE_S:
+            self._reasoning.show_waiting(monotonic() - self._start_s)
+
+    def _paint_reply(self) -> None:
+        *complete, last = split_blocks(self._source)
+        for block in complete:
+            self._region.write(self._remaining(block))
+            self._written.clear()
+            self._has_block = True
+        self._source = last
+        rows = self._remaining(last)
+        excess = max(0, len(rows) - self._region.size[1] + 2)
+        self._region.write(rows[:excess], rows[excess:])
+        self._written.add(rows[:excess])
+
+    def _remaining(self, block: str) -> Sequence[str]:
+        width = self._display.out.width
+        rows = render_markdown(block, self._display.out)
+        return self._written.remaining(["", *rows] if rows and self._has_block else rows, width)
+
+    def end(self) -> None:
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        self._painter.join()
+        if self._source or self._has_block:
+            self._paint()
+            self._region.freeze()
+        self._reasoning.end()

@@ -1,195 +1,188 @@
-"""What do the commands do that change or show who answers, and how?"""
+"""Slash commands that change or show the model, its parameters, the display and files."""
 
 from dataclasses import replace
 
 from llmctl.cli import render
 from llmctl.cli.repl.conversation_commands import show_last_turns
+from llmctl.cli.repl.display import format_context_usage, format_stats
 from llmctl.cli.repl.repl import ChatRepl, ReplExitError
-from llmctl.cli.repl.stats import format_context_usage, format_stats
 from llmctl.errors import ConfigError, ContextLengthError
 from llmctl.services.chat import context_window, files, settings
 
 
-def system(talk: ChatRepl, argument: str) -> None:
-    """Give the model another instruction, or show the one it has."""
-    conversation = talk.session.conversation
+def system(repl: ChatRepl, argument: str) -> None:
+    """Set or show the system prompt."""
+    conversation = repl.session.conversation
     if not argument:
-        talk.display.say(
+        repl.display.notice(
             conversation.system or "there is no system prompt; /system TEXT sets one", ""
         )
         return
     text = None if argument in settings.UNSET else argument
-    talk.session.change(replace(conversation, system=text))
-    talk.display.say("the system prompt is set" if text else "there is no system prompt any more")
+    repl.session.update_conversation(replace(conversation, system=text))
+    repl.display.notice("the system prompt is set" if text else "the system prompt is removed")
 
 
-def set_command(talk: ChatRepl, argument: str) -> None:
-    """Set how replies are sampled."""
+def set_command(repl: ChatRepl, argument: str) -> None:
+    """Set a sampling parameter."""
     name, _, value = argument.partition(" ")
     if not name:
-        params(talk, "")
+        params(repl, "")
         return
     if not value.strip():
         raise ConfigError(f"/set {name} needs a value", hint=f"/set {name} default unsets it")
-    talk.session.sampling = settings.set_parameter(talk.session.sampling, name, value.strip())
-    shown = settings.list_parameters(talk.session.sampling)[_known(name)]
-    talk.display.say(f"{_known(name)} is {shown}")
+    repl.session.sampling = settings.set_parameter(repl.session.sampling, name, value.strip())
+    name = settings.parameter_name(name)
+    repl.display.notice(f"{name} is {settings.list_parameters(repl.session.sampling)[name]}")
 
 
-def _known(name: str) -> str:
-    name = name.lower().replace("-", "_")
-    return "max_tokens" if name == "max_new_tokens" else name
+def params(repl: ChatRepl, _: str) -> None:
+    """Show the sampling parameters."""
+    parameters = settings.list_parameters(repl.session.sampling)
+    width = max(map(len, parameters))
+    for name, value in parameters.items():
+        repl.display.notice(f"{name:<{width}}  {value}", "")
 
 
-def params(talk: ChatRepl, _: str) -> None:
-    """Show how replies are sampled."""
-    listed = settings.list_parameters(talk.session.sampling)
-    width = max(map(len, listed))
-    for name, value in listed.items():
-        talk.display.say(f"{name:<{width}}  {value}", "")
-
-
-def json(talk: ChatRepl, argument: str) -> None:
-    """Hold replies to a JSON schema."""
-    session = talk.session
+def json(repl: ChatRepl, argument: str) -> None:
+    """Constrain replies to a JSON schema."""
+    session = repl.session
     if not argument:
-        held = session.grammar
-        talk.display.say(
-            "replies are free" if held is None else held.source or "any JSON object", ""
-        )
+        grammar = session.grammar
+        text = "replies are not constrained"
+        repl.display.notice(text if grammar is None else grammar.source or "any JSON object", "")
     elif argument in ("off", *settings.UNSET):
         session.grammar = None
-        talk.display.say("replies are free")
+        repl.display.notice("replies are not constrained")
     else:
         session.grammar = settings.read_grammar(argument)
-        talk.display.say("replies follow the schema; /json off frees them")
+        repl.display.notice("replies follow the schema; /json off removes it")
 
 
-def model(talk: ChatRepl, argument: str) -> None:
-    """Let another model answer."""
+def model(repl: ChatRepl, argument: str) -> None:
+    """Switch to another model."""
     if not argument:
-        talk.display.say(f"{talk.session.info().model_id} answers; /model NAME changes that", "")
-        names = talk.switch.models()
-        if names:
-            talk.display.say(f"known: {', '.join(names)}")
+        repl.display.notice(f"active: {repl.session.info().model_id}; /model NAME switches", "")
+        if names := repl.switcher.models():
+            repl.display.notice(f"available: {', '.join(names)}")
         return
-    before = talk.session.engine
+    before = repl.session.engine
     try:
         with render.show_progress() as progress:
-            talk.switch.to_model(argument, progress)
+            repl.switcher.switch_model(argument, progress)
     finally:
-        # Where the new one could not be had, the old one has come back, loaded anew.
-        if talk.session.engine is not before:
-            talk.introduce()
+        # A failed switch may have loaded the former model again.
+        if repl.session.engine is not before:
+            repl.show_model()
 
 
-def adapter(talk: ChatRepl, argument: str) -> None:
-    """Put an adapter on the model, or take it off."""
-    session = talk.session
+def adapter(repl: ChatRepl, argument: str) -> None:
+    """Switch to an adapter, or to none."""
+    session = repl.session
     if not argument:
-        talk.display.say(f"adapter: {session.adapter or 'none'}", "")
+        repl.display.notice(f"adapter: {session.adapter or 'none'}", "")
         return
+    name = None if argument in ("off", *settings.UNSET) else argument
     with render.show_progress() as progress:
-        talk.switch.to_adapter(None if argument in ("off", *settings.UNSET) else argument, progress)
-    talk.display.say(f"adapter: {session.adapter or talk.switch.adapter or 'none'}")
+        repl.switcher.switch_adapter(name, progress)
+    repl.display.notice(f"adapter: {session.adapter or repl.switcher.adapter or 'none'}")
 
 
-def think(talk: ChatRepl, argument: str) -> None:
-    """Show or fold what the model thinks."""
+def think(repl: ChatRepl, argument: str) -> None:
+    """Show or fold reasoning."""
     if argument not in ("show", "hide"):
         raise ConfigError(f"/think {argument}".rstrip() + ": show or hide")
-    talk.display.think = argument == "show"
-    reply = talk.session.conversation.last_reply
-    if talk.display.think and reply is not None and reply.message.reasoning:
-        talk.display.say(reply.message.reasoning.strip())
+    repl.display.think = argument == "show"
+    reply = repl.session.conversation.last_reply
+    if repl.display.think and reply is not None and reply.message.reasoning:
+        repl.display.notice(reply.message.reasoning.strip())
     else:
-        talk.display.say(f"reasoning is {'shown' if talk.display.think else 'folded'}")
+        repl.display.notice(f"reasoning is {'shown' if repl.display.think else 'folded'}")
 
 
-def stats(talk: ChatRepl, argument: str) -> None:
-    """Show figures after each reply, or those of the last one."""
+def stats(repl: ChatRepl, argument: str) -> None:
+    """Show statistics after each reply, or those of the last one."""
     if argument in ("on", "off"):
-        talk.display.stats = argument == "on"
-        talk.display.say(f"figures after each reply: {argument}")
+        repl.display.stats = argument == "on"
+        repl.display.notice(f"statistics after each reply: {argument}")
         return
     if argument:
         raise ConfigError(f"/stats {argument}: on or off")
-    reply = talk.session.conversation.last_reply
+    reply = repl.session.conversation.last_reply
     if reply is None or reply.figures is None:
-        talk.display.say("no reply yet; /stats on shows figures after each")
+        repl.display.notice("no reply yet; /stats on shows statistics after each")
     else:
-        talk.display.say(format_stats(reply.figures, talk.display.err.width), "")
+        repl.display.notice(format_stats(reply.figures, repl.display.err.width), "")
 
 
-def tokens(talk: ChatRepl, _: str) -> None:
-    """Show what takes the context."""
-    session, conversation = talk.session, talk.session.conversation
-    about = "" if session.counts else "about "
-    used = session.count(conversation.messages()) if conversation.messages() else 0
-    talk.display.say(about + format_context_usage(used, session.info().context_length), "")
-    opening = conversation.messages()[:1]
-    if opening and opening[0].role == "system":
-        talk.display.say(f"system prompt  {about}{session.count(opening[0].content):,}", "")
+def tokens(repl: ChatRepl, _: str) -> None:
+    """Show the tokens of each turn in the context."""
+    session, conversation = repl.session, repl.session.conversation
+    about = "" if session.has_exact_counts else "about "
+    messages = conversation.messages()
+    used = session.count_tokens(messages) if messages else 0
+    repl.display.notice(about + format_context_usage(used, session.info().context_length), "")
+    if messages and messages[0].role == "system":
+        count = session.count_tokens(messages[0].content)
+        repl.display.notice(f"system prompt  {about}{count:,}", "")
     for turn in conversation.turns[conversation.begin :]:
-        count = session.count(turn.message.content)
-        head = f"{turn.message.role:<13}  {about}{count:,}  "
-        talk.display.say_line(head + turn.message.content)
-
-
-def read(talk: ChatRepl, argument: str) -> None:
-    """Attach a file to the next question, or take off again what is attached."""
-    if not argument:
-        raise ConfigError("/read needs a file", hint="/read notes.txt; /read off takes it off")
-    if argument == "off":
-        names = ", ".join(file.name for file in talk.attached)
-        talk.attached.clear()
-        talk.display.say(f"{names} stays here" if names else "nothing was attached")
-        return
-    found = files.read_attachment(argument)
-    count = talk.session.count(found.block())
-    about = "" if talk.session.counts else "about "
-    try:
-        context_window.find_overflow(
-            talk.session, files.with_attachments("", [*talk.attached, found])
+        count = session.count_tokens(turn.message.content)
+        repl.display.notice_line(
+            f"{turn.message.role:<13}  {about}{count:,}  {turn.message.content}"
         )
+
+
+def read(repl: ChatRepl, argument: str) -> None:
+    """Attach a file to the next message, or detach all files."""
+    if not argument:
+        raise ConfigError("/read needs a file", hint="/read notes.txt; /read off detaches it")
+    if argument == "off":
+        names = ", ".join(file.name for file in repl.attachments)
+        repl.attachments.clear()
+        repl.display.notice(f"{names} detached" if names else "no file was attached")
+        return
+    file = files.read_attachment(argument)
+    count = repl.session.count_tokens(file.to_markdown())
+    about = "" if repl.session.has_exact_counts else "about "
+    message = files.with_attachments("", [*repl.attachments, file])
+    try:
+        context_window.find_overflow(repl.session, message)
     except ContextLengthError as error:
-        context = talk.session.info().context_length
-        others = " beside what is attached" if talk.attached else ""
+        context = repl.session.info().context_length
+        others = " with the other attachments" if repl.attachments else ""
         raise ConfigError(
-            f"{argument} has {about}{count:,} tokens, and does not fit{others}: the context holds "
+            f"{argument} has {about}{count:,} tokens and does not fit{others}: the context holds "
             f"{context:,} with the reply",
-            hint="cut the part out that matters" + ("; /read off" if talk.attached else ""),
+            hint="attach the relevant part" + ("; /read off" if repl.attachments else ""),
         ) from error
-    talk.attached.append(found)
-    talk.display.say(f"{found.name} ({about}{count:,} tokens) goes with the next question")
+    repl.attachments.append(file)
+    repl.display.notice(f"{file.name} ({about}{count:,} tokens) is sent with the next message")
 
 
-def save(talk: ChatRepl, argument: str) -> None:
-    """Write the conversation to a file."""
+def save(repl: ChatRepl, argument: str) -> None:
+    """Save the conversation to a file."""
     if not argument:
-        raise ConfigError("/save needs a file", hint="/save talk.json")
-    path = files.save_conversation(talk.session.conversation, argument)
-    talk.display.say(f"{len(talk.session.conversation.turns)} turns are in {path}")
+        raise ConfigError("/save needs a file", hint="/save chat.json")
+    path = files.save_conversation(repl.session.conversation, argument)
+    repl.display.notice(f"{len(repl.session.conversation.turns)} turns saved to {path}")
 
 
-def load(talk: ChatRepl, argument: str) -> None:
-    """Go on with a conversation from a file."""
+def load(repl: ChatRepl, argument: str) -> None:
+    """Continue a conversation from a file."""
     if not argument:
-        raise ConfigError("/load needs a file", hint="/load talk.json")
-    loaded = files.load_conversation(argument)
-    talk.session.begin(loaded)
-    talk.session.change(loaded)
-    show_last_turns(talk)
+        raise ConfigError("/load needs a file", hint="/load chat.json")
+    repl.session.update_conversation(files.load_conversation(argument))
+    show_last_turns(repl)
 
 
-def export(talk: ChatRepl, argument: str) -> None:
+def export(repl: ChatRepl, argument: str) -> None:
     """Add the conversation to a file of training data."""
     if not argument:
         raise ConfigError("/export needs a file", hint="/export good.jsonl")
-    row = files.export_conversation(talk.session.conversation, argument)
-    talk.display.say(f"row {row} of {argument}; `llmctl data check {argument}` looks at it")
+    row = files.export_conversation(repl.session.conversation, argument)
+    repl.display.notice(f"row {row} of {argument}; `llmctl data check {argument}` checks it")
 
 
-def exit_command(_talk: ChatRepl, _: str) -> None:
-    """End."""
+def exit_command(_repl: ChatRepl, _: str) -> None:
+    """Exit the REPL."""
     raise ReplExitError

@@ -1,1 +1,1 @@
-"""How results look in a terminal: tables, progress, charts."""
+"""Views: print the results of commands as tables, progress bars and charts."""

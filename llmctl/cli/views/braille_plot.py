@@ -1,4 +1,4 @@
-"""How does a curve look in a terminal? Dots of braille, two by four to a character."""
+"""Line plot for the terminal in braille characters, with two by four dots per character."""
 
 import math
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ _BRAILLE: Final = 0x2800
 
 
 def draw_curve(xs: Sequence[float], ys: Sequence[float], *, width: int, height: int) -> list[str]:
-    """Return the lines of a plot without axes; points that are not finite leave a gap.
+    """Return the lines of a plot without axes; a value that is not finite leaves a gap.
 
     Args:
-        xs: in rising order.
+        xs: in ascending order.
         width, height: in characters.
     """
     points = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]

@@ -1,4 +1,4 @@
-"""Prints what cleaning found, changed and removed."""
+"""View of `llmctl data clean`: the rules, the report and the explanation of one row."""
 
 import difflib
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
         SizePercentiles,
     )
 
-_KINDS = 6
-_LANGUAGES = 5
+_MAX_KINDS = 6
+_MAX_LANGUAGES = 5
 
 
 def print_clean_rules() -> None:
@@ -31,32 +31,32 @@ def print_clean_rules() -> None:
             if field != "action":
                 value = getattr(rule, field)
                 shown = ",".join(value) if isinstance(value, tuple) else value
-                given = "not set" if shown in (None, "") else shown
-                thresholds.append(f"{hyphenated(field)} ({given}): {info.description}")
-        does = f"off: needs {rule.missing}" if rule.missing else rule.action
-        can = "/".join(action for action in rule.actions if action != "off")
-        about = type(rule).__doc__ or ""
-        rows.append((name, does, can, "; ".join((about, *thresholds))))
-    render.print_table(("RULE", "DOES", "CAN", "WHAT IT LOOKS FOR"), rows)
+                value = "not set" if shown in (None, "") else shown
+                thresholds.append(f"{hyphenated(field)} ({value}): {info.description}")
+        action = f"off: needs {rule.missing}" if rule.missing else rule.action
+        actions = "/".join(action for action in rule.actions if action != "off")
+        description = type(rule).__doc__ or ""
+        rows.append((name, action, actions, "; ".join((description, *thresholds))))
+    render.print_table(("RULE", "ACTION", "ACTIONS", "DESCRIPTION"), rows)
 
 
 def print_clean_report(
     report: "CleanReport", outputs: "CleanOutputs | None", *, as_json: bool
 ) -> None:
-    """Print the table of rules, figures before and after, and where everything lies."""
+    """Print the table of rules, the statistics before and after, and the output files."""
     if as_json:
         render.print_json(report.to_dict())
     else:
         _print_rules(report)
-        _print_figures(report)
+        _print_statistics(report)
         _print_clusters(report)
     kept = f"{report.after.rows:,} of {report.before.rows + report.unreadable:,} rows"
     if outputs is None:
         render.print_note(f"would keep {kept}; nothing was written")
         return
     render.print_note(f"{kept} written to {outputs.rows}")
-    gone = report.removed + report.unreadable
-    render.print_note(f"{gone:,} rows that went: {outputs.rejected}; report: {outputs.report}")
+    removed = report.removed + report.unreadable
+    render.print_note(f"{removed:,} removed rows: {outputs.rejected}; report: {outputs.report}")
 
 
 def _print_rules(report: "CleanReport") -> None:
@@ -80,67 +80,67 @@ def _print_rules(report: "CleanReport") -> None:
             0, ("unreadable", "remove", count, "0", count, _percent(report.unreadable, total), "")
         )
     if rows:
-        columns = ("RULE", "DOES", "HITS", "CHANGED", "REMOVED", "%", "LINES")
+        columns = ("RULE", "ACTION", "HITS", "CHANGED", "REMOVED", "%", "LINES")
         render.print_table(columns, rows, cut=("LINES",))
-    silent = [rule.name for rule in report.rules if not rule.hits]
-    if silent:
-        render.print_line(f"nothing to say: {', '.join(silent)}")
+    unmatched = [rule.name for rule in report.rules if not rule.hits]
+    if unmatched:
+        render.print_line(f"no match: {', '.join(unmatched)}")
     for problem in report.problems:
         render.print_line(f"unreadable: {problem}")
     for rule in report.rules:
         if rule.kinds:
-            render.print_line(f"{rule.name}: {_counts(rule.kinds, _KINDS)}")
+            render.print_line(f"{rule.name}: {_counts(rule.kinds, _MAX_KINDS)}")
 
 
-def _print_figures(report: "CleanReport") -> None:
-    before, after = _figures(report.before), _figures(report.after)
+def _print_statistics(report: "CleanReport") -> None:
+    before, after = _statistics(report.before), _statistics(report.after)
     render.print_heading("before and after")
     rows = [(name, before.get(name, ""), after.get(name, "")) for name in {**before, **after}]
     render.print_table(("", "BEFORE", "AFTER"), rows)
 
 
-def _figures(of: "DatasetStatistics") -> dict[str, str]:
+def _statistics(of: "DatasetStatistics") -> dict[str, str]:
     figures = {
         "rows": f"{of.rows:,}",
         "characters": f"{of.characters:,}",
-        "characters in a row": _spread(of.characters_per_row),
-        "messages in a row": _spread(of.turns_per_row),
-        "languages": _counts(of.languages, _LANGUAGES),
+        "characters per row": _spread(of.characters_per_row),
+        "messages per row": _spread(of.turns_per_row),
+        "languages": _counts(of.languages, _MAX_LANGUAGES),
     }
     if of.tokens_per_row is not None:
         sample = "" if of.token_sample == of.rows else f" (of {of.token_sample:,} rows)"
-        figures["tokens in a row"] = _spread(of.tokens_per_row) + sample
+        figures["tokens per row"] = _spread(of.tokens_per_row) + sample
     return figures
 
 
 def _print_clusters(report: "CleanReport") -> None:
     if not report.clusters:
         return
-    render.print_heading("largest groups of rows that say the same")
+    render.print_heading("largest duplicate groups")
     for cluster in report.clusters:
         others = ", ".join(cluster.others)
         more = (
             f" and {missing:,} more" if (missing := cluster.rows - 1 - len(cluster.others)) else ""
         )
-        render.print_line(f"{cluster.rows:,} rows: {cluster.kept} is kept, like it {others}{more}")
+        render.print_line(f"{cluster.rows:,} rows: {cluster.kept} is kept, not {others}{more}")
 
 
 def print_clean_explanation(explanation: "RowExplanation", *, as_json: bool) -> None:
-    """Print what every rule says of a row, and its texts before and after."""
+    """Print the result of every rule for one row, and its texts before and after."""
     if as_json:
         render.print_json(asdict(explanation))
         return
     render.print_table(
-        ("RULE", "DOES", "SAYS"),
+        ("RULE", "ACTION", "RESULT"),
         [(said.rule, said.action, said.says or "-") for said in explanation.said],
     )
     for before, after in explanation.changes:
         render.print_heading("before (-) and after (+)")
-        # What nobody sees, such as a zero-width character, must be seen here.
+        # Show invisible characters, such as zero-width ones, as escapes.
         old, new = ([*map(_visible, text.split("\n"))] for text in (before, after))
         for line in list(difflib.unified_diff(old, new, lineterm="", n=1))[2:]:
             render.print_line(line)
-    verdict = "changed" if explanation.changes else "kept as it is"
+    verdict = "changed" if explanation.changes else "unchanged"
     if explanation.removed_by is not None:
         verdict = f"removed by {explanation.removed_by}"
     render.print_note(f"the row at {explanation.where}: {verdict}")

@@ -1,4 +1,4 @@
-"""Prints what was found in files of examples."""
+"""View of `llmctl data check`, and of row errors in the other data commands."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from llmctl.data.rows.row_errors import RowError, RowErrorLog
     from llmctl.types import SourceLocation
 
-_MOST = 20
-"""Problems that are printed where nobody asks for all."""
-_MOST_ALIKE = 3
-_MOST_LANGUAGES = 4
+_MAX_ERRORS = 20
+"""Row errors to print without --all."""
+_MAX_SAME_KIND = 3
+_MAX_LANGUAGES = 4
 
 
 def report_to_dict(report: "CheckReport") -> dict[str, Any]:
-    """Return what JSON can say."""
+    """Return the report as JSON values."""
     values = asdict(report)
     values["sound"] = report.sound
     values["problems"] = [
@@ -31,8 +31,8 @@ def report_to_dict(report: "CheckReport") -> dict[str, Any]:
 
 
 def print_check_report(report: "CheckReport", *, everything: bool) -> None:
-    """Print a report as lines of names and values, its problems below."""
-    where = _Places(report.files)
+    """Print the report as names and values, followed by the row errors."""
+    where = _LocationFormatter(report.files)
     bad = report.rows - report.whole_rows
     lines = {
         "files": ", ".join(report.files),
@@ -41,19 +41,19 @@ def print_check_report(report: "CheckReport", *, everything: bool) -> None:
         "not used": "; ".join(
             f"{', '.join(columns)} ({name})" for name, columns in report.unused.items()
         ),
-        "turns": _spread(report.turns, "questions in a conversation"),
+        "turns": _spread(report.turns, "user messages per conversation"),
         "system": _share(report.with_system, report.whole_rows),
         "tools": _share(report.with_tools, report.whole_rows),
         "languages": _languages(report),
         **_tokens(report, where),
-        "duplicates": _repeats(report.duplicates, "say what an earlier one says", where),
-        "conflicts": _repeats(report.contradictions, "answer the same question otherwise", where),
+        "duplicates": _repeats(report.duplicates, "repeat an earlier row", where),
+        "conflicts": _repeats(report.contradictions, "have the prompt of another row", where),
     }
     if report.leaks is not None:
         share = _share(report.leaks.rows, report.eval_rows or 0)
         pairs = "; ".join(where.all(pair, " = ") for pair in report.leaks.largest)
         lines["eval rows"] = f"{report.eval_rows:,}"
-        lines["leaks"] = f"{share} ask what train asks: {pairs}" if share else "none"
+        lines["leaks"] = f"{share} have a prompt of the training data: {pairs}" if share else "none"
     lines["not read"] = ", ".join(report.not_read)
     render.print_fields({name: text for name, text in lines.items() if text})
     for line in _problem_lines(report.problems, report.problem_kinds, everything):
@@ -61,7 +61,7 @@ def print_check_report(report: "CheckReport", *, everything: bool) -> None:
 
 
 def print_row_errors(log: "RowErrorLog", *, everything: bool) -> None:
-    """Tell a person of the problems that came up while something else was done."""
+    """Print row errors of another command to stderr."""
     for line in _problem_lines(log.first, dict(log.kinds), everything):
         render.print_note(line)
 
@@ -69,14 +69,14 @@ def print_row_errors(log: "RowErrorLog", *, everything: bool) -> None:
 def _problem_lines(
     problems: "Sequence[RowError]", kinds: dict[str, int], everything: bool
 ) -> list[str]:
-    """Return the first problems, few of a kind, and how many more there are."""
+    """Return the first errors, a few of each kind, and the number of the others."""
     if everything:
         return [str(problem) for problem in problems]
     lines: list[str] = []
     left, alike = Counter(kinds), Counter[tuple[str, str]]()
     for problem in problems:
         alike[problem.kind, problem.what] += 1
-        if alike[problem.kind, problem.what] <= _MOST_ALIKE and len(lines) < _MOST:
+        if alike[problem.kind, problem.what] <= _MAX_SAME_KIND and len(lines) < _MAX_ERRORS:
             lines.append(str(problem))
             left[problem.kind] -= 1
     if more := +left:
@@ -85,8 +85,8 @@ def _problem_lines(
     return lines
 
 
-class _Places:
-    """Writes where rows are: by line alone where there is only one file."""
+class _LocationFormatter:
+    """Formats the locations of rows: without the file name if there is only one file."""
 
     def __init__(self, files: "Sequence[str]") -> None:
         self._many = len(files) > 1 or Path(files[0]).is_dir()
@@ -98,14 +98,14 @@ class _Places:
         return between.join(map(self, origins))
 
 
-def _tokens(report: "CheckReport", where: _Places) -> dict[str, str]:
+def _tokens(report: "CheckReport", where: _LocationFormatter) -> dict[str, str]:
     tokens = report.tokens
     if tokens is None:
-        return {"tokens": "not counted; --model NAME says by whose tokenizer"}
+        return {"tokens": "not counted; --model NAME selects the tokenizer"}
     share = f"{tokens.learnt / tokens.total:.0%}" if tokens.total else "none"
     lines = {
-        "tokens": f"{_spread(tokens.per_row, 'in a row')}; {tokens.total:,} in all, {share} of "
-        f"them learnt ({tokens.model})"
+        "tokens": f"{_spread(tokens.per_row, 'per row')}; {tokens.total:,} in total, {share} of "
+        f"them trained ({tokens.model})"
     }
     overlong = tokens.overlong
     if overlong is not None:
@@ -114,9 +114,9 @@ def _tokens(report: "CheckReport", where: _Places) -> dict[str, str]:
         if overlong.rows:
             text += f", such as {where.all(overlong.first)}"
         if overlong.lose_end:
-            text += f"; cut there, {_rows(overlong.lose_end)} would lose the end-of-turn token"
+            text += f"; truncated, {_rows(overlong.lose_end)} would lose the end-of-turn token"
         if overlong.lose_all:
-            text += f", and {_rows(overlong.lose_all)} every whole reply"
+            text += f", and {_rows(overlong.lose_all)} every complete reply"
         lines["too long"] = text
     for number, (note, count) in enumerate(tokens.notes, 1):
         lines[f"note {number}"] = f"{note} ({_rows(count)})"
@@ -140,20 +140,20 @@ def _share(count: int, whole: int) -> str:
 def _languages(report: "CheckReport") -> str:
     codes = Counter(report.languages)
     unknown = codes.pop("?", 0)
-    named = codes.most_common(_MOST_LANGUAGES)
+    named = codes.most_common(_MAX_LANGUAGES)
     known = [f"{code} {count:,}" for code, count in named]
     if others := codes.total() - sum(count for _, count in named):
         known.append(f"others {others:,}")
     if unknown:
-        known.append(f"not told {unknown:,}")
+        known.append(f"unknown {unknown:,}")
     chinese = f"; {report.cjk_share:.0%} of the characters are Chinese" if known else ""
     return ", ".join(known) + chinese
 
 
-def _repeats(repeats: "DuplicateGroups", what: str, where: _Places) -> str:
+def _repeats(repeats: "DuplicateGroups", what: str, where: _LocationFormatter) -> str:
     if not repeats.rows:
         return ""
     shown = "; ".join(where.all(cluster, " = ") for cluster in repeats.largest)
     if repeats.clusters > len(repeats.largest):
-        shown += f"; {repeats.clusters:,} groups in all"
+        shown += f"; {repeats.clusters:,} groups in total"
     return f"{_rows(repeats.rows)} {what}: {shown}"

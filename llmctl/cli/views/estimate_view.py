@@ -1,4 +1,4 @@
-"""How is it shown what a model would need, and whether it fits?"""
+"""View of `llmctl serve --estimate`: the memory of a model, and whether it fits."""
 
 from dataclasses import asdict
 
@@ -8,7 +8,11 @@ from llmctl.types import Estimate, MemoryPlan, QuantFit
 
 
 def print_estimate(estimate: Estimate, *, as_json: bool) -> None:
-    """Print what would fit; raise `OutOfMemoryError` after it if the model does not."""
+    """Print the memory plan.
+
+    Raises:
+        OutOfMemoryError: the model does not fit; raised after the plan is printed.
+    """
     if as_json:
         render.print_json(asdict(estimate))
     else:
@@ -35,18 +39,18 @@ def _print_estimate(estimate: Estimate) -> None:
             f"context {plan.context_length:,} tokens, {rows}, "
             f"KV for {plan.kv_budget_tokens:,} tokens of {format_gib(plan.kv_bytes_per_token)}"
         )
-    for other in plan.alternatives:
-        lines[f"--quant {other.quant}"] = (
-            f"weights {format_gib(other.weights_bytes)}, {_reach(other)}"
+    for alternative in plan.alternatives:
+        lines[f"--quant {alternative.quant}"] = (
+            f"weights {format_gib(alternative.weights_bytes)}, {_describe_fit(alternative)}"
         )
     render.print_fields(lines)
     for line in plan.notes:
         render.print_note(f"note: {line}")
 
 
-def _reach(other: QuantFit) -> str:
-    if not other.fits:
+def _describe_fit(alternative: QuantFit) -> str:
+    if not alternative.fits:
         return "does not fit"
-    if other.context_length is None:
+    if alternative.context_length is None:
         return "fits, context unknown"
-    return f"fits, context {other.context_length:,} tokens"
+    return f"fits, context {alternative.context_length:,} tokens"

@@ -1,4 +1,4 @@
-"""How does an exam look while it is sat, and afterwards? A bar with the score so far; tables."""
+"""View of `llmctl eval`: progress with the running score, scores, samples and comparisons."""
 
 import shlex
 import sys
@@ -20,20 +20,20 @@ from llmctl.types import (
 )
 
 _LINE_S = 15.0
-"""Between two lines, where there is no terminal to draw a bar on."""
+"""Interval of progress lines where stderr is not a terminal."""
 
 
 class EvalView:
-    """Shows an exam on stderr. As a context manager, which leaves the terminal as it was."""
+    """Shows the progress of an evaluation on stderr. A context manager that ends its bars."""
 
     def __init__(self, clear: Callable[[], None] = lambda: None) -> None:
-        """`clear` is called before anything is drawn, for whoever draws on the terminal besides."""
+        """`clear` is called before drawing, to end the bars of another view."""
         self._clear = clear
         self._open = ExitStack()
         self._loading: Any = None
         self._bars: Any = None
         self._task: Any = None
-        self._total = self._done = self._before = self._right = self._failed = 0
+        self._total = self._done = self._before = self._correct = self._failed = 0
         self._started = self._last_line = 0.0
         self._folder: Path | None = None
 
@@ -44,7 +44,7 @@ class EvalView:
         self._open.close()
 
     def progress(self, report: Progress) -> None:
-        """Show what goes on before the first question."""
+        """Show the progress before the first sample."""
         if self._started:
             return
         if self._loading is None:
@@ -56,45 +56,43 @@ class EvalView:
         if self._bars is None:
             render.print_note(text)
         else:
-            self._bars.console.print(text, markup=False, highlight=False)
+            render.print_above(self._bars, text)
 
-    def _settle(self) -> None:
-        """Leave the terminal to others, until the next exam."""
+    def _close_bars(self) -> None:
+        """End all bars until the next benchmark starts."""
         self._clear()
         self._open.close()
         self._loading = self._bars = None
         self._started = 0.0
 
     def loaded(self, info: EngineInfo) -> None:
-        self._settle()
+        self._close_bars()
         render.print_engine_summary(info)
 
     def begin(
         self, plans: Sequence[BenchmarkPlan], known: Sequence[SampleResult], folder: Path
     ) -> None:
-        """Show what will be asked and where answers go, and begin the bar."""
-        self._settle()
+        """Show the benchmarks and the results folder, and start the bar."""
+        self._close_bars()
         self._folder = folder
         for plan in plans:
             render.print_note(
-                f"{plan.suite}: {plan.question_count:,} questions in {len(plan.subjects)} "
+                f"{plan.suite}: {plan.question_count:,} samples in {len(plan.subjects)} "
                 f"subjects, mode {plan.mode}, {plan.shots} shots"
             )
         if known:
-            render.print_note(f"{len(known):,} of them were answered before")
-        render.print_note(f"answers go to {folder}")
+            render.print_note(f"{len(known):,} of them are already evaluated")
+        render.print_note(f"results are written to {folder}")
         self._total = sum(plan.question_count for plan in plans)
         self._done = self._before = len(known)
-        self._right, self._failed = sum(result.correct for result in known), 0
+        self._correct, self._failed = sum(result.correct for result in known), 0
         self._started = self._last_line = time.monotonic()
         if not sys.stderr.isatty():
             return
-        from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bars
 
         self._bars = self._open.enter_context(
-            Bars(
+            render.live_bars(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.completed:.0f} / {task.total:.0f}"),
@@ -102,16 +100,14 @@ class EvalView:
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
             )
         )
         self._task = self._bars.add_task("", total=self._total, completed=self._done, score="")
 
     def result(self, result: SampleResult) -> None:
-        """Count an answer."""
+        """Count the result of a sample."""
         self._done += 1
-        self._right += result.correct
+        self._correct += result.correct
         self._failed += bool(result.error)
         if self._bars is not None:
             where = f"{result.suite}/{result.subject}"
@@ -127,26 +123,26 @@ class EvalView:
                 f"about {render.format_duration(left)} left"
             )
         if self._done >= self._total:
-            self._settle()
+            self._close_bars()
 
     def stopped(self) -> None:
-        """Say how to go on with an exam that was broken off."""
-        self._settle()
+        """Print how to resume an interrupted evaluation."""
+        self._close_bars()
         if self._folder is not None:
-            answered, again = self._done - self._failed, shlex.quote(str(self._folder))
+            answered, folder = self._done - self._failed, shlex.quote(str(self._folder))
             render.print_note(
-                f"stopped: {answered:,} of {self._total:,} questions are answered; "
-                f"the same command with --resume --output {again} goes on"
+                f"stopped: {answered:,} of {self._total:,} samples are evaluated; "
+                f"the same command with --resume --output {folder} continues"
             )
 
     def _score(self) -> str:
         answered = self._done - self._failed
-        share = f"{self._right / answered:.1%} right" if answered else ""
+        share = f"{self._correct / answered:.1%} correct" if answered else ""
         return f"{share}, {self._failed} failed" if self._failed else share
 
 
 def print_eval_report(report: EvalReport) -> None:
-    """Print the scores, and on stderr how they were made and what to beware of."""
+    """Print the scores; their settings and warnings go to stderr."""
     from llmctl.evaluation.results.table import COLUMNS, benchmark_rows, describe_config
 
     rows = [row for suite in report.suites for row in benchmark_rows(suite)]
@@ -160,28 +156,28 @@ def print_eval_report(report: EvalReport) -> None:
         render.print_note(f"{suite.suite}: {describe_config(suite)}{saved}")
         for warning in suite.warnings:
             render.print_note(f"warning: {suite.suite}: {warning}")
-    made = ", ".join(f"{name} {value}" for name, value in report.how.items())
-    render.print_note(f"{made}; {render.format_duration(report.seconds)}")
+    settings = ", ".join(f"{name} {value}" for name, value in report.how.items())
+    render.print_note(f"{settings}; {render.format_duration(report.seconds)}")
     render.print_note(f"results in {report.folder}")
 
 
 def print_failed_samples(report: EvalReport) -> None:
-    """Say how many questions have no answer, and what helps."""
-    error, them = f"{report.failed} questions have no answer", "them"
+    """Print how many samples failed, and how to evaluate them."""
+    error, them = f"{report.failed} samples failed", "them"
     if report.too_long:
         error += f"; {report.too_long} of them do not fit the model's context"
         them = "the others"
-    again = f"--resume --output {report.folder} asks {them} again"
-    helps = report.failed > report.too_long
-    render.print_error(error, again if helps else "a model with a longer context can be asked them")
+    retry = f"--resume --output {report.folder} evaluates {them} again"
+    can_retry = report.failed > report.too_long
+    render.print_error(error, retry if can_retry else "use a model with a longer context")
 
 
 def print_eval_comparison(
     found: Sequence[PairedComparison], flipped: Sequence[tuple[str, ...]]
 ) -> None:
-    """Print paired differences, and which questions flipped."""
+    """Print paired differences, and the samples whose correctness changed."""
     render.print_table(
-        ("PART", "QUESTIONS", "FIRST", "SECOND", "DIFFERENCE", "95 %", "GAINED", "LOST", "P"),
+        ("SCOPE", "SAMPLES", "FIRST", "SECOND", "DIFFERENCE", "95 %", "GAINED", "LOST", "P"),
         [
             (
                 one.scope if one.scope == one.suite else f"{one.suite}/{one.scope}",
@@ -199,17 +195,17 @@ def print_eval_comparison(
     )
     if flipped:
         render.print_heading("flipped")
-        render.print_table(("QUESTION", "GOLD", "FIRST", "SECOND", "NOW"), flipped)
+        render.print_table(("SAMPLE", "TARGET", "FIRST", "SECOND", "NOW"), flipped)
 
 
-def print_sample(question: EvalSample | None, result: SampleResult) -> None:
-    """Print a question, what was answered, and how that was judged."""
-    verdict = "failed" if result.error else "right" if result.correct else "wrong"
+def print_sample(sample: EvalSample | None, result: SampleResult) -> None:
+    """Print a sample, the prediction and its verdict."""
+    verdict = "failed" if result.error else "correct" if result.correct else "wrong"
     render.print_heading(f"{result.suite}/{result.subject}/{result.index}: {verdict}")
-    if question is not None:
-        render.print_line(question.prompt)
-        if not question.messages:
-            ends = dict(zip(question.labels, question.continuations, strict=True))
+    if sample is not None:
+        render.print_line(sample.prompt)
+        if not sample.messages:
+            ends = dict(zip(sample.labels, sample.continuations, strict=True))
             for label, end in ends.items():
                 value = result.likelihoods.get(label)
                 render.print_line(
@@ -217,9 +213,9 @@ def print_sample(question: EvalSample | None, result: SampleResult) -> None:
                 )
     if result.reply is not None:
         render.print_line(f"reply: {result.reply}")
-    facts = {"gold": result.gold, "answered": result.prediction or "-"}
+    facts = {"target": result.gold, "prediction": result.prediction or "-"}
     if result.robust is not None:
-        facts["read with care"] = f"{result.robust or '-'} ({result.rule})"
+        facts["flexible extraction"] = f"{result.robust or '-'} ({result.rule})"
     if result.error:
         facts["error"] = result.error
     if result.truncated:

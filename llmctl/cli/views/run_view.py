@@ -1,4 +1,4 @@
-"""How do one run, and several side by side, look to a person, and to a program?"""
+"""View of `llmctl runs`: lists, one run with its lineage, and comparisons, also as JSON values."""
 
 import math
 import shutil
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 _CURVE_WIDTH = 64
 _CURVE_HEIGHT = 8
-_MOST_FILES = 20
+_MAX_FILES = 20
 _METRIC_NAME = 8
-"""Columns of a terminal for a metric's name, beside its value."""
+"""Width of a metric's name beside its value, in columns."""
 _BETTER, _WORSE = "▲", "▼"
 
 
 def print_run_list(found: Sequence[RunRecord], metric: str) -> None:
-    """Print a table; the last column is the metric that the runs were sorted by, or their own."""
+    """Print a table of runs; the last column is `metric`, or the key metric of the run."""
     rows = []
     for run in found:
         name = metric if metric in run.metrics else run.key_metric
@@ -52,7 +52,7 @@ def print_run_list(found: Sequence[RunRecord], metric: str) -> None:
 
 
 def print_run(details: "RunDetails", metrics: Sequence[str] | None) -> None:
-    """Print a run: facts, settings, figures, curves, lineage and files."""
+    """Print a run: properties, parameters, metrics, curves, lineage and files."""
     run = details.run
     render.print_fields({label: text for label, text in _facts(run, details.traces) if text})
     if run.params:
@@ -82,18 +82,18 @@ def print_run(details: "RunDetails", metrics: Sequence[str] | None) -> None:
         _show_tree(details.results)
     if details.files:
         render.print_heading("files")
-        some = details.files[:_MOST_FILES]
+        some = details.files[:_MAX_FILES]
         render.print_table(
             ("FILE", "SIZE"), [(one.path, render.format_bytes(one.bytes)) for one in some]
         )
         if len(some) < len(details.files):
             render.print_note(
-                f"and {len(details.files) - len(some):,} more files; --json names all"
+                f"and {len(details.files) - len(some):,} more files; --json lists all"
             )
 
 
 def run_details_to_dict(details: "RunDetails") -> dict[str, Any]:
-    """Return what JSON can say of a run."""
+    """Return a run as JSON values."""
     from llmctl.services import runs as service
 
     return {
@@ -113,7 +113,7 @@ def run_details_to_dict(details: "RunDetails") -> dict[str, Any]:
 
 
 def print_run_comparison(comparison: "RunComparison") -> None:
-    """Print runs side by side, each under the beginning of its id."""
+    """Print runs side by side, each under its short id."""
     from llmctl.services.runs import SHORT_ID_CHARS
 
     ids = [run.run_id[:SHORT_ID_CHARS] for run in comparison.runs]
@@ -151,13 +151,13 @@ def print_run_comparison(comparison: "RunComparison") -> None:
             ],
         )
     if comparison.equal:
-        render.print_note(f"{len(comparison.equal)} parameters are equal; --json names them")
+        render.print_note(f"{len(comparison.equal)} parameters are equal; --json lists them")
     if marked:
-        render.print_note(f"{_BETTER} best, {_WORSE} worst, as far as a metric's name tells")
+        render.print_note(f"{_BETTER} best, {_WORSE} worst, by the name of the metric")
 
 
 def run_comparison_to_dict(comparison: "RunComparison") -> dict[str, Any]:
-    """Return what JSON can say of runs side by side."""
+    """Return a comparison as JSON values."""
     from llmctl.services import runs as service
 
     return {
@@ -184,9 +184,9 @@ def _facts(run: RunRecord, traces: int) -> Iterator[tuple[str, str]]:
     yield "status", run.status + (", in the trash" if run.deleted else "")
     yield "started", render.format_timestamp(run.started)
     if run.duration_s is not None:
-        yield "took", render.format_duration(run.duration_s)
+        yield "duration", render.format_duration(run.duration_s)
     yield "adapter", run.tags.get(TAG_ADAPTER, "")
-    yield "requests kept", f"{traces:,}" if traces else ""
+    yield "traces", f"{traces:,}" if traces else ""
     yield "error", run.error
     yield "note", run.note
 
@@ -212,8 +212,8 @@ def _show_curve(name: str, points: Sequence[MetricPoint]) -> None:
         return
     high, low = render.format_number(max(numbers)), render.format_number(min(numbers))
     label = max(len(high), len(low))
-    room = shutil.get_terminal_size().columns - label - 2
-    width = max(10, min(_CURVE_WIDTH, room))
+    available = shutil.get_terminal_size().columns - label - 2
+    width = max(10, min(_CURVE_WIDTH, available))
     xs, unit = x_values(points)
     height = 1 if high == low else _CURVE_HEIGHT
     lines = braille_plot.draw_curve(

@@ -1,6 +1,5 @@
-"""Prints a row token by token: in colour on a terminal, with signs elsewhere."""
+"""View of `llmctl data show`: a row token by token, in colour or with brackets."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,38 +15,38 @@ _STYLES = {
     True: ("black on green", "black on bright_green"),
     False: ("default", "white on bright_black"),
 }
-"""Neighbouring tokens differ, so that their borders show."""
+"""Styles by loss mask; adjacent tokens alternate, so that their borders are visible."""
 _PART = "·"
-"""A token that is part of a character which an earlier one shows."""
+"""Stands for a token whose character is shown by an earlier token."""
 
 
 def print_rows(rows: "Sequence[TokenizedRow]") -> None:
-    """Print rows, each with a line that says what it is."""
-    console = _console()
+    """Print rows, each below a line with its location and token counts."""
+    console = render.color_console()
     for row in rows:
         origin = row.example.origin
         for sequence in row.sequences:
             part = f", {sequence.part}" if sequence.part else ""
             render.print_line(
                 f"{origin.file}:{origin.line}{part}: {len(sequence.ids):,} tokens, "
-                f"{sum(sequence.loss_mask):,} learnt ({row.example.format})"
+                f"{sum(sequence.loss_mask):,} trained ({row.example.format})"
             )
             if sequence.note:
                 render.print_line(f"note: {sequence.note}")
             if console is None:
-                _print_signs(sequence)
+                _print_brackets(sequence)
             else:
                 _print_colours(console, sequence)
         if not row.sequences:
-            render.print_line(f"{origin.file}:{origin.line}: nothing of this row is learnt")
+            render.print_line(f"{origin.file}:{origin.line}: no token of this row is trained")
     if console is None:
-        render.print_line("[learnt] context| each token ends at a sign; ↵ is a line end")
+        render.print_line("[trained] context| each token ends at a bracket or bar; ↵ is a line end")
     else:
         _legend(console)
 
 
 def row_to_dict(row: "TokenizedRow") -> dict[str, Any]:
-    """Return what JSON can say."""
+    """Return a row as JSON values."""
     return {
         "file": row.example.origin.file,
         "line": row.example.origin.line,
@@ -59,8 +58,8 @@ def row_to_dict(row: "TokenizedRow") -> dict[str, Any]:
                 "note": sequence.note,
                 "text": sequence.text,
                 "tokens": [
-                    {"id": token, "text": text, "learnt": learnt}
-                    for token, (text, learnt) in zip(sequence.ids, _pieces(sequence), strict=True)
+                    {"id": token, "text": text, "learnt": trained}
+                    for token, (text, trained) in zip(sequence.ids, _pieces(sequence), strict=True)
                 ],
             }
             for sequence in row.sequences
@@ -69,21 +68,26 @@ def row_to_dict(row: "TokenizedRow") -> dict[str, Any]:
 
 
 def _pieces(sequence: "MaskedSequence") -> Iterator[tuple[str, bool]]:
-    """Yield each token's text; what no token stands for goes to the token before it."""
+    """Yield the text of each token, and whether it is trained.
+
+    Text outside of any token belongs to the token before it.
+    """
     shown = 0
     ends = [*(start for start, _ in sequence.offsets[1:]), len(sequence.text)]
-    for (_, end), following, learnt in zip(sequence.offsets, ends, sequence.loss_mask, strict=True):
+    for (_, end), following, trained in zip(
+        sequence.offsets, ends, sequence.loss_mask, strict=True
+    ):
         until = max(shown, end, following)
-        yield sequence.text[shown:until] or _PART, learnt
+        yield sequence.text[shown:until] or _PART, trained
         shown = until
 
 
-def _print_signs(sequence: "MaskedSequence") -> None:
+def _print_brackets(sequence: "MaskedSequence") -> None:
     text = ""
-    for piece, learnt in _pieces(sequence):
+    for piece, trained in _pieces(sequence):
         visible = piece.replace("\n", "↵")
         breaks = "\n" * piece.endswith("\n")
-        text += (f"[{visible}]" if learnt else f"{visible}|") + breaks
+        text += (f"[{visible}]" if trained else f"{visible}|") + breaks
     render.print_line(text.rstrip("\n"))
 
 
@@ -91,31 +95,23 @@ def _print_colours(console: "Console", sequence: "MaskedSequence") -> None:
     from rich.text import Text
 
     text = Text()
-    for number, (piece, learnt) in enumerate(_pieces(sequence)):
-        style = _STYLES[learnt][number % 2]
+    for number, (piece, trained) in enumerate(_pieces(sequence)):
+        style = _STYLES[trained][number % 2]
         body = piece.rstrip("\n")
         text.append(body + "↵" * (len(piece) - len(body)), style)
         text.append("\n" * piece.endswith("\n"))
     text.rstrip()
-    console.print(text, soft_wrap=True)
+    render.print_styled(console, text)
 
 
 def _legend(console: "Console") -> None:
     from rich.text import Text
 
-    text = Text("learnt: ")
-    for learnt, words in ((True, ("tok", "en", "s")), (False, ("tok", "en", "s"))):
+    text = Text("trained: ")
+    for trained, words in ((True, ("tok", "en", "s")), (False, ("tok", "en", "s"))):
         for number, word in enumerate(words):
-            text.append(word, _STYLES[learnt][number % 2])
-        text.append("  context: " if learnt else "  (neighbours differ in shade; ↵ is a line end)")
-    console.print(text, soft_wrap=True)
-
-
-def _console() -> "Console | None":
-    """Return a terminal that has colours, if stdout is one."""
-    if not sys.stdout.isatty():
-        return None
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.color_system and not console.no_color else None
+            text.append(word, _STYLES[trained][number % 2])
+        text.append(
+            "  context: " if trained else "  (adjacent tokens differ in shade; ↵ is a line end)"
+        )
+    render.print_styled(console, text)

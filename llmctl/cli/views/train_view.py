@@ -1,4 +1,4 @@
-"""How does a training look while it runs? A bar with its figures, or a line now and then."""
+"""View of `llmctl finetune`: the plan, progress with metrics, samples and the report."""
 
 import sys
 import time
@@ -20,18 +20,21 @@ from llmctl.types import (
 )
 
 _LINE_S = 10.0
-"""Between two lines, where there is no terminal to draw a bar on."""
+"""Interval of progress lines where stderr is not a terminal."""
 _CURVE = (64, 8)
 """Columns and lines of the loss curve."""
 
 
 class TrainView:
-    """Shows a training on stderr. As a context manager, which leaves the terminal as it was."""
+    """Shows a training run on stderr. A context manager that ends its bars."""
 
     def __init__(self, *, quiet: bool = False, plan_is_result: bool = False) -> None:
-        """`quiet` shows nothing: another process of the same training does."""
+        """Args:
+        quiet: show nothing, in all but the first process of a run.
+        plan_is_result: print the plan to stdout.
+        """
         self._quiet = quiet
-        self._say_plan = render.print_line if plan_is_result else render.print_note
+        self._print_plan = render.print_line if plan_is_result else render.print_note
         self._open = ExitStack()
         self._loading: Any = None
         self._bars: Any = None
@@ -44,7 +47,7 @@ class TrainView:
         self._open.close()
 
     def progress(self, report: Progress) -> None:
-        """Show what goes on before the first step."""
+        """Show the progress before the first step."""
         if self._quiet or self._bars is not None:
             return
         if self._loading is None:
@@ -56,28 +59,28 @@ class TrainView:
             return
         match event:
             case TrainPlan():
-                self.settle()
+                self.close_bars()
                 for text in _plan_lines(event):
-                    self._say_plan(text)
+                    self._print_plan(text)
                 for text in event.notes:
                     render.print_note(f"note: {text}")
             case TrainStep():
                 self._step(event)
             case TrainEval():
-                self._say(_eval_line(event))
+                self._print(_eval_line(event))
             case TrainNote():
-                self._say(f"note: {event.text}")
+                self._print(f"note: {event.text}")
 
-    def settle(self) -> None:
-        """Leave the terminal to others, until the next event."""
+    def close_bars(self) -> None:
+        """End all bars until the next event."""
         self._open.close()
         self._loading = None
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self._bars is not None:
-            self._bars.console.print(text, markup=False, highlight=False)
+            render.print_above(self._bars, text)
             return
-        self.settle()
+        self.close_bars()
         render.print_note(text)
 
     def _step(self, step: TrainStep) -> None:
@@ -87,30 +90,26 @@ class TrainView:
         now = time.monotonic()
         if now - self._last_line >= _LINE_S or step.step in (1, step.steps):
             self._last_line = now
-            self._say(f"step {step.step}/{step.steps}  {_figures(step)}")
+            self._print(f"step {step.step}/{step.steps}  {_format_metrics(step)}")
 
     def _move_bar(self, step: TrainStep) -> None:
         if self._bars is None:
-            self.settle()
-            from rich.console import Console
+            self.close_bars()
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-            from rich.progress import Progress as Bars
 
             self._bars = self._open.enter_context(
-                Bars(
+                render.live_bars(
                     MofNCompleteColumn(),
                     BarColumn(bar_width=20),
-                    TextColumn("{task.fields[figures]}"),
-                    console=Console(stderr=True),
-                    transient=True,
+                    TextColumn("{task.fields[metrics]}"),
                 )
             )
             self._open.callback(setattr, self, "_bars", None)
-            self._task = self._bars.add_task("", total=step.steps, figures="")
-        self._bars.update(self._task, completed=step.step, figures=_figures(step))
+            self._task = self._bars.add_task("", total=step.steps, metrics="")
+        self._bars.update(self._task, completed=step.step, metrics=_format_metrics(step))
 
 
-def _figures(step: TrainStep) -> str:
+def _format_metrics(step: TrainStep) -> str:
     return (
         f"loss {step.loss:.4f}  lr {step.learning_rate:.1e}  grad {step.grad_norm:.2f}  "
         f"{step.tokens_per_s:,.0f} tok/s  {render.format_bytes(step.memory_bytes)}  "
@@ -119,32 +118,32 @@ def _figures(step: TrainStep) -> str:
 
 
 def _eval_line(event: TrainEval) -> str:
-    when = f"step {event.step}" if event.step else "before"
+    when = f"step {event.step}" if event.step else "before training"
     return f"held-out loss {event.loss:.4f}, {when}" + (
         ", the best" * (event.best and event.step > 0)
     )
 
 
 def _plan_lines(plan: TrainPlan) -> Iterator[str]:
-    """Say what a training is about to do, and where each setting comes from."""
+    """Yield the lines of a plan, with the source of each setting."""
     yield (
         f"{plan.model_id}: {plan.parameters / 1e6:,.0f} M parameters, "
-        f"{plan.trainable / 1e6:,.2f} M learn ({plan.trainable / plan.parameters:.1%}), "
+        f"{plan.trainable / 1e6:,.2f} M trainable ({plan.trainable / plan.parameters:.1%}), "
         f"{plan.dtype} on {plan.device}"
     )
     yield (
-        f"{plan.rows:,} rows to learn, {plan.eval_rows:,} held out; "
-        f"{plan.tokens:,} tokens an epoch, {plan.supervised_share:.0%} of them in replies"
+        f"{plan.rows:,} training rows, {plan.eval_rows:,} held out; "
+        f"{plan.tokens:,} tokens per epoch, {plan.supervised_share:.0%} of them trained"
     )
-    times = f" {plan.accumulation} times" if plan.accumulation > 1 else ""
+    accumulation = f", accumulated {plan.accumulation} times" if plan.accumulation > 1 else ""
     yield (
-        f"{plan.steps:,} steps, {plan.steps_per_epoch:,} an epoch; "
-        f"{plan.micro_batch_size} rows at once{times}"
+        f"{plan.steps:,} steps, {plan.steps_per_epoch:,} per epoch; "
+        f"micro-batches of {plan.micro_batch_size} rows{accumulation}"
     )
     if plan.memory:
         parts = ", ".join(f"{n} {render.format_bytes(b)}" for n, b in plan.memory.items() if b)
         yield (
-            f"memory: {render.format_bytes(plan.peak_bytes)} at the peak of "
+            f"memory: {render.format_bytes(plan.peak_bytes)} at the peak, "
             f"{render.format_bytes(plan.free_bytes)} free ({parts})"
         )
     given = [s for s in plan.settings if s.origin != "default"]
@@ -153,11 +152,11 @@ def _plan_lines(plan: TrainPlan) -> Iterator[str]:
     column = min(40, max((len(values[s.name]) for s in given), default=0))
     for one in given:
         yield f"  {one.name:<{width}}  {values[one.name]:<{column}}  {one.origin}"
-    rest = [f"{s.name} {values[s.name]}" for s in plan.settings if _says(s.value, s.origin)]
-    yield f"by default: {', '.join(rest)}"
+    rest = [f"{s.name} {values[s.name]}" for s in plan.settings if _is_listed(s.value, s.origin)]
+    yield f"defaults: {', '.join(rest)}"
 
 
-def _says(value: object, origin: str) -> bool:
+def _is_listed(value: object, origin: str) -> bool:
     return origin == "default" and value not in (None, (), False, "") and value != {}
 
 
@@ -168,13 +167,15 @@ def _value(value: object) -> str:
 
 
 def print_train_report(report: TrainReport) -> None:
-    """Print what came of a training."""
+    """Print the result of a training run."""
     held = dict(report.eval_losses)
     lines = {"output": report.output}
     if report.run_id:
         lines["run"] = report.run_id
     lines["steps"] = f"{report.steps:,}" + (", stopped early" if report.stopped_early else "")
-    lines["took"] = f"{render.format_duration(report.seconds)}, {report.tokens_per_s:,.0f} tokens/s"
+    lines["duration"] = (
+        f"{render.format_duration(report.seconds)}, {report.tokens_per_s:,.0f} tokens/s"
+    )
     if report.losses:
         lines["loss"] = f"{report.losses[0][1]:.4f} -> {report.losses[-1][1]:.4f}"
     if report.best_step is not None:
@@ -189,7 +190,7 @@ def print_train_report(report: TrainReport) -> None:
     render.print_fields(lines)
     for text in report.notes:
         render.print_note(f"note: {text}")
-    render.print_note(f"`llmctl chat --model {report.output}` talks to it")
+    render.print_note(f"`llmctl chat --model {report.output}` starts a chat with it")
 
 
 def _show_samples(before: Sequence[SampleReply], after: Sequence[SampleReply]) -> None:
@@ -197,7 +198,7 @@ def _show_samples(before: Sequence[SampleReply], after: Sequence[SampleReply]) -
         return
     known = {reply.prompt: reply.reply for reply in before}
     render.print_table(
-        ("QUESTION", "BEFORE", "AFTER"),
+        ("PROMPT", "BEFORE", "AFTER"),
         [(now.prompt, known.get(now.prompt, ""), now.reply + "" * now.complete) for now in after],
     )
 

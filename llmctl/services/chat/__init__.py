@@ -1,4 +1,4 @@
-"""The story of `llmctl chat`: find who answers, and begin a conversation or go on with one."""
+"""Service of `llmctl chat`: opens the engine and starts or resumes a conversation."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,13 +26,14 @@ __all__ = [
 def resume_conversation(
     store: ConversationStore, id: str | None, system: str | None
 ) -> Conversation:
-    """Return a stored conversation, the last where none is named, to go on with.
+    """Return a stored conversation to continue.
 
     Args:
-        system: takes the place of the system prompt that it had.
+        id: id or prefix of an id; `None` is the most recent conversation.
+        system: replaces the stored system prompt; `None` keeps it.
 
     Raises:
-        ConfigError: there is no such conversation.
+        ConfigError: no such conversation exists.
     """
     conversation = store.read(id)
     return conversation if system is None else replace(conversation, system=system)
@@ -48,11 +49,12 @@ def open_session(
     warn: Callable[[str], None] = lambda _: None,
     progress: ProgressCallback = ignore_progress,
 ) -> ChatSession:
-    """Load the model, or find the server, and return the session.
+    """Load the model, or connect to the server, and return the session.
 
     Args:
-        endpoint: the server whose model answers, in place of one in this process.
-        store: where the conversation is kept; `None` keeps it nowhere.
+        endpoint: server to use instead of a model in this process.
+        store: where the conversation is saved; `None` does not save it.
+        warn: receives a one-line warning, for example when saving fails.
 
     Raises:
         LlmctlError: as `BaseEngine.load`.

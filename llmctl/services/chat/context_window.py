@@ -1,4 +1,4 @@
-"""Does the conversation still fit the model's context, and what makes room if it does not?"""
+"""Context window of a conversation: overflow check, dropped turns and summaries."""
 
 from dataclasses import dataclass, replace
 
@@ -8,10 +8,10 @@ from llmctl.services.chat.session import ChatSession
 from llmctl.types import GenerationRequest, Message, SamplingParams
 
 MIN_REPLY_TOKENS = 256
-"""Tokens wanted for a reply whose length nobody has bounded."""
+"""Tokens reserved for a reply without a length limit."""
 SUMMARY_TOKENS = 200
 WARNING_SHARE = 0.85
-"""Share of the context from which on a person is told."""
+"""Share of the context above which the user is warned."""
 _INSTRUCTION = (
     "Summarise the conversation above in at most 120 words, for somebody who will continue it: "
     "who wants what, facts, names, numbers, decisions. Write nothing but the summary."
@@ -20,98 +20,102 @@ _INSTRUCTION = (
 
 @dataclass(frozen=True, slots=True)
 class ConversationOverflow:
-    """A question that does not fit with all that was said before."""
+    """A message that does not fit into the context together with the earlier turns."""
 
     prompt_tokens: int
     context_length: int
     begin: int
-    """Index of the first turn that the model could still be given."""
+    """Index of the first turn that would still fit."""
     dropped: int
-    """Turns that it would not see any more."""
+    """Number of turns that have to be dropped."""
 
 
 def find_overflow(session: ChatSession, text: str) -> ConversationOverflow | None:
-    """Say what does not fit if `text` is asked now; `None` if it fits, or nobody knows.
+    """Return what does not fit if `text` is sent now.
+
+    `None` means that it fits, or that the context length is not known.
 
     Raises:
-        ContextLengthError: the question does not fit even alone.
+        ContextLengthError: the message does not fit even without earlier turns.
     """
     context = session.info().context_length
     if not context:
         return None
-    asked = session.conversation.asked(text)
+    extended = session.conversation.with_message(text)
     reply = session.sampling.max_new_tokens
-    room = context - min(MIN_REPLY_TOKENS if reply is None else reply, context // 2)
-    needed = session.count(asked.messages())
-    if needed <= room:
+    limit = context - min(MIN_REPLY_TOKENS if reply is None else reply, context // 2)
+    needed = session.count_tokens(extended.messages())
+    if needed <= limit:
         return None
-    begins = [i for i in range(asked.begin, len(asked.turns)) if asked.turns[i].is_question]
-    fitting = (b for b in begins if session.count(replace(asked, begin=b).messages()) <= room)
-    begin = next(fitting, None)
+    begins = [i for i in range(extended.begin, len(extended.turns)) if extended.turns[i].is_user]
+
+    def count_from(begin: int) -> int:
+        return session.count_tokens(replace(extended, begin=begin).messages())
+
+    begin = next((begin for begin in begins if count_from(begin) <= limit), None)
     if begin is None:
-        alone = session.count(replace(asked, begin=begins[-1]).messages())
         raise ContextLengthError(
-            f"the question is too long: {alone:,} tokens with the system prompt, and the context "
-            f"holds {context:,}, {context - room:,} of them for the reply",
+            f"the message is too long: {count_from(begins[-1]):,} tokens with the system prompt, "
+            f"and the context holds {context:,}, {context - limit:,} of them for the reply",
             hint="shorten it, or attach less",
         )
-    return ConversationOverflow(needed, context, begin, begin - asked.begin)
+    return ConversationOverflow(needed, context, begin, begin - extended.begin)
 
 
 def drop_turns(session: ChatSession, begin: int) -> None:
-    """Let the model see only the turns from `begin` on; all stay in the conversation."""
-    session.change(replace(session.conversation, begin=begin))
+    """Exclude the turns before `begin` from the prompt; they stay in the conversation."""
+    session.update_conversation(replace(session.conversation, begin=begin))
 
 
 def middle_turn(conversation: Conversation) -> int:
-    """Return where the newer half of what the model is given begins, at a question."""
+    """Return the index of the user turn that starts the newer half of the prompt."""
     middle = conversation.begin + (len(conversation.turns) - conversation.begin + 1) // 2
     return min(middle + middle % 2, len(conversation.turns))
 
 
 def summarise_turns(session: ChatSession, begin: int) -> str:
-    """Put a summary, written by the model itself, in place of the turns before `begin`.
+    """Replace the turns before `begin` in the prompt with a summary written by the model.
 
     Raises:
-        LlmctlError: the engine failed, or wrote nothing; the conversation is as it was.
+        LlmctlError: the engine failed or returned an empty text; the conversation is unchanged.
     """
     conversation = session.conversation
     if not conversation.begin < begin:
-        raise LlmctlError("there is nothing yet to summarise")
+        raise LlmctlError("there are no turns to summarise yet")
     summary = conversation.summary
     at = conversation.begin
     while at < begin:
-        end = _reach(session, replace(conversation, begin=at, summary=summary), begin)
-        part = replace(conversation, begin=at, summary=summary, turns=conversation.turns[:end])
-        summary = _written(session, part)
+        end = _chunk_end(session, replace(conversation, begin=at, summary=summary), begin)
+        chunk = replace(conversation, begin=at, summary=summary, turns=conversation.turns[:end])
+        summary = _write_summary(session, chunk)
         at = end
-    session.change(replace(session.conversation, begin=begin, summary=summary))
+    session.update_conversation(replace(session.conversation, begin=begin, summary=summary))
     return summary
 
 
-def _reach(session: ChatSession, conversation: Conversation, begin: int) -> int:
-    """Return how far a summary can go in one piece: what is summarised must fit too."""
+def _chunk_end(session: ChatSession, conversation: Conversation, begin: int) -> int:
+    """Return the end of the longest chunk that fits into the context with its summary."""
     context = session.info().context_length
     end = begin
     while context and end - conversation.begin > 2:
-        part = replace(conversation, turns=conversation.turns[:end])
-        if session.count(_order(part)) + SUMMARY_TOKENS <= context:
+        chunk = replace(conversation, turns=conversation.turns[:end])
+        if session.count_tokens(_summary_prompt(chunk)) + SUMMARY_TOKENS <= context:
             break
         end -= 2
     return end
 
 
-def _order(part: Conversation) -> tuple[Message, ...]:
-    return (*part.messages(), Message("user", _INSTRUCTION))
+def _summary_prompt(chunk: Conversation) -> tuple[Message, ...]:
+    return (*chunk.messages(), Message("user", _INSTRUCTION))
 
 
-def _written(session: ChatSession, part: Conversation) -> str:
+def _write_summary(session: ChatSession, chunk: Conversation) -> str:
     request = GenerationRequest(
-        _order(part),
+        _summary_prompt(chunk),
         sampling=SamplingParams(max_new_tokens=SUMMARY_TOKENS, temperature=0.0),
         adapter=session.adapter,
     )
     text = session.active_engine.generate(request).choices[0].text.strip()
     if not text:
-        raise LlmctlError("the model wrote no summary", hint="/drop leaves the oldest turns out")
+        raise LlmctlError("the model returned an empty summary", hint="/drop drops the turns")
     return text

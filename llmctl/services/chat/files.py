@@ -1,4 +1,4 @@
-"""Which files does a conversation come from, go to, and carry with it?"""
+"""Files of a chat: attachments, saved conversations, and export as training data."""
 
 import difflib
 import json
@@ -20,19 +20,19 @@ from llmctl.services.chat.conversation import (
 
 FORMAT: Final = "llmctl-chat"
 MAX_ATTACHMENT_BYTES: Final = 8 * 2**20
-"""Of a file that is attached: more is in no model's context."""
+"""Largest attachment; more does not fit into any context."""
 _LANGUAGES: Final = {".py": "python", ".js": "javascript", ".ts": "typescript", ".sh": "bash"}
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A file that goes with a question."""
+    """A text file that is sent with a message."""
 
     name: str
     text: str
 
-    def block(self) -> str:
-        """Write it as the model is given it: fenced, under its name."""
+    def to_markdown(self) -> str:
+        """Return the file as a fenced block below its name."""
         fence = "```"
         while fence in self.text:
             fence += "`"
@@ -42,15 +42,16 @@ class Attachment:
 
 
 def with_attachments(text: str, attached: list[Attachment]) -> str:
-    """Return a question with its files before it."""
-    return "\n\n".join([*(file.block() for file in attached), text])
+    """Return a message with its attachments in front."""
+    return "\n\n".join([*(file.to_markdown() for file in attached), text])
 
 
 def read_attachment(name: str) -> Attachment:
-    """Read a file to go with a question.
+    """Read a text file to attach.
 
     Raises:
-        ConfigError: it is not there, no text, empty, or larger than any context.
+        ConfigError: the file is missing, not UTF-8 text, empty, or larger than
+            `MAX_ATTACHMENT_BYTES`.
     """
     path = Path(name).expanduser()
     try:
@@ -59,7 +60,7 @@ def read_attachment(name: str) -> Attachment:
             raise ConfigError(
                 f"{name} has {size / 1e6:,.0f} MB; "
                 f"at most {MAX_ATTACHMENT_BYTES / 1e6:.0f} MB can be read",
-                hint="cut the part out that matters",
+                hint="attach the relevant part",
             )
         raw = path.read_bytes()
     except OSError as error:
@@ -69,48 +70,52 @@ def read_attachment(name: str) -> Attachment:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise ConfigError(f"{name} is no text in UTF-8", hint="convert it to plain text first")
+        raise ConfigError(f"{name} is not UTF-8 text", hint="convert it to plain text first")
     if not text.strip():
         raise ConfigError(f"{name} is empty")
     return Attachment(path.name, text)
 
 
 def save_conversation(conversation: Conversation, name: str) -> Path:
-    """Write a conversation to a JSON file, whole or not at all, that its owner alone can read.
+    """Write a conversation to a JSON file atomically, readable by its owner only.
 
     Raises:
-        ConfigError: it cannot be written, or something else is there already.
+        ConfigError: the file cannot be written, or exists and is not a saved conversation.
     """
     path = Path(name).expanduser()
     if path.exists() and not _is_saved(path):
-        raise ConfigError(f"{name} is there already, and no conversation", hint="take another name")
-    plain: dict[str, Any] = {"format": FORMAT} | conversation_to_dict(conversation)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        raise ConfigError(
+            f"{name} exists and is not a saved conversation", hint="choose another name"
+        )
+    value: dict[str, Any] = {"format": FORMAT} | conversation_to_dict(conversation)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        aside.touch(mode=0o600)
-        aside.write_text(json.dumps(plain, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        temporary.touch(mode=0o600)
+        temporary.write_text(
+            json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+        )
+        os.replace(temporary, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {name}: {error.strerror}") from error
     return path
 
 
 def _is_saved(path: Path) -> bool:
     try:
-        plain = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(plain, dict) and plain.get("format") == FORMAT
+    return isinstance(value, dict) and value.get("format") == FORMAT
 
 
 def load_conversation(name: str) -> Conversation:
-    """Read a conversation that `save` wrote, or the first row of a file of messages.
+    """Read a file of `save_conversation`, or the first row of a file of OpenAI messages.
 
-    It is a new one: what is said from here on does not change the stored one it was saved from.
+    The conversation gets a new id: continuing it does not change the stored one.
 
     Raises:
-        ConfigError: there is no such file, or no conversation in it; the message says why.
+        ConfigError: the file is missing or does not hold a conversation.
     """
     path = Path(name).expanduser()
     try:
@@ -118,28 +123,28 @@ def load_conversation(name: str) -> Conversation:
     except OSError as error:
         raise _unreadable(name, path, error) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{name} is no conversation: it is no text in UTF-8") from error
+        raise ConfigError(f"{name} is not a conversation: it is not UTF-8 text") from error
     lines = text.strip().split("\n")
     try:
-        plain = json.loads(lines[0] if path.suffix == ".jsonl" else text)
-        return replace(conversation_from_dict(plain), id=Conversation().id)
+        value = json.loads(lines[0] if path.suffix == ".jsonl" else text)
+        return replace(conversation_from_dict(value), id=Conversation().id)
     except (ValueError, LlmctlError) as error:
-        raise ConfigError(f"{name} is no conversation: {error}") from error
+        raise ConfigError(f"{name} is not a conversation: {error}") from error
 
 
 def export_conversation(conversation: Conversation, name: str) -> int:
-    """Add a conversation to a file of training data; return the number of its row, from 1.
+    """Add a conversation to a JSONL file of training data; return its row number, from 1.
 
-    The row has OpenAI's `messages`. Replies that did not end by themselves get the weight 0, so
-    that none learns to break off. A conversation that the file has already takes its old place.
+    The row has OpenAI's `messages`. Incomplete replies get the weight 0, which excludes them from
+    the training loss. A conversation that was exported before replaces its earlier row.
 
     Raises:
-        ConfigError: there is no reply yet, or the file is of another kind or holds other rows.
+        ConfigError: there is no reply yet, or the file is not a JSONL file of objects.
     """
     row = to_training_row(conversation)
     path = Path(name).expanduser()
     if path.suffix != ".jsonl":
-        raise ConfigError(f"{name} is no .jsonl file", hint="such as /export good.jsonl")
+        raise ConfigError(f"{name} is not a .jsonl file", hint="such as /export good.jsonl")
     rows = list(_rows(path, name)) if path.exists() else []
     at = next((i for i, old in enumerate(rows) if old.get("id") == conversation.id), len(rows))
     rows[at : at + 1] = [row]
@@ -150,27 +155,27 @@ def export_conversation(conversation: Conversation, name: str) -> int:
 
 
 def to_training_row(conversation: Conversation) -> dict[str, Any]:
-    """Return a conversation as a row of training data. Raises `ConfigError` without a reply."""
+    """Return the conversation as a training row. Raises `ConfigError` without a reply."""
     messages: list[dict[str, Any]] = []
     if conversation.system:
         messages.append({"role": "system", "content": conversation.system})
-    for question, reply in zip(conversation.turns[::2], conversation.turns[1::2], strict=False):
+    for prompt, reply in zip(conversation.turns[::2], conversation.turns[1::2], strict=False):
         if not reply.message.content.strip():
-            continue  # nothing but reasoning came
-        messages.append({"role": "user", "content": question.message.content})
-        said: dict[str, Any] = {"role": "assistant", "content": reply.message.content}
+            continue  # only reasoning
+        messages.append({"role": "user", "content": prompt.message.content})
+        answer: dict[str, Any] = {"role": "assistant", "content": reply.message.content}
         if reply.message.reasoning:
-            said["reasoning_content"] = reply.message.reasoning
+            answer["reasoning_content"] = reply.message.reasoning
         if reply.state != "whole":
-            said["weight"] = 0
-        messages.append(said)
+            answer["weight"] = 0
+        messages.append(answer)
     if all(message["role"] == "system" for message in messages):
-        raise ConfigError("there is no reply yet that could be learnt")
+        raise ConfigError("there is no reply to train on yet")
     return {"messages": messages, "id": conversation.id}
 
 
 def code_blocks(text: str) -> list[str]:
-    """Return what stands between fences in a Markdown text."""
+    """Return the contents of the fenced code blocks of a Markdown text."""
     found = re.findall(r"^(`{3,}|~{3,})[^\n]*\n(.*?)^\1", text, re.DOTALL | re.MULTILINE)
     return [code.rstrip("\n") for _, code in found]
 
@@ -188,7 +193,7 @@ def _rows(path: Path, name: str) -> Iterator[dict[str, Any]]:
         except ValueError:
             row = None
         if not isinstance(row, dict):
-            raise ConfigError(f"{name}:{number} is no row of data", hint="choose another file")
+            raise ConfigError(f"{name}:{number} is not a JSON object", hint="choose another file")
         yield row
 
 

@@ -1,4 +1,4 @@
-"""A reply on its way: what has come of it, how long it took, and how it ended."""
+"""A reply that is being generated: its chunks, timing and final state."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -11,47 +11,47 @@ from llmctl.types import EngineInfo, GenerationChunk, Message, Usage
 
 
 class ChatReply:
-    """Iterate for its pieces; then `turn` is what there is to keep.
+    """A streamed reply. Iterate for its chunks; `turn` is the turn to store afterwards.
 
     Args:
-        stream: the request, which the reply owns.
-        asked_s: when it was asked, by `perf_counter`.
+        stream: the generation, which the reply owns and closes.
+        sent_s: when the message was sent, by `perf_counter`.
     """
 
-    def __init__(self, stream: GenerationStream, info: EngineInfo, asked_s: float) -> None:
+    def __init__(self, stream: GenerationStream, info: EngineInfo, sent_s: float) -> None:
         self._stream = stream
         self._info = info
-        self._asked_s = asked_s
+        self._sent_s = sent_s
         self._first_s: float | None = None
-        self._ended_s = asked_s
+        self._end_s = sent_s
         self._texts: list[str] = []
         self._reasoning: list[str] = []
-        self._pieces_seen = 0
+        self._chunk_count = 0
         self._usage: Usage | None = None
         self.state: TurnState = "stopped"
-        """How it ended; `stopped` until it does."""
+        """Final state; `stopped` until the reply has ended."""
         self._note = ""
-        self._pieces = self._arriving()
+        self._chunks = self._read_chunks()
 
     def __iter__(self) -> Iterator[GenerationChunk]:
-        """Yield pieces as they come. Raises the `LlmctlError` that ends the reply."""
-        return self._pieces
+        """Yield chunks as they arrive. Raises the `LlmctlError` that ends the reply."""
+        return self._chunks
 
-    def _arriving(self) -> Generator[GenerationChunk, None, None]:
+    def _read_chunks(self) -> Generator[GenerationChunk, None, None]:
         try:
             with self._stream:
                 for chunk in self._stream:
-                    yield self._noted(chunk)
+                    yield self._record(chunk)
         except LlmctlError as error:
             self.state, self._note = "failed", str(error)
             raise
         finally:
-            self._ended_s = perf_counter()
+            self._end_s = perf_counter()
 
-    def _noted(self, chunk: GenerationChunk) -> GenerationChunk:
+    def _record(self, chunk: GenerationChunk) -> GenerationChunk:
         if self._first_s is None and (chunk.text or chunk.reasoning):
             self._first_s = perf_counter()
-        self._pieces_seen += bool(chunk.text or chunk.reasoning)
+        self._chunk_count += bool(chunk.text or chunk.reasoning)
         self._texts.append(chunk.text)
         self._reasoning.append(chunk.reasoning)
         self._usage = chunk.usage or self._usage
@@ -60,18 +60,18 @@ class ChatReply:
         return chunk
 
     def stop(self) -> None:
-        """Break it off; what has come stays. Harmless after the end."""
+        """Cancel the generation; received text is kept. May be called again."""
         self._stream.cancel()
-        self._pieces.close()
+        self._chunks.close()
 
     @property
     def tokens(self) -> int:
-        """Tokens that came, as the engine counts them, or else pieces."""
-        return self._pieces_seen if self._usage is None else self._usage.completion_tokens
+        """Completion tokens as reported by the engine, or the number of chunks without a report."""
+        return self._chunk_count if self._usage is None else self._usage.completion_tokens
 
     @property
     def turn(self) -> Turn | None:
-        """What came, or `None` if nothing did."""
+        """The received reply, or `None` if it is empty."""
         text, reasoning = "".join(self._texts), "".join(self._reasoning)
         if not text.strip() and not reasoning.strip():
             return None
@@ -80,21 +80,21 @@ class ChatReply:
             self.state,
             self._note,
             self._info.model_id,
-            figures=self._figures(),
+            figures=self._stats(),
         )
 
-    def _figures(self) -> ReplyStats:
-        end = max(self._ended_s, self._first_s or 0.0)
-        figures = ReplyStats(
-            duration_s=end - self._asked_s,
-            ttft_s=None if self._first_s is None else self._first_s - self._asked_s,
+    def _stats(self) -> ReplyStats:
+        end_s = max(self._end_s, self._first_s or 0.0)
+        stats = ReplyStats(
+            duration_s=end_s - self._sent_s,
+            ttft_s=None if self._first_s is None else self._first_s - self._sent_s,
             completion_tokens=self.tokens,
             context_length=self._info.context_length,
         )
         if self._usage is None:
-            return figures
+            return stats
         return replace(
-            figures,
+            stats,
             prompt_tokens=self._usage.prompt_tokens or None,
             cached_tokens=self._usage.cached_tokens,
         )

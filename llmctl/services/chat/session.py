@@ -1,4 +1,4 @@
-"""One conversation going on: who answers, how, and what is kept of it."""
+"""Chat session: the engine, its sampling parameters and the conversation it continues."""
 
 import time
 from collections.abc import Callable
@@ -12,16 +12,17 @@ from llmctl.services.chat.reply import ChatReply
 from llmctl.services.chat.store import ConversationConflictError, ConversationStore
 from llmctl.types import EngineInfo, GenerationRequest, Grammar, Message, SamplingParams
 
-_TOKENS_PER_LETTER, _TOKENS_PER_SIGN = 0.25, 0.8
-"""Where nobody counts: English has four letters to a token, Chinese about a token a sign."""
+_TOKENS_PER_ASCII, _TOKENS_PER_NON_ASCII = 0.25, 0.8
+"""Estimate without a tokenizer: English has about four letters per token, Chinese about one
+character."""
 
 
 class ChatSession:
-    """The conversation, the engine that answers, which the session owns, and how it is asked.
+    """A conversation with an engine, which the session owns.
 
     Args:
-        store: `None` keeps the conversation in memory alone.
-        warn: told in a line what goes wrong beside the talking.
+        store: where the conversation is saved; `None` keeps it in memory only.
+        warn: receives a one-line warning, for example when saving fails.
     """
 
     def __init__(
@@ -43,42 +44,41 @@ class ChatSession:
 
     @property
     def active_engine(self) -> BaseEngine:
-        """The engine. Raises `EngineStoppedError` after a change of model that lost both."""
+        """The engine. Raises `EngineStoppedError` if a failed model switch left none."""
         if self.engine is None:
             raise EngineStoppedError("no model is loaded", hint="/model NAME loads one")
         return self.engine
 
     def info(self) -> EngineInfo:
-        """Describe the model that answers."""
+        """Describe the active model."""
         return self.active_engine.info()
 
-    def ask(self, text: str) -> ChatReply:
-        """Ask, and return the reply on its way, which `keep` takes when it has ended.
+    def send(self, text: str) -> ChatReply:
+        """Send a message and return the reply, which `store_reply` takes after its end.
 
-        The question is stored first: whatever becomes of the reply, it can be asked again.
+        The message is stored first, so that it can be sent again if the reply fails.
 
         Raises:
-            LlmctlError: the engine does not take it, as `BaseEngine.submit`.
+            LlmctlError: the engine rejects the request, as `BaseEngine.submit`.
         """
-        self._become(self.conversation.asked(text))
+        self.update_conversation(self.conversation.with_message(text))
         return self.regenerate()
 
     def regenerate(self, *, variant: int = 0) -> ChatReply:
-        """Ask the last question once more; a reply that it has stays until `keep`.
+        """Generate a reply to the last message; an existing reply stays until `store_reply`.
 
         Args:
-            variant: another number gives another reply where a seed is set.
+            variant: added to the seed, if one is set.
 
         Raises:
-            ConfigError: nothing was asked yet.
-            LlmctlError: as `ask`.
+            ConfigError: the conversation has no message.
+            LlmctlError: as `send`.
         """
-        if not self.conversation.turns:
-            raise ConfigError("nothing was asked yet")
+        self.last_user_turn()
         sampling = replace(self.sampling, grammar=self.grammar)
         if sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + variant)
-        engine, asked_s = self.active_engine, perf_counter()
+        engine, sent_s = self.active_engine, perf_counter()
         stream = engine.submit(
             GenerationRequest(
                 self.conversation.without_reply().messages(),
@@ -86,75 +86,73 @@ class ChatSession:
                 adapter=self.adapter,
             )
         )
-        return ChatReply(stream, engine.info(), asked_s)
+        return ChatReply(stream, engine.info(), sent_s)
 
-    def keep(self, reply: ChatReply) -> Turn | None:
-        """Store what came of a reply, in place of an older one; nothing came: that one stays."""
+    def store_reply(self, reply: ChatReply) -> Turn | None:
+        """Store a reply in place of an earlier one, and return it.
+
+        An empty reply is not stored: the earlier one stays, and `None` is returned.
+        """
         reply.stop()
         turn = reply.turn
         if turn is not None:
-            self._become(self.conversation.with_reply(turn))
+            self.update_conversation(self.conversation.with_reply(turn))
         return turn
 
     def undo(self) -> Turn:
-        """Take back the last question with its reply, and return it. Raises `ConfigError`."""
-        question = self.last_question()
-        self._become(self.conversation.without_question())
-        return question
+        """Remove the last message and its reply; return the message. Raises `ConfigError`."""
+        message = self.last_user_turn()
+        self.update_conversation(self.conversation.without_last_exchange())
+        return message
 
-    def last_question(self) -> Turn:
-        """Return the last question. Raises `ConfigError` if there is none."""
-        without_reply = self.conversation.without_reply()
-        if not without_reply.turns:
-            raise ConfigError("nothing was asked yet")
-        return without_reply.turns[-1]
+    def last_user_turn(self) -> Turn:
+        """Return the last user message. Raises `ConfigError` if there is none."""
+        if not self.conversation.turns:
+            raise ConfigError("the conversation has no message yet")
+        return self.conversation.without_reply().turns[-1]
 
-    def change(self, conversation: Conversation) -> None:
-        """Go on with a changed conversation, and store it."""
-        self._become(conversation)
-
-    def begin(self, conversation: Conversation | None = None) -> None:
-        """Go on with another conversation, a new one by default; this one is stored already."""
+    def switch_conversation(self, conversation: Conversation | None = None) -> None:
+        """Continue with another, already stored conversation; by default with a new one."""
         self.conversation = conversation or Conversation(system=self.conversation.system)
 
-    def _become(self, conversation: Conversation) -> None:
+    def update_conversation(self, conversation: Conversation) -> None:
+        """Continue with a changed conversation and save it. Failures are passed to `warn`."""
         self.conversation = conversation
         if self.store is None or (not conversation.turns and conversation.version == 0):
             return
         try:
-            self.conversation = self._stored(conversation)
+            self.conversation = self._save(self.store, conversation)
         except LlmctlError as error:
             self._warn(f"not saved: {error}; /save FILE writes the conversation to a file")
 
-    def _stored(self, conversation: Conversation) -> Conversation:
-        assert self.store is not None
+    def _save(self, store: ConversationStore, conversation: Conversation) -> Conversation:
         try:
-            return self.store.save(conversation, time.time())
+            return store.save(conversation, time.time())
         except ConversationConflictError:
             copy = replace(conversation, id=Conversation().id, version=0)
             self._warn(
-                f"conversation {conversation.id} went on in another window; "
-                f"this one is now {copy.id}"
+                f"conversation {conversation.id} was changed in another window; "
+                f"this one is saved as {copy.id}"
             )
-            return self.store.save(copy, time.time())
+            return store.save(copy, time.time())
 
-    def count(self, text: str | tuple[Message, ...]) -> int:
-        """Count tokens, or guess them where the model is on a server, which does not tell."""
+    def count_tokens(self, text: str | tuple[Message, ...]) -> int:
+        """Count tokens, or estimate them if the engine has no tokenizer."""
         engine = self.active_engine
         if isinstance(engine, SupportsTokenize):
             return engine.count_tokens(text)
         if isinstance(text, str):
-            letters = sum(character.isascii() for character in text)
-            signs = len(text) - letters
-            return round(letters * _TOKENS_PER_LETTER + signs * _TOKENS_PER_SIGN)
-        return sum(self.count(message.content) + 4 for message in text)
+            ascii_count = sum(character.isascii() for character in text)
+            others = len(text) - ascii_count
+            return round(ascii_count * _TOKENS_PER_ASCII + others * _TOKENS_PER_NON_ASCII)
+        return sum(self.count_tokens(message.content) + 4 for message in text)
 
     @property
-    def counts(self) -> bool:
-        """Whether tokens are counted, not guessed."""
+    def has_exact_counts(self) -> bool:
+        """Whether `count_tokens` counts rather than estimates."""
         return isinstance(self.active_engine, SupportsTokenize)
 
     def close(self) -> None:
-        """End the engine that answers. Harmless to call again."""
+        """Close the engine. May be called again."""
         if self.engine is not None:
             self.engine.close()

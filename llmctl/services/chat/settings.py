@@ -1,4 +1,4 @@
-"""What can be set in the middle of a conversation, and what does a person's word for it mean?"""
+"""Sampling parameters and JSON schema of a chat, as `/set` and `/json` read and show them."""
 
 import difflib
 import json
@@ -22,111 +22,122 @@ PARAMETERS: Final = {
     "seed": "seed",
     "stop": "stop",
 }
-"""What `/set` calls it -> field of `SamplingParams`."""
-_WHOLE: Final = ("top_k", "max_tokens", "min_tokens", "seed")
+"""Name in `/set` -> field of `SamplingParams`."""
+_INTEGERS: Final = ("top_k", "max_tokens", "min_tokens", "seed")
+_UNSET_LABELS: Final = {"max_tokens": "what the context holds", "seed": "random"}
 UNSET: Final = ("default", "none")
+"""Values that unset a parameter."""
 
 
-def set_parameter(sampling: SamplingParams, name: str, value: str) -> SamplingParams:
-    """Return the parameters with one set, or with `default` given back to the model.
+def parameter_name(name: str) -> str:
+    """Return the name of a parameter as `PARAMETERS` has it, from any accepted spelling.
 
     Raises:
-        ConfigError: no such setting, or no such value; the message has the limits.
+        ConfigError: no such parameter exists.
     """
     name = name.lower().replace("-", "_")
     name = {"max_new_tokens": "max_tokens"}.get(name, name)
     if name not in PARAMETERS:
         near = difflib.get_close_matches(name, PARAMETERS, n=1)
         raise ConfigError(
-            f"there is no setting {name!r}" + (f"; did you mean {near[0]}?" if near else ""),
+            f"there is no parameter {name!r}" + (f"; did you mean {near[0]}?" if near else ""),
             hint=f"one of: {', '.join(PARAMETERS)}",
         )
+    return name
+
+
+def set_parameter(sampling: SamplingParams, name: str, value: str) -> SamplingParams:
+    """Return the parameters with one of them set, or unset by `default`.
+
+    Raises:
+        ConfigError: no such parameter, or the value is invalid; the message has the range.
+    """
+    name = parameter_name(name)
     field = PARAMETERS[name]
-    chosen: dict[str, Any] = {field: None if value.lower() in UNSET else _read(name, value)}
+    change: dict[str, Any] = {field: None if value.lower() in UNSET else _parse(name, value)}
     try:
-        return replace(sampling, **chosen)
+        return replace(sampling, **change)
     except RequestError as error:
         raise ConfigError(str(error).replace(field, name), hint=error.hint) from error
 
 
-def _read(name: str, value: str) -> object:
+def _parse(name: str, value: str) -> object:
     if name == "stop":
-        return _texts(value)
-    whole = name in _WHOLE
+        return _parse_stop(value)
+    kind = int if name in _INTEGERS else float
     try:
-        return int(value) if whole else float(value)
+        return kind(value)
     except ValueError:
+        number = "an integer" if kind is int else "a number"
         raise ConfigError(
-            f"{name} is {value!r}; it must be a {'whole ' if whole else ''}number "
-            f"{describe_range(name)}",
-            hint=f"/set {name} default gives it back to the model",
+            f"{name} is {value!r}; it must be {number} {describe_range(name)}",
+            hint=f"/set {name} default unsets it",
         ) from None
 
 
-def _texts(value: str) -> tuple[str, ...]:
-    """Read one text, or several as a JSON list; in quotes it may have `\\n`."""
-    if value[:1] in '["':
-        try:
-            read = json.loads(value)
-        except ValueError as error:
-            raise ConfigError(
-                f"stop is no JSON: {error}", hint='such as ["END", "\\n\\n"]'
-            ) from error
-        texts = [read] if isinstance(read, str) else read
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ConfigError("stop is a text or a JSON list of texts")
-        return tuple(texts)
-    return (value,)
+def _parse_stop(value: str) -> tuple[str, ...]:
+    """Parse one stop string, or a JSON string or list, which may contain `\\n`."""
+    if not value.startswith(("[", '"')):
+        return (value,)
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise ConfigError(
+            f"stop is not valid JSON: {error}", hint='such as ["END", "\\n\\n"]'
+        ) from error
+    texts = [parsed] if isinstance(parsed, str) else parsed
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError("stop must be a string or a JSON list of strings")
+    return tuple(texts)
 
 
 def describe_range(name: str) -> str:
-    """Say between which bounds a setting may be."""
+    """Return the valid range of a parameter in words; empty if it has none."""
     field = PARAMETERS[name]
     if field not in SAMPLING_RANGES:
         return ""
     low, high = SAMPLING_RANGES[field]
-    return f"from {low:g} on" if high >= 2**31 else f"between {low:g} and {high:g}"
+    return f"of at least {low:g}" if high >= 2**31 else f"between {low:g} and {high:g}"
 
 
 def list_parameters(sampling: SamplingParams) -> dict[str, str]:
-    """Return every setting with its value, and where nobody chose one, what applies then."""
+    """Return every parameter with its value, or with what applies if it is not set."""
     shown = {}
     for name, field in PARAMETERS.items():
         value, default = getattr(sampling, field), getattr(DEFAULT_SAMPLING, field)
         if value is not None:
-            written = json.dumps(value, ensure_ascii=False) if name == "stop" else f"{value:g}"
-            shown[name] = written if name != "seed" else str(value)
-        elif default is None:
-            shown[name] = {"max_tokens": "what the context holds", "seed": "a new one"}.get(
-                name, "none"
+            shown[name] = (
+                json.dumps(value, ensure_ascii=False) if name in ("stop", "seed") else f"{value:g}"
             )
+        elif default is None:
+            shown[name] = _UNSET_LABELS.get(name, "none")
         else:
             shown[name] = f"the model's, else {default:g}"
     return shown
 
 
 def read_grammar(source: str) -> Grammar:
-    """Return what holds replies to a JSON schema: a file's, or one written out; `-` is any JSON.
+    """Return the grammar of a JSON schema, given as a file or as JSON; `-` is any JSON object.
 
     Raises:
-        ConfigError: the file cannot be read, or it is no schema.
+        ConfigError: the file cannot be read, or it is not a JSON schema.
     """
     if source == "-":
         return Grammar("json_object")
-    text, where = source, "the schema"
+    text, name = source, "the schema"
     if not source.lstrip().startswith("{"):
-        where = source
+        name = source
         try:
             text = Path(source).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"cannot read the schema {source}: {getattr(error, 'strerror', None) or error}",
-                hint="name a file with a JSON schema, or write it out: '{\"type\": ...}'",
+                hint="name a file with a JSON schema, or write the schema: '{\"type\": ...}'",
             ) from error
     try:
         schema = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{where} is no JSON: {error}") from error
+        raise ConfigError(f"{name} is not valid JSON: {error}") from error
     if not isinstance(schema, dict):
-        raise ConfigError(f"{where} is no JSON schema: it is no object")
+        raise ConfigError(f"{name} is not a JSON schema: it is not an object")
     return Grammar("json_schema", json.dumps(schema, ensure_ascii=False))

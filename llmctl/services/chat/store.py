@@ -1,7 +1,7 @@
-"""Where conversations are kept: one SQLite file in llmctl's folder, written after every turn.
+"""Store of conversations: one SQLite file in llmctl's home folder, written after every turn.
 
-Each write is one transaction in WAL mode, so a process that dies leaves the file as it was after
-its last whole turn, and readers never wait for a writer.
+Each write is one transaction in WAL mode: after a crash the file holds the last complete turn, and
+readers do not wait for writers.
 """
 
 import json
@@ -22,7 +22,7 @@ from llmctl.services.chat.conversation import (
 )
 
 SCHEMA_VERSION: Final = 1
-_BUSY_S = 10.0
+_BUSY_TIMEOUT_S: Final = 10.0
 _TABLES = """
 CREATE TABLE conversations (
     id TEXT PRIMARY KEY,
@@ -44,7 +44,7 @@ CREATE TABLE turns (
 
 @dataclass(frozen=True, slots=True)
 class ConversationSummary:
-    """A conversation in a list."""
+    """One entry of the list of conversations."""
 
     id: str
     updated: float
@@ -55,38 +55,41 @@ class ConversationSummary:
 
 
 class ConversationConflictError(LlmctlError):
-    """The conversation went on somewhere else since it was read."""
+    """Another process has changed the conversation since it was read."""
 
 
 def conversations_file() -> Path:
-    """Return the file of all conversations. It may not exist yet."""
+    """Return the path of the store. The file may not exist yet."""
     return store_home() / "conversations.db"
 
 
 class ConversationStore:
-    """Keeps conversations. Every method raises `LlmctlError` where the file cannot be used."""
+    """Saves and reads conversations. Every method raises `LlmctlError` if the file is unusable."""
 
     def __init__(self, file: Path | None = None) -> None:
         self.file = conversations_file() if file is None else file
         self._written: dict[str, list[str]] = {}
 
     def save(self, conversation: Conversation, now: float) -> Conversation:
-        """Write what has changed; return the conversation as it is stored.
+        """Write the changed turns; return the conversation with its new version.
+
+        Args:
+            now: Unix time in seconds.
 
         Raises:
-            ForkedError: another process has written to it in between.
+            ConversationConflictError: another process has changed it since it was read.
         """
-        plain = conversation_to_dict(conversation)
-        bodies = [_text(turn) for turn in plain.pop("turns")]
+        head = conversation_to_dict(conversation)
+        bodies = [_dump(turn) for turn in head.pop("turns")]
         before = self._written.get(conversation.id, [])
-        same = next(
+        unchanged = next(
             (i for i, pair in enumerate(zip(before, bodies, strict=False)) if pair[0] != pair[1]),
             min(len(before), len(bodies)),
         )
         with self._open() as database, database:
-            row = (now, conversation.title, conversation.model, len(bodies), _text(plain))
+            row = (now, conversation.title, conversation.model, len(bodies), _dump(head))
             if conversation.version == 0:
-                same = 0
+                unchanged = 0
                 database.execute(
                     "INSERT INTO conversations (id, version, updated, title, model, turns, head) "
                     "VALUES (?, 1, ?, ?, ?, ?, ?)",
@@ -100,24 +103,24 @@ class ConversationStore:
                 )
                 if changed.rowcount == 0:
                     raise ConversationConflictError(
-                        f"conversation {conversation.id} went on somewhere else"
+                        f"conversation {conversation.id} was changed elsewhere"
                     )
             database.execute(
                 "DELETE FROM turns WHERE conversation = ? AND position >= ?",
-                (conversation.id, same),
+                (conversation.id, unchanged),
             )
             database.executemany(
                 "INSERT INTO turns (conversation, position, body) VALUES (?, ?, ?)",
-                [(conversation.id, at, bodies[at]) for at in range(same, len(bodies))],
+                [(conversation.id, at, bodies[at]) for at in range(unchanged, len(bodies))],
             )
         self._written[conversation.id] = bodies
         return replace(conversation, version=conversation.version + 1)
 
     def read(self, id: str | None = None) -> Conversation:
-        """Return a conversation, by its id or how that begins; without one, the last.
+        """Return a conversation by its id or a prefix of it; `None` is the most recent one.
 
         Raises:
-            ConfigError: there is none, or the beginning fits several.
+            ConfigError: there is no such conversation, or the prefix matches several.
         """
         with self._open() as database:
             rows = database.execute(
@@ -127,30 +130,34 @@ class ConversationStore:
             ).fetchall()
             if not rows:
                 raise ConfigError(
-                    "there is no conversation yet" if id is None else f"no conversation is {id!r}",
+                    "there is no conversation yet"
+                    if id is None
+                    else f"there is no conversation {id!r}",
                     hint="" if id is None else "`llmctl chat --list` shows them",
                 )
             if len(rows) > 1 and id is not None:
                 raise ConfigError(
-                    f"several conversations begin with {id!r}", hint="write more of it"
+                    f"several conversation ids start with {id!r}", hint="give a longer prefix"
                 )
-            known, version, head = rows[0]
+            full_id, version, head = rows[0]
             bodies = [
                 body
                 for (body,) in database.execute(
-                    "SELECT body FROM turns WHERE conversation = ? ORDER BY position", (known,)
+                    "SELECT body FROM turns WHERE conversation = ? ORDER BY position", (full_id,)
                 )
             ]
         try:
-            plain = json.loads(head) | {"turns": [json.loads(body) for body in bodies]}
-            conversation = conversation_from_dict(plain)
+            value = json.loads(head) | {"turns": [json.loads(body) for body in bodies]}
+            conversation = conversation_from_dict(value)
         except (ValueError, LlmctlError) as error:
-            raise LlmctlError(f"conversation {known} in {self.file} is damaged: {error}") from error
-        self._written[known] = bodies
+            raise LlmctlError(
+                f"conversation {full_id} in {self.file} is damaged: {error}"
+            ) from error
+        self._written[full_id] = bodies
         return replace(conversation, version=version)
 
     def list(self, limit: int | None = None) -> list[ConversationSummary]:
-        """Return conversations, the last first."""
+        """Return conversations, the most recent first."""
         if not self.file.exists():
             return []
         with self._open() as database:
@@ -163,41 +170,41 @@ class ConversationStore:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """Open the file for one piece of work, so that no lock outlives it."""
+        """Connect for one operation, so that no lock outlives it."""
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             if not self.file.exists():
-                # What people say to a model is nobody else's.
+                # Only the owner may read conversations.
                 os.close(os.open(self.file, os.O_CREAT | os.O_WRONLY, 0o600))
-            with closing(sqlite3.connect(self.file, timeout=_BUSY_S)) as database:
+            with closing(sqlite3.connect(self.file, timeout=_BUSY_TIMEOUT_S)) as database:
                 database.execute("PRAGMA foreign_keys = ON")
-                self._lay_out(database)
+                self._create_tables(database)
                 yield database
         except (sqlite3.Error, OSError) as error:
             raise LlmctlError(
                 f"the conversations in {self.file} cannot be used: {error}",
-                hint="free disk space or mend its rights; or set it aside, and a new one begins",
+                hint="free disk space or correct its permissions, or move the file away",
             ) from error
 
-    def _lay_out(self, database: sqlite3.Connection) -> None:
-        (layout,) = database.execute("PRAGMA user_version").fetchone()
-        if layout == SCHEMA_VERSION:
+    def _create_tables(self, database: sqlite3.Connection) -> None:
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        if version == SCHEMA_VERSION:
             return
-        if layout > SCHEMA_VERSION:
+        if version > SCHEMA_VERSION:
             raise LlmctlError(
                 f"{self.file} was written by a newer llmctl "
-                f"(layout {layout}, known is {SCHEMA_VERSION})",
+                f"(schema {version}; this one reads {SCHEMA_VERSION})",
                 hint="pip install -U llmctl",
             )
         database.execute("PRAGMA journal_mode = WAL")
         with database:
             database.execute("BEGIN IMMEDIATE")
-            # Another process may have been quicker.
+            # Another process may have created them in the meantime.
             if database.execute("PRAGMA user_version").fetchone() == (0,):
                 for statement in _TABLES.split(";"):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def _text(value: object) -> str:
+def _dump(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)

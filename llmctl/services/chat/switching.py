@@ -1,4 +1,4 @@
-"""How does another model or adapter take over in the middle, without losing the one that works?"""
+"""Switch of the model or the adapter during a chat; a failed switch restores the former one."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -14,11 +14,11 @@ from llmctl.types import ApiEndpoint, ModelSpec, ProgressCallback, ignore_progre
 
 
 class ModelSwitcher:
-    """Changes who answers in a session.
+    """Changes the model or the adapter of a session.
 
     Args:
-        spec: how the first model was loaded; another one is loaded alike.
-        endpoint: the server, where the models are others'.
+        spec: how the first model was loaded; later ones are loaded with the same options.
+        endpoint: the server, if the models are remote.
     """
 
     def __init__(
@@ -37,27 +37,27 @@ class ModelSwitcher:
         return self._spec.adapter
 
     def models(self) -> tuple[str, ...]:
-        """Names of models that could answer."""
+        """Return the names of available models."""
         engine = self._session.engine
         if isinstance(engine, SupportsModelList):
             return engine.models
         return tuple(entry.name for entry in CATALOG)
 
-    def to_model(self, name: str, progress: ProgressCallback = ignore_progress) -> None:
-        """Let another model answer, without adapter.
+    def switch_model(self, name: str, progress: ProgressCallback = ignore_progress) -> None:
+        """Switch to another model, without an adapter.
 
         Raises:
-            LlmctlError: it cannot be had; the old one answers as before.
+            LlmctlError: the model cannot be loaded; the former one stays active.
         """
         if self._endpoint is not None:
-            self._to_served(replace(self._endpoint, model=name), progress)
+            self._switch_served_model(replace(self._endpoint, model=name), progress)
             return
         spec = replace(self._spec, model=name, revision=None, adapter=None, chat_template=None)
-        # All that can be known beforehand: files missing or damaged, no network, a wrong name.
+        # Report missing files, a wrong name or no network before the current model is unloaded.
         resolve.resolve_model(name, allow_pickle=spec.allow_pickle, progress=progress)
         self._reload(spec, progress)
 
-    def _to_served(self, endpoint: ApiEndpoint, progress: ProgressCallback) -> None:
+    def _switch_served_model(self, endpoint: ApiEndpoint, progress: ProgressCallback) -> None:
         engine = create_engine(endpoint)
         engine.load(progress)
         old, self._session.engine = self._session.engine, engine
@@ -65,11 +65,13 @@ class ModelSwitcher:
         if old is not None:
             old.close()
 
-    def to_adapter(self, name: str | None, progress: ProgressCallback = ignore_progress) -> None:
-        """Let the model answer with an adapter: a folder's, or a server's by name; `None` is none.
+    def switch_adapter(
+        self, name: str | None, progress: ProgressCallback = ignore_progress
+    ) -> None:
+        """Switch to an adapter, given by folder or by its name on the server; `None` is none.
 
         Raises:
-            LlmctlError: it does not fit or is not there; all stays as it was.
+            LlmctlError: the adapter does not exist or does not fit; nothing has changed.
         """
         session, engine = self._session, self._session.active_engine
         if name is None or name in engine.adapters:
@@ -78,24 +80,25 @@ class ModelSwitcher:
             session.adapter = name
             return
         if self._endpoint is not None:
-            known = ", ".join(engine.adapters) or "none"
-            raise ConfigError(f"the server has no adapter {name!r}", hint=f"it has: {known}")
+            names = ", ".join(engine.adapters) or "none"
+            raise ConfigError(f"the server has no adapter {name!r}", hint=f"available: {names}")
         folder = Path(name).expanduser()
         if not folder.is_dir():
             raise ConfigError(f"there is no folder {name}", hint="name the folder of an adapter")
         if self._spec.adapter is not None:
-            # The first one is in the weights; it has to go before another can come.
+            # An adapter given at start is part of the loaded model: load it anew with the other.
             self._reload(replace(self._spec, adapter=str(folder)), progress)
             return
-        loaded = str(folder.resolve())
-        if loaded not in engine.adapters:
-            require(engine, SupportsAdapters).load_adapter(loaded, loaded)
-        session.adapter = loaded
+        path = str(folder.resolve())
+        if path not in engine.adapters:
+            require(engine, SupportsAdapters).load_adapter(path, path)
+        session.adapter = path
 
     def _reload(self, spec: ModelSpec, progress: ProgressCallback) -> None:
-        """Load another model in place of the one that is there, which comes back if that fails.
+        """Replace the loaded model; load the former one again if that fails.
 
-        The old one goes first: few cards hold two, and memory is planned by what is free.
+        The former model is unloaded first: few GPUs hold two, and memory is planned by what is
+        free.
         """
         session = self._session
         if session.engine is not None:
@@ -104,13 +107,13 @@ class ModelSwitcher:
         engine = create_engine(spec)
         try:
             engine.load(progress)
-        except BaseException as error:  # Ctrl-C too
+        except BaseException as error:  # KeyboardInterrupt too
             engine.close()
             old = create_engine(self._spec)
             with suppress(LlmctlError):
                 old.load(progress)
                 session.engine = old
             if session.engine is None and isinstance(error, LlmctlError):
-                error.hint = f"{error.hint}; the old model is gone too: /model NAME".lstrip("; ")
+                error.hint = f"{error.hint}; no model is loaded now: /model NAME".lstrip("; ")
             raise
         session.engine, session.adapter, self._spec = engine, None, spec

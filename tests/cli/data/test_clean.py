@@ -1,4 +1,4 @@
-"""`llmctl data clean` as a person types it."""
+"""The `llmctl data clean` command."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def test_it_says_what_it_did_and_where_everything_lies(source: Path, tmp_path: Path) -> None:
+def test_clean_writes_rows_rejects_and_report(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "clean.jsonl"
     done = run_in_process("data", "clean", str(source), "-o", str(out), "--redact")
     assert done.returncode == 0, done.stderr
@@ -51,25 +51,27 @@ def test_it_says_what_it_did_and_where_everything_lies(source: Path, tmp_path: P
     ]
 
 
-def test_a_dry_run_and_an_explanation_write_nothing(source: Path, tmp_path: Path) -> None:
+def test_dry_run_and_explain_write_nothing(source: Path, tmp_path: Path) -> None:
     dry = run_in_process("data", "clean", str(source), "--dry-run", "--json", "--strict")
     assert dry.returncode == 1
     report = json.loads(dry.stdout)
     assert report["output"] is None
     assert [rule["removed"] for rule in report["rules"] if rule["name"] == "duplicates"] == [1]
-    told = run_in_process("data", "clean", str(source), "--explain", "1", "--only", "whitespace")
-    assert told.returncode == 0, told.stderr
-    assert "whitespace\tchange\t' \\n' -> ''" in told.stdout
-    assert "refusal\toff\t-" in told.stdout
+    explained = run_in_process(
+        "data", "clean", str(source), "--explain", "1", "--only", "whitespace"
+    )
+    assert explained.returncode == 0, explained.stderr
+    assert "whitespace\tchange\t' \\n' -> ''" in explained.stdout
+    assert "refusal\toff\t-" in explained.stdout
     row = {"instruction": "Who?", "output": "He.", "by": "li.ming@qq.com"}
     source.write_text(json.dumps([row]))
-    told = run_in_process("data", "clean", str(source), "--explain", "1", "--redact")
-    assert "-by: li.ming@qq.com\n+by: <EMAIL>" in told.stdout
-    assert told.stderr.endswith("the row at 1: changed\n")
+    explained = run_in_process("data", "clean", str(source), "--explain", "1", "--redact")
+    assert "-by: li.ming@qq.com\n+by: <EMAIL>" in explained.stdout
+    assert explained.stderr.endswith("the row at 1: changed\n")
     assert [path.name for path in tmp_path.iterdir()] == ["raw.json"]
 
 
-def test_wrong_rules_are_told_before_anything_is_read() -> None:
+def test_invalid_rules_are_reported_before_reading() -> None:
     done = run_in_process("data", "clean", "missing.jsonl", "--dry-run", "--rule", "refusl")
     assert done.returncode == 2
     assert "did you mean refusal?" in done.stderr
@@ -78,7 +80,7 @@ def test_wrong_rules_are_told_before_anything_is_read() -> None:
     assert error_lines(done.stderr)[0] == "error: where to? there is no --output"
 
 
-def test_all_rules_are_listed_with_their_thresholds() -> None:
+def test_list_rules_with_thresholds() -> None:
     done = run_in_process("data", "clean", "--list-rules")
     assert done.returncode == 0
     lines = {line.split("\t")[0]: line for line in done.stdout.splitlines()}
@@ -88,7 +90,7 @@ def test_all_rules_are_listed_with_their_thresholds() -> None:
 
 
 @pytest.mark.real_model
-def test_lengths_are_counted_as_the_model_counts(source: Path) -> None:
+def test_lengths_use_the_tokenizer_of_the_model(source: Path) -> None:
     done = run_in_process(
         "data", "clean", str(source), "--dry-run", "--json", "--only", "length",
         "--set", "min-answer-tokens=100", "--model", "smollm2-135m",
@@ -100,7 +102,7 @@ def test_lengths_are_counted_as_the_model_counts(source: Path) -> None:
     assert report["before"]["tokens_per_row"]["max"] > 20
 
 
-def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_files(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     line = json.dumps({"text": " ".join(f"word{n}" for n in range(300))}) + "\n"
     source.write_text(line * 30_000)

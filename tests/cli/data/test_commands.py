@@ -1,4 +1,4 @@
-"""`llmctl data` as a person types it."""
+"""The `llmctl data` commands."""
 
 import json
 import re
@@ -17,8 +17,8 @@ GOOD = '{"prompt": "Where is the key?", "completion": "Under the mat."}\n'
 BAD = '{"prompt": "Where is the key?", "compeltion": "Under the mat."}\n'
 
 
-class Said:
-    """What a command printed and how it ended."""
+class DataCommand:
+    """Runs a `llmctl data` command in this process; returns exit code, stdout and stderr."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -26,14 +26,14 @@ class Said:
     def __call__(self, *words: str | Path) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
             main(["data", *map(str, words)])
-        said = self._capsys.readouterr()
+        output = self._capsys.readouterr()
         assert isinstance(ended.value.code, int)
-        return ended.value.code, said.out, said.err
+        return ended.value.code, output.out, output.err
 
 
 @pytest.fixture
-def data(capsys: pytest.CaptureFixture[str]) -> Said:
-    return Said(capsys)
+def data(capsys: pytest.CaptureFixture[str]) -> DataCommand:
+    return DataCommand(capsys)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_check_tells_what_is_in_sound_files_and_ends_well(data: Said) -> None:
+def test_check_of_valid_files(data: DataCommand) -> None:
     code, out, _ = data("check", SAMPLES)
     assert code == 0
     found = {line.split("  ")[0]: line for line in out.splitlines()}
@@ -56,7 +56,7 @@ def test_check_tells_what_is_in_sound_files_and_ends_well(data: Said) -> None:
     assert "not counted" in found["tokens"]
 
 
-def test_check_ends_with_1_and_every_problem_where_there_is_one(data: Said, tmp_path: Path) -> None:
+def test_check_exits_1_and_lists_all_row_errors(data: DataCommand, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", GOOD, BAD, GOOD, "{\n")
     code, out, _ = data("check", file)
     assert code == 1
@@ -68,9 +68,7 @@ def test_check_ends_with_1_and_every_problem_where_there_is_one(data: Said, tmp_
     ]
 
 
-def test_check_shows_a_few_of_many_alike_and_all_where_that_is_asked_for(
-    data: Said, tmp_path: Path
-) -> None:
+def test_check_limits_similar_errors_unless_all(data: DataCommand, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", BAD * 50, GOOD, "{\n")
     _, out, _ = data("check", file)
     assert out.count("did you mean") == 3
@@ -80,7 +78,7 @@ def test_check_shows_a_few_of_many_alike_and_all_where_that_is_asked_for(
     assert out.count("did you mean") == 50
 
 
-def test_check_speaks_json(data: Said, tmp_path: Path, tiny_folder: Path) -> None:
+def test_check_as_json(data: DataCommand, tmp_path: Path, tiny_folder: Path) -> None:
     file = write(tmp_path / "a.jsonl", GOOD, BAD, GOOD)
     held = write(tmp_path / "b.jsonl", GOOD)
     code, out, _ = data(
@@ -99,31 +97,29 @@ def test_check_speaks_json(data: Said, tmp_path: Path, tiny_folder: Path) -> Non
     assert report["tokens"]["learnt"] == 2 * (len("Under the mat.") + 1)
 
 
-def test_check_measures_with_the_models_own_context(
-    data: Said, tmp_path: Path, tiny_folder: Path
+def test_check_uses_the_context_of_the_model(
+    data: DataCommand, tmp_path: Path, tiny_folder: Path
 ) -> None:
     long = json.dumps({"prompt": "Sing.", "completion": "la" * 200})
     code, out, _ = data("check", write(tmp_path / "a.jsonl", GOOD, long), "-m", tiny_folder)
     assert code == 0
     (told,) = (line for line in out.splitlines() if line.startswith("too long"))
     assert told.removeprefix("too long").strip() == (
-        "1 row (50.0%) over 256 tokens, such as line 2; cut there, 1 row would lose the "
-        "end-of-turn token, and 1 row every whole reply"
+        "1 row (50.0%) over 256 tokens, such as line 2; truncated, 1 row would lose the "
+        "end-of-turn token, and 1 row every complete reply"
     )
 
 
-def test_show_marks_what_is_learnt_token_by_token(data: Said, tiny_folder: Path) -> None:
+def test_show_marks_trained_tokens(data: DataCommand, tiny_folder: Path) -> None:
     code, out, _ = data("show", SAMPLES / "messages.jsonl", "4", "-m", tiny_folder)
     assert code == 0
     assert "[W][h][o][ ][i][s]" in out
     assert "G|o| |a|w|a|y|.|<|im_end|>|↵|" in out
     assert "[?][<|im_end|>]↵|" in out
-    assert "[learnt] context|" in out
+    assert "[trained] context|" in out
 
 
-def test_show_as_json_has_every_token_once_and_the_whole_text(
-    data: Said, tiny_folder: Path
-) -> None:
+def test_show_as_json_has_all_tokens_and_the_text(data: DataCommand, tiny_folder: Path) -> None:
     _, out, _ = data("show", SAMPLES / "alpaca.json", "--line", "7", "-m", tiny_folder, "--json")
     (row,) = json.loads(out)
     (sequence,) = row["sequences"]
@@ -135,8 +131,8 @@ def test_show_as_json_has_every_token_once_and_the_whole_text(
     assert learnt == len("麻烦您把窗户关上，谢谢。".encode()) + 1
 
 
-def test_show_tells_of_a_row_that_is_wrong_or_not_there(
-    data: Said, tmp_path: Path, tiny_folder: Path
+def test_show_reports_invalid_and_missing_rows(
+    data: DataCommand, tmp_path: Path, tiny_folder: Path
 ) -> None:
     file = write(tmp_path / "a.jsonl", GOOD, BAD)
     code, out, err = data("show", file, "2", "-m", tiny_folder)
@@ -164,7 +160,7 @@ def test_show_uses_colour_on_a_terminal(tiny_folder: Path) -> None:
         timeout=120,
         env={"TERM": "xterm-256color", "PATH": "/usr/bin:/bin"},
     )
-    terminal.expect("learnt: ")
+    terminal.expect("trained: ")
     shown = terminal.before or ""
     terminal.expect(pexpect.EOF)
     learnt = re.findall(r"\x1b\[30;(42|102)m([^\x1b]+)", shown)
@@ -173,7 +169,7 @@ def test_show_uses_colour_on_a_terminal(tiny_folder: Path) -> None:
     assert all(one != next_one for one, next_one in pairwise(shades))
 
 
-def test_convert_writes_and_says_how_much(data: Said, tmp_path: Path) -> None:
+def test_convert_writes_and_reports_counts(data: DataCommand, tmp_path: Path) -> None:
     out_file = tmp_path / "out.jsonl"
     code, out, err = data("convert", SAMPLES / "alpaca.json", "--to", "messages", "-o", out_file)
     assert (code, out) == (0, "")
@@ -182,7 +178,7 @@ def test_convert_writes_and_says_how_much(data: Said, tmp_path: Path) -> None:
     assert len(out_file.read_text().splitlines()) == 3
 
 
-def test_convert_writes_nothing_where_rows_do_not_fit(data: Said, tmp_path: Path) -> None:
+def test_convert_writes_nothing_if_rows_do_not_fit(data: DataCommand, tmp_path: Path) -> None:
     words = ("convert", SAMPLES / "messages.jsonl", "--to", "alpaca", "-o", tmp_path / "out.jsonl")
     code, _, err = data(*words)
     assert code == 1
@@ -194,7 +190,7 @@ def test_convert_writes_nothing_where_rows_do_not_fit(data: Said, tmp_path: Path
     assert "4 rows read, 3 of them left out" in err
 
 
-def test_columns_are_mapped_by_option(data: Said, tmp_path: Path) -> None:
+def test_columns_are_renamed_by_option(data: DataCommand, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", '{"ask": "a", "reply": "b"}\n')
     assert data("check", file)[0] == 1
     code, out, _ = data("check", file, "--column", "prompt=ask", "--column", "completion=reply")
@@ -203,7 +199,7 @@ def test_columns_are_mapped_by_option(data: Said, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("check", "nowhere.jsonl"), "there is no file nowhere.jsonl"),
         (("check", str(SAMPLES), "--column", "output"), "is no pair of names"),
@@ -230,15 +226,15 @@ def test_columns_are_mapped_by_option(data: Said, tmp_path: Path) -> None:
         (("split", str(SAMPLES), "--train", "t.jsonl"), "--eval"),
     ],
 )
-def test_wrong_words_are_explained_and_end_with_2(
-    data: Said, words: tuple[str, ...], said: str
+def test_invalid_arguments_exit_2_with_a_message(
+    data: DataCommand, words: tuple[str, ...], message: str
 ) -> None:
     code, out, err = data(*words)
     assert (code, out) == (2, "")
-    assert said in err
+    assert message in err
 
 
-def test_split_and_merge_are_each_others_opposite(data: Said, tmp_path: Path) -> None:
+def test_merge_undoes_split(data: DataCommand, tmp_path: Path) -> None:
     rows = [json.dumps({"prompt": f"What is {n}?", "completion": str(n)}) for n in range(60)]
     file = write(tmp_path / "all.jsonl", "\n".join(rows))
     train, held, back = (tmp_path / f"{name}.jsonl" for name in ("train", "eval", "back"))
@@ -249,7 +245,7 @@ def test_split_and_merge_are_each_others_opposite(data: Said, tmp_path: Path) ->
     assert data("check", train, "--eval-file", held)[0] == 0
 
 
-def test_merge_writes_a_row_as_often_as_its_source_weighs(data: Said, tmp_path: Path) -> None:
+def test_merge_applies_source_weights(data: DataCommand, tmp_path: Path) -> None:
     a, b = write(tmp_path / "a.jsonl", GOOD), SAMPLES / "text.jsonl"
     code, _, err = data("merge", f"{a}=3", b, "-o", tmp_path / "out.jsonl")
     assert code == 0
@@ -257,7 +253,7 @@ def test_merge_writes_a_row_as_often_as_its_source_weighs(data: Said, tmp_path: 
     assert "5 rows written" in err
 
 
-def test_data_without_a_subcommand_shows_its_help_at_once() -> None:
+def test_data_without_a_subcommand_prints_help() -> None:
     done = run_process("data")
     assert done.returncode == 0
     for name in ("check", "show", "clean", "split", "convert", "merge"):

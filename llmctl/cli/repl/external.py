@@ -1,4 +1,4 @@
-"""What of other programs does a conversation use: an editor, and the clipboard?"""
+"""External programs of a chat: the text editor and the clipboard."""
 
 import base64
 import os
@@ -12,79 +12,79 @@ from typing import Final, TextIO
 
 from llmctl.errors import ConfigError
 
-_TOOLS: Final = (
+_CLIPBOARD_COMMANDS: Final = (
     ("pbcopy",),
     ("wl-copy",),
     ("xclip", "-selection", "clipboard"),
     ("xsel", "--clipboard", "--input"),
     ("clip.exe",),
 )
-_TOOL_S: Final = 5.0
-_OSC52_BYTES: Final = 74_994
-"""Of text: what xterm takes in one sequence, 100,000 bytes, as base64 with its frame."""
+_CLIPBOARD_TIMEOUT_S: Final = 5.0
+_OSC52_MAX_BYTES: Final = 74_994
+"""Longest text whose base64 form fits into one OSC 52 sequence of xterm (100,000 bytes)."""
 
 
 def edit_text(text: str) -> str:
-    """Let a person edit a text in `$VISUAL` or `$EDITOR`, and return it.
+    """Let the user edit a text in `$VISUAL` or `$EDITOR`, and return it without outer blanks.
 
     Raises:
-        ConfigError: there is no such editor, or it ended with an error.
+        ConfigError: the editor cannot be started, or it ended with an error.
     """
     default = "notepad" if sys.platform == "win32" else "vi"
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or default
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "question.md"
+        file = Path(folder) / "message.md"
         file.write_text(text, encoding="utf-8")
         try:
             code = subprocess.run([*shlex.split(editor), str(file)], check=False).returncode
-            left = file.read_text(encoding="utf-8").strip()
+            edited = file.read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"the editor {editor!r} cannot be used: {error}",
-                hint="set EDITOR to one that is here",
+                f"cannot run the editor {editor!r}: {error}",
+                hint="set EDITOR to an installed editor",
             ) from error
     if code:
         raise ConfigError(f"{editor!r} ended with exit code {code}; nothing was changed")
-    return left
+    return edited
 
 
 def copy_to_clipboard(text: str, terminal: TextIO) -> str:
-    """Put a text on the clipboard, by every way there is; say by which.
+    """Copy a text to the clipboard; return the names of the methods that were used.
 
-    OSC 52 reaches the clipboard of whoever looks at the terminal, over SSH too; some terminals
-    do not know it, so a program of this machine is asked as well.
+    OSC 52 reaches the clipboard of the machine that displays the terminal, over SSH too. Not every
+    terminal supports it, so a clipboard program of this machine is used as well.
 
     Raises:
-        ConfigError: there is no way.
+        ConfigError: no method is available.
     """
-    ways = []
-    for command in _TOOLS:
-        if shutil.which(command[0]) and _given(command, text):
-            ways.append(command[0])
+    methods = []
+    for command in _CLIPBOARD_COMMANDS:
+        if shutil.which(command[0]) and _pipe_to(command, text):
+            methods.append(command[0])
             break
     raw = text.encode()
-    if terminal.isatty() and len(raw) <= _OSC52_BYTES:
+    if terminal.isatty() and len(raw) <= _OSC52_MAX_BYTES:
         sequence = f"\x1b]52;c;{base64.b64encode(raw).decode()}\a"
         if os.environ.get("TMUX"):
-            # tmux passes on what is wrapped, with its escapes doubled.
+            # tmux passes on a wrapped sequence, with its escape characters doubled.
             doubled = sequence.replace("\x1b", "\x1b\x1b")
             terminal.write(f"\x1bPtmux;{doubled}\x1b\\")
         terminal.write(sequence)
         terminal.flush()
-        ways.append("the terminal (OSC 52)")
-    if not ways:
-        raise ConfigError("there is no clipboard here", hint="/save FILE writes to a file")
-    return " and ".join(ways)
+        methods.append("the terminal (OSC 52)")
+    if not methods:
+        raise ConfigError("no clipboard is available", hint="/save FILE writes to a file")
+    return " and ".join(methods)
 
 
-def _given(command: tuple[str, ...], text: str) -> bool:
+def _pipe_to(command: tuple[str, ...], text: str) -> bool:
     try:
         done = subprocess.run(
             command,
             input=text.encode(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            timeout=_TOOL_S,
+            timeout=_CLIPBOARD_TIMEOUT_S,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
