@@ -1,15 +1,21 @@
-"""The one error tree. Services raise it; the command line and the server each show it their way.
+"""The exception hierarchy of llmctl, shown by the command line and returned by the server.
 
-Every class says how it ends a command (`exit_code`) and how it answers a request (`http_status`,
-`code`, `error_type`: the OpenAI error envelope). A message names the value, the limit and what is
-wrong; the hint names the way out.
+Each class has the exit code of a command (`exit_code`) and the HTTP response of a request
+(`http_status`, and `code` and `error_type` of OpenAI's error object). A message names the value,
+the limit and what is wrong; the hint names a solution.
 """
 
 from typing import ClassVar
 
 
 class LlmctlError(Exception):
-    """An expected failure, shown to a person without a traceback."""
+    """An expected error, shown to the user without a traceback.
+
+    Args:
+        message: what is wrong.
+        hint: what to do about it.
+        param: the field of the API request at fault.
+    """
 
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
@@ -23,7 +29,7 @@ class LlmctlError(Exception):
 
 
 class ConfigError(LlmctlError):
-    """What a person wrote in an option, a variable or a file cannot be used."""
+    """An invalid value in an option, a variable or a file."""
 
     exit_code = 2
     http_status = 400
@@ -60,21 +66,21 @@ class ModelNotFoundError(LlmctlError):
 
 
 class ModelLoadError(LlmctlError):
-    """The model was found but its files cannot be used."""
+    """The files of the model cannot be used."""
 
 
 class UnsafeModelError(ModelLoadError):
-    """The model's files could run code of their own: pickle weights or remote code."""
+    """The files of the model could run code: pickle weights or remote code."""
 
 
 class OutOfMemoryError(LlmctlError):
-    """The model or a request needs more memory than there is."""
+    """The model or a request needs more memory than is available."""
 
     http_status = 503
 
 
 class RequestError(LlmctlError):
-    """A request that is wrong in itself and will be wrong again."""
+    """An invalid request; sending it again does not help."""
 
     exit_code = 2
     http_status = 400
@@ -83,17 +89,17 @@ class RequestError(LlmctlError):
 
 
 class ContextLengthError(RequestError):
-    """The prompt does not fit the model's context."""
+    """The prompt is longer than the context of the model."""
 
     code = "context_length_exceeded"
 
 
 class TemplateError(RequestError):
-    """The chat template is missing or refuses this conversation."""
+    """The chat template is missing or raises an error for this conversation."""
 
 
 class UnsupportedError(RequestError):
-    """This engine or server does not know the feature that was asked for."""
+    """The engine or server does not support the requested feature."""
 
     code = "unsupported_parameter"
 
@@ -106,14 +112,14 @@ class AuthenticationError(RequestError):
 
 
 class RequestTimeoutError(LlmctlError):
-    """The reply took longer than the server allows."""
+    """The reply took longer than the time limit of the server."""
 
     http_status = 504
     code = "timeout"
 
 
 class EngineBusyError(LlmctlError):
-    """More requests wait than the engine admits; try again."""
+    """The queue of the engine is full; the request can be sent again."""
 
     http_status = 429
     error_type = "rate_limit_error"
@@ -121,10 +127,10 @@ class EngineBusyError(LlmctlError):
 
 
 class EngineStoppedError(LlmctlError):
-    """The engine is closing or closed and takes no request."""
+    """The engine is closed or closing and accepts no request."""
 
     http_status = 503
 
 
 class EngineFailedError(LlmctlError):
-    """Something of ours broke while a request ran; the cause is chained."""
+    """An internal error while a request ran; the cause is chained."""

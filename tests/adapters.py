@@ -1,4 +1,4 @@
-"""Random adapters, strong enough to change every text, as they lie on a disk."""
+"""Saved random adapters, strong enough to change every text."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ DATA = DatasetRef("manners.jsonl", "/somewhere/manners.jsonl", "ab" * 32, 200, "
 def save_adapter(
     folder: Path, base: Path, seed: int = 1, strength: float = 0.5, **config: Any
 ) -> Path:
-    """Write an adapter as PEFT does, and nothing beside it."""
+    """Save an adapter in PEFT's format, without other files."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     options: dict[str, Any] = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}
     adapted = get_peft_model(model, LoraConfig(**(options | config)))
@@ -36,7 +36,7 @@ def save_adapter(
 def save_trained_adapter(
     folder: Path, base: Path, model_id: str | None = None, **options: Any
 ) -> Path:
-    """Write an adapter with all that `llmctl finetune` lays beside it."""
+    """Save an adapter with the tokenizer and metadata that `llmctl finetune` saves with it."""
     save_adapter(folder, base, **options)
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.save_pretrained(folder)

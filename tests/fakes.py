@@ -1,4 +1,4 @@
-"""Working stand-ins for parts that are slow to build: they behave, and record what they saw."""
+"""Fakes of slow components, which behave like them and record their calls."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -33,14 +33,17 @@ TOOL_CALL_CHUNKS = (
     ToolCall("add", ": 1}", "call_1"),
     TOOL_CALLS[1],
 )
-"""The same while they are written."""
+"""The same calls as streamed parts."""
 
 
 class FakeEngine(BaseEngine, SupportsTokenize, SupportsScore):
-    """Says the given pieces to every request, one thread per request.
+    """Answers every request with the given pieces, one thread per request.
 
-    `reject` is raised by `submit`; `fail` ends the stream after the pieces; `hold`, while set and
-    not yet released, keeps every reply open after its first piece (until cancelled).
+    Args:
+        pieces: texts or deltas of the reply.
+        reject: raised by `submit`.
+        fail: ends the stream after the pieces.
+        hold: while not set, keeps every reply open after its first piece, until cancelled.
     """
 
     def __init__(
@@ -154,21 +157,21 @@ class FakeEngine(BaseEngine, SupportsTokenize, SupportsScore):
 
 
 class RecordingTracker:
-    """Remembers in plain lists and mappings what it was told."""
+    """Records all calls in lists and mappings."""
 
     run_id: str | None = "0" * 32
 
     def __init__(self) -> None:
         self.params: dict[str, object] = {}
         self.points: list[tuple[str, float, int]] = []
-        """Name, value and step, in the order they came."""
+        """Name, value and step, in order."""
         self.model_metrics: dict[str, dict[str, float]] = {}
         self.tags: dict[str, str] = {}
         self.texts: dict[str, str] = {}
         self.artifacts: list[tuple[Path, str]] = []
         self.datasets: list[tuple[DatasetRef, DatasetContext]] = []
         self.models: dict[str, Path] = {}
-        """Folders of what was made, by the id it got."""
+        """Folders of logged models, by id."""
         self.used: list[str] = []
         self.traces: list[RequestTrace] = []
         self.status: RunStatus = "running"

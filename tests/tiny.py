@@ -1,4 +1,4 @@
-"""A tiny random model and a byte-level tokenizer, built in code within a second."""
+"""A tiny random model and a byte-level tokenizer."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ SHAPE: dict[str, Any] = {
 
 
 def byte_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    """One token per byte, ids 0 to 255 in GPT-2's order; then the control tokens."""
+    """Return a tokenizer with a token per byte, in GPT-2's order, and control tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -54,7 +54,7 @@ def save_tiny_model(
     generation: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> Path:
-    """Write a random model with its tokenizer to `folder`, as any model lies on a disk."""
+    """Save a random model with its tokenizer to `folder`."""
     tokenizer = byte_tokenizer(chat_template)
     shape = SHAPE | {"vocab_size": len(tokenizer), "eos_token_id": 257, "pad_token_id": 257}
     config = AutoConfig.for_model(model_type, **(shape | overrides))

@@ -1,1 +1,1 @@
-"""How fast do a server or the engine in this process answer? Measures, sums up, draws."""
+"""Benchmark of the latency and throughput of a server or of an engine in this process."""

@@ -1,4 +1,4 @@
-"""What is measured, and how? The settings of one benchmark run. Standard library only."""
+"""Settings and sides of a benchmark run."""
 
 from dataclasses import dataclass
 
@@ -9,26 +9,26 @@ from llmctl.types import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class BenchConfig:
-    """What every side is asked, alike."""
+    """Settings of a run, the same for every side."""
 
     prompts: tuple[PromptSet, ...] = ("short",)
     concurrency: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Streams at a time, one level after the other."""
+    """Concurrent streams, one level after the other."""
     requests: int = 2
     """Conversations per stream and level."""
     warmup: int = 1
-    """Conversations per side and prompt set that are not measured."""
+    """Conversations per side and prompt set before the measurement."""
     rounds: int = 1
     max_tokens: int = 64
     temperature: float = 0.0
     ignore_eos: bool = True
-    """Every reply has `reply_limit` tokens."""
+    """Every reply has `max_tokens` tokens."""
     seed: int = 0
-    """Of the prompts; another one makes them new to every prefix cache."""
+    """Seed of the prompts; a new one gives prompts that no prefix cache holds."""
 
     def __post_init__(self) -> None:
         if not self.concurrency or min(self.concurrency) < 1:
-            raise ConfigError("concurrency levels are whole numbers from 1 on, such as 1,2,4")
+            raise ConfigError("concurrency levels must be at least 1, such as 1,2,4")
         for name in ("requests", "rounds", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -41,15 +41,15 @@ class BenchServer:
     base_url: str
     label: str
     model: str | None = None
-    """The server's name of it; `None` is the first one it lists."""
+    """Its name on the server; `None` is the first model that the server lists."""
     api_key: str | None = None
     pid: int | None = None
-    """Its process, whose memory is watched."""
+    """Process id of the server, to measure its memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class BenchEngine:
-    """The engine in this process, without any HTTP, to measure."""
+    """An engine in this process to measure, without HTTP."""
 
     spec: ModelSpec
     label: str

@@ -1,4 +1,4 @@
-"""What machine was measured on, and how much memory does a process hold?"""
+"""Description of the host, and peak memory of a process."""
 
 import os
 import platform
@@ -17,23 +17,23 @@ _THREAD_VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "ATEN_", "TOR
 
 @dataclass(frozen=True, slots=True)
 class HostInfo:
-    """What a reader must know before comparing figures."""
+    """Properties of the host that the measurements depend on."""
 
     cpu: str
     cores: int
-    """Logical ones this process may use."""
+    """Logical cores that this process may use."""
     memory_bytes: int
     gpus: tuple[str, ...]
     system: str
     python: str
     load_average: float | None
-    """Of the minute before; above 0 something else was running."""
+    """Of the last minute; above 0 other programs were running."""
     variables: dict[str, str]
-    """Those that set how many threads torch and its libraries use, as far as they are set."""
+    """Environment variables that set the threads of torch and its libraries."""
 
 
 def describe_host() -> HostInfo:
-    """Describe the machine, without torch."""
+    """Return the properties of this host, without importing torch."""
     return HostInfo(
         cpu=_cpu(),
         cores=len(psutil.Process().cpu_affinity())
@@ -67,19 +67,19 @@ def _gpus() -> tuple[str, ...]:
         return ()
     query = [command, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return ()
-    return tuple(done.stdout.strip().splitlines())
+    return tuple(result.stdout.strip().splitlines())
 
 
 class MemorySampler:
-    """The most resident memory seen in a process and its children together.
+    """Peak resident memory of a process and its children.
 
-    Pages that they share count once for each.
+    Shared pages count once per process.
 
     Raises:
-        ConfigError: there is no such process.
+        ConfigError: the process does not exist.
     """
 
     def __init__(self, pid: int) -> None:
@@ -87,20 +87,20 @@ class MemorySampler:
             self._process = psutil.Process(pid)
         except psutil.Error as error:
             raise ConfigError(f"process {pid} is not running", hint="correct --pid") from error
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
-        """Forget what was seen so far."""
+    def reset(self) -> None:
+        """Start a new measurement."""
         self.peak_bytes = 0
-        self._all = [self._process]
+        self._processes = [self._process]
         with suppress(psutil.Error):
-            self._all += self._process.children(recursive=True)
+            self._processes += self._process.children(recursive=True)
         self.sample()
 
     def sample(self) -> None:
-        """Look once."""
+        """Read the memory once and update the peak."""
         resident = 0
-        for process in self._all:
+        for process in self._processes:
             with suppress(psutil.Error):  # it has ended
                 resident += process.memory_info().rss
         self.peak_bytes = max(self.peak_bytes, resident)

@@ -1,4 +1,4 @@
-"""How does a target do with N streams at once? Holds the conversations and keeps what came."""
+"""Load generation: the conversations of one concurrency level over concurrent streams."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,10 +18,10 @@ MEMORY_INTERVAL_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class LevelRun:
-    """What came of the conversations of one level."""
+    """The raw result of one concurrency level."""
 
     conversations: tuple[tuple[TimedReply, ...], ...]
-    """The replies of each, turn by turn; fewer than turns where an error ended it."""
+    """The replies of each, turn by turn; an error ends a conversation early."""
     errors: tuple[LlmctlError, ...]
     wall_s: float
     peak_rss_bytes: int | None
@@ -31,65 +31,70 @@ async def run_level(
     target: BenchTarget,
     batch: PromptBatch,
     streams: int,
-    plan: BenchConfig,
+    config: BenchConfig,
     *,
     memory: MemorySampler | None = None,
     on_done: Callable[[], None] = lambda: None,
 ) -> LevelRun:
-    """Hold all conversations, `streams` at a time: whoever is free takes the next.
+    """Run all conversations, `streams` at a time: a free stream takes the next one.
 
     Args:
+        target: the server or engine to measure.
+        batch: the conversations.
+        streams: number of concurrent streams.
+        config: of the replies.
+        memory: records the peak memory of the target's process.
         on_done: called after each conversation.
     """
-    if batch.opening is not None:
-        # If this fails, so will the others, which are counted.
+    if batch.priming is not None:
+        # An error here also occurs in the measured conversations, where it is counted.
         with suppress(LlmctlError):
-            await _converse(target, batch.opening, plan, [])
-    waiting = iter(batch.conversations)
-    held: list[list[TimedReply]] = []
+            await _converse(target, batch.priming, config, [])
+    remaining = iter(batch.conversations)
+    conversations: list[list[TimedReply]] = []
     errors: list[LlmctlError] = []
 
     async def stream() -> None:
-        for turns in waiting:
+        for turns in remaining:
             replies: list[TimedReply] = []
-            held.append(replies)
+            conversations.append(replies)
             try:
-                await _converse(target, turns, plan, replies)
+                await _converse(target, turns, config, replies)
             except LlmctlError as error:
                 errors.append(error)
             on_done()
 
-    watching = None
+    sampling = None
     if memory is not None:
-        memory.begin()
-        watching = asyncio.create_task(_watch(memory))
-    begun = perf_counter()
+        memory.reset()
+        sampling = asyncio.create_task(_sample_memory(memory))
+    start = perf_counter()
     try:
         await asyncio.gather(*(stream() for _ in range(streams)))
     finally:
-        if watching is not None:
-            watching.cancel()
+        if sampling is not None:
+            sampling.cancel()
     return LevelRun(
-        tuple(tuple(replies) for replies in held),
+        tuple(tuple(replies) for replies in conversations),
         tuple(errors),
-        perf_counter() - begun,
+        perf_counter() - start,
         None if memory is None else memory.peak_bytes,
     )
 
 
 async def _converse(
-    target: BenchTarget, turns: tuple[str, ...], plan: BenchConfig, replies: list[TimedReply]
+    target: BenchTarget, turns: tuple[str, ...], config: BenchConfig, replies: list[TimedReply]
 ) -> None:
-    """Hold one conversation as a chat client does: every turn sends all that was said before."""
+    """Run one conversation as a chat client does: every turn sends the whole history."""
     messages: list[Message] = []
     for text in turns:
         messages.append(Message("user", text))
-        reply = await target.reply(messages, plan)
+        reply = await target.reply(messages, config)
         replies.append(reply)
         messages.append(Message("assistant", reply.text))
 
 
-async def _watch(memory: MemorySampler) -> None:
+async def _sample_memory(memory: MemorySampler) -> None:
     while True:
         memory.sample()
         await asyncio.sleep(MEMORY_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""How does a report look as a picture? Rates and latencies over concurrency, as a PNG."""
+"""Plot of a report: throughput and latency over concurrency, as a PNG."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 class _Panel:
     title: str
     unit: str
-    figure: str
+    metric: str
     scale: float = 1.0
-    worse: str | None = None
-    """The figure of the shaded area's upper edge."""
+    upper: str | None = None
+    """The metric at the upper edge of the shaded area."""
 
 
 _LATENCY = "ms, p50 shaded up to p95"
@@ -27,12 +27,12 @@ _PANELS = (
     _Panel("Time to first token", _LATENCY, "ttft_p50_s", 1000, "ttft_p95_s"),
     _Panel("Time between tokens", _LATENCY, "itl_p50_s", 1000, "itl_p95_s"),
 )
-# Told apart by people who see colours differently, and in print by their markers.
+# Colours that colour-blind readers can distinguish; markers for print in black and white.
 _STYLES = (("#0072b2", "o"), ("#d55e00", "s"))
 _TITLES: dict[PromptSet, str] = {
     "short": "short chat",
     "long": "long prompt",
-    "shared": "shared beginning",
+    "shared": "shared prefix",
     "multiturn": "second turn",
 }
 
@@ -63,12 +63,12 @@ def draw_report(report: BenchReport, path: Path) -> None:
 
 
 def _footer(report: BenchReport) -> str:
-    plan, machine = report.plan, report.machine
-    rounds = f", median of {plan.rounds} rounds" if plan.rounds > 1 else ""
-    hardware = ", ".join((machine.cpu, f"{machine.cores} cores", *machine.gpus))
+    config, host = report.plan, report.machine
+    rounds = f", median of {config.rounds} rounds" if config.rounds > 1 else ""
+    hardware = ", ".join((host.cpu, f"{host.cores} cores", *host.gpus))
     return (
-        f"{plan.max_tokens} tokens per reply, {plan.requests} conversations per stream{rounds}; "
-        f"{hardware}; {report.date[:10]}"
+        f"{config.max_tokens} tokens per reply, {config.requests} conversations per stream{rounds}"
+        f"; {hardware}; {report.date[:10]}"
     )
 
 
@@ -78,19 +78,19 @@ def _draw_panel(axes: "Axes", panel: _Panel, rows: list[SummaryRow], labels: lis
         known = [
             (row.concurrency, value * panel.scale, row.sides[side])
             for row in rows
-            if (value := getattr(row.sides[side], panel.figure)) is not None
+            if (value := getattr(row.sides[side], panel.metric)) is not None
         ]
         streams = [at for at, _, _ in known]
         values = [value for _, value, _ in known]
         axes.plot(streams, values, color=colour, marker=marker, label=label)
-        if panel.worse is not None:
-            upper = [getattr(figures, panel.worse) * panel.scale for _, _, figures in known]
+        if panel.upper is not None:
+            upper = [getattr(metrics, panel.upper) * panel.scale for _, _, metrics in known]
             axes.fill_between(streams, values, upper, color=colour, alpha=0.15, linewidth=0)
     levels = sorted({row.concurrency for row in rows})
     axes.set_xscale("log", base=2)
     axes.set_xticks(levels, [str(level) for level in levels])
     axes.minorticks_off()
-    # From zero, or small differences look big; with room, or a flat line is cut at its top.
+    # From zero, so that small differences look small; with a margin above a flat line.
     axes.set_ylim(0, 1.1 * axes.dataLim.y1 if rows else 1)
     axes.set_ylabel(panel.unit)
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""What is asked in a benchmark? Text made from a key: the same key, the same prompts."""
+"""Prompts of a benchmark, generated from a key: the same key gives the same prompts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Literal, get_args
 
 PromptSet = Literal["short", "long", "shared", "multiturn"]
 PROMPT_SETS: tuple[PromptSet, ...] = get_args(PromptSet)
-CACHED_SETS: frozenset[PromptSet] = frozenset({"shared", "multiturn"})
-"""Sets that measure what a server remembers; the others are new to it from the first word on."""
+PREFIX_CACHE_SETS: frozenset[PromptSet] = frozenset({"shared", "multiturn"})
+"""Sets that measure the prefix cache; prompts of the other sets differ from the first words on."""
 
 LONG_WORDS = 1000
-"""Words of a long prompt. No tokenizer makes fewer tokens than words of them."""
+"""Words of a long prompt; any tokenizer makes at least as many tokens."""
 
 _KINDS = ("old", "quiet", "careful", "young", "stubborn", "cheerful", "tired", "curious", "famous")
 _PEOPLE = ("miller", "sailor", "teacher", "gardener", "doctor", "painter", "baker", "farmer")
@@ -45,13 +45,13 @@ class PromptBatch:
     """The prompts of one level."""
 
     conversations: tuple[tuple[str, ...], ...]
-    """What the user says, turn by turn."""
-    opening: tuple[str, ...] | None = None
-    """A conversation that is held before anything is measured."""
+    """The user's messages, turn by turn."""
+    priming: tuple[str, ...] | None = None
+    """A conversation before the measurement, which fills the prefix cache."""
 
 
 def prompt_batch(prompts: PromptSet, count: int, key: str) -> PromptBatch:
-    """Return `count` different conversations; another key gives entirely different ones."""
+    """Return `count` different conversations; another key gives different ones from the start."""
     rngs = [Random(f"{key}/{prompts}/{index}") for index in range(count)]
     match prompts:
         case "short":
@@ -67,7 +67,7 @@ def prompt_batch(prompts: PromptSet, count: int, key: str) -> PromptBatch:
             report = _report(first)
             return PromptBatch(
                 tuple((f"{report}\n\n{_question(rng)}",) for rng in rngs),
-                opening=(f"{report}\n\n{_question(first)}",),
+                priming=(f"{report}\n\n{_question(first)}",),
             )
 
 
@@ -84,7 +84,7 @@ def _question(rng: Random) -> str:
 
 
 def _report(rng: Random) -> str:
-    # The number comes first, so that no two reports have a beginning in common.
+    # The number comes first, so that no two reports share a prefix.
     return f"Report {_number(rng)}. {' '.join(_words(rng, LONG_WORDS))}"
 
 

@@ -1,4 +1,4 @@
-"""What came of a whole run: rows to print and draw, what a reader must be told, and plain data."""
+"""Report of a run: summary rows, notes, and conversion to JSON."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -14,45 +14,46 @@ from llmctl.types import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Who was measured."""
+    """A server or engine that was measured."""
 
     label: str
     where: str
     """URL, or `in process`."""
     model: str
     details: str = ""
-    """What we know of an engine of our own: number type, quantisation, device."""
+    """Number type, quantisation and device of an engine in this process."""
     spec: ModelSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SummaryRow:
-    """One concurrency of one prompt set: the medians over all rounds."""
+    """One concurrency level of one prompt set: the medians over all rounds."""
 
     prompts: PromptSet
     concurrency: int
     sides: tuple[LevelMetrics, ...]
     errors: tuple[int, ...]
-    """Of each side, over all rounds."""
+    """Errors per side, over all rounds."""
     ratio: LevelMetrics | None
-    """First side by second; `None` with one side."""
+    """First side divided by the second; `None` with one side."""
 
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """Everything that is known of a run."""
+    """All results of a run."""
 
     date: str
-    """When it began: ISO 8601, UTC."""
+    """Start of the run: ISO 8601, UTC."""
     machine: HostInfo
     plan: BenchConfig
     sides: tuple[Side, ...]
     levels: tuple[LevelResult, ...]
-    """In the order they were measured; not all that were planned unless it is complete."""
+    """In the order of measurement."""
     complete: bool
+    """Whether all planned levels were measured."""
 
     def rows(self) -> list[SummaryRow]:
-        """Sum up the rounds of every level that was measured."""
+        """Summarise the rounds of every measured level."""
         return [
             row
             for prompts in self.plan.prompts
@@ -61,7 +62,7 @@ class BenchReport:
         ]
 
     def _row(self, prompts: PromptSet, concurrency: int) -> SummaryRow | None:
-        of_side = [
+        by_side = [
             [
                 level
                 for level in self.levels
@@ -69,19 +70,19 @@ class BenchReport:
             ]
             for side in range(len(self.sides))
         ]
-        if not any(of_side):
+        if not any(by_side):
             return None
-        sides = tuple(median_metrics([level.figures for level in levels]) for levels in of_side)
+        sides = tuple(median_metrics([level.figures for level in levels]) for levels in by_side)
         return SummaryRow(
             prompts,
             concurrency,
             sides,
-            tuple(sum(sum(level.errors.values()) for level in levels) for levels in of_side),
+            tuple(sum(sum(level.errors.values()) for level in levels) for levels in by_side),
             metric_ratios(*sides) if len(sides) == 2 else None,
         )
 
     def notes(self) -> list[str]:
-        """Say what the figures alone do not, a sentence each."""
+        """Return notes on short replies, missing token counts and errors, a sentence each."""
         notes = []
         for index, side in enumerate(self.sides):
             levels = [level for level in self.levels if level.side == index]
@@ -93,22 +94,24 @@ class BenchReport:
                     f"{self.plan.max_tokens} tokens"
                 )
             if any(level.counted_by == "chunks" and level.replies for level in levels):
-                notes.append(f"{side.label}: the server counts no tokens, so chunks were counted")
+                notes.append(
+                    f"{side.label}: the server reports no token counts, so chunks were counted"
+                )
             errors = sum((Counter(level.errors) for level in levels), Counter[str]())
             notes += [f"{side.label}: {count} x {text}" for text, count in errors.most_common()]
         return notes
 
-    def silent_sides(self) -> list[Side]:
-        """Return the sides of which every request failed."""
-        silent = []
+    def failed_sides(self) -> list[Side]:
+        """Return the sides whose requests all failed."""
+        failed = []
         for index, side in enumerate(self.sides):
             levels = [level for level in self.levels if level.side == index]
             if levels and not any(level.replies for level in levels):
-                silent.append(side)
-        return silent
+                failed.append(side)
+        return failed
 
-    def plain(self) -> dict[str, Any]:
-        """Return what JSON can say, every figure of every round included."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-serialisable data, with the metrics of every round."""
         return {
             "llmctl": __version__,
             "date": self.date,

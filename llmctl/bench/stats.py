@@ -1,4 +1,4 @@
-"""What do the recorded times amount to? Percentiles, rates, medians and ratios; no I/O."""
+"""Metrics of recorded replies: percentiles, rates, medians and ratios."""
 
 import math
 from collections import Counter
@@ -10,39 +10,39 @@ from typing import Literal
 
 from llmctl.bench.config import BenchConfig
 from llmctl.bench.load import LevelRun
-from llmctl.bench.prompts import CACHED_SETS, PromptSet
+from llmctl.bench.prompts import PREFIX_CACHE_SETS, PromptSet
 from llmctl.bench.target import TimedReply
 
 
 @dataclass(frozen=True, slots=True)
 class LevelMetrics:
-    """What is compared. `None` is what could not be measured."""
+    """Latency and throughput of a level. `None` is not measured."""
 
     ttft_p50_s: float | None = None
-    """Time to first token: from sending the request to the first text. Of the last turn."""
+    """Time to first token: from sending the request to the first text. Last turn only."""
     ttft_p95_s: float | None = None
     first_turn_ttft_p50_s: float | None = None
-    """Only where a conversation has more than one turn."""
+    """Only for conversations with several turns."""
     itl_p50_s: float | None = None
-    """Inter-token latency: see `inter_token_latencies`."""
+    """Inter-token latency, see `inter_token_latencies`."""
     itl_p95_s: float | None = None
     itl_p99_s: float | None = None
     stream_tokens_per_s: float | None = None
-    """Tokens after the first by the time after the first; the median over the replies."""
+    """Tokens after the first divided by the time after it; median over the replies."""
     sum_tokens_per_s: float | None = None
-    """All tokens of all streams by the time the level took."""
+    """Tokens of all streams divided by the duration of the level."""
     prefill_tokens_per_s: float | None = None
-    """Prompt tokens by time to first token, with one stream and a prompt that no cache knows."""
+    """Prompt tokens divided by time to first token, with one stream and an uncached prompt."""
     prompt_tokens: float | None = None
-    """Of the last turn, the median over the conversations."""
+    """Of the last turn; median over the conversations."""
     cached_tokens: float | None = None
-    """How many of these the server says it remembered."""
+    """Prompt tokens that the server reports as cached."""
     peak_rss_bytes: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LevelResult:
-    """One side at one concurrency, in one round."""
+    """Result of one side at one concurrency level in one round."""
 
     side: int
     prompts: PromptSet
@@ -53,22 +53,22 @@ class LevelResult:
     output_tokens: int
     wall_s: float
     short_replies: int
-    """Replies with fewer tokens than were asked for."""
+    """Replies with fewer tokens than requested."""
     counted_by: Literal["usage", "chunks"]
-    """Whether the server told how many tokens there were."""
+    """Source of the token counts."""
     errors: Mapping[str, int]
 
 
 def summarize_level(
     run: LevelRun,
-    plan: BenchConfig,
+    config: BenchConfig,
     *,
     side: int,
     prompts: PromptSet,
     concurrency: int,
     round_: int,
 ) -> LevelResult:
-    """Sum up one level."""
+    """Compute the metrics of one level."""
     replies = [reply for conversation in run.conversations for reply in conversation]
     tokens = sum(reply.tokens for reply in replies)
     return LevelResult(
@@ -76,17 +76,17 @@ def summarize_level(
         prompts=prompts,
         concurrency=concurrency,
         round=round_,
-        figures=_figures(run, replies, prompts, concurrency),
+        figures=_level_metrics(run, replies, prompts, concurrency),
         replies=len(replies),
         output_tokens=tokens,
         wall_s=run.wall_s,
-        short_replies=sum(reply.tokens < plan.max_tokens for reply in replies),
+        short_replies=sum(reply.tokens < config.max_tokens for reply in replies),
         counted_by="chunks" if any(r.completion_tokens is None for r in replies) else "usage",
         errors=dict(Counter(str(error) for error in run.errors)),
     )
 
 
-def _figures(
+def _level_metrics(
     run: LevelRun, replies: Sequence[TimedReply], prompts: PromptSet, concurrency: int
 ) -> LevelMetrics:
     turns = max(map(len, run.conversations), default=0)
@@ -94,7 +94,7 @@ def _figures(
     waits = [_ttft(reply) for reply in last]
     gaps = [gap for reply in replies for gap in inter_token_latencies(reply)]
     tokens = sum(reply.tokens for reply in replies)
-    new = concurrency == 1 and prompts not in CACHED_SETS
+    measures_prefill = concurrency == 1 and prompts not in PREFIX_CACHE_SETS
     return LevelMetrics(
         ttft_p50_s=percentile(waits, 50),
         ttft_p95_s=percentile(waits, 95),
@@ -106,7 +106,9 @@ def _figures(
         itl_p99_s=percentile(gaps, 99),
         stream_tokens_per_s=_median([_decode_rate(reply) for reply in replies]),
         sum_tokens_per_s=tokens / run.wall_s if tokens and run.wall_s else None,
-        prefill_tokens_per_s=_median([_prefill_rate(reply) for reply in last]) if new else None,
+        prefill_tokens_per_s=_median([_prefill_rate(reply) for reply in last])
+        if measures_prefill
+        else None,
         prompt_tokens=_median([reply.prompt_tokens for reply in last]),
         cached_tokens=_median([reply.cached_tokens for reply in last]),
         peak_rss_bytes=run.peak_rss_bytes,
@@ -114,7 +116,7 @@ def _figures(
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Interpolate between the two nearest ranks, as NumPy does; `None` of no values."""
+    """Return a percentile, interpolated as NumPy does; `None` without values."""
     if not values:
         return None
     ranked = sorted(values)
@@ -124,11 +126,11 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 
 def inter_token_latencies(reply: TimedReply) -> list[float]:
-    """Return the seconds between a reply's tokens, as near as a client can tell.
+    """Return the seconds between the tokens of a reply, estimated from its chunks.
 
-    They are the gaps between chunks. Where the server counts more tokens than it sent chunks, every
-    gap is divided by the tokens per gap, and the wait for tokens without text counts too: the mean
-    is right then, while what happened inside a chunk cannot be seen.
+    Where the server reports more tokens than chunks, every gap between chunks is divided by the
+    tokens per gap, and the time until the last token counts too. The mean is then exact; variation
+    within a chunk is not visible.
     """
     times = list(reply.arrivals_s)
     if reply.tokens > len(times) and reply.ended_s > times[-1]:
@@ -143,13 +145,13 @@ def _ttft(reply: TimedReply) -> float:
 
 
 def _decode_rate(reply: TimedReply) -> float | None:
-    took = reply.ended_s - reply.arrivals_s[0]
-    return (reply.tokens - 1) / took if reply.tokens > 1 and took > 0 else None
+    decode_s = reply.ended_s - reply.arrivals_s[0]
+    return (reply.tokens - 1) / decode_s if reply.tokens > 1 and decode_s > 0 else None
 
 
 def _prefill_rate(reply: TimedReply) -> float | None:
-    took = _ttft(reply)
-    return reply.prompt_tokens / took if reply.prompt_tokens and took > 0 else None
+    ttft_s = _ttft(reply)
+    return reply.prompt_tokens / ttft_s if reply.prompt_tokens and ttft_s > 0 else None
 
 
 def _median(values: Sequence[float | None]) -> float | None:
@@ -157,20 +159,20 @@ def _median(values: Sequence[float | None]) -> float | None:
     return median(known) if known else None
 
 
-def median_metrics(several: Sequence[LevelMetrics]) -> LevelMetrics:
-    """Return the median of every figure over the rounds that have it."""
-    return _by_figure(lambda name: _median([getattr(figures, name) for figures in several]))
+def median_metrics(rounds: Sequence[LevelMetrics]) -> LevelMetrics:
+    """Return the median of every metric over the rounds that have it."""
+    return _by_metric(lambda name: _median([getattr(metrics, name) for metrics in rounds]))
 
 
-def metric_ratios(ours: LevelMetrics, theirs: LevelMetrics) -> LevelMetrics:
-    """Divide every figure that both sides have."""
+def metric_ratios(first: LevelMetrics, second: LevelMetrics) -> LevelMetrics:
+    """Divide every metric that both sides have."""
 
     def divide(name: str) -> float | None:
-        a, b = getattr(ours, name), getattr(theirs, name)
+        a, b = getattr(first, name), getattr(second, name)
         return a / b if a is not None and b else None
 
-    return _by_figure(divide)
+    return _by_metric(divide)
 
 
-def _by_figure(value: Callable[[str], float | None]) -> LevelMetrics:
+def _by_metric(value: Callable[[str], float | None]) -> LevelMetrics:
     return LevelMetrics(**{field.name: value(field.name) for field in fields(LevelMetrics)})

@@ -1,4 +1,4 @@
-"""Which columns and cells has the table of a report?"""
+"""The table of a report."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,12 +9,12 @@ from llmctl.bench.stats import LevelMetrics
 
 class _Column(NamedTuple):
     header: str
-    figure: str
-    write: Callable[[float], str]
+    metric: str
+    format: Callable[[float], str]
 
 
 def _number(value: float) -> str:
-    """Write three digits, as many as such a measurement is good for, or all before the point."""
+    """Format with three significant digits, or all digits of the integer part."""
     places = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:.{places}f}"
 
@@ -44,23 +44,23 @@ _COLUMNS = (
 
 
 def summary_table(report: BenchReport) -> tuple[list[str], list[list[str]]]:
-    """Return headers and rows. Columns in which nobody has a figure are left out."""
+    """Return headers and rows, without columns that are empty on all sides."""
     rows = report.rows()
     columns = [
         column
         for column in _COLUMNS
-        if any(getattr(figures, column.figure) for row in rows for figures in row.sides)
+        if any(getattr(metrics, column.metric) for row in rows for metrics in row.sides)
     ]
     labels = [side.label for side in report.sides]
     two = len(labels) > 1
     head = ["prompts", "at", *(["side"] if two else [])]
     lines = []
     for row in rows:
-        for label, figures, errors in zip(labels, row.sides, row.errors, strict=True):
+        for label, metrics, errors in zip(labels, row.sides, row.errors, strict=True):
             name = [label] if two else []
-            lines.append([*_head(row), *name, *_cells(columns, figures), str(errors)])
+            lines.append([*_head(row), *name, *_cells(columns, metrics), str(errors)])
         if row.ratio is not None:
-            cells = _cells([column._replace(write=_times) for column in columns], row.ratio)
+            cells = _cells([column._replace(format=_times) for column in columns], row.ratio)
             lines.append([*_head(row), "ratio", *cells, ""])
     return [*head, *(column.header for column in columns), "err"], lines
 
@@ -69,10 +69,10 @@ def _head(row: SummaryRow) -> list[str]:
     return [row.prompts, str(row.concurrency)]
 
 
-def _cells(columns: list[_Column], figures: LevelMetrics) -> list[str]:
-    values = [getattr(figures, column.figure) for column in columns]
+def _cells(columns: list[_Column], metrics: LevelMetrics) -> list[str]:
+    values = [getattr(metrics, column.metric) for column in columns]
     return [
-        "-" if value is None else column.write(value)
+        "-" if value is None else column.format(value)
         for column, value in zip(columns, values, strict=True)
     ]
 

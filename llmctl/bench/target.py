@@ -1,4 +1,4 @@
-"""What is being measured: an OpenAI-compatible server, or the engine in this process."""
+"""Targets of a benchmark: an OpenAI-compatible server, or an engine in this process."""
 
 import asyncio
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ from llmctl.errors import EngineStoppedError, LlmctlError
 from llmctl.types import GenerationChunk, GenerationRequest, Message, SamplingParams
 
 TIMEOUT_S = 600.0
-"""How long a server may be silent."""
+"""Seconds without data after which a request fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimedReply:
-    """When the parts of one reply came, in seconds of `perf_counter`, and what was counted."""
+    """Arrival times of one reply, in seconds of `perf_counter`, and its token counts."""
 
     sent_s: float
     arrivals_s: tuple[float, ...]
-    """One per chunk that held text; never empty."""
+    """One per chunk with text; never empty."""
     ended_s: float
-    """When the last token was known: some tokens have no text of their own."""
+    """Arrival of the last token, which may have no text."""
     text: str
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -41,15 +41,19 @@ class TimedReply:
 
     @property
     def tokens(self) -> int:
-        """What the server counted, or else the chunks."""
+        """The token count of the server, or else the number of chunks."""
         return len(self.arrivals_s) if self.completion_tokens is None else self.completion_tokens
 
 
 class BenchTarget(Protocol):
-    """Answers conversations, and tells when each part of the answer came."""
+    """Answers conversations and records when each part of a reply arrives."""
 
-    async def reply(self, messages: Sequence[Message], plan: BenchConfig) -> TimedReply:
-        """Answer, and return when all of it has come. Raises `LlmctlError`."""
+    async def reply(self, messages: Sequence[Message], config: BenchConfig) -> TimedReply:
+        """Return the complete reply to a conversation.
+
+        Raises:
+            LlmctlError: the request failed, or the reply has no text.
+        """
 
 
 class ServerTarget:
@@ -90,16 +94,16 @@ class ServerTarget:
                 raise LlmctlError(f"{self._url} lists no model", hint="name one with --model")
             self._model = listed[0]
 
-    async def reply(self, messages: Sequence[Message], plan: BenchConfig) -> TimedReply:
+    async def reply(self, messages: Sequence[Message], config: BenchConfig) -> TimedReply:
         try:
-            return await self._stream(messages, plan)
+            return await self._stream(messages, config)
         except LlmctlError:
             raise
         # Before version 3 the client let its transport's own errors through.
         except Exception as error:
-            raise self._failure(error, ignore_eos=plan.ignore_eos) from error
+            raise self._failure(error, ignore_eos=config.ignore_eos) from error
 
-    async def _stream(self, messages: Sequence[Message], plan: BenchConfig) -> TimedReply:
+    async def _stream(self, messages: Sequence[Message], config: BenchConfig) -> TimedReply:
         arrivals: list[float] = []
         texts: list[str] = []
         usage = None
@@ -107,11 +111,11 @@ class ServerTarget:
         stream = await self._client.chat.completions.create(
             model=self.model,
             messages=[_wire(message) for message in messages],
-            max_tokens=plan.max_tokens,
-            temperature=plan.temperature,
+            max_tokens=config.max_tokens,
+            temperature=config.temperature,
             stream=True,
             stream_options={"include_usage": True},
-            extra_body={"ignore_eos": True} if plan.ignore_eos else None,
+            extra_body={"ignore_eos": True} if config.ignore_eos else None,
         )
         ended = sent
         async with stream:
@@ -150,36 +154,36 @@ class ServerTarget:
 
 
 class EngineTarget:
-    """An engine in this process; times are taken in its own thread."""
+    """An engine in this process; arrival times are taken in the engine thread."""
 
     def __init__(self, engine: BaseEngine) -> None:
         self._engine = engine
 
-    async def reply(self, messages: Sequence[Message], plan: BenchConfig) -> TimedReply:
+    async def reply(self, messages: Sequence[Message], config: BenchConfig) -> TimedReply:
         loop = asyncio.get_running_loop()
-        over = asyncio.Event()
+        finished = asyncio.Event()
         items: list[tuple[float, StreamItem]] = []
 
         def listen(item: StreamItem) -> None:
             items.append((perf_counter(), item))
             if not isinstance(item, GenerationChunk):
-                # After Ctrl-C the loop may be closed before the engine has noticed.
+                # After Ctrl-C the loop may be closed before the engine stops.
                 with suppress(RuntimeError):
-                    loop.call_soon_threadsafe(over.set)
+                    loop.call_soon_threadsafe(finished.set)
 
         sampling = SamplingParams(
-            max_new_tokens=plan.max_tokens,
-            temperature=plan.temperature,
-            ignore_eos=plan.ignore_eos,
+            max_new_tokens=config.max_tokens,
+            temperature=config.temperature,
+            ignore_eos=config.ignore_eos,
         )
         sent = perf_counter()
         with self._engine.submit(GenerationRequest(tuple(messages), sampling=sampling)) as stream:
             stream.listen(listen)
-            await over.wait()
-        return _reply_of(sent, items)
+            await finished.wait()
+        return _timed_reply(sent, items)
 
 
-def _reply_of(sent: float, items: Sequence[tuple[float, StreamItem]]) -> TimedReply:
+def _timed_reply(sent: float, items: Sequence[tuple[float, StreamItem]]) -> TimedReply:
     for _, item in items:
         if isinstance(item, LlmctlError):
             raise item
@@ -205,6 +209,6 @@ def _wire(message: Message) -> ChatCompletionMessageParam:
 
 
 def _text(delta: Any) -> str:
-    """Return what a chunk says; servers put a model's reasoning in fields of their own."""
+    """Return the text of a chunk; servers have different fields for the reasoning."""
     fields = ("content", "reasoning_content", "reasoning")
     return "".join(filter(None, (getattr(delta, name, None) for name in fields)))

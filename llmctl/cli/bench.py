@@ -156,7 +156,7 @@ def bench(
             report = session.report(levels, complete=complete)
             if levels:
                 _show(report, as_json, plot)
-    if silent := report.silent_sides():
+    if silent := report.failed_sides():
         raise LlmctlError(f"{' and '.join(side.label for side in silent)} answered no request")
 
 
@@ -164,7 +164,7 @@ def _show(report: "BenchReport", as_json: bool, plot: Path | None) -> None:
     from llmctl.bench.table import summary_table
 
     if as_json:
-        render.print_json(report.plain())
+        render.print_json(report.to_dict())
     else:
         render.print_table(*summary_table(report))
     for line in report.notes():

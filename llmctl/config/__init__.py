@@ -1,4 +1,4 @@
-"""Where llmctl keeps things and which variables it reads. Variables never override an option."""
+"""Configuration: the settings of each command, the data folder and environment variables."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def store_home() -> Path:
-    """Return the absolute folder of everything llmctl keeps: `$LLMCTL_HOME` or `~/.cache/llmctl`.
+    """Return the absolute data folder of llmctl: `$LLMCTL_HOME`, or else `~/.cache/llmctl`.
 
     The folder may not exist yet.
     """
@@ -30,5 +30,5 @@ def store_home() -> Path:
 
 
 def wants_traceback() -> bool:
-    """Whether `LLMCTL_TRACEBACK` asks for tracebacks of expected errors too."""
+    """Whether `LLMCTL_TRACEBACK` turns on tracebacks of expected errors."""
     return os.environ.get("LLMCTL_TRACEBACK", "") not in ("", "0")

@@ -1,3 +1,3 @@
-"""Which model is meant where nobody names one."""
+"""The default model."""
 
 DEFAULT_MODEL = "smollm2-135m"

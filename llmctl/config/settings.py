@@ -1,11 +1,11 @@
-"""What did a person choose, and where? Options, files and defaults become one checked value."""
+"""Merging of options, configuration files and defaults into a validated config dataclass."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, get_origin, get_type_hints
 
+from llmctl.did_you_mean import did_you_mean
 from llmctl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,31 +15,31 @@ T = TypeVar("T")
 
 
 class Setting(NamedTuple):
-    """One value that was chosen."""
+    """A value and its source."""
 
     value: object
     origin: str
-    """Where: `option`, `LLMCTL_MODEL`, `finetune.yaml:12`, ..."""
+    """`option`, `LLMCTL_MODEL`, `finetune.yaml:12`, ..."""
 
 
 ConfigSource = Mapping[str, Setting]
-"""What one place says, by the names it uses."""
+"""The settings of one source, by field name or alias."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedConfig(Generic[T]):
-    """The settings of a command, and where each one was chosen."""
+    """A config and the source of each value."""
 
     values: T
     origins: Mapping[str, str]
-    """By field; what is not in it is the default."""
+    """By field; fields that are missing here have their default."""
 
 
 def read_config_file(path: Path) -> ConfigSource:
-    """Read the top of a YAML (or JSON) file.
+    """Read the top-level mapping of a YAML or JSON file.
 
     Raises:
-        ConfigError: it cannot be read, is no YAML, no mapping, or says a thing twice.
+        ConfigError: the file cannot be read, is not YAML, is not a mapping, or sets a key twice.
     """
     import yaml
 
@@ -48,85 +48,91 @@ def read_config_file(path: Path) -> ConfigSource:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     loader = yaml.SafeLoader(text)
-    found: dict[str, Setting] = {}
+    settings: dict[str, Setting] = {}
     try:
         node = loader.get_single_node()
         if node is None:
             return {}
         if not isinstance(node, yaml.MappingNode):
-            raise ConfigError(f"{path}:1: the file holds no settings", hint="write `name: value`")
+            raise ConfigError(
+                f"{path}:1: the file is not a mapping of settings", hint="write `name: value`"
+            )
         for key_node, value_node in node.value:
             origin = f"{path}:{key_node.start_mark.line + 1}"
             key = str(loader.construct_object(key_node))
-            if key in found:
-                raise ConfigError(f"{origin}: {key} was set before, at {found[key].origin}")
+            if key in settings:
+                raise ConfigError(f"{origin}: {key} is already set at {settings[key].origin}")
             value = loader.construct_object(value_node, deep=True)
-            found[key] = Setting(value, origin)
+            settings[key] = Setting(value, origin)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{line}: {getattr(error, 'problem', None) or error}") from error
     finally:
         loader.dispose()
-    return found
+    return settings
 
 
 def build_config(
-    kind: type[T], *layers: ConfigSource, aliases: Mapping[str, str] | None = None
+    config_class: type[T], *sources: ConfigSource, aliases: Mapping[str, str] | None = None
 ) -> ResolvedConfig[T]:
-    """Make a settings dataclass of what was chosen, the last layer first in rank.
+    """Merge settings into a config dataclass and validate it.
 
     Args:
-        spellings: other names that are understood -> fields.
+        config_class: a dataclass; its field types are the types of the settings.
+        sources: in increasing priority. A value of `None` is not given.
+        aliases: other names of fields.
 
     Raises:
-        ConfigError: one message with everything that is wrong in all layers.
+        ConfigError: one message with every error of all sources.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    known = get_type_hints(kind)
-    chosen: dict[str, Setting] = {}
-    problems: list[str] = []
-    names = [*known, *(aliases or {})]
-    for layer in layers:
-        named: dict[str, str] = {}
-        for written, setting in layer.items():
-            name = (aliases or {}).get(written, written)
-            if name not in known:
-                problems.append(f"{setting.origin}: {_unknown(written, names)}")
-            elif name in named:
-                problems.append(f"{setting.origin}: {written} is {named[name]}, which is set too")
+    fields = get_type_hints(config_class)
+    aliases = aliases or {}
+    settings: dict[str, Setting] = {}
+    errors: list[str] = []
+    for source in sources:
+        names: dict[str, str] = {}  # field -> name in this source
+        for name, setting in source.items():
+            field = aliases.get(name, name)
+            if field not in fields:
+                errors.append(f"{setting.origin}: {_unknown(name, [*fields, *aliases])}")
+            elif field in names:
+                errors.append(f"{setting.origin}: {name} is {names[field]}, which is set too")
             elif setting.value is not None:
-                named[name] = written
-                chosen[name] = setting
-    given = {name: _listed(known[name], setting.value) for name, setting in chosen.items()}
+                names[field] = name
+                settings[field] = setting
+    values = {name: _as_list(fields[name], setting.value) for name, setting in settings.items()}
     try:
-        values: T = TypeAdapter(kind).validate_python(given)
+        config: T = TypeAdapter(config_class).validate_python(values)
     except ValidationError as error:
-        problems += [_problem(details, chosen) for details in error.errors()]
+        errors += [_error_message(details, settings) for details in error.errors()]
     except ConfigError as error:
-        if not problems:
+        if not errors:
             raise
-        problems.append(str(error))
-    if problems:
-        raise ConfigError("\n".join(problems), hint="nothing has been started")
-    return ResolvedConfig(values, {name: setting.origin for name, setting in chosen.items()})
+        errors.append(str(error))
+    if errors:
+        raise ConfigError("\n".join(errors), hint="nothing has been started")
+    return ResolvedConfig(config, {name: setting.origin for name, setting in settings.items()})
 
 
-def _listed(kind: Any, value: object) -> object:
-    """Let one word stand where a list may."""
+def _as_list(kind: Any, value: object) -> object:
+    """Accept one string for a tuple of strings."""
     return [value] if get_origin(kind) is tuple and isinstance(value, str) else value
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-    return f"there is no setting {name}" + (f"; did you mean {near[0]}?" if near else "")
+    near = did_you_mean(name.replace("-", "_"), known)
+    return f"there is no setting {name}" + (f"; did you mean {near}?" if near else "")
 
 
-def _problem(details: "ErrorDetails", chosen: Mapping[str, Setting]) -> str:
+def _error_message(details: "ErrorDetails", settings: Mapping[str, Setting]) -> str:
     name = str(details["loc"][0]) if details["loc"] else ""
     if details["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{name} is not given; give it as --{name.replace('_', '-')}, or in the file"
-    origin = chosen[name].origin if name in chosen else "default"
-    what = details["msg"].replace("Input should be", "must be")
-    return f"{origin}: {name} is {chosen[name].value!r}: {what}" if name in chosen else what
+        return f"{name} is required: give --{name.replace('_', '-')}, or set it in the file"
+    message = details["msg"].replace("Input should be", "must be")
+    if name not in settings:
+        return message
+    setting = settings[name]
+    return f"{setting.origin}: {name} is {setting.value!r}: {message}"

@@ -1,4 +1,4 @@
-"""The story of `llmctl bench`: reach every side, warm it up, measure them in turn."""
+"""Service of `llmctl bench`: connect to every side, warm it up, and measure the sides in turn."""
 
 import asyncio
 import os
@@ -23,66 +23,68 @@ from llmctl.types import Progress, ProgressCallback, ignore_progress
 
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
+class _OpenSide:
     side: Side
     target: BenchTarget
     memory: MemorySampler | None
 
 
 class BenchSession:
-    """The sides of a benchmark, ready to be measured. It owns and closes what it opened."""
+    """The opened sides of a benchmark; a context manager that closes them."""
 
     def __init__(
         self,
-        plan: BenchConfig,
-        measured: Sequence[_Measured],
+        config: BenchConfig,
+        open_sides: Sequence[_OpenSide],
         runner: asyncio.Runner,
         resources: ExitStack,
     ) -> None:
-        self._plan = plan
-        self._measured = measured
+        self._config = config
+        self._open_sides = open_sides
         self._runner = runner
         self._resources = resources
-        self._machine = describe_host()
+        self._host = describe_host()
         self._date = datetime.now(UTC).isoformat(timespec="seconds")
 
     @property
     def sides(self) -> tuple[Side, ...]:
-        return tuple(measured.side for measured in self._measured)
+        return tuple(open_side.side for open_side in self._open_sides)
 
     def levels(
         self, progress: ProgressCallback = ignore_progress
     ) -> Generator[LevelResult, None, None]:
-        """Measure, and yield each level when it is over. The sides take turns within a level.
+        """Measure all levels, yielding each result. The sides take turns within a level.
 
         Raises:
-            LlmctlError: a warm-up failed. What fails later is counted.
+            LlmctlError: a warm-up failed. Later errors are counted in the results.
         """
-        for prompts in self._plan.prompts:
-            for round_ in range(self._plan.rounds):
-                on_done = self._counter(prompts, round_, progress)
-                if round_ == 0 and self._plan.warmup:
+        for prompts in self._config.prompts:
+            for round_ in range(self._config.rounds):
+                on_done = self._progress_counter(prompts, round_, progress)
+                if round_ == 0 and self._config.warmup:
                     self._warm_up(prompts)
-                for concurrency in self._plan.concurrency:
-                    for side in range(len(self._measured)):
+                for concurrency in self._config.concurrency:
+                    for side in range(len(self._open_sides)):
                         yield self._level(prompts, round_, concurrency, side, on_done)
 
-    def _counter(
+    def _progress_counter(
         self, prompts: PromptSet, round_: int, progress: ProgressCallback
     ) -> Callable[[], None]:
-        """Return what reports each conversation of a round when it is over."""
-        plan = self._plan
-        stage = f"{prompts}, round {round_ + 1} of {plan.rounds}" if plan.rounds > 1 else prompts
-        total = sum(plan.concurrency) * plan.requests * len(self._measured)
+        """Return a callback that reports a finished conversation of a round."""
+        config = self._config
+        stage = (
+            f"{prompts}, round {round_ + 1} of {config.rounds}" if config.rounds > 1 else prompts
+        )
+        total = sum(config.concurrency) * config.requests * len(self._open_sides)
         numbers = count(1)
         progress(Progress(stage, 0, total))
         return lambda: progress(Progress(stage, next(numbers), total))
 
     def _warm_up(self, prompts: PromptSet) -> None:
-        plan = self._plan
-        batch = prompt_batch(prompts, plan.warmup, f"{plan.seed}/warm-up")
-        for measured in self._measured:
-            run = self._runner.run(run_level(measured.target, batch, 1, plan))
+        config = self._config
+        batch = prompt_batch(prompts, config.warmup, f"{config.seed}/warm-up")
+        for open_side in self._open_sides:
+            run = self._runner.run(run_level(open_side.target, batch, 1, config))
             if run.errors:
                 raise run.errors[0]
 
@@ -94,23 +96,28 @@ class BenchSession:
         side: int,
         on_done: Callable[[], None],
     ) -> LevelResult:
-        plan, measured = self._plan, self._measured[side]
-        # The same prompts for every side, and for nobody else.
-        key = f"{plan.seed}/{round_}/{concurrency}"
-        batch = prompt_batch(prompts, concurrency * plan.requests, key)
+        config, open_side = self._config, self._open_sides[side]
+        # The same prompts for every side, different for every level.
+        key = f"{config.seed}/{round_}/{concurrency}"
+        batch = prompt_batch(prompts, concurrency * config.requests, key)
         run = self._runner.run(
             run_level(
-                measured.target, batch, concurrency, plan, memory=measured.memory, on_done=on_done
+                open_side.target,
+                batch,
+                concurrency,
+                config,
+                memory=open_side.memory,
+                on_done=on_done,
             )
         )
         return summarize_level(
-            run, plan, side=side, prompts=prompts, concurrency=concurrency, round_=round_
+            run, config, side=side, prompts=prompts, concurrency=concurrency, round_=round_
         )
 
     def report(self, levels: Sequence[LevelResult], *, complete: bool) -> BenchReport:
-        """Gather what has been measured."""
+        """Return the report of the levels measured so far."""
         return BenchReport(
-            self._date, self._machine, self._plan, self.sides, tuple(levels), complete
+            self._date, self._host, self._config, self.sides, tuple(levels), complete
         )
 
     def __enter__(self) -> Self:
@@ -126,41 +133,46 @@ class BenchSession:
 
 
 def open_session(
-    plan: BenchConfig,
+    config: BenchConfig,
     sides: Sequence[BenchServer | BenchEngine],
     progress: ProgressCallback = ignore_progress,
 ) -> BenchSession:
-    """Reach the servers and load the model. The engine in this process is the first side.
+    """Connect to the servers and load the model. An engine in this process is the first side.
+
+    Args:
+        config: of the run.
+        sides: one or two.
+        progress: of loading the model.
 
     Raises:
-        ConfigError: a URL or process id makes no sense.
+        ConfigError: a URL or process id is invalid.
         LlmctlError: a server does not answer; or as `BaseEngine.load`.
     """
     with ExitStack() as resources:
         runner = resources.enter_context(asyncio.Runner())
-        # Servers first: a missing one must not cost the minutes that loading takes.
-        reached = [
-            _reach(side, runner, resources) for side in sides if isinstance(side, BenchServer)
+        # Servers first: if one is missing, the user learns it before minutes of loading.
+        servers = [
+            _connect(side, runner, resources) for side in sides if isinstance(side, BenchServer)
         ]
-        loaded = [
+        engines = [
             _load(side, progress, resources) for side in sides if isinstance(side, BenchEngine)
         ]
-        return BenchSession(plan, [*loaded, *reached], runner, resources.pop_all())
+        return BenchSession(config, [*engines, *servers], runner, resources.pop_all())
 
 
-def _reach(endpoint: BenchServer, runner: asyncio.Runner, resources: ExitStack) -> _Measured:
+def _connect(endpoint: BenchServer, runner: asyncio.Runner, resources: ExitStack) -> _OpenSide:
     memory = None if endpoint.pid is None else MemorySampler(endpoint.pid)
     target = ServerTarget(endpoint)
     resources.callback(lambda: runner.run(target.close()))
     runner.run(target.open())
-    return _Measured(Side(endpoint.label, api_url(endpoint.base_url), target.model), target, memory)
+    return _OpenSide(Side(endpoint.label, api_url(endpoint.base_url), target.model), target, memory)
 
 
-def _load(own: BenchEngine, progress: ProgressCallback, resources: ExitStack) -> _Measured:
+def _load(own: BenchEngine, progress: ProgressCallback, resources: ExitStack) -> _OpenSide:
     engine = resources.enter_context(create_engine(own.spec))
     engine.load(progress)
     info = engine.info()
     quant = "" if info.quant == "none" else f", {info.quant}"
     how = f", {info.dtype}{quant} on {info.device}"
     side = Side(own.label, "in process", info.model_id, how, own.spec)
-    return _Measured(side, EngineTarget(engine), MemorySampler(os.getpid()))
+    return _OpenSide(side, EngineTarget(engine), MemorySampler(os.getpid()))

@@ -1,4 +1,4 @@
-"""The story of `llmctl serve --estimate`: would the model fit, and with how much context?"""
+"""Service of `llmctl serve --estimate`: a memory plan without loading the model."""
 
 from llmctl.engine.loading.load import read_shape
 from llmctl.engine.memory.hardware import choose_device, choose_dtype
@@ -12,63 +12,64 @@ from llmctl.types import Estimate, MemoryPlan, ModelSpec, WeightsPlan
 
 
 def estimate(spec: ModelSpec, free_bytes: int | None = None) -> Estimate:
-    """Plan the memory for a model without reading its weights; never asks the network.
+    """Plan the memory for a model without reading its weights or using the network.
 
     Args:
-        free_bytes: plan for a machine with so much free memory instead of this one: a CUDA card,
-            unless the spec names a device.
+        spec: the model, device and limits.
+        free_bytes: plan for this much free memory instead of that of this machine: on a CUDA
+            device, unless the spec names another.
 
     Raises:
-        ModelNotFoundError: it is neither on this machine nor in the catalogue.
-        ModelLoadError: what is here is no whole model.
+        ModelNotFoundError: the model is neither on this machine nor in the catalogue.
+        ModelLoadError: the model on this machine is incomplete.
         UnsafeModelError: its weights are pickle, or it needs remote code.
-        ConfigError: the device is not here, or `--quant` cannot be put on this model.
+        ConfigError: the device does not exist, or the model does not support `--quant`.
     """
     if free_bytes is None:
         device = choose_device(spec.device)
-        machine = TargetDevice.here(device, choose_dtype(spec.dtype, device))
+        target = TargetDevice.here(device, choose_dtype(spec.dtype, device))
     else:
-        machine = TargetDevice.hypothetical(spec.device, spec.dtype, free_bytes)
+        target = TargetDevice.hypothetical(spec.device, spec.dtype, free_bytes)
     try:
-        found = resolve.resolve_local(
+        local = resolve.resolve_local(
             spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle
         )
     except ModelNotFoundError as error:
-        return _from_catalogue(spec, machine, error)
-    case = MemoryRequest(read_shape(spec, found), machine, spec.quant, spec.limits)
+        return _estimate_from_catalog(spec, target, error)
+    request = MemoryRequest(read_shape(spec, local), target, spec.quant, spec.limits)
     try:
-        return _estimate(spec, machine, found.model_id, plan_memory(case))
+        return _estimate(spec, target, local.model_id, plan_memory(request))
     except OutOfMemoryError as error:
-        return _estimate(spec, machine, found.model_id, estimate_plan(case), error)
+        return _estimate(spec, target, local.model_id, estimate_plan(request), error)
 
 
-def _from_catalogue(
-    spec: ModelSpec, machine: TargetDevice, absence: ModelNotFoundError
+def _estimate_from_catalog(
+    spec: ModelSpec, target: TargetDevice, not_local: ModelNotFoundError
 ) -> Estimate:
     name = spec.model.partition("@")[0]
     entry = next((e for e in CATALOG if name.lower() in (e.name, e.repo.lower())), None)
     if entry is None:
         raise ModelNotFoundError(
-            f"{spec.model} is not on this machine: {absence}",
-            hint=absence.hint or f"`llmctl models pull {spec.model}` fetches it",
-        ) from absence
+            f"{spec.model} is not on this machine: {not_local}",
+            hint=not_local.hint or f"download it with `llmctl models pull {spec.model}`",
+        ) from not_local
     linear, other = entry.linear_parameters, entry.parameters - entry.linear_parameters
-    plan = plan_weights(linear, other, machine, spec.quant)
-    shortage = weights_out_of_memory_error(plan, spec.quant, machine.device)
-    return _estimate(spec, machine, entry.name, plan, shortage)
+    plan = plan_weights(linear, other, target, spec.quant)
+    error = weights_out_of_memory_error(plan, spec.quant, target.device)
+    return _estimate(spec, target, entry.name, plan, error)
 
 
 def _estimate(
     spec: ModelSpec,
-    machine: TargetDevice,
+    target: TargetDevice,
     model_id: str,
     plan: MemoryPlan | WeightsPlan,
     error: OutOfMemoryError | None = None,
 ) -> Estimate:
     return Estimate(
         model_id=model_id,
-        device=machine.device,
-        dtype=str(machine.dtype).removeprefix("torch."),
+        device=target.device,
+        dtype=str(target.dtype).removeprefix("torch."),
         quant=spec.quant,
         kv_quant=spec.limits.kv_quant,
         plan=plan,

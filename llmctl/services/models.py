@@ -1,4 +1,4 @@
-"""`llmctl models`: what is here, what could be, fetch it, delete it. Holds no tensors."""
+"""Service of `llmctl models`: list, show, download and delete models, without loading weights."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from llmctl.types import ProgressCallback, ignore_progress
 def list_models(folder: Path | None = None) -> list[ModelInfo]:
     """Return the catalogue, smallest model first, then every other model on this machine.
 
-    Reads small files only; never asks the network.
+    Reads small files only and does not use the network.
 
     Args:
-        folder: list the models and adapters in it, and nothing else.
+        folder: list the models and adapters in this folder instead.
 
     Raises:
-        ModelNotFoundError: there is no such folder.
+        ModelNotFoundError: the folder does not exist.
     """
     return inventory.list_models() if folder is None else inventory.list_folder(folder)
 
@@ -26,12 +26,12 @@ def show(name: str) -> ModelInfo:
 
     Args:
         name: catalogue name, hub id with or without `@revision`, folder of a model or an adapter,
-            or `.gguf` file. Nothing is fetched: a catalogue model that is not here is described
+            or `.gguf` file. Nothing is downloaded: a model that is not on this machine is described
             from the catalogue.
 
     Raises:
-        ModelNotFoundError: it is neither here nor in the catalogue.
-        ModelLoadError: the path given is no whole model.
+        ModelNotFoundError: it is neither on this machine nor in the catalogue.
+        ModelLoadError: the model at this path is incomplete.
     """
     return inventory.show(name)
 
@@ -43,28 +43,28 @@ def pull(
     revision: str | None = None,
     allow_pickle: bool = False,
 ) -> ModelInfo:
-    """Have a model on this machine: fetch it, or find that it is here already.
+    """Download a model unless it is on this machine already.
 
-    A copy that is here is not compared with the hub's; `remove` it first to fetch it anew. What
-    interrupted runs left behind is swept.
+    A local copy is not compared with the hub's: `remove` it first to download it again. Leftover
+    files of interrupted downloads are deleted.
 
     Args:
         name: as for `show`.
-        progress: called from this thread. Stages without `total` say only that work goes on.
+        progress: called from this thread. Stages of unknown length have no `total`.
         revision: branch, tag or commit on the hub.
         allow_pickle: also accept weights that exist only as pickle.
 
     Raises:
-        ModelNotFoundError: no source has it; several lines say of each source why.
-        UnsafeModelError: its weights exist only as pickle, which was not allowed.
-        ModelLoadError: what was named is an adapter, GGUF files alone, or not whole.
-        ConfigError: the revision makes no sense.
+        ModelNotFoundError: no source has it; the message has a line per source.
+        UnsafeModelError: its weights exist only as pickle, without `allow_pickle`.
+        ModelLoadError: it is an adapter, has only GGUF files, or is incomplete.
+        ConfigError: the revision is invalid.
     """
     store.clean_staging()
-    found = resolve.resolve_model(
+    model = resolve.resolve_model(
         name, revision=revision, allow_pickle=allow_pickle, progress=progress
     )
-    return inventory.describe(found)
+    return inventory.describe(model)
 
 
 def remove(name: str) -> Removal:
@@ -72,10 +72,10 @@ def remove(name: str) -> Removal:
 
     Args:
         name: catalogue name or hub id. `@revision` (a branch, a commit or its first seven digits)
-            confines it to one revision in the cache; without it all revisions go.
+            limits this to one revision in the cache; without it all revisions are deleted.
 
     Raises:
-        ModelNotFoundError: it is not here.
-        ConfigError: it is a path of the person's own, which is never deleted.
+        ModelNotFoundError: it is not on this machine.
+        ConfigError: it is a path outside the store, which is never deleted.
     """
     return inventory.remove(name)

@@ -1,4 +1,4 @@
-"""A loaded engine behind a server that nobody else can use: loopback, a free port, a random key."""
+"""A private server for an engine: loopback, a free port, a random API key."""
 
 import secrets
 import threading
@@ -13,28 +13,25 @@ from llmctl.server.run import Server, bind, socket_url
 
 HOST = "127.0.0.1"
 MAX_BODY_BYTES = 256 * 2**20
-"""The texts of a whole subject come in one request."""
+"""One request holds the texts of a whole subject."""
 MAX_QUEUE = 4096
 
 
 @contextmanager
-def endpoint_for(candidate: ModelUnderTest) -> Iterator[ServerModel]:
-    """Yield who sits an exam as an address: an engine is served, a server has one."""
-    if isinstance(candidate, ServerModel):
-        yield candidate
+def endpoint_for(model: ModelUnderTest) -> Iterator[ServerModel]:
+    """Yield the endpoint of a model under test; serve it privately if it is an engine."""
+    if isinstance(model, ServerModel):
+        yield model
         return
-    with serve_privately(candidate) as endpoint:
+    with serve_privately(model) as endpoint:
         yield endpoint
 
 
 @contextmanager
 def serve_privately(engine: BaseEngine) -> Iterator[ServerModel]:
-    """Serve an engine, which stays the caller's, for as long as the context lasts.
-
-    Besides what every server has it answers `/v1/score`.
-    """
+    """Serve an engine, with `/v1/loglikelihoods`, while the context is open; never close it."""
     key = secrets.token_urlsafe(32)
-    options = ServeConfig(
+    config = ServeConfig(
         api_keys=(key,),
         log_requests=False,
         max_queue=MAX_QUEUE,
@@ -42,7 +39,7 @@ def serve_privately(engine: BaseEngine) -> Iterator[ServerModel]:
     )
     sock = bind(HOST, 0)
     server = Server(
-        create_app(engine, options, scoring=True),
+        create_app(engine, config, scoring=True),
         on_deadline=lambda: None,
         drain_s=0,
     )

@@ -1,4 +1,4 @@
-"""The story of `llmctl serve`: take the port, load the model, answer, end in order."""
+"""Service of `llmctl serve`: bind the port, load the model, serve until a signal."""
 
 import signal
 import ssl
@@ -27,7 +27,7 @@ from llmctl.types import (
 
 def serve(
     spec: ModelSpec,
-    options: ServeConfig,
+    config: ServeConfig,
     ready: Callable[[str, EngineInfo], None],
     progress: ProgressCallback = ignore_progress,
     warn: Callable[[str], None] = lambda _: None,
@@ -35,47 +35,50 @@ def serve(
     """Serve a model until a signal ends it; return that signal.
 
     Args:
-        ready: called once, with the server's URL, when requests are answered.
-        warn: told in a line what goes wrong beside the serving.
+        spec: the model.
+        config: of the server.
+        ready: called once with the server's URL when it accepts requests.
+        progress: of loading the model.
+        warn: called with errors of tracking, a line each.
 
     Raises:
-        ConfigError: the port, the certificate or an adapter cannot be had.
+        ConfigError: the port is taken, or the certificate or an adapter cannot be used.
         ModelNotFoundError, ModelLoadError, OutOfMemoryError: as `BaseEngine.load`.
     """
-    _check_certificate(options)
-    # The port first: a taken one must not cost the minutes that loading takes.
+    _check_certificate(config)
+    # The port first: if it is taken, the user learns it before minutes of loading.
     with (
-        closing(bind(options.host, options.port)) as sock,
+        closing(bind(config.host, config.port)) as sock,
         create_engine(spec) as engine,
         ExitStack() as stack,
     ):
-        with answer_while_loading(sock, options):
+        with answer_while_loading(sock, config):
             engine.load(progress)
-            for name, folder in options.adapters:
+            for name, folder in config.adapters:
                 require(engine, SupportsAdapters).load_adapter(name, folder)
-            observers = stack.enter_context(_tracking(engine, options, progress, warn))
-        url, info = socket_url(sock, tls=options.ssl_certfile is not None), engine.info()
+            observers = stack.enter_context(_tracking(engine, config, progress, warn))
+        url, info = socket_url(sock, tls=config.ssl_certfile is not None), engine.info()
         return run(
-            create_app(engine, options, observers),
+            create_app(engine, config, observers),
             sock,
-            drain_s=options.drain_s,
+            drain_s=config.drain_s,
             on_ready=lambda: ready(url, info),
             on_deadline=engine.close,
-            ssl_certfile=options.ssl_certfile,
-            ssl_keyfile=options.ssl_keyfile,
+            ssl_certfile=config.ssl_certfile,
+            ssl_keyfile=config.ssl_keyfile,
         )
 
 
-def _check_certificate(options: ServeConfig) -> None:
-    if options.ssl_certfile is None:
+def _check_certificate(config: ServeConfig) -> None:
+    if config.ssl_certfile is None:
         return
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-            options.ssl_certfile, options.ssl_keyfile
+            config.ssl_certfile, config.ssl_keyfile
         )
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
-            f"the certificate {options.ssl_certfile} with the key {options.ssl_keyfile} "
+            f"the certificate {config.ssl_certfile} with the key {config.ssl_keyfile} "
             f"cannot be used: {error}"
         ) from error
 
@@ -83,12 +86,12 @@ def _check_certificate(options: ServeConfig) -> None:
 @contextmanager
 def _tracking(
     engine: BaseEngine,
-    options: ServeConfig,
+    config: ServeConfig,
     progress: ProgressCallback,
     warn: Callable[[str], None],
 ) -> Iterator[list[RequestObserver]]:
-    """Keep a run of this server, if it is to be tracked."""
-    if not options.track:
+    """Track the server as a run, if the config says so; yield the request observers."""
+    if not config.track:
         yield []
         return
     info = engine.info()
@@ -101,23 +104,23 @@ def _tracking(
             "dtype": info.dtype,
             "device": info.device,
             "context_length": info.context_length,
-            "adapters": ", ".join(name for name, _ in options.adapters),
+            "adapters": ", ".join(name for name, _ in config.adapters),
         },
     )
-    tracker = open_tracker(start, tracking_uri=options.tracking_uri, warn=warn, progress=progress)
+    tracker = open_tracker(start, tracking_uri=config.tracking_uri, warn=warn, progress=progress)
     with (
         tracked(tracker),
         closing(
             ServingMonitor(
                 tracker,
-                share=options.trace_share,
-                log_content=options.log_content,
+                share=config.trace_share,
+                log_content=config.log_content,
                 model_id=info.logged_model_id,
                 gauges=lambda: _gauges(engine),
             )
         ) as monitor,
     ):
-        yield [_Traced(monitor)]
+        yield [_TraceObserver(monitor)]
 
 
 def _gauges(engine: BaseEngine) -> dict[str, float]:
@@ -128,8 +131,8 @@ def _gauges(engine: BaseEngine) -> dict[str, float]:
     return {"serve/rows": state.running, "serve/queue": state.waiting}
 
 
-class _Traced:
-    """Passes on what the tracker keeps of a request: those a model answered."""
+class _TraceObserver:
+    """Passes requests that a model answered to the serving monitor."""
 
     def __init__(self, monitor: ServingMonitor) -> None:
         self._monitor = monitor

@@ -1,6 +1,6 @@
-"""The values that cross rooms: frozen, and checked where they are made. Standard library only.
+"""Frozen dataclasses that packages exchange, validated on construction. Standard library only.
 
-`None` means "not given" throughout; every other value, however falsy, is a value.
+`None` means "not given"; every other value, also a falsy one, is a value.
 """
 
 from llmctl.types.conversation import Message, Role, Tool, ToolCall, check_unicode

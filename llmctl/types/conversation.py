@@ -1,4 +1,4 @@
-"""What people, models and tools say to each other."""
+"""Messages, tools and tool calls of a conversation."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ Role = Literal["system", "user", "assistant", "developer", "tool"]
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """What an assistant asks a tool to do."""
+    """A call of a tool by the assistant."""
 
     name: str
     arguments: str
@@ -20,35 +20,36 @@ class ToolCall:
     id: str = ""
 
     def parsed(self) -> dict[str, object]:
-        """Return the arguments as a mapping, the form chat templates expect.
+        """Return the arguments as a mapping, as chat templates expect them.
 
         Raises:
-            RequestError: they are no JSON object.
+            RequestError: they are not a JSON object.
         """
         try:
             value = json.loads(self.arguments or "{}")
         except (ValueError, RecursionError) as error:
             raise RequestError(
-                f"the arguments of the call to {self.name!r} are no JSON: {error}",
+                f"the arguments of the call to {self.name!r} are not JSON: {error}",
                 param="messages",
             ) from error
         if not isinstance(value, dict):
             raise RequestError(
-                f"the arguments of the call to {self.name!r} are no JSON object", param="messages"
+                f"the arguments of the call to {self.name!r} are not a JSON object",
+                param="messages",
             )
         return value
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may ask for."""
+    """A function that the model may call."""
 
     name: str
     description: str = ""
     parameters: Mapping[str, object] | None = None
-    """JSON schema of the arguments, an object's; `None` takes no arguments."""
+    """JSON schema of the arguments, of type object; `None` for a function without arguments."""
     strict: bool = False
-    """The arguments must follow the schema to the letter."""
+    """Whether the arguments must match the schema exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,12 @@ class Message:
 
     role: Role
     content: str
-    """Empty where the turn is nothing but tool calls."""
+    """Empty if the turn consists of tool calls only."""
     reasoning: str | None = None
-    """What an assistant thought before it answered."""
+    """The assistant's reasoning before its answer."""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
-    """The call that a tool's message answers."""
+    """The call whose result a tool message holds."""
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -71,18 +72,24 @@ class Message:
                 f"unknown role {self.role!r}", hint=f"one of: {', '.join(get_args(Role))}"
             )
         if self.tool_calls and self.role != "assistant":
-            raise RequestError(f"a {self.role} calls no tools", param="messages")
+            raise RequestError(
+                f"a message of the role {self.role} cannot have tool calls", param="messages"
+            )
         check_unicode(self.content, param="messages")
         if self.reasoning is not None:
             check_unicode(self.reasoning, param="messages")
 
 
 def check_unicode(text: str, *, param: str) -> None:
-    """Refuse what no tokenizer can read: JSON admits half a surrogate pair, UTF-8 does not."""
+    """Check that a text is valid Unicode: JSON allows lone surrogates, UTF-8 does not.
+
+    Raises:
+        RequestError: the text has a lone surrogate.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise RequestError(
-            f"the text has half a surrogate pair at character {error.start}, which is no Unicode",
+            f"the text has a lone surrogate at character {error.start}, which is not valid Unicode",
             param=param,
         ) from error

@@ -1,4 +1,4 @@
-"""A file or folder of examples, as other rooms speak of it."""
+"""Datasets and their examples."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from llmctl.types.conversation import Message, Tool
 
 @dataclass(frozen=True, slots=True)
 class DatasetRef:
-    """Which data, so exactly that two runs can say they used the same."""
+    """Identity of a dataset: two runs with the same digest used the same data."""
 
     name: str
     source: str
-    """Absolute path, or hub id."""
+    """Absolute path or hub id."""
     digest: str
-    """SHA-256 in hex of the rows as they are read: equal digests are equal data."""
+    """SHA-256 in hex of the rows as they are read."""
     rows: int
     format: str = ""
     """`alpaca`, `sharegpt`, `messages`, ... or several, joined by `+`."""
@@ -21,16 +21,16 @@ class DatasetRef:
 
 @dataclass(frozen=True, slots=True)
 class SourceLocation:
-    """Where a row was read."""
+    """File and line of a row."""
 
     file: str
     line: int
-    """From 1: the line of a text file, the row of a table."""
+    """From 1: line of a text file, or row of a table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row to learn from, in the one form that every format becomes.
+    """One training example, in the common form of all formats.
 
     It is either a conversation (`messages`) or plain text (`text`), never both.
     """
@@ -40,9 +40,8 @@ class Example:
     messages: tuple[Message, ...] = ()
     tools: tuple[Tool, ...] = ()
     rejected: tuple[Message, ...] = ()
-    """In preference data, the worse end of the conversation: it would stand in place of the turns
-    after the last user's message."""
+    """In preference data, the rejected reply: the turns after the last user message."""
     masked: tuple[int, ...] = ()
-    """Indexes of assistant's `messages` that are only context: no loss falls on them."""
+    """Indices of assistant messages without loss."""
     text: str | None = None
-    """Plain text, every token of which is learnt."""
+    """Plain text, with loss on every token."""

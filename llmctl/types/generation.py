@@ -1,4 +1,4 @@
-"""A request to generate, and the pieces in which its replies come."""
+"""Generation requests, and the chunks and results of their replies."""
 
 import uuid
 from collections.abc import Mapping
@@ -13,27 +13,27 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 def new_request_id() -> str:
-    """Return an id no other request of any process has."""
+    """Return a unique id."""
     return uuid.uuid4().hex
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What to answer: a conversation or a raw prompt, never both."""
+    """A conversation or a raw prompt, never both, with the parameters of its replies."""
 
     messages: tuple[Message, ...] = ()
     prompt: str | tuple[int, ...] | None = None
-    """Text or token ids that go to the model as they are, without a chat template."""
+    """Text or token ids, used as they are, without a chat template."""
     tools: tuple[Tool, ...] = ()
-    """What the model may call."""
+    """Tools that the model may call."""
     required_tools: tuple[str, ...] = ()
-    """Names of tools: the reply is nothing but a call of one of these, whatever the model likes."""
+    """Names of tools: the reply is a call of one of them, enforced by a grammar."""
     parallel_tool_calls: bool = True
-    """A forced reply may call several."""
+    """Whether a reply with `required_tools` may have several calls."""
     continue_final_message: bool = False
-    """The reply goes on where the last message, an assistant's, ends."""
+    """Whether the reply continues the last message, which must be the assistant's."""
     template_kwargs: Mapping[str, object] = field(default_factory=dict)
-    """Further variables of the chat template, such as `enable_thinking`."""
+    """Other variables of the chat template, such as `enable_thinking`."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     adapter: str | None = None
     request_id: str = field(default_factory=new_request_id)
@@ -46,18 +46,18 @@ class GenerationRequest:
         unknown = set(self.required_tools) - {tool.name for tool in self.tools}
         if unknown:
             raise RequestError(
-                f"the tool {min(unknown)!r} is to be called, and is not among the tools",
+                f"the required tool {min(unknown)!r} is not among the tools",
                 param="tool_choice",
             )
         if self.required_tools and self.sampling.grammar is not None:
             raise RequestError(
-                "a reply cannot follow a grammar and be a call of a tool", param="tool_choice"
+                "a reply cannot have both a grammar and a required tool call", param="tool_choice"
             )
         if self.continue_final_message and (
             not self.messages or self.messages[-1].role != "assistant"
         ):
             raise RequestError(
-                "continue_final_message needs an assistant's message at the end", param="messages"
+                "continue_final_message needs an assistant message at the end", param="messages"
             )
 
 
@@ -67,14 +67,14 @@ class TokenProb:
 
     token_id: int
     token: str
-    """The token as text; U+FFFD stands for bytes that are no whole character alone."""
+    """The token as text, with U+FFFD for bytes that are only part of a character."""
     token_bytes: bytes
     logprob: float
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """The chosen token, and the likeliest ones, likeliest first."""
+    """The chosen token and the likeliest tokens in its place, likeliest first."""
 
     chosen: TokenProb
     top: tuple[TokenProb, ...] = ()
@@ -82,7 +82,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens counted as OpenAI counts them: the prompt once, all choices summed."""
+    """Token counts as OpenAI defines them: the prompt once, the choices summed."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -95,11 +95,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class GenerationChunk:
-    """The next piece of one choice.
+    """The next part of one choice.
 
-    A choice ends with the chunk that has a `finish_reason`; the last chunk of a request also has
-    `usage`. `text` is whole characters, may be empty, and never holds any part of a stop string.
-    Reasoning and calls of tools are not part of it.
+    The last chunk of a choice has a `finish_reason`; the last chunk of a request also has `usage`.
+    `text` consists of whole characters, may be empty, and has no part of a stop string, of the
+    reasoning or of tool calls.
     """
 
     text: str
@@ -109,12 +109,12 @@ class GenerationChunk:
     usage: Usage | None = None
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
-    """One with the id of the choice's call before it has more of that call's arguments."""
+    """Calls, or more arguments of the previous call: those have its id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One whole reply."""
+    """One complete reply."""
 
     text: str
     finish_reason: FinishReason
@@ -125,7 +125,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """Every chunk of a request folded together, choices in order of their index."""
+    """All chunks of a request combined, with the choices in order of their index."""
 
     choices: tuple[Choice, ...]
     usage: Usage

@@ -1,4 +1,4 @@
-"""How the free memory is shared out before a model is loaded."""
+"""Memory plans of a model before it is loaded."""
 
 from dataclasses import dataclass
 
@@ -7,46 +7,46 @@ from llmctl.types.model import KVQuant, Quant
 
 @dataclass(frozen=True, slots=True)
 class QuantFit:
-    """What one `--quant` would make of the same memory."""
+    """The plan for one value of `--quant` with the same memory."""
 
     quant: Quant
     weights_bytes: int
     fits: bool
     context_length: int | None
-    """Tokens a row would reach, 0 where it does not fit; `None` is unknown."""
+    """Tokens of a sequence, 0 if the weights do not fit; `None` if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """How the free memory is shared out before a model is loaded. All sizes in bytes.
+    """Division of the free memory of a device. All sizes in bytes.
 
-    `weights + activations + reserve + kv_budget <= free` if it fits. If it does not,
-    `context_length` and both budgets are 0 and the other sizes are those of the least row.
+    If the model fits, `weights + activations + reserve + kv_budget <= free`. If it does not,
+    `context_length` and both budgets are 0, and the other sizes are those of the shortest context.
     """
 
     weights_bytes: int
     kv_bytes_per_token: int
-    """Keys and values of one token in all layers that have any."""
+    """Keys and values of one token in all layers with a KV cache."""
     activation_bytes: int
-    """The most that one forward pass and the choice of its tokens hold at once."""
+    """Peak of one forward pass with sampling."""
     free_bytes: int
     reserve_bytes: int
-    """Left to the driver, to holes between allocations, to other programs."""
+    """Left for the driver, fragmentation and other programs."""
     context_length: int
-    """Tokens of prompt and reply together that one row can have."""
+    """Tokens of prompt and reply together, per sequence."""
     max_rows: int
-    """Rows that run at the same time; they share the one KV budget."""
+    """Sequences that run at the same time; they share the KV budget."""
     kv_budget_bytes: int
     kv_budget_tokens: int
-    """Tokens of all rows and of prefixes kept for reuse."""
+    """Tokens of all sequences and of cached prefixes."""
     alternatives: tuple[QuantFit, ...]
     notes: tuple[str, ...] = ()
-    """What a person should know of this plan, a sentence each."""
+    """Notes for the user, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightsPlan:
-    """What can be said before a model's config is here: its weights, nothing of its context."""
+    """Plan of the weights alone, for a model whose config is not on this machine."""
 
     weights_bytes: int
     free_bytes: int
@@ -57,7 +57,7 @@ class WeightsPlan:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What `llmctl serve --estimate` tells of a model that is not loaded."""
+    """Result of `llmctl serve --estimate`."""
 
     model_id: str
     device: str
@@ -66,6 +66,6 @@ class Estimate:
     kv_quant: KVQuant
     plan: MemoryPlan | WeightsPlan
     shortage: str | None = None
-    """Why it does not fit."""
+    """Why the model does not fit; `None` if it fits."""
     hint: str = ""
-    """What would fit in its place."""
+    """What fits instead."""

@@ -1,4 +1,4 @@
-"""Which model, how it is loaded, and what was loaded."""
+"""Specification of a model, and information about a loaded one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,19 +17,19 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 
 DEFAULT_MAX_ROWS = 16
-"""Replies written at the same time where nobody says how many."""
+"""Default number of sequences that run at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimits:
-    """What a person asks of the memory; the plan chooses what is `None`."""
+    """Limits that the user sets; the memory plan chooses the others."""
 
     context_length: int | None = None
     """Tokens of prompt and reply together."""
     max_rows: int | None = None
-    """Replies that are written at the same time."""
+    """Sequences that run at the same time."""
     kv_bytes: int | None = None
-    """For the keys and values of all rows together, and of prefixes kept for reuse."""
+    """Size of the KV cache of all sequences and cached prefixes."""
     kv_quant: KVQuant = "none"
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class MemoryLimits:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Which model to load, and how."""
+    """A model and how to load it."""
 
     model: str
     """Catalogue name, hub id (`owner/name` or `owner/name@revision`), folder or `.gguf` file."""
@@ -56,7 +56,7 @@ class ModelSpec:
     """Path of a Jinja file used in place of the model's own chat template."""
     trust_remote_code: bool = False
     allow_pickle: bool = False
-    """Also accept `.bin` weights, which can run code while they are read."""
+    """Also accept `.bin` weights, which can run code when they are read."""
     limits: MemoryLimits = MemoryLimits()
 
     def __post_init__(self) -> None:
@@ -68,17 +68,17 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class ApiEndpoint:
-    """A model behind an OpenAI-compatible server."""
+    """A model on an OpenAI-compatible server."""
 
     base_url: str
     model: str | None = None
-    """The server's name of it; `None` is the first one that it lists."""
+    """Its name on the server; `None` is the first model that the server lists."""
     api_key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What is loaded and where."""
+    """A loaded model, or a model on a server."""
 
     model_id: str
     backend: str
@@ -86,9 +86,9 @@ class EngineInfo:
     dtype: str
     quant: Quant
     context_length: int
-    """Tokens of prompt and reply together; 0 where a server does not say."""
+    """Tokens of prompt and reply together; 0 if a server does not report it."""
     parameter_count: int
-    """0 of a model that others run."""
+    """0 for a model on a server."""
     weight_bytes: int
     has_chat_template: bool
     template_fingerprint: str | None
@@ -97,23 +97,23 @@ class EngineInfo:
     adapter_fingerprint: str | None = None
     """Of the adapter that was loaded with the model, if any."""
     logged_model_id: str | None = None
-    """The LoggedModel as which the tracking store knows these weights."""
+    """Id of the LoggedModel of these weights in the tracking store."""
     notes: tuple[str, ...] = ()
-    """What a person should know of this set-up, a sentence each."""
+    """Notes for the user, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """How an engine is doing at this moment."""
+    """Load and health of an engine."""
 
     alive: bool
-    """Whether requests are still worked on."""
+    """Whether the engine processes requests."""
     last_step_age_s: float
-    """Seconds since the last step, of an engine that has work; 0 of one that has none."""
+    """Seconds since the last step of a busy engine; 0 for an idle one."""
     running: int
-    """Replies being written, each choice counted, and the request to score or embed at work."""
+    """Sequences that run, and the scoring or embedding request in progress."""
     waiting: int
-    """Replies in line for a row or for room in the cache, and requests to score or embed."""
+    """Sequences in the queue, and queued scoring or embedding requests."""
     max_rows: int
     kv_used_tokens: int = 0
     kv_budget_tokens: int = 0

@@ -1,4 +1,4 @@
-"""Reports from long work."""
+"""Progress reports of long operations."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One report from long work: how far a stage is."""
+    """Progress of one stage."""
 
     stage: str
     done: float | None = None
@@ -19,4 +19,4 @@ ProgressCallback = Callable[[Progress], None]
 
 
 def ignore_progress(_: Progress) -> None:
-    """Report to nobody."""
+    """Do nothing."""

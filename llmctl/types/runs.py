@@ -1,4 +1,4 @@
-"""What is remembered of one run of a command, and under which names it is kept."""
+"""Tracked runs: their tags, parameters, metrics, datasets and traces."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,29 +8,29 @@ from typing import Any, Final, Literal
 RunKind = Literal["finetune", "eval", "serve", "clean", "bench"]
 RunStatus = Literal["running", "finished", "failed", "killed"]
 DatasetContext = Literal["training", "evaluation", "source", "output"]
-"""What a run did with a dataset: learnt from it, was measured on it, read it to make another,
-or made it."""
+"""Role of a dataset in a run: training or evaluation data, the input of a new dataset, or the new
+dataset."""
 
-# The tags of a run. The store keeps more of its own, all under `mlflow.`.
+# The tags of a run. MLflow adds its own under `mlflow.`.
 TAG_KIND: Final = "llmctl.kind"
 TAG_MODEL: Final = "llmctl.model"
-"""As the person named it: catalogue name, hub id or path."""
+"""As the user named it: catalogue name, hub id or path."""
 TAG_ERROR: Final = "llmctl.error"
-"""Why a run failed or was killed, in a line or a few."""
+"""Why a run failed or was killed, in a few lines."""
 TAG_MODEL_ID: Final = "llmctl.model_id"
-"""The LoggedModel that this run made."""
+"""Id of the LoggedModel that the run created."""
 TAG_USED_MODEL_ID: Final = "llmctl.used_model_id"
-"""The LoggedModel that this run began with: what it measured, served or taught further."""
+"""Id of the LoggedModel that the run used: evaluated, served or fine-tuned."""
 TAG_KEY_METRIC: Final = "llmctl.key_metric"
-"""Name of the one metric that a list of runs shows."""
+"""Name of the metric in the list of runs."""
 TAG_ADAPTER: Final = "llmctl.adapter"
-"""Absolute folder of the adapter that was made or used."""
+"""Absolute folder of the adapter that was created or used."""
 TAG_PROCESS: Final = "llmctl.host_pid"
-"""Which process writes the run, as `monitor.liveness` reads it."""
+"""The process that writes the run, in the format of `monitor.write.liveness`."""
 TAG_HEARTBEAT: Final = "llmctl.seen"
-"""When that process last said that it lives, in Unix seconds; about once a minute."""
+"""Unix time of the last sign of life of that process; updated about once a minute."""
 TAG_CHANGED_PREFIX: Final = "llmctl.changed."
-"""Prefix: what a parameter was set to later; a parameter itself never changes."""
+"""Prefix of the later value of a parameter; MLflow parameters cannot change."""
 TAG_NOTE: Final = "mlflow.note.content"
 TAG_PARENT: Final = "mlflow.parentRunId"
 
@@ -39,103 +39,103 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class RunStart:
-    """What is known of a run when its command begins."""
+    """Data of a run at its start."""
 
     kind: RunKind
     model: str = ""
-    """As the person named it; empty where no model is part of the command."""
+    """As the user named it; empty if the command has no model."""
     name: str | None = None
-    """None: made from kind and model, unique, never from the global random state."""
+    """`None`: made from kind and model, unique, without the global random state."""
     params: Mapping[str, object] = field(default_factory=lambda: _NOTHING)
-    """Settings. A mapping inside becomes `outer.inner`; None is left out."""
+    """Settings. A nested mapping becomes `outer.inner`; `None` is left out."""
     tags: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     parent_run_id: str | None = None
     resume_run_id: str | None = None
-    """Go on with this run instead of a new one."""
+    """Resume this run instead of creating one."""
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetUse:
-    """A dataset that a run read or made."""
+    """A dataset that a run read or created."""
 
     name: str
     digest: str
-    """As the store keeps it: the beginning of `DatasetRef.digest`."""
+    """Prefix of `DatasetRef.digest`, as in the store."""
     context: str
-    """A `DatasetContext`, or what another program wrote."""
+    """A `DatasetContext`, or another value that another program wrote."""
     source: str = ""
     rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MetricPoint:
-    """One point of a curve."""
+    """One value of a metric."""
 
     step: int
     time: float
     """Unix seconds."""
     value: float
-    """Not a number, or infinite, where training went wrong."""
+    """NaN or infinite if training diverged."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as it is remembered."""
+    """A run in the tracking store."""
 
     run_id: str
     name: str
     kind: str
-    """A `RunKind`, or what another program wrote."""
+    """A `RunKind`, or another value that another program wrote."""
     model: str
     status: RunStatus
     started: float
     """Unix seconds."""
     ended: float | None = None
-    """Unix seconds; None while it runs."""
+    """Unix seconds; `None` while it runs."""
     params: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     metrics: Mapping[str, float] = field(default_factory=lambda: _NOTHING)
-    """The latest value of each."""
+    """The latest value of each metric."""
     tags: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     error: str = ""
     note: str = ""
     key_metric: str | None = None
     parent_run_id: str | None = None
     model_id: str | None = None
-    """The LoggedModel that this run made."""
+    """Id of the LoggedModel that the run created."""
     used_model_id: str | None = None
-    """The LoggedModel that this run began with."""
+    """Id of the LoggedModel that the run used."""
     artifact_uri: str = ""
     datasets: tuple[DatasetUse, ...] = ()
     deleted: bool = False
-    """It lies in the trash."""
+    """Whether it is in the trash."""
 
     @property
     def duration_s(self) -> float | None:
-        """Seconds from start to end; None while it runs."""
+        """Seconds from start to end; `None` while it runs."""
         return None if self.ended is None else max(0.0, self.ended - self.started)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestTrace:
-    """One request that a server answered, for the record."""
+    """Trace of one request that a server answered."""
 
     request_id: str
     started: float
     """Unix seconds."""
     duration_s: float
     ttft_s: float | None = None
-    """Seconds to the first token; None if none came."""
+    """Seconds to the first token; `None` without a token."""
     queued_s: float | None = None
-    """Seconds until its prompt began to be read."""
+    """Seconds until its prefill started."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
-    """Prompt tokens that had been computed before."""
+    """Prompt tokens from the KV cache."""
     finish_reason: str | None = None
     error: str = ""
     model_id: str | None = None
-    """The LoggedModel that answered."""
+    """Id of the LoggedModel that answered."""
     prompt: object = None
-    """Only where content may be kept: the messages, as JSON would hold them."""
+    """The messages, JSON-serialisable; only if content is logged."""
     answer: str | None = None
-    """Only where content may be kept."""
+    """Only if content is logged."""

@@ -1,4 +1,4 @@
-"""How the next token is chosen, and what a reply must look like."""
+"""Sampling parameters, their ranges and defaults, and grammars."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Self
@@ -8,14 +8,14 @@ from llmctl.errors import RequestError
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What a reply must look like, token by token."""
+    """A grammar that a reply must follow."""
 
     kind: Literal["json_schema", "json_object", "regex", "choice"]
     source: str = ""
     """The JSON schema as JSON text, or the regular expression."""
     choices: tuple[str, ...] = ()
     param: str = ""
-    """The field of a request that asked for it, where that is not the usual one of its kind."""
+    """Name of its field in the API request, for errors; empty for the usual one of its kind."""
 
     def __post_init__(self) -> None:
         if self.kind == "choice" and (not self.choices or "" in self.choices):
@@ -24,45 +24,45 @@ class Grammar:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen, and when to end.
+    """Parameters of sampling and of the end of a reply.
 
-    Fields that are `None` are filled by `over`: the request's own, then the server's or command's
-    options, then the model's `generation_config`, then `DEFAULT_SAMPLING`.
+    `with_defaults` fills the fields that are `None`: a request's values come first, then those of
+    the server or command, of the model's `generation_config`, and of `DEFAULT_SAMPLING`.
     """
 
     max_new_tokens: int | None = None
-    """Upper bound per choice; `None` is all the context has room for."""
+    """Limit per choice; `None` is the rest of the context."""
     temperature: float | None = None
     """0 is greedy."""
     top_p: float | None = None
-    """Share of the likelihood to choose from; the likeliest token is always in it."""
+    """Probability mass to sample from; always includes the likeliest token."""
     top_k: int | None = None
-    """0 looks at the whole vocabulary."""
+    """0 is the whole vocabulary."""
     min_p: float | None = None
     repetition_penalty: float | None = None
-    """Over prompt and reply, 1 is none (Keskar et al. 2019, CTRL)."""
+    """Counts prompt and reply; 1 is none (Keskar et al. 2019, CTRL)."""
     presence_penalty: float | None = None
-    """Over the reply only, as OpenAI defines it."""
+    """Counts the reply only, as OpenAI defines it."""
     frequency_penalty: float | None = None
-    """Over the reply only, as OpenAI defines it."""
+    """Counts the reply only, as OpenAI defines it."""
     logit_bias: tuple[tuple[int, float], ...] | None = None
     stop: tuple[str, ...] | None = None
-    """Text that ends the reply; it is never part of the reply."""
+    """Texts that end the reply and are not part of it."""
     stop_token_ids: tuple[int, ...] | None = None
     ignore_eos: bool | None = None
     seed: int | None = None
     n: int | None = None
     """Choices per request."""
     logprobs: int | None = None
-    """`None` is none; k >= 0 is the chosen token's log-probability and the k likeliest."""
+    """`None` for none; k >= 0 for the chosen token and the k likeliest."""
     min_new_tokens: int | None = None
-    """The reply does not end by itself before it has so many tokens."""
+    """Number of tokens before which end tokens are forbidden."""
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in SAMPLING_RANGES.items():
             value = getattr(self, name)
-            # Written so that NaN fails too.
+            # This form also refuses NaN.
             if value is not None and not low <= value <= high:
                 raise RequestError(
                     f"{name} is {value}; it must be between {low} and {high}", param=name
@@ -71,9 +71,9 @@ class SamplingParams:
             raise RequestError("a stop string is empty", param="stop")
 
     def with_defaults(self, lower: "SamplingParams") -> Self:
-        """Return these parameters with every `None` taken from `lower`."""
-        given = {f.name: v for f in fields(self) if (v := getattr(lower, f.name)) is not None}
-        missing = {name: v for name, v in given.items() if getattr(self, name) is None}
+        """Return these parameters with every `None` replaced by the value in `lower`."""
+        values = {f.name: v for f in fields(self) if (v := getattr(lower, f.name)) is not None}
+        missing = {name: v for name, v in values.items() if getattr(self, name) is None}
         return replace(self, **missing)
 
 
@@ -91,7 +91,7 @@ SAMPLING_RANGES: dict[str, tuple[float, float]] = {
     "n": (1, 128),
     "logprobs": (0, 20),
 }
-"""Inclusive bounds, OpenAI's where OpenAI has the field. `--help` and the server read them too."""
+"""Inclusive bounds, OpenAI's for its own fields. `--help` and the server use them too."""
 DEFAULT_SAMPLING = SamplingParams(
     temperature=0.7,
     top_p=1.0,
@@ -102,4 +102,4 @@ DEFAULT_SAMPLING = SamplingParams(
     frequency_penalty=0.0,
     n=1,
 )
-"""What applies where neither the request, the command nor the model says anything."""
+"""Values for what neither the request, the command nor the model sets."""

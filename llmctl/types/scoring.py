@@ -1,4 +1,4 @@
-"""How likely a continuation is: the question and its answer."""
+"""Requests and results of log-likelihoods."""
 
 from dataclasses import dataclass
 
@@ -8,30 +8,30 @@ from llmctl.types.generation import TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """How likely is each continuation after this context?
+    """A request for the log-likelihood of each continuation after a context.
 
-    Text is tokenised as it is, without a chat template; context and continuation are tokenised
-    together and cut where the continuation begins, so that merges over the border are the model's.
+    Text is tokenised without a chat template. Context and continuation are tokenised together and
+    split after the tokens of the context, so that tokens across the border are the model's own.
     """
 
     context: str | tuple[int, ...]
     continuations: tuple[str | tuple[int, ...], ...]
     adapter: str | None = None
     logprobs: int | None = None
-    """`None` is sums alone; k >= 0 describes every token, with the k likeliest in its place."""
+    """`None` for sums only; k >= 0 for every token with the k likeliest in its place."""
 
     def __post_init__(self) -> None:
         if not self.continuations:
-            raise RequestError("nothing to score: no continuation was given", param="continuations")
+            raise RequestError("there is no continuation to score", param="continuations")
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Summed natural log-likelihood of one continuation."""
+    """Log-likelihood of one continuation: the sum over its tokens, in nats."""
 
     logprob: float
     token_count: int
     is_greedy: bool
-    """Whether greedy decoding of the context would have produced the continuation."""
+    """Whether greedy decoding after the context gives the continuation."""
     tokens: tuple[TokenLogprob, ...] = ()
-    """Of the continuation, if they were asked for."""
+    """Tokens of the continuation, if requested."""

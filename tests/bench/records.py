@@ -1,4 +1,4 @@
-"""Hand-made replies and reports, with times that are easy to reckon with."""
+"""Replies, levels and reports with simple times."""
 
 from llmctl.bench.config import BenchConfig
 from llmctl.bench.host import HostInfo
@@ -8,7 +8,7 @@ from llmctl.bench.stats import LevelResult, summarize_level
 from llmctl.bench.target import TimedReply
 from llmctl.errors import LlmctlError
 
-MACHINE = HostInfo("a cpu", 2, 8 * 2**30, (), "a system", "3.11", 0.0, {})
+HOST = HostInfo("a cpu", 2, 8 * 2**30, (), "a system", "3.11", 0.0, {})
 
 
 def reply(
@@ -18,7 +18,7 @@ def reply(
     prompt_tokens: int | None = None,
     cached_tokens: int | None = None,
 ) -> TimedReply:
-    """A reply to a request that was sent at second 0."""
+    """Return a reply to a request that was sent at second 0."""
     ended = arrivals_s[-1] if ended_s is None else ended_s
     return TimedReply(0.0, arrivals_s, ended, "text", prompt_tokens, tokens, cached_tokens)
 
@@ -26,19 +26,25 @@ def reply(
 def level_run(
     *conversations: tuple[TimedReply, ...], wall_s: float = 1.0, errors: int = 0
 ) -> LevelRun:
-    failed = tuple(LlmctlError("it broke") for _ in range(errors))
+    failed = tuple(LlmctlError("the request failed") for _ in range(errors))
     return LevelRun(conversations, failed, wall_s, peak_rss_bytes=None)
 
 
-def level(pace_s: float, *, side: int = 0, concurrency: int = 1, errors: int = 0) -> LevelResult:
-    """A level of short prompts in which four tokens came, one every `pace_s`."""
-    replies = reply(*(pace_s * n for n in range(1, 5)), tokens=4, prompt_tokens=10)
-    run = level_run((replies,), wall_s=4 * pace_s, errors=errors)
-    plan = BenchConfig(max_tokens=4)
-    return summarize_level(run, plan, side=side, prompts="short", concurrency=concurrency, round_=0)
+def level(
+    interval_s: float, *, side: int = 0, concurrency: int = 1, errors: int = 0
+) -> LevelResult:
+    """Return a level of short prompts with four tokens, one every `interval_s`."""
+    replies = reply(*(interval_s * n for n in range(1, 5)), tokens=4, prompt_tokens=10)
+    run = level_run((replies,), wall_s=4 * interval_s, errors=errors)
+    config = BenchConfig(max_tokens=4)
+    return summarize_level(
+        run, config, side=side, prompts="short", concurrency=concurrency, round_=0
+    )
 
 
 def report(*levels: LevelResult, sides: int = 2, complete: bool = True) -> BenchReport:
-    names = [Side(label, f"http://{label}/v1", "m") for label in "ab"]
-    plan = BenchConfig(concurrency=(1, 2), max_tokens=4)
-    return BenchReport("2026-01-01T00:00:00", MACHINE, plan, tuple(names[:sides]), levels, complete)
+    all_sides = [Side(label, f"http://{label}/v1", "m") for label in "ab"]
+    config = BenchConfig(concurrency=(1, 2), max_tokens=4)
+    return BenchReport(
+        "2026-01-01T00:00:00", HOST, config, tuple(all_sides[:sides]), levels, complete
+    )

@@ -1,4 +1,4 @@
-"""Both targets against the same engine: one over HTTP, one in this process."""
+"""Both targets with the same fake engine: over HTTP and in this process."""
 
 import asyncio
 import socket
@@ -14,31 +14,31 @@ from llmctl.types import Message
 from tests.fakes import FakeEngine
 from tests.server.servers import running_server
 
-ASKED = [Message("user", "one"), Message("assistant", "two"), Message("user", "three")]
-PLAN = BenchConfig(max_tokens=5)
+MESSAGES = [Message("user", "one"), Message("assistant", "two"), Message("user", "three")]
+CONFIG = BenchConfig(max_tokens=5)
 
 
-def over_http(engine: FakeEngine, plan: BenchConfig = PLAN, **fields: Any) -> TimedReply:
-    async def talk(url: str) -> TimedReply:
+def over_http(engine: FakeEngine, config: BenchConfig = CONFIG, **fields: Any) -> TimedReply:
+    async def request(url: str) -> TimedReply:
         target = ServerTarget(BenchServer(url, "server", **fields))
         try:
             await target.open()
-            return await target.reply(ASKED, plan)
+            return await target.reply(MESSAGES, config)
         finally:
             await target.close()
 
     with running_server(engine) as url:
-        return asyncio.run(talk(url))
+        return asyncio.run(request(url))
 
 
-def in_process(engine: FakeEngine, plan: BenchConfig = PLAN) -> TimedReply:
-    return asyncio.run(EngineTarget(engine).reply(ASKED, plan))
+def in_process(engine: FakeEngine, config: BenchConfig = CONFIG) -> TimedReply:
+    return asyncio.run(EngineTarget(engine).reply(MESSAGES, config))
 
 
-@pytest.mark.parametrize("ask", [over_http, in_process])
-def test_a_reply_is_timed_and_counted(ask: Any) -> None:
+@pytest.mark.parametrize("measure", [over_http, in_process])
+def test_a_reply_is_timed_and_counted(measure: Any) -> None:
     engine = FakeEngine(("Hel", "lo", " you"))
-    reply = ask(engine)
+    reply = measure(engine)
     assert reply.text == "Hello you"
     assert len(reply.arrivals_s) == 3
     assert [*reply.arrivals_s] == sorted(reply.arrivals_s)
@@ -47,38 +47,38 @@ def test_a_reply_is_timed_and_counted(ask: Any) -> None:
     assert (reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens) == (7, 3, 0)
 
 
-@pytest.mark.parametrize("ask", [over_http, in_process])
-def test_both_ask_the_same(ask: Any) -> None:
+@pytest.mark.parametrize("measure", [over_http, in_process])
+def test_both_targets_send_the_same_request(measure: Any) -> None:
     engine = FakeEngine()
-    ask(engine)
-    ask(engine, BenchConfig(max_tokens=9, temperature=0.5, ignore_eos=False))
+    measure(engine)
+    measure(engine, BenchConfig(max_tokens=9, temperature=0.5, ignore_eos=False))
     first, second = engine.requests
-    assert list(first.messages) == ASKED
+    assert list(first.messages) == MESSAGES
     assert (first.sampling.max_new_tokens, first.sampling.temperature) == (5, 0.0)
     assert first.sampling.ignore_eos is True
     assert (second.sampling.max_new_tokens, second.sampling.temperature) == (9, 0.5)
     assert not second.sampling.ignore_eos
 
 
-@pytest.mark.parametrize("ask", [over_http, in_process])
-def test_what_fails_in_the_middle_is_an_error(ask: Any) -> None:
-    with pytest.raises(LlmctlError, match="the engine broke"):
-        ask(FakeEngine(fail=EngineFailedError("the engine broke")))
+@pytest.mark.parametrize("measure", [over_http, in_process])
+def test_an_error_in_the_middle_of_a_reply_is_raised(measure: Any) -> None:
+    with pytest.raises(LlmctlError, match="the engine failed"):
+        measure(FakeEngine(fail=EngineFailedError("the engine failed")))
 
 
-@pytest.mark.parametrize("ask", [over_http, in_process])
-def test_a_reply_without_text_is_an_error(ask: Any) -> None:
+@pytest.mark.parametrize("measure", [over_http, in_process])
+def test_a_reply_without_text_is_an_error(measure: Any) -> None:
     with pytest.raises(LlmctlError, match="no text"):
-        ask(FakeEngine(pieces=()))
+        measure(FakeEngine(pieces=()))
 
 
-def test_an_unknown_model_is_an_error_that_names_the_way_out() -> None:
+def test_an_unknown_model_is_an_error_with_a_hint() -> None:
     with pytest.raises(LlmctlError, match="nonsense") as caught:
         over_http(FakeEngine(), model="nonsense")
     assert "--model" in caught.value.hint
 
 
-def test_a_server_that_is_not_there_is_one_clear_error() -> None:
+def test_a_missing_server_is_an_error_with_its_url() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     target = ServerTarget(BenchServer(f"http://127.0.0.1:{port}", "server"))
@@ -95,13 +95,13 @@ def test_a_server_that_is_not_there_is_one_clear_error() -> None:
         ("http://host/openai/v1", "http://host/openai/v1"),
     ],
 )
-def test_an_address_without_a_path_gets_the_usual_one(given: str, api: str) -> None:
+def test_v1_is_added_to_a_url_without_a_path(given: str, api: str) -> None:
     assert api_url(given) == api
 
 
 @pytest.mark.parametrize(
     "given", ["localhost:8000", "ftp://host", "http://", "", "http://[1", "http://a:b"]
 )
-def test_what_is_no_url_is_refused(given: str) -> None:
+def test_an_invalid_url_is_refused(given: str) -> None:
     with pytest.raises(ConfigError, match="no URL"):
         api_url(given)

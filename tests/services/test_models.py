@@ -1,4 +1,4 @@
-"""`llmctl models`, from the service down to files on disk."""
+"""Service of `llmctl models` with model files on disk and a fake hub."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return isolate(tmp_path, monkeypatch)
 
 
-def test_with_nothing_here_the_list_is_the_catalogue_and_all_of_it_is_available() -> None:
+def test_without_local_models_the_list_is_the_catalogue() -> None:
     cards = models.list_models()
     assert [card.model_id for card in cards] == [entry.name for entry in CATALOG]
     assert {card.state for card in cards} == {"available"}
@@ -37,7 +37,7 @@ def test_with_nothing_here_the_list_is_the_catalogue_and_all_of_it_is_available(
     assert all(card.path is None and card.disk_bytes is None for card in cards)
 
 
-def test_a_downloaded_catalogue_model_is_listed_once_with_what_its_files_say(home: Path) -> None:
+def test_a_downloaded_catalogue_model_is_listed_once_with_data_from_its_files(home: Path) -> None:
     snapshot = write_cached(home / "hf", SMALL, model_files())
     (card,) = [card for card in models.list_models() if card.state == "downloaded"]
     assert (card.model_id, card.repo, card.source) == (DEFAULT_MODEL, SMALL, "hub")
@@ -51,7 +51,7 @@ def test_a_downloaded_catalogue_model_is_listed_once_with_what_its_files_say(hom
     assert len(models.list_models()) == len(CATALOG)
 
 
-def test_other_causal_models_of_store_and_cache_are_listed_too(home: Path) -> None:
+def test_other_causal_models_of_store_and_cache_are_listed(home: Path) -> None:
     write_files(home / "llmctl/models/merged", model_files())
     write_cached(home / "hf", "owner/chatty", model_files())
     bert = model_files() | {"config.json": b'{"architectures": ["BertModel"]}'}
@@ -79,7 +79,7 @@ def test_a_damaged_file_does_not_break_the_list(home: Path) -> None:
     assert models.list_models()[-1].parameters is None
 
 
-def test_a_shared_matrix_that_is_stored_twice_is_counted_once(home: Path) -> None:
+def test_a_tied_matrix_that_is_stored_twice_is_counted_once(home: Path) -> None:
     shapes = {"embed": (8, 4), "lm_head.weight": (8, 4), "up": (6, 4)}
     files = model_files() | {"model.safetensors": safetensors_bytes(**shapes)}
     folder = write_files(home / "tied", files)
@@ -89,12 +89,12 @@ def test_a_shared_matrix_that_is_stored_twice_is_counted_once(home: Path) -> Non
     assert models.show(str(folder)).parameters == 32 + 32 + 24
 
 
-def test_show_describes_a_catalogue_model_that_is_not_here_with_its_memory_needs() -> None:
+def test_show_gives_the_memory_of_a_catalogue_model_that_is_not_downloaded() -> None:
     card = models.show("Qwen3-8B")
     assert (card.model_id, card.state, card.repo) == ("qwen3-8b", "available", "Qwen/Qwen3-8B")
     assert card.weight_memory is not None
     assert card.weight_memory["none"] == 2 * 8_190_735_360
-    # What 4-bit users of this model see on their cards.
+    # The usual size of this model in 4 bits on a GPU.
     assert 5.5e9 < card.weight_memory["4bit"] < 6.5e9
     assert 9e9 < card.weight_memory["8bit"] < 10e9
 
@@ -108,20 +108,20 @@ def test_show_describes_folders_and_gguf_files(home: Path) -> None:
     assert card.weight_memory is None
 
 
-def test_show_of_a_hub_model_that_is_not_here_says_how_to_fetch_it() -> None:
+def test_show_of_a_hub_model_that_is_not_downloaded_hints_at_pull() -> None:
     with pytest.raises(ModelNotFoundError, match="owner/name is not on this machine") as caught:
         models.show("owner/name")
     assert "llmctl models pull owner/name" in caught.value.hint
 
 
-def test_show_of_no_model_is_refused(home: Path) -> None:
+def test_show_refuses_a_folder_without_a_model_and_an_unknown_name(home: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"lacks config\.json"):
         models.show(str(home))
     with pytest.raises(ModelNotFoundError, match="unknown model name 'nonsense'"):
         models.show("nonsense")
 
 
-def test_pull_fetches_and_describes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_downloads_and_describes_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeHub("owner/name", model_files()) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         stages: list[str] = []
@@ -132,14 +132,14 @@ def test_pull_fetches_and_describes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.pull("owner/name") == card
 
 
-def test_pull_sweeps_what_dead_runs_left(home: Path) -> None:
+def test_pull_deletes_leftovers_of_interrupted_downloads(home: Path) -> None:
     write_files(home / "llmctl/models/.aside/dead/x", model_files())
     write_cached(home / "hf", "owner/name", model_files())
     models.pull("owner/name")
     assert list((home / "llmctl/models/.aside").iterdir()) == []
 
 
-def test_remove_takes_a_model_out_of_store_and_cache(home: Path) -> None:
+def test_remove_deletes_a_model_from_store_and_cache(home: Path) -> None:
     stored = write_files(home / f"llmctl/models/{DEFAULT_MODEL}", model_files())
     snapshot = write_cached(home / "hf", SMALL, model_files())
     removal = models.remove(DEFAULT_MODEL.upper())
@@ -152,7 +152,7 @@ def test_remove_takes_a_model_out_of_store_and_cache(home: Path) -> None:
     assert models.list_models()[0].state == "available"
 
 
-def test_remove_can_take_one_revision_and_leave_the_others(home: Path) -> None:
+def test_remove_can_delete_a_single_revision(home: Path) -> None:
     old = write_cached(home / "hf", "owner/name", model_files(), OTHER_COMMIT, "v1")
     new = write_cached(home / "hf", "owner/name", model_files())
     assert models.remove("owner/name@v1").paths == (old,)
@@ -160,7 +160,7 @@ def test_remove_can_take_one_revision_and_leave_the_others(home: Path) -> None:
     assert models.remove(f"owner/name@{COMMIT[:8]}").paths == (new,)
 
 
-def test_remove_of_an_unfinished_download_takes_its_parts(home: Path) -> None:
+def test_remove_deletes_a_partial_download(home: Path) -> None:
     write_cached(home / "hf", "owner/name", {"config.json": b"{}"})
     blobs = home / "hf/hub/models--owner--name/blobs"
     (blobs / "abc.incomplete").write_bytes(b"half")
@@ -168,7 +168,7 @@ def test_remove_of_an_unfinished_download_takes_its_parts(home: Path) -> None:
     assert not blobs.exists()
 
 
-def test_remove_does_not_follow_a_link_out_of_the_cache(home: Path) -> None:
+def test_remove_does_not_follow_a_symlink_out_of_the_cache(home: Path) -> None:
     write_cached(home / "elsewhere", "owner/name", model_files())
     (home / "hf/hub").mkdir(parents=True)
     target = home / "elsewhere/hub/models--owner--name"
@@ -178,20 +178,20 @@ def test_remove_does_not_follow_a_link_out_of_the_cache(home: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen3-8b", "owner/name", "nonsense", "..", "../models"])
-def test_remove_refuses_what_is_not_held(name: str) -> None:
+def test_remove_refuses_a_model_that_is_not_on_this_machine(name: str) -> None:
     with pytest.raises((ModelNotFoundError, ConfigError)):
         models.remove(name)
 
 
 @pytest.mark.parametrize("revision", ["v9", "", "c", COMMIT[:6]])
-def test_remove_refuses_a_revision_that_is_not_held_or_not_clear(home: Path, revision: str) -> None:
+def test_remove_refuses_an_unknown_or_ambiguous_revision(home: Path, revision: str) -> None:
     snapshot = write_cached(home / "hf", "owner/name", model_files())
     with pytest.raises(ModelNotFoundError, match=f"owner/name@{revision} is not in"):
         models.remove(f"owner/name@{revision}")
     assert snapshot.is_dir()
 
 
-def test_remove_refuses_a_persons_own_folder(home: Path) -> None:
+def test_remove_refuses_a_folder_outside_the_store(home: Path) -> None:
     folder = write_files(home / "mine", model_files())
     with pytest.raises(ConfigError, match="is a path of yours"):
         models.remove(str(folder))

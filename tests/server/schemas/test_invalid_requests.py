@@ -103,7 +103,7 @@ CASES: list[tuple[dict[str, Any], str | None, str | None, str]] = [
         {"tools": [tool("f")], "tool_choice": tool("g")},
         "invalid_value",
         "tool_choice",
-        "'g' is to be called",
+        "the required tool 'g' is not among the tools",
     ),
     (
         {"tools": [tool("f")], "tool_choice": "required", "choice": ["a"]},

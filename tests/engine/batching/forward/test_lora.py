@@ -79,7 +79,6 @@ def llama_engine(tiny_folder: Path) -> Iterator[HFRunner]:
 def llama(llama_engine: HFRunner) -> Iterator[HFRunner]:
     """The engine of the module, without any adapter before and after a test."""
     yield llama_engine
-    name: str
     for name in llama_engine.adapters:
         llama_engine.unload_adapter(name)
 
