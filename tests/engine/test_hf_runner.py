@@ -1,5 +1,6 @@
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,28 +79,28 @@ def test_several_choices_of_one_seed_differ_and_count_the_prompt_once(tiny: HFRu
     assert result.usage.prompt_tokens == tiny.count_tokens([Message("user", "hello")])
 
 
-def test_each_eos_token_of_the_model_ends_the_reply(tmp_path: Path) -> None:
-    folder = save_tiny_model(tmp_path / "m", generation={"eos_token_id": [257, 5]})
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HFRunner]:
+    """An engine whose model has a generation config of its own."""
+    generation = {"eos_token_id": [257, 5], "do_sample": True, "top_k": 1, "temperature": 0.6}
+    folder = save_tiny_model(tmp_path_factory.mktemp("models") / "m", generation=generation)
     with HFRunner(ModelSpec(str(folder), device="cpu")) as engine:
         engine.load()
-        result = engine.generate(ask(temperature=0, logit_bias=((5, 100.0),)))
-        assert result.choices[0].finish_reason == "stop"
-        assert result.choices[0].text == ""
-        assert result.usage.completion_tokens == 1
-        ignoring = engine.generate(ask(temperature=0, logit_bias=((5, 100.0),), ignore_eos=True))
-        assert ignoring.usage.completion_tokens == 20
+        yield engine
 
 
-def test_sampling_defaults_of_the_model_apply_unless_overridden(
-    tmp_path: Path,
-) -> None:
-    folder = save_tiny_model(
-        tmp_path / "m", generation={"do_sample": True, "top_k": 1, "temperature": 0.6}
-    )
-    with HFRunner(ModelSpec(str(folder), device="cpu")) as engine:
-        engine.load()
-        texts = [engine.generate(ask()).choices[0].text for _ in range(3)]
-        free = [engine.generate(ask(top_k=0, temperature=2.0)).choices[0].text for _ in range(3)]
+def test_each_eos_token_of_the_model_ends_the_reply(configured: HFRunner) -> None:
+    result = configured.generate(ask(temperature=0, logit_bias=((5, 100.0),)))
+    assert result.choices[0].finish_reason == "stop"
+    assert result.choices[0].text == ""
+    assert result.usage.completion_tokens == 1
+    ignoring = configured.generate(ask(temperature=0, logit_bias=((5, 100.0),), ignore_eos=True))
+    assert ignoring.usage.completion_tokens == 20
+
+
+def test_sampling_defaults_of_the_model_apply_unless_overridden(configured: HFRunner) -> None:
+    texts = [configured.generate(ask()).choices[0].text for _ in range(3)]
+    free = [configured.generate(ask(top_k=0, temperature=2.0)).choices[0].text for _ in range(3)]
     assert len(set(texts)) == 1
     assert len(set(free)) > 1
 

@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from gguf import GGUFReader
+
 from llmctl.engine.loading.gguf_tokenizer import read_tokenizer
 from llmctl.engine.subprocess_runner import exit_with_parent
 
@@ -17,6 +19,7 @@ _PROBE = "In 2024,  3 caf\u00e9s sold 12.50 kg of\n    \u4f60\u597d don't <|x|>"
 
 def convert(gguf: Path, target: Path) -> None:
     """Write bfloat16 safetensors, tokenizer, chat template and generation settings to `target`."""
+    GGUFReader(gguf)  # rejects an invalid file before the slow imports
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 

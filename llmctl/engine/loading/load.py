@@ -222,7 +222,9 @@ def read_tokenizer(spec: ModelSpec, resolved: ResolvedModel) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             model.path, trust_remote_code=spec.trust_remote_code
         )
-    if resolved.base is None or not model_folder.has_tokenizer(resolved.path):
+    if resolved.base is None or not model_folder.has_tokenizer(
+        model_folder.file_names(resolved.path)
+    ):
         return tokenizer
     own = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=spec.trust_remote_code)
     if own.chat_template is None:  # some tools do not save it

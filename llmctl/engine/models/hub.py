@@ -18,9 +18,6 @@ from llmctl.errors import LlmctlError, ModelNotFoundError
 from llmctl.types import Progress, ProgressCallback
 
 DEFAULT_REVISION = "main"
-_CONNECT_SECONDS = 3.0
-_PROBE_SECONDS = 4.0
-"""For the first response: name resolution, connection and answer."""
 _REQUEST_SECONDS = 15.0
 _MIRROR_HINT = "set HF_ENDPOINT=https://hf-mirror.com where huggingface.co cannot be reached"
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -48,6 +45,8 @@ class Hub:
     endpoint: str
     cache: Path
     offline: bool
+    probe_timeout_s: float = 4.0
+    """For the first response of the hub: name resolution, connection and answer."""
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -177,7 +176,9 @@ class Hub:
 
         def probe() -> None:
             try:
-                get_session().head(f"{self.endpoint}/api/models/{repo}", timeout=_CONNECT_SECONDS)
+                get_session().head(
+                    f"{self.endpoint}/api/models/{repo}", timeout=self.probe_timeout_s
+                )
             except Exception as error:  # of httpx, httpx2 or OSError, depending on the version
                 result.put(_first_line(error))
             else:
@@ -185,9 +186,9 @@ class Hub:
 
         threading.Thread(target=probe, daemon=True).start()
         try:
-            return result.get(timeout=_PROBE_SECONDS)
+            return result.get(timeout=self.probe_timeout_s)
         except Empty:
-            return f"no answer within {_PROBE_SECONDS:g} s"
+            return f"no answer within {self.probe_timeout_s:g} s"
 
     def _download(
         self, repo: str, revision: str, files: list[str], total: int, progress: ProgressCallback
@@ -263,6 +264,8 @@ def _select_files(sizes: dict[str, int], repo: str, *, allow_pickle: bool) -> li
     model_folder.reject_other_kinds(sizes, repo)
     if not allow_pickle:
         model_folder.reject_pickle(sizes, repo)
+    if not model_folder.has_tokenizer(sizes):
+        raise ModelNotFoundError("the repository lacks a tokenizer")
     return model_folder.wanted_files(sizes, allow_pickle=allow_pickle)
 
 

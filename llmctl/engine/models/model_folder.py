@@ -105,14 +105,12 @@ def missing_part(folder: Path, *, allow_pickle: bool = False) -> str | None:
         shards = set(_read_json(folder / index).get("weight_map", {}).values())
         if not shards or shards - names:
             return f"weights ({min(shards - names, default=index)})"
-    return None if has_tokenizer(folder) else "a tokenizer"
+    return None if has_tokenizer(names) else "a tokenizer"
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder has a vocabulary."""
-    return any(
-        name in _VOCABULARIES or name.endswith(_VOCABULARY_SUFFIXES) for name in file_names(folder)
-    )
+def has_tokenizer(names: Collection[str]) -> bool:
+    """Whether one of the files of a folder is a vocabulary."""
+    return any(name in _VOCABULARIES or name.endswith(_VOCABULARY_SUFFIXES) for name in names)
 
 
 def check_complete(folder: Path, *, allow_pickle: bool = False) -> None:

@@ -1,7 +1,7 @@
 """Tests of the response parsers, the schema of required tool calls, and tools as text."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -233,14 +233,19 @@ def test_a_call_with_deeply_nested_arguments_is_rejected() -> None:
 TOOLS_TEMPLATE = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML
 
 
-@pytest.mark.parametrize("template", [CHATML, TOOLS_TEMPLATE])
+@pytest.fixture(scope="module", params=[CHATML, TOOLS_TEMPLATE])
+def engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HFRunner]:
+    folder = tmp_path_factory.mktemp("models") / "model"
+    save_tiny_model(folder, chat_template=request.param, max_position_embeddings=1024)
+    with HFRunner(ModelSpec(str(folder), device="cpu")) as engine:
+        engine.load()
+        yield engine
+
+
 @pytest.mark.parametrize("parallel", [True, False])
-def test_a_required_tool_is_called_with_valid_arguments(
-    template: str, parallel: bool, tmp_path: Path
-) -> None:
-    folder = save_tiny_model(
-        tmp_path / "model", chat_template=template, max_position_embeddings=1024
-    )
+def test_a_required_tool_is_called_with_valid_arguments(engine: HFRunner, parallel: bool) -> None:
     enum = {"type": "string", "enum": ["red", "blue"]}
     paint = Tool("paint", "", {"type": "object", "properties": {"c": enum}, "required": ["c"]})
     request = GenerationRequest(
@@ -250,16 +255,14 @@ def test_a_required_tool_is_called_with_valid_arguments(
         parallel_tool_calls=parallel,
         sampling=SamplingParams(seed=1, temperature=1.0),
     )
-    with HFRunner(ModelSpec(str(folder), device="cpu")) as engine:
-        engine.load()
-        (choice,) = engine.generate(request).choices
-        assert choice.finish_reason == "tool_calls"
-        assert choice.text == ""
-        assert {call.name for call in choice.tool_calls} == {"paint"}
-        assert all(json.loads(c.arguments)["c"] in ("red", "blue") for c in choice.tool_calls)
-        assert len({call.id for call in choice.tool_calls}) == len(choice.tool_calls)
-        if not parallel:
-            assert len(choice.tool_calls) == 1
+    (choice,) = engine.generate(request).choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.text == ""
+    assert {call.name for call in choice.tool_calls} == {"paint"}
+    assert all(json.loads(c.arguments)["c"] in ("red", "blue") for c in choice.tool_calls)
+    assert len({call.id for call in choice.tool_calls}) == len(choice.tool_calls)
+    if not parallel:
+        assert len(choice.tool_calls) == 1
 
 
 def test_without_tools_in_the_template_a_tool_must_be_required(tiny: HFRunner) -> None:

