@@ -5,13 +5,11 @@ A digest depends on the content of an example alone, not on the file or format i
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from llmctl.data.formats.turn_order import response_start
-from llmctl.data.io.reader import read_examples
 from llmctl.data.io.sources import DataSource, list_source_files
-from llmctl.data.rows.row_errors import OnRowError
-from llmctl.types import DatasetRef, Example, Message, ProgressCallback, ignore_progress
+from llmctl.types import DatasetRef, Example, Message
 
 
 def content_key(example: Example) -> bytes:
@@ -72,35 +70,19 @@ class DatasetDigest:
 
     def ref(self, source: DataSource) -> DatasetRef:
         """Return the reference of the examples so far, read from `source`."""
-        files = list_source_files(source)
-        return DatasetRef(
-            name="+".join(dict.fromkeys(file.stem for file in files)),
-            source=", ".join(file.location for file in files),
-            digest=self._digest.hexdigest(),
-            rows=self.rows,
-            format="+".join(sorted(self._formats)),
-        )
+        return dataset_ref(source, self._digest.hexdigest(), self.rows, self._formats)
 
 
-def dataset_ref(
-    source: DataSource,
-    *,
-    columns: Mapping[str, str] | None = None,
-    format: str | None = None,
-    on_row_error: OnRowError,
-    progress: ProgressCallback = ignore_progress,
-) -> DatasetRef:
-    """Read a source once and return its reference.
-
-    Raises:
-        ConfigError, DataError: as `read_examples`.
-    """
-    digest = DatasetDigest()
-    for example in read_examples(
-        source, columns=columns, format=format, on_row_error=on_row_error, progress=progress
-    ):
-        digest.add(example)
-    return digest.ref(source)
+def dataset_ref(source: DataSource, digest: str, rows: int, formats: Iterable[str]) -> DatasetRef:
+    """Return the reference of rows that were read from or written to `source`."""
+    files = list_source_files(source)
+    return DatasetRef(
+        name="+".join(dict.fromkeys(file.stem for file in files)),
+        source=", ".join(file.location for file in files),
+        digest=digest,
+        rows=rows,
+        format="+".join(sorted(formats)),
+    )
 
 
 def _content(example: Example) -> list[object]:

@@ -19,10 +19,11 @@ from llmctl.data.cleaning.rule_config import RuleOptions, resolve_rules
 from llmctl.data.cleaning.rules.language import check_codes
 from llmctl.data.cleaning.rules.lengths import TemplateTokenCounter, TokenCounter
 from llmctl.data.cleaning.settings import CleanSettings
-from llmctl.data.io.sources import list_source_files, refuse_output_in_source
+from llmctl.data.digests import dataset_ref
+from llmctl.data.io.sources import refuse_output_in_source
 from llmctl.data.io.validating_reader import ReadOptions
 from llmctl.monitor import Tracker, open_tracker, tracked
-from llmctl.types import DatasetRef, ModelSpec, ProgressCallback, RunStart, ignore_progress
+from llmctl.types import ModelSpec, ProgressCallback, RunStart, ignore_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,19 +161,8 @@ def _source_name(request: CleanRequest) -> str:
 def _log_run(
     tracker: Tracker, request: CleanRequest, report: CleanReport, outputs: CleanOutputs
 ) -> None:
-    format = "+".join(report.formats)
-    parts = list_source_files(request.files)
-    source = DatasetRef(
-        name="+".join(dict.fromkeys(part.stem for part in parts)),
-        source=", ".join(part.location for part in parts),
-        digest=report.digest_before,
-        rows=report.before.rows,
-        format=format,
-    )
-    (written,) = list_source_files(str(outputs.rows))
-    output = DatasetRef(
-        written.stem, written.location, report.digest_after, report.after.rows, format
-    )
+    source = dataset_ref(request.files, report.digest_before, report.before.rows, report.formats)
+    output = dataset_ref(outputs.rows, report.digest_after, report.after.rows, report.formats)
     tracker.log_dataset(source, "source")
     tracker.log_dataset(output, "output")
     tracker.log_metrics(

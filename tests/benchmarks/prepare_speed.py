@@ -1,9 +1,8 @@
-"""How fast rows become token sequences, and how much memory that takes.
+"""Speed and memory use of tokenisation, with an empty cache and with a full one.
 
     python tests/benchmarks/prepare_speed.py [ROWS]
 
-Two turns a row of some 90 tokens with the default model's tokenizer, from a generated file through
-the reader, the template and the mask onto the disk; then once more out of the cache.
+Each row of a generated file has two turns and about 90 tokens of the default model's tokenizer.
 """
 
 import json
@@ -33,11 +32,8 @@ def main(rows: int, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     from llmctl.data.dataset import TokenizeOptions, build_dataset
-    from llmctl.data.io.reader import read_examples
-    from llmctl.data.rows.row_errors import RowErrorLog
     from llmctl.engine.chat.template import ChatTemplate
     from llmctl.engine.models import resolve
-    from llmctl.types import DatasetRef
 
     tokenizer = AutoTokenizer.from_pretrained(resolve.resolve_model("smollm2-135m").path)
     os.environ["LLMCTL_HOME"] = str(folder / "home")
@@ -46,16 +42,16 @@ def main(rows: int, folder: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(2):
         start, cpu = time.perf_counter(), time.process_time()
-        report = build_dataset(
-            lambda: read_examples(file, on_row_error=RowErrorLog()),
+        dataset = build_dataset(
+            file,
             ChatTemplate.of(tokenizer),
             (tokenizer.eos_token_id,),
             TokenizeOptions(1024, eval_fraction=0.01),
-            dataset=DatasetRef("rows", str(file), f"generated {rows}", rows),
-        ).report
+        )
+        report = dataset.report
         seconds = time.perf_counter() - start
         print(
-            f"cached={report.cached}: {rows:,} rows, {report.tokens:,} tokens in {seconds:.2f} s "
+            f"cached={dataset.cached}: {rows:,} rows, {report.tokens:,} tokens in {seconds:.2f} s "
             f"({rows / seconds:,.0f} rows/s, {report.tokens / seconds:,.0f} tokens/s; "
             f"processor {time.process_time() - cpu:.1f} s)"
         )

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmctl.data.cleaning.settings import CleanSettings
-from llmctl.data.digests import dataset_ref
+from llmctl.data.digests import DatasetDigest
+from llmctl.data.io.reader import read_examples
 from llmctl.data.io.validating_reader import ReadOptions
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.monitor.read.client import translated_store_errors
@@ -79,7 +80,10 @@ def test_data_unchanged_by_cleaning_is_linked_to_its_fine_tuning(
     report, _ = clean(request, rows, track=True, warn=forbid)
     assert report.digest_before == report.digest_after
     trained = start_tracker("finetune", name="trained")
-    trained.log_dataset(dataset_ref(str(rows), on_row_error=forbid), "training")
+    digest = DatasetDigest()
+    for example in read_examples(rows, on_row_error=forbid):
+        digest.add(example)
+    trained.log_dataset(digest.ref(rows), "training")
     end_tracker(trained)
 
     def outline(node: LineageNode) -> object:

@@ -68,7 +68,7 @@ class ValidatingReader:
         """Yield every valid row in order.
 
         Raises:
-            ConfigError, DataError: as `read_training_data`.
+            ConfigError, DataError: as `read_rows`.
         """
         options = self._options
         found = parse_rows(

@@ -124,7 +124,7 @@ def check_rows(
     Memory grows by about 40 bytes per row, and by the errors kept.
 
     Raises:
-        ConfigError, DataError: as `read_training_data`.
+        ConfigError, DataError: as `read_rows`.
     """
     reader = ValidatingReader(source, options, progress)
     statistics = _RowStatistics()

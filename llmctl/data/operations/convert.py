@@ -39,7 +39,7 @@ def convert_rows(
 
     Raises:
         BadRowsError: rows are invalid and `options.on_error` is `fail`; nothing is written.
-        ConfigError, DataError: as `read_training_data` and `RowWriter`.
+        ConfigError, DataError: as `read_rows` and `RowWriter`.
     """
     validate_format_options(None, to)
     refuse_output_in_source(source, output)

@@ -31,7 +31,7 @@ def split_rows(
     Raises:
         BadRowsError: rows are invalid and `options.on_error` is `fail`; nothing is written.
         DataError: one side would have no rows.
-        ConfigError, DataError: as `read_training_data` and `RowWriter`.
+        ConfigError, DataError: as `read_rows` and `RowWriter`.
     """
     if train == eval:
         raise ConfigError(f"train and eval would both be written to {train}", hint="name two files")

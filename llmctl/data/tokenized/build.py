@@ -1,4 +1,4 @@
-"""How do rows become the token sequences that are learnt, and which do not?"""
+"""Tokenisation of examples into masked sequences, and the report on what became of the rows."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,34 +12,39 @@ from numpy.typing import NDArray
 from llmctl.data.digests import is_held_out, prompt_key
 from llmctl.data.rows.row_errors import DataError
 from llmctl.data.tokenized.loss_mask import MaskedSequence, TurnSelection, mask_examples
-from llmctl.data.tokenized.report import AffectedRowsCounter, TokenizeReport
 from llmctl.data.tokenized.storage import TokenSequence, TokenWriter
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.types import Example, Progress, ProgressCallback, SourceLocation
+from llmctl.types import Example, SourceLocation
 
 OverlongPolicy = Literal["truncate", "drop"]
+AffectedKind = Literal["refused", "nothing-to-learn", "no-pair", "too-long"]
+"""Why a row is dropped or truncated: the template refuses it; it has no reply in the loss; it is
+not a preference pair, where pairs are required; it exceeds max_length."""
+
+_MAX_AFFECTED = 20
+"""Locations kept per reason, and reasons kept per kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizeOptions:
-    """How rows become sequences. Every field is part of the cache's key."""
+    """How examples become sequences. Every field is part of the cache key."""
 
     max_length: int
-    """Tokens that a sequence has at most."""
+    """The most tokens of a sequence."""
     overlong: OverlongPolicy = "truncate"
-    """What becomes of longer ones. `truncate` ends a conversation after its last whole reply that
-    fits, so that its end-of-turn token stays, and drops it where none fits; it cuts plain text into
-    pieces. `drop` drops the row. Preference pairs are always dropped."""
+    """What to do with longer sequences. `truncate` ends a conversation after its last complete
+    reply that fits, so that its end-of-turn token stays, and drops it if none fits; plain text is
+    split into chunks. `drop` drops the row. Preference pairs are always dropped."""
     turns: TurnSelection = "all"
     eval_fraction: float = 0.0
-    """Share of the rows held out: the same prompt is never on both sides."""
+    """Share of the rows held out; the same prompt is never on both sides."""
     seed: int = 0
-    """Of the choice of the rows held out."""
+    """Seed for the choice of the held-out rows."""
     template_kwargs: Mapping[str, object] = field(default_factory=dict)
     """Further variables of the chat template, such as `enable_thinking`."""
     pairs: bool = False
-    """Keep preference pairs as pairs; otherwise their chosen side is learnt as a conversation."""
+    """Keep preference pairs as pairs; otherwise their chosen side is trained as a conversation."""
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
@@ -56,62 +61,102 @@ class TokenizeOptions:
                 raise ConfigError(f"unknown {name} {value!r}", hint=f"one of: {', '.join(allowed)}")
 
 
+@dataclass(frozen=True, slots=True)
+class AffectedRows:
+    """Rows that are truncated or dropped, for one reason."""
+
+    kind: AffectedKind
+    reason: str
+    count: int
+    origins: tuple[SourceLocation, ...]
+    """The first 20 of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeReport:
+    """What became of the rows; train and eval together unless stated otherwise."""
+
+    rows: int
+    sequences: int
+    eval_sequences: int
+    """Held-out sequences, included in `sequences`."""
+    tokens: int
+    supervised_tokens: int
+    """Tokens in the loss."""
+    length_p50: int
+    """Tokens per sequence, as in the next two fields."""
+    length_p95: int
+    length_max: int
+    truncated: tuple[AffectedRows, ...]
+    """Rows of which a part is kept: complete replies, or chunks of plain text."""
+    dropped: tuple[AffectedRows, ...]
+    """Rows of which nothing is kept."""
+    notes: tuple[str, ...]
+    """Remarks for the user, one sentence each."""
+
+    @property
+    def dropped_rows(self) -> int:
+        """Number of dropped rows."""
+        return sum(rows.count for rows in self.dropped)
+
+    @property
+    def truncated_rows(self) -> int:
+        """Number of truncated rows."""
+        return sum(rows.count for rows in self.truncated)
+
+
 def tokenize_examples(
     examples: Iterable[Example],
     template: ChatTemplate,
     stop_ids: frozenset[int],
     options: TokenizeOptions,
     folder: Path,
-    *,
-    total: int,
-    progress: ProgressCallback,
 ) -> TokenizeReport:
-    """Write the sequences of `examples` into `folder`, an empty one, and say what became of them.
-
-    Args:
-        total: how many rows are expected, for the progress alone.
+    """Write the sequences of `examples` into an empty folder and report on the rows.
 
     Raises:
-        ConfigError, TemplateError, DataError: as `build_dataset`.
+        ConfigError: a reply does not end with a token of `stop_ids`.
+        TemplateError: the model has no chat template, and a row is a conversation.
+        DataError: no sequence is left to train on.
     """
     rows = supervised = 0
-    account = _TokenizeStats(template, stop_ids, options)
-    wanted = (e if options.pairs else replace(e, rejected=()) for e in examples)
+    tokenizer = _RowTokenizer(template, stop_ids, options)
+    if not options.pairs:
+        examples = (replace(example, rejected=()) for example in examples)
     with TokenWriter(folder) as writer:
         for example, masked in mask_examples(
-            template, wanted, turns=options.turns, template_kwargs=options.template_kwargs
+            template, examples, turns=options.turns, template_kwargs=options.template_kwargs
         ):
             rows += 1
-            aside = options.eval_fraction > 0 and is_held_out(
+            held_out = options.eval_fraction > 0 and is_held_out(
                 prompt_key(example), options.eval_fraction, options.seed
             )
-            for sample in account.samples(example, masked):
-                supervised += int(sample.loss_mask.sum())
-                writer.add(sample, held_out=aside)
-            if rows % 256 == 0 or rows == total:
-                progress(Progress("tokenising", rows, max(rows, total)))
-    lengths, held = writer.lengths, writer.held_out
-    account.check_left(rows, len(lengths) - held)
-    if options.eval_fraction and not held:
-        account.notes[f"none of the {rows} rows fell into the share that is held out"] = 1
+            for sequence in tokenizer.sequences(example, masked):
+                supervised += int(sequence.loss_mask.sum())
+                writer.add(sequence, held_out=held_out)
+    lengths, eval_sequences = writer.lengths, writer.held_out
+    if len(lengths) == eval_sequences:
+        raise tokenizer.nothing_left(rows)
+    if options.eval_fraction and not eval_sequences:
+        tokenizer.notes[f"none of the {rows} rows is in the held-out share"] = 1
     p50, p95, longest = np.quantile(lengths, (0.5, 0.95, 1), method="higher").tolist()
     return TokenizeReport(
         rows=rows,
         sequences=len(lengths),
-        eval_sequences=held,
+        eval_sequences=eval_sequences,
         tokens=int(lengths.sum()),
         supervised_tokens=supervised,
         length_p50=p50,
         length_p95=p95,
         length_max=longest,
-        truncated=account.truncated.losses(),
-        dropped=account.dropped.losses(),
-        notes=account.sentences(),
+        truncated=tokenizer.truncated.rows(),
+        dropped=tokenizer.dropped.rows(),
+        notes=tokenizer.sentences(),
     )
 
 
-class _TokenizeStats:
-    """Takes each row's sequences, cuts what is too long, and counts what is lost."""
+class _RowTokenizer:
+    """Truncates or drops the sequences of each row, and counts both by reason."""
 
     def __init__(
         self, template: ChatTemplate, stop_ids: frozenset[int], options: TokenizeOptions
@@ -119,15 +164,15 @@ class _TokenizeStats:
         self._template = template
         self._stop_ids = stop_ids
         self._options = options
-        self.truncated, self.dropped = AffectedRowsCounter(), AffectedRowsCounter()
+        self.truncated, self.dropped = _AffectedRowsCounter(), _AffectedRowsCounter()
         self.notes: Counter[str] = Counter()
-        self._several, self._parts = 0, 0
-        """Rows that make more than one sequence, and these sequences."""
+        self._split_rows, self._split_sequences = 0, 0
+        """Rows with more than one sequence, and their sequences."""
 
-    def samples(
+    def sequences(
         self, example: Example, masked: tuple[MaskedSequence, ...] | LlmctlError
     ) -> list[TokenSequence]:
-        """Return what is learnt of a row."""
+        """Return the sequences of a row that are trained on."""
         origin, options = example.origin, self._options
         if isinstance(masked, LlmctlError):
             if not self._template and example.text is None:
@@ -138,53 +183,52 @@ class _TokenizeStats:
             self.dropped.add("no-pair", "it has no rejected answer", origin)
             return []
         kept: list[TokenSequence] = []
-        whole = True
+        complete = True
         for sequence in masked:
-            pieces, all_of_it = self._pieces(sequence, example)
-            kept += pieces
-            whole &= all_of_it
+            fitting, fits = self._fit(sequence, example)
+            kept += fitting
+            complete &= fits
             if sequence.note:
                 self.notes[sequence.note] += 1
         if len(masked) > 1 and not options.pairs:
-            self._several += 1
-            self._parts += len(masked)
-        return kept if kept and whole else self._not_whole(example, kept, whole)
+            self._split_rows += 1
+            self._split_sequences += len(masked)
+        return kept if kept and complete else self._incomplete(example, kept, complete)
 
-    def _not_whole(
-        self, example: Example, kept: list[TokenSequence], whole: bool
+    def _incomplete(
+        self, example: Example, kept: list[TokenSequence], complete: bool
     ) -> list[TokenSequence]:
+        """Count a row that is empty or too long, and return the sequences to keep."""
         limit, origin = self._options.max_length, example.origin
-        if whole:
-            self.dropped.add("nothing-to-learn", "it has no reply to learn", origin)
+        if complete:
+            self.dropped.add("nothing-to-learn", "it has no reply in the loss", origin)
         elif self._options.overlong == "drop" or self._options.pairs:
             self.dropped.add("too-long", f"longer than {limit} tokens", origin)
             return []
         elif not kept:
             self.dropped.add("too-long", f"its first reply ends after {limit} tokens", origin)
         elif example.text is not None:
-            self.truncated.add("too-long", f"cut into pieces of {limit} tokens", origin)
+            self.truncated.add("too-long", f"split into chunks of {limit} tokens", origin)
         else:
             self.truncated.add("too-long", f"a reply ends after {limit} tokens", origin)
         return kept
 
-    def _pieces(
-        self, sequence: MaskedSequence, example: Example
-    ) -> tuple[list[TokenSequence], bool]:
+    def _fit(self, sequence: MaskedSequence, example: Example) -> tuple[list[TokenSequence], bool]:
         """Return what of a sequence fits, and whether that is all of it."""
         limit = self._options.max_length
         ids = np.array(sequence.ids, dtype=np.int32)
-        learn = np.array(sequence.loss_mask, dtype=np.bool_)
-        learn[:1] = False  # nothing precedes it from which it could be told
-        ends = np.flatnonzero(learn & ~np.append(learn[1:], False))
-        self._check_stops(sequence, ids, ends, example.origin)
+        loss_mask = np.array(sequence.loss_mask, dtype=np.bool_)
+        loss_mask[:1] = False  # nothing precedes the first token to predict it from
+        ends = np.flatnonzero(loss_mask & ~np.append(loss_mask[1:], False))
+        self._check_stop_tokens(sequence, ids, ends, example.origin)
         if example.text is not None:
-            return _overlapping(ids, limit, example.origin), len(ids) <= limit
+            return _chunks(ids, limit, example.origin), len(ids) <= limit
         fitting = ends[ends < limit]
         cut = int(fitting[-1]) + 1 if len(fitting) else 0
-        pieces = [TokenSequence(ids[:cut], learn[:cut], example.origin)] if cut else []
-        return pieces, len(fitting) == len(ends)
+        kept = [TokenSequence(ids[:cut], loss_mask[:cut], example.origin)] if cut else []
+        return kept, len(fitting) == len(ends)
 
-    def _check_stops(
+    def _check_stop_tokens(
         self,
         sequence: MaskedSequence,
         ids: NDArray[np.int32],
@@ -194,49 +238,72 @@ class _TokenizeStats:
         for end in ends.tolist():
             if int(ids[end]) not in self._stop_ids:
                 first, last = sequence.offsets[end]
-                named = ", ".join(map(str, sorted(self._stop_ids))) or "none"
+                stop_ids = ", ".join(map(str, sorted(self._stop_ids))) or "none"
                 raise ConfigError(
                     f"{origin.file}:{origin.line}: the reply ends with "
-                    f"{sequence.text[first:last]!r} (token {ids[end]}), at which this model does "
-                    f"not stop (it stops at: {named}), so it would not learn to end",
-                    hint="take an instruct model, or a --chat-template whose replies end with one "
-                    "of these tokens",
+                    f"{sequence.text[first:last]!r} (token {ids[end]}), which is not a stop token "
+                    f"of this model ({stop_ids}), so it would not learn to stop",
+                    hint="use an instruct model, or a --chat-template whose replies end with a "
+                    "stop token",
                 )
 
-    def check_left(self, rows: int, left: int) -> None:
-        """Refuse to train on nothing."""
-        if left:
-            return
-        losses = self.dropped.losses()
-        why = "; ".join(f"{loss.count} rows: {loss.reason}" for loss in losses[:3])
-        too_long = any(loss.kind == "too-long" for loss in losses)
-        raise DataError(
-            f"nothing is left to learn of {rows} rows" + (f" ({why})" if why else ""),
-            hint="a larger max_length would help" if too_long else "`llmctl data show` shows rows",
+    def nothing_left(self, rows: int) -> DataError:
+        """Return the error for rows of which no sequence is left, with the reasons."""
+        affected = self.dropped.rows()
+        reasons = "; ".join(f"{rows.count} rows: {rows.reason}" for rows in affected[:3])
+        too_long = any(rows.kind == "too-long" for rows in affected)
+        message = f"no sequence is left to train on of {rows} rows"
+        return DataError(
+            f"{message} ({reasons})" if reasons else message,
+            hint="increase max_length" if too_long else "`llmctl data show` shows rows",
         )
 
     def sentences(self) -> tuple[str, ...]:
-        """Return the notes, those of single rows with how many rows they are of."""
+        """Return the notes, those on single rows with the number of rows."""
         several = (
             [
-                f"{self._several} rows make {self._parts} sequences: this template writes earlier "
-                "replies differently once later ones follow, and each is learnt as it is served"
+                f"{self._split_rows} rows make {self._split_sequences} sequences: this template "
+                "renders earlier replies differently once later ones follow, and each is trained "
+                "as it is served"
             ]
-            if self._several
+            if self._split_rows
             else []
         )
         return (*several, *(f"{note} (x{n})" if n > 1 else note for note, n in self.notes.items()))
 
 
-def _overlapping(ids: NDArray[np.int32], limit: int, origin: SourceLocation) -> list[TokenSequence]:
-    """Cut plain text so that every token but the first is learnt exactly once.
+class _AffectedRowsCounter:
+    """Counts rows by reason, and keeps the first locations of each."""
 
-    A piece begins with the last token of the one before, which is context there.
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[AffectedKind, str]] = Counter()
+        self._origins: dict[tuple[AffectedKind, str], list[SourceLocation]] = {}
+
+    def add(self, kind: AffectedKind, reason: str, origin: SourceLocation) -> None:
+        if (kind, reason) not in self._counts and len(self._counts) >= _MAX_AFFECTED:
+            reason = "other reasons"  # a template's refusal may contain text of the row
+        self._counts[kind, reason] += 1
+        first = self._origins.setdefault((kind, reason), [])
+        if len(first) < _MAX_AFFECTED:
+            first.append(origin)
+
+    def rows(self) -> tuple[AffectedRows, ...]:
+        """Return the counts, the most frequent reason first."""
+        return tuple(
+            AffectedRows(kind, reason, count, tuple(self._origins[kind, reason]))
+            for (kind, reason), count in self._counts.most_common()
+        )
+
+
+def _chunks(ids: NDArray[np.int32], limit: int, origin: SourceLocation) -> list[TokenSequence]:
+    """Split plain text so that every token but the first is in the loss exactly once.
+
+    A chunk begins with the last token of the chunk before, which is only context.
     """
-    pieces = []
+    chunks = []
     for first in range(0, len(ids) - 1, limit - 1):
-        piece = ids[first : first + limit]
-        learn = np.ones(len(piece), dtype=np.bool_)
-        learn[0] = False
-        pieces.append(TokenSequence(piece, learn, origin))
-    return pieces
+        chunk = ids[first : first + limit]
+        loss_mask = np.ones(len(chunk), dtype=np.bool_)
+        loss_mask[0] = False
+        chunks.append(TokenSequence(chunk, loss_mask, origin))
+    return chunks

@@ -135,7 +135,7 @@ class RowIndex:
                 yield pickle.load(spool)
 
     def digest(self, rows: NDArray[np.bool_], *, after: bool) -> str:
-        """Return the SHA-256 of selected rows in hex, equal to that of `digests.dataset_ref`.
+        """Return the SHA-256 of selected rows in hex, equal to that of `digests.DatasetDigest`.
 
         Args:
             rows: shape (rows,), the selected rows.
