@@ -115,6 +115,21 @@ def test_scores_over_http_are_the_same_by_either_way(tiny: HFRunner) -> None:
             assert logprob == pytest.approx(again, abs=1e-4)
 
 
+def test_the_former_route_of_loglikelihoods_is_used_for_older_servers() -> None:
+    paths: list[str] = []
+
+    def answer(path: str, _: dict[str, Any]) -> dict[str, Any] | int:
+        paths.append(path)
+        if path.endswith("/loglikelihoods"):
+            return 404
+        return {"index": 0, "computed": 4, "scores": [{"logprob": -1.5, "tokens": 2}]}
+
+    with scripted_server(answer) as url:
+        found = list(score_shared_prefix(ServerClient(url, "m", ""), [["ab"]]))
+    assert found == [(0, [(-1.5, 2)], 4)]
+    assert [path.rpartition("/")[2] for path in paths] == ["loglikelihoods", "score"]
+
+
 def test_a_server_that_dies_in_the_middle_leaves_an_error_for_each_question_left() -> None:
     with scripted_server(lambda *_: 0) as url:
         answers = list(score_shared_prefix(ServerClient(url, "m", ""), TEXTS))

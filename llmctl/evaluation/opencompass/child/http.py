@@ -24,8 +24,10 @@ TOO_LONG = "context_length_exceeded"
 class ServerRequestError(Exception):
     """A question that got no answer, and why."""
 
-    def __init__(self, message: str, code: object = None) -> None:
+    def __init__(self, message: str, code: object = None, status: int | None = None) -> None:
         super().__init__(message)
+        self.unknown_route = status == 404 and code is None
+        """The server has no such route; an unknown model has a code."""
         self.too_long = code == TOO_LONG
         """The prompt does not fit the model's context; it may with fewer examples."""
 
@@ -95,9 +97,11 @@ def _refused(error: urllib.error.HTTPError) -> ServerRequestError:
     text = error.read().decode(errors="replace")
     try:
         told = json.loads(text)["error"]
-        return ServerRequestError(f"{error.code}: {told['message']}", told.get("code"))
+        return ServerRequestError(f"{error.code}: {told['message']}", told.get("code"), error.code)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return ServerRequestError(f"{error.code}: {text.strip()[:200] or error.reason}")
+        return ServerRequestError(
+            f"{error.code}: {text.strip()[:200] or error.reason}", status=error.code
+        )
 
 
 TextLogprob = tuple[float, int]
@@ -116,7 +120,7 @@ def score_shared_prefix(
     answered = 0
     body = {"model": server.model, "head": head, "groups": wire}
     try:
-        for line in server.lines("/score", body):
+        for line in _loglikelihood_lines(server, body):
             if "error" in line:
                 told = line["error"]
                 yield line["index"], ServerRequestError(told["message"], told.get("code")), 0
@@ -129,6 +133,15 @@ def score_shared_prefix(
         missing = error
     for index in range(answered, len(groups)):
         yield index, missing, 0
+
+
+def _loglikelihood_lines(server: ServerClient, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    try:
+        yield from server.lines("/loglikelihoods", body)
+    except ServerRequestError as error:
+        if not error.unknown_route:
+            raise
+        yield from server.lines("/score", body)  # the route's name in older versions of llmctl
 
 
 def _shared(texts: list[str]) -> str:
