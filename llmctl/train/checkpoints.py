@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from llmctl.atomic_files import install_folder, write_atomically
 from llmctl.errors import ConfigError
 
 LOCK_FILE = "run.lock.json"
@@ -73,9 +74,7 @@ class Checkpoints:
         """Give what was written aside its name; let go of those that are not kept."""
         aside = self._folder / _ASIDE
         final = self._folder / f"checkpoint-{step}"
-        _to_disk(aside / final.name)
-        shutil.rmtree(final, ignore_errors=True)
-        (aside / final.name).rename(final)
+        install_folder(aside / final.name, final)
         shutil.rmtree(aside, ignore_errors=True)
         self._tidy(best)
         return final
@@ -183,18 +182,5 @@ def is_disk_full(error: BaseException) -> bool:
 
 def write_json(path: Path, value: object) -> None:
     """Write a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-        aside.write_text(text + "\n", encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _to_disk(folder: Path) -> None:
-    """Wait until the files are on the disk: the rename must not be there before them."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    write_atomically(path, text + "\n")

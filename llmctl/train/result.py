@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmctl.atomic_files import atomic_path
 from llmctl.config import TrainConfig
 from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.engine.models.provenance import PROVENANCE_FILE, BaseModelRef, Provenance
@@ -70,12 +71,8 @@ def publish_checkpoint(kept: Checkpoint, folder: Path) -> None:
         if path.is_file() and not path.name.startswith(_STATE) and path.name != "README.md"
     ]
     for path in sorted(files, key=lambda file: file.name == PROVENANCE_FILE):
-        aside = folder / f".{path.name}.new"
-        try:
-            shutil.copyfile(path, aside)
-            aside.replace(folder / path.name)
-        finally:
-            aside.unlink(missing_ok=True)
+        with atomic_path(folder / path.name) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def write_model_card(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmctl.atomic_files import write_atomically
 from llmctl.data.dataset import TokenDataset
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.types import Message, SampleReply
@@ -143,9 +144,7 @@ class SampleLog:
             json.dumps({"step": s, "replies": [asdict(r) for r in rs]}, ensure_ascii=False)
             for s, rs in kept.items()
         ]
-        aside = self._file.with_suffix(".new")
-        aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        aside.replace(self._file)
+        write_atomically(self._file, "".join(f"{line}\n" for line in lines))
 
     def read(self) -> dict[int, tuple[SampleReply, ...]]:
         """Return the replies by step."""

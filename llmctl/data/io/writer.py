@@ -4,8 +4,7 @@ import csv
 import gzip
 import io
 import json
-import os
-import secrets
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import islice
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from llmctl.atomic_files import atomic_path
 from llmctl.data.rows.extended_json import from_json, to_json, to_standard_json, value_as_text
 from llmctl.errors import ConfigError
 
@@ -51,17 +51,20 @@ class RowWriter:
                 f"{path} already exists", hint="add --overwrite, or choose another name"
             )
         self.rows = 0
-        # In the same folder: a rename is atomic only within one file system.
-        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
-        self._spill = self._temporary.with_suffix(".rows")
         self._files = ExitStack()
 
     def __enter__(self) -> Self:
-        if self._suffix in (".csv", ".tsv", ".parquet"):
-            # The columns are known only after the last row.
-            self._stream: IO[bytes] = self._files.enter_context(self._spill.open("wb"))
-        else:
-            self._stream = self._open()
+        with ExitStack() as stack:
+            self._temporary = stack.enter_context(atomic_path(self.path))
+            stack.push(self._close)
+            if self._suffix in (".csv", ".tsv", ".parquet"):
+                # The columns are known only after the last row.
+                self._stream: IO[bytes] = self._files.enter_context(
+                    tempfile.TemporaryFile(dir=self.path.parent)
+                )
+            else:
+                self._stream = self._open()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -70,14 +73,19 @@ class RowWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def _close(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,  # noqa: ARG002  the signature of `__exit__`
+        trace: TracebackType | None,  # noqa: ARG002
+    ) -> None:
         try:
             if kind is None:
                 self._finish()
-                os.replace(self._temporary, self.path)
         finally:
             self._files.close()
-            self._temporary.unlink(missing_ok=True)
-            self._spill.unlink(missing_ok=True)
 
     def write(self, value: Mapping[str, object]) -> None:
         """Write one row."""
@@ -107,17 +115,15 @@ class RowWriter:
         if self._suffix == ".json":
             self._stream.write(b"\n]\n" if self.rows else b"[]\n")
         elif self._suffix not in _LINES:
-            self._stream.close()
             if self._suffix == ".parquet":
                 _write_parquet(self._spilled, self._temporary)
             else:
                 _write_csv(self._spilled, self._open(), "," if self._suffix == ".csv" else "\t")
-        self._files.close()
 
     def _spilled(self) -> Iterator[dict[str, Any]]:
-        with self._spill.open("rb") as lines:
-            for line in lines:
-                yield from_json(line)
+        self._stream.seek(0)
+        for line in self._stream:
+            yield from_json(line)
 
 
 def _write_csv(

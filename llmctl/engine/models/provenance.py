@@ -6,7 +6,6 @@ weights compares it with the base model and the chat template in use.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+from llmctl.atomic_files import write_atomically
 from llmctl.engine.models import weight_files
 from llmctl.engine.models.catalog import find_entry
 from llmctl.engine.models.resolved import ResolvedModel
@@ -117,14 +117,8 @@ class Provenance:
         values = {"schema": SCHEMA} | {
             f.name: _as_json(getattr(self, f.name)) for f in fields(self)
         }
-        temporary = folder / f".{PROVENANCE_FILE}.{os.getpid()}"
-        try:
-            temporary.write_text(
-                json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
-            temporary.replace(folder / PROVENANCE_FILE)
-        finally:
-            temporary.unlink(missing_ok=True)
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(folder / PROVENANCE_FILE, text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,13 @@
 """How is OpenCompass run? Once, as a child that ends with us, its log in a file."""
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from llmctl.atomic_files import atomic_path
 from llmctl.engine import subprocess_runner
 from llmctl.errors import LlmctlError
 from llmctl.evaluation.opencompass.child.http import KEY_VARIABLE
@@ -113,9 +113,8 @@ def _copy_child(target: Path) -> None:
     source = Path(__file__).parent / "child"
     target.mkdir(exist_ok=True)
     for file in source.glob("*.py"):
-        written = target / f".{file.name}.{os.getpid()}"
-        shutil.copyfile(file, written)
-        written.replace(target / file.name)
+        with atomic_path(target / file.name, sync=False) as temporary:  # copied for each run
+            shutil.copyfile(file, temporary)
 
 
 def _reason(output: str) -> str:

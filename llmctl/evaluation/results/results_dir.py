@@ -14,6 +14,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from llmctl.atomic_files import write_atomically
 from llmctl.errors import ConfigError
 from llmctl.types import BenchmarkPlan, EvalSample, Message, SampleResult, SubjectPlan
 
@@ -96,12 +97,7 @@ class ResultsDir:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file, whole or not at all."""
-        aside = self.path / f".{name}.{os.getpid()}"
-        try:
-            aside.write_text(text, encoding="utf-8")
-            aside.replace(self.path / name)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_atomically(self.path / name, text)
 
     def write_prompts(self, plans: Iterable[BenchmarkPlan]) -> None:
         """Keep every question as it is put."""

@@ -1,11 +1,11 @@
 """Plots of metrics as a PNG, with one panel per metric and one line per run."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from llmctl.atomic_files import atomic_path
 from llmctl.errors import LlmctlError
 from llmctl.monitor.read.query import x_values
 from llmctl.types import MetricPoint
@@ -110,12 +110,8 @@ def _fonts() -> list[str]:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        try:
+        with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", dpi=150)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise LlmctlError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -7,7 +7,6 @@ the logged files. After complete delivery both are deleted.
 
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from llmctl.atomic_files import write_atomically
 from llmctl.config import store_home
 from llmctl.monitor.write.events import Event, decode, encode
 from llmctl.monitor.write.liveness import is_alive, process_identity
@@ -81,9 +81,8 @@ class Spool:
             header = old.readline()
         known = "" if run_id is None else json.dumps({"run_id": run_id}) + "\n"
         text = header + known + "".join(f"{encode(event)}\n" for event in events)
-        aside = self.file.with_suffix(".new")
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, self.file)
+        # Written often, to survive the death of the process; a power failure is not covered.
+        write_atomically(self.file, text, sync=False)
 
     def copy_in(self, path: Path) -> Path:
         """Copy a file or folder into the spool; return the copy."""

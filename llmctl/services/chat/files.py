@@ -2,14 +2,13 @@
 
 import difflib
 import json
-import os
 import re
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from llmctl.atomic_files import write_atomically
 from llmctl.data.io.writer import RowWriter
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.services.chat.conversation import (
@@ -88,15 +87,10 @@ def save_conversation(conversation: Conversation, name: str) -> Path:
             f"{name} exists and is not a saved conversation", hint="choose another name"
         )
     value: dict[str, Any] = {"format": FORMAT} | conversation_to_dict(conversation)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
     try:
-        temporary.touch(mode=0o600)
-        temporary.write_text(
-            json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
-        )
-        os.replace(temporary, path)
+        write_atomically(path, text, mode=0o600)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {name}: {error.strerror}") from error
     return path
 

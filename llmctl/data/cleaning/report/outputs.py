@@ -1,14 +1,11 @@
 """The files that cleaning writes: the rows that stay, the removed rows with reasons, the report."""
 
 import json
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from llmctl.atomic_files import atomic_path
 from llmctl.data.cleaning.pipeline.chunk import UNREADABLE, UNREADABLE_CODE
 from llmctl.data.cleaning.pipeline.corpus_rules import CleanedDataset
 from llmctl.data.cleaning.report.report import CleanReport
@@ -63,7 +60,7 @@ def write_outputs(
     removed_by = cleaned.index.rows["removed_by"].tolist()
     with (
         RowWriter(outputs.rows, overwrite=overwrite) as rows,
-        _whole_file(outputs.report) as report_file,
+        atomic_path(outputs.report) as report_file,
         RowWriter(outputs.rejected, overwrite=overwrite) as rejected,
     ):
         for number, record in enumerate(cleaned.index.records()):
@@ -89,14 +86,3 @@ def write_outputs(
         report_file.write_text(
             json.dumps(report.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
         )
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path, which is renamed to `path` if the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
