@@ -3,37 +3,36 @@
 import sys
 from contextlib import closing
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from llmctl.cli import options, render
+from llmctl.cli.config_options import given_fields, resolve_config, with_config_options
+from llmctl.config.chat import ChatConfig
+from llmctl.config.settings import ResolvedConfig
 from llmctl.errors import ConfigError
 from llmctl.types import ApiEndpoint
 
 
+@with_config_options(ChatConfig)
 def chat(
     context: typer.Context,
-    question: Annotated[
-        str | None, typer.Argument(help="Answered once; without it, a conversation begins.")
+    *,
+    message: Annotated[
+        str | None, typer.Argument(help="Reply to this message and exit, without a chat.")
     ] = None,
-    model: options.ModelOpt = options.DEFAULT_MODEL_NAME,
-    base_url: options.BaseUrlOpt = None,
-    api_key: options.ApiKeyOpt = None,
-    quant: options.QuantOpt = "none",
-    system: Annotated[
-        str | None, typer.Option("--system", "-s", help="Instruction the model is given first.")
-    ] = None,
+    config: options.ConfigFileOpt = None,
     file: Annotated[
         list[str] | None,
-        typer.Option("--file", "-f", help="Text file to go with the question; may be repeated."),
+        typer.Option("--file", "-f", help="Text file to attach to the message; may be repeated."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the last conversation.")
+        bool, typer.Option("--resume", help="Continue the most recent conversation.")
     ] = False,
     id: Annotated[
         str | None,
-        typer.Option("--id", help="Go on with this conversation; the beginning of its id will do."),
+        typer.Option("--id", help="Continue this conversation; a prefix of its id is enough."),
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the conversations.")] = False,
     schema: Annotated[
@@ -45,77 +44,44 @@ def chat(
             "object. With --list: `--json -` prints JSON.",
         ),
     ] = None,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Write replies as they come, without Markdown.")
-    ] = False,
-    stream: Annotated[
-        bool, typer.Option("--stream/--no-stream", help="Show a reply while it is written.")
-    ] = True,
-    think: Annotated[
-        bool, typer.Option("--think/--no-think", help="Show reasoning, or fold it into a line.")
-    ] = True,
-    stats: Annotated[
-        bool, typer.Option("--stats", help="Show speed, tokens and context after each reply.")
-    ] = False,
-    save: Annotated[
-        bool, typer.Option("--save/--no-save", help="Keep the conversation in llmctl's folder.")
-    ] = True,
-    max_tokens: options.MaxTokensOpt = None,
-    temperature: options.TemperatureOpt = None,
-    top_p: options.TopPOpt = None,
-    top_k: options.TopKOpt = None,
-    seed: options.SeedOpt = None,
-    stop: options.StopOpt = None,
-    device: options.DeviceOpt = "auto",
-    dtype: options.DTypeOpt = "auto",
-    adapter: options.AdapterOpt = None,
-    chat_template: options.TemplateOpt = None,
-    trust_remote_code: options.TrustOpt = False,
-    allow_pickle: options.PickleOpt = False,
+    **values: Any,
 ) -> None:
-    """Talk to a model in the terminal.
+    """Chat with a model in the terminal.
 
-    `llmctl chat "question"` and `echo question | llmctl chat` answer once: the reply on stdout,
-    everything else on stderr. A conversation is kept as it goes; one answer alone is not, unless
-    it goes on with a conversation.
+    `llmctl chat "message"` and `echo message | llmctl chat` print a single reply to stdout, and
+    everything else to stderr. A chat is saved after every turn; a single reply is saved only if it
+    continues a conversation.
     """
     if list_all:
-        _show_list(as_json=schema is not None)
+        _print_list(as_json=schema is not None)
         return
-    spec = options.model_spec(
-        model, quant, device, dtype, adapter, chat_template, trust_remote_code, allow_pickle
-    )
-    params = options.sampling_params(max_tokens, temperature, top_p, top_k, seed, stop)
-    given = options.given_options(context)
-    endpoint = None
-    if base_url is not None:
-        options.reject_local_options(given)
-        # What the environment names is a model of this machine.
-        endpoint = ApiEndpoint(base_url, model if "model" in given else None, api_key)
-    elif "api_key" in given:
-        raise ConfigError("--api-key without a server", hint="add --base-url URL")
-    going_on = resume or id is not None
-    if not save and going_on:
-        raise ConfigError("--no-save with a conversation that is kept", hint="leave one out")
-    once = question is not None or not sys.stdin.isatty()
-    if once:
-        question = _question(question, attached=bool(file))
+    resolved = resolve_config(ChatConfig, context, values, config)
+    chosen = resolved.values
+    spec, endpoint = chosen.model_spec(), _endpoint(resolved)
+    resumes = resume or id is not None
+    if not chosen.save and resumes:
+        raise ConfigError("--no-save contradicts --resume and --id", hint="remove one of them")
+    is_single = message is not None or not sys.stdin.isatty()
+    if is_single:
+        message = _read_message(message, has_files=bool(file))
 
     from llmctl.cli.repl import entry
     from llmctl.cli.repl.display import Display
     from llmctl.services import chat as service  # torch and transformers begin with the engine
 
-    display = Display(plain=plain, think=think, stats=stats, stream=stream)
+    display = Display(
+        plain=chosen.plain, think=chosen.think, stats=chosen.stats, stream=chosen.stream
+    )
     grammar = None if schema is None else service.settings.read_grammar(schema)
-    attached = [service.files.read_attachment(name) for name in file or ()]
-    store = service.ConversationStore() if save and (going_on or not once) else None
-    conversation = service.Conversation(system=system)
-    if store is not None and going_on:
-        conversation = service.resume_conversation(store, id, system)
+    attachments = [service.files.read_attachment(name) for name in file or ()]
+    store = service.ConversationStore() if chosen.save and (resumes or not is_single) else None
+    conversation = service.Conversation(system=chosen.system)
+    if store is not None and resumes:
+        conversation = service.resume_conversation(store, id, chosen.system)
     with render.show_progress() as progress:
         session = service.open_session(
             spec,
-            params,
+            chosen.sampling(),
             conversation,
             endpoint=endpoint,
             store=store,
@@ -124,24 +90,37 @@ def chat(
         )
     session.grammar = grammar
     with closing(session):
-        if question is not None:
-            entry.answer_once(session, display, service.files.with_attachments(question, attached))
+        if message is not None:
+            text = service.files.with_attachments(message, attachments)
+            entry.answer_once(session, display, text)
         else:
-            entry.run_repl(
-                session, service.ModelSwitcher(session, spec, endpoint), display, attached
-            )
+            switcher = service.ModelSwitcher(session, spec, endpoint)
+            entry.run_repl(session, switcher, display, attachments)
 
 
-def _question(given: str | None, *, attached: bool) -> str:
-    """Take the question from the argument, or from what was piped in, or both below each other."""
-    piped = "" if sys.stdin.isatty() else _piped().strip()
-    question = "\n\n".join(part for part in (given, piped) if part)
-    if not question and not attached:
+def _endpoint(resolved: ResolvedConfig[ChatConfig]) -> ApiEndpoint | None:
+    """Return the server to use, or `None` for a model in this process."""
+    chosen, given = resolved.values, given_fields(resolved)
+    if chosen.base_url is None:
+        if "api_key" in given:
+            raise ConfigError("--api-key without a server", hint="add --base-url URL")
+        return None
+    options.reject_load_options(resolved)
+    # LLMCTL_MODEL names a model of this machine.
+    model = chosen.model if "model" in given else None
+    return ApiEndpoint(chosen.base_url, model, chosen.api_key)
+
+
+def _read_message(argument: str | None, *, has_files: bool) -> str:
+    """Return the message of the argument, with piped stdin below it."""
+    piped = "" if sys.stdin.isatty() else _read_stdin().strip()
+    message = "\n\n".join(part for part in (argument, piped) if part)
+    if not message and not has_files:
         raise ConfigError("there is no message", hint='llmctl chat "your message"')
-    return question
+    return message
 
 
-def _piped() -> str:
+def _read_stdin() -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -151,17 +130,15 @@ def _piped() -> str:
         ) from error
 
 
-def _show_list(*, as_json: bool) -> None:
+def _print_list(*, as_json: bool) -> None:
     from llmctl.services.chat import ConversationStore
 
-    listed = ConversationStore().list()
+    entries = ConversationStore().list()
     if as_json:
-        render.print_json([asdict(each) for each in listed])
+        render.print_json([asdict(entry) for entry in entries])
         return
-    if not listed:
-        render.print_note("there is no conversation yet; `llmctl chat` begins one")
+    if not entries:
+        render.print_note("there is no conversation yet; `llmctl chat` starts one")
         return
-    rows = [[c.id, render.format_day(c.updated), str(c.turns), c.model, c.title] for c in listed]
-    render.print_table(
-        ["id", "last", "turns", "model", "began with"], rows, cut=["model", "began with"]
-    )
+    rows = [[c.id, render.format_day(c.updated), str(c.turns), c.model, c.title] for c in entries]
+    render.print_table(("ID", "UPDATED", "TURNS", "MODEL", "TITLE"), rows, cut=("MODEL", "TITLE"))

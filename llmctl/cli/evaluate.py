@@ -1,59 +1,49 @@
-"""`llmctl eval`: sit a model through exams, look at the answers, compare two runs."""
+"""The `llmctl eval` commands: evaluate a model on benchmarks, show and compare results."""
 
-import inspect
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from llmctl.cli import config_options, options, render
+from llmctl.cli import options, render
+from llmctl.cli.config_options import collect_options, with_config_options
 from llmctl.config import EvalConfig
-from llmctl.config.evaluation import SETTING_ALIASES
 
 app = typer.Typer(no_args_is_help=False, rich_markup_mode=None)
 
-_SHORT = {"model": "-m", "dataset": "-d", "output": "-o"}
-_VARIABLES = {"model": "LLMCTL_MODEL", "quant": "LLMCTL_QUANT", "device": "LLMCTL_DEVICE"}
-_RunArgument = Annotated[str, typer.Argument(help="Folder of a run, or its name in the store.")]
+_RunArgument = Annotated[str, typer.Argument(help="Folder or name of a run.")]
 
 
+@app.callback(invoke_without_command=True)
+@with_config_options(EvalConfig)
 def evaluate(
     context: typer.Context,
     *,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", "-c", help="YAML file with any of the settings below; options go over it."
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --output.")
+    config: options.ConfigFileOpt = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --output.")] = False,
+    list_benchmarks: Annotated[
+        bool, typer.Option("--list", help="List the benchmarks and where their data is, and exit.")
     ] = False,
-    list_suites: Annotated[
-        bool, typer.Option("--list", help="Name the exams and where their data is, and leave.")
-    ] = False,
-    no_track: Annotated[
-        bool, typer.Option("--no-track", help="Leave no record in the tracking store.")
-    ] = False,
+    no_track: options.NoTrackOpt = False,
     tracking_uri: options.TrackingUriOpt = None,
     as_json: options.JsonOpt = False,
     **values: Any,
 ) -> None:
-    """Sit a model through exams: C-Eval, MMLU, CMMLU, GSM8K, ARC, or one of your own.
+    """Evaluate a model on benchmarks: C-Eval, MMLU, CMMLU, GSM8K, ARC, or your own.
 
-    Every setting below is also a key of the --config file. Answers are on the disk as they come:
-    after Ctrl-C or a crash --resume --output FOLDER goes on. Ends with 1 if a question failed.
+    Results are written as they come: after Ctrl-C or a crash --resume --output FOLDER continues.
+    The exit code is 1 if a sample failed.
     """
     if context.invoked_subcommand is not None:
         return
     data_dir = values.get("data_dir")
-    if list_suites:
+    if list_benchmarks:
         list_(data_dir=None if data_dir is None else Path(data_dir), as_json=as_json)
         return
-    chosen = config_options.collect_options(EvalConfig, context, values)
-    if not chosen and config is None:
-        typer.echo(context.get_help())
+    chosen = collect_options(EvalConfig, context, values)
+    if config is None and all(setting.origin == "variable" for setting in chosen.values()):
+        render.print_help(context)
         return
     from llmctl.cli.views import eval_view
     from llmctl.services.evaluation import run as service  # torch and transformers begin here
@@ -68,7 +58,7 @@ def evaluate(
     with eval_view.EvalView() as view:
         try:
             report = service.evaluate(request, view, view.progress)
-        except (KeyboardInterrupt, SystemExit):  # by Ctrl-C, or by another signal
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or another signal
             view.stopped()
             raise
     if as_json:
@@ -80,45 +70,34 @@ def evaluate(
         raise typer.Exit(1)
 
 
-_own = inspect.signature(evaluate).parameters
-evaluate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [
-        *(p for p in _own.values() if p.kind is not inspect.Parameter.VAR_KEYWORD),
-        *config_options.config_parameters(
-            EvalConfig, aliases=SETTING_ALIASES, short=_SHORT, variables=_VARIABLES
-        ),
-    ]
-)
-app.callback(invoke_without_command=True)(evaluate)
-
-
 _DataDirOpt = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder to look for exams in, before the store.")
+    Path | None,
+    typer.Option("--data-dir", help="Folder with benchmark data, searched before the store."),
 ]
 
 
 @app.command("list")
 def list_(data_dir: _DataDirOpt = None, as_json: options.JsonOpt = False) -> None:
-    """Name the exams, their size and modes, and where their data is."""
+    """List the benchmarks, their size and modes, and where their data is."""
     from llmctl.services.evaluation import results as service
 
-    known = service.list_benchmarks(data_dir)
+    benchmarks = service.list_benchmarks(data_dir)
     if as_json:
-        render.print_json([asdict(suite) for suite in known])
+        render.print_json([asdict(benchmark) for benchmark in benchmarks])
         return
     render.print_table(
-        ("EXAM", "TITLE", "LANGUAGE", "QUESTIONS", "SUBJECTS", "MODES", "DATA"),
+        ("BENCHMARK", "TITLE", "LANGUAGE", "QUESTIONS", "SUBJECTS", "MODES", "DATA"),
         [
             (
-                suite.name,
-                suite.title,
-                suite.language,
-                f"{suite.questions:,}",
-                str(suite.subjects),
-                ", ".join(suite.modes),
-                suite.folder or "not here",
+                benchmark.name,
+                benchmark.title,
+                benchmark.language,
+                f"{benchmark.questions:,}",
+                str(benchmark.subjects),
+                ", ".join(benchmark.modes),
+                benchmark.folder or "not downloaded",
             )
-            for suite in known
+            for benchmark in benchmarks
         ],
         cut=("DATA", "TITLE"),
     )
@@ -127,17 +106,19 @@ def list_(data_dir: _DataDirOpt = None, as_json: options.JsonOpt = False) -> Non
 @app.command()
 def show(
     run: _RunArgument,
-    wrong: Annotated[bool, typer.Option("--wrong", help="Only what was not right.")] = False,
+    wrong: Annotated[bool, typer.Option("--wrong", help="Only incorrect samples.")] = False,
     subject: Annotated[
-        str | None, typer.Option("--subject", help="Only questions of this subject.")
+        str | None, typer.Option("--subject", help="Only samples of this subject.")
     ] = None,
     index: Annotated[
-        int | None, typer.Option("--index", help="Only the question with this number.")
+        int | None, typer.Option("--index", help="Only the sample with this index.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="So many at most.")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, help="Maximum number of samples.")
+    ] = 20,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """Look at the questions of a run: prompt, likelihoods or reply, answer, gold."""
+    """Show the samples of a run: prompt, log-likelihoods or reply, prediction, target."""
     from llmctl.cli.views import eval_view
     from llmctl.services.evaluation import results as service
 
@@ -162,11 +143,14 @@ def compare(
     first: _RunArgument,
     second: _RunArgument,
     flipped: Annotated[
-        int, typer.Option("--flipped", min=0, help="So many flipped questions at most.")
+        int,
+        typer.Option(
+            "--flipped", min=0, help="Maximum number of samples whose correctness changed."
+        ),
     ] = 20,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """Compare two runs over the same questions: is the difference more than chance?"""
+    """Compare two runs on the same samples, with the significance of the difference."""
     from llmctl.cli.views import eval_view
     from llmctl.services.evaluation import results as service
 
@@ -182,55 +166,56 @@ def compare(
             a.gold[:24],
             (a.prediction or "-")[:24],
             (b.prediction or "-")[:24],
-            "right" if b.correct else "wrong",
+            "correct" if b.correct else "wrong",
         )
         for a, b in found.flipped
     ]
     eval_view.print_eval_comparison(found.comparisons, rows[:flipped])
     if len(rows) > flipped:
-        render.print_note(f"{len(rows) - flipped} more flipped; --flipped {len(rows)} shows all")
+        render.print_note(f"{len(rows) - flipped} more changed; --flipped {len(rows)} shows all")
 
 
 @app.command()
 def report(
-    runs: Annotated[
-        list[str], typer.Argument(help="Folders of runs, or their names in the store.")
-    ],
+    runs: Annotated[list[str], typer.Argument(help="Folders or names of runs.")],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="File: .html is a page to look through, .md the table alone."
+            "--output", "-o", help="File to write: .html with all samples, or .md with the table."
         ),
     ] = None,
 ) -> None:
-    """Write a page about a run, or about several side by side; print their table in Markdown."""
+    """Write a report of one or several runs; print their table in Markdown."""
     from llmctl.services.evaluation import results as service
 
     render.print_line(service.write_report(runs, output).rstrip())
     if output is not None:
-        render.print_note(f"written to {output}")
+        render.print_note(f"written: {output}")
 
 
 @app.command()
 def pull(
-    exam: Annotated[str, typer.Argument(help="Name of an exam, as `list` has it.")],
+    benchmark: Annotated[str, typer.Argument(help="Name of a benchmark, see `llmctl eval list`.")],
 ) -> None:
-    """Fetch the data of an exam into the store."""
+    """Download the data of a benchmark into the store."""
     from llmctl.services.evaluation import results as service
 
     with render.show_progress() as progress:
-        folder = service.download_data(exam, progress)
+        folder = service.download_data(benchmark, progress)
     render.print_line(str(folder))
 
 
-@app.command()
-def setup(
+@app.command("setup", hidden=True)
+@app.command("install-opencompass")
+def install_opencompass(
     wheelhouse: Annotated[
         Path | None,
-        typer.Option("--wheelhouse", help="Folder of packages, for machines without an index."),
+        typer.Option(
+            "--wheelhouse", help="Folder with wheels, for machines without a package index."
+        ),
     ] = None,
 ) -> None:
-    """Build the environment in which OpenCompass runs (--backend opencompass)."""
+    """Create the virtual environment of --backend opencompass."""
     from llmctl.services.evaluation import results as service
 
     with render.show_progress() as progress:

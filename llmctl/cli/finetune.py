@@ -1,76 +1,64 @@
-"""`llmctl finetune`: teach a model from rows of examples."""
+"""The `llmctl finetune` command."""
 
-import inspect
 import os
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from llmctl.cli import config_options, options, render
+from llmctl.cli import options, render
+from llmctl.cli.config_options import collect_options, with_config_options
 from llmctl.cli.views import eval_view, train_view
 from llmctl.config import TrainConfig
-from llmctl.config.finetune import SETTING_ALIASES
 from llmctl.types import TrainReport
 
-_SHORT = {"model": "-m", "data": "-d", "output": "-o"}
-_VARIABLES = {"model": "LLMCTL_MODEL", "quant": "LLMCTL_QUANT", "device": "LLMCTL_DEVICE"}
 
-
+@with_config_options(TrainConfig)
 def finetune(
     context: typer.Context,
     *,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", "-c", help="YAML file with any of the settings below; options go over it."
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --output, exactly.")
-    ] = False,
+    config: options.ConfigFileOpt = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --output.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete an earlier run in --output.")
+        bool, typer.Option("--overwrite", help="Replace an earlier run in --output.")
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say what would be done and what it would take, and leave."),
+        typer.Option("--dry-run", help="Print the plan and its memory, and exit."),
     ] = False,
     from_run: Annotated[
         str | None,
-        typer.Option("--from-run", help="Repeat a run: its id or name, or the folder it wrote."),
+        typer.Option("--from-run", help="Repeat a run, given by its id, name or output folder."),
     ] = None,
     nproc: Annotated[
-        int, typer.Option("--nproc", min=1, help="Processes on this machine that learn together.")
+        int,
+        typer.Option("--nproc", min=1, help="Processes on this machine, for distributed training."),
     ] = 1,
     nnodes: Annotated[
-        int, typer.Option("--nnodes", min=1, help="Machines that learn together.")
+        int, typer.Option("--nnodes", min=1, help="Machines, for distributed training.")
     ] = 1,
     rendezvous: Annotated[
-        str | None, typer.Option("--rendezvous", help="HOST:PORT where several machines meet.")
+        str | None,
+        typer.Option("--rendezvous", help="HOST:PORT of the rendezvous of several machines."),
     ] = None,
     run_name: Annotated[
         str | None, typer.Option("--run-name", help="Name of the run in the tracking store.")
     ] = None,
-    no_track: Annotated[
-        bool, typer.Option("--no-track", help="Leave no record in the tracking store.")
-    ] = False,
+    no_track: options.NoTrackOpt = False,
     tracking_uri: options.TrackingUriOpt = None,
     as_json: options.JsonOpt = False,
     **values: Any,
 ) -> None:
-    """Teach a model from examples, with LoRA, QLoRA, DoRA, rsLoRA, all weights, or DPO.
+    """Fine-tune a model with LoRA, QLoRA, DoRA, rsLoRA, DPO, or on all weights.
 
-    Every setting below is also a key of the --config file. Ctrl-C and SIGTERM save the state, and
-    --resume goes on from there.
+    Ctrl-C and SIGTERM save a checkpoint, and --resume continues from it.
     """
     from llmctl.services.finetuning.settings import FinetuneRequest, resolve_settings
     from llmctl.train.distributed import LaunchOptions, is_launched, launch
 
     request = FinetuneRequest(
-        options=config_options.collect_options(TrainConfig, context, values),
+        options=collect_options(TrainConfig, context, values),
         file=config,
         resume=resume,
         overwrite=overwrite,
@@ -82,16 +70,16 @@ def finetune(
     )
     first = os.environ.get("RANK", "0") == "0"
     if first:
-        resolve_settings(request)  # what is wrong with them is said before the seconds of importing
+        resolve_settings(request)  # report errors before the seconds of importing torch
     if (nproc > 1 or nnodes > 1) and not is_launched():
         raise typer.Exit(launch(LaunchOptions(nproc, nnodes, rendezvous), sys.argv[1:]))
     from llmctl.services.finetuning import run as service  # torch and transformers begin here
 
     with (
         train_view.TrainView(quiet=not first, plan_is_result=dry_run and not as_json) as view,
-        eval_view.EvalView(view.close_bars) as exams,
+        eval_view.EvalView(view.close_bars) as benchmark_view,
     ):
-        report = service.finetune(request, view, view.progress, exams)
+        report = service.finetune(request, view, view.progress, benchmark_view)
     if not first:
         return
     if as_json:
@@ -99,17 +87,5 @@ def finetune(
     elif isinstance(report, TrainReport):
         train_view.print_train_report(report)
         if report.exams:
-            render.print_heading("exams, before and after")
+            render.print_heading("benchmarks, before and after")
             eval_view.print_eval_comparison(report.exams, ())
-
-
-# Typer reads the options off the signature: ours, and one for each field of the settings.
-_own = inspect.signature(finetune).parameters
-finetune.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [
-        *(p for p in _own.values() if p.kind is not inspect.Parameter.VAR_KEYWORD),
-        *config_options.config_parameters(
-            TrainConfig, aliases=SETTING_ALIASES, short=_SHORT, variables=_VARIABLES
-        ),
-    ]
-)

@@ -1,20 +1,18 @@
-"""What can be chosen of an exam, and what it is where nobody chooses.
+"""Settings of an evaluation and their defaults.
 
-A field is at once a key of the YAML file and an option of `llmctl eval`; its docstring is the
-option's help.
+A field is a key of the YAML file and an option of `llmctl eval`; its docstring is the option's
+help.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated
 
 from annotated_types import Ge, Lt, MinLen
 
 from llmctl.config.model import DEFAULT_MODEL
+from llmctl.config.option import Option
 from llmctl.errors import ConfigError
 from llmctl.types import DType, EvalBackend, EvalMode, Quant
-
-SETTING_ALIASES: Final = {"model_path": "model"}
-"""Other names that are understood, for those who come from other tools."""
 
 _Count = Annotated[int, Ge(1)]
 
@@ -23,68 +21,68 @@ _Count = Annotated[int, Ge(1)]
 class EvalConfig:
     """The settings of one evaluation."""
 
-    dataset: Annotated[tuple[str, ...], MinLen(1)]
-    """Exam: a name that `llmctl eval list` has, or a .csv or .jsonl file of your own; may be
+    dataset: Annotated[tuple[str, ...], MinLen(1), Option(short="-d")]
+    """Benchmark: a name from `llmctl eval list`, or a .csv or .jsonl file of your own; may be
     repeated."""
-    model: str = DEFAULT_MODEL
-    """Model that sits it: catalogue name, hub id (owner/name[@revision]), folder of a model or an
-    adapter, or .gguf file. With --base-url, the name that the server knows."""
+    model: Annotated[str, Option(short="-m", aliases=("model_path",), variable="LLMCTL_MODEL")] = (
+        DEFAULT_MODEL
+    )
+    """Model to evaluate: catalogue name, hub id (owner/name[@revision]), folder of a model or an
+    adapter, or .gguf file. With --base-url, the server's name of the model; LLMCTL_MODEL is then
+    ignored."""
     base_url: str | None = None
-    """OpenAI-compatible server that answers in place of a model of ours, such as
-    http://127.0.0.1:8000/v1."""
-    api_key: str | None = None
-    """Key for that server."""
+    """Evaluate a model behind this OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
+    api_key: Annotated[str | None, Option(variable="LLMCTL_API_KEY")] = None
+    """API key of that server."""
     judge_base_url: str | None = None
-    """OpenAI-compatible server whose model says whether replies are right, where rows of an exam of
-    your own have match judge."""
+    """OpenAI-compatible server of the judge model, which scores rows of your own benchmarks with
+    match judge."""
     judge_model: str | None = None
-    """The judge's name on its server. [default: its only model]"""
-    judge_api_key: str | None = None
-    """Key for the judge's server."""
+    """Name of the judge model on its server. [default: its only model]"""
+    judge_api_key: Annotated[str | None, Option(variable="LLMCTL_JUDGE_API_KEY")] = None
+    """API key of the judge's server."""
     backend: EvalBackend = "native"
-    """Who builds the prompts and judges: native (this program) or opencompass."""
+    """Evaluation code: native (llmctl's own) or opencompass."""
     mode: EvalMode | None = None
-    """ppl compares the whole text with each option; logprob and logprob_norm the option's words
-    alone, which suits small models; gen lets the model write. [default: the exam's own]"""
+    """ppl compares the full text with each option; logprob and logprob_norm only the option's text,
+    which suits small models; gen generates a reply. [default: the benchmark's own]"""
     shots: Annotated[int, Ge(0)] | None = None
-    """Solved examples before each question. [default: the exam's own]"""
+    """Few-shot examples in each prompt. [default: the benchmark's own]"""
     subjects: tuple[str, ...] = ()
     """Subject or category, such as law or stem; may be repeated. [default: all]"""
     limit: _Count | None = None
-    """Questions of each subject at most."""
+    """Maximum number of questions per subject."""
     seed: Annotated[int, Ge(0), Lt(2**32)] | None = None
-    """Draw the limited questions at random, the same for the same seed. [default: the first]"""
+    """Select the limited questions at random with this seed. [default: the first ones]"""
     max_new_tokens: _Count | None = None
-    """Longest reply in mode gen. [default: the exam's own]"""
+    """Maximum tokens of a reply in mode gen. [default: the benchmark's own]"""
     batch_size: _Count = 8
-    """Questions handed to the engine at once in the other modes; the scores do not depend on it."""
+    """Questions per batch in the other modes; it does not change the scores."""
     data_dir: str | None = None
-    """Folder to look for exams in, before the store."""
-    output: str | None = None
-    """Folder for the results. [default: a new one in the store]"""
+    """Folder with benchmark data, searched before the store."""
+    output: Annotated[str | None, Option(short="-o")] = None
+    """Results folder. [default: a new one in the store]"""
 
-    quant: Quant = "none"
+    quant: Annotated[Quant, Option(variable="LLMCTL_QUANT")] = "none"
     """Weights in 4 bits (NF4; on a CPU groups of 32) or 8 bits (LLM.int8)."""
     dtype: DType = "auto"
-    """Number type to compute in."""
-    device: str = "auto"
+    """Number type of the computation."""
+    device: Annotated[str, Option(variable="LLMCTL_DEVICE")] = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     adapter: str | None = None
-    """Folder of a LoRA adapter to put on the model."""
+    """Folder of a LoRA adapter to apply to the model."""
     chat_template: str | None = None
-    """Jinja file used in place of the model's chat template."""
+    """Jinja file that replaces the model's chat template."""
     trust_remote_code: bool = False
-    """Run Python code that the model brings along."""
+    """Run Python code from the model's repository."""
     allow_pickle: bool = False
-    """Also read .bin weights, which can run code."""
+    """Also load .bin weights, which can run code."""
 
     def __post_init__(self) -> None:
         if self.base_url is not None and self.adapter is not None:
             raise ConfigError(
-                "--adapter puts a folder on a model of ours, and --base-url names a server",
+                "--adapter applies to a local model, and --base-url names a server",
                 hint="serve the adapter there, and name it with --model",
             )
-        if self.judge_base_url is None and (self.judge_model or self.judge_api_key):
-            raise ConfigError("the judge has no server", hint="--judge-base-url URL")
         if len({*self.dataset}) < len(self.dataset):
             raise ConfigError("a dataset is named twice", hint="name each once")

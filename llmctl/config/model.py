@@ -1,3 +1,60 @@
-"""The default model."""
+"""The default model, and the settings with which a model is loaded."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from llmctl.config.option import Option
+from llmctl.types import DType, MemoryLimits, ModelSpec, Quant
 
 DEFAULT_MODEL = "smollm2-135m"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadConfig:
+    """How a model is loaded, without an adapter."""
+
+    model: Annotated[str, Option(short="-m", variable="LLMCTL_MODEL")] = DEFAULT_MODEL
+    """Catalogue name, hub id (owner/name[@revision]), folder, or .gguf file."""
+    quant: Annotated[Quant, Option(variable="LLMCTL_QUANT")] = "none"
+    """Quantize the weights to 4 bits (NF4; on a CPU groups of 32) or 8 bits (LLM.int8)."""
+    device: Annotated[str, Option(variable="LLMCTL_DEVICE")] = "auto"
+    """Device: auto, cpu, cuda, cuda:1 or mps."""
+    dtype: DType = "auto"
+    """Data type of the computation."""
+    chat_template: str | None = None
+    """Jinja file to use instead of the model's chat template."""
+    trust_remote_code: bool = False
+    """Run Python code of the model repository."""
+    allow_pickle: bool = False
+    """Also load .bin weights, which can run code."""
+
+    def _spec(self, adapter: str | None, limits: MemoryLimits | None = None) -> ModelSpec:
+        return ModelSpec(
+            model=self.model,
+            quant=self.quant,
+            device=self.device,
+            dtype=self.dtype,
+            adapter=adapter,
+            chat_template=self.chat_template,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+            limits=limits or MemoryLimits(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(LoadConfig):
+    """How a model is loaded, with at most one adapter."""
+
+    adapter: str | None = None
+    """Folder of a LoRA adapter to load with the model."""
+
+    def model_spec(self) -> ModelSpec:
+        """Return the model to load."""
+        return self._spec(self.adapter)
+
+
+LOAD_OPTIONS = frozenset(
+    {"quant", "device", "dtype", "adapter", "chat_template", "trust_remote_code", "allow_pickle"}
+)
+"""Fields that only apply to a model in this process, not to a server."""

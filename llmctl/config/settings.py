@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, get_origin, get_type_hints
 
+from llmctl.config.option import Option, field_keys, field_options
 from llmctl.did_you_mean import did_you_mean
 from llmctl.errors import ConfigError
 
@@ -73,15 +74,12 @@ def read_config_file(path: Path) -> ConfigSource:
     return settings
 
 
-def build_config(
-    config_class: type[T], *sources: ConfigSource, aliases: Mapping[str, str] | None = None
-) -> ResolvedConfig[T]:
+def build_config(config_class: type[T], *sources: ConfigSource) -> ResolvedConfig[T]:
     """Merge settings into a config dataclass and validate it.
 
     Args:
         config_class: a dataclass; its field types are the types of the settings.
         sources: in increasing priority. A value of `None` is not given.
-        aliases: other names of fields.
 
     Raises:
         ConfigError: one message with every error of all sources.
@@ -89,25 +87,29 @@ def build_config(
     from pydantic import TypeAdapter, ValidationError
 
     fields = get_type_hints(config_class)
-    aliases = aliases or {}
+    keys = field_keys(config_class)
     settings: dict[str, Setting] = {}
+    options = field_options(config_class)
     errors: list[str] = []
     for source in sources:
         names: dict[str, str] = {}  # field -> name in this source
         for name, setting in source.items():
-            field = aliases.get(name, name)
+            field = keys.get(name.replace("-", "_"), name)
             if field not in fields:
-                errors.append(f"{setting.origin}: {_unknown(name, [*fields, *aliases])}")
+                errors.append(f"{setting.origin}: {_unknown(name, list(keys))}")
             elif field in names:
                 errors.append(f"{setting.origin}: {name} is {names[field]}, which is set too")
             elif setting.value is not None:
                 names[field] = name
-                settings[field] = setting
+                try:
+                    settings[field] = _parse(setting, options[field])
+                except ValueError as error:
+                    errors.append(_invalid(field, setting, str(error)))
     values = {name: _as_list(fields[name], setting.value) for name, setting in settings.items()}
     try:
         config: T = TypeAdapter(config_class).validate_python(values)
     except ValidationError as error:
-        errors += [_error_message(details, settings) for details in error.errors()]
+        errors += [_error_message(config_class, details, settings) for details in error.errors()]
     except ConfigError as error:
         if not errors:
             raise
@@ -127,12 +129,22 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"there is no setting {name}" + (f"; did you mean {near}?" if near else "")
 
 
-def _error_message(details: "ErrorDetails", settings: Mapping[str, Setting]) -> str:
+def _parse(setting: Setting, option: Option) -> Setting:
+    if option.parse is None or not isinstance(setting.value, str):
+        return setting
+    return setting._replace(value=option.parse(setting.value))
+
+
+def _error_message(
+    config_class: type, details: "ErrorDetails", settings: Mapping[str, Setting]
+) -> str:
     name = str(details["loc"][0]) if details["loc"] else ""
     if details["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{name} is required: give --{name.replace('_', '-')}, or set it in the file"
+        option = field_options(config_class)[name].name
+        return f"{name} is required: give --{option}, or set it in the file"
     message = details["msg"].replace("Input should be", "must be")
-    if name not in settings:
-        return message
-    setting = settings[name]
+    return _invalid(name, settings[name], message) if name in settings else message
+
+
+def _invalid(name: str, setting: Setting, message: str) -> str:
     return f"{setting.origin}: {name} is {setting.value!r}: {message}"

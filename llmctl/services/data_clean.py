@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from llmctl.config import DEFAULT_MODEL
-from llmctl.config.settings import read_config_file
+from llmctl.config.settings import ConfigSource
 from llmctl.data.cleaner import clean_dataset
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
 from llmctl.data.cleaning.pipeline.corpus_rules import CleanedDataset
@@ -39,13 +39,13 @@ class CleanRequest:
     """Processes; `None` takes one per core, and a single one for a small dataset."""
 
 
-def read_settings(choices: RuleOptions, file: Path | None) -> CleanSettings:
+def read_settings(choices: RuleOptions, file: ConfigSource | None = None) -> CleanSettings:
     """Merge the settings of a file with the options.
 
     Raises:
         ConfigError: one message with all errors.
     """
-    settings = resolve_rules(choices, read_config_file(file) if file else None)
+    settings = resolve_rules(choices, file)
     if settings.language.is_on:
         check_codes(settings.language.keep)
     return settings

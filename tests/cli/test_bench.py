@@ -1,3 +1,5 @@
+"""The `llmctl bench` command."""
+
 import json
 import signal
 import subprocess
@@ -36,7 +38,7 @@ Bench = Callable[..., Ended]
 
 @pytest.fixture
 def bench(capsys: pytest.CaptureFixture[str]) -> Bench:
-    """Runs the command in this process, which has imported what another would import again."""
+    """Runs the command in this process."""
 
     def run_here(*words: str) -> Ended:
         with pytest.raises(SystemExit) as end:
@@ -47,7 +49,7 @@ def bench(capsys: pytest.CaptureFixture[str]) -> Bench:
     return run_here
 
 
-def test_a_server_is_measured_level_by_level(bench: Bench) -> None:
+def test_server_is_measured_at_each_level(bench: Bench) -> None:
     engine = FakeEngine()
     with running_server(engine) as url:
         done = bench("--base-url", url)
@@ -58,7 +60,7 @@ def test_a_server_is_measured_level_by_level(bench: Bench) -> None:
     assert "fake-model" in done.err
 
 
-def test_two_servers_take_turns_and_are_asked_the_same(bench: Bench, tmp_path: Path) -> None:
+def test_two_servers_take_turns_with_the_same_prompts(bench: Bench, tmp_path: Path) -> None:
     first, second = FakeEngine(), FakeEngine(("Hello",))
     picture = tmp_path / "figures.png"
     with running_server(first) as url, running_server(second) as other:
@@ -79,7 +81,7 @@ def test_two_servers_take_turns_and_are_asked_the_same(bench: Bench, tmp_path: P
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_round_and_every_run_has_prompts_of_its_own(bench: Bench) -> None:
+def test_rounds_and_runs_have_different_prompts(bench: Bench) -> None:
     engine = FakeEngine()
     with running_server(engine) as url:
         for _ in range(2):
@@ -88,7 +90,7 @@ def test_every_round_and_every_run_has_prompts_of_its_own(bench: Bench) -> None:
     assert len(set(prompts)) == len(prompts) == 2 * (1 + 2 * 3)
 
 
-def test_the_engine_is_measured_in_this_process(bench: Bench, tiny_folder: Path) -> None:
+def test_engine_in_this_process_is_measured(bench: Bench, tiny_folder: Path) -> None:
     model = ("-m", str(tiny_folder), "--device", "cpu")
     done = bench(*model, "--concurrency", "1", "--max-tokens", "32", "--json")
     report = json.loads(done.out)
@@ -98,7 +100,7 @@ def test_the_engine_is_measured_in_this_process(bench: Bench, tiny_folder: Path)
     assert level["figures"]["peak_rss_bytes"] > 10**7
 
 
-def test_a_server_that_is_not_there_is_one_error() -> None:
+def test_unreachable_server_is_one_error() -> None:
     done = run_process("bench", "--base-url", "http://127.0.0.1:9")
     error, hint = error_lines(done.stderr)
     assert done.returncode == 1
@@ -106,7 +108,7 @@ def test_a_server_that_is_not_there_is_one_error() -> None:
     assert "llmctl serve" in hint
 
 
-def test_a_server_that_fails_every_request_is_a_failure_with_its_reason(bench: Bench) -> None:
+def test_server_that_fails_all_requests_exits_1(bench: Bench) -> None:
     with running_server(FakeEngine(fail=EngineFailedError("it broke"))) as url:
         done = bench("--base-url", url, "--warmup", "0")
     assert done.code == 1
@@ -118,7 +120,7 @@ def test_a_server_that_fails_every_request_is_a_failure_with_its_reason(bench: B
     assert "answered no request" in error
 
 
-def test_ctrl_c_prints_what_was_measured_and_exits_130() -> None:
+def test_ctrl_c_prints_completed_levels_and_exits_130() -> None:
     class StopsAfterFive(FakeEngine):
         def submit(self, request: GenerationRequest) -> GenerationStream:
             if len(self.requests) == 5:
@@ -157,9 +159,7 @@ def test_ctrl_c_prints_what_was_measured_and_exits_130() -> None:
         (["--plot", "nowhere/figures.png"], "figures.png"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_starts(
-    bench: Bench, words: list[str], named: str
-) -> None:
+def test_invalid_options_are_rejected_first(bench: Bench, words: list[str], named: str) -> None:
     done = bench(*words)
     assert done.code == 2
     assert named in error_lines(done.err)[0]

@@ -1,3 +1,5 @@
+"""The `llmctl serve --estimate` command."""
+
 import json
 from pathlib import Path
 
@@ -8,16 +10,23 @@ from tests.tiny import save_tiny_model
 
 
 @pytest.fixture(scope="module")
-def unreadable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose weights are no weights: whoever reads them fails."""
+def model_without_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with an invalid weights file, which fails when it is read."""
     folder = save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
     (folder / "model.safetensors").write_bytes(b"not weights")
     return folder
 
 
-def test_a_plan_is_printed_without_reading_the_weights(unreadable: Path) -> None:
+def test_plan_is_printed_without_reading_the_weights(model_without_weights: Path) -> None:
     done = run_in_process(
-        "serve", "--estimate", "-m", str(unreadable), "--device", "cpu", "--dtype", "float32"
+        "serve",
+        "--estimate",
+        "-m",
+        str(model_without_weights),
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -36,14 +45,21 @@ def test_a_plan_is_printed_without_reading_the_weights(unreadable: Path) -> None
     assert all("fits, context 256 tokens" in line for line in lines[6:])
 
 
-def test_json_has_every_figure_in_bytes(unreadable: Path) -> None:
+def test_json_has_all_sizes_in_bytes(model_without_weights: Path) -> None:
     options = ["--context-length", "128", "--max-rows", "2", "--kv-quant", "8bit"]
     done = run_in_process(
-        "serve", "--estimate", "--json", "-m", str(unreadable), "--free", "8GiB", *options
+        "serve",
+        "--estimate",
+        "--json",
+        "-m",
+        str(model_without_weights),
+        "--free",
+        "8GiB",
+        *options,
     )
-    told = json.loads(done.stdout)
-    plan = told.pop("plan")
-    assert told == {
+    report = json.loads(done.stdout)
+    plan = report.pop("plan")
+    assert report == {
         "model_id": "tiny",
         "device": "cuda",
         "dtype": "bfloat16",
@@ -63,9 +79,16 @@ def test_json_has_every_figure_in_bytes(unreadable: Path) -> None:
     assert [other["quant"] for other in plan["alternatives"]] == ["none", "8bit", "4bit"]
 
 
-def test_what_does_not_fit_is_shown_and_ends_with_1_and_a_hint(unreadable: Path) -> None:
+def test_plan_that_does_not_fit_exits_1_with_a_hint(model_without_weights: Path) -> None:
     done = run_in_process(
-        "serve", "--estimate", "-m", str(unreadable), "--device", "cpu", "--kv-memory", "1kB"
+        "serve",
+        "--estimate",
+        "-m",
+        str(model_without_weights),
+        "--device",
+        "cpu",
+        "--kv-memory",
+        "1kB",
     )
     assert done.returncode == 1
     assert "--quant none  weights" in done.stdout
@@ -76,7 +99,7 @@ def test_what_does_not_fit_is_shown_and_ends_with_1_and_a_hint(unreadable: Path)
     assert hint == "hint: try --kv-memory 1MiB"
 
 
-def test_a_catalogue_model_that_is_not_here_is_planned_as_far_as_known(tmp_path: Path) -> None:
+def test_catalogue_model_that_is_not_downloaded(tmp_path: Path) -> None:
     home = {"LLMCTL_HOME": str(tmp_path), "HF_HOME": str(tmp_path)}
     done = run_in_process(
         "serve", "--estimate", "-m", "qwen3-8b", "--quant", "4bit", "--free", "8GiB", **home
@@ -95,7 +118,7 @@ def test_a_catalogue_model_that_is_not_here_is_planned_as_far_as_known(tmp_path:
     assert error_lines(by_hub_id.stderr)[-1] == "hint: try --quant 4bit"
 
 
-def test_a_model_that_nobody_knows_is_an_error(tmp_path: Path) -> None:
+def test_unknown_model_is_an_error(tmp_path: Path) -> None:
     home = {"LLMCTL_HOME": str(tmp_path), "HF_HOME": str(tmp_path)}
     done = run_in_process("serve", "--estimate", "-m", "owner/name", **home)
     assert done.returncode == 1
@@ -105,24 +128,24 @@ def test_a_model_that_nobody_knows_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "report"),
     [
         (["--free", "8GiB"], "--estimate"),
         (["--json"], "--estimate"),
-        (["--estimate", "--free", "lots"], "'lots' is no size"),
+        (["--estimate", "--free", "lots"], "'lots' is not a size"),
         (["--estimate", "--kv-memory", "0"], "kv_bytes is 0"),
-        (["--context-length", "0"], "--context-length"),
+        (["--context-length", "0"], "context_length is 0"),
         (["--kv-quant", "2bit"], "2bit"),
     ],
 )
-def test_options_that_make_no_sense_are_usage_errors(words: list[str], told: str) -> None:
+def test_invalid_options_are_usage_errors(words: list[str], report: str) -> None:
     done = run_in_process("serve", *words)
     assert done.returncode == 2
-    assert told in "\n".join(error_lines(done.stderr))
+    assert report in "\n".join(error_lines(done.stderr))
 
 
 @pytest.mark.real_model
-def test_the_default_model_fits_a_small_card_with_its_whole_context() -> None:
+def test_default_model_fits_a_small_gpu_with_its_full_context() -> None:
     done = run_in_process("serve", "--estimate", "--json", "--free", "2GiB")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)["plan"]

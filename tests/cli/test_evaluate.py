@@ -1,4 +1,4 @@
-"""`llmctl eval` as a person types it."""
+"""The `llmctl eval` commands."""
 
 import json
 import os
@@ -25,14 +25,14 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def ends(*words: str) -> int:
+def run_eval(*words: str) -> int:
     with pytest.raises(SystemExit) as ended:
         main(["eval", *words])
     assert isinstance(ended.value.code, int)
     return ended.value.code
 
 
-def sit(model: Path, exam: Path, *words: str) -> list[str]:
+def eval_args(model: Path, exam: Path, *words: str) -> list[str]:
     return ["--dataset", str(exam), "--model", str(model), "--dtype", "float32", *words]
 
 
@@ -41,11 +41,11 @@ def results(folder: Path) -> dict[tuple[str, int], Any]:
     return {(v["subject"], v["index"]): v for v in map(json.loads, lines)}
 
 
-def test_an_exam_of_ones_own_is_sat_scored_and_remembered(
+def test_custom_benchmark_is_evaluated_reported_and_tracked(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    words = sit(
+    words = eval_args(
         tiny_folder,
         write_custom_benchmark(tmp_path),
         "--output",
@@ -54,7 +54,7 @@ def test_an_exam_of_ones_own_is_sat_scored_and_remembered(
         "1",
         "--json",
     )
-    assert ends(*words) == 0
+    assert run_eval(*words) == 0
     report = json.loads(capsys.readouterr().out)
     (suite,) = report["suites"]
     assert suite["overall"]["answered"] == suite["overall"]["total"] == 12
@@ -64,7 +64,7 @@ def test_an_exam_of_ones_own_is_sat_scored_and_remembered(
     assert "| colours/" not in (out / "report.md").read_text()  # it has no categories
     assert "answered 12 of 12 questions" in (out / "report.html").read_text()
 
-    assert ends("show", str(out), "--wrong", "--subject", "warm", "--json") == 0
+    assert run_eval("show", str(out), "--wrong", "--subject", "warm", "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     wrong = [
         r for (subject, _), r in results(out).items() if subject == "warm" and not r["correct"]
@@ -74,21 +74,21 @@ def test_an_exam_of_ones_own_is_sat_scored_and_remembered(
 
     with pytest.raises(SystemExit):
         main(["runs", "list", "--kind", "eval", "--json"])
-    (remembered,) = json.loads(capsys.readouterr().out)
-    assert remembered["metrics"]["eval/colours/warm"] == pytest.approx(
+    (tracked,) = json.loads(capsys.readouterr().out)
+    assert tracked["metrics"]["eval/colours/warm"] == pytest.approx(
         next(s["accuracy"] for s in suite["subjects"] if s["name"] == "warm")
     )
 
 
-def test_two_runs_are_compared_question_by_question(
+def test_two_runs_are_compared_by_sample(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exam = write_custom_benchmark(tmp_path)
     for name, mode in (("one", "ppl"), ("two", "logprob_norm")):
         words = ("--mode", mode, "--output", str(tmp_path / name), "--no-track")
-        assert ends(*sit(tiny_folder, exam, *words)) == 0
+        assert run_eval(*eval_args(tiny_folder, exam, *words)) == 0
     capsys.readouterr()
-    assert ends("compare", str(tmp_path / "one"), str(tmp_path / "two"), "--json") == 0
+    assert run_eval("compare", str(tmp_path / "one"), str(tmp_path / "two"), "--json") == 0
     found = json.loads(capsys.readouterr().out)
     one, two = results(tmp_path / "one"), results(tmp_path / "two")
     flipped = [key for key in one if one[key]["correct"] != two[key]["correct"]]
@@ -97,15 +97,15 @@ def test_two_runs_are_compared_question_by_question(
     assert any("mode ppl and logprob_norm" in note for note in found["notes"])
 
     page = tmp_path / "both.html"
-    assert ends("report", str(tmp_path / "one"), str(tmp_path / "two"), "-o", str(page)) == 0
+    assert run_eval("report", str(tmp_path / "one"), str(tmp_path / "two"), "-o", str(page)) == 0
     table = capsys.readouterr().out
     assert table.count("| colours") == 2
     assert "not to be compared" in table
     assert "colours was made with mode ppl and logprob_norm" in page.read_text()
-    assert ends("report", str(tmp_path / "one"), "-o", str(tmp_path / "page.pdf")) == 2
+    assert run_eval("report", str(tmp_path / "one"), "-o", str(tmp_path / "page.pdf")) == 2
 
 
-def test_a_failed_question_ends_with_1_and_resume_asks_it_again(
+def test_failed_sample_exits_1_and_resume_evaluates_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exam, out = write_custom_benchmark(tmp_path), tmp_path / "run"
@@ -117,40 +117,38 @@ def test_a_failed_question_ends_with_1_and_resume_asks_it_again(
     with flaky_server(verdict) as url:
         words = ["--dataset", str(exam), "--base-url", url, "--model", "m", "--output", str(out)]
         words += ["--mode", "gen", "--no-track"]
-        assert ends(*words) == 1
-        told = capsys.readouterr()
-        assert "1 questions have no answer" in told.err
-        assert "4/11" in told.out
-        assert ends(*words) == 2  # the folder has results
+        assert run_eval(*words) == 1
+        output = capsys.readouterr()
+        assert "1 samples failed" in output.err
+        assert "4/11" in output.out
+        assert run_eval(*words) == 2  # the folder has results
         broken = False
-        assert ends(*words, "--resume") == 0
+        assert run_eval(*words, "--resume") == 0
     assert "4/12" in capsys.readouterr().out
 
 
-def test_a_server_that_dies_half_way_costs_what_it_had_not_answered_and_ends_with_1(
+def test_lost_server_fails_the_remaining_samples(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exam, out = write_custom_benchmark(tmp_path), tmp_path / "run"
     # The first subject has six questions.
     with flaky_server(lambda number, _: 200 if number <= 6 else 0) as url:
         words = ["--dataset", str(exam), "--base-url", url, "--model", "m", "--output", str(out)]
-        assert ends(*words, "--mode", "gen", "--no-track", "--json") == 1
-    told = capsys.readouterr()
-    (suite,) = json.loads(told.out)["suites"]
+        assert run_eval(*words, "--mode", "gen", "--no-track", "--json") == 1
+    output = capsys.readouterr()
+    (suite,) = json.loads(output.out)["suites"]
     assert [(s["name"], s["answered"], s["failed"]) for s in suite["subjects"]] == [
         ("cold", 6, 0),
         ("warm", 0, 6),
     ]
-    assert "6 questions have no answer" in told.err
-    assert f"--resume --output {out}" in told.err
+    assert "6 samples failed" in output.err
+    assert f"--resume --output {out}" in output.err
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_result(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_killed_run_resumes_to_the_same_result(tiny_folder: Path, tmp_path: Path) -> None:
     exam = write_custom_benchmark(tmp_path, count=240)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    words = ["eval", *sit(tiny_folder, exam, "--no-track", "--batch-size", "2")]
+    words = ["eval", *eval_args(tiny_folder, exam, "--no-track", "--batch-size", "2")]
     process = subprocess.Popen([*COMMAND, *words, "--output", str(killed)], stderr=subprocess.PIPE)
     file = killed / "results.jsonl"
     deadline = time.monotonic() + 100
@@ -162,8 +160,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(
     process.communicate()
     answered = file.read_text().count("\n")
     assert answered < 240
-    assert ends(*words[1:], "--output", str(killed), "--resume") == 0
-    assert ends(*words[1:], "--output", str(whole)) == 0
+    assert run_eval(*words[1:], "--output", str(killed), "--resume") == 0
+    assert run_eval(*words[1:], "--output", str(whole)) == 0
     resumed, uninterrupted = results(killed), results(whole)
     assert resumed.keys() == uninterrupted.keys()
     assert len(file.read_text().splitlines()) <= 241  # a line that was cut off, at most
@@ -172,21 +170,23 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(
         assert resumed[key]["likelihoods"] == pytest.approx(one["likelihoods"], rel=1e-6)
 
 
-def test_questions_beyond_the_context_are_named_and_nobody_is_told_to_ask_them_again(
+def test_samples_beyond_the_context_are_reported_without_a_retry_hint(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exam = tmp_path / "long.csv"
     exam.write_text(f"question,answer\nshort?,x\n{'long ' * 60}?,x\n")  # 300 bytes for a 256
     out = tmp_path / "run"
-    words = sit(tiny_folder, exam, "--output", str(out), "--max-new-tokens", "1", "--no-track")
-    assert ends(*words) == 1
-    told = capsys.readouterr().err
-    assert "1 questions have no answer; 1 of them do not fit the model's context" in told
-    assert "--resume" not in told
+    words = eval_args(
+        tiny_folder, exam, "--output", str(out), "--max-new-tokens", "1", "--no-track"
+    )
+    assert run_eval(*words) == 1
+    output = capsys.readouterr().err
+    assert "1 samples failed; 1 of them do not fit the model's context" in output
+    assert "--resume" not in output
     assert [result["too_long"] for result in results(out).values()] == [False, True]
 
 
-def test_a_stopped_exam_says_how_to_go_on_and_goes_on_with_the_same_tracked_run(
+def test_stopped_evaluation_resumes_in_the_same_tracked_run(
     tmp_path: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "store").mkdir()
@@ -211,61 +211,59 @@ def test_a_stopped_exam_says_how_to_go_on_and_goes_on_with_the_same_tracked_run(
             "m",
         ]
         words += ["--mode", "gen"]
-        assert ends(*words) == 130
+        assert run_eval(*words) == 130
         assert not held  # it waits for no answer
         left.set()
-        told = capsys.readouterr().err
+        output = capsys.readouterr().err
         (out,) = (tmp_path / "store" / "evals").iterdir()
-        assert f"answers go to {out}" in told
-        assert "stopped: 6 of 12 questions are answered" in told
-        assert f"--resume --output {out} goes on" in told
+        assert f"results are written to {out}" in output
+        assert "stopped: 6 of 12 samples are evaluated" in output
+        assert f"--resume --output {out} continues" in output
         with open_runs(None) as store:
             (stopped,) = store.runs()
         assert stopped.status == "killed"
         for _ in range(2):
-            assert ends(*words, "--resume", "--output", str(out)) == 0
+            assert run_eval(*words, "--resume", "--output", str(out)) == 0
             with open_runs(None) as store:
                 (finished,) = store.runs()
             assert (finished.run_id, finished.status) == (stopped.run_id, "finished")
             assert finished.metrics["eval/colours/answered"] == 12
 
 
-def test_settings_come_from_a_file_and_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_of_a_config_file_are_reported(tmp_path: Path) -> None:
     file = tmp_path / "eval.yaml"
     file.write_text("dataset: ceval\nmode: guess\nshotz: 3\n")
     ended = run_process("eval", "--config", str(file))
     assert ended.returncode == 2
-    told = error_lines(ended.stderr)
-    assert any("eval.yaml:2: mode" in line for line in told)
-    assert any("shotz; did you mean shots?" in line for line in told)
+    output = error_lines(ended.stderr)
+    assert any("eval.yaml:2: mode" in line for line in output)
+    assert any("shotz; did you mean shots?" in line for line in output)
 
 
-def test_two_exams_of_one_name_are_refused_before_anything_is_asked(
+def test_two_benchmarks_of_one_name_are_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "other").mkdir()
     one, two = write_custom_benchmark(tmp_path), write_custom_benchmark(tmp_path / "other", count=6)
     words = ["--base-url", "http://127.0.0.1:9/v1", "--model", "m", "--dataset"]
-    assert ends(*words, str(one), "--dataset", str(two)) == 2
-    told = capsys.readouterr().err
-    assert f"{one} and {two} are both called colours" in told
-    assert "rename one" in told
+    assert run_eval(*words, str(one), "--dataset", str(two)) == 2
+    output = capsys.readouterr().err
+    assert f"{one} and {two} are both called colours" in output
+    assert "rename one" in output
 
 
-def test_an_exam_that_is_nowhere_is_one_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert ends("--dataset", "hellaswag", "--data-dir", str(tmp_path)) == 2
-    told = capsys.readouterr().err
-    assert "store/exams/hellaswag" in told
-    assert "HF_HUB_OFFLINE is set" in told
-    assert "llmctl eval pull hellaswag" in told
-    assert ends("--dataset", "cevil") == 2
+def test_missing_benchmark_is_one_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_eval("--dataset", "hellaswag", "--data-dir", str(tmp_path)) == 2
+    output = capsys.readouterr().err
+    assert "store/exams/hellaswag" in output
+    assert "HF_HUB_OFFLINE is set" in output
+    assert "llmctl eval pull hellaswag" in output
+    assert run_eval("--dataset", "cevil") == 2
 
 
-def test_the_list_names_every_exam(capsys: pytest.CaptureFixture[str]) -> None:
-    assert ends("list", "--json") == 0
+def test_list_of_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_eval("list", "--json") == 0
     known = {suite["name"]: suite for suite in json.loads(capsys.readouterr().out)}
     assert known["ceval"]["questions"] == 1346
     assert known["mmlu"]["modes"][0] == "ppl"
-    assert ends("--list") == 0
+    assert run_eval("--list") == 0

@@ -1,4 +1,4 @@
-"""`llmctl finetune` as a person types it."""
+"""The `llmctl finetune` command."""
 
 import json
 import os
@@ -54,9 +54,7 @@ def fails(*words: str) -> int:
     return ended.value.code
 
 
-def test_a_file_and_options_teach_a_model_and_leave_a_record(
-    settings: Path, tmp_path: Path
-) -> None:
+def test_finetune_from_file_and_options_is_tracked(settings: Path, tmp_path: Path) -> None:
     done = run_in_process(
         "finetune", "-c", str(settings), "--rank", "2", "--max-steps", "3", "--json"
     )
@@ -64,97 +62,97 @@ def test_a_file_and_options_teach_a_model_and_leave_a_record(
     report = json.loads(done.stdout)
     assert report["steps"] == 3
     assert report["run_id"]
-    told = done.stderr
-    assert "rank" in told
-    assert "option" in told
-    assert "finetune.yaml:7" in told  # where the learning rate was chosen
-    assert "step 3/3  loss" in told
-    assert "held-out loss" in told
-    assert "\x1b" not in told
+    output = done.stderr
+    assert "rank" in output
+    assert "option" in output
+    assert "finetune.yaml:7" in output  # source of the learning rate
+    assert "step 3/3  loss" in output
+    assert "held-out loss" in output
+    assert "\x1b" not in output
     assert (tmp_path / "out" / "curves.png").stat().st_size > 1000
     shown = run_in_process("runs", "show", report["run_id"][:8])
     assert "finished" in shown.stdout
     assert "train/loss" in shown.stdout
 
 
-def test_everything_wrong_with_the_settings_is_said_at_once_with_its_place(
+def test_all_invalid_settings_are_reported_with_their_source(
     settings: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings.write_text(settings.read_text() + "rnak: 8\nepochs: 0\nmethod: lola\n")
     assert fails("-c", str(settings), "--seed", "-1") == 2
-    told = capsys.readouterr().err
-    assert "finetune.yaml:11: there is no setting rnak; did you mean rank?" in told
-    assert "finetune.yaml:12: epochs is 0" in told
-    assert "finetune.yaml:13: method is 'lola'" in told
-    assert "option: seed is -1" in told
+    output = capsys.readouterr().err
+    assert "finetune.yaml:11: there is no setting rnak; did you mean rank?" in output
+    assert "finetune.yaml:12: epochs is 0" in output
+    assert "finetune.yaml:13: method is 'lola'" in output
+    assert "option: seed is -1" in output
 
 
-def test_a_missing_file_of_rows_is_said_before_anything_starts(
+def test_missing_data_file_is_reported_first(
     settings: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fails("-c", str(settings), "--data", "nowhere.jsonl") == 2
     assert "there is no file nowhere.jsonl" in capsys.readouterr().err
 
 
-def test_what_has_no_rows_is_said_with_a_way_out_that_leads_somewhere(
+def test_data_without_rows_is_reported_with_a_hint(
     settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.touch()
     assert fails("-c", str(settings), "--data", str(empty)) == 1
-    told = capsys.readouterr().err
-    assert "the file has no rows" in told
-    assert "--on-error" not in told
+    output = capsys.readouterr().err
+    assert "the file has no rows" in output
+    assert "--on-error" not in output
     assert fails("-c", str(settings), "--data", os.devnull) == 2
-    told = capsys.readouterr().err
-    assert f"{os.devnull} is no regular file" in told
-    assert "did you mean" not in told
+    output = capsys.readouterr().err
+    assert f"{os.devnull} is no regular file" in output
+    assert "did you mean" not in output
     assert fails("-c", str(settings), "--method", "qlora", "--quant", "none") == 2
     assert "--method lora, or leave out --quant" in capsys.readouterr().err
 
 
-def test_bad_rows_are_named_all_at_once_or_left_out(
+def test_invalid_rows_are_all_reported_or_skipped(
     settings: Path, rows: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows.write_text(rows.read_text() + '\n{"instruction": "Hm?"}\n{broken\n')
     assert fails("-c", str(settings), "--dry-run") == 1
-    told = capsys.readouterr().err
-    assert "rows.jsonl:41" in told
-    assert "rows.jsonl:42" in told
-    assert "--on-error skip" in told
+    output = capsys.readouterr().err
+    assert "rows.jsonl:41" in output
+    assert "rows.jsonl:42" in output
+    assert "--on-error skip" in output
     with pytest.raises(SystemExit) as ended:
         main(["finetune", "-c", str(settings), "--dry-run", "--on-error", "skip"])
     assert ended.value.code == 0
     assert "left out" in capsys.readouterr().err
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+def test_dry_run_prints_the_plan_and_writes_nothing(
     settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["finetune", "--config", str(settings), "--dry-run"])
     assert ended.value.code == 0
-    told = capsys.readouterr()
-    for words in ("steps", "tokens an epoch", "learn", "memory"):
-        assert words in told.out
+    output = capsys.readouterr()
+    for words in ("steps", "tokens per epoch", "trainable", "memory"):
+        assert words in output.out
     assert not (tmp_path / "out").exists()
 
 
-def test_ctrl_c_saves_and_the_command_it_names_goes_on(settings: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_the_printed_command_resumes(settings: Path, tmp_path: Path) -> None:
     words = ["finetune", "-c", str(settings), "--epochs", "40", "--eval-every", "200", "--no-track"]
     process = subprocess.Popen(
         [*COMMAND, *words], stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"}
     )
     assert process.stderr is not None
-    told = []
+    output = []
     for line in process.stderr:
-        told.append(line)
+        output.append(line)
         if line.startswith("step 1/"):
             process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    assert "which is saved" in told[-1]
-    assert f"--resume --output {tmp_path / 'out'}" in told[-1]
-    step = int(told[-1].split("step ")[1].split(",")[0])
+    assert "which is saved" in output[-1]
+    assert f"--resume --output {tmp_path / 'out'}" in output[-1]
+    step = int(output[-1].split("step ")[1].split(",")[0])
     done = run_in_process(
         "finetune", "--resume", "-o", str(tmp_path / "out"), "--json", "--no-track"
     )
@@ -173,16 +171,14 @@ def test_two_processes_have_the_losses_of_one(settings: Path, tmp_path: Path) ->
         done = run_process(*words, "--nproc", number, "-o", output, "--json", OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stderr
         reports.append(json.loads(done.stdout))
-        assert done.stderr.count("steps, ") == 1  # one of them speaks
+        assert done.stderr.count("steps, ") == 1  # only one of them prints
     for (_, alone), (_, shared) in zip(*(r["losses"] for r in reports), strict=True):
         assert shared == pytest.approx(alone, abs=1e-5)
     for (_, alone), (_, shared) in zip(*(r["eval_losses"] for r in reports), strict=True):
         assert shared == pytest.approx(alone, abs=1e-5)
 
 
-def test_two_processes_that_are_stopped_save_and_leave_a_whole_record(
-    settings: Path, tmp_path: Path
-) -> None:
+def test_two_stopped_processes_save_and_finish_tracking(settings: Path, tmp_path: Path) -> None:
     words = ["finetune", "-c", str(settings), "--epochs", "400", "--eval-every", "500"]
     process = subprocess.Popen(
         [*COMMAND, *words, "--nproc", "2"],
@@ -191,17 +187,17 @@ def test_two_processes_that_are_stopped_save_and_leave_a_whole_record(
         env=os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"},
     )
     assert process.stderr is not None
-    told = []
+    output = []
     for line in process.stderr:
-        told.append(line)
+        output.append(line)
         if line.startswith("step 1/"):
             process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    assert "which is saved" in told[-1]  # and nothing of entries that wait
+    assert "which is saved" in output[-1]  # and nothing of entries that wait
     assert not [*(tmp_path / "store/tracking").iterdir()]
 
 
-def test_processes_that_fail_say_so_once(settings: Path) -> None:
+def test_failed_processes_report_one_error(settings: Path) -> None:
     done = run_process("finetune", "-c", str(settings), "--nproc", "2", "--batch-size", "3")
     assert done.returncode == 2
     assert sum("error:" in line for line in error_lines(done.stderr)) == 1

@@ -1,3 +1,5 @@
+"""The `llmctl serve` command in another process, with the OpenAI client."""
+
 import json
 import re
 import signal
@@ -17,7 +19,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples/openai_client.py"
 
 
 class Server:
-    """`llmctl serve` in another process; its address as it tells it."""
+    """`llmctl serve` in another process; `url` is the address that it prints."""
 
     def __init__(self, *words: str) -> None:
         self.process = subprocess.Popen(
@@ -27,13 +29,13 @@ class Server:
             text=True,
         )
         assert self.process.stderr is not None
-        self.said = ""
+        self.output = ""
         for line in self.process.stderr:
-            self.said += line
+            self.output += line
             if found := re.search(r"http://\S+/v1", line):
                 self.url = found.group()
                 return
-        raise AssertionError(self.said)
+        raise AssertionError(self.output)
 
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=self.url, api_key="none", max_retries=0)
@@ -52,7 +54,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.mark.real_model
-def test_the_openai_client_talks_to_the_real_model(server: Server) -> None:
+def test_openai_client_with_the_real_model(server: Server) -> None:
     client = server.client()
     assert client.models.list().data[0].id == "smollm2-135m"
     question: list[openai.types.chat.ChatCompletionMessageParam] = [
@@ -74,7 +76,7 @@ def test_the_openai_client_talks_to_the_real_model(server: Server) -> None:
     )
     chunks = list(stream)
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
-    # The second time the prompt is remembered.
+    # The second request finds the prompt in the prefix cache.
     counted = chunks[-1].usage
     assert counted is not None
     assert whole.usage is not None
@@ -84,7 +86,7 @@ def test_the_openai_client_talks_to_the_real_model(server: Server) -> None:
 
 
 @pytest.mark.real_model
-def test_wrong_requests_raise_the_clients_own_errors(server: Server) -> None:
+def test_invalid_requests_raise_the_errors_of_the_client(server: Server) -> None:
     client = server.client()
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "x"}])
@@ -97,7 +99,7 @@ def test_wrong_requests_raise_the_clients_own_errors(server: Server) -> None:
 
 
 @pytest.mark.real_model
-def test_a_reply_follows_the_schema_it_was_asked_for(server: Server) -> None:
+def test_reply_follows_the_json_schema(server: Server) -> None:
     schema = {
         "type": "object",
         "properties": {"city": {"type": "string"}, "country": {"enum": ["France", "Spain"]}},
@@ -121,7 +123,7 @@ def test_a_reply_follows_the_schema_it_was_asked_for(server: Server) -> None:
 
 
 @pytest.mark.real_model
-def test_the_example_client_runs_unchanged(server: Server) -> None:
+def test_example_client_runs(server: Server) -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLE), server.url], capture_output=True, text=True, check=True
     )
@@ -140,7 +142,7 @@ def test_allowed_hosts_come_from_the_variable_and_sigterm_exits_with_0(
     assert server.stop() == 0
 
 
-def test_a_taken_port_is_an_error_before_any_model_is_loaded() -> None:
+def test_port_in_use_is_an_error_before_the_model_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = run_process("serve", "--port", port, "-m", "smollm2-135m")

@@ -1,88 +1,53 @@
-"""`llmctl data clean`: take out of examples what nobody should learn, and say what it was."""
+"""The `llmctl data clean` command: repair texts and remove unwanted rows by rules."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from llmctl.cli import options, render
-from llmctl.cli.data.options import (
-    AllOpt,
-    ColumnOpt,
-    FilesArg,
-    FormatOpt,
-    OnErrorOpt,
-    OverwriteOpt,
-    column_names,
-)
+from llmctl.cli.config_options import collect_options, with_config_options
+from llmctl.cli.data.read_options import FilesArg, read_options
+from llmctl.config.data import CleanConfig
+from llmctl.config.option import field_keys
+from llmctl.config.settings import build_config, read_config_file
 from llmctl.errors import ConfigError
-from llmctl.types import ModelSpec
 
 
-def _list_rules(wanted: bool) -> None:
-    if wanted:
+def _list_rules(is_given: bool) -> None:
+    if is_given:
         from llmctl.cli.views import clean_view
 
         clean_view.print_clean_rules()
         raise typer.Exit
 
 
+@with_config_options(CleanConfig)
 def clean(
+    context: typer.Context,
+    *,
     files: FilesArg,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="File for the rows that stay: .jsonl, .json, .csv, .tsv or .parquet (also .gz). "
-            "What goes and the report lie beside it.",
-        ),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option("--only", metavar="RULE", help="Only this rule; may be repeated."),
-    ] = None,
-    skip: Annotated[
-        list[str] | None,
-        typer.Option("--skip", metavar="RULE", help="Not this rule; may be repeated."),
-    ] = None,
-    rule: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--rule",
-            metavar="RULE[=ACTION]",
-            help="What a rule does: off, report, change or remove; may be repeated.",
-        ),
-    ] = None,
-    threshold: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="[RULE.]THRESHOLD=VALUE",
-            help="A rule's threshold, such as max-tokens=2048 or keep=zh,en; may be repeated.",
-        ),
-    ] = None,
-    redact: Annotated[
-        bool,
-        typer.Option(
-            "--redact", help="Put <EMAIL>, <PHONE>, ... for personal data, in every column."
-        ),
-    ] = False,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="YAML file of rules; options rank higher."),
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE.yaml",
+            help="YAML file with rules and any of the options below; the command line overrides "
+            "it.",
+        ),
     ] = None,
-    list_rules: Annotated[  # noqa: ARG001 - answered by its callback
+    list_rules: Annotated[  # noqa: ARG001  handled by its callback
         bool,
         typer.Option(
             "--list-rules",
             callback=_list_rules,
             is_eager=True,
-            help="Show all rules, their thresholds and what they do, and leave.",
+            help="List all rules with their thresholds and actions, and exit.",
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+        bool, typer.Option("--dry-run", help="Print the report without writing files.")
     ] = False,
     explain: Annotated[
         int | None,
@@ -90,95 +55,68 @@ def clean(
             "--explain",
             metavar="LINE",
             min=1,
-            help="Say what every rule says of the row at this line; write nothing.",
+            help="Print the result of every rule for the row at this line, and exit.",
         ),
     ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit code 1 if any rule had anything to say.")
-    ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="Whose tokenizer and chat template count tokens.  [default: where a rule needs "
-            f"it, {options.DEFAULT_MODEL_NAME}]",
-        ),
-    ] = None,
-    chat_template: options.TemplateOpt = None,
-    trust_remote_code: options.TrustOpt = False,
-    column: ColumnOpt = None,
-    format: FormatOpt = None,
-    on_error: OnErrorOpt = "skip",
-    overwrite: OverwriteOpt = False,
-    all_problems: AllOpt = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers", min=1, help="Processes.  [default: one per core, 1 for small files]"
-        ),
-    ] = None,
-    track: Annotated[
-        bool,
-        typer.Option("--track/--no-track", help="Remember this run; takes some seconds more."),
-    ] = False,
     as_json: options.JsonOpt = False,
+    **values: Any,
 ) -> None:
-    """Repair texts, and take out duplicates, broken rows and whatever else rules find.
+    """Repair texts, and remove duplicates, invalid rows and other matches of the rules.
 
-    Rows keep their format and further columns. What goes is written beside the output with its
-    line and reason; rows that cannot be read go too, unless --on-error fail. Cleaning twice
-    changes nothing.
+    Rows keep their format and other columns. Removed rows are written beside the output with their
+    line and reason; so are rows that cannot be read, unless --on-error fail. A second run changes
+    nothing.
     """
     from llmctl.cli.views import clean_view, data_view
     from llmctl.data.cleaning.rule_config import RuleOptions
-    from llmctl.data.io.validating_reader import BadRowsError, ReadOptions
+    from llmctl.data.io.validating_reader import BadRowsError
     from llmctl.services import data_clean as service
 
+    source = read_config_file(config) if config is not None else {}
+    keys = field_keys(CleanConfig)
+    settings_source = {
+        name: value for name, value in source.items() if name.replace("-", "_") in keys
+    }
+    chosen = build_config(
+        CleanConfig, settings_source, collect_options(CleanConfig, context, values)
+    ).values
     writes = not dry_run and explain is None
-    if writes and output is None:
-        raise ConfigError("where to? there is no --output", hint="-o clean.jsonl, or --dry-run")
-    if track and not writes:
-        raise ConfigError("--track is for runs that write", hint="leave it out")
-    if model is None and (chat_template is not None or trust_remote_code):
-        raise ConfigError("--chat-template and --trust-remote-code need --model")
-    settings = service.read_settings(
-        RuleOptions(only or (), skip or (), rule or (), threshold or (), redact), config
-    )
+    if writes and chosen.output is None:
+        raise ConfigError("--output is required", hint="-o clean.jsonl, or --dry-run")
+    if chosen.track and not writes:
+        raise ConfigError("--track needs a run that writes", hint="remove it")
+    rules = RuleOptions(chosen.only, chosen.skip, chosen.rule, chosen.set, chosen.redact)
+    rules_source = {
+        name: value for name, value in source.items() if name.replace("-", "_") not in keys
+    }
     request = service.CleanRequest(
         files,
-        settings,
-        ReadOptions(column_names(column), format, on_error, None if all_problems else 1000),
-        None
-        if model is None
-        else ModelSpec(
-            model,
-            chat_template=None if chat_template is None else str(chat_template),
-            trust_remote_code=trust_remote_code,
-        ),
-        workers,
+        service.read_settings(rules, rules_source),
+        read_options(chosen, on_error=chosen.on_error),
+        chosen.model_spec(),
+        chosen.workers,
     )
     try:
         with render.show_progress() as progress:
             if explain is not None:
                 explanation = service.explain(request, explain, progress)
-            elif output is not None and not dry_run:
+            elif chosen.output is not None and not dry_run:
                 report, outputs = service.clean(
                     request,
-                    output,
-                    overwrite=overwrite,
-                    track=track,
+                    Path(chosen.output),
+                    overwrite=chosen.overwrite,
+                    track=chosen.track,
                     warn=render.print_note,
                     progress=progress,
                 )
             else:
                 report, outputs = service.preview(request, progress), None
     except BadRowsError as error:
-        data_view.print_row_errors(error.log, everything=all_problems)
+        data_view.print_row_errors(error.log, everything=chosen.all_errors)
         raise
     if explain is not None:
         clean_view.print_clean_explanation(explanation, as_json=as_json)
         return
     clean_view.print_clean_report(report, outputs, as_json=as_json)
-    if strict and not report.is_clean:
+    if chosen.strict and not report.is_clean:
         raise typer.Exit(1)

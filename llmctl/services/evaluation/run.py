@@ -9,7 +9,6 @@ from typing import Any
 
 from llmctl import __version__
 from llmctl.config import EvalConfig
-from llmctl.config.evaluation import SETTING_ALIASES
 from llmctl.config.settings import build_config, read_config_file
 from llmctl.errors import ConfigError, EngineStoppedError
 from llmctl.evaluation.backend import Backend, ModelUnderTest, ServerModel
@@ -60,7 +59,7 @@ def evaluate(
         ModelNotFoundError, ModelLoadError, OutOfMemoryError: as `BaseEngine.load`.
     """
     layers = [read_config_file(request.file)] if request.file else []
-    config = build_config(EvalConfig, *layers, request.options, aliases=SETTING_ALIASES).values
+    config = build_config(EvalConfig, *layers, request.options).values
     if request.resume and config.output is None:
         raise ConfigError("--resume needs the folder of the run", hint="--resume --output FOLDER")
     plans = create_plans(config, progress)

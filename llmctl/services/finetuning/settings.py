@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl.config import TrainConfig
-from llmctl.config.finetune import SETTING_ALIASES
+from llmctl.config.option import field_keys
 from llmctl.config.settings import (
     ConfigSource,
     ResolvedConfig,
@@ -62,9 +62,7 @@ def resolve_settings(
                 f"the run in {output} is finished",
                 hint=f"`llmctl chat --model {output}` talks to it; another --output begins anew",
             )
-        settings = build_config(
-            TrainConfig, before.layer("the run"), *chosen, aliases=SETTING_ALIASES
-        )
+        settings = build_config(TrainConfig, before.layer("the run"), *chosen)
         origins = {n: o for n, o in settings.origins.items() if o != "the run"}
         before.check_same(settings.values, origins)
         return settings, before
@@ -72,16 +70,16 @@ def resolve_settings(
         before = _receipt_of(request.from_run, request.tracking_uri)
         recalled = before.layer(f"run {request.from_run}")
         recalled = {name: value for name, value in recalled.items() if name != "output"}
-        return build_config(TrainConfig, recalled, *chosen, aliases=SETTING_ALIASES), before
+        return build_config(TrainConfig, recalled, *chosen), before
     if request.dry_run:
         chosen.insert(0, {"output": Setting("checkpoints/dry-run", "nothing is written")})
-    return build_config(TrainConfig, *chosen, aliases=SETTING_ALIASES), None
+    return build_config(TrainConfig, *chosen), None
 
 
 def _output(layers: list[ConfigSource]) -> str:
     for layer in reversed(layers):
         for name, setting in layer.items():
-            if SETTING_ALIASES.get(name, name) == "output" and setting.value is not None:
+            if field_keys(TrainConfig).get(name, name) == "output" and setting.value is not None:
                 return str(setting.value)
     raise ConfigError("--resume needs the folder of the run", hint="--resume --output FOLDER")
 

@@ -77,7 +77,7 @@ def test_invalid_rules_are_reported_before_reading() -> None:
     assert "did you mean refusal?" in done.stderr
     assert error_lines(done.stderr)[-1].startswith("hint: ")
     done = run_in_process("data", "clean", "missing.jsonl")
-    assert error_lines(done.stderr)[0] == "error: where to? there is no --output"
+    assert error_lines(done.stderr)[0] == "error: --output is required"
 
 
 def test_list_rules_with_thresholds() -> None:

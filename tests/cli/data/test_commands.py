@@ -187,7 +187,7 @@ def test_convert_writes_nothing_if_rows_do_not_fit(data: DataCommand, tmp_path: 
     assert list(tmp_path.iterdir()) == []
     code, _, err = data(*words, "--on-error", "skip")
     assert code == 0
-    assert "4 rows read, 3 of them left out" in err
+    assert "4 rows read, 3 of them skipped" in err
 
 
 def test_columns_are_renamed_by_option(data: DataCommand, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_columns_are_renamed_by_option(data: DataCommand, tmp_path: Path) -> Non
     ("words", "message"),
     [
         (("check", "nowhere.jsonl"), "there is no file nowhere.jsonl"),
-        (("check", str(SAMPLES), "--column", "output"), "is no pair of names"),
+        (("check", str(SAMPLES), "--column", "output"), "--column 'output' has no `=`"),
         (("check", str(SAMPLES), "--column", "ouput=x"), "did you mean output?"),
         (("check", str(SAMPLES), "--format", "chatml"), "unknown format 'chatml'"),
         (("check", str(SAMPLES), "--chat-template", "a.jinja"), "need a model"),
@@ -221,7 +221,7 @@ def test_columns_are_renamed_by_option(data: DataCommand, tmp_path: Path) -> Non
             ("clean", str(SAMPLES), "-o", f"{SAMPLES}/deep/a.jsonl"),
             "deep/a.jsonl is in the folder",
         ),
-        (("merge", "a.jsonl=many", "-o", "out.jsonl"), "'many' in a.jsonl=many is no weight"),
+        (("merge", "a.jsonl=many", "-o", "out.jsonl"), "'many' in a.jsonl=many is not a weight"),
         (("merge", "a.jsonl=0", "-o", "out.jsonl"), "the weight of a.jsonl is 0.0"),
         (("split", str(SAMPLES), "--train", "t.jsonl"), "--eval"),
     ],
