@@ -1,9 +1,9 @@
-"""Writes a model folder as one GGUF file, for llama.cpp, Ollama and their like; then reads it back.
+"""GGUF export of a model folder, for llama.cpp and Ollama, verified by reading the file back.
 
-llama.cpp's own converter is published on no package index, so this one is ours, over the `gguf`
-library's writer and names: Llama, Mistral, Qwen2 and Qwen3 with a byte-level BPE tokenizer. What it
-does not know it refuses, and what it wrote counts only if Transformers reads the same model out of
-the file: the same logits, the same tokens.
+llama.cpp's converter is not on a package index, so this module has its own, with the writer and the
+tensor names of the `gguf` library: Llama, Mistral, Qwen2 and Qwen3 with a byte-level BPE tokenizer.
+Other models are refused. A file is kept only if Transformers reads the same model from it: equal
+logits and equal tokens.
 """
 
 import json
@@ -34,8 +34,8 @@ _PROBES: Final = (
     "In 2024,  3 caf\u00e9s sold 12.50 kg of\n    \u4f60\u597d don't <|x|>",
     "def f(x):\n\treturn x ** 2  # caf\u00e9\r\n\r\n'Ll 'll",
 )
-_FAR = 1e-3
-"""Of the logits' length: the types are the same, so only the order of summation differs."""
+_MAX_DISTANCE = 1e-3
+"""Relative distance of the logits. The types are equal, so only the order of summation differs."""
 _SPLIT: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -46,14 +46,14 @@ _PRE: Final[Mapping[tuple[str, ...], str]] = {
     (_SPLIT % "", "bytes"): "qwen2",
     (_SPLIT % "{1,3}", "bytes"): "llama-bpe",
 }
-"""How text is cut before byte pairs are merged -> llama.cpp's `tokenizer.ggml.pre`."""
+"""Pre-tokenizers -> llama.cpp's `tokenizer.ggml.pre`."""
 
 
 def check_gguf_supported(folder: Path) -> None:
-    """Refuse a model that cannot be written; looks at its config and tokenizer alone.
+    """Check the config and the tokenizer of a model; the weights are not read.
 
     Raises:
-        UnsupportedError: with what is in the way.
+        UnsupportedError: the model cannot be written as GGUF; the message has the reason.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -62,15 +62,14 @@ def check_gguf_supported(folder: Path) -> None:
 
 
 def write_gguf(folder: Path, file: Path, progress: ProgressCallback = ignore_progress) -> None:
-    """Write the model in `folder` to `file`, and check what can be read out of it.
+    """Write the model in `folder` to `file`, read it back and compare.
 
-    Matrices keep the type they have in `folder`; the few numbers of norms and biases become
-    float32, as llama.cpp wants them. One tensor at a time is in memory, until the check, which
-    takes the model twice over.
+    Matrices keep their type; norms and biases become float32, as llama.cpp requires. Writing holds
+    one tensor at a time in memory, the comparison holds the model twice.
 
     Raises:
-        UnsupportedError: this kind of model cannot be written, or not so that the file says the
-            same; the file is gone then.
+        UnsupportedError: this kind of model cannot be written, or the file differs from the model;
+            the file is deleted then.
     """
     try:
         _write(folder, file, progress)
@@ -109,15 +108,15 @@ def _write(folder: Path, file: Path, progress: ProgressCallback) -> None:
 
 def _check_config(config: Any) -> None:
     if config.model_type not in _ARCHITECTURES:
-        raise _unknown(
-            f"the architecture {config.model_type} is none of {', '.join(_ARCHITECTURES)}"
+        raise _unsupported(
+            f"the architecture {config.model_type} is not one of {', '.join(_ARCHITECTURES)}"
         )
     rope = config.rope_parameters
     if rope.get("rope_type", "default") != "default":
-        raise _unknown(f"its positions are scaled ({rope['rope_type']}), which cannot be checked")
-    windows = getattr(config, "layer_types", None) or []
-    if "sliding_attention" in windows or (config.model_type == "mistral" and config.sliding_window):
-        raise _unknown("its attention has a window, which the format has no word for here")
+        raise _unsupported(f"RoPE scaling ({rope['rope_type']}) cannot be verified")
+    layers = getattr(config, "layer_types", None) or []
+    if "sliding_attention" in layers or (config.model_type == "mistral" and config.sliding_window):
+        raise _unsupported("the format has no key for its sliding window attention")
 
 
 def _add_settings(writer: Any, config: Any, name: str) -> None:
@@ -139,20 +138,20 @@ def _add_settings(writer: Any, config: Any, name: str) -> None:
 
 
 def _named(entries: Mapping[str, TensorEntry], config: Any) -> dict[str, tuple[str, TensorEntry]]:
-    """Return stored name and place of each tensor by the name that llama.cpp has for it."""
+    """Return the tensors by llama.cpp's names: stored name and location in the file."""
     from gguf import MODEL_ARCH, get_tensor_name_map
 
     kind = MODEL_ARCH[_ARCHITECTURES[config.model_type].upper()]
     names = get_tensor_name_map(kind, config.num_hidden_layers)
-    found = {}
+    tensors = {}
     for stored, entry in entries.items():
         if stored == "lm_head.weight" and config.tie_word_embeddings:
             continue
         name = names.get_name(stored, try_suffixes=(".weight", ".bias"))
         if name is None:
-            raise _unknown(f"the format has no name for its tensor {stored}")
-        found[name] = (stored, entry)
-    return found
+            raise _unsupported(f"the format has no name for its tensor {stored}")
+        tensors[name] = (stored, entry)
+    return tensors
 
 
 def _kind(entry: TensorEntry) -> Any:
@@ -162,48 +161,52 @@ def _kind(entry: TensorEntry) -> Any:
 
 
 def _array(stored: str, entry: TensorEntry, config: Any) -> npt.NDArray[Any]:
-    """Return a tensor as the bytes that the file wants."""
+    """Read a tensor, and convert it to the layout of the file."""
     from safetensors import safe_open
 
     with safe_open(entry.file, framework="pt") as file:
         tensor: Tensor = file.get_tensor(stored)
     if _ARCHITECTURES[config.model_type] == "llama":
         if ".q_proj." in stored:
-            tensor = _paired(tensor, config.num_attention_heads)
+            tensor = _permute_rope(tensor, config.num_attention_heads)
         elif ".k_proj." in stored:
-            tensor = _paired(tensor, config.num_key_value_heads)
+            tensor = _permute_rope(tensor, config.num_key_value_heads)
     if tensor.ndim == 1:
         tensor = tensor.float()
-    # numpy knows no bfloat16; its bits it can hold.
+    # numpy has no bfloat16: pass the bits as int16.
     bits = tensor.contiguous().view(torch.int16) if tensor.itemsize == 2 else tensor.contiguous()
     return bits.numpy()
 
 
-def _paired(weight: Tensor, heads: int) -> Tensor:
-    """Bring the rows of queries or keys into the order of llama.cpp's rotary embedding.
+def _permute_rope(weight: Tensor, heads: int) -> Tensor:
+    """Reorder the rows of a query or key matrix for llama.cpp's rotary embedding.
 
-    Transformers turns the first half of a head against the second, llama.cpp's Llama neighbours.
+    Transformers rotates dimension i of a head with i + dim / 2, llama.cpp's Llama with i + 1.
     """
     rows, *rest = weight.shape
     return weight.view(heads, 2, rows // heads // 2, *rest).transpose(1, 2).reshape(rows, *rest)
 
 
 def _tokenizer_kind(tokenizer: Any) -> str:
-    """Return llama.cpp's name of how text is cut before byte pairs are merged."""
+    """Return llama.cpp's name of the tokenizer's pre-tokenizer.
+
+    Raises:
+        UnsupportedError: it is not byte-level BPE, or its pre-tokenizer is unknown.
+    """
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
     if backend.get("model", {}).get("type") != "BPE" or backend["model"].get("byte_fallback"):
-        raise _unknown("its tokenizer is no byte-level BPE")
+        raise _unsupported("its tokenizer is not byte-level BPE")
     if (backend["normalizer"] or {"type": "NFC"})["type"] != "NFC":
-        raise _unknown(f"its tokenizer changes the text ({backend['normalizer']['type']})")
+        raise _unsupported(f"its tokenizer has the normalizer {backend['normalizer']['type']}")
     first = backend["pre_tokenizer"]
     parts = first.get("pretokenizers", [first])
-    kind = _PRE.get(tuple(_cut(part) for part in parts))
+    kind = _PRE.get(tuple(_pretokenizer_kind(part) for part in parts))
     if kind is None:
-        raise _unknown("llama.cpp's name of the way its tokenizer cuts text is not known here")
+        raise _unsupported("its pre-tokenizer has no known name in llama.cpp")
     return kind
 
 
-def _cut(part: Mapping[str, Any]) -> str:
+def _pretokenizer_kind(part: Mapping[str, Any]) -> str:
     match part:
         case {"type": "Digits", "individual_digits": True}:
             return "digits"
@@ -217,12 +220,12 @@ def _cut(part: Mapping[str, Any]) -> str:
 def _add_tokenizer(writer: Any, tokenizer: Any, size: int) -> None:
     from gguf import TokenType
 
-    known = {number: text for text, number in tokenizer.get_vocab().items()}
+    vocab = {number: text for text, number in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder
     tokens, types = [], []
     for number in range(size):
-        tokens.append(known.get(number, f"[PAD{number}]"))
-        if number not in known:
+        tokens.append(vocab.get(number, f"[PAD{number}]"))
+        if number not in vocab:
             types.append(TokenType.UNUSED)
         elif number in added:
             control = added[number].special
@@ -255,7 +258,7 @@ def _check(folder: Path, file: Path) -> None:
         *(("tokens", before(text).input_ids, after(text).input_ids) for text in _PROBES),
     ):
         if one != other:
-            raise _unknown(f"its {what} would be read out of the file as another one")
+            raise _unsupported(f"its {what} cannot be read back from the file unchanged")
     texts = sample_texts(folder)
     model = load_reference_model(folder)
     expected, dtype = compute_logits(model, texts), model.dtype
@@ -270,16 +273,17 @@ def _check(folder: Path, file: Path) -> None:
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise _unknown(f"the file could not be read back: {reason}") from error
-    far = relative_distance(compute_logits(read.eval(), texts), expected)
-    if not far <= _FAR:
-        raise _unknown(
-            f"the logits that the file gives are off by {far:.1%}, and {_FAR:.1%} is the limit"
+        raise _unsupported(f"the file could not be read back: {reason}") from error
+    difference = relative_distance(compute_logits(read.eval(), texts), expected)
+    if not difference <= _MAX_DISTANCE:
+        raise _unsupported(
+            f"the logits of the file differ by {difference:.1%}, above the limit of "
+            f"{_MAX_DISTANCE:.1%}"
         )
 
 
-def _unknown(reason: str) -> UnsupportedError:
+def _unsupported(reason: str) -> UnsupportedError:
     return UnsupportedError(
         f"this model cannot be written as GGUF: {reason}",
-        hint="llama.cpp's convert_hf_to_gguf.py takes the merged folder as it is",
+        hint="llama.cpp's convert_hf_to_gguf.py converts the merged folder",
     )

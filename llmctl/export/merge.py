@@ -1,8 +1,8 @@
-"""How does an adapter become part of its model's weights? Layer by layer, in float32.
+"""Merge of an adapter into its model's weights, layer by layer, in float32.
 
-The weights are the original ones as they lie on the disk, never quantised ones. PEFT's own code
-computes each layer, so LoRA, rsLoRA, DoRA and patterns of ranks are what they were in training.
-Besides the adapter one matrix at a time is in memory.
+The weights are the original, unquantized ones on disk. PEFT computes each merged layer, so LoRA,
+rsLoRA, DoRA and rank patterns are as in training. Besides the adapter one matrix at a time is in
+memory.
 """
 
 import json
@@ -37,12 +37,12 @@ _INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True, slots=True)
 class MergedWeights:
-    """What was written."""
+    """Summary of the written weights."""
 
     layers: int
-    """Layers that the adapter changed; 0 where PEFT did it all at once."""
+    """Layers that the adapter changed; 0 if PEFT merged the whole model at once."""
     whole: tuple[str, ...]
-    """Tensors that the adapter brought along in full."""
+    """Names of the tensors that the adapter holds in full."""
     bytes: int
 
 
@@ -53,16 +53,16 @@ def write_merged_weights(
     dtype: MergeDType,
     progress: ProgressCallback = ignore_progress,
 ) -> MergedWeights:
-    """Write the weights of base and adapter together, and their `config.json`, to a folder.
+    """Write the merged weights and their `config.json` to a folder.
 
     Args:
         base: folder of the model with its original weights in safetensors.
-        dtype: of the result. What the base keeps in another type than most of its weights stays
-            as it is.
+        dtype: of the result. Tensors that are stored in another type than most of the base's
+            weights keep it.
 
     Raises:
-        ConfigError: the adapter does not belong on this model.
-        ModelLoadError: the base has not its original weights.
+        ConfigError: the adapter does not fit this model.
+        ModelLoadError: the original weights of the base are missing or unreadable.
     """
     from transformers import AutoConfig
 
@@ -74,8 +74,8 @@ def write_merged_weights(
     config = AutoConfig.from_pretrained(base)
     if not entries or getattr(config, "quantization_config", None) is not None:
         raise ModelLoadError(
-            f"{base} has not the original weights as safetensors, which merging needs",
-            hint="--base MODEL names a model that has: what was learnt is lost in fewer bits",
+            f"{base} does not have the original weights in safetensors, which merging needs",
+            hint="name a model that has them with --base MODEL: quantized weights lose the changes",
         )
     with quiet_libraries():
         weights = _lay_out(config, adapter, entries)
@@ -89,10 +89,10 @@ def write_merged_weights(
 
 
 class _Weights:
-    """The tensors of base and adapter together, each computed when it is asked for."""
+    """The merged tensors, each computed on request."""
 
     def __init__(self, skeleton: Any, tied: tuple[str, str] | None, entries: _Entries) -> None:
-        """`skeleton` carries the adapter; `tied`: one matrix is both embedding and head."""
+        """`skeleton` has the adapter; `tied` names embedding and head if they share a matrix."""
         self._entries = entries
         self._last: tuple[str, dict[str, Tensor]] = ("", {})
         self.layers = lora_layers(skeleton)
@@ -103,7 +103,7 @@ class _Weights:
         if tied is not None:
             embedding, head = tied
             changed = {f"{path}.weight" for path in self.layers} | set(self.whole)
-            # One matrix for both will not do when only one of them was taught.
+            # They need separate matrices if the adapter changes only one of them.
             self.untied = bool(changed & set(tied)) and not self._alike(embedding, head)
             if head not in entries:
                 self._stored_as[head] = embedding
@@ -117,26 +117,26 @@ class _Weights:
 
     @property
     def complete(self) -> bool:
-        """Whether all that the adapter changes is stored under the name that its module has."""
+        """Whether all tensors that the adapter changes are stored under the names of modules."""
         changed = [*(f"{path}.weight" for path in self.layers), *self.whole]
         return all(self._stored_as.get(name, name) in self._entries for name in changed)
 
     def entry(self, name: str) -> TensorEntry:
-        """Return where a tensor is stored, or the one that it is made from."""
+        """Return the stored tensor that a merged tensor is computed from."""
         return self._entries[self._stored_as.get(name, name)]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.whole[name].shape) if name in self.whole else self.entry(name).shape
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor as it shall be; in float32 where the adapter has changed it."""
+        """Return a merged tensor; in float32 if the adapter changes it."""
         if (own := self.whole.get(name)) is not None:
             return own
         path, _, part = name.rpartition(".")
         return self._merged(path)[part] if path in self.layers else self._read(name)
 
     def _merged(self, path: str) -> dict[str, Tensor]:
-        """Return the parameters of a layer with what the adapter adds in them."""
+        """Return the merged parameters of a layer."""
         if self._last[0] != path:
             layer = self.layers[path]
             inner = layer.get_base_layer()
@@ -146,7 +146,7 @@ class _Weights:
                 setattr(inner, part, nn.Parameter(stored, requires_grad=False))
             layer.merge(safe_merge=True, adapter_names=[META_ADAPTER_NAME])
             self._last = path, {part: getattr(inner, part).data for part in held}
-            for part in held:  # or the whole model would gather in memory
+            for part in held:  # or the whole model would accumulate in memory
                 setattr(inner, part, nn.Parameter(torch.empty(0), requires_grad=False))
         return self._last[1]
 
@@ -160,7 +160,7 @@ class _Weights:
 
 
 def _lay_out(config: Any, adapter: Path, entries: _Entries) -> _Weights | None:
-    """Bring base and adapter together; `None` where they cannot be merged one tensor at a time."""
+    """Return the merged tensors; `None` if they cannot be merged one tensor at a time."""
     from transformers import AutoModelForCausalLM
 
     settings = read_adapter_config(str(adapter))
@@ -186,7 +186,7 @@ def _lay_out(config: Any, adapter: Path, entries: _Entries) -> _Weights | None:
 
 
 def _brought_along(skeleton: Any) -> dict[str, Tensor]:
-    """Return the tensors that an adapter holds in full, by the names they have in the model."""
+    """Return the tensors that an adapter holds in full, by their names in the model."""
     from peft.tuners.lora import LoraLayer
     from peft.utils.other import ModulesToSaveWrapper
 
@@ -198,7 +198,7 @@ def _brought_along(skeleton: Any) -> dict[str, Tensor]:
         if isinstance(module, ModulesToSaveWrapper):
             own = module.modules_to_save[META_ADAPTER_NAME].named_parameters()
             whole |= {f"{path}.{name}": tensor.detach() for name, tensor in own}
-    # An embedding that grew is saved without being named in the adapter's settings.
+    # A resized embedding is saved although the adapter's config does not name it.
     return whole | {
         name: tensor.detach()
         for name, tensor in skeleton.named_parameters()
@@ -209,7 +209,7 @@ def _brought_along(skeleton: Any) -> dict[str, Tensor]:
 def _write_files(
     weights: _Weights, target: Path, dtype: torch.dtype, progress: ProgressCallback
 ) -> dict[str, list[str]]:
-    """Write the tensors to files cut as the base's are; return the names in each file."""
+    """Write the tensors in the same shards as the base; return the names in each file."""
     files: dict[str, list[str]] = defaultdict(list)
     stored: Counter[str] = Counter()
     for name in weights.names:
@@ -240,7 +240,7 @@ def _write_index(files: Mapping[str, list[str]], size: int, target: Path) -> Non
 
 
 def _write_config(base: Path, target: Path, dtype: torch.dtype, weights: _Weights) -> None:
-    """Keep the base's own `config.json`, but for what is true no more."""
+    """Write the base's `config.json` with type, tying and vocabulary size updated."""
     config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     config["dtype"] = str(dtype).removeprefix("torch.")
@@ -254,7 +254,7 @@ def _write_config(base: Path, target: Path, dtype: torch.dtype, weights: _Weight
 
 
 def _merge_at_once(base: Path, adapter: Path, target: Path, dtype: torch.dtype) -> MergedWeights:
-    """Let PEFT merge a whole model in float32: for what changes more than single tensors."""
+    """Merge the whole model with PEFT, in float32: for adapters beyond single tensors."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

@@ -1,8 +1,7 @@
-"""How does Ollama run a merged model? Writes its `Modelfile`.
+"""Ollama's `Modelfile` of a merged model.
 
-Ollama's templates are Go's, not Jinja. Where the model's own template is ChatML to the letter it is
-written out; any other, and one that knows tools, is left to Ollama, which knows the usual ones by
-the template in the GGUF.
+Ollama's templates are Go templates, not Jinja. A chat template that is exactly ChatML is written
+out. Any other, and one with tools, is left to Ollama, which detects common templates in the GGUF.
 (github.com/ollama/ollama, docs/modelfile.md)
 """
 
@@ -32,7 +31,7 @@ def write_modelfile(folder: Path, gguf: str | None) -> None:
     """Write the `Modelfile` of a model folder.
 
     Args:
-        gguf: name of the GGUF file in it; `None` has Ollama read the safetensors.
+        gguf: name of the GGUF file in it; with `None` Ollama reads the safetensors.
     """
     (folder / FILE).write_text(_modelfile(folder, gguf), encoding="utf-8")
 
@@ -45,46 +44,47 @@ def _modelfile(folder: Path, gguf: str | None) -> str:
     name = folder.name.lower()
     lines = [
         f"# ollama create {name} -f {FILE}",
-        f"# ollama create {name} -f {FILE} --quantize q4_K_M   makes it a quarter as large",
+        f"# ollama create {name} -f {FILE} --quantize q4_K_M   is a quarter of the size",
         f"FROM ./{gguf}" if gguf else "FROM .",
     ]
     template = ChatTemplate.of(tokenizer)
-    found, system = _as_chatml(template)
-    if found:
+    is_chatml, system = _detect_chatml(template)
+    if is_chatml:
         lines.append(f'TEMPLATE """{_CHATML}"""')
     elif template:
-        lines.append("# The chat template is no plain ChatML: Ollama chooses one for the model.")
+        lines.append("# The chat template is not plain ChatML: Ollama chooses the template.")
     if system:
         lines.append(f'SYSTEM """{system}"""')
-    lines += [f'PARAMETER stop "{text}"' for text in _ends(tokenizer, defaults)]
+    lines += [f'PARAMETER stop "{text}"' for text in _stop_texts(tokenizer, defaults)]
     if defaults.do_sample:
         lines += [
-            f"PARAMETER {theirs} {value}"
-            for ours, theirs in _PARAMETERS.items()
-            if (value := getattr(defaults, ours)) is not None
+            f"PARAMETER {ollama_name} {value}"
+            for name, ollama_name in _PARAMETERS.items()
+            if (value := getattr(defaults, name)) is not None
         ]
     return "\n".join(lines) + "\n"
 
 
-def _as_chatml(template: ChatTemplate) -> tuple[bool, str]:
-    """Return whether a template writes ChatML, and the system prompt that it adds unasked."""
+def _detect_chatml(template: ChatTemplate) -> tuple[bool, str]:
+    """Return whether a template renders ChatML, and its default system prompt."""
     if template.supports_tools:
         return False, ""
-    talk = (Message("user", "Q1"), Message("assistant", "A1"), Message("user", "Q2"))
-    told = (Message("system", "S"), *talk)
+    turns = (Message("user", "Q1"), Message("assistant", "A1"), Message("user", "Q2"))
+    with_system = (Message("system", "S"), *turns)
     try:
-        bare, whole = template.render(talk).text, template.render(told).text
+        rendered = template.render(turns).text
+        rendered_with_system = template.render(with_system).text
     except TemplateError:
         return False, ""
-    begin, end = "<|im_start|>system\n", "<|im_end|>\n"
-    if whole != _chatml(told) or not bare.endswith(_chatml(talk)):
+    if rendered_with_system != _chatml(with_system) or not rendered.endswith(_chatml(turns)):
         return False, ""
-    added = bare.removesuffix(_chatml(talk))
-    if not added:
+    prefix = rendered.removesuffix(_chatml(turns))
+    if not prefix:
         return True, ""
-    if not (added.startswith(begin) and added.endswith(end)):
+    start, end = "<|im_start|>system\n", "<|im_end|>\n"
+    if not (prefix.startswith(start) and prefix.endswith(end)):
         return False, ""
-    return True, added.removeprefix(begin).removesuffix(end)
+    return True, prefix.removeprefix(start).removesuffix(end)
 
 
 def _chatml(messages: tuple[Message, ...]) -> str:
@@ -92,9 +92,8 @@ def _chatml(messages: tuple[Message, ...]) -> str:
     return "".join(turns) + "<|im_start|>assistant\n"
 
 
-def _ends(tokenizer: Any, defaults: Any) -> list[str]:
-    """Return the text of the tokens at which a reply ends."""
+def _stop_texts(tokenizer: Any, defaults: Any) -> list[str]:
+    """Return the texts of the end-of-sequence tokens."""
     ids = defaults.eos_token_id
     listed = ids if isinstance(ids, list) else [ids]
-    known = {*listed, tokenizer.eos_token_id} - {None}
-    return [tokenizer.decode([number]) for number in sorted(known)]
+    return [tokenizer.decode([id_]) for id_ in sorted({*listed, tokenizer.eos_token_id} - {None})]

@@ -1,4 +1,4 @@
-"""How does a folder come to be whole or not at all? It is built aside and gets its name last."""
+"""The output folder of a merge: built in a staging folder and renamed, with its side files."""
 
 import shutil
 import tempfile
@@ -6,15 +6,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llmctl.engine.models import model_folder, store
+from llmctl.engine.models.adapter_metadata import ADAPTER_CONFIG
 from llmctl.engine.models.provenance import PROVENANCE_FILE
 from llmctl.errors import ConfigError
 
+_TOKENIZER_FILES = (
+    "tokenizer",
+    "vocab",
+    "merges",
+    "special_tokens_map",
+    "added_tokens",
+    "chat_template",
+)
+"""Prefixes of a tokenizer's file names."""
+_NOT_COPIED = (
+    "config.json",
+    "model.safetensors.index.json",
+    store.MANIFEST,
+    PROVENANCE_FILE,
+    ADAPTER_CONFIG,
+)
+
 
 def check_output_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that must not be written.
+    """Check that a folder may be written.
 
     Raises:
-        ConfigError: it holds something, and may not be or is not to be overwritten.
+        ConfigError: it is not empty, and must not be overwritten.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
@@ -22,30 +41,30 @@ def check_output_folder(folder: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"{folder} is a file", hint="-o names a folder")
     if not overwrite:
         raise ConfigError(
-            f"{folder} is not empty, and nothing in it is overwritten unasked",
-            hint="--overwrite deletes what is there; or choose another folder",
+            f"{folder} is not empty",
+            hint="--overwrite deletes its content; or choose another folder",
         )
     if not (folder / PROVENANCE_FILE).is_file():
         raise ConfigError(
-            f"{folder} holds nothing that llmctl made, so --overwrite leaves it alone",
+            f"{folder} was not written by llmctl, so --overwrite does not delete it",
             hint="delete it yourself, or choose another folder",
         )
 
 
 @contextmanager
 def staged_folder(final: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Lend a folder to build in, of the same name; it becomes `final` if all goes well.
+    """Yield a staging folder of the same name; it replaces `final` unless the block raises.
 
     Raises:
-        ConfigError: as `check_output_folder`, or it cannot be made there.
+        ConfigError: as `check_output_folder`, or the folder cannot be created.
     """
     check_output_folder(final, overwrite=overwrite)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+        staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     except OSError as error:
-        raise ConfigError(f"cannot make a folder in {final.parent}: {error.strerror}") from error
-    built, old = aside / final.name, aside / ".old"
+        raise ConfigError(f"cannot create a folder in {final.parent}: {error.strerror}") from error
+    built, old = staging / final.name, staging / ".old"
     built.mkdir()
     try:
         yield built
@@ -58,4 +77,21 @@ def staged_folder(final: Path, *, overwrite: bool) -> Iterator[Path]:
                 old.rename(final)
             raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def copy_side_files(base: Path, adapter: Path, target: Path) -> None:
+    """Copy the files beside the weights: the base's, and the tokenizer of the adapter."""
+    for name in model_folder.wanted_files(model_folder.file_names(base), allow_pickle=False):
+        if not name.endswith(".safetensors") and name not in _NOT_COPIED:
+            _copy(base / name, target)
+    for name in sorted(model_folder.file_names(adapter)):
+        if name.startswith((*_TOKENIZER_FILES, "generation_config")) or name.endswith(
+            (".model", ".tiktoken")
+        ):
+            _copy(adapter / name, target)
+
+
+def _copy(file: Path, target: Path) -> None:
+    # Without permissions: files in a cache may be read-only.
+    shutil.copyfile(file, target / file.name)

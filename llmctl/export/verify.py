@@ -1,4 +1,4 @@
-"""Does a merged model say what base and adapter said? Compares their logits and their loss."""
+"""Comparison of a merged model with its base and adapter, by logits and loss."""
 
 import gc
 import warnings
@@ -22,15 +22,15 @@ from llmctl.errors import OutOfMemoryError
 from llmctl.export.merge import MergeDType
 from llmctl.types import Message, Progress, ProgressCallback, ignore_progress
 
-_NARROW = (torch.bfloat16, torch.float16)
-_MOST = 0.05
-"""Of the logits' length: more than rounding to 16 bits has ever made of it."""
-_KEPT = 0.5
-"""Of what the adapter does to the logits, so much may be lost at most."""
-_EXACT = 1e-4
-"""Of the logits' length: the order of summation alone makes differences of this kind."""
-_MOST_LOSS = 0.05
-_TALKS = (
+_HALF_PRECISION = (torch.bfloat16, torch.float16)
+_MAX_DISTANCE = 0.05
+"""Relative distance of the logits; above what rounding to 16 bits causes in practice."""
+_MAX_LOST_EFFECT = 0.5
+"""Share of the adapter's effect on the logits that rounding may remove."""
+_SUMMATION_TOLERANCE = 1e-4
+"""Relative distance that a different order of summation causes."""
+_MAX_LOSS_DIFFERENCE = 0.05
+_CONVERSATIONS = (
     ("What is the capital of France?", "The capital of France is Paris."),
     (
         "Write a function that adds two numbers.",
@@ -47,31 +47,31 @@ _TALKS = (
 
 @dataclass(frozen=True, slots=True)
 class MergeComparison:
-    """How far a merged model is from base and adapter, over a few texts, computed in float32."""
+    """Difference of a merged model from base and adapter over a few texts, computed in float32."""
 
     tokens: int
     largest: float
     """Largest difference of a single logit."""
     relative: float
-    """Length of the difference by length of the logits, in the worst text."""
+    """Norm of the difference by norm of the logits, in the worst text."""
     effect: float
-    """The same between base with and without the adapter: what was learnt."""
+    """The same between the base with and without the adapter."""
     rounding: float
     """The same between the base and the base in the type of the result."""
     adapter_loss: float
-    """Mean cross-entropy in nats per token, of base and adapter."""
+    """Mean cross entropy of base and adapter, in nats per token."""
     merged_loss: float
 
     @property
     def limit(self) -> float:
-        """How large `relative` may be: small, and small beside what was learnt."""
-        return min(_MOST, _KEPT * self.effect) + 2 * self.rounding + _EXACT
+        """Upper bound of `relative`: small, and small compared with the adapter's effect."""
+        bound = min(_MAX_DISTANCE, _MAX_LOST_EFFECT * self.effect)
+        return bound + 2 * self.rounding + _SUMMATION_TOLERANCE
 
     @property
     def good(self) -> bool:
-        return (
-            self.relative <= self.limit and abs(self.merged_loss - self.adapter_loss) <= _MOST_LOSS
-        )
+        difference = abs(self.merged_loss - self.adapter_loss)
+        return self.relative <= self.limit and difference <= _MAX_LOSS_DIFFERENCE
 
 
 def compare_merged_logits(
@@ -81,13 +81,13 @@ def compare_merged_logits(
     dtype: MergeDType,
     progress: ProgressCallback = ignore_progress,
 ) -> MergeComparison:
-    """Run base and adapter, then the merged model, over a few texts.
+    """Compute the logits of base and adapter, then of the merged model, over a few texts.
 
-    One of them is in memory at a time, in the type it is stored in; each matrix is widened while
-    it is used, so that rounding within the computation is no part of the difference.
+    One model at a time is in memory, in its stored type. Each matrix is converted to float32 while
+    it is used, so that rounding inside the computation does not count.
 
     Args:
-        merged: the folder, with its tokenizer.
+        merged: folder of the merged model, with its tokenizer.
         dtype: of its weights.
     """
     texts = sample_texts(merged)
@@ -99,7 +99,7 @@ def compare_merged_logits(
     return MergeComparison(
         tokens=sum(map(len, texts)),
         largest=max(
-            _apart(one, other).abs().max().item()
+            _difference(one, other).abs().max().item()
             for one, other in zip(result, adapted, strict=True)
         ),
         relative=relative_distance(result, adapted),
@@ -111,34 +111,34 @@ def compare_merged_logits(
 
 
 def check_memory(base: Path) -> None:
-    """Refuse to begin what could not be compared in the end.
+    """Check that the comparison fits into memory.
 
     Raises:
-        OutOfMemoryError: the model does not fit into memory.
+        OutOfMemoryError: it does not.
     """
     needed, free = disk_bytes(base), psutil.virtual_memory().available
     if needed > free:
         raise OutOfMemoryError(
-            f"comparing the merged model takes {format_gib(needed)}, "
+            f"comparing the merged model needs {format_gib(needed)}, "
             f"and {format_gib(free)} of memory are free",
-            hint="--no-verify merges without comparing, which takes little memory",
+            hint="--no-verify merges without the comparison, in little memory",
         )
 
 
 def sample_texts(folder: Path) -> list[list[int]]:
-    """Return a few conversations as token ids, in the model's own template where it has one."""
+    """Return the token ids of a few conversations, in the model's chat template if it has one."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     template = ChatTemplate.of(tokenizer)
     if not template:
-        return [tokenizer(f"{asked}\n{told}").input_ids for asked, told in _TALKS]
+        return [tokenizer(f"{question}\n{answer}").input_ids for question, answer in _CONVERSATIONS]
     return [
         template.render(
-            (Message("user", asked), Message("assistant", told)),
+            (Message("user", question), Message("assistant", answer)),
             RenderOptions(add_generation_prompt=False),
         ).ids
-        for asked, told in _TALKS
+        for question, answer in _CONVERSATIONS
     ]
 
 
@@ -162,6 +162,7 @@ def _base_logits(
 
 
 def load_reference_model(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
+    """Load a model with Transformers, in evaluation mode."""
     from transformers import AutoModelForCausalLM
 
     with quiet_libraries():
@@ -171,19 +172,19 @@ def load_reference_model(folder: Path, dtype: torch.dtype | str = "auto") -> Any
 @torch.inference_mode()
 def compute_logits(model: Any, texts: Sequence[list[int]]) -> list[Tensor]:
     """Return the logits (tokens, vocab) of each text, in float32."""
-    with _widened(model):
+    with _compute_in_float32(model):
         return [
             model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in texts
         ]
 
 
 @contextmanager
-def _widened(model: nn.Module) -> Iterator[None]:
-    """Compute in float32 whatever type the weights have, one module written out at a time."""
+def _compute_in_float32(model: nn.Module) -> Iterator[None]:
+    """Convert the weights to float32 while they are used, one module at a time."""
     held: dict[nn.Module, list[tuple[nn.Parameter, Tensor]]] = {}
 
     def widen(module: nn.Module, _: Any) -> None:
-        narrow = [p for p in module.parameters(recurse=False) if p.dtype in _NARROW]
+        narrow = [p for p in module.parameters(recurse=False) if p.dtype in _HALF_PRECISION]
         held[module] = [(parameter, parameter.data) for parameter in narrow]
         for parameter in narrow:
             parameter.data = parameter.data.float()
@@ -195,7 +196,7 @@ def _widened(model: nn.Module) -> Iterator[None]:
     hooks = [
         hook
         for module in model.modules()
-        if any(p.dtype in _NARROW for p in module.parameters(recurse=False))
+        if any(p.dtype in _HALF_PRECISION for p in module.parameters(recurse=False))
         for hook in (
             module.register_forward_pre_hook(widen),
             module.register_forward_hook(restore),
@@ -209,22 +210,22 @@ def _widened(model: nn.Module) -> Iterator[None]:
 
 
 def relative_distance(logits: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return how far logits are from others by the others' length, at the worst text."""
+    """Return the norm of the difference by the norm of `expected`, of the worst text."""
     distances: list[float] = [
-        (_apart(one, other).norm() / other.norm()).item()
+        (_difference(one, other).norm() / other.norm()).item()
         for one, other in zip(logits, expected, strict=True)
     ]
     return max(distances)
 
 
-def _apart(logits: Tensor, expected: Tensor) -> Tensor:
-    # An adapter may bring tokens that the base has not.
+def _difference(logits: Tensor, expected: Tensor) -> Tensor:
+    # An adapter may add tokens to the vocabulary.
     known = min(logits.shape[-1], expected.shape[-1])
     return logits[:, :known] - expected[:, :known]
 
 
 def _loss(logits: Sequence[Tensor], texts: Sequence[list[int]]) -> float:
-    """Return the mean cross-entropy per token that something stands before."""
+    """Return the mean cross entropy per token, without the first of each text."""
     losses = [
         F.cross_entropy(scores[:-1], torch.tensor(ids[1:]), reduction="none")
         for scores, ids in zip(logits, texts, strict=True)

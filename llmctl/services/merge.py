@@ -1,4 +1,4 @@
-"""The story of `llmctl models merge`: find base and adapter, merge, compare, write it all down."""
+"""The service of `llmctl models merge`: merge an adapter, compare, export, describe."""
 
 import os
 import shutil
@@ -21,8 +21,7 @@ from llmctl.errors import ConfigError, LlmctlError, ModelLoadError
 from llmctl.export.gguf import check_gguf_supported, write_gguf
 from llmctl.export.merge import MergeDType, MergedWeights, write_merged_weights
 from llmctl.export.ollama import write_modelfile
-from llmctl.export.output_folder import check_output_folder, staged_folder
-from llmctl.export.side_files import copy_side_files
+from llmctl.export.output_folder import check_output_folder, copy_side_files, staged_folder
 from llmctl.export.verify import MergeComparison, check_memory, compare_merged_logits
 from llmctl.train.card import FinetuneCard
 from llmctl.types import ModelSpec, ProgressCallback, ignore_progress
@@ -31,18 +30,18 @@ _BYTES: dict[MergeDType, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 class MergeFailedError(LlmctlError):
-    """The merged model does not say what base and adapter said; nothing of it is kept."""
+    """The merged model differs from base and adapter; it is deleted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeOptions:
-    """What to merge, and into what."""
+    """Options of `llmctl models merge`."""
 
     adapter: str
-    """Its folder."""
+    """Folder of the adapter."""
     output: Path
     base: str | None = None
-    """A model in place of the one that the adapter names."""
+    """Model to merge into, in place of the one that the adapter names."""
     dtype: MergeDType = "bfloat16"
     verify: bool = True
     gguf: bool = False
@@ -54,7 +53,7 @@ class MergeOptions:
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """What was made, and how true it is."""
+    """Result of a merge."""
 
     folder: Path
     base: str
@@ -66,21 +65,21 @@ class MergeReport:
 
 
 def merge(options: MergeOptions, progress: ProgressCallback = ignore_progress) -> MergeReport:
-    """Write base and adapter together as a model of its own, whole or not at all.
+    """Merge an adapter into a new model folder, atomically.
 
     Raises:
-        ConfigError: it is no adapter, the folder must not be written, the adapter belongs on
-            another model or learnt with another chat template.
-        ModelNotFoundError, ModelLoadError: the base is not to be had, or not unquantised.
-        OutOfMemoryError: the machine cannot hold the model to compare it.
-        UnsupportedError: GGUF has no words for this model.
-        MergeFailedError: the result says something else than base and adapter.
+        ConfigError: it is not an adapter, the folder must not be written, or the adapter was
+            trained on another model or with another chat template.
+        ModelNotFoundError, ModelLoadError: the base was found, or its original weights.
+        OutOfMemoryError: the model does not fit into memory for the comparison.
+        UnsupportedError: the model cannot be written as GGUF.
+        MergeFailedError: the merged model differs from base and adapter.
     """
     output = Path(os.path.abspath(options.output))
     check_output_folder(output, overwrite=options.overwrite)
-    found = _find(options, progress)
-    base, adapter = found.full_model.path, found.path
-    notes = _check(options, found)
+    resolved = _resolve(options, progress)
+    base, adapter = resolved.full_model.path, resolved.path
+    notes = _check_provenance(options, resolved)
     if options.gguf:
         check_gguf_supported(base)
     if options.verify:
@@ -92,16 +91,16 @@ def merge(options: MergeOptions, progress: ProgressCallback = ignore_progress) -
         comparison = None
         if options.verify:
             comparison = compare_merged_logits(base, adapter, folder, options.dtype, progress)
-            _judge(comparison, options)
+            _require_equal(comparison, options)
         gguf = f"{folder.name}.gguf" if options.gguf else None
         if gguf is not None:
             write_gguf(folder, folder / gguf, progress)
         if options.ollama:
             write_modelfile(folder, gguf)
-        _describe(folder, found, comparison)
+        _write_provenance_and_card(folder, resolved, comparison)
     return MergeReport(
         folder=output,
-        base=found.full_model.model_id,
+        base=resolved.full_model.model_id,
         merged=merged,
         comparison=comparison,
         gguf=gguf,
@@ -109,14 +108,18 @@ def merge(options: MergeOptions, progress: ProgressCallback = ignore_progress) -
     )
 
 
-def _find(options: MergeOptions, progress: ProgressCallback) -> ResolvedModel:
-    """Find adapter and base; fetch the base if it is not on this machine."""
+def _resolve(options: MergeOptions, progress: ProgressCallback) -> ResolvedModel:
+    """Resolve adapter and base; the base is downloaded if needed.
+
+    Raises:
+        ConfigError: the folder is not an adapter.
+    """
     folder = Path(options.adapter).expanduser()
     if not folder.is_dir() or not adapter_metadata.is_adapter(folder):
         raise ConfigError(
-            f"{options.adapter} is no folder of an adapter: "
-            f"it has no {adapter_metadata.ADAPTER_CONFIG}",
-            hint="a folder that `llmctl finetune` wrote, or PEFT's save_pretrained()",
+            f"{options.adapter} is not an adapter folder: "
+            f"{adapter_metadata.ADAPTER_CONFIG} is missing",
+            hint="name a folder written by `llmctl finetune` or PEFT's save_pretrained()",
         )
     if options.base is None:
         return resolve.resolve_model(options.adapter, progress=progress)
@@ -126,26 +129,33 @@ def _find(options: MergeOptions, progress: ProgressCallback) -> ResolvedModel:
     )
 
 
-def _check(options: MergeOptions, found: ResolvedModel) -> tuple[str, ...]:
-    """Compare base and template with those that the adapter learnt with; return what to know."""
-    if found.full_model.gguf_file is not None:
+def _check_provenance(options: MergeOptions, resolved: ResolvedModel) -> tuple[str, ...]:
+    """Compare base and chat template with those of the training; return notes.
+
+    Raises:
+        ConfigError: they differ, and no `--base` was given.
+        ModelLoadError: the base is a GGUF file.
+    """
+    if resolved.full_model.gguf_file is not None:
         raise ModelLoadError(
-            f"{found.full_model.model_id} is a GGUF file, and merging needs the original weights",
-            hint="--base MODEL names the model that it was made from",
+            f"{resolved.full_model.model_id} is a GGUF file, and merging needs the original weights",
+            hint="name the model it was converted from with --base MODEL",
         )
-    origin = Provenance.read(found.path)
-    if origin is None:
-        return (f"{found.model_id} has no llmctl.json: on which weights it learnt is not known",)
-    tokenizer = read_tokenizer(ModelSpec(options.adapter), found)
-    check_chat_template(found.path, ChatTemplate.of(tokenizer).fingerprint)
-    differs = describe_base_mismatch(origin.base, found.full_model, found.model_id)
-    if differs is None:
+    provenance = Provenance.read(resolved.path)
+    if provenance is None:
+        return (
+            f"{resolved.model_id} has no llmctl.json: the weights it was trained on are unknown",
+        )
+    tokenizer = read_tokenizer(ModelSpec(options.adapter), resolved)
+    check_chat_template(resolved.path, ChatTemplate.of(tokenizer).fingerprint)
+    mismatch = describe_base_mismatch(provenance.base, resolved.full_model, resolved.model_id)
+    if mismatch is None:
         return ()
     if options.base is None:
         raise ConfigError(
-            differs, hint=f"--base {found.full_model.model_id} merges into these all the same"
+            mismatch, hint=f"--base {resolved.full_model.model_id} merges into these weights anyway"
         )
-    return (differs,)
+    return (mismatch,)
 
 
 def _check_disk(options: MergeOptions, output: Path, base: Path) -> None:
@@ -155,38 +165,40 @@ def _check_disk(options: MergeOptions, output: Path, base: Path) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise ConfigError(
-            f"the merged model takes {format_gib(needed)}, "
+            f"the merged model needs {format_gib(needed)}, "
             f"and {existing} has {format_gib(free)} free",
             hint="choose a folder on another disk",
         )
 
 
-def _judge(comparison: MergeComparison, options: MergeOptions) -> None:
+def _require_equal(comparison: MergeComparison, options: MergeOptions) -> None:
     if comparison.good:
         return
-    wider = ""
+    precision = ""
     if options.dtype != "float32":
-        wider = ": --dtype float32 keeps changes that are too small for fewer bits"
+        precision = "; --dtype float32 keeps changes that are too small for fewer bits"
     raise MergeFailedError(
-        f"the merged model is not what base and adapter were: its logits are off by "
-        f"{comparison.relative:.2%} of their length (limit {comparison.limit:.2%}; the adapter "
-        f"itself moves them by {comparison.effect:.2%}), its loss is {comparison.merged_loss:.4f} "
-        f"and was {comparison.adapter_loss:.4f}; nothing of it is kept",
-        hint=f"the adapter itself serves as it is: llmctl serve --model {options.adapter}{wider}",
+        f"the merged model differs from base and adapter: its logits differ by "
+        f"{comparison.relative:.2%} (limit {comparison.limit:.2%}; the adapter changes them by "
+        f"{comparison.effect:.2%}), and its loss is {comparison.merged_loss:.4f} instead of "
+        f"{comparison.adapter_loss:.4f}; the merged model was deleted",
+        hint=f"serve the adapter itself: llmctl serve --model {options.adapter}{precision}",
     )
 
 
-def _describe(folder: Path, found: ResolvedModel, comparison: MergeComparison | None) -> None:
+def _write_provenance_and_card(
+    folder: Path, resolved: ResolvedModel, comparison: MergeComparison | None
+) -> None:
     """Write `llmctl.json` and the model card."""
-    origin = Provenance.read(found.path) or Provenance(
-        BaseModelRef.of(found.full_model), None, "lora"
-    )
-    origin.write(folder)
+    provenance = Provenance.read(resolved.path)
+    if provenance is None:
+        provenance = Provenance(BaseModelRef.of(resolved.full_model), None, "lora")
+    provenance.write(folder)
     metrics = {}
     if comparison is not None:
         metrics = {
-            "largest difference of a logit from base and adapter": comparison.largest,
-            "loss on a few texts, merged": comparison.merged_loss,
-            "loss on them, base and adapter": comparison.adapter_loss,
+            "largest logit difference from base and adapter": comparison.largest,
+            "loss on sample texts, merged model": comparison.merged_loss,
+            "loss on sample texts, base and adapter": comparison.adapter_loss,
         }
-    FinetuneCard(folder.name, "merged", origin, metrics).write(folder)
+    FinetuneCard(folder.name, "merged", provenance, metrics).write(folder)

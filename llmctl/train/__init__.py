@@ -1,6 +1,6 @@
-"""Teaches models, and makes what was learnt into a model of its own."""
+"""Fine-tuning of language models: LoRA and its variants, full fine-tuning, DPO."""
 
 import logging
 
-# Before Transformers imports it: on a CPU it warns of an optional package each time.
+# Before Transformers imports it: on a CPU it warns about an optional package each time.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""What should a person know of weights that were taught? Writes the model card, `README.md`.
+"""The model card of trained weights, `README.md`.
 
-The head is YAML as the Hugging Face hub reads it (hub-docs, modelcard.md); below it plain text.
+The metadata block is YAML as the Hugging Face hub reads it (hub-docs, modelcard.md).
 """
 
 import json
@@ -20,42 +20,42 @@ _LICENCES: Final = {
     "MIT": "mit",
     "Llama 3.2 Community": "llama3.2",
 }
-"""The hub's names of the licences in the catalogue."""
+"""Licence in the catalogue -> its hub id."""
 _RELATIONS: Final[Mapping[CardKind, str]] = {
     "adapter": "adapter",
     "merged": "finetune",
     "model": "finetune",
 }
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneCard:
-    """What a model card says."""
+    """Content of the model card of an adapter, a merged model or a fully fine-tuned model."""
 
     name: str
     kind: CardKind
-    """`merged` and `model` are whole models; `model` had all its weights taught."""
+    """`merged` and `model` are whole models; `model` is one after full fine-tuning."""
     origin: Provenance
-    metrics: Mapping[str, float] = field(default_factory=lambda: _NOTHING)
-    """By what a person calls them."""
-    counts: Mapping[str, int] = field(default_factory=lambda: _NOTHING)
-    """Of the data, such as rows and tokens that were learnt."""
+    metrics: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+    """Value by display name."""
+    counts: Mapping[str, int] = field(default_factory=lambda: _EMPTY)
+    """Counts of the data by display name, such as rows and tokens."""
     samples: Sequence[tuple[str, str, str]] = ()
-    """Question, the base model's answer, and the answer now."""
+    """Prompt, reply of the base model, and reply of the trained model."""
     remarks: Sequence[str] = ()
-    """What else should be known, a sentence each."""
+    """Further sentences for the limits section."""
 
     def write(self, folder: Path) -> None:
-        """Write `README.md`."""
+        """Write `README.md` into a folder."""
         (folder / "README.md").write_text(self.text(), encoding="utf-8")
 
     def text(self) -> str:
-        parts = [self._head(), f"# {self.name}", self._what(), self._use()]
-        parts += [self._taught(), self._measured(), self._answers(), self._limits()]
-        return "\n\n".join(part for part in parts if part) + "\n"
+        sections = [self._metadata(), f"# {self.name}", self._summary(), self._usage()]
+        sections += [self._training(), self._evaluation(), self._samples(), self._limitations()]
+        return "\n\n".join(section for section in sections if section) + "\n"
 
-    def _head(self) -> str:
+    def _metadata(self) -> str:
         base = self.origin.base
         data = self.origin.data
         values: dict[str, object] = {
@@ -78,19 +78,19 @@ class FinetuneCard:
         entry = next((e for e in CATALOG if e.repo == self.origin.base.repo), None)
         return _LICENCES.get(entry.licence) if entry else None
 
-    def _what(self) -> str:
+    def _summary(self) -> str:
         base, method = self.origin.base, self.origin.method
         named = f"[{base.repo}](https://huggingface.co/{base.repo})" if base.repo else base.model
         if self.kind == "adapter":
-            return f"An adapter for {named}, taught with `llmctl finetune --method {method}`."
+            return f"An adapter for {named}, trained with `llmctl finetune --method {method}`."
         if self.kind == "merged":
             return (
-                f"{named} with an adapter in its weights, taught with "
-                f"`llmctl finetune --method {method}` and merged with `llmctl models merge`."
+                f"{named} merged with an adapter: trained with "
+                f"`llmctl finetune --method {method}`, merged with `llmctl models merge`."
             )
-        return f"{named}, all of its weights taught with `llmctl finetune --method {method}`."
+        return f"{named}, fine-tuned with `llmctl finetune --method {method}`."
 
-    def _use(self) -> str:
+    def _usage(self) -> str:
         lines = ["## Use", "", "```bash", f"llmctl chat --model {self.name}"]
         lines += [f"llmctl serve --model {self.name}   # an OpenAI-compatible server", "```", ""]
         kind, library = ("AutoPeftModelForCausalLM", "peft")
@@ -106,51 +106,51 @@ class FinetuneCard:
             "```",
         ]
         if self.origin.template is not None:
-            lines += ["", "It learnt with the chat template that lies beside it and expects it."]
+            lines += ["", "It expects the chat template in this folder, which it was trained with."]
         return "\n".join(lines)
 
-    def _taught(self) -> str:
+    def _training(self) -> str:
         origin, data = self.origin, self.origin.data
         rows = {
             "base model": " ".join(filter(None, (origin.base.model, origin.base.revision))),
-            "print of its weights": origin.base.weights,
+            "fingerprint of its weights": origin.base.weights,
             "method": origin.method,
             **{name.replace("_", " "): value for name, value in origin.hyperparameters.items()},
             "data": f"{data.name}, {data.rows:,} rows, sha256 {data.digest[:16]}" if data else None,
             **{name: f"{count:,}" for name, count in self.counts.items()},
             "chat template": origin.template,
             "run": origin.run_id,
-            "made": origin.created,
-            "with": ", ".join(f"{name} {number}" for name, number in origin.versions.items()),
+            "created": origin.created,
+            "versions": ", ".join(f"{name} {number}" for name, number in origin.versions.items()),
         }
-        return "## How it was taught\n\n" + _table(("", ""), rows.items())
+        return "## Training\n\n" + _table(("", ""), rows.items())
 
-    def _measured(self) -> str:
+    def _evaluation(self) -> str:
         if not self.metrics:
             return ""
         rows = [(name, f"{value:.4g}") for name, value in self.metrics.items()]
-        return "## Measured\n\n" + _table(("", ""), rows)
+        return "## Evaluation\n\n" + _table(("", ""), rows)
 
-    def _answers(self) -> str:
+    def _samples(self) -> str:
         if not self.samples:
             return ""
-        return "## Before and after\n\n" + _table(("question", "before", "now"), self.samples)
+        return "## Samples\n\n" + _table(("prompt", "before", "after"), self.samples)
 
-    def _limits(self) -> str:
+    def _limitations(self) -> str:
         remarks = [
-            "What it was not taught it knows from its base model, with that model's mistakes and "
-            "leanings; facts it was taught it can still mix up.",
-            "Nobody has checked it for harmful answers. Try it on your own questions before others "
-            "depend on it.",
+            "It has the errors and biases of its base model, and can reproduce the training data "
+            "wrongly.",
+            "It has not been evaluated for harmful content. Test it on your own prompts before "
+            "others depend on it.",
             *self.remarks,
         ]
         if self._licence() is None:
             remarks.append("The licence is that of the base model.")
-        return "\n".join(["## Limits", "", *(f"- {remark}" for remark in remarks)])
+        return "\n".join(["## Limitations", "", *(f"- {remark}" for remark in remarks)])
 
 
-def _table(heads: Sequence[str], rows: object) -> str:
-    lines = [heads, ["---"] * len(heads)]
+def _table(header: Sequence[str], rows: object) -> str:
+    lines = [header, ["---"] * len(header)]
     lines += [row for row in rows if row[-1] is not None]  # type: ignore[attr-defined]
     return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
 

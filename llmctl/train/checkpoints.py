@@ -1,7 +1,7 @@
-"""Which states of a training lie on the disk, whole, so that it can go on from there?
+"""Checkpoints in the output folder, and the checks before a run may write there.
 
-`checkpoint-<step>` in the output folder is always whole: it is written beside and gets its name by
-one rename. The newest ones are kept, and the best one.
+`checkpoint-<step>` is always complete: it is written to a staging folder and renamed. The newest
+checkpoints and the best one are kept.
 """
 
 import errno
@@ -21,34 +21,38 @@ from llmctl.errors import ConfigError
 LOCK_FILE = "run.lock.json"
 STATE_FILE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
-_ASIDE = ".writing"
+_STAGING = ".writing"
 _BUSY = ".lock"
-_NOTHING: Mapping[str, str] = MappingProxyType({})
+_NO_INPUTS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One state on the disk."""
+    """One saved training state."""
 
     step: int
     path: Path
 
 
 class Checkpoints:
-    """The checkpoints of one output folder."""
+    """The checkpoints of one output folder.
+
+    Args:
+        keep: number of newest checkpoints to keep.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder = folder
         self._keep = keep
 
     def all(self) -> list[Checkpoint]:
-        """Return them, the oldest first."""
-        found = []
+        """Return the complete checkpoints, the oldest first."""
+        checkpoints = []
         for path in self._folder.glob("checkpoint-*"):
             name = _NAME.fullmatch(path.name)
             if name and (path / STATE_FILE).is_file():
-                found.append(Checkpoint(int(name[1]), path))
-        return sorted(found, key=lambda checkpoint: checkpoint.step)
+                checkpoints.append(Checkpoint(int(name[1]), path))
+        return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
     def newest(self) -> Checkpoint | None:
         return next(reversed(self.all()), None)
@@ -58,75 +62,80 @@ class Checkpoints:
 
     @contextmanager
     def staging(self, *, owner: bool) -> Iterator[Path]:
-        """Lend a folder to write in. `owner` empties it first, and clears it away on failure."""
-        aside = self._folder / _ASIDE
+        """Yield a staging folder. The `owner` empties it first, and removes it on failure."""
+        staging = self._folder / _STAGING
         if owner:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
         try:
-            aside.mkdir(parents=True, exist_ok=True)
-            yield aside
+            staging.mkdir(parents=True, exist_ok=True)
+            yield staging
         except BaseException:
             if owner:
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(staging, ignore_errors=True)
             raise
 
     def commit(self, step: int, best: int | None) -> Path:
-        """Give what was written aside its name; let go of those that are not kept."""
-        aside = self._folder / _ASIDE
+        """Move the staged checkpoint into place; delete old ones except the best.
+
+        Args:
+            best: step of the best evaluation.
+        """
+        staging = self._folder / _STAGING
         final = self._folder / f"checkpoint-{step}"
-        install_folder(aside / final.name, final)
-        shutil.rmtree(aside, ignore_errors=True)
-        self._tidy(best)
+        install_folder(staging / final.name, final)
+        shutil.rmtree(staging, ignore_errors=True)
+        self._delete_old(best)
         return final
 
-    def _tidy(self, best: int | None) -> None:
+    def _delete_old(self, best: int | None) -> None:
         for checkpoint in self.all()[: -self._keep]:
             if checkpoint.step != best:
-                # Under another name first: half a checkpoint must not look like one.
-                gone = self._folder / f".old-{checkpoint.step}"
-                checkpoint.path.rename(gone)
-                shutil.rmtree(gone, ignore_errors=True)
+                # Renamed first: a half-deleted checkpoint must not look like a complete one.
+                old = self._folder / f".old-{checkpoint.step}"
+                checkpoint.path.rename(old)
+                shutil.rmtree(old, ignore_errors=True)
 
 
-def check_output(folder: Path, *, overwrite: bool, inputs: Mapping[str, str] = _NOTHING) -> None:
-    """Say early whether a new run may have a folder; touches nothing.
+def check_output(folder: Path, *, overwrite: bool, inputs: Mapping[str, str] = _NO_INPUTS) -> None:
+    """Check whether a new run may write to a folder; changes nothing.
 
     Args:
-        inputs: what the run reads -> what it is. A name that is no path here is left alone.
+        inputs: paths that the run reads -> their options. Names that are not local paths are
+            ignored.
 
     Raises:
-        ConfigError: there is something in it already, or the run would read what lies in it.
+        ConfigError: the folder is not empty, or holds an input of the run.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file", hint="--output names a folder")
     for name, what in inputs.items():
-        if _lies_in(Path(name).expanduser(), folder):
+        if _is_inside(Path(name).expanduser(), folder):
             raise ConfigError(
-                f"{what} {name} lies in the output folder {folder}, which a new run empties",
+                f"{what} {name} is in the output folder {folder}, which a new run empties",
                 hint="choose another --output",
             )
     if not folder.is_dir() or not _entries(folder):
         return
-    ours = (folder / LOCK_FILE).is_file()
+    is_run = (folder / LOCK_FILE).is_file()
     if not overwrite:
-        goes_on = ", --resume goes on with the run in it" if ours else ""
+        resume = ", --resume continues the run in it" if is_run else ""
         raise ConfigError(
-            f"{folder} is not empty, and nothing in it is overwritten unasked",
-            hint=f"--overwrite deletes what is there{goes_on}; or choose another --output",
+            f"{folder} is not empty",
+            hint=f"--overwrite deletes its content{resume}; or choose another --output",
         )
-    if not ours:
+    if not is_run:
         raise ConfigError(
-            f"{folder} holds no run of llmctl, so --overwrite leaves it alone",
+            f"{folder} does not hold a run of llmctl, so --overwrite does not delete it",
             hint="delete it yourself, or choose another --output",
         )
 
 
-def _lies_in(path: Path, folder: Path) -> bool:
-    """Whether emptying a folder would take a path away: the thing itself, or the link to it."""
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether emptying a folder would delete a path: its target, or a symbolic link to it."""
     if not path.exists():
         return False
-    places, folders = ((Path(os.path.abspath(p)), p.resolve()) for p in (path, folder))
-    return any(f in (p, *p.parents) for p in places for f in folders)
+    paths, folders = ((Path(os.path.abspath(p)), p.resolve()) for p in (path, folder))
+    return any(f in (p, *p.parents) for p in paths for f in folders)
 
 
 def empty_output(folder: Path, *, overwrite: bool) -> None:
@@ -145,10 +154,10 @@ def _entries(folder: Path) -> list[Path]:
 
 @contextmanager
 def lock_output(folder: Path) -> Iterator[None]:
-    """Make a folder if need be, and keep other processes from training in it.
+    """Create the output folder, and hold its lock while the block runs.
 
     Raises:
-        ConfigError: one does, or it cannot be written.
+        ConfigError: another process holds the lock, or the folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -159,7 +168,7 @@ def lock_output(folder: Path) -> Iterator[None]:
     except Timeout:
         raise ConfigError(
             f"another llmctl is training in {folder}",
-            hint="wait for it, or choose another --output",
+            hint="wait until it ends, or choose another --output",
         ) from None
     except OSError as error:
         raise ConfigError(f"cannot write in {folder}: {error.strerror}") from error
@@ -170,17 +179,22 @@ def lock_output(folder: Path) -> Iterator[None]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the disk is full. Torch and safetensors say so only in their text."""
+    """Whether an error means a full disk. Torch and safetensors report that only as text."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     text = str(error)
     return any(
-        sign in text
-        for sign in ("No space left", "unexpected pos", "PytorchStreamWriter failed", "os error 28")
+        phrase in text
+        for phrase in (
+            "No space left",
+            "unexpected pos",
+            "PytorchStreamWriter failed",
+            "os error 28",
+        )
     )
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a file whole or not at all."""
+    """Write a JSON file atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     write_atomically(path, text + "\n")

@@ -1,4 +1,4 @@
-"""One command, several processes: who is this one, and how are the others started?"""
+"""Training in several processes: rank and world size, launch, and orderly ends."""
 
 import logging
 import os
@@ -16,51 +16,51 @@ import psutil
 from llmctl.errors import ConfigError
 
 DEFAULT_PORT = 29400
-_PATIENT_S = 600
+_SHUTDOWN_S = 600
 """Seconds that the other processes get to save after one has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessInfo:
-    """One of the processes that learn together, each with a device of its own."""
+    """Rank of this process among those that train together, each on its own device."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchOptions:
-    """How many processes learn together, and where."""
+    """Number of processes and machines of a distributed training."""
 
     processes: int = 1
-    """On each machine: one per card, or per socket of a CPU."""
+    """Per machine: one per GPU, or per CPU socket."""
     nodes: int = 1
     """Machines. The same command is started on each."""
     rendezvous: str | None = None
-    """`host:port` of one of the machines, where they find each other."""
+    """`host:port` on one of the machines, where the processes meet."""
 
     def __post_init__(self) -> None:
         if self.nodes > 1 and not self.rendezvous:
             raise ConfigError(
-                f"{self.nodes} machines must know where to meet",
+                f"{self.nodes} machines need a rendezvous address",
                 hint=f"--rendezvous HOST:{DEFAULT_PORT}, the same on all of them",
             )
 
 
 def current_process() -> ProcessInfo:
-    """Return which of the processes this is, as torchrun and accelerate tell it."""
+    """Return rank and world size from the variables that torchrun and accelerate set."""
     return ProcessInfo(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def is_launched() -> bool:
-    """Whether somebody has started this process as one of several."""
+    """Whether a launcher started this process as one of several."""
     return "WORLD_SIZE" in os.environ
 
 
 def launch(fleet: LaunchOptions, arguments: Sequence[str]) -> int:
-    """Run `llmctl` with these arguments in every process, by torch's elastic launcher.
+    """Run `llmctl` with these arguments in every process, with torch's elastic launcher.
 
-    Ctrl-C and SIGTERM reach all of them, which end by themselves.
+    Ctrl-C and SIGTERM are forwarded to all processes, which end by themselves.
 
     Returns:
         0, or the exit code of the process that failed first.
@@ -68,9 +68,9 @@ def launch(fleet: LaunchOptions, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # It would write a page about every process that ends with an error, which has said why.
+    # It would print a long report on each failed process, which has already printed its error.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    wanted = {
+    settings = {
         "min_nodes": fleet.nodes,
         "max_nodes": fleet.nodes,
         "nproc_per_node": fleet.processes,
@@ -78,16 +78,16 @@ def launch(fleet: LaunchOptions, arguments: Sequence[str]) -> int:
         "rdzv_backend": "c10d",
         "rdzv_endpoint": fleet.rendezvous or "localhost:0",
         "max_restarts": 0,
-        # Its own way with these signals is to wait 30 seconds and kill.
+        # By default it would wait 30 seconds after SIGINT or SIGTERM and then kill.
         "signals_to_handle": "SIGHUP",
-        "shutdown_timeout": _PATIENT_S,
+        "shutdown_timeout": _SHUTDOWN_S,
     }
-    known = {f.name for f in fields(LaunchConfig)}  # later torch knows more
-    config = LaunchConfig(**{k: v for k, v in wanted.items() if k in known})  # type: ignore[arg-type]
-    # Threads of several processes on the same cores only hinder each other.
+    known = {f.name for f in fields(LaunchConfig)}  # older versions of torch have fewer fields
+    config = LaunchConfig(**{k: v for k, v in settings.items() if k in known})  # type: ignore[arg-type]
+    # More threads than cores slow all processes down.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // fleet.processes)))
     try:
-        with _signals_go_to_children():
+        with _forward_signals_to_children():
             elastic_launch(config, sys.executable)("-m", "llmctl", *arguments)
     except ChildFailedError as error:
         _, first = error.get_first_failure()
@@ -96,9 +96,9 @@ def launch(fleet: LaunchOptions, arguments: Sequence[str]) -> int:
 
 
 def leave_process_group() -> None:
-    """Leave the group in which this process has learnt, where it is one of several.
+    """Destroy the process group, if there is one.
 
-    All of them must have come to the end: what one still sends, the others must take.
+    All processes must have finished training: each receives what the others still send.
     """
     from torch import distributed
 
@@ -106,18 +106,18 @@ def leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
-def wait_for_local_rank_zero(most_s: float = _PATIENT_S) -> None:
-    """Let the first process of this machine end before this one, which the launcher then ends.
+def wait_for_local_rank_zero(timeout_s: float = _SHUTDOWN_S) -> None:
+    """Let local rank 0 end before this process, which the launcher then ends.
 
-    The launcher ends all when one ends early: what the first still has to write or say would be
-    lost. Returns at once in the first, and after `most_s` seconds in those that nobody has ended.
+    The launcher ends all processes when one ends early: output that rank 0 still has to write
+    would be lost. Returns at once in local rank 0, and after `timeout_s` seconds in the others.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(most_s)
+        time.sleep(timeout_s)
 
 
 @contextmanager
-def _signals_go_to_children() -> Iterator[None]:
+def _forward_signals_to_children() -> Iterator[None]:
     def forward(number: int, _: FrameType | None) -> None:
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):

@@ -1,8 +1,8 @@
-"""How does a model learn from pairs, a better answer and a worse one? TRL's loss in our own loop.
+"""Direct preference optimisation (Rafailov et al. 2023) with TRL's loss in llmctl's Trainer.
 
-Direct preference optimisation (Rafailov et al. 2023): the better answer is to become likelier than
-the worse one, measured from where the model began. That is the model with its adapter put aside,
-so nothing is held twice. TRL is an extra; whoever imports this module needs it.
+The chosen reply becomes more likely than the rejected one, relative to a reference model. The
+reference is the model with its adapter disabled, so no weights are held twice. TRL is an extra;
+importing this module without it raises `MissingDependencyError`.
 """
 
 import math
@@ -30,32 +30,32 @@ _DPOTrainer: Any = trl.DPOTrainer  # type: ignore[attr-defined]
 _DPOConfig: Any = trl.DPOConfig  # type: ignore[attr-defined]
 
 _REFERENCE = "ref"
-"""What TRL calls the copy of an adapter that it would measure from."""
-_UNDECIDED = math.log(2)
-"""Loss of a pair whose sides are equally likely, as those without anything to learn are."""
+"""TRL's name of the adapter copy that would be its reference."""
+_EMPTY_PAIR_LOSS = math.log(2)
+"""Loss of a pair with equally likely replies, which a pair without targets always has."""
 
 
 def check_dpo_settings(config: TrainConfig, adapter: str | None) -> None:
-    """Refuse what cannot be learnt from pairs.
+    """Check the settings that DPO does not support.
 
     Raises:
-        ConfigError: with the way that can.
+        ConfigError: one of them is set.
     """
     if adapter is not None:
         raise ConfigError(
-            f"{adapter} is an adapter, and dpo measures from where a whole model began",
+            f"{adapter} is an adapter, and the reference of dpo must be a whole model",
             hint=f"`llmctl models merge {adapter} -o FOLDER`, then --model FOLDER",
         )
     if config.packing:
-        raise ConfigError("packing puts rows together, and dpo keeps pairs apart")
+        raise ConfigError("dpo does not support packing", hint="--no-packing")
     if config.fsdp or config.deepspeed:
-        raise ConfigError("dpo keeps the whole model on each device, without FSDP or DeepSpeed")
+        raise ConfigError("dpo does not support FSDP or DeepSpeed")
 
 
 class PreferenceCollator:
-    """Pairs of samples -> `input_ids` and `completion_mask`, both of shape (2 pairs, seq).
+    """Collates pairs of samples to `input_ids` and `completion_mask`, both of shape (2 pairs, seq).
 
-    The better answers come first, the worse ones after them. A row is padded on the right.
+    The chosen replies come first, then the rejected ones. Rows are padded on the right.
     """
 
     def __init__(self, *, pad_id: int, multiple_of: int = 1) -> None:
@@ -75,7 +75,7 @@ class PreferenceCollator:
 
 
 class _Preference(_DPOTrainer):  # type: ignore[misc]
-    """TRL's trainer, told no more than its loss needs: the loop around it is not its own."""
+    """TRL's trainer, set up only as far as its loss needs."""
 
     tokenizer: Any
 
@@ -90,8 +90,8 @@ class _Preference(_DPOTrainer):  # type: ignore[misc]
             data_collator=lambda rows: rows,
             train_dataset=Dataset.from_dict({"prompt": [""]}),
         )
-        # TRL measures from a copy of the adapter as it is; a new one adds nothing, so the model
-        # without it is the same and takes no memory.
+        # TRL's reference is a copy of the adapter. A new adapter adds nothing, so the model without
+        # it is the same reference and takes no memory.
         self.model.delete_adapter(_REFERENCE)
         for parameter in self.model.parameters():
             if parameter.requires_grad:  # on quantised weights TRL rounds adapters to bfloat16
@@ -108,7 +108,7 @@ class _Preference(_DPOTrainer):  # type: ignore[misc]
 
 
 class DpoTrainer(SftTrainer, _Preference):
-    """Teaches a model which of two answers is the better one. Arguments as `SftTrainer`."""
+    """Trains on pairs with the DPO loss; arguments as `SftTrainer`."""
 
     def __init__(
         self, model: Any, args: TrainingArguments, *, tokenizer: Any, **others: Any
@@ -117,39 +117,39 @@ class DpoTrainer(SftTrainer, _Preference):
         self.tokenizer = deepcopy(tokenizer)
         super().__init__(model, args, **others)
 
-    def _items(self, inputs: dict[str, Any]) -> Tensor:
-        return _decided(inputs["completion_mask"]).sum()
+    def _count_targets(self, inputs: dict[str, Any]) -> Tensor:
+        return _has_targets(inputs["completion_mask"]).sum()
 
     def _loss_sum(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        decided = _decided(inputs["completion_mask"])
+        has_targets = _has_targets(inputs["completion_mask"])
         pairs = {
             "input_ids": inputs["input_ids"],
             "completion_mask": inputs["completion_mask"],
-            # Padding is on the right, where no causal model looks; a mask would slow attention.
+            # Causal attention does not look at padding on the right; a mask would slow it down.
             "attention_mask": torch.ones_like(inputs["input_ids"]),
         }
         mean: Tensor = self._compute_loss(model, pairs, False)
-        return mean * len(decided) - _UNDECIDED * (~decided).sum()
+        return mean * len(has_targets) - _EMPTY_PAIR_LOSS * (~has_targets).sum()
 
 
-def _decided(completion_mask: Tensor) -> Tensor:
-    """Return for each pair whether there is something to learn: shape (pairs,)."""
+def _has_targets(completion_mask: Tensor) -> Tensor:
+    """Return for each pair whether its chosen reply has targets: bool of shape (pairs,)."""
     return completion_mask.any(dim=1).chunk(2)[0]
 
 
 def dpo_arguments(config: TrainConfig) -> Callable[..., TrainingArguments]:
-    """Return what makes arguments of settings, in place of `TrainingArguments`."""
+    """Return a factory of TRL's arguments, in place of `TrainingArguments`."""
 
-    def make(**settings: Any) -> TrainingArguments:
+    def create(**settings: Any) -> TrainingArguments:
         with warnings.catch_warnings(action="ignore"):  # both names change in transformers 6
-            made: TrainingArguments = _DPOConfig(
+            arguments: TrainingArguments = _DPOConfig(
                 beta=config.dpo_beta,
-                max_length=None,  # rows were shortened when they were read
-                # Whether activations are computed again is settled on the model, and in this way.
+                max_length=None,  # rows are truncated when they are tokenized
+                # Gradient checkpointing is enabled on the model itself, if at all.
                 gradient_checkpointing=False,
                 gradient_checkpointing_kwargs={"use_reentrant": False},
                 **settings,
             )
-        return made
+        return arguments
 
-    return make
+    return create

@@ -1,4 +1,4 @@
-"""What does a finished run leave in its folder? The weights that are kept, ready to use."""
+"""The files of a finished run: weights, tokenizer, provenance, model card, loss curves."""
 
 import shutil
 from collections.abc import Mapping
@@ -9,13 +9,14 @@ from llmctl.atomic_files import atomic_path
 from llmctl.config import TrainConfig
 from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.engine.models.provenance import PROVENANCE_FILE, BaseModelRef, Provenance
+from llmctl.monitor.read.plot import plot_curves
 from llmctl.train.card import FinetuneCard
 from llmctl.train.checkpoints import Checkpoint
 from llmctl.train.run import TrainOutcome
-from llmctl.types import DatasetRef, TrainPlan, TrainReport
+from llmctl.types import DatasetRef, MetricPoint, TrainPlan, TrainReport
 
 _STATE = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "training_args")
-_TOLD = (
+_REPORTED_SETTINGS = (
     "rank",
     "alpha",
     "dropout",
@@ -29,24 +30,29 @@ _TOLD = (
     "dtype",
     "quant",
 )
-"""Settings that a card and a provenance name."""
+"""Settings in the model card and the provenance."""
+CURVE_FILE = "curves.png"
 
 
 def build_provenance(
     config: TrainConfig,
-    outline: ModelMetadata,
+    metadata: ModelMetadata,
     base: BaseModelRef,
     data: DatasetRef,
     run_id: str | None,
     model_id: str | None = None,
 ) -> Provenance:
-    """Say how the weights of a run come to be."""
-    told = _TOLD if config.method != "full" else [n for n in _TOLD if n not in ("rank", "alpha")]
+    """Return the provenance of the weights of a run."""
+    names = [
+        name
+        for name in _REPORTED_SETTINGS
+        if config.method != "full" or name not in ("rank", "alpha")
+    ]
     return Provenance(
         base=base,
-        template=outline.template.fingerprint,
+        template=metadata.template.fingerprint,
         method=config.method,
-        hyperparameters={name: getattr(config, name) for name in told},
+        hyperparameters={name: getattr(config, name) for name in names},
         data=data,
         run_id=run_id,
         model_id=model_id,
@@ -54,16 +60,16 @@ def build_provenance(
 
 
 def write_tokenizer_and_provenance(folder: Path, tokenizer: Any, origin: Provenance) -> None:
-    """Make a folder of weights whole: the tokenizer with its chat template, and where they come
-    from."""
+    """Complete a folder of weights: write the tokenizer with its chat template, and the
+    provenance."""
     tokenizer.save_pretrained(folder)
     origin.write(folder)
 
 
 def publish_checkpoint(kept: Checkpoint, folder: Path) -> None:
-    """Copy a checkpoint's weights and what goes with them to the top of the output folder.
+    """Copy a checkpoint's files, without the training state, to the top of the output folder.
 
-    Each file appears whole; the provenance comes last, so that a folder which has one is whole.
+    Each file is written atomically. The provenance comes last: a folder that has it is complete.
     """
     files = [
         path
@@ -78,13 +84,13 @@ def publish_checkpoint(kept: Checkpoint, folder: Path) -> None:
 def write_model_card(
     folder: Path, origin: Provenance, report: TrainReport, counts: Mapping[str, int]
 ) -> None:
-    """Write the model card."""
+    """Write the model card, `README.md`."""
     metrics = {"training loss, last step": report.losses[-1][1]} if report.losses else {}
-    held = dict(report.eval_losses)
-    if 0 in held:
-        metrics["held-out loss before"] = held[0]
-    if report.best_step in held:
-        metrics["held-out loss of these weights"] = held[report.best_step]
+    eval_losses = dict(report.eval_losses)
+    if 0 in eval_losses:
+        metrics["evaluation loss before training"] = eval_losses[0]
+    if report.best_step in eval_losses:
+        metrics["evaluation loss of these weights"] = eval_losses[report.best_step]
     FinetuneCard(
         name=folder.name,
         kind="model" if origin.method == "full" else "adapter",
@@ -102,18 +108,22 @@ def write_model_card(
 def build_train_report(
     folder: Path, outcome: TrainOutcome, plan: TrainPlan, run_id: str | None = None
 ) -> TrainReport:
-    """Sum up a training, with what should be known of its result."""
+    """Return the report of a training, with notes on likely problems of its result."""
     before, after = outcome.samples.get(0, ()), outcome.samples.get(outcome.kept.step, ())
     notes = []
     if after and not any(reply.complete for reply in after):
         notes.append(
-            "none of the sample replies ended by itself: more epochs, or longer --sample-tokens"
+            "none of the sample replies is complete: try more epochs, or a larger --sample-tokens"
         )
-    held = dict(outcome.eval_losses)
-    if outcome.best_step is not None and 0 in held and held[outcome.best_step] >= held[0]:
+    eval_losses = dict(outcome.eval_losses)
+    if (
+        outcome.best_step is not None
+        and 0 in eval_losses
+        and eval_losses[outcome.best_step] >= eval_losses[0]
+    ):
         notes.append(
-            "no measurement was better than the model before: the learning rate may be too high, "
-            "or the held-out rows of another kind"
+            "no evaluation was better than the one before training: the learning rate may be too "
+            "high, or the evaluation data differ from the training data"
         )
     return TrainReport(
         output=str(folder),
@@ -131,3 +141,15 @@ def build_train_report(
         stopped_early=outcome.stopped_early,
         notes=tuple(notes),
     )
+
+
+def draw_loss_curves(report: TrainReport, path: Path) -> None:
+    """Write a PNG with the losses over the steps, if there are any."""
+    curves = {"train/loss": report.losses, "eval/loss": report.eval_losses}
+    points = {
+        name: [MetricPoint(step, 0.0, loss) for step, loss in losses]
+        for name, losses in curves.items()
+        if losses
+    }
+    if points:
+        plot_curves([(path.parent.name, report.run_id or "run", points)], list(points), path)

@@ -1,8 +1,8 @@
-"""One training from the loaded model to its result: what is built, and what happens on the way."""
+"""One training run: model, trainer and data loaders, built and rebuilt until the last step."""
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,17 +14,16 @@ from transformers import PrinterCallback, TrainingArguments
 
 from llmctl.config import TrainConfig
 from llmctl.config.finetune import largest_divisor
-from llmctl.data.dataset import PairDataset, TokenDataset
 from llmctl.engine.error_translation import is_out_of_memory
-from llmctl.engine.loading.trainable import ModelMetadata, load_for_training
+from llmctl.engine.loading.trainable import load_for_training
 from llmctl.errors import LlmctlError, OutOfMemoryError
 from llmctl.train.callbacks import Schedule, TrainingCallback, peak_memory
 from llmctl.train.checkpoints import Checkpoint, Checkpoints
 from llmctl.train.data.collate import SftCollator
-from llmctl.train.data.dataloaders import DataLoaders, TrainDataset
-from llmctl.train.distributed import ProcessInfo
+from llmctl.train.data.dataloaders import DataLoaders
 from llmctl.train.kernels.cross_entropy import ChunkedCrossEntropy, matches_model_loss
-from llmctl.train.samples import SampleGenerator, SampleLog, SamplePrompt
+from llmctl.train.samples import SampleGenerator, SampleLog
+from llmctl.train.setup.plan import TrainingJob
 from llmctl.train.setup.trainable_parameters import (
     make_trainable,
     optimize_for_training,
@@ -42,96 +41,83 @@ from llmctl.types import (
 )
 
 _ATTENTION = {"flash": "flash_attention_2"}
-
+"""Setting -> Transformers' name of the implementation, where they differ."""
 _SHOWN_ROWS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingJob:
-    """A training that is ready to begin: nothing is open any more."""
-
-    config: TrainConfig
-    """Resolved."""
-    outline: ModelMetadata
-    learnt: TrainDataset
-    held: TokenDataset | PairDataset | None
-    """What is measured on."""
-    questions: Sequence[SamplePrompt]
-    steps: int
-    folder: Path
-    share: ProcessInfo
+"""Rows that an error message names at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainOutcome:
-    """What a training came to."""
+    """Result of a training run."""
 
     kept: Checkpoint
-    """The state whose weights are the result."""
+    """The checkpoint whose weights are the result."""
     best_step: int | None
-    """Of the best measurement, where something was measured."""
+    """Step of the best evaluation; `None` without evaluations."""
     steps: int
     seconds: float
     losses: tuple[tuple[int, float], ...]
+    """Step and training loss."""
     eval_losses: tuple[tuple[int, float], ...]
     tokens_per_s: float
     peak_bytes: int
     samples: dict[int, tuple[SampleReply, ...]]
+    """Sample replies by step."""
     stopped_early: bool
 
 
 class TrainRun:
-    """Builds a trainer for a job, and begins again with less when memory runs out.
+    """Builds a trainer for a job, and rebuilds it with smaller micro-batches on out of memory.
 
     Args:
-        save_with: writes what goes beside weights into a folder: tokenizer, provenance.
+        write_extra_files: writes the tokenizer and the provenance into a folder of weights.
     """
 
     def __init__(
         self,
         job: TrainingJob,
-        listen: TrainListener,
+        listener: TrainListener,
         stop: StopRequest,
-        save_with: Callable[[Path], None],
+        write_extra_files: Callable[[Path], None],
     ) -> None:
         self._job = job
-        self._save_with = save_with
-        self._listen = listen
+        self._write_extra_files = write_extra_files
+        self._listener = listener
         self._stop = stop
         self._checkpoints = Checkpoints(job.folder, job.config.keep_checkpoints)
         self._log = SampleLog(job.folder)
         self._micro = job.config.micro_batch_size or 1
-        self._lean: bool | None = None
-        """Whether the lean head is the model's own loss; `None` before it was tried."""
+        self._chunked_loss: bool | None = None
+        """Whether the chunked loss equals the model's own; `None` before they are compared."""
 
     def load(self, progress: ProgressCallback = ignore_progress) -> None:
-        """Read the weights and make what learns. Raises as `load_for_training`."""
+        """Load the weights and make the trainable parameters. Raises as `load_for_training`."""
         job, config = self._job, self._job.config
         model = load_for_training(
-            job.outline,
+            job.metadata,
             dtype=weights_dtype(config),
             attention=_ATTENTION.get(config.attention, config.attention),
             progress=progress,
         )
-        self._model = make_trainable(model, config, job.outline.adapter)
-        self._autocast = optimize_for_training(self._model, config, job.outline.device.type)
+        self._model = make_trainable(model, config, job.metadata.adapter)
+        self._autocast = optimize_for_training(self._model, config, job.metadata.device.type)
 
     def train(self, resume: Checkpoint | None = None) -> TrainOutcome:
-        """Teach until the last step, or until somebody asks to stop.
+        """Train until the last step, or until a stop is requested.
 
         Raises:
-            Interrupted: somebody asked. The state is saved.
-            TrainingDivergedError: the loss is no number.
+            TrainingInterrupted: a stop was requested. The state is saved.
+            TrainingDivergedError: the loss or its gradient is NaN or infinite.
             OutOfMemoryError: not even one row fits.
         """
         while True:
-            trainer, watch = self._build()
-            failed = None
+            trainer, callback = self._build()
+            failure = None
             try:
-                with _quiet():
+                with _ignore_warnings():
                     trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
             except TrainingInterrupted:
-                watch.restore_random()
+                callback.restore_rng_state()
                 trainer.save_state()
                 raise
             except AlreadyFinished:
@@ -139,107 +125,115 @@ class TrainRun:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                failed = str(error).splitlines()[0]
-            # Past the handler, where the exception no longer holds what was in memory.
-            if failed is None:
-                return self._outcome(trainer, watch)
-            resume = self._shrink(trainer, watch, failed) or resume
-            del trainer, watch
-            _free()
+                failure = str(error).splitlines()[0]
+            # Outside the handler, where the exception no longer keeps tensors alive.
+            if failure is None:
+                return self._outcome(trainer, callback)
+            resume = self._reduce_micro_batch(trainer, callback, failure) or resume
+            del trainer, callback
+            _free_memory()
 
-    def _shrink(
-        self, trainer: SftTrainer, watch: TrainingCallback, reason: str
+    def _reduce_micro_batch(
+        self, trainer: SftTrainer, callback: TrainingCallback, reason: str
     ) -> Checkpoint | None:
-        """Halve what a device holds at once; return the last whole step, saved, if there is one."""
+        """Halve the micro-batch; return the last completed step, saved, if there is one.
+
+        Raises:
+            OutOfMemoryError: a smaller micro-batch is not possible or does not help.
+        """
         job, step = self._job, trainer.state.global_step
         smaller = largest_divisor(self._micro, self._micro // 2) if self._micro > 1 else 0
-        where = f"memory ran out in step {step + 1}, with {self._micro} rows at once"
-        if job.share.world > 1 or watch.in_optimizer or not smaller:
-            raise OutOfMemoryError(f"{where}: {reason}", hint=_less(job.config, smaller, watch))
+        where = f"out of memory in step {step + 1} with a micro-batch of {self._micro}"
+        if job.process.world_size > 1 or callback.in_optimizer or not smaller:
+            raise OutOfMemoryError(
+                f"{where}: {reason}", hint=_memory_hint(job.config, smaller, callback)
+            )
         self._model.zero_grad(set_to_none=True)
-        _free()
+        _free_memory()
         if step:
             trainer.save_state()
-        accumulation = trainer.feed.batches.accumulation * self._micro // smaller
+        accumulation = trainer.loaders.batches.accumulation * self._micro // smaller
         self._micro = smaller
-        self._listen(
+        self._listener(
             TrainNote(
-                f"{where}: it goes on from there with {smaller}, {accumulation} times per step, "
-                f"so that a step is still {job.config.batch_size} rows"
+                f"{where}: training continues with micro-batches of {smaller}, {accumulation} per "
+                f"step; the batch size stays {job.config.batch_size}"
             )
         )
         return self._checkpoints.newest() if step else None
 
     def _build(self) -> tuple[SftTrainer, TrainingCallback]:
         job, config = self._job, self._job.config
-        trainer_kind, arguments_kind, collate = self._kinds()
-        feed = DataLoaders(
-            job.learnt,
-            job.held,
+        create_trainer, create_arguments, collate = self._components()
+        loaders = DataLoaders(
+            job.train_set,
+            job.eval_set,
             collate,
             batch_size=config.batch_size,
             micro_batch_size=self._micro,
             seed=config.seed,
-            share=job.share,
+            process=job.process,
         )
-        sampler = SampleGenerator(
-            job.questions,
-            job.outline.tokenizer,
-            job.outline.eos_ids,
+        generator = SampleGenerator(
+            job.sample_prompts,
+            job.metadata.tokenizer,
+            job.metadata.eos_ids,
             config.sample_tokens,
-            self._stop.check if job.share.world == 1 else lambda: None,
+            self._stop.check if job.process.world_size == 1 else lambda: None,
         )
 
-        def answer(step: int) -> tuple[SampleReply, ...]:
-            replies = sampler.ask(self._model)
+        def generate_samples(step: int) -> tuple[SampleReply, ...]:
+            replies = generator.generate(self._model)
             self._log.add(step, replies)
             return replies
 
-        watch = TrainingCallback(
+        callback = TrainingCallback(
             Schedule(
-                eval_every=config.eval_every or 0 if feed.measures else 0,
+                eval_every=config.eval_every or 0 if loaders.has_eval else 0,
                 save_every=config.save_every or job.steps,
                 patience=config.patience,
             ),
-            self._listen,
-            answer,
+            self._listener,
+            generate_samples,
         )
-        trainer = trainer_kind(
+        trainer = create_trainer(
             self._model,
             training_arguments(
                 config,
-                device=job.outline.device,
+                device=job.metadata.device,
                 folder=job.folder,
                 steps=job.steps,
-                steps_per_epoch=feed.steps_per_epoch,
+                steps_per_epoch=loaders.steps_per_epoch,
                 micro_batch_size=self._micro,
-                accumulation=feed.batches.accumulation,
-                world=job.share.world,
+                accumulation=loaders.batches.accumulation,
+                world_size=job.process.world_size,
                 autocast=self._autocast,
-                kind=arguments_kind,
+                create=create_arguments,
             ),
-            feed=feed,
-            head=self._head(feed),
+            loaders=loaders,
+            loss=self._loss(loaders),
             checkpoints=self._checkpoints,
             stop=self._stop,
-            save_with=self._save_with,
-            name_rows=lambda rows: _name_rows(feed, rows),
-            warn=lambda text: self._listen(TrainNote(text)),
-            callbacks=[watch],
+            write_extra_files=self._write_extra_files,
+            describe_rows=lambda rows: _describe_rows(loaders, rows),
+            warn=lambda text: self._listener(TrainNote(text)),
+            callbacks=[callback],
         )
         trainer.remove_callback(PrinterCallback)
-        watch.trainer = trainer
-        return trainer, watch
+        callback.trainer = trainer
+        return trainer, callback
 
-    def _kinds(self) -> tuple[Callable[..., SftTrainer], Callable[..., Any], Callable[..., Any]]:
-        """Return what makes the trainer, its arguments, and its batches."""
-        outline, config = self._job.outline, self._job.config
-        pad_id = outline.eos_ids[0]
-        multiple_of = 8 if outline.device.type == "cuda" else 1
+    def _components(
+        self,
+    ) -> tuple[Callable[..., SftTrainer], Callable[..., Any], Callable[..., Any]]:
+        """Return the factories of trainer and arguments, and the collator."""
+        metadata, config = self._job.metadata, self._job.config
+        pad_id = metadata.eos_ids[0]
+        multiple_of = 8 if metadata.device.type == "cuda" else 1
         if config.method == "dpo":
             from llmctl.train import dpo
 
-            trainer = partial(dpo.DpoTrainer, tokenizer=outline.tokenizer)
+            trainer = partial(dpo.DpoTrainer, tokenizer=metadata.tokenizer)
             collator = dpo.PreferenceCollator(pad_id=pad_id, multiple_of=multiple_of)
             return trainer, dpo.dpo_arguments(config), collator
         flash = config.attention == "flash"
@@ -249,39 +243,44 @@ class TrainRun:
             SftCollator(pad_id=pad_id, multiple_of=multiple_of, flash=flash),
         )
 
-    def _head(self, feed: DataLoaders) -> ChunkedCrossEntropy | None:
-        """Choose how the loss is computed: by the lean head, where it is the model's own loss."""
+    def _loss(self, loaders: DataLoaders) -> ChunkedCrossEntropy | None:
+        """Return the chunked loss where it equals the model's own loss, else `None`."""
         config = self._job.config
         if config.fsdp or config.deepspeed or config.method == "dpo":
             return None
         model = self._model
-        head = ChunkedCrossEntropy.of(model)
-        if head is None or self._lean is False:
+        loss = ChunkedCrossEntropy.for_model(model)
+        if loss is None or self._chunked_loss is False:
             return None
-        if self._lean is None:
-            batch = feed.collate_rows([int(feed.lengths.argmin())])
+        if self._chunked_loss is None:
+            batch = loaders.collate_rows([int(loaders.lengths.argmin())])
             inputs = {name: value.to(model.device) for name, value in batch.items()}
-            self._lean = matches_model_loss(model, head, inputs)
-            if not self._lean:
-                self._listen(
+            self._chunked_loss = matches_model_loss(model, loss, inputs)
+            if not self._chunked_loss:
+                self._listener(
                     TrainNote(
-                        "this model does more to its logits than its head says: its own loss is "
-                        "taken, which needs more memory"
+                        "this model transforms its logits after the output layer: the model's own "
+                        "loss is used, which needs more memory"
                     )
                 )
-        return head if self._lean else None
+        return loss if self._chunked_loss else None
 
-    def _outcome(self, trainer: SftTrainer, watch: TrainingCallback) -> TrainOutcome:
+    def _outcome(self, trainer: SftTrainer, callback: TrainingCallback) -> TrainOutcome:
+        """Collect the results.
+
+        Raises:
+            LlmctlError: the weights to keep were not saved, because the disk was full.
+        """
         history, last = trainer.state.log_history, trainer.state.global_step
         best = trainer.best_eval()
-        wanted = best[0] if best and self._job.config.final == "best" else last
-        kept = self._checkpoints.at(wanted)
+        step = best[0] if best and self._job.config.final == "best" else last
+        kept = self._checkpoints.at(step)
         if kept is None:
             newest = self._checkpoints.newest()
             raise LlmctlError(
-                f"the weights of step {wanted} could not be saved; the last whole checkpoint is "
+                f"the weights of step {step} could not be saved; the last checkpoint is "
                 f"{newest.path if newest else 'none'}",
-                hint="free some space, then --resume goes on from there",
+                hint="free some disk space, then continue with --resume",
             )
         return TrainOutcome(
             kept=kept,
@@ -295,13 +294,17 @@ class TrainRun:
             tokens_per_s=trainer.mean_tokens_per_s,
             peak_bytes=peak_memory(trainer.args.device),
             samples=self._log.read(),
-            stopped_early=watch.stopped_early,
+            stopped_early=callback.stopped_early,
         )
 
 
-def _less(config: TrainConfig, smaller: int, watch: TrainingCallback) -> str:
-    """Name the setting that takes less memory."""
-    if watch.in_optimizer:
+def _memory_hint(config: TrainConfig, smaller: int, callback: TrainingCallback) -> str:
+    """Suggest the option that saves memory at the least cost.
+
+    Args:
+        smaller: the next smaller micro-batch, 0 if there is none.
+    """
+    if callback.in_optimizer:
         return "try --optimizer adamw_8bit, or a smaller --rank"
     if smaller:
         return f"try --micro-batch-size {smaller}"
@@ -312,23 +315,23 @@ def _less(config: TrainConfig, smaller: int, watch: TrainingCallback) -> str:
     return f"try --max-length {max(128, (config.max_length or 0) // 2)}, or a smaller model"
 
 
-def _name_rows(feed: DataLoaders, rows: list[int]) -> str:
-    """Say where rows stand, for a person: `data.jsonl:12, data.jsonl:40`."""
-    origins = [f"{o.file}:{o.line}" for row in rows for o in feed.origins(row)]
-    shown = ", ".join(dict.fromkeys(origins[:_SHOWN_ROWS]))
-    more = len(origins) - _SHOWN_ROWS
+def _describe_rows(loaders: DataLoaders, rows: list[int]) -> str:
+    """Return the source locations of rows: `data.jsonl:12, data.jsonl:40`."""
+    locations = [f"{o.file}:{o.line}" for row in rows for o in loaders.origins(row)]
+    shown = ", ".join(dict.fromkeys(locations[:_SHOWN_ROWS]))
+    more = len(locations) - _SHOWN_ROWS
     return shown + (f" and {more} more" if more > 0 else "")
 
 
-def _free() -> None:
+def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' warnings off the terminal: what matters is told by us."""
+def _ignore_warnings() -> Iterator[None]:
+    """Keep the warnings of libraries off the terminal: llmctl reports what matters as notes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""What a training tells while it runs, and what it leaves behind."""
+"""Plan, events and report of a training."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,17 +8,17 @@ from llmctl.types.evaluation import PairedComparison
 
 @dataclass(frozen=True, slots=True)
 class TrainSetting:
-    """One setting as the run will use it."""
+    """One resolved setting."""
 
     name: str
     value: object
     origin: str
-    """Where it was chosen: `option`, `finetune.yaml:12`, `default`, or why it was worked out so."""
+    """Its source: `option`, `finetune.yaml:12`, `default`, or the reason for a computed value."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
-    """What a training is about to do."""
+    """The plan of a training: resolved settings, sizes and predicted memory."""
 
     settings: tuple[TrainSetting, ...]
     model_id: str
@@ -26,72 +26,72 @@ class TrainPlan:
     dtype: str
     parameters: int
     trainable: int
-    """Parameters that learn."""
+    """Trainable parameters."""
     rows: int
-    """Sequences that are learnt from."""
+    """Training sequences."""
     eval_rows: int
     tokens: int
     """In one epoch."""
     supervised_share: float
-    """Of the tokens, held-out ones among them: those that the loss falls on."""
+    """Targets of the loss as a share of all tokens, evaluation data included."""
     steps: int
     steps_per_epoch: int
     micro_batch_size: int
     accumulation: int
-    """Micro-batches of one device that make a step."""
+    """Micro-batches of one device per step."""
     memory: Mapping[str, int] = field(default_factory=dict)
-    """Bytes that the peak is made of, by part."""
+    """Bytes of the predicted peak by part."""
     free_bytes: int = 0
     notes: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int:
-        """Memory that the run is predicted to need at most."""
+        """Predicted peak memory."""
         return sum(self.memory.values())
 
 
 @dataclass(frozen=True, slots=True)
 class TrainStep:
-    """One step of the optimizer is done."""
+    """A completed optimizer step."""
 
     step: int
     steps: int
     epoch: float
     loss: float
-    """Mean over the supervised tokens of the step, in nats."""
+    """Mean over the targets of the step, in nats."""
     learning_rate: float
     grad_norm: float
     tokens_per_s: float
     """Without padding, over the last few steps."""
     memory_bytes: int
-    """Peak so far: of the card, or of the process."""
+    """Peak so far: of the GPU, or of the process."""
     eta_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class SampleReply:
-    """How the model answered one question at one time."""
+    """The reply to a sample prompt at one step."""
 
     prompt: str
     reply: str
     complete: bool
-    """It ended by itself."""
+    """It ended with an end-of-sequence token."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainEval:
-    """A measurement on what is held out."""
+    """An evaluation on the evaluation set."""
 
     step: int
     loss: float
     best: bool
-    """Better than every one before."""
+    """Better than all earlier evaluations."""
     samples: tuple[SampleReply, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TrainNote:
-    """Something a person should know, in a sentence."""
+    """A message for the user, in one sentence."""
 
     text: str
 
@@ -102,20 +102,20 @@ TrainListener = Callable[[TrainEvent], None]
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """What a training left behind."""
+    """Result of a training."""
 
     output: str
-    """Absolute folder of the adapter, or of the model where all weights were taught."""
+    """Absolute folder of the adapter, or of the model after full fine-tuning."""
     run_id: str | None
     steps: int
     seconds: float
-    """Of this command; a run that was resumed took longer."""
+    """Duration of the run, with the earlier commands that it resumed."""
     losses: tuple[tuple[int, float], ...]
     """Step and training loss."""
     eval_losses: tuple[tuple[int, float], ...]
-    """Step and loss on what is held out; step 0 is the model before."""
+    """Step and evaluation loss; step 0 is the model before training."""
     best_step: int | None
-    """The step whose weights were kept, where something was measured."""
+    """Step of the best evaluation; `None` without evaluations."""
     tokens_per_s: float
     predicted_bytes: int
     peak_bytes: int
@@ -124,4 +124,4 @@ class TrainReport:
     stopped_early: bool = False
     notes: tuple[str, ...] = ()
     exams: tuple[PairedComparison, ...] = ()
-    """Each exam of `--eval`, before against after."""
+    """Comparison before and after training for each benchmark of `--eval`."""

@@ -53,7 +53,7 @@ def run_llmctl(args: argparse.Namespace) -> None:
 
     SftTrainer.train = train  # type: ignore[assignment, method-assign]
 
-    def listen(event: TrainEvent) -> None:
+    def listener(event: TrainEvent) -> None:
         if isinstance(event, TrainStep):
             now, done = time.perf_counter(), trainers[0].tokens
             seconds.append(now - last[0])
@@ -76,7 +76,7 @@ def run_llmctl(args: argparse.Namespace) -> None:
         "save_every": 10**6,
     }
     chosen = {name: Setting(value, "benchmark") for name, value in settings.items()}
-    finetune(FinetuneRequest(options=chosen, track=False, overwrite=True), listen)
+    finetune(FinetuneRequest(options=chosen, track=False, overwrite=True), listener)
     _report(seconds, tokens)
 
 

@@ -20,9 +20,10 @@ from llmctl.config.settings import ResolvedConfig
 from llmctl.data.tokenized.storage import TokenDataset, TokenSequence, TokenWriter
 from llmctl.engine.loading.trainable import load_model_metadata
 from llmctl.train.distributed import ProcessInfo
-from llmctl.train.run import TrainingJob, TrainRun
+from llmctl.train.run import TrainRun
 from llmctl.train.setup.defaults import resolve_for_model
 from llmctl.train.setup.memory import TrainMemoryEstimator
+from llmctl.train.setup.plan import TrainingJob
 from llmctl.train.stop import StopRequest
 from llmctl.types import ModelSpec, SourceLocation
 
@@ -67,20 +68,20 @@ def measure(model: str, device: str, case: int) -> None:
         settings["batch_size"] = 2 * settings["micro_batch_size"]
         config = TrainConfig(data=("rows",), output=folder, **settings)
         spec = ModelSpec(model, quant=config.weights_quant, dtype=config.dtype, device=device)
-        outline = load_model_metadata(spec)
+        metadata = load_model_metadata(spec)
         origins = dict.fromkeys([*settings, "max_length"], "benchmark")
-        config = resolve_for_model(ResolvedConfig(config, origins), outline).config
-        predicted = TrainMemoryEstimator(outline).predict(
+        config = resolve_for_model(ResolvedConfig(config, origins), metadata).config
+        predicted = TrainMemoryEstimator(metadata).predict(
             config, length=length, supervised=length // 2
         )
         rows = Path(folder) / "rows"
         rows.mkdir()
         data = _rows(rows, 2 * config.batch_size, length)
-        job = TrainingJob(config, outline, data, None, [], 2, Path(folder) / "out", ProcessInfo())
+        job = TrainingJob(config, metadata, data, None, [], 2, Path(folder) / "out", ProcessInfo())
         run = TrainRun(job, lambda _: None, StopRequest(), lambda _: None)
         run.load()
         run.train()
-        print(predicted.peak_bytes, _peak(outline.device))
+        print(predicted.peak_bytes, _peak(metadata.device))
 
 
 def main() -> None:

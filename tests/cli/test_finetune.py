@@ -201,4 +201,4 @@ def test_failed_processes_report_one_error(settings: Path) -> None:
     done = run_process("finetune", "-c", str(settings), "--nproc", "2", "--batch-size", "3")
     assert done.returncode == 2
     assert sum("error:" in line for line in error_lines(done.stderr)) == 1
-    assert "2 devices cannot share a batch of 3 rows" in done.stderr
+    assert "a batch of 3 rows is not divisible by 2 devices" in done.stderr

@@ -165,7 +165,7 @@ def test_a_merge_that_lost_what_was_learnt_is_thrown_away(
     adapter = save_trained_adapter(tmp_path / "v1", base, strength=0.1, **KINDS["lora"])
     # As if the adapter had never been there: the base itself, which is close to both.
     monkeypatch.setattr("peft.tuners.lora.layer.Linear.merge", lambda *_, **__: None)
-    with pytest.raises(MergeFailedError, match="nothing of it is kept") as caught:
+    with pytest.raises(MergeFailedError, match="the merged model was deleted") as caught:
         merge(MergeOptions(adapter=str(adapter), output=tmp_path / "out"))
     assert "--dtype float32" in caught.value.hint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v1"]
@@ -192,7 +192,7 @@ def test_nothing_is_overwritten_unasked_and_only_what_is_ours_when_asked(
     output = tmp_path / "out"
     output.mkdir()
     (output / "letter.txt").write_text("dear")
-    for overwrite, message in ((False, "not empty"), (True, "nothing that llmctl made")):
+    for overwrite, message in ((False, "not empty"), (True, "not written by llmctl")):
         options = MergeOptions(adapter=str(adapter), output=output, overwrite=overwrite)
         with pytest.raises(ConfigError, match=message):
             merge(options)
@@ -224,17 +224,17 @@ def test_what_cannot_be_merged_is_said_before_anything_is_written(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
-    with pytest.raises(ConfigError, match="no folder of an adapter"):
+    with pytest.raises(ConfigError, match="not an adapter folder"):
         merge(MergeOptions(adapter=str(base), output=output))
     pickled = Path(shutil.copytree(base, tmp_path / "pickled"))
     adapter = save_adapter(tmp_path / "v1", pickled, **KINDS["lora"])
     quantised = json.loads((pickled / "config.json").read_text())
     quantised["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (pickled / "config.json").write_text(json.dumps(quantised))
-    with pytest.raises(ModelLoadError, match="not the original weights"):
+    with pytest.raises(ModelLoadError, match="does not have the original weights"):
         merge(MergeOptions(adapter=str(adapter), output=output, verify=False))
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1))
-    with pytest.raises(OutOfMemoryError, match="comparing the merged model takes") as caught:
+    with pytest.raises(OutOfMemoryError, match="comparing the merged model needs") as caught:
         merge(MergeOptions(adapter=str(adapter), base=str(base), output=output))
     assert "--no-verify" in caught.value.hint
     assert not output.exists()

@@ -42,7 +42,7 @@ def test_a_base_without_a_hub_id_is_not_made_up(tmp_path: Path) -> None:
     assert "base_model" not in head
     assert "license" not in head
     assert "The licence is that of the base model." in body
-    assert "chat template that lies beside it" not in body
+    assert "chat template in this folder" not in body
 
 
 def test_counts_metrics_and_answers_are_tables_whatever_is_in_them(tmp_path: Path) -> None:

@@ -132,7 +132,10 @@ def test_a_pair_becomes_two_rows_the_better_ones_first() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"packing": True}, "keeps pairs apart"), ({"fsdp": "full_shard"}, "without FSDP")],
+    [
+        ({"packing": True}, "does not support packing"),
+        ({"fsdp": "full_shard"}, "does not support FSDP"),
+    ],
 )
 def test_what_pairs_cannot_be_learnt_with_is_refused(
     teach: RunFinetune, pairs: Path, settings: dict[str, object], message: str

@@ -106,7 +106,7 @@ def test_a_run_goes_on_only_with_its_own_settings_and_data(
     rows.write_text("\n".join(rows.read_text().splitlines()[:-1]))
     with pytest.raises(ConfigError, match="the data was"):
         teach(request={"resume": True})
-    with pytest.raises(ConfigError, match="there is no run in"):
+    with pytest.raises(ConfigError, match="no run in"):
         teach(request={"resume": True}, output=tmp_path / "elsewhere")
 
 

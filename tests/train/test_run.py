@@ -75,7 +75,7 @@ def test_an_output_folder_is_never_overwritten_unasked(teach: RunFinetune, tmp_p
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() != kept
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match="holds no run"):
+    with pytest.raises(ConfigError, match="does not hold a run"):
         teach(request={"overwrite": True}, output=tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").is_file()
 
@@ -91,11 +91,11 @@ def test_what_a_run_reads_is_never_overwritten_by_it(
     teach(model=str(base), output=tmp_path / "on-it", max_steps=1)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("[of]*/**/*")}
     refusals: dict[str, dict[str, object]] = {
-        "--model .*/out lies in the output folder": {"model": str(out / ".." / "out")},
-        "--data .*/rows.jsonl lies in": {"data": str(inside)},
-        "--eval-data .*/rows.jsonl lies in": {"eval_data": str(inside)},
-        "the model .*/full lies in": {"model": str(tmp_path / "on-it"), "output": base},
-        "method full teaches": {"model": str(tmp_path / "on-it"), "method": "full"},
+        "--model .*/out is in the output folder": {"model": str(out / ".." / "out")},
+        "--data .*/rows.jsonl is in": {"data": str(inside)},
+        "--eval-data .*/rows.jsonl is in": {"eval_data": str(inside)},
+        "the model .*/full is in": {"model": str(tmp_path / "on-it"), "output": base},
+        "method full trains": {"model": str(tmp_path / "on-it"), "method": "full"},
     }
     for refusal, settings in refusals.items():
         with pytest.raises(ConfigError, match=refusal):
@@ -117,9 +117,9 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(
 
     monkeypatch.setattr(SftTrainer, "compute_loss", limited)
     report = teach(tight)
-    assert f"memory ran out in step {step}, with 4 rows at once" in tight.notes
-    assert "with 2 rows" in tight.notes
-    assert "a step is still 8 rows" in tight.notes
+    assert f"out of memory in step {step} with a micro-batch of 4" in tight.notes
+    assert "micro-batches of 2" in tight.notes
+    assert "the batch size stays 8" in tight.notes
     assert [number for number, _ in report.losses] == list(range(1, 11))
     for number, loss in tight.losses.items():
         assert loss == pytest.approx(whole.losses[number], abs=1e-4)
@@ -132,7 +132,7 @@ def test_memory_that_does_not_hold_one_row_is_an_error_with_a_way_out(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(SftTrainer, "compute_loss", never)
-    with pytest.raises(OutOfMemoryError, match="with 1 rows at once") as failed:
+    with pytest.raises(OutOfMemoryError, match="with a micro-batch of 1") as failed:
         teach()
     assert "--gradient-checkpointing" in failed.value.hint
 
@@ -147,7 +147,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_rows(
         return loss * torch.nan if self.state.global_step == 5 else loss
 
     monkeypatch.setattr(SftTrainer, "compute_loss", poisoned)
-    with pytest.raises(TrainingDivergedError, match="loss of step 6 is no number") as failed:
+    with pytest.raises(TrainingDivergedError, match="loss is NaN at step 6") as failed:
         teach()
     assert "rows.jsonl:" in str(failed.value)
     assert "checkpoint-4" in str(failed.value)
@@ -167,7 +167,7 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(
 
     real = SftTrainer._clip_grad_norm
     monkeypatch.setattr(SftTrainer, "_clip_grad_norm", clip)
-    with pytest.raises(TrainingDivergedError, match="gradient of step 3"):
+    with pytest.raises(TrainingDivergedError, match="gradient norm is inf at step 3"):
         teach()
     assert all(weight.isfinite().all() for weight in weights)
 

@@ -1,1 +1,1 @@
-"""The service of `llmctl finetune`."""
+"""The service of `llmctl finetune`: settings, run, benchmarks before and after."""

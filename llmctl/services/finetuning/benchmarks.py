@@ -1,4 +1,4 @@
-"""The exams of `llmctl finetune --eval`: sat before and after, and what the difference is worth."""
+"""Benchmarks before and after a training (`llmctl finetune --eval`), and their comparison."""
 
 import gc
 from collections.abc import Sequence
@@ -28,100 +28,106 @@ from llmctl.types import (
 )
 
 FOLDER: Final = "exams"
-"""Below the training's own: `before`, `after`, and a page with both."""
+"""Folder in the training's output folder, with `before`, `after` and an HTML report of both."""
 
 
 class TrainingBenchmarks:
-    """The exams around one training. Without any it does nothing."""
+    """The benchmarks of one training. Without `--eval` it does nothing."""
 
     def __init__(
         self,
         config: TrainConfig,
         folder: Path,
-        listen: TrainListener,
-        listener: EvalObserver,
+        listener: TrainListener,
+        observer: EvalObserver,
         tracking_uri: str | None,
         *,
         processes: int = 1,
     ) -> None:
-        """Look whether they can be sat.
+        """Check that the benchmarks can run.
 
         Args:
-            listen: told in a note when one begins, and of what goes wrong.
-            listener: told of all that happens within one.
+            listener: receives notes about starts and problems.
+            observer: receives the events of the evaluations.
+            processes: number of processes that train together.
 
         Raises:
-            ConfigError: there is no such exam, its data cannot be had, or several processes learn.
+            ConfigError: a benchmark or its data does not exist, or several processes train.
         """
         self._config = config
         self._folder = folder / FOLDER
-        self._listen = listen
         self._listener = listener
+        self._observer = observer
         self._tracking_uri = tracking_uri
         if config.eval and processes > 1:
             raise ConfigError(
-                f"--eval is for one process, and {processes} learn together",
-                hint="`llmctl eval --model` before and after, then `llmctl eval compare`",
+                f"--eval needs a single process, and {processes} train together",
+                hint="run `llmctl eval --model` before and after, then `llmctl eval compare`",
             )
         if config.eval:
             create_plans(
-                build_config(EvalConfig, self._chosen(config.model)).values, listener.progress
+                build_config(EvalConfig, self._eval_settings(config.model)).values,
+                observer.progress,
             )
 
     def before(self, tracker: Tracker) -> None:
-        """Sit the model that is about to be taught. An earlier, broken off run is gone on with."""
+        """Evaluate the model before training; an interrupted evaluation is resumed."""
         if self._config.eval and not (self._folder / "before" / REPORT_FILE).is_file():
-            report = self._sit("before", self._config.model, tracker)
+            report = self._evaluate("before", self._config.model, tracker)
             _record(tracker, report, 0)
 
-    def after(self, tracker: Tracker, taught: TrainReport) -> TrainReport:
-        """Sit what was taught, and compare. What fails here leaves the result of the training."""
-        if not self._config.eval:
-            return taught
-        gc.collect()  # the weights that were taught
-        try:
-            report = self._sit("after", taught.output, tracker)
-        except LlmctlError as error:
-            self._listen(TrainNote(f"the exams could not be sat afterwards: {error}"))
-            return taught
-        _record(tracker, report, taught.steps)
-        folders = [self._folder / "before", self._folder / "after"]
-        found = compare_evaluations(*map(str, folders))
-        whole = [one for one in found.comparisons if one.scope == one.suite]
-        _record_difference(tracker, whole)
-        both = [LoadedRun.read(ResultsDir(folder)) for folder in folders]
-        ResultsDir(self._folder).write_text(PAGE_FILE, render_html(both))
-        tracker.log_artifact(self._folder / PAGE_FILE, FOLDER)
-        for note in found.notes:
-            self._listen(TrainNote(note))
-        return replace(taught, exams=tuple(whole))
+    def after(self, tracker: Tracker, trained: TrainReport) -> TrainReport:
+        """Evaluate the trained model, and compare. An error does not affect the training result.
 
-    def _sit(self, name: str, model: str, tracker: Tracker) -> EvalReport:
+        Returns:
+            The report with the comparisons.
+        """
+        if not self._config.eval:
+            return trained
+        gc.collect()  # frees the weights in training
+        try:
+            report = self._evaluate("after", trained.output, tracker)
+        except LlmctlError as error:
+            self._listener(TrainNote(f"the benchmarks after training failed: {error}"))
+            return trained
+        _record(tracker, report, trained.steps)
+        folders = [self._folder / "before", self._folder / "after"]
+        comparison = compare_evaluations(*map(str, folders))
+        overall = [one for one in comparison.comparisons if one.scope == one.suite]
+        _record_differences(tracker, overall)
+        runs = [LoadedRun.read(ResultsDir(folder)) for folder in folders]
+        ResultsDir(self._folder).write_text(PAGE_FILE, render_html(runs))
+        tracker.log_artifact(self._folder / PAGE_FILE, FOLDER)
+        for note in comparison.notes:
+            self._listener(TrainNote(note))
+        return replace(trained, exams=tuple(overall))
+
+    def _evaluate(self, name: str, model: str, tracker: Tracker) -> EvalReport:
         output = Setting(str(self._folder / name), "--output")
         request = EvalRequest(
-            options={**self._chosen(model), "output": output},
+            options={**self._eval_settings(model), "output": output},
             resume=True,
             track=tracker.run_id is not None,
             tracking_uri=self._tracking_uri,
             parent_run_id=tracker.run_id,
         )
         try:
-            self._listen(TrainNote(f"exam {name} the training: {', '.join(self._config.eval)}"))
-            report = evaluate(request, self._listener, self._listener.progress)
+            self._listener(TrainNote(f"benchmarks {name} training: {', '.join(self._config.eval)}"))
+            report = evaluate(request, self._observer, self._observer.progress)
         except (KeyboardInterrupt, Terminated):
-            self._listen(
+            self._listener(
                 TrainNote(
-                    f"stopped in the exam {name} the training; "
-                    f"`llmctl finetune --resume --output {self._folder.parent}` goes on"
+                    f"stopped in the benchmarks {name} training; continue with "
+                    f"`llmctl finetune --resume --output {self._folder.parent}`"
                 )
             )
             raise
         if report.failed:
-            self._listen(TrainNote(f"{name}: {report.failed} questions have no answer"))
+            self._listener(TrainNote(f"benchmarks {name} training: {report.failed} samples failed"))
         return report
 
-    def _chosen(self, model: str) -> ConfigSource:
-        """Return the settings of an evaluation: weights, dtype and device as they are taught."""
+    def _eval_settings(self, model: str) -> ConfigSource:
+        """Return the settings of an evaluation; dtype, device and quant are the training's."""
         config = self._config
         settings = {
             "dataset": config.eval,
@@ -130,12 +136,12 @@ class TrainingBenchmarks:
             "mode": config.eval_mode,
             "data_dir": config.eval_dir,
             "quant": config.weights_quant,
-            **{name: value for name, value in asdict(config).items() if name in _SHARED},
+            **{name: value for name, value in asdict(config).items() if name in _SHARED_SETTINGS},
         }
         return {name: Setting(value, "--eval") for name, value in settings.items()}
 
 
-_SHARED: Final = ("device", "dtype", "chat_template", "trust_remote_code", "allow_pickle")
+_SHARED_SETTINGS: Final = ("device", "dtype", "chat_template", "trust_remote_code", "allow_pickle")
 
 
 def _record(tracker: Tracker, report: EvalReport, step: int) -> None:
@@ -143,9 +149,9 @@ def _record(tracker: Tracker, report: EvalReport, step: int) -> None:
         tracker.log_metrics(benchmark_metrics(suite), step=step)
 
 
-def _record_difference(tracker: Tracker, found: Sequence[PairedComparison]) -> None:
-    """Keep how much better each exam went, in shares of 1, and how sure that is."""
-    for one in found:
+def _record_differences(tracker: Tracker, comparisons: Sequence[PairedComparison]) -> None:
+    """Log the difference of each benchmark, as a fraction of 1, its interval and its p-value."""
+    for one in comparisons:
         tracker.log_metrics(
             {
                 f"eval/{one.suite}/difference": one.second - one.first,

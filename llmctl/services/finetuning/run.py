@@ -1,4 +1,4 @@
-"""The story of `llmctl finetune`: read the rows, plan, teach, and leave something that works."""
+"""The service of `llmctl finetune`: plan, train, evaluate, publish and track a run."""
 
 import signal
 from contextlib import ExitStack
@@ -21,11 +21,12 @@ from llmctl.train.checkpoints import (
     empty_output,
     lock_output,
 )
-from llmctl.train.curves import CURVE_FILE, draw_curves
 from llmctl.train.distributed import current_process, leave_process_group, wait_for_local_rank_zero
 from llmctl.train.result import (
+    CURVE_FILE,
     build_provenance,
     build_train_report,
+    draw_loss_curves,
     publish_checkpoint,
     write_model_card,
     write_tokenizer_and_provenance,
@@ -50,136 +51,144 @@ from llmctl.types import (
 )
 
 _SAME_ERROR_S = 60
-"""Within which processes of one machine that are all wrong find out."""
+"""Time in which all processes of a machine run into the same configuration error."""
 
 __all__ = ["FinetuneRequest", "finetune"]
 
 
 def finetune(
     request: FinetuneRequest,
-    listen: TrainListener,
+    listener: TrainListener,
     progress: ProgressCallback = ignore_progress,
-    exam_listener: EvalObserver = SILENT_OBSERVER,
+    benchmark_observer: EvalObserver = SILENT_OBSERVER,
 ) -> TrainReport | TrainPlan:
-    """Teach a model; return the plan alone after a dry run.
+    """Fine-tune a model; a dry run returns the plan only.
 
     Args:
-        listen: told the plan before anything is loaded, then every step and measurement.
-        exam_listener: told of the exams that are sat before and after.
+        listener: receives the plan before the weights are loaded, then every step and evaluation.
+        benchmark_observer: receives the events of the benchmarks before and after training.
 
     Raises:
-        ConfigError, DataError, TemplateError: settings or rows cannot be used.
-        ModelNotFoundError, ModelLoadError, UnsafeModelError: the model cannot be had.
-        OutOfMemoryError: it does not fit.
-        TrainingDivergedError: the loss is no number any more.
-        KeyboardInterrupt, Terminated: a signal ended it; the state is saved.
+        ConfigError, DataError, TemplateError: settings, rows or chat template cannot be used.
+        ModelNotFoundError, ModelLoadError, UnsafeModelError: the model cannot be loaded.
+        OutOfMemoryError: the training does not fit into memory.
+        TrainingDivergedError: the loss or its gradient is NaN or infinite.
+        KeyboardInterrupt, Terminated: a signal stopped the run; its state is saved.
     """
-    share = current_process()
+    process = current_process()
     settings, before = resolve_settings(request)
     folder = Path(settings.values.output).expanduser().absolute()
-    begins = share.rank == 0 and not request.resume
-    if begins:
-        check_output(folder, overwrite=request.overwrite, inputs=request.reads(settings.values))
+    starts_new = process.rank == 0 and not request.resume
+    if starts_new:
+        inputs = request.input_paths(settings.values)
+        check_output(folder, overwrite=request.overwrite, inputs=inputs)
     try:
-        ready = prepare_training(settings, share, progress)
+        prepared = prepare_training(settings, process, progress)
     except LlmctlError:
-        wait_for_local_rank_zero(_SAME_ERROR_S)  # it says it for all, unless it fares better
+        wait_for_local_rank_zero(_SAME_ERROR_S)  # it reports the error for all processes
         raise
-    uri, world = request.tracking_uri, share.world
-    exams = TrainingBenchmarks(settings.values, folder, listen, exam_listener, uri, processes=world)
+    uri, world_size = request.tracking_uri, process.world_size
+    benchmarks = TrainingBenchmarks(
+        settings.values, folder, listener, benchmark_observer, uri, processes=world_size
+    )
     if before is not None:
-        check_same_run(before, ready.receipt, request, listen)
-    if begins:  # the model of an adapter is known only now
-        base = {str(ready.job.outline.resolved.full_model.path): "the model"}
+        check_same_run(before, prepared.run_lock, request, listener)
+    if starts_new:  # the base model of an adapter is known only now
+        base = {str(prepared.job.metadata.resolved.full_model.path): "the model"}
         check_output(folder, overwrite=request.overwrite, inputs=base)
-    listen(ready.plan)
-    if ready.shortage is not None:
-        raise ready.shortage
+    listener(prepared.plan)
+    if prepared.memory_error is not None:
+        raise prepared.memory_error
     if request.dry_run:
-        return ready.plan
+        return prepared.plan
     newest = Checkpoints(folder, keep=1).newest() if request.resume else None
-    with ExitStack() as alone:
-        if share.rank == 0:
-            alone.enter_context(lock_output(folder))
+    with ExitStack() as stack:
+        if process.rank == 0:
+            stack.enter_context(lock_output(folder))
             if not request.resume:
                 empty_output(folder, overwrite=request.overwrite)
-        return _Training(request, ready, before, listen, progress, exams).run(newest)
+        return _TrackedTraining(request, prepared, before, listener, progress, benchmarks).run(
+            newest
+        )
 
 
-class _Training:
-    """The part of a command that is tracked: from the loaded weights to the folder."""
+class _TrackedTraining:
+    """The part of the command inside the tracked run: benchmarks, training, publication."""
 
     def __init__(
         self,
         request: FinetuneRequest,
-        ready: PreparedTraining,
+        prepared: PreparedTraining,
         before: RunLock | None,
-        listen: TrainListener,
+        listener: TrainListener,
         progress: ProgressCallback,
-        exams: TrainingBenchmarks,
+        benchmarks: TrainingBenchmarks,
     ) -> None:
-        self._exams = exams
+        self._benchmarks = benchmarks
         self._request = request
-        self._ready = ready
+        self._prepared = prepared
         self._before = before
-        self._listen = listen
+        self._listener = listener
         self._progress = progress
-        self._stop = StopRequest(patient=ready.job.share.world > 1)
+        self._stop = StopRequest(ignore_repeats=prepared.job.process.world_size > 1)
 
     def run(self, resume: Checkpoint | None) -> TrainReport:
-        request, ready, job = self._request, self._ready, self._ready.job
-        first = job.share.rank == 0
+        request, prepared, job = self._request, self._prepared, self._prepared.job
+        is_rank_zero = job.process.rank == 0
         tracker = open_tracker(
             RunStart(
                 kind="finetune",
                 model=job.config.model,
                 name=request.run_name,
-                params={name: value for name, value in ready.receipt.config.items() if value != []},
-                tags={TAG_KEY_METRIC: "eval/loss" if job.held else "train/loss"},
+                params={
+                    name: value for name, value in prepared.run_lock.config.items() if value != []
+                },
+                tags={TAG_KEY_METRIC: "eval/loss" if job.eval_set else "train/loss"},
                 resume_run_id=self._before.run_id if request.resume and self._before else None,
             ),
             tracking_uri=request.tracking_uri,
             enabled=request.track,
-            warn=lambda text: self._listen(TrainNote(text)),
+            warn=lambda text: self._listener(TrainNote(text)),
             progress=self._progress,
         )
         with tracked(tracker):
             self._tracker = tracker
-            self._receipt = replace(ready.receipt, run_id=tracker.run_id)
-            self._origin = build_provenance(
-                job.config, job.outline, ready.receipt.base, ready.rows.data, tracker.run_id
+            self._run_lock = replace(prepared.run_lock, run_id=tracker.run_id)
+            self._provenance = build_provenance(
+                job.config, job.metadata, prepared.run_lock.base, prepared.data.data, tracker.run_id
             )
-            if first:
-                self._begin_record()
-            self._exams.before(tracker)
-            outcome = self._taught(resume)
-            if not first:
-                return build_train_report(job.folder, outcome, ready.plan)
-            report = self._exams.after(tracker, self._published(outcome))
-            self._end_record()
+            if is_rank_zero:
+                self._log_inputs()
+            self._benchmarks.before(tracker)
+            outcome = self._train(resume)
+            if not is_rank_zero:
+                return build_train_report(job.folder, outcome, prepared.plan)
+            report = self._benchmarks.after(tracker, self._publish(outcome))
+            self._mark_finished()
             return report
 
-    def _taught(self, resume: Checkpoint | None) -> TrainOutcome:
-        """Train; the weights are let go of at the end."""
-        training = TrainRun(self._ready.job, self._told, self._stop, self._save_with)
+    def _train(self, resume: Checkpoint | None) -> TrainOutcome:
+        """Train; the weights are freed on return."""
+        training = TrainRun(self._prepared.job, self._on_event, self._stop, self._write_extra_files)
         training.load(self._progress)
         try:
-            with self._stop.listening():
+            with self._stop.handle_signals():
                 outcome = training.train(resume)
         except TrainingInterrupted:
             leave_process_group()
-            self._leave()
+            self._exit_interrupted()
         leave_process_group()
         return outcome
 
-    def _begin_record(self) -> None:
-        ready, tracker = self._ready, self._tracker
-        self._receipt.write(ready.job.folder)
-        tracker.log_artifact(ready.job.folder / LOCK_FILE)
-        tracker.log_dataset(ready.rows.data, "training")
-        if ready.rows.eval_data is not None:
-            tracker.log_dataset(ready.rows.eval_data, "evaluation")
-        plan = ready.plan
+    def _log_inputs(self) -> None:
+        """Write the run lock; log it, the datasets and the counts of the plan."""
+        prepared, tracker = self._prepared, self._tracker
+        self._run_lock.write(prepared.job.folder)
+        tracker.log_artifact(prepared.job.folder / LOCK_FILE)
+        tracker.log_dataset(prepared.data.data, "training")
+        if prepared.data.eval_data is not None:
+            tracker.log_dataset(prepared.data.eval_data, "evaluation")
+        plan = prepared.plan
         tracker.log_params(
             {
                 "trainable_parameters": plan.trainable,
@@ -190,16 +199,18 @@ class _Training:
                 "steps": plan.steps,
             }
         )
-        if (adapter := ready.job.outline.adapter) is not None:
-            taught = Provenance.read(Path(adapter))
-            if taught is not None and taught.model_id is not None:
-                tracker.use_model(taught.model_id)
+        if (adapter := prepared.job.metadata.adapter) is not None:
+            continued = Provenance.read(Path(adapter))
+            if continued is not None and continued.model_id is not None:
+                tracker.use_model(continued.model_id)
 
-    def _save_with(self, folder: Path) -> None:
-        write_tokenizer_and_provenance(folder, self._ready.job.outline.tokenizer, self._origin)
+    def _write_extra_files(self, folder: Path) -> None:
+        write_tokenizer_and_provenance(
+            folder, self._prepared.job.metadata.tokenizer, self._provenance
+        )
 
-    def _told(self, event: TrainEvent) -> None:
-        """Pass an event on to the person, and to the tracker."""
+    def _on_event(self, event: TrainEvent) -> None:
+        """Log an event, and pass it on to the listener."""
         if isinstance(event, TrainStep):
             self._tracker.log_metrics(
                 {
@@ -213,17 +224,17 @@ class _Training:
             )
         elif isinstance(event, TrainEval):
             self._tracker.log_metrics({"eval/loss": event.loss}, step=event.step)
-        self._listen(event)
+        self._listener(event)
 
-    def _leave(self) -> NoReturn:
-        """Say how to go on, and end as the signal asks."""
-        folder = self._ready.job.folder
+    def _exit_interrupted(self) -> NoReturn:
+        """Report how to resume, and raise the exception of the signal."""
+        folder = self._prepared.job.folder
         newest = Checkpoints(folder, keep=1).newest()
         step = newest.step if newest else 0
-        self._listen(
+        self._listener(
             TrainNote(
-                f"stopped after step {step}, which is saved; "
-                f"`llmctl finetune --resume --output {folder}` goes on"
+                f"stopped after step {step}, which is saved; continue with "
+                f"`llmctl finetune --resume --output {folder}`"
             )
         )
         wait_for_local_rank_zero()
@@ -231,29 +242,24 @@ class _Training:
             raise Terminated(signal.SIGTERM)
         raise KeyboardInterrupt
 
-    def _published(self, outcome: TrainOutcome) -> TrainReport:
-        """Put the result in its place, and say of it what there is to say."""
-        ready, job, tracker = self._ready, self._ready.job, self._tracker
-        report = build_train_report(job.folder, outcome, ready.plan, run_id=tracker.run_id)
-        model_id = self._known_model()
+    def _publish(self, outcome: TrainOutcome) -> TrainReport:
+        """Publish the kept checkpoint with its model card and curves; log it as a model."""
+        prepared, job, tracker = self._prepared, self._prepared.job, self._tracker
+        report = build_train_report(job.folder, outcome, prepared.plan, run_id=tracker.run_id)
+        model_id = self._logged_model_id()
         publish_checkpoint(outcome.kept, job.folder)
-        draw_curves(report, job.folder / CURVE_FILE)
+        draw_loss_curves(report, job.folder / CURVE_FILE)
         model_id = model_id or tracker.log_model(
             job.folder.name,
             job.folder,
             {
-                "llmctl.base": self._origin.base.model,
-                "llmctl.template": self._origin.template or "",
+                "llmctl.base": self._provenance.base.model,
+                "llmctl.template": self._provenance.template or "",
             },
         )
-        origin = replace(self._origin, model_id=model_id)
-        origin.write(job.folder)
-        write_model_card(
-            job.folder,
-            origin,
-            report,
-            {"tokens in an epoch": ready.plan.tokens},
-        )
+        provenance = replace(self._provenance, model_id=model_id)
+        provenance.write(job.folder)
+        write_model_card(job.folder, provenance, report, {"tokens per epoch": prepared.plan.tokens})
         final = {"train/seconds": report.seconds, "sys/peak_memory_gb": report.peak_bytes / 1e9}
         if report.predicted_bytes:
             final["sys/predicted_memory_gb"] = report.predicted_bytes / 1e9
@@ -263,13 +269,15 @@ class _Training:
                 tracker.log_artifact(job.folder / name)
         return report
 
-    def _known_model(self) -> str | None:
-        """Return what the store calls the result, where it was there before the run broke off."""
-        there = Provenance.read(self._ready.job.folder)
-        return there.model_id if there and there.run_id == self._tracker.run_id else None
+    def _logged_model_id(self) -> str | None:
+        """Return the id of the logged model if this run published it before an interruption."""
+        published = Provenance.read(self._prepared.job.folder)
+        if published is not None and published.run_id == self._tracker.run_id:
+            return published.model_id
+        return None
 
-    def _end_record(self) -> None:
-        """Say that nothing is left to go on with."""
-        folder = self._ready.job.folder
-        replace(self._receipt, finished=True).write(folder)
+    def _mark_finished(self) -> None:
+        """Write the run lock as finished: the run cannot be resumed any more."""
+        folder = self._prepared.job.folder
+        replace(self._run_lock, finished=True).write(folder)
         self._tracker.log_artifact(folder / LOCK_FILE)

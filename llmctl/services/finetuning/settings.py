@@ -1,4 +1,4 @@
-"""What was asked of `llmctl finetune`: of options, a file, the run that goes on or is repeated."""
+"""Settings of `llmctl finetune`: options, config file, and the run to resume or repeat."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,23 +21,23 @@ from llmctl.types import TrainListener, TrainNote
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneRequest:
-    """What a person asks of `llmctl finetune`."""
+    """Arguments of `llmctl finetune`."""
 
     options: ConfigSource
-    """Settings by option or variable."""
+    """Settings from options and environment variables."""
     file: Path | None = None
-    """YAML file with settings."""
+    """YAML config file."""
     resume: bool = False
     overwrite: bool = False
     dry_run: bool = False
     from_run: str | None = None
-    """Id of a run, or a folder with its receipt, to repeat."""
+    """Run to repeat: its id, its name, or a folder with its `run.lock.json`."""
     track: bool = True
     tracking_uri: str | None = None
     run_name: str | None = None
 
-    def reads(self, config: TrainConfig) -> dict[str, str]:
-        """Return the files and folders that the run reads -> the option that names each."""
+    def input_paths(self, config: TrainConfig) -> dict[str, str]:
+        """Return the files and folders that the run reads -> their options."""
         named = {} if self.file is None else {str(self.file): "--config"}
         for name in PATH_SETTINGS:
             value: str | tuple[str, ...] | None = getattr(config, name)
@@ -49,43 +49,52 @@ class FinetuneRequest:
 def resolve_settings(
     request: FinetuneRequest,
 ) -> tuple[ResolvedConfig[TrainConfig], RunLock | None]:
-    """Put together what was chosen; return the receipt of the run that is gone on with, too."""
+    """Merge the sources of settings; return also the run lock of the run to resume or repeat.
+
+    Raises:
+        ConfigError: settings are invalid, or the run cannot be resumed or repeated.
+    """
     chosen = [read_config_file(request.file)] if request.file else []
     chosen.append(request.options)
     if request.resume:
         if request.from_run:
-            raise ConfigError("--resume goes on with a run, and --from-run begins it anew")
+            raise ConfigError(
+                "--resume continues a run and --from-run starts a new one: use one of them"
+            )
         output = _output(chosen)
         before = RunLock.read(Path(output).expanduser())
         if before.finished:
             raise ConfigError(
                 f"the run in {output} is finished",
-                hint=f"`llmctl chat --model {output}` talks to it; another --output begins anew",
+                hint=f"use it with `llmctl chat --model {output}`, or start a new run with another "
+                "--output",
             )
-        settings = build_config(TrainConfig, before.layer("the run"), *chosen)
+        settings = build_config(TrainConfig, before.config_source("the run"), *chosen)
         origins = {n: o for n, o in settings.origins.items() if o != "the run"}
         before.check_same(settings.values, origins)
         return settings, before
     if request.from_run:
-        before = _receipt_of(request.from_run, request.tracking_uri)
-        recalled = before.layer(f"run {request.from_run}")
-        recalled = {name: value for name, value in recalled.items() if name != "output"}
-        return build_config(TrainConfig, recalled, *chosen), before
+        before = _find_run_lock(request.from_run, request.tracking_uri)
+        source = before.config_source(f"run {request.from_run}")
+        source = {name: value for name, value in source.items() if name != "output"}
+        return build_config(TrainConfig, source, *chosen), before
     if request.dry_run:
         chosen.insert(0, {"output": Setting("checkpoints/dry-run", "nothing is written")})
     return build_config(TrainConfig, *chosen), None
 
 
-def _output(layers: list[ConfigSource]) -> str:
-    for layer in reversed(layers):
-        for name, setting in layer.items():
+def _output(sources: list[ConfigSource]) -> str:
+    for source in reversed(sources):
+        for name, setting in source.items():
             if field_keys(TrainConfig).get(name, name) == "output" and setting.value is not None:
                 return str(setting.value)
-    raise ConfigError("--resume needs the folder of the run", hint="--resume --output FOLDER")
+    raise ConfigError(
+        "--resume needs the output folder of the run", hint="--resume --output FOLDER"
+    )
 
 
-def _receipt_of(reference: str, tracking_uri: str | None) -> RunLock:
-    """Find the receipt of a run: in a folder, or in the store by id or name."""
+def _find_run_lock(reference: str, tracking_uri: str | None) -> RunLock:
+    """Find the run lock of a run: in a folder, or in the tracking store by id or name."""
     folder = Path(reference).expanduser()
     if folder.exists():
         return RunLock.read(folder)
@@ -101,16 +110,20 @@ def _receipt_of(reference: str, tracking_uri: str | None) -> RunLock:
 
 
 def check_same_run(
-    before: RunLock, now: RunLock, request: FinetuneRequest, listen: TrainListener
+    before: RunLock, now: RunLock, request: FinetuneRequest, listener: TrainListener
 ) -> None:
-    """Refuse to go on with, or to repeat, what is not the same any more."""
-    hard, soft = before.differences(now)
-    if hard and request.resume:
+    """Compare a run to resume or repeat with the present inputs; report differences as notes.
+
+    Raises:
+        ConfigError: the inputs of a run to resume have changed.
+    """
+    inputs, environment = before.differences(now)
+    if inputs and request.resume:
         raise ConfigError(
-            "the run cannot go on: " + "; ".join(hard),
-            hint="another --output begins a new run",
+            "the run cannot be resumed: " + "; ".join(inputs),
+            hint="another --output starts a new run",
         )
-    for difference in hard:
-        listen(TrainNote(f"not the same run: {difference}"))
-    for difference in soft:
-        listen(TrainNote(f"the last digits may differ: {difference}"))
+    for difference in inputs:
+        listener(TrainNote(f"not the same run: {difference}"))
+    for difference in environment:
+        listener(TrainNote(f"the last digits may differ: {difference}"))

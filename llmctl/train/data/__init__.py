@@ -1,1 +1,1 @@
-"""Tokenized datasets as the batches of a training step."""
+"""Tokenized datasets, and their batches for training and evaluation."""

@@ -1,4 +1,4 @@
-"""How samples become the tensors of a step, and in which order."""
+"""Collation of samples into batches, and the order of the batches."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,33 +7,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.data.dataset import TokenSequence
-
-IGNORE_INDEX = -100
-"""The label of a position without loss, as PyTorch's cross entropy knows it."""
+from llmctl.train.kernels.cross_entropy import IGNORE_INDEX
 
 _POOL = 50
-"""Batches that are sorted by length together: enough that few are mixed, few enough that an epoch
-still mixes the data well."""
+"""Batches that are sorted by length together: enough that few batches have mixed lengths, few
+enough that an epoch still shuffles the data well."""
 
 
 class SftCollator:
-    """Samples, or tuples of samples that share a row -> what the model's forward takes.
+    """Collates samples, or tuples of samples packed into one row, to arguments of the model.
 
-    Rows are padded on the right, by their length and never by a token's id. `labels` are -100
-    wherever nothing is learnt and at the first token of each sample, which nothing precedes.
+    Rows are padded on the right. Padding is found by length, never by token id. `labels` are -100
+    at positions without loss and at the first token of each sample, which has no prefix.
 
-    Of samples: `input_ids`, `attention_mask` and `labels`, all int64 of shape (batch, seq).
+    For samples: `input_ids` and `labels`, int64 of shape (batch, seq). There is no
+    `attention_mask`: causal attention does not look at padding on the right, and without a mask it
+    may use a faster kernel.
 
-    Of tuples (packing): `input_ids`, `labels` and `position_ids`, which start again at 0 with each
-    sample. From these Transformers derives that no sample sees another, under SDPA, eager and flex
-    attention alike and for any batch size, but only without a mask and without a cache. Hence no
-    `attention_mask`, and `use_cache` is false. `packing_is_isolated` tries it on a model.
+    For tuples (packing): also `position_ids`, which start at 0 with each sample. Transformers
+    derives from them that samples do not attend to each other, under SDPA, eager and flex
+    attention and for any batch size, but only without a mask and without a cache (`use_cache` is
+    false). `packing_is_isolated` verifies this for a model.
 
     Args:
-        multiple_of: the width of a batch is rounded up to one of its multiples; 8 suits tensor
-            cores.
-        flash: of tuples, also say where samples begin as flash attention's variable-length kernel
-            wants it (`cu_seq_lens_q`, ...): by itself Transformers finds that out for one row only.
+        multiple_of: the width of a batch is rounded up to a multiple of it; 8 suits tensor cores.
+        flash: for tuples, also return the sample boundaries for the variable-length kernel of
+            flash attention (`cu_seq_lens_q`, ...): Transformers derives them for a single row
+            only.
     """
 
     def __init__(self, *, pad_id: int, multiple_of: int = 1, flash: bool = False) -> None:
@@ -66,7 +66,7 @@ class SftCollator:
                 )[1:]
                 positions[number, first:last] = np.arange(last - first)
                 first = last
-            if first < width:  # the padding is a sample of its own, which no other sees
+            if first < width:  # the padding is a sample of its own
                 starts.append(number * width + first)
                 positions[number, first:] = np.arange(width - first)
         batch: dict[str, Any] = {
@@ -75,14 +75,12 @@ class SftCollator:
             "use_cache": False,
         }
         if not packed:
-            mask = np.arange(width) < np.array(used)[:, None]
-            batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
             return batch
         batch["position_ids"] = torch.from_numpy(positions)
         if self._flash:
-            edges = torch.tensor([*starts, ids.size], dtype=torch.int32)
-            longest = int(edges.diff().max())
-            batch |= {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges}
+            boundaries = torch.tensor([*starts, ids.size], dtype=torch.int32)
+            longest = int(boundaries.diff().max())
+            batch |= {"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries}
             batch |= {"max_length_q": longest, "max_length_k": longest}
         return batch
 
@@ -124,10 +122,10 @@ def packing_is_isolated(model: Any, collator: SftCollator) -> bool:
 
 
 class LengthGroupedBatchSampler:
-    """A batch sampler: lists of indices of similar length, so that little is padded.
+    """A batch sampler: each batch has rows of similar length, so that there is little padding.
 
-    The order depends on nothing but lengths, batch size, seed and epoch. The longest batch comes
-    first: if memory does not suffice for it, that shows in the first step.
+    The order depends only on lengths, batch size, seed and epoch. The batch with the longest row
+    comes first: if it does not fit into memory, the first step fails.
     """
 
     def __init__(
@@ -146,7 +144,7 @@ class LengthGroupedBatchSampler:
         self._skip = 0
 
     def set_epoch(self, epoch: int, *, skip: int = 0) -> None:
-        """Choose the epoch, from 0, and how many of its batches are done already."""
+        """Set the epoch, from 0, and the number of its batches to skip."""
         self._epoch = epoch
         self._skip = skip
 
@@ -155,8 +153,8 @@ class LengthGroupedBatchSampler:
         return max(whole + bool(rest and not self.drop_last) - self._skip, 0)
 
     def __iter__(self) -> Iterator[list[int]]:
-        chance = np.random.default_rng([self._seed, self._epoch])
-        order = chance.permutation(len(self._lengths))
+        generator = np.random.default_rng([self._seed, self._epoch])
+        order = generator.permutation(len(self._lengths))
         pool = self.batch_size * _POOL
         batches: list[list[int]] = []
         rest: list[list[int]] = []
@@ -166,7 +164,7 @@ class LengthGroupedBatchSampler:
             for start in range(0, len(part), self.batch_size):
                 batch = part[start : start + self.batch_size].tolist()
                 (batches if len(batch) == self.batch_size else rest).append(batch)
-        batches = [batches[i] for i in chance.permutation(len(batches))]
+        batches = [batches[i] for i in generator.permutation(len(batches))]
         if batches:
             widest = max(range(len(batches)), key=lambda i: self._lengths[batches[i][0]])
             batches.insert(0, batches.pop(widest))

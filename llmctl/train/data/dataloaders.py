@@ -1,7 +1,7 @@
-"""Which rows does a device learn from at which moment, and in which shape?
+"""Data loaders for training and evaluation, on one device or several.
 
-The order is made of whole steps first, and only then cut into micro-batches: how many devices
-share a step, and how many rows each can hold at once, changes nothing of what is learnt in it.
+Rows are ordered by whole steps first and cut into micro-batches afterwards: the number of devices
+and the micro-batch size do not change which rows a step trains on.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,28 +20,28 @@ from llmctl.train.distributed import ProcessInfo
 from llmctl.types import SourceLocation
 
 ROWS_KEY = "rows"
-"""Key under which a batch names the rows it is made of."""
+"""Key of a batch's row numbers."""
 TOKENS_KEY = "tokens"
-"""Key under which a batch says how many tokens it has besides padding."""
+"""Key of a batch's number of tokens, without padding."""
 
 TrainDataset = TokenDataset | PackedDataset | PairDataset
-"""Rows of one sample, of several behind one another, or of a better and a worse one."""
+"""Rows of one sample, of several packed samples, or of a chosen and a rejected sample."""
 
 _Row = tuple[int, TokenSequence | tuple[TokenSequence, ...]]
 
 
 class MicroBatchSampler:
-    """A batch sampler: the part of one device, micro-batch by micro-batch.
+    """A batch sampler: the micro-batches of one device.
 
-    Every step has the same number of them. Where its rows do not suffice, a row is given again
-    without loss, as `~index`.
+    Every step has the same number of micro-batches. Where a step has too few rows, a row is
+    repeated without loss, as `~index`.
     """
 
     def __init__(
-        self, batches: LengthGroupedBatchSampler, accumulation: int, share: ProcessInfo
+        self, batches: LengthGroupedBatchSampler, accumulation: int, process: ProcessInfo
     ) -> None:
         self._batches = batches
-        self._share = share
+        self._process = process
         self.accumulation = accumulation
 
     def __len__(self) -> int:
@@ -49,8 +49,8 @@ class MicroBatchSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self._batches:
-            parts = np.array_split(np.asarray(batch), self.accumulation * self._share.world)
-            for part in parts[self._share.rank :: self._share.world]:
+            parts = np.array_split(np.asarray(batch), self.accumulation * self._process.world_size)
+            for part in parts[self._process.rank :: self._process.world_size]:
                 yield [int(i) for i in part] if len(part) else [~int(batch[0])]
 
     def set_epoch(self, epoch: int) -> None:
@@ -58,12 +58,13 @@ class MicroBatchSampler:
 
 
 class DataLoaders:
-    """Hands a trainer its batches.
+    """Builds the data loaders of a trainer.
 
     Args:
-        train, evaluation: rows to learn from, and to measure on.
+        train, evaluation: rows to train on, and to evaluate on.
         batch_size: rows per step, on all devices together.
-        micro_batch_size: rows that one device holds at once; with `share.world` divides the batch.
+        micro_batch_size: rows per forward pass on one device; times `process.world_size` it
+            divides `batch_size`.
     """
 
     def __init__(
@@ -75,17 +76,17 @@ class DataLoaders:
         batch_size: int,
         micro_batch_size: int,
         seed: int,
-        share: ProcessInfo,
+        process: ProcessInfo,
     ) -> None:
         self._train = train
         self._evaluation = evaluation
         self._collate = collate
-        self._share = share
+        self._process = process
         self.micro_batch_size = micro_batch_size
         self.batches = MicroBatchSampler(
             LengthGroupedBatchSampler(train.lengths, batch_size, seed=seed),
-            batch_size // (micro_batch_size * share.world),
-            share,
+            batch_size // (micro_batch_size * process.world_size),
+            process,
         )
 
     @property
@@ -94,12 +95,12 @@ class DataLoaders:
         return self._train.lengths
 
     def origins(self, row: int) -> list[SourceLocation]:
-        """Return where a row was read; a packed one is made of several."""
+        """Return the source locations of a row; a packed row has several."""
         item = self._train[row]
         return [sample.origin for sample in (item if isinstance(item, tuple) else (item,))]
 
     def collate_rows(self, rows: Sequence[int]) -> dict[str, Any]:
-        """Return a batch of these rows, of tensors alone."""
+        """Return a batch of these rows, its tensors only."""
         batch = self._batch([self._train[row] for row in rows])
         return {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
 
@@ -108,21 +109,23 @@ class DataLoaders:
         return len(self.batches) // self.batches.accumulation
 
     @property
-    def measures(self) -> bool:
+    def has_eval(self) -> bool:
         return self._evaluation is not None and len(self._evaluation) > 0
 
     def train_loader(self) -> "DataLoader[_Row]":
         return self._loader(self._train, self.batches)
 
     def eval_loader(self) -> "DataLoader[_Row]":
-        """Yield this device's share of what is held out, rows of similar length together."""
+        """Return the evaluation batches of this device, rows of similar length together."""
         assert self._evaluation is not None
         order = np.argsort(self._evaluation.lengths, kind="stable")
         size = self.micro_batch_size
         batches = [order[i : i + size].tolist() for i in range(0, len(order), size)]
-        # As many for each device: where the model is shared out, none can go on alone.
-        batches += [[~0]] * (-len(batches) % self._share.world)
-        return self._loader(self._evaluation, batches[self._share.rank :: self._share.world])
+        # As many for each device: with a sharded model all devices run each forward pass.
+        batches += [[~0]] * (-len(batches) % self._process.world_size)
+        return self._loader(
+            self._evaluation, batches[self._process.rank :: self._process.world_size]
+        )
 
     def _loader(
         self, rows: TrainDataset, batches: MicroBatchSampler | list[list[int]]
@@ -131,7 +134,7 @@ class DataLoaders:
             _Numbered(rows),
             batch_sampler=batches,
             collate_fn=self._with_rows,
-            # The loader's own: it would draw from the one that dropout draws from.
+            # Its own generator: the default one also drives dropout.
             generator=torch.Generator(),
         )
 
@@ -141,15 +144,11 @@ class DataLoaders:
         }
 
     def _batch(self, items: Sequence[TokenSequence | tuple[TokenSequence, ...]]) -> dict[str, Any]:
-        batch = self._collate(items)
-        # Padding is on the right, where no causal model looks: without a mask its attention may
-        # take the fast way, and what it makes of the padding carries no label.
-        batch.pop("attention_mask", None)
-        return batch | {TOKENS_KEY: sum(_tokens(item) for item in items)}
+        return self._collate(items) | {TOKENS_KEY: sum(_tokens(item) for item in items)}
 
 
 class _Numbered(Dataset[_Row]):
-    """Rows with their numbers; `~number` is the row without anything to learn."""
+    """Rows with their numbers; `~number` is the row without targets."""
 
     def __init__(self, rows: TrainDataset) -> None:
         self._rows = rows
@@ -161,13 +160,14 @@ class _Numbered(Dataset[_Row]):
         if index >= 0:
             return index, self._rows[index]
         row = self._rows[~index]
-        silent = tuple(map(_silent, row)) if isinstance(row, tuple) else _silent(row)
-        return ~index, silent
+        if isinstance(row, tuple):
+            return ~index, tuple(map(_without_targets, row))
+        return ~index, _without_targets(row)
 
 
 def _tokens(row: TokenSequence | tuple[TokenSequence, ...]) -> int:
     return sum(len(s.ids) for s in row) if isinstance(row, tuple) else len(row.ids)
 
 
-def _silent(sample: TokenSequence) -> TokenSequence:
+def _without_targets(sample: TokenSequence) -> TokenSequence:
     return replace(sample, loss_mask=np.zeros_like(sample.loss_mask))

@@ -1,4 +1,4 @@
-"""Several samples in one row of a batch, so that little of it is padding."""
+"""Packing: several samples in one row of a batch, to avoid padding."""
 
 from bisect import bisect_left, insort
 
@@ -10,11 +10,11 @@ from llmctl.errors import ConfigError
 
 
 def pack_best_fit(lengths: NDArray[np.int32], capacity: int) -> list[list[int]]:
-    """Lay samples into rows of at most `capacity` tokens; return the samples' indices per row.
+    """Assign samples to rows of at most `capacity` tokens; return the sample indices of each row.
 
-    Best-fit decreasing: the longest first, each into the fullest row that still has room. It needs
-    at most 11/9 of the fewest rows possible, plus 4 (Johnson 1973); with many short samples nearly
-    none more. Equal lengths always give equal rows.
+    Best-fit decreasing: the longest sample first, each into the fullest row it fits in. It needs
+    at most 11/9 of the minimum number of rows, plus 4 (Johnson 1973), and with many short samples
+    hardly more than the minimum. Equal lengths always give equal rows.
 
     Raises:
         ConfigError: a sample is longer than a row.
@@ -22,36 +22,36 @@ def pack_best_fit(lengths: NDArray[np.int32], capacity: int) -> list[list[int]]:
     if len(lengths) and (longest := int(lengths.max())) > capacity:
         raise ConfigError(
             f"a sample of {longest} tokens does not fit a packed row of {capacity}",
-            hint="let the rows be at least as long as max_length",
+            hint="use rows of at least max_length tokens",
         )
     rows: list[list[int]] = []
-    with_room: dict[int, list[int]] = {}
-    """Rows by the tokens that they have room for."""
-    rooms: list[int] = []
-    """The keys of `with_room` in order."""
+    rows_by_space: dict[int, list[int]] = {}
+    """Rows by their free space in tokens."""
+    spaces: list[int] = []
+    """The keys of `rows_by_space`, sorted."""
     for index in np.argsort(-lengths.astype(np.int64), kind="stable").tolist():
         length = int(lengths[index])
-        place = bisect_left(rooms, length)
-        if place == len(rooms):
-            room, row = capacity, len(rows)
+        position = bisect_left(spaces, length)
+        if position == len(spaces):
+            space, row = capacity, len(rows)
             rows.append([])
         else:
-            room = rooms[place]
-            row = with_room[room].pop()
-            if not with_room[room]:
-                del with_room[room]
-                del rooms[place]
+            space = spaces[position]
+            row = rows_by_space[space].pop()
+            if not rows_by_space[space]:
+                del rows_by_space[space]
+                del spaces[position]
         rows[row].append(index)
-        left = room - length
-        if left not in with_room:
-            with_room[left] = []
-            insort(rooms, left)
-        with_room[left].append(row)
+        left = space - length
+        if left not in rows_by_space:
+            rows_by_space[left] = []
+            insort(spaces, left)
+        rows_by_space[left].append(row)
     return rows
 
 
 class PackedDataset:
-    """A map-style dataset whose items are tuples of samples that together fill a row."""
+    """A map-style dataset whose items are tuples of samples packed into one row."""
 
     def __init__(self, samples: TokenDataset, capacity: int) -> None:
         self._samples = samples

@@ -1,1 +1,1 @@
-"""Operations that use less memory or time in training: attention, LoRA, cross-entropy, norms."""
+"""Kernels that train faster or in less memory: attention, LoRA, cross entropy, norms, MLPs."""

@@ -1,8 +1,8 @@
-"""Attention that learns fast on a CPU, for rows of a few thousand tokens.
+"""Causal attention for training on a CPU, fast for rows of a few thousand tokens.
 
-PyTorch's kernel for CPUs takes several times as long as its products alone, most of it on the way
-back. Here the scores of a layer are written out and multiplied by the library for matrices; nothing
-of them is kept, the way back makes them again.
+PyTorch's CPU kernel takes several times as long as its matrix products alone, mostly in the
+backward pass. Here the scores of a layer are materialized and multiplied by the BLAS library. They
+are not kept: the backward pass recomputes them.
 """
 
 from typing import Any, Final
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 NAME: Final = "llmctl_cpu"
-_LONGEST: Final = 4096
-"""Tokens past which the scores of a layer are too large to be written out."""
+_MAX_TOKENS: Final = 4096
+"""For longer rows the scores of a layer are too large to materialize."""
 
 _SPECIAL: Final = ("position_bias", "s_aux", "softcap")
-"""What some models add to their scores."""
+"""Arguments with which some models change their scores."""
 
 
 class _CausalAttention(torch.autograd.Function):
@@ -29,22 +29,23 @@ class _CausalAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(q, k, v, mask)
         ctx.scale = scale
-        return torch.bmm(_shares(q, k, mask, scale), v)
+        return torch.bmm(_weights(q, k, mask, scale), v)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask = ctx.saved_tensors
-        shares = _shares(q, k, mask, ctx.scale)
-        grad_v = torch.bmm(shares.transpose(1, 2), grad)
-        grad_shares = torch.bmm(grad, v.transpose(1, 2))
-        grad_scores = torch._softmax_backward_data(grad_shares, shares, -1, shares.dtype)
+        weights = _weights(q, k, mask, ctx.scale)
+        grad_v = torch.bmm(weights.transpose(1, 2), grad)
+        grad_weights = torch.bmm(grad, v.transpose(1, 2))
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
         grad_q = torch.bmm(grad_scores, k).mul_(ctx.scale)
         grad_k = torch.bmm(grad_scores.transpose(1, 2), q).mul_(ctx.scale)
         return grad_q, grad_k, grad_v, None, None
 
 
-def _shares(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> Tensor:
+def _weights(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Return the attention weights, shape (batch, queries, seq)."""
     scores = torch.baddbmm(mask.expand(len(q), -1, -1), q, k.transpose(1, 2), alpha=scale)
     return scores.softmax(-1)
 
@@ -59,7 +60,7 @@ def cpu_attention_forward(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as Transformers' attention interface asks; whatever is not plain goes to SDPA.
+    """Attention function for Transformers' interface; all but plain causal attention uses SDPA.
 
     Shapes: query (batch, heads, seq, dim), key and value (batch, key heads, seq, dim); returns
     (batch, seq, heads, dim).
@@ -67,7 +68,7 @@ def cpu_attention_forward(
     batch, heads, length, dim = query.shape
     causal = others.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    fits = key.shape[2] == length <= _LONGEST
+    fits = key.shape[2] == length <= _MAX_TOKENS
     special = dropout or any(others.get(name) is not None for name in _SPECIAL)
     if special or not causal or attention_mask is not None or not fits:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -79,10 +80,10 @@ def cpu_attention_forward(
     group = heads // key_heads
     mask = torch.full((length, length), -torch.inf, dtype=value.dtype).triu_(1)
     apply: Any = _CausalAttention.apply
-    # Autocast would choose types for the way there that the way back does not know of.
+    # Autocast would change types in the forward pass only, not in the custom backward pass.
     with torch.autocast(query.device.type, enabled=False):
         out = apply(
-            # Heads that share keys are one long row of queries.
+            # Heads that share keys become one long row of queries.
             query.to(value.dtype).reshape(batch * key_heads, group * length, dim),
             key.to(value.dtype).reshape(batch * key_heads, length, dim),
             value.reshape(batch * key_heads, length, -1),
@@ -93,7 +94,7 @@ def cpu_attention_forward(
 
 
 def register() -> str:
-    """Make it known to Transformers, and return its name there."""
+    """Register it with Transformers, and return its name there."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 

@@ -1,8 +1,8 @@
-"""The loss at the positions that are learnt, without the logits of all others.
+"""Chunked linear cross entropy: the loss at labelled positions, without the other logits.
 
-With 150,000 words of vocabulary the logits are the largest thing in a training step, and most of
-them belong to prompts and padding. Here the head sees only positions with a label, a chunk at a
-time, and the gradient is made with the loss, while the chunk's logits are there.
+With a vocabulary of 150,000 tokens the logits are the largest tensor of a training step, and most
+of them belong to prompts and padding. Here the output layer is applied to labelled positions only,
+chunk by chunk, and the gradient is computed together with the loss, while a chunk's logits exist.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = -100
+"""Label of a position without loss, as in PyTorch's cross entropy."""
 LOGITS_PER_CHUNK = 2**23
-"""Logits that exist at once: 32 MiB in float32."""
+"""32 MiB in float32."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -27,22 +28,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        logits_per_chunk: int,
     ) -> Tensor:
-        for_hidden, for_weight, for_bias, _ = ctx.needs_input_grad
+        for_hidden, for_weight, for_bias, *_ = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if for_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
         grad_bias = torch.zeros_like(weight[:, 0], dtype=torch.float32) if for_bias else None
         total = hidden.new_zeros((), dtype=torch.float32)
-        rows = max(1, LOGITS_PER_CHUNK // weight.shape[0])
+        rows = max(1, logits_per_chunk // weight.shape[0])
         for start in range(0, len(targets), rows):
-            chunk, wanted = hidden[start : start + rows], targets[start : start + rows, None]
-            scores = F.log_softmax(F.linear(chunk, weight, bias).float(), dim=-1)
-            total -= scores.gather(1, wanted).sum()
+            chunk, target = hidden[start : start + rows], targets[start : start + rows, None]
+            logprobs = F.log_softmax(F.linear(chunk, weight, bias).float(), dim=-1)
+            total -= logprobs.gather(1, target).sum()
             if not (for_hidden or for_weight or for_bias):
                 continue
-            # d loss / d logits: the probabilities, less 1 at the wanted token.
-            grad = scores.exp_().scatter_add_(1, wanted, scores.new_full((), -1).expand_as(wanted))
+            # d loss / d logits: the probabilities, minus 1 at the target.
+            minus_one = logprobs.new_full((), -1).expand_as(target)
+            grad = logprobs.exp_().scatter_add_(1, target, minus_one)
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
             grad = grad.to(chunk.dtype)
@@ -65,54 +72,65 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if weight is None else weight.to(weight_type),
             None if bias is None else bias.to(bias_type),
             None,
+            None,
         )
 
 
-def linear_cross_entropy(head: nn.Linear, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum of the losses of all labelled tokens, each foretold from the one before it.
+def linear_cross_entropy(
+    head: nn.Linear, hidden: Tensor, labels: Tensor, logits_per_chunk: int = LOGITS_PER_CHUNK
+) -> Tensor:
+    """Return the sum of the losses of all labelled tokens, a scalar in float32.
 
     Args:
-        hidden: (batch, seq, width), what the head would see.
-        labels: (batch, seq), -100 where nothing is learnt.
+        hidden: (batch, seq, width), the input of the output layer.
+        labels: (batch, seq), `IGNORE_INDEX` at positions without loss.
     """
     targets = labels[:, 1:]
-    learnt = targets != IGNORE_INDEX
-    picked: Tensor = hidden[:, :-1][learnt]
+    labelled = targets != IGNORE_INDEX
+    selected: Tensor = hidden[:, :-1][labelled]
     apply: Any = _LinearCrossEntropy.apply
-    loss: Tensor = apply(picked, head.weight, head.bias, targets[learnt])
+    loss: Tensor = apply(selected, head.weight, head.bias, targets[labelled], logits_per_chunk)
     return loss
 
 
 class ChunkedCrossEntropy:
-    """Makes a causal language model answer with its loss in place of its logits."""
+    """Computes the loss of a causal language model in place of its logits.
 
-    def __init__(self, head: nn.Linear) -> None:
+    Args:
+        head: the output layer of the model.
+        logits_per_chunk: number of logits that exist at once.
+    """
+
+    def __init__(self, head: nn.Linear, logits_per_chunk: int = LOGITS_PER_CHUNK) -> None:
         self._head = head
+        self._logits_per_chunk = logits_per_chunk
 
     @classmethod
-    def of(cls, model: Any) -> "ChunkedCrossEntropy | None":
-        """Return it for a model whose head is one plain linear layer, else `None`."""
+    def for_model(
+        cls, model: Any, logits_per_chunk: int = LOGITS_PER_CHUNK
+    ) -> "ChunkedCrossEntropy | None":
+        """Return it for a model whose output layer is a plain linear layer, else `None`."""
         head = model.get_output_embeddings()
-        return cls(head) if type(head) is nn.Linear else None
+        return cls(head, logits_per_chunk) if type(head) is nn.Linear else None
 
-    def loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+    def __call__(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Return the sum of the losses at the labelled positions of a batch, a scalar.
 
         Args:
-            model: the model itself, or what wraps it for several devices.
-            inputs: arguments of its forward, `labels` among them.
+            model: the model itself, or its wrapper for several devices.
+            inputs: arguments of its forward, with `labels` of shape (batch, seq).
         """
         inputs = dict(inputs)
-        with self._answers_with_loss(inputs.pop("labels")):
+        with self._replace_head(inputs.pop("labels")):
             loss: Tensor = model(**inputs).logits
         return loss
 
     @contextmanager
-    def _answers_with_loss(self, labels: Tensor) -> Iterator[None]:
-        # In the head's own place, so that whatever gathers weights for it (FSDP, DeepSpeed) or
-        # waits for the model's outputs (DDP) does so as ever.
-        head = self._head
-        head.forward = lambda input: linear_cross_entropy(head, input, labels)  # type: ignore[method-assign]
+    def _replace_head(self, labels: Tensor) -> Iterator[None]:
+        # Replaces the forward of the output layer itself, so that wrappers that gather its weights
+        # (FSDP, DeepSpeed) or track the model's outputs (DDP) work as usual.
+        head, size = self._head, self._logits_per_chunk
+        head.forward = lambda input: linear_cross_entropy(head, input, labels, size)  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -120,7 +138,7 @@ class ChunkedCrossEntropy:
 
 
 def model_loss(model: Any, inputs: dict[str, Any]) -> Tensor:
-    """Return the same sum by the model's own loss, which makes all logits."""
+    """Return the same sum from the model's own loss, which computes all logits."""
     labels = inputs["labels"]
     count = (labels[:, 1:] != IGNORE_INDEX).sum()
     loss: Tensor = model(**inputs, num_items_in_batch=count).loss * count
@@ -128,8 +146,8 @@ def model_loss(model: Any, inputs: dict[str, Any]) -> Tensor:
 
 
 @torch.no_grad()
-def matches_model_loss(model: Any, head: ChunkedCrossEntropy, inputs: dict[str, Any]) -> bool:
-    """Try whether both losses are one: some models do more to their logits than the head does."""
-    own, stock = head.loss(model, inputs).float(), model_loss(model, inputs).float()
-    # bfloat16 rounds logits to 3 digits, in another order here than there.
-    return torch.allclose(own, stock, rtol=5e-3 if model.dtype != torch.float32 else 1e-4)
+def matches_model_loss(model: Any, loss: ChunkedCrossEntropy, inputs: dict[str, Any]) -> bool:
+    """Whether the two losses are equal: some models transform the output layer's logits."""
+    own, expected = loss(model, inputs).float(), model_loss(model, inputs).float()
+    # bfloat16 rounds logits to 3 digits, in a different order in the two losses.
+    return torch.allclose(own, expected, rtol=5e-3 if model.dtype != torch.float32 else 1e-4)

@@ -1,9 +1,9 @@
-"""LoRA beside a frozen layer, as one operation with a gradient of its own.
+"""A frozen linear layer with LoRA as one autograd function.
 
 PEFT computes adapters in float32 with an operator for each cast, product and sum, and autograd
-keeps what each of them needs. Written as one, the adapter is computed in the model's own type, a
-third of the operators is left, and only the input is kept, which other layers share. The adapter
-itself stays in float32.
+keeps the inputs of each. As one function the adapter is computed in the model's type, with a third
+of the operators, and only the input is kept, which other layers share. The adapter weights stay in
+float32.
 """
 
 from functools import partial
@@ -19,7 +19,7 @@ class _LoraLinear(torch.autograd.Function):
     """`x @ weight.T + bias + scale * (x @ down.T) @ up.T`, gradients for x, down and up.
 
     Shapes: x (..., in), weight (out, in), bias (out,) or None, down (rank, in), up (out, rank).
-    Without a weight it is the adapter's part alone.
+    Without a weight it is the adapter's term alone.
     """
 
     @staticmethod
@@ -62,9 +62,9 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def use_fused_lora(model: nn.Module) -> bool:
-    """Let the plain LoRA layers of a PEFT model compute so; return whether all of them do.
+    """Use it in the plain LoRA layers of a PEFT model; return whether all layers are plain.
 
-    A layer with DoRA, dropout, a bias of the adapter's or several adapters stays PEFT's own.
+    A layer with DoRA, dropout, an adapter bias or several adapters keeps PEFT's forward.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -96,6 +96,6 @@ def _forward(layer: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
     whole: Tensor
     if type(base) is nn.Linear:
         whole = apply(x, base.weight, base.bias, *adapter)
-    else:  # quantised: it has its own way, and its own gradient
+    else:  # a quantized layer, with its own forward and backward
         whole = base(x) + apply(x, None, None, *adapter)
     return whole

@@ -1,9 +1,9 @@
-"""Norms and gated feed-forward layers that keep less for their gradient.
+"""RMS norms and gated feed-forward layers that keep fewer tensors for the backward pass.
 
-Autograd keeps what each operator needs: for a norm its input in float32, for a gated layer four
-products. Written as one operation each keeps its input alone and makes the rest again, which costs
-less than the memory's traffic. Many models call these layers by many names and some change the
-formula: a layer is replaced only where it is tried out to be the one written here.
+Autograd keeps the inputs of each operator: for a norm its input in float32, for a gated layer four
+products. As one function each keeps its inputs only and recomputes the rest, which costs less than
+the memory traffic. Models name these layers differently, and some change the formula: a layer is
+replaced only if its output equals the output of the function here.
 """
 
 from functools import partial
@@ -64,28 +64,28 @@ def _gated(layer: Any, x: Tensor) -> Tensor:
 
 
 def use_memory_efficient_layers(model: nn.Module) -> None:
-    """Replace what can be replaced; a norm that learns itself is not."""
-    tried: dict[tuple[type[nn.Module], float], bool] = {}
+    """Replace the forward of all layers that are equal; norms with trainable weights stay."""
+    is_equal: dict[tuple[type[nn.Module], float], bool] = {}
     for layer in model.modules():
-        lean = _lean(layer)
-        if lean is None:
+        replacement = _replacement(layer)
+        if replacement is None:
             continue
-        forward, key = lean
-        if key not in tried:
-            tried[key] = _same(layer, forward, model)
-        if tried[key]:
+        forward, key = replacement
+        if key not in is_equal:
+            is_equal[key] = _is_equal(layer, forward, model)
+        if is_equal[key]:
             layer.forward = forward
 
 
-def _lean(layer: Any) -> tuple[Any, tuple[type[nn.Module], float]] | None:
-    """Return what could take the place of a layer's forward, and which layers are of its kind."""
+def _replacement(layer: Any) -> tuple[Any, tuple[type[nn.Module], float]] | None:
+    """Return the forward that may replace a layer's own, and a key of layers with equal code."""
     kind = type(layer)
     if kind.__name__.endswith("RMSNorm"):
         epsilon = getattr(layer, "variance_epsilon", getattr(layer, "eps", None))
         weight = getattr(layer, "weight", None)
         if epsilon is not None and isinstance(weight, Tensor) and not weight.requires_grad:
             return partial(_norm, layer, epsilon), (kind, epsilon)
-    elif all(  # the experts of a mixture keep theirs in one tensor
+    elif all(  # not for mixtures of experts, whose weights are one tensor
         isinstance(getattr(layer, name, None), nn.Module)
         for name in ("gate_proj", "up_proj", "down_proj", "act_fn")
     ):
@@ -94,15 +94,14 @@ def _lean(layer: Any) -> tuple[Any, tuple[type[nn.Module], float]] | None:
 
 
 @torch.no_grad()
-def _same(layer: Any, forward: Any, model: Any) -> bool:
-    """Try whether both ways give the same."""
-    if model.device.type == "meta":  # nobody computes with it
+def _is_equal(layer: Any, forward: Any, model: Any) -> bool:
+    """Compare both forwards on a random input."""
+    if model.device.type == "meta":  # cannot compute
         return True
     width = len(layer.weight) if hasattr(layer, "weight") else layer.up_proj.in_features
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((2, 3, width), generator=generator).to(model.device, model.dtype)
     try:
-        own, stock = forward(x), layer(x)
-        return torch.allclose(own.float(), stock.float(), rtol=1e-2, atol=1e-3)
+        return torch.allclose(forward(x).float(), layer(x).float(), rtol=1e-2, atol=1e-3)
     except (RuntimeError, TypeError):
         return False

@@ -1,1 +1,1 @@
-"""What is decided before the weights are read: plan, defaults, memory, processes."""
+"""Everything resolved before the weights are loaded: plan, defaults, memory, run lock."""

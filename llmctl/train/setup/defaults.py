@@ -1,9 +1,13 @@
-"""What do the settings that nobody chose become, with this model, this data and this machine?"""
+"""Values of the settings that were not given: from the adapter, the model, the data, the machine.
+
+Each filled setting keeps the reason for its value, which the plan shows as its origin.
+"""
 
 import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,21 +16,23 @@ from llmctl.config import TrainConfig
 from llmctl.config.finetune import TrainMethod, largest_divisor
 from llmctl.config.settings import ResolvedConfig
 from llmctl.data.dataset import TokenizedDataset
+from llmctl.engine.loading.adapters import read_adapter_config
 from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.errors import ConfigError
 from llmctl.types import DType, TrainSetting
 
-_LONGEST = 2048
-"""Tokens per row where nobody says more."""
-_BUSY_TOKENS = {"cpu": 1024}
-_BUSY_TOKENS_GPU = 16384
-"""Tokens of a micro-batch past which a device gets no faster."""
-_LARGE = 30e9
-"""Parameters from which on the learning rate is halved (Dettmers et al. 2023, table 9)."""
-_RATES: Mapping[TrainMethod, float] = {"full": 2e-5, "dpo": 5e-6}
-_ADAPTER_RATE = 2e-4
-_LEAST_MEASUREMENTS = 4
-_TYPES: Mapping[torch.dtype, DType] = {
+_DEFAULT_MAX_LENGTH = 2048
+"""Tokens per row."""
+_SATURATING_TOKENS_CPU = 1024
+_SATURATING_TOKENS_GPU = 16384
+"""Tokens of a micro-batch beyond which the device does not get faster."""
+_LARGE_MODEL = 30e9
+"""Parameters from which the learning rate is halved (Dettmers et al. 2023, table 9)."""
+_LEARNING_RATES: Mapping[TrainMethod, float] = {"full": 2e-5, "dpo": 5e-6}
+_ADAPTER_LEARNING_RATE = 2e-4
+_MIN_EVALUATIONS = 4
+_ADAPTER_ORIGIN = "the adapter"
+_DTYPES: Mapping[torch.dtype, DType] = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
     torch.float32: "float32",
@@ -35,53 +41,107 @@ _TYPES: Mapping[torch.dtype, DType] = {
 
 @dataclass(frozen=True, slots=True)
 class ResolvedSettings:
-    """Settings without gaps, and where each came from."""
+    """The settings of a training, and the origin of each."""
 
     config: TrainConfig
     origins: Mapping[str, str]
-    """By field; what is not in it is the default."""
+    """Origin by field; the default for a field that is not in it."""
 
-    def filled(self, why: str, **values: object) -> "ResolvedSettings":
-        """Fill gaps; what a person chose stays."""
-        gaps = {n: v for n, v in values.items() if getattr(self.config, n) in (None, "auto")}
+    def filled(self, origin: str, **values: object) -> "ResolvedSettings":
+        """Return a copy with values for those of the fields that are `None` or `auto`."""
+        missing = {n: v for n, v in values.items() if getattr(self.config, n) in (None, "auto")}
         return ResolvedSettings(
-            replace(self.config, **gaps),  # type: ignore[arg-type]
-            {**self.origins, **dict.fromkeys(gaps, why)},
+            replace(self.config, **missing),  # type: ignore[arg-type]
+            {**self.origins, **dict.fromkeys(missing, origin)},
         )
 
     def listed(self) -> tuple[TrainSetting, ...]:
-        """Return every setting that counts here."""
+        """Return every setting that has an effect in this run."""
         config = self.config
-        idle = {"dpo_beta"} if config.method != "dpo" else set()
-        idle |= {"eval_fraction"} if config.eval_data else set()
-        idle |= {"rank", "alpha", "dropout"} if config.method == "full" else set()
+        unused = {"dpo_beta"} if config.method != "dpo" else set()
+        unused |= {"eval_fraction"} if config.eval_data else set()
+        unused |= {"rank", "alpha", "dropout"} if config.method == "full" else set()
         return tuple(
             TrainSetting(f.name, getattr(config, f.name), self.origins.get(f.name, "default"))
             for f in fields(config)
-            if f.name not in idle
+            if f.name not in unused
         )
+
+
+def settings_from_adapter(
+    settings: ResolvedConfig[TrainConfig], adapter: str
+) -> ResolvedConfig[TrainConfig]:
+    """Take method, rank, alpha, dropout and layers from an adapter that the training continues.
+
+    Raises:
+        ConfigError: the adapter is not a LoRA adapter, or another value was chosen.
+    """
+    config = settings.values
+    if config.method == "full":
+        raise ConfigError(
+            f"method full trains the weights of a model, and {adapter} is an adapter",
+            hint=f"`llmctl models merge {adapter} -o FOLDER` makes it a model first",
+        )
+    fixed = _adapter_settings(adapter, config)
+    differing = [
+        f"{settings.origins[name]}: {name} is {_format(getattr(config, name))}, and the adapter "
+        f"{adapter} has {_format(value)}"
+        for name, value in fixed.items()
+        if name in settings.origins and _comparable(getattr(config, name)) != _comparable(value)
+    ]
+    if differing:
+        raise ConfigError(
+            "\n".join(differing),
+            hint="leave it out to continue the adapter; or `llmctl models merge` it first, and "
+            "train a new adapter",
+        )
+    origins = {**dict.fromkeys(fixed, _ADAPTER_ORIGIN), **settings.origins}
+    return ResolvedConfig(replace(config, **fixed), origins)
+
+
+def _adapter_settings(adapter: str, config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that would create this adapter, from PEFT's `LoraConfig`."""
+    lora = read_adapter_config(adapter)
+    plain = "qlora" if config.method == "qlora" else "lora"  # the same adapter on other weights
+    layers = lora.target_modules or ()
+    return {
+        "method": "dora" if lora.use_dora else "rslora" if lora.use_rslora else plain,
+        "rank": lora.r,
+        "alpha": float(lora.lora_alpha),
+        "dropout": float(lora.lora_dropout),
+        "target_modules": (layers,) if isinstance(layers, str) else tuple(sorted(layers)),
+    }
+
+
+def _comparable(value: object) -> object:
+    return set(value) if isinstance(value, tuple) else value
+
+
+def _format(value: object) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def resolve_for_model(
-    settings: ResolvedConfig[TrainConfig], outline: ModelMetadata
+    settings: ResolvedConfig[TrainConfig], metadata: ModelMetadata
 ) -> ResolvedSettings:
-    """Fill in what follows from the model and the machine.
+    """Fill the settings that depend on the model and the machine.
 
     Raises:
-        ConfigError: they cannot do what was chosen.
+        ConfigError: the model or the machine does not support a chosen value.
     """
-    config, device = settings.values, outline.device
+    config, device = settings.values, metadata.device
     cuda = device.type == "cuda"
     resolved = ResolvedSettings(config, settings.origins)
-    context = outline.shape.context_length
+    context = metadata.shape.context_length
     if config.max_length is not None and config.max_length > context:
         raise ConfigError(
-            f"max_length is {config.max_length}, and the model was made for {context} tokens",
+            f"max_length is {config.max_length}, and the model's context is {context} tokens",
             hint=f"--max-length {context}",
         )
-    length = min(context, _LONGEST)
-    parameters = outline.shape.linear_parameters + outline.shape.other_parameters
-    rate = _RATES.get(config.method, _ADAPTER_RATE / 2 if parameters >= _LARGE else _ADAPTER_RATE)
+    length = min(context, _DEFAULT_MAX_LENGTH)
+    parameters = metadata.shape.linear_parameters + metadata.shape.other_parameters
+    adapter_rate = _ADAPTER_LEARNING_RATE / (2 if parameters >= _LARGE_MODEL else 1)
+    rate = _LEARNING_RATES.get(config.method, adapter_rate)
     resolved = (
         resolved.filled(
             "the model's context" if length == context else "default", max_length=length
@@ -90,12 +150,12 @@ def resolve_for_model(
         .filled(f"for {config.method}", quant=config.weights_quant)
         .filled("twice the rank", alpha=config.lora_alpha)
         .filled(f"on {device.type}", gradient_checkpointing=cuda)
-        .filled("on this machine", dtype=_TYPES[outline.dtype])
+        .filled("on this machine", dtype=_DTYPES[metadata.dtype])
         .filled("on this machine", attention=_attention(config, cuda=cuda))
         .filled(f"on {device.type}", optimizer="paged_adamw_8bit" if cuda else "adamw")
     )
     if device.type == "cpu" and resolved.config.dtype == "float16":
-        raise ConfigError("float16 does not train on a CPU", hint="--dtype bfloat16 or float32")
+        raise ConfigError("a CPU cannot train in float16", hint="--dtype bfloat16 or float32")
     if not cuda and resolved.config.optimizer == "paged_adamw_8bit":
         raise ConfigError(f"paged_adamw_8bit needs CUDA, not {device}", hint="--optimizer adamw")
     return resolved
@@ -105,7 +165,7 @@ def _attention(config: TrainConfig, *, cuda: bool) -> str:
     flash = cuda and importlib.util.find_spec("flash_attn") is not None
     if config.attention == "flash" and not flash:
         raise ConfigError(
-            "flash attention is not installed, or there is no CUDA card",
+            "flash attention is not installed, or there is no CUDA device",
             hint="pip install flash-attn, or leave out --attention",
         )
     if config.attention == "auto":
@@ -114,41 +174,42 @@ def _attention(config: TrainConfig, *, cuda: bool) -> str:
 
 
 def resolve_for_data(
-    resolved: ResolvedSettings, prepared: TokenizedDataset, world: int, device_type: str
+    resolved: ResolvedSettings, prepared: TokenizedDataset, world_size: int, device_type: str
 ) -> ResolvedSettings:
-    """Fill in what follows from the rows: micro-batches, and when to measure and save.
+    """Fill the micro-batch size by the length of the rows.
 
     Raises:
-        ConfigError: the devices cannot share the batch.
+        ConfigError: the batch cannot be divided over devices and micro-batches.
     """
     config = resolved.config
-    if config.batch_size % world:
+    if config.batch_size % world_size:
         raise ConfigError(
-            f"{world} devices cannot share a batch of {config.batch_size} rows evenly",
-            hint=f"--batch-size {-(-config.batch_size // world) * world}",
+            f"a batch of {config.batch_size} rows is not divisible by {world_size} devices",
+            hint=f"--batch-size {-(-config.batch_size // world_size) * world_size}",
         )
-    share = config.batch_size // world
-    if config.micro_batch_size is not None and share % config.micro_batch_size:
+    rows = config.batch_size // world_size
+    if config.micro_batch_size is not None and rows % config.micro_batch_size:
         raise ConfigError(
-            f"each of {world} devices has {share} rows of a batch, which do not go into "
-            f"micro-batches of {config.micro_batch_size}",
-            hint=f"--micro-batch-size {largest_divisor(share, config.micro_batch_size)}",
+            f"each of {world_size} devices has {rows} rows of a batch, which are not divisible by "
+            f"the micro-batch size {config.micro_batch_size}",
+            hint=f"--micro-batch-size {largest_divisor(rows, config.micro_batch_size)}",
         )
     assert config.max_length is not None
-    usual = np.percentile(prepared.train.lengths, 95) if not config.packing else config.max_length
-    most = max(1, int(_BUSY_TOKENS.get(device_type, _BUSY_TOKENS_GPU) // usual))
-    return resolved.filled("rows of this length", micro_batch_size=largest_divisor(share, most))
+    length = np.percentile(prepared.train.lengths, 95) if not config.packing else config.max_length
+    tokens = _SATURATING_TOKENS_CPU if device_type == "cpu" else _SATURATING_TOKENS_GPU
+    most = max(1, int(tokens // length))
+    return resolved.filled("rows of this length", micro_batch_size=largest_divisor(rows, most))
 
 
 def resolve_schedule(
-    resolved: ResolvedSettings, steps_per_epoch: int, *, measures: bool
+    resolved: ResolvedSettings, steps_per_epoch: int, *, has_eval: bool
 ) -> tuple[ResolvedSettings, int]:
-    """Fill in how often to measure and save; return the number of steps too."""
+    """Fill the intervals of evaluations and checkpoints; return also the number of steps."""
     config = resolved.config
     steps = math.ceil(config.epochs * steps_per_epoch)
     if config.max_steps is not None:
         steps = min(steps, config.max_steps)
-    often = max(1, min(steps_per_epoch, steps // _LEAST_MEASUREMENTS))
-    resolved = resolved.filled("from the steps", eval_every=often if measures else None)
-    every = resolved.config.eval_every or often
+    interval = max(1, min(steps_per_epoch, steps // _MIN_EVALUATIONS))
+    resolved = resolved.filled("from the steps", eval_every=interval if has_eval else None)
+    every = resolved.config.eval_every or interval
     return resolved.filled("as eval_every", save_every=every), steps

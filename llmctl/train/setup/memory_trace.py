@@ -1,9 +1,9 @@
-"""What does a training step hold at once, beside the weights? Replayed without memory or work.
+"""Memory of a training step beside the weights, traced on fake tensors.
 
-PyTorch's fake tensors know shapes and types and hold nothing. The real layers, the real adapter,
-autograd and checkpointing run on them, and a ledger counts the storages that live at the same
-time: what it counts is what a run allocates, for any architecture and method, not what a formula
-for one kind of layer says. Layers are alike, so a few of them stand for all.
+PyTorch's fake tensors have shapes and types but no data. The real layers, the real adapter,
+autograd and gradient checkpointing run on them while a tracker sums the live storages: the result
+is what a run allocates, for any architecture and method. Two small models of different depth are
+traced, and the full depth is extrapolated.
 """
 
 import contextlib
@@ -25,58 +25,59 @@ from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.train.setup.trainable_parameters import make_trainable, optimize_for_training
 
 _FEW, _MORE = 2, 4
-"""Numbers of layers that are replayed; all others follow from the difference."""
+"""Numbers of layers that are traced."""
 
 
 @dataclass(frozen=True, slots=True)
 class TracedMemory:
-    """Bytes of one forward and backward pass; the weights are left out."""
+    """Bytes of one forward and backward pass, without the weights."""
 
     saved: int
-    """Held when the forward pass has come to the head: what the backward pass will need."""
+    """Live at the input of the output layer: what the backward pass needs."""
     peak: int
-    """The most held from there to the end; gradients of weights that are made on the way count."""
+    """Peak from there to the end, including the gradients of weights."""
 
 
 def trace_step(
     config: TrainConfig,
-    outline: ModelMetadata,
+    metadata: ModelMetadata,
     *,
     rows: int,
     length: int,
     dtype: torch.dtype,
     accumulates: bool,
-    whole_logits: bool = False,
+    full_logits: bool = False,
 ) -> TracedMemory:
-    """Count what a micro-batch of `rows` sequences of `length` tokens holds.
+    """Trace a micro-batch of `rows` sequences of `length` tokens.
 
     Args:
         dtype: of the weights.
-        accumulates: gradients of earlier micro-batches are there already.
-        whole_logits: the model makes its own loss, from all logits. Else the loss is left out.
+        accumulates: gradients of earlier micro-batches already exist.
+        full_logits: the model computes its own loss from all logits. Else the loss is left out.
     """
-    total = outline.config.get_text_config().num_hidden_layers
-    found = []
+    total = metadata.config.get_text_config().num_hidden_layers
+    traces = []
     for count in (total,) if total <= _MORE else (_FEW, _MORE):
         with quiet_libraries():
-            model, mixed = _skeleton(config, outline, count, dtype)
+            model, mixed = _skeleton(config, metadata, count, dtype)
         mode = _autocast(config) if mixed else contextlib.nullcontext()
-        found.append(_step(model, mode, config, rows, length, accumulates, whole_logits))
-    grown = (total - _FEW) / (_MORE - _FEW)
-    first, last = found[0], found[-1]
-    saved, *peaks = (int(few + grown * (more - few)) for few, more in zip(first, last, strict=True))
+        traces.append(_step(model, mode, config, rows, length, accumulates, full_logits))
+    factor = (total - _FEW) / (_MORE - _FEW)
+    saved, *peaks = (
+        int(few + factor * (more - few)) for few, more in zip(traces[0], traces[-1], strict=True)
+    )
     return TracedMemory(saved, max(saved, *peaks))
 
 
 class StorageTracker(TorchDispatchMode):
-    """Sums up the storages that are alive, but for a model's own.
+    """Sums the live storages, except those of a model's parameters and buffers.
 
-    `peak` begins anew whenever somebody sets it.
+    Set `peak` to `now` to start a new measurement of the peak.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        # Views of them come out of operators too.
+        # Operators also return views of them.
         own = (*model.parameters(), *model.buffers())
         self._own = {tensor.untyped_storage()._cdata for tensor in own}
         self._live: dict[int, weakref.ref[Any]] = {}
@@ -88,19 +89,19 @@ class StorageTracker(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):
             if isinstance(value, Tensor):
-                self._note(value.untyped_storage())
+                self._track(value.untyped_storage())
         return result
 
-    def _note(self, storage: Any) -> None:
+    def _track(self, storage: Any) -> None:
         key, size = storage._cdata, storage.nbytes()
         if key in self._live or key in self._own:
             return
 
-        def gone(_: Any) -> None:
+        def on_freed(_: Any) -> None:
             del self._live[key]
             self.now -= size
 
-        self._live[key] = weakref.ref(storage, gone)
+        self._live[key] = weakref.ref(storage, on_freed)
         self.now += size
         self.peak = max(self.peak, self.now)
 
@@ -112,13 +113,13 @@ def _step(
     rows: int,
     length: int,
     accumulates: bool,
-    whole_logits: bool,
+    full_logits: bool,
 ) -> tuple[int, int, int]:
-    """Run one step on fake tensors; the order of events is that of a real one.
+    """Run one step on fake tensors, in the order of a real step.
 
     Returns:
-        Bytes at the head; the most from there to the embedding's gradient; the most after it. Each
-        grows evenly with the number of layers.
+        Bytes at the output layer; peak from there to the gradient of the embedding; peak after it.
+        Each is linear in the number of layers.
     """
     with FakeTensorMode():
         _make_fake(model, accumulates)
@@ -126,31 +127,31 @@ def _step(
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if config.packing:
             inputs["position_ids"] = ids
-        if whole_logits:
+        if full_logits:
             inputs |= {"labels": ids, "num_items_in_batch": torch.ones(())}
-        ledger = StorageTracker(model)
+        tracker = StorageTracker(model)
         before_embedding = 0
 
-        def reached(_: Tensor) -> None:
+        def at_embedding_gradient(_: Tensor) -> None:
             nonlocal before_embedding
-            before_embedding, ledger.peak = ledger.peak, ledger.now
+            before_embedding, tracker.peak = tracker.peak, tracker.now
 
-        def watch(_: nn.Module, _inputs: Any, embedded: Tensor) -> None:
+        def hook_embedding(_: nn.Module, _inputs: Any, embedded: Tensor) -> None:
             if embedded.requires_grad:
-                embedded.register_hook(reached)
+                embedded.register_hook(at_embedding_gradient)
 
-        _bare(model).get_input_embeddings().register_forward_hook(watch)
-        forward = model if whole_logits else _bare(model).base_model
-        with ledger:
-            with mode, contextlib.nullcontext() if config.packing else _known_unpacked():
+        _unwrap(model).get_input_embeddings().register_forward_hook(hook_embedding)
+        forward = model if full_logits else _unwrap(model).base_model
+        with tracker:
+            with mode, contextlib.nullcontext() if config.packing else _skip_packing_detection():
                 output = forward(**inputs)[0]
-            saved = ledger.peak = ledger.now
+            saved = tracker.peak = tracker.now
             output.sum().backward()
-        return saved, before_embedding, ledger.peak
+        return saved, before_embedding, tracker.peak
 
 
-def _bare(model: Any) -> Any:
-    """Return the Transformers model."""
+def _unwrap(model: Any) -> Any:
+    """Return the Transformers model inside a PEFT model."""
     from peft import PeftModel
 
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -163,42 +164,42 @@ def _autocast(config: TrainConfig) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _known_unpacked() -> Iterator[None]:
-    """Have no rows taken for packed ones: fake positions cannot be looked at."""
+def _skip_packing_detection() -> Iterator[None]:
+    """Disable Transformers' detection of packed rows, which reads the values of positions."""
     from transformers import masking_utils
 
     library: Any = masking_utils
-    looked = library.find_packed_sequence_indices
+    original = library.find_packed_sequence_indices
     library.find_packed_sequence_indices = lambda _: None
     try:
         yield
     finally:
-        library.find_packed_sequence_indices = looked
+        library.find_packed_sequence_indices = original
 
 
 def _skeleton(
-    config: TrainConfig, outline: ModelMetadata, layers: int, dtype: torch.dtype
+    config: TrainConfig, metadata: ModelMetadata, layers: int, dtype: torch.dtype
 ) -> tuple[Any, bool]:
-    """Return the model on the meta device with so many layers, and whether it needs autocast."""
+    """Return the model with fewer layers on the meta device, and whether it needs autocast."""
     from transformers import AutoModelForCausalLM
 
-    shortened = _shortened(outline.config, layers)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            shortened,
+            _with_layers(metadata.config, layers),
             dtype=dtype,
-            # What flash attention keeps is what PyTorch's own keeps.
+            # SDPA keeps the same tensors as flash attention.
             attn_implementation="eager" if config.attention == "eager" else "sdpa",
-            trust_remote_code=outline.spec.trust_remote_code,
+            trust_remote_code=metadata.spec.trust_remote_code,
         )
         model.requires_grad_(False)
         if config.weights_quant != "none":
-            _quantise(model, config)
-        learning = _adapted(model, outline.adapter) or make_trainable(model, config, None)
-    return learning, optimize_for_training(learning, config, outline.device.type)
+            _quantize(model, config)
+        trainable = _with_adapter(model, metadata.adapter) or make_trainable(model, config, None)
+    return trainable, optimize_for_training(trainable, config, metadata.device.type)
 
 
-def _shortened(config: Any, layers: int) -> Any:
+def _with_layers(config: Any, layers: int) -> Any:
+    """Return a copy of a model config with fewer layers."""
     shortened = deepcopy(config)
     text = shortened.get_text_config()
     total = text.num_hidden_layers
@@ -209,8 +210,8 @@ def _shortened(config: Any, layers: int) -> Any:
     return shortened
 
 
-def _adapted(model: Any, adapter: str | None) -> Any:
-    """Return the model with an adapter of the same form as the one in a folder."""
+def _with_adapter(model: Any, adapter: str | None) -> Any:
+    """Return the model with an adapter of the shape of the one in a folder, `None` without one."""
     if adapter is None:
         return None
     from peft import PeftConfig, get_peft_model
@@ -220,8 +221,8 @@ def _adapted(model: Any, adapter: str | None) -> Any:
     return get_peft_model(model, settings).train()
 
 
-class _Dequantised(torch.autograd.Function):
-    """A product with a quantised weight, which is written out for it and again for its gradient."""
+class _DequantizedLinear(torch.autograd.Function):
+    """A product with a quantized weight, which is dequantized in the forward and backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, outputs: int, keeps_input: bool) -> Tensor:
@@ -233,11 +234,11 @@ class _Dequantised(torch.autograd.Function):
         return grad @ grad.new_empty(ctx.shape), None, None
 
 
-def _quantise(model: Any, config: TrainConfig) -> None:
-    """Put layers with bitsandbytes' ways of working in place of the linear ones but the head.
+def _quantize(model: Any, config: TrainConfig) -> None:
+    """Replace the linear layers except the output layer by ones with bitsandbytes' memory use.
 
-    PEFT treats its layers in a way of their own, so the stand-ins are of its classes, but for DoRA,
-    which asks for the weights themselves.
+    They are of bitsandbytes' classes, which PEFT handles specially. For DoRA they stay linear
+    layers, because it reads the weights.
     """
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
@@ -258,25 +259,25 @@ def _quantise(model: Any, config: TrainConfig) -> None:
 
 def _product(outputs: int, *, keeps_input: bool) -> Any:
     def forward(x: Tensor) -> Tensor:
-        result: Tensor = _Dequantised.apply(x, outputs, keeps_input)  # type: ignore[no-untyped-call]
+        result: Tensor = _DequantizedLinear.apply(x, outputs, keeps_input)  # type: ignore[no-untyped-call]
         return result
 
     return forward
 
 
 def _make_fake(model: nn.Module, accumulates: bool) -> None:
-    """Move a model from the meta device to where fake tensors are; shared tensors stay shared."""
-    made: dict[int, Tensor] = {}
+    """Replace the meta tensors of a model by fake tensors; shared tensors stay shared."""
+    fakes: dict[int, Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is None:
                     continue
-                if id(tensor) not in made:
+                if id(tensor) not in fakes:
                     fake: Tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
                     if isinstance(tensor, nn.Parameter):
                         fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
                         if accumulates and tensor.requires_grad:
                             fake.grad = torch.empty_like(fake)
-                    made[id(tensor)] = fake
-                tensors[name] = made[id(tensor)]  # type: ignore[assignment]
+                    fakes[id(tensor)] = fake
+                tensors[name] = fakes[id(tensor)]  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What will a training do? Everything is read and worked out here; no weights are touched."""
+"""The plan of a training: job, report for the user, run lock and memory check, without weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,14 +17,13 @@ from llmctl.train.data.dataloaders import TrainDataset
 from llmctl.train.data.datasets import TrainingData, read_training_data
 from llmctl.train.data.packing import PackedDataset
 from llmctl.train.distributed import ProcessInfo
-from llmctl.train.run import TrainingJob
 from llmctl.train.samples import SamplePrompt, held_out_prompts, user_prompts
-from llmctl.train.setup.continue_adapter import settings_from_adapter
 from llmctl.train.setup.defaults import (
     ResolvedSettings,
     resolve_for_data,
     resolve_for_model,
     resolve_schedule,
+    settings_from_adapter,
 )
 from llmctl.train.setup.memory import TrainMemoryEstimate, TrainMemoryEstimator
 from llmctl.train.setup.run_lock import RunLock, config_to_json
@@ -33,71 +32,92 @@ from llmctl.types import ModelSpec, Progress, ProgressCallback, TrainPlan, ignor
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """Everything that a training run needs, with all settings resolved."""
+
+    config: TrainConfig
+    metadata: ModelMetadata
+    train_set: TrainDataset
+    eval_set: TokenDataset | PairDataset | None
+    sample_prompts: Sequence[SamplePrompt]
+    steps: int
+    folder: Path
+    """Output folder, absolute."""
+    process: ProcessInfo
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedTraining:
-    """A training that could begin."""
+    """A training job with its plan and its run lock."""
 
     job: TrainingJob
-    rows: TrainingData
+    data: TrainingData
     plan: TrainPlan
-    receipt: RunLock
-    shortage: OutOfMemoryError | None
-    """Why it cannot begin, with what would fit."""
+    run_lock: RunLock
+    memory_error: OutOfMemoryError | None
+    """The error to raise if the job does not fit into memory, with settings that do."""
 
 
 def prepare_training(
     settings: ResolvedConfig[TrainConfig],
-    share: ProcessInfo,
+    process: ProcessInfo,
     progress: ProgressCallback = ignore_progress,
 ) -> PreparedTraining:
-    """Read model facts and rows, fill in what nobody chose, and foretell what will happen.
+    """Read the model's metadata and the rows, resolve all settings, and predict the memory.
 
     Raises:
         ConfigError, DataError, TemplateError: the settings, rows or template cannot be used.
         ModelNotFoundError, ModelLoadError, UnsafeModelError: as `load_model`.
     """
     config = settings.values
-    outline = load_model_metadata(_spec(config), progress)
+    metadata = load_model_metadata(_model_spec(config), progress)
     if config.method == "dpo":
-        from llmctl.train.dpo import check_dpo_settings  # from here on an extra is needed
+        from llmctl.train.dpo import check_dpo_settings  # raises if the extra is missing
 
-        check_dpo_settings(config, outline.adapter)
-    known = check_provenance(
-        outline.resolved,
-        adapter=outline.adapter,
-        template=outline.template.fingerprint,
+        check_dpo_settings(config, metadata.adapter)
+    provenance = check_provenance(
+        metadata.resolved,
+        adapter=metadata.adapter,
+        template=metadata.template.fingerprint,
         template_chosen=config.chat_template is not None,
     )
-    if outline.adapter is not None:
-        settings = settings_from_adapter(settings, outline.adapter)
-    resolved = resolve_for_model(settings, outline)
-    rows = read_training_data(resolved.config, outline, progress)
-    resolved = resolve_for_data(resolved, rows.prepared, share.world, outline.device.type)
+    if metadata.adapter is not None:
+        settings = settings_from_adapter(settings, metadata.adapter)
+    resolved = resolve_for_model(settings, metadata)
+    data = read_training_data(resolved.config, metadata, progress)
+    resolved = resolve_for_data(resolved, data.prepared, process.world_size, metadata.device.type)
     config = resolved.config
-    learnt, held = _in_rows(config, rows.prepared)
-    progress(Progress("working out the memory"))
-    resolved, memory, shortage = _fitted(
-        resolved, outline, learnt, share, fixed=settings.values.micro_batch_size is not None
+    train_set, eval_set = _datasets(config, data.prepared)
+    progress(Progress("estimating memory"))
+    resolved, memory, memory_error = _fit_micro_batch(
+        resolved,
+        metadata,
+        train_set,
+        process.world_size,
+        fixed=settings.values.micro_batch_size is not None,
     )
-    per_epoch = len(LengthGroupedBatchSampler(learnt.lengths, config.batch_size, seed=config.seed))
-    resolved, steps = resolve_schedule(resolved, per_epoch, measures=held is not None)
+    steps_per_epoch = len(
+        LengthGroupedBatchSampler(train_set.lengths, config.batch_size, seed=config.seed)
+    )
+    resolved, steps = resolve_schedule(resolved, steps_per_epoch, has_eval=eval_set is not None)
     job = TrainingJob(
         config=resolved.config,
-        outline=outline,
-        learnt=learnt,
-        held=held,
-        questions=_questions(resolved.config, rows, outline),
+        metadata=metadata,
+        train_set=train_set,
+        eval_set=eval_set,
+        sample_prompts=_sample_prompts(resolved.config, data, metadata),
         steps=steps,
         folder=Path(config.output).expanduser().absolute(),
-        share=share,
+        process=process,
     )
-    plan = _plan(resolved, job, rows, per_epoch, memory, known.notes)
-    return PreparedTraining(job, rows, plan, _receipt(job, rows), shortage)
+    plan = _plan(resolved, job, data, steps_per_epoch, memory, provenance.notes)
+    return PreparedTraining(job, data, plan, _run_lock(job, data), memory_error)
 
 
-def _in_rows(
+def _datasets(
     config: TrainConfig, prepared: TokenizedDataset
 ) -> tuple[TrainDataset, TokenDataset | PairDataset | None]:
-    """Return what is learnt from and what is held out, in the rows that the method takes."""
+    """Return the training and evaluation datasets in the form that the method needs."""
     if config.method == "dpo":
         return PairDataset(prepared.train), prepared.eval and PairDataset(prepared.eval)
     if config.packing:
@@ -105,43 +125,44 @@ def _in_rows(
     return prepared.train, prepared.eval
 
 
-def _fitted(
+def _fit_micro_batch(
     resolved: ResolvedSettings,
-    outline: ModelMetadata,
-    learnt: TrainDataset,
-    share: ProcessInfo,
+    metadata: ModelMetadata,
+    train_set: TrainDataset,
+    world_size: int,
     *,
     fixed: bool,
 ) -> tuple[ResolvedSettings, TrainMemoryEstimate | None, OutOfMemoryError | None]:
-    """Foretell the memory; with fewer rows at once where that makes it fit.
+    """Predict the memory; reduce the micro-batch size until the job fits.
 
     Args:
-        fixed: a person chose how many.
+        fixed: the micro-batch size was chosen, and is not reduced.
     """
     config = resolved.config
-    if config.fsdp or config.deepspeed:  # what each device holds of the model is theirs to say
+    if config.fsdp or config.deepspeed:  # they decide what each device holds
         return resolved, None, None
-    longest = learnt[int(learnt.lengths.argmax())]
+    longest = train_set[int(train_set.lengths.argmax())]
     samples = longest if isinstance(longest, tuple) else (longest,)
     row = {
-        "length": int(learnt.lengths.max()),
+        "length": int(train_set.lengths.max()),
         "supervised": sum(int(sample.loss_mask.sum()) for sample in samples),
     }
-    memory = TrainMemoryEstimator(outline, world=share.world)
-    plan = memory.predict(config, **row)
-    while not plan.fits and plan.rows > 1 and not fixed:
-        share_rows = config.batch_size // share.world
-        config = replace(config, micro_batch_size=largest_divisor(share_rows, plan.rows - 1))
-        plan = memory.predict(config, **row)
+    estimator = TrainMemoryEstimator(metadata, world_size=world_size)
+    estimate = estimator.predict(config, **row)
+    while not estimate.fits and estimate.rows > 1 and not fixed:
+        smaller = largest_divisor(config.batch_size // world_size, estimate.rows - 1)
+        config = replace(config, micro_batch_size=smaller)
+        estimate = estimator.predict(config, **row)
         resolved = ResolvedSettings(
-            config, {**resolved.origins, "micro_batch_size": "what memory holds"}
+            config, {**resolved.origins, "micro_batch_size": "limited by memory"}
         )
-    if plan.fits:
-        return resolved, plan, None
-    return resolved, plan, memory.refuse(plan, memory.suggest(config, **row))
+    if estimate.fits:
+        return resolved, estimate, None
+    suggestions = estimator.suggest(config, **row)
+    return resolved, estimate, estimator.out_of_memory_error(estimate, suggestions)
 
 
-def _spec(config: TrainConfig) -> ModelSpec:
+def _model_spec(config: TrainConfig) -> ModelSpec:
     return ModelSpec(
         model=config.model,
         quant=config.weights_quant,
@@ -153,68 +174,68 @@ def _spec(config: TrainConfig) -> ModelSpec:
     )
 
 
-def _questions(
-    config: TrainConfig, rows: TrainingData, outline: ModelMetadata
+def _sample_prompts(
+    config: TrainConfig, data: TrainingData, metadata: ModelMetadata
 ) -> list[SamplePrompt]:
-    # A sharded model answers only if all devices ask it the same.
+    # Generating with a sharded model would need all devices to run the same prompts.
     if config.fsdp or config.deepspeed:
         return []
     if config.sample_prompts:
-        return user_prompts(config.sample_prompts, outline.template)
-    held = rows.prepared.eval
-    if held is None or not config.samples or config.method == "dpo":
+        return user_prompts(config.sample_prompts, metadata.template)
+    eval_set = data.prepared.eval
+    if eval_set is None or not config.samples or config.method == "dpo":
         return []
-    return held_out_prompts(held, config.samples, outline.tokenizer)
+    return held_out_prompts(eval_set, config.samples, metadata.tokenizer)
 
 
 def _plan(
     resolved: ResolvedSettings,
     job: TrainingJob,
-    rows: TrainingData,
-    per_epoch: int,
+    data: TrainingData,
+    steps_per_epoch: int,
     memory: TrainMemoryEstimate | None,
-    known: Sequence[str],
+    provenance_notes: Sequence[str],
 ) -> TrainPlan:
-    config, outline, report = job.config, job.outline, rows.prepared.report
+    config, metadata, report = job.config, job.metadata, data.prepared.report
     micro = config.micro_batch_size or 1
-    shape = outline.shape
-    held = len(job.held) if job.held else 0
-    notes = [*known, *rows.notes]
-    if held == 0:
+    shape = metadata.shape
+    eval_rows = len(job.eval_set) if job.eval_set else 0
+    notes = [*provenance_notes, *data.notes]
+    if eval_rows == 0:
         notes.append(
-            "nothing is held out, so nothing measures whether it learns or only memorises: "
-            "give --eval-data, or more rows"
+            "there is no evaluation set, so overfitting cannot be detected: use --eval-data, or "
+            "more rows"
         )
     return TrainPlan(
         settings=resolved.listed(),
-        model_id=outline.resolved.model_id,
-        device=str(outline.device),
+        model_id=metadata.resolved.model_id,
+        device=str(metadata.device),
         dtype=config.dtype,
         parameters=shape.linear_parameters + shape.other_parameters,
-        trainable=count_trainable(config, outline),
-        rows=len(job.learnt) if config.method == "dpo" else len(rows.prepared.train),
-        eval_rows=held,
-        tokens=int(rows.prepared.train.lengths.sum()),
+        trainable=count_trainable(config, metadata),
+        rows=len(job.train_set) if config.method == "dpo" else len(data.prepared.train),
+        eval_rows=eval_rows,
+        tokens=int(data.prepared.train.lengths.sum()),
         supervised_share=report.supervised_tokens / max(1, report.tokens),
         steps=job.steps,
-        steps_per_epoch=per_epoch,
+        steps_per_epoch=steps_per_epoch,
         micro_batch_size=micro,
-        accumulation=config.batch_size // (micro * job.share.world),
+        accumulation=config.batch_size // (micro * job.process.world_size),
         memory={str(part): size for part, size in memory.parts.items()} if memory else {},
         free_bytes=memory.free_bytes if memory else 0,
         notes=tuple(notes),
     )
 
 
-def _receipt(job: TrainingJob, rows: TrainingData) -> RunLock:
-    outline = job.outline
+def _run_lock(job: TrainingJob, data: TrainingData) -> RunLock:
+    metadata = job.metadata
     return RunLock(
         config=config_to_json(job.config),
-        base=BaseModelRef.of(outline.resolved.full_model),
-        adapter=fingerprint(Path(outline.adapter)) if outline.adapter else None,
-        template=outline.template.fingerprint,
-        data=rows.data,
-        eval_data=rows.eval_data,
-        rows=rows.key,
-        world=job.share.world,
+        base=BaseModelRef.of(metadata.resolved.full_model),
+        adapter=fingerprint(Path(metadata.adapter)) if metadata.adapter else None,
+        template=metadata.template.fingerprint,
+        data=data.data,
+        eval_data=data.eval_data,
+        rows=data.key,
+        world=job.process.world_size,
     )

@@ -1,4 +1,4 @@
-"""What makes a run repeatable? `run.lock.json`: everything that decides its numbers."""
+"""`run.lock.json`: everything that determines the results of a run, to resume or repeat it."""
 
 import json
 import os
@@ -37,8 +37,8 @@ PATH_SETTINGS = (
     "fsdp_config",
     "deepspeed",
 )
-"""Settings that name files to read."""
-_FREE_ON_RESUME = {
+"""Settings that name input files."""
+_CHANGEABLE_ON_RESUME = {
     "micro_batch_size",
     "gradient_checkpointing",
     "eval_every",
@@ -50,24 +50,25 @@ _FREE_ON_RESUME = {
     "device",
     "output",
 }
-"""What a resumed run may have otherwise: it changes no loss beyond rounding."""
+"""Settings that a resumed run may change: they change no loss beyond rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunLock:
-    """Everything that decides the numbers of a run."""
+    """Everything that determines the results of a run. Field names are those of the file."""
 
     config: Mapping[str, Any]
     """`TrainConfig` as the run used it."""
     base: BaseModelRef
     adapter: str | None
-    """Print of the adapter that was taught further."""
+    """Fingerprint of the adapter that the run continues."""
     template: str | None
     data: DatasetRef
     eval_data: DatasetRef | None
     rows: str
-    """`AdapterSlices.key`: the token sequences and their split."""
+    """`TrainingData.key`: identifies the token sequences and their split."""
     world: int
+    """Number of processes."""
     run_id: str | None = None
     finished: bool = False
     versions: Mapping[str, str] = field(default_factory=lambda: _versions())
@@ -75,21 +76,23 @@ class RunLock:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a receipt, or the one in a folder.
+        """Read the file, or the one in a folder.
 
         Raises:
-            ConfigError: there is none, or it cannot be understood.
+            ConfigError: it is missing, or not valid.
         """
         file = path / LOCK_FILE if path.is_dir() else path
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise ConfigError(f"there is no run in {path}: it has no {LOCK_FILE}") from error
+            raise ConfigError(f"no run in {path}: {LOCK_FILE} is missing") from error
         except (OSError, ValueError) as error:
             raise ConfigError(f"{file} cannot be read: {error}") from error
         try:
             if values.pop("schema") > SCHEMA_VERSION:
-                raise ConfigError(f"{file} is of a newer llmctl", hint="pip install -U llmctl")
+                raise ConfigError(
+                    f"{file} was written by a newer llmctl", hint="pip install -U llmctl"
+                )
             known = {f.name for f in fields(cls)}
             values = {name: value for name, value in values.items() if name in known}
             values["base"] = BaseModelRef(**values["base"])
@@ -97,62 +100,67 @@ class RunLock:
                 values[name] = values[name] and DatasetRef(**values[name])
             return cls(**values)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{file} is no receipt of a run: {error!r}") from error
+            raise ConfigError(f"{file} is not a valid run lock: {error!r}") from error
 
     def write(self, folder: Path) -> None:
+        """Write the file into a folder, atomically."""
         write_json(folder / LOCK_FILE, {"schema": SCHEMA_VERSION, **asdict(self)})
 
-    def layer(self, origin: str) -> ConfigSource:
-        """Return the settings as a layer that others may go over."""
+    def config_source(self, origin: str) -> ConfigSource:
+        """Return the settings as a config source with this origin."""
         return {name: Setting(value, origin) for name, value in self.config.items()}
 
     def check_same(self, config: TrainConfig, chosen: Mapping[str, str]) -> None:
-        """Refuse to resume with other settings than the run began with.
+        """Check that a resumed run keeps the settings it started with.
 
         Args:
-            chosen: where each setting was chosen, by field.
+            chosen: origin of each given setting, by field.
 
         Raises:
-            ConfigError: with everything that differs.
+            ConfigError: settings differ; the message lists them all.
         """
         now = config_to_json(config)
         differing = [
             f"{chosen[name]}: {name} is {now[name]!r}, and the run has {value!r}"
             for name, value in self.config.items()
-            if name in chosen and name not in _FREE_ON_RESUME and now.get(name, value) != value
+            if name in chosen
+            and name not in _CHANGEABLE_ON_RESUME
+            and now.get(name, value) != value
         ]
         if differing:
             raise ConfigError(
                 "\n".join(differing),
-                hint="leave it out to go on with the run; another --output begins a new one",
+                hint="leave it out to continue the run; another --output starts a new run",
             )
 
     def differences(self, other: "RunLock") -> tuple[list[str], list[str]]:
-        """Compare with what a run would use now.
+        """Compare with the inputs and the environment of another run.
 
         Returns:
-            What makes it another run, and what may change the last digits.
+            Differences that make it another run, and differences that may change the last digits.
         """
-        hard = {
+        inputs = {
             "the model's weights": (self.base.weights, other.base.weights),
-            "the adapter that is taught further": (self.adapter, other.adapter),
+            "the continued adapter": (self.adapter, other.adapter),
             "the chat template": (self.template, other.template),
             "the data": (self.data.digest, other.data.digest),
-            "the data to measure on": (
+            "the evaluation data": (
                 self.eval_data and self.eval_data.digest,
                 other.eval_data and other.eval_data.digest,
             ),
         }
-        soft: dict[str, tuple[object, object]] = {
+        environment: dict[str, tuple[object, object]] = {
             name: (old, other.versions.get(name)) for name, old in self.versions.items()
         }
-        soft |= {name: (old, other.hardware.get(name)) for name, old in self.hardware.items()}
-        soft["processes"] = (self.world, other.world)
-        return _changes(hard), _changes(soft)
+        environment |= {
+            name: (old, other.hardware.get(name)) for name, old in self.hardware.items()
+        }
+        environment["processes"] = (self.world, other.world)
+        return _changes(inputs), _changes(environment)
 
 
 def config_to_json(config: TrainConfig) -> dict[str, Any]:
-    """Return settings as JSON holds them, with paths that mean the same from anywhere."""
+    """Return settings as JSON values, with absolute paths."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     for name in PATH_SETTINGS:
         value = values[name]
@@ -165,13 +173,15 @@ def config_to_json(config: TrainConfig) -> dict[str, Any]:
 
 
 def _absolute(name: str) -> str:
-    """Make a path absolute; what is none on this machine, such as a hub id, stays."""
+    """Return the absolute path; a name that is not a local path, such as a hub id, unchanged."""
     path = Path(name).expanduser()
     return str(path.absolute()) if path.exists() else name
 
 
 def _changes(pairs: Mapping[str, tuple[object, object]]) -> list[str]:
-    return [f"{name} was {old}, and is {new}" for name, (old, new) in pairs.items() if old != new]
+    return [
+        f"{name} was {old} and is now {new}" for name, (old, new) in pairs.items() if old != new
+    ]
 
 
 def _versions() -> dict[str, str]:
@@ -181,13 +191,13 @@ def _versions() -> dict[str, str]:
 def _hardware() -> dict[str, Any]:
     import torch
 
-    found: dict[str, Any] = {
+    hardware: dict[str, Any] = {
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
-        # Sums over threads are added up in another order with another number of them.
+        # The number of threads changes the order of summation.
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
     }
     if torch.cuda.is_available():
-        found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    return found
+        hardware |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    return hardware

@@ -1,4 +1,4 @@
-"""Which parameters learn, by the method that was chosen?"""
+"""Trainable parameters by method, and the kernels that a model trains with."""
 
 import warnings
 from typing import Any
@@ -15,42 +15,42 @@ from llmctl.train.kernels.memory_efficient_layers import use_memory_efficient_la
 
 
 def make_trainable(model: Any, config: TrainConfig, adapter: str | None) -> Any:
-    """Return the model with what is to learn, in training mode; the rest of it is frozen.
+    """Return the model with trainable parameters, in training mode; all others stay frozen.
 
-    Adapters are in float32 whatever the model is in: their steps are small.
+    Adapters are in float32 for any type of the model: their updates are small.
 
     Args:
-        model: all of it frozen.
-        adapter: folder of an adapter that is taught further; its own rank and layers stay.
+        model: with all parameters frozen.
+        adapter: folder of an adapter to continue; its own rank and layers are used.
 
     Raises:
-        ConfigError: the model has no such layers.
+        ConfigError: the model does not have the chosen layers.
     """
     if config.method == "full":
         model.requires_grad_(True)
         return model.train()
     from peft import PeftModel, get_peft_model
 
-    # The adapter begins the same however much chance was used up before.
+    # The initial adapter must not depend on earlier use of the random generator.
     torch.manual_seed(config.seed)
     try:
         with warnings.catch_warnings():
-            # PEFT 0.21 asks the model by a name that Transformers 5.23 has changed.
+            # PEFT 0.21 uses a name that Transformers 5.23 has deprecated.
             warnings.simplefilter("ignore", FutureWarning)
             if adapter is not None:
                 return PeftModel.from_pretrained(model, adapter, is_trainable=True).train()
-            return get_peft_model(model, _lora(config)).train()
+            return get_peft_model(model, _lora_config(config)).train()
     except ValueError as error:
         if "arget modules" not in str(error):
             raise
         names = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
         raise ConfigError(
-            f"the model has no layers called {', '.join(config.target_modules)}",
+            f"the model has no layers named {', '.join(config.target_modules)}",
             hint=f"it has {', '.join(sorted(names))}",
         ) from error
 
 
-def _lora(config: TrainConfig) -> Any:
+def _lora_config(config: TrainConfig) -> Any:
     from peft import LoraConfig, TaskType
 
     alpha: Any = config.lora_alpha
@@ -67,18 +67,18 @@ def _lora(config: TrainConfig) -> Any:
 
 
 def weights_dtype(config: TrainConfig) -> torch.dtype:
-    """Return the type of the weights: what learns whole keeps float32, for its steps are small."""
+    """Return the type of the weights: float32 for full fine-tuning, whose updates are small."""
     dtype: torch.dtype = getattr(torch, config.dtype)
     return torch.float32 if config.method == "full" else dtype
 
 
 def optimize_for_training(model: Any, config: TrainConfig, device_type: str) -> bool:
-    """Let a model compute as it learns best on a kind of device; nothing of its numbers changes.
+    """Replace layers by kernels that train faster or in less memory, with equal results.
 
     Returns:
-        Whether its parts are of several types, so that autocast must bring them together.
+        Whether autocast is needed, because parts of the model have different types.
     """
-    # What is sharded over devices is whole only inside its own module's forward.
+    # Sharded weights are complete only inside the forward of their own module.
     sharded = bool(config.fsdp or config.deepspeed)
     if device_type == "cpu" and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(attention.register())
@@ -91,8 +91,8 @@ def optimize_for_training(model: Any, config: TrainConfig, device_type: str) -> 
 
 
 def enable_gradient_checkpointing(model: Any) -> None:
-    """Keep only what each layer begins with; the rest is computed again for its gradient."""
-    # Not reentrant: that kind needs inputs with a gradient, which frozen embeddings do not give.
+    """Keep only the input of each layer; the backward pass recomputes the other activations."""
+    # Not reentrant: that kind needs inputs with a gradient, which frozen embeddings do not have.
     enable = getattr(model, "activation_checkpointing_enable", None)
     if enable is not None:
         enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -100,15 +100,15 @@ def enable_gradient_checkpointing(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def count_trainable(config: TrainConfig, outline: ModelMetadata) -> int:
-    """Count the parameters that will learn, from shapes alone. Raises as `make_trainable`."""
-    if outline.adapter is not None:
-        return outline.shape.adapter_parameters
+def count_trainable(config: TrainConfig, metadata: ModelMetadata) -> int:
+    """Count the trainable parameters from shapes alone. Raises as `make_trainable`."""
+    if metadata.adapter is not None:
+        return metadata.shape.adapter_parameters
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            outline.config, trust_remote_code=outline.spec.trust_remote_code
+            metadata.config, trust_remote_code=metadata.spec.trust_remote_code
         )
-        learning = make_trainable(model.requires_grad_(False), config, None)
-    return sum(p.numel() for p in learning.parameters() if p.requires_grad)
+        trainable = make_trainable(model.requires_grad_(False), config, None)
+    return sum(p.numel() for p in trainable.parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""What must the Trainer be told?"""
+"""Translation of `TrainConfig` into Transformers' `TrainingArguments`."""
 
 import math
 from collections.abc import Callable
@@ -25,12 +25,18 @@ def training_arguments(
     steps_per_epoch: int,
     micro_batch_size: int,
     accumulation: int,
-    world: int,
+    world_size: int,
     autocast: bool,
-    kind: Callable[..., TrainingArguments] = TrainingArguments,
+    create: Callable[..., TrainingArguments] = TrainingArguments,
 ) -> TrainingArguments:
-    """Translate resolved settings. When to tell, measure and save is the watch's to say."""
-    return kind(
+    """Translate resolved settings. `TrainingCallback` decides when to log, evaluate and save.
+
+    Args:
+        accumulation: micro-batches of one device per step.
+        autocast: the model has parts of several types.
+        create: class or factory of the arguments.
+    """
+    return create(
         output_dir=str(folder),
         per_device_train_batch_size=micro_batch_size,
         per_device_eval_batch_size=micro_batch_size,
@@ -52,8 +58,8 @@ def training_arguments(
         bf16=autocast and config.dtype == "bfloat16",
         fp16=config.dtype == "float16",
         use_cpu=device.type == "cpu",
-        ddp_backend="gloo" if device.type == "cpu" and world > 1 else None,
-        ddp_find_unused_parameters=False if world > 1 else None,
+        ddp_backend="gloo" if device.type == "cpu" and world_size > 1 else None,
+        ddp_find_unused_parameters=False if world_size > 1 else None,
         fsdp=config.fsdp or "",
         fsdp_config=config.fsdp_config,
         deepspeed=config.deepspeed,

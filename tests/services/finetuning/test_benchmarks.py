@@ -43,7 +43,7 @@ def lessons(exam: Path, file: Path) -> Path:
 def teach(model: Path, exam: Path, output: Path, **more: Any) -> TrainReport:
     notes: list[str] = []
     report = ask(settings(model, exam, output) | more, notes.append)
-    assert len([note for note in notes if note.startswith("exam ")]) == 2
+    assert len([note for note in notes if note.startswith("benchmarks ")]) == 2
     return report
 
 
@@ -116,17 +116,17 @@ def test_a_run_that_is_stopped_in_the_exam_afterwards_goes_on_with_it(
 
     def impatient(note: str) -> None:
         notes.append(note)
-        if note.startswith("exam after"):
+        if note.startswith("benchmarks after"):
             raise KeyboardInterrupt
 
     exam, output = write_custom_benchmark(tmp_path), tmp_path / "taught"
     chosen = settings(tiny_folder, exam, output) | {"max_steps": 2}
     with pytest.raises(KeyboardInterrupt):
         ask(chosen, impatient)
-    assert f"--resume --output {output}` goes on" in notes[-1]
+    assert f"--resume --output {output}`" in notes[-1]
     known = Provenance.read(output)
     report = ask({"output": str(output)}, notes.append, resume=True)
-    told = [note.split()[1] for note in notes if note.startswith("exam ")]
+    told = [note.split()[1] for note in notes if note.startswith("benchmarks ")]
     assert told == ["before", "after", "after"]
     now = Provenance.read(output)
     assert known

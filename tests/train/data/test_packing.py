@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmctl.data.tokenized.storage import TokenSequence
 from llmctl.engine.models import resolve
 from llmctl.errors import ConfigError
-from llmctl.train.data.collate import IGNORE_INDEX, SftCollator, packing_is_isolated
+from llmctl.train.data.collate import SftCollator, packing_is_isolated
 from llmctl.train.data.packing import pack_best_fit
+from llmctl.train.kernels.cross_entropy import IGNORE_INDEX
 from tests.tiny import SHAPE
 
 

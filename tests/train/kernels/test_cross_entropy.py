@@ -48,9 +48,9 @@ def test_loss_and_gradients_are_the_models_own(
 ) -> None:
     monkeypatch.setattr(head_module, "CHUNK_LOGITS", chunk)
     model = load(save_tiny_model(tmp_path, model_type=model_type, **options))
-    head = ChunkedCrossEntropy.of(model)
+    head = ChunkedCrossEntropy.for_model(model)
     assert head is not None
-    own, stock = head.loss(model, batch()), model_loss(model, batch())
+    own, stock = head(model, batch()), model_loss(model, batch())
     torch.testing.assert_close(own, stock, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(gradients(model, own), gradients(model, stock), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -59,9 +59,9 @@ def test_loss_and_gradients_are_the_models_own(
 def test_the_model_answers_with_logits_again_afterwards(tmp_path: Path) -> None:
     model = load(save_tiny_model(tmp_path))
     before = model(**batch()).logits
-    head = ChunkedCrossEntropy.of(model)
+    head = ChunkedCrossEntropy.for_model(model)
     assert head is not None
-    head.loss(model, batch())
+    head(model, batch())
     assert torch.equal(model(**batch()).logits, before)
 
 
@@ -73,16 +73,16 @@ def test_a_model_that_does_more_to_its_logits_is_found_out(
     tmp_path: Path, model_type: str, options: dict[str, Any]
 ) -> None:
     model = load(save_tiny_model(tmp_path, model_type=model_type, **options))
-    head = ChunkedCrossEntropy.of(model)
+    head = ChunkedCrossEntropy.for_model(model)
     assert head is None or not matches_model_loss(model, head, batch())
 
 
 def test_a_batch_without_anything_to_learn_has_no_loss(tmp_path: Path) -> None:
     model = load(save_tiny_model(tmp_path))
-    head = ChunkedCrossEntropy.of(model)
+    head = ChunkedCrossEntropy.for_model(model)
     assert head is not None
     inputs = batch()
     inputs["labels"][:] = -100
-    loss = head.loss(model, inputs)
+    loss = head(model, inputs)
     loss.backward()
     assert loss.item() == 0

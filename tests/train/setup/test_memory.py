@@ -53,7 +53,7 @@ def resolved(**settings: Any) -> TrainConfig:
     return TrainConfig(**(chosen | settings))
 
 
-def outline(folder: Path, config: TrainConfig) -> ModelMetadata:
+def metadata(folder: Path, config: TrainConfig) -> ModelMetadata:
     return load_model_metadata(
         ModelSpec(str(folder), quant=config.weights_quant, dtype=config.dtype, device="cpu")
     )
@@ -83,7 +83,7 @@ def allocated(config: TrainConfig, known: ModelMetadata) -> tuple[int, int]:
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_replayed_is_what_a_real_step_allocates(folder: Path, case: str) -> None:
     config = resolved(**CASES[case])
-    known = outline(folder, config)
+    known = metadata(folder, config)
     found = trace_step(
         config, known, rows=ROWS, length=LENGTH, dtype=weights_type(config), accumulates=False
     )
@@ -94,7 +94,7 @@ def test_what_is_replayed_is_what_a_real_step_allocates(folder: Path, case: str)
 
 def test_checkpointing_and_shorter_rows_take_less_and_more_rows_take_more(folder: Path) -> None:
     config = resolved()
-    memory = TrainMemoryEstimator(outline(folder, config))
+    memory = TrainMemoryEstimator(metadata(folder, config))
 
     def activations(length: int = LENGTH, **settings: Any) -> int:
         plan = memory.predict(replace(config, **settings), length=length, supervised=8)
@@ -108,7 +108,7 @@ def test_checkpointing_and_shorter_rows_take_less_and_more_rows_take_more(folder
 
 def test_weights_gradients_and_state_follow_from_counts(folder: Path) -> None:
     config = resolved(rank=8)
-    known = outline(folder, config)
+    known = metadata(folder, config)
     memory = TrainMemoryEstimator(known)
     trainable = count_trainable(config, known)
     parts = memory.predict(config, length=LENGTH, supervised=8).parts
@@ -122,7 +122,7 @@ def test_weights_gradients_and_state_follow_from_counts(folder: Path) -> None:
     assert four.parts["weights"] < parts["weights"] / 2
     whole = memory.predict(replace(config, method="full"), length=LENGTH, supervised=8)
     assert "adapter" not in whole.parts
-    two = TrainMemoryEstimator(known, world=2).predict(
+    two = TrainMemoryEstimator(known, world_size=2).predict(
         replace(config, batch_size=4 * ROWS), length=LENGTH, supervised=8
     )
     assert two.parts["gradients"] == 2 * parts["gradients"]
@@ -130,7 +130,7 @@ def test_weights_gradients_and_state_follow_from_counts(folder: Path) -> None:
 
 def test_pairs_are_read_side_by_side(folder: Path) -> None:
     config = resolved()
-    memory = TrainMemoryEstimator(outline(folder, config))
+    memory = TrainMemoryEstimator(metadata(folder, config))
     single = memory.predict(config, length=LENGTH, supervised=8)
     pair = memory.predict(replace(config, method="dpo"), length=LENGTH, supervised=16)
     assert pair.parts["activations"] == pytest.approx(2 * single.parts["activations"], rel=0.05)
@@ -138,7 +138,7 @@ def test_pairs_are_read_side_by_side(folder: Path) -> None:
 
 def test_what_does_not_fit_is_refused_with_settings_that_do(folder: Path) -> None:
     config = resolved(micro_batch_size=64, batch_size=128)
-    known = outline(folder, config)
+    known = metadata(folder, config)
     row = {"length": 256, "supervised": 200}
     roomy = TrainMemoryEstimator(known).predict(config, **row)
     assert roomy.fits
@@ -150,19 +150,19 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(folder: Path) -> Non
     found = memory.suggest(config, **row)
     assert found[0].options == "--micro-batch-size 32"
     assert all(way.plan.fits for way in found)
-    error = memory.refuse(tight, found)
+    error = memory.out_of_memory_error(tight, found)
     assert "activations" in str(error)
-    assert "64 rows of up to 256 tokens" in str(error)
+    assert "a micro-batch of 64 rows of up to 256 tokens" in str(error)
     assert "--micro-batch-size 32" in error.hint
     nothing = TrainMemoryEstimator(known, free_bytes=1)
     plan = nothing.predict(config, **row)
     assert nothing.suggest(config, **row) == ()
-    assert "smaller model" in nothing.refuse(plan, ()).hint
+    assert "smaller model" in nothing.out_of_memory_error(plan, ()).hint
 
 
 def test_the_peak_is_the_sum_of_its_parts(folder: Path) -> None:
     config = resolved()
-    plan = TrainMemoryEstimator(outline(folder, config)).predict(
+    plan = TrainMemoryEstimator(metadata(folder, config)).predict(
         config, length=LENGTH, supervised=8
     )
     assert plan.peak_bytes == sum(plan.parts.values())

@@ -87,10 +87,10 @@ def test_measuring_keeps_gradients_through_four_bit_layers(tmp_path: Path) -> No
     from peft import LoraConfig, get_peft_model
 
     folder = save_tiny_model(tmp_path, hidden_size=64, intermediate_size=128, head_dim=16)
-    outline = load_model_metadata(
+    metadata = load_model_metadata(
         ModelSpec(str(folder), quant="4bit", dtype="bfloat16", device="cpu")
     )
-    model = load_for_training(outline, dtype=torch.bfloat16, attention="sdpa")
+    model = load_for_training(metadata, dtype=torch.bfloat16, attention="sdpa")
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
     ids = torch.randint(0, 256, (2, 16))
 
@@ -108,16 +108,16 @@ def test_measuring_keeps_gradients_through_four_bit_layers(tmp_path: Path) -> No
 
 def test_embeddings_and_head_stay_in_sixteen_bits_beside_four(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path)
-    outline = load_model_metadata(
+    metadata = load_model_metadata(
         ModelSpec(str(folder), quant="4bit", dtype="bfloat16", device="cpu")
     )
-    model = load_for_training(outline, dtype=torch.bfloat16, attention="sdpa")
+    model = load_for_training(metadata, dtype=torch.bfloat16, attention="sdpa")
     assert model.get_input_embeddings().weight.dtype == torch.bfloat16
     assert model.get_output_embeddings().weight.dtype == torch.bfloat16
 
 
 def test_layers_that_are_not_there_are_named_with_those_that_are(teach: RunFinetune) -> None:
-    with pytest.raises(ConfigError, match="no layers called q_porj") as failed:
+    with pytest.raises(ConfigError, match="no layers named q_porj") as failed:
         teach(target_modules=["q_porj"])
     assert "q_proj" in failed.value.hint
 
