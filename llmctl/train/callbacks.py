@@ -72,7 +72,7 @@ class TrainingCallback(TrainerCallback):
         self.stopped_early = self._patience_exhausted()
         if step >= state.max_steps or self.stopped_early:  # the Trainer would take one step more
             if missing:
-                self.trainer.save_state()
+                self.trainer.save_checkpoint()
             raise AlreadyFinished
         self._start = (time.perf_counter(), step)
 

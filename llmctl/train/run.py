@@ -16,10 +16,10 @@ from llmctl.config import TrainConfig
 from llmctl.config.finetune import largest_divisor
 from llmctl.engine.error_translation import is_out_of_memory
 from llmctl.engine.loading.trainable import load_for_training
-from llmctl.errors import LlmctlError, OutOfMemoryError
+from llmctl.errors import ConfigError, LlmctlError, OutOfMemoryError
 from llmctl.train.callbacks import Schedule, TrainingCallback, peak_memory
 from llmctl.train.checkpoints import Checkpoint, Checkpoints
-from llmctl.train.data.collate import SftCollator
+from llmctl.train.data.collate import SftCollator, packing_is_isolated
 from llmctl.train.data.dataloaders import DataLoaders
 from llmctl.train.kernels.cross_entropy import ChunkedCrossEntropy, matches_model_loss
 from llmctl.train.samples import SampleGenerator, SampleLog
@@ -91,7 +91,12 @@ class TrainRun:
         """Whether the chunked loss equals the model's own; `None` before they are compared."""
 
     def load(self, progress: ProgressCallback = ignore_progress) -> None:
-        """Load the weights and make the trainable parameters. Raises as `load_for_training`."""
+        """Load the weights and make the trainable parameters.
+
+        Raises:
+            ConfigError: packed samples would influence each other in this model.
+            LlmctlError: as `load_for_training` and `make_trainable`.
+        """
         job, config = self._job, self._job.config
         model = load_for_training(
             job.metadata,
@@ -101,6 +106,17 @@ class TrainRun:
         )
         self._model = make_trainable(model, config, job.metadata.adapter)
         self._autocast = optimize_for_training(self._model, config, job.metadata.device.type)
+        if config.packing:
+            self._check_packing()
+
+    def _check_packing(self) -> None:
+        metadata = self._job.metadata
+        if not packing_is_isolated(self._model, self._sft_collator()):
+            raise ConfigError(
+                f"packing does not work with {metadata.config.model_type} models, such as "
+                f"{metadata.resolved.model_id}: packed samples would influence each other",
+                hint="--no-packing",
+            )
 
     def train(self, resume: Checkpoint | None = None) -> TrainOutcome:
         """Train until the last step, or until a stop is requested.
@@ -118,7 +134,7 @@ class TrainRun:
                     trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
             except TrainingInterrupted:
                 callback.restore_rng_state()
-                trainer.save_state()
+                trainer.save_checkpoint()
                 raise
             except AlreadyFinished:
                 pass
@@ -151,7 +167,7 @@ class TrainRun:
         self._model.zero_grad(set_to_none=True)
         _free_memory()
         if step:
-            trainer.save_state()
+            trainer.save_checkpoint()
         accumulation = trainer.loaders.batches.accumulation * self._micro // smaller
         self._micro = smaller
         self._listener(
@@ -227,21 +243,25 @@ class TrainRun:
         self,
     ) -> tuple[Callable[..., SftTrainer], Callable[..., Any], Callable[..., Any]]:
         """Return the factories of trainer and arguments, and the collator."""
-        metadata, config = self._job.metadata, self._job.config
-        pad_id = metadata.eos_ids[0]
-        multiple_of = 8 if metadata.device.type == "cuda" else 1
-        if config.method == "dpo":
-            from llmctl.train import dpo
+        config = self._job.config
+        if config.method != "dpo":
+            return SftTrainer, TrainingArguments, self._sft_collator()
+        from llmctl.train import dpo
 
-            trainer = partial(dpo.DpoTrainer, tokenizer=metadata.tokenizer)
-            collator = dpo.PreferenceCollator(pad_id=pad_id, multiple_of=multiple_of)
-            return trainer, dpo.dpo_arguments(config), collator
-        flash = config.attention == "flash"
-        return (
-            SftTrainer,
-            TrainingArguments,
-            SftCollator(pad_id=pad_id, multiple_of=multiple_of, flash=flash),
-        )
+        trainer = partial(dpo.DpoTrainer, tokenizer=self._job.metadata.tokenizer)
+        pad_id, multiple_of = self._padding()
+        collator = dpo.PreferenceCollator(pad_id=pad_id, multiple_of=multiple_of)
+        return trainer, dpo.dpo_arguments(config), collator
+
+    def _sft_collator(self) -> SftCollator:
+        pad_id, multiple_of = self._padding()
+        flash = self._job.config.attention == "flash"
+        return SftCollator(pad_id=pad_id, multiple_of=multiple_of, flash=flash)
+
+    def _padding(self) -> tuple[int, int]:
+        """Return the padding token, and the number that the width of a batch is a multiple of."""
+        metadata = self._job.metadata
+        return metadata.eos_ids[0], 8 if metadata.device.type == "cuda" else 1
 
     def _loss(self, loaders: DataLoaders) -> ChunkedCrossEntropy | None:
         """Return the chunked loss where it equals the model's own loss, else `None`."""

@@ -216,7 +216,7 @@ class SftTrainer(Trainer):
         evals = [(int(e["step"]), e["eval_loss"]) for e in history if e["step"] > 0]
         return min(evals, key=lambda entry: entry[1], default=None)
 
-    def save_state(self) -> None:
+    def save_checkpoint(self) -> None:
         """Save a checkpoint of the last completed step now."""
         self._save_checkpoint(self.model_wrapped)
 

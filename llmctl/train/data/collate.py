@@ -86,39 +86,45 @@ class SftCollator:
 
 
 def packing_is_isolated(model: Any, collator: SftCollator) -> bool:
-    """Try whether the samples of a packed row stay apart in this model.
+    """Whether the samples of a packed row do not influence each other in a model.
 
-    A model that carries a state along the row (Mamba, linear attention) lets them leak into each
-    other, whatever the attention does. Two rows that differ in their first sample only must give
-    the second sample the same logits.
+    A recurrent layer (Mamba, linear attention, short convolutions) carries a state from one sample
+    to the next, and some attention layers ignore `position_ids`. The logits of the second sample
+    must have a gradient of exactly 0 with respect to the embeddings of the first: a masked
+    attention weight is 0 in any number type, and a leak is not, however small.
     """
     import torch
 
-    def logits(first: Sequence[int]) -> Any:
-        row = tuple(
-            TokenSequence(np.array(ids, dtype=np.int32), np.ones(len(ids), dtype=np.bool_))
-            for ids in (first, second)
-        )
-        batch = {
-            name: value.to(model.device) if isinstance(value, torch.Tensor) else value
-            for name, value in collator([row]).items()
-            if name != "labels"
-        }
-        end = len(first) + len(second)
-        return model(**batch).logits[0, len(first) : end].float()
-
     size = min(model.get_input_embeddings().weight.shape[0], 1000)
-    second = [(7 * i + 3) % size for i in range(8)]
+    first, second = (
+        TokenSequence(
+            np.array([(factor * i + 3) % size for i in range(8)], dtype=np.int32),
+            np.ones(8, dtype=np.bool_),
+        )
+        for factor in (5, 7)
+    )
+    inputs = {
+        name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+        for name, value in collator([(first, second)]).items()
+        if name != "labels"
+    }
+    embeddings = []
+
+    def detach(_module: Any, _inputs: Any, output: Any) -> Any:
+        embeddings.append(output.detach().requires_grad_(True))
+        return embeddings[-1]
+
     training = model.training
     model.eval()
+    hook = model.get_input_embeddings().register_forward_hook(detach)
     try:
-        with torch.no_grad():
-            one = logits([(5 * i + 1) % size for i in range(8)])
-            other = logits([(3 * i + 2) % size for i in range(8)])
+        with torch.enable_grad():
+            logits = model(**inputs).logits[0, len(first.ids) : len(first.ids) + len(second.ids)]
+            (gradient,) = torch.autograd.grad(logits.float().logsumexp(-1).sum(), embeddings[-1])
     finally:
+        hook.remove()
         model.train(training)
-    # Apart, they differ by rounding at most; a leak shows at the scale of the logits themselves.
-    return bool((one - other).abs().max() <= 0.01 * one.std())
+    return not gradient[0, : len(first.ids)].any().item()
 
 
 class LengthGroupedBatchSampler:

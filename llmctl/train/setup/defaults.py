@@ -151,7 +151,7 @@ def resolve_for_model(
         .filled("twice the rank", alpha=config.lora_alpha)
         .filled(f"on {device.type}", gradient_checkpointing=cuda)
         .filled("on this machine", dtype=_DTYPES[metadata.dtype])
-        .filled("on this machine", attention=_attention(config, cuda=cuda))
+        .filled("on this machine", attention=_attention(config, metadata.config, cuda=cuda))
         .filled(f"on {device.type}", optimizer="paged_adamw_8bit" if cuda else "adamw")
     )
     if device.type == "cpu" and resolved.config.dtype == "float16":
@@ -161,16 +161,22 @@ def resolve_for_model(
     return resolved
 
 
-def _attention(config: TrainConfig, *, cuda: bool) -> str:
+def _attention(config: TrainConfig, model_config: Any, *, cuda: bool) -> str:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
     flash = cuda and importlib.util.find_spec("flash_attn") is not None
     if config.attention == "flash" and not flash:
         raise ConfigError(
             "flash attention is not installed, or there is no CUDA device",
             hint="pip install flash-attn, or leave out --attention",
         )
-    if config.attention == "auto":
-        return "flash" if flash else "sdpa"
-    return config.attention
+    if config.attention != "auto":
+        return config.attention
+    # Models without attention, such as Mamba, refuse any other implementation than eager.
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model_config), None)
+    if not getattr(model_class, "_supports_sdpa", True):
+        return "eager"
+    return "flash" if flash else "sdpa"
 
 
 def resolve_for_data(

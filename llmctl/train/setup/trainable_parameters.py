@@ -31,6 +31,7 @@ def make_trainable(model: Any, config: TrainConfig, adapter: str | None) -> Any:
         return model.train()
     from peft import PeftModel, get_peft_model
 
+    names = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     # The initial adapter must not depend on earlier use of the random generator.
     torch.manual_seed(config.seed)
     try:
@@ -41,13 +42,15 @@ def make_trainable(model: Any, config: TrainConfig, adapter: str | None) -> Any:
                 return PeftModel.from_pretrained(model, adapter, is_trainable=True).train()
             return get_peft_model(model, _lora_config(config)).train()
     except ValueError as error:
-        if "arget modules" not in str(error):
+        if "arget modules" in str(error):
+            message = f"the model has no layers named {', '.join(config.target_modules)}"
+        elif "is incompatible with" in str(error):  # PEFT's check of Mamba models
+            message = f"LoRA does not support all layers of {model.config.model_type} models"
+            names -= {"out_proj"}
+        else:
             raise
-        names = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-        raise ConfigError(
-            f"the model has no layers named {', '.join(config.target_modules)}",
-            hint=f"it has {', '.join(sorted(names))}",
-        ) from error
+        options = " ".join(f"--target-modules {name}" for name in sorted(names))
+        raise ConfigError(message, hint=f"choose from {options}") from error
 
 
 def _lora_config(config: TrainConfig) -> Any:

@@ -18,16 +18,16 @@ from tests.tiny import SHAPE
 
 
 @given(st.lists(st.integers(1, 64), max_size=200))
-def test_every_sample_is_in_one_row_and_no_row_is_too_long(lengths: list[int]) -> None:
+def test_every_sample_is_in_one_row_and_no_row_exceeds_the_capacity(lengths: list[int]) -> None:
     rows = pack_best_fit(np.array(lengths, dtype=np.int32), 64)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in row) <= 64 for row in rows)
-    # The mark of best fit: no two rows could have shared one.
+    # A property of best fit: no two rows fit into one.
     used = sorted(sum(lengths[i] for i in row) for row in rows)
     assert len(used) < 2 or used[0] + used[1] > 64
 
 
-def test_short_samples_leave_almost_nothing_empty() -> None:
+def test_rows_of_short_samples_are_almost_full() -> None:
     lengths = np.random.default_rng(0).integers(20, 400, 5000).astype(np.int32)
     rows = pack_best_fit(lengths, 2048)
     assert lengths.sum() / (len(rows) * 2048) > 0.995
@@ -38,7 +38,7 @@ def test_a_sample_longer_than_a_row_is_refused() -> None:
         pack_best_fit(np.array([3, 65], dtype=np.int32), 64)
 
 
-def some_samples(vocabulary: int, *lengths: int) -> list[TokenSequence]:
+def random_samples(vocabulary: int, *lengths: int) -> list[TokenSequence]:
     rng = np.random.default_rng(1)
     made = []
     for length in lengths:
@@ -48,7 +48,7 @@ def some_samples(vocabulary: int, *lengths: int) -> list[TokenSequence]:
 
 
 def token_losses(model: Any, batch: dict[str, Any]) -> torch.Tensor:
-    """Losses of all learnt tokens in order of rows, shape (learnt,)."""
+    """Return the losses of all targets in the order of rows, shape (targets,)."""
     labels = batch.pop("labels")[:, 1:]
     with torch.no_grad():
         logits = model(**batch).logits[:, :-1].float()
@@ -58,14 +58,22 @@ def token_losses(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     return losses[labels != IGNORE_INDEX]
 
 
-def tiny_model(model_type: str, attention: str = "sdpa", **shape: Any) -> Any:
+def tiny_model(
+    model_type: str,
+    attention: str = "sdpa",
+    *,
+    scale: int = 8,
+    dtype: torch.dtype = torch.float32,
+    **shape: Any,
+) -> Any:
+    """Return a random model; `scale` multiplies its matrices."""
     torch.manual_seed(3)
     config = AutoConfig.for_model(model_type, **(SHAPE | {"vocab_size": 300} | shape))
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
-                parameter.mul_(8)
+                parameter.mul_(scale)
     return model.eval()
 
 
@@ -85,7 +93,7 @@ def test_packed_and_padded_samples_have_the_losses_they_have_alone(
     model_type: str, shape: dict[str, Any], attention: str
 ) -> None:
     assert_same_losses(
-        tiny_model(model_type, attention, **shape), some_samples(300, 17, 1, 30, 5, 2, 40, 9)
+        tiny_model(model_type, attention, **shape), random_samples(300, 17, 1, 30, 5, 2, 40, 9)
     )
 
 
@@ -105,14 +113,54 @@ def test_packed_samples_of_the_real_model_have_the_losses_they_have_alone() -> N
         assert_same_losses(model, samples)
 
 
-def test_a_model_that_carries_a_state_along_the_row_is_found_out() -> None:
-    collator = SftCollator(pad_id=0)
-    assert packing_is_isolated(tiny_model("llama"), collator)
-    mamba = AutoConfig.for_model("mamba", hidden_size=32, num_hidden_layers=2, vocab_size=300)
-    assert not packing_is_isolated(AutoModelForCausalLM.from_config(mamba), collator)
+ISOLATED: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 4},
+    "qwen3": {},
+    "gemma3_text": {"sliding_window": 4},
+    "gpt_neox": {},
+    "mixtral": {"num_local_experts": 4},
+}
+_MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_n_groups": 1}
+LEAKING: dict[str, dict[str, Any]] = {
+    "mamba": {},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 1},
+    "falcon_h1": {**_MAMBA2, "mamba_d_ssm": 64},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2},
+    "granitemoehybrid": {**_MAMBA2, "layer_types": ["mamba", "attention"]},
+    "recurrent_gemma": {"num_hidden_layers": 3, "lru_width": 32},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "qwen3_next": {
+        "num_hidden_layers": 4,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
+    "rwkv": {"attention_hidden_size": 32},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},  # ignores position_ids
+}
 
 
-def test_trying_a_model_leaves_its_mode_as_it_was() -> None:
-    model = tiny_model("llama").train()
+@pytest.mark.parametrize("scale", [1, 8], ids=["small-weights", "large-weights"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("model_type", [*ISOLATED, *LEAKING])
+def test_models_whose_packed_samples_influence_each_other_are_detected(
+    model_type: str, dtype: torch.dtype, scale: int
+) -> None:
+    shape = (ISOLATED | LEAKING)[model_type]
+    attention = "eager" if model_type in ("mamba", "mamba2", "rwkv") else "sdpa"
+    model = tiny_model(model_type, attention, scale=scale, dtype=dtype, **shape)
+    assert packing_is_isolated(model, SftCollator(pad_id=0)) == (model_type in ISOLATED)
+
+
+def test_the_check_of_packing_does_not_change_the_model() -> None:
+    model = tiny_model("llama").train().requires_grad_(False)
     packing_is_isolated(model, SftCollator(pad_id=0))
     assert model.training
+    assert not model.get_input_embeddings()._forward_hooks
+    assert all(p.grad is None for p in model.parameters())

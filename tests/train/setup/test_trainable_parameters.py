@@ -1,7 +1,8 @@
-"""Every method teaches, and what it leaves loads again."""
+"""Every method trains, and its result loads again; continued adapters keep their settings."""
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,79 +12,101 @@ from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError
 from llmctl.types import ModelSpec
 from tests.tiny import save_tiny_model
-from tests.train.conftest import EventRecorder, RunFinetune
+from tests.train.conftest import EventRecorder, FinishedRun, RunFinetune
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "dora", "rslora", "full"])
-def test_a_method_learns(teach: RunFinetune, tmp_path: Path, method: str) -> None:
-    watched = EventRecorder()
-    lengthy = {"epochs": 4, "max_steps": 20, "eval_every": 10}
-    report = teach(watched, method=method, dtype="bfloat16", **lengthy)
-    assert report.eval_losses[-1][1] < report.eval_losses[0][1] - 0.05
-    assert watched.plan.trainable < watched.plan.parameters or method == "full"
-    out = tmp_path / "out"
-    name = "model.safetensors" if method == "full" else "adapter_model.safetensors"
-    assert (out / name).is_file()
-
-
-def test_eight_bits_learn_too(teach: RunFinetune) -> None:
-    report = teach(quant="8bit", method="qlora", epochs=4, max_steps=20, eval_every=10)
-    assert report.eval_losses[-1][1] < report.eval_losses[0][1] - 0.05
-
-
-def test_full_training_is_saved_in_a_model_that_answers_the_same(
-    teach: RunFinetune, tmp_path: Path
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "lora"},
+        {"method": "qlora"},
+        {"method": "qlora", "quant": "8bit"},
+        {"method": "dora"},
+        {"method": "rslora"},
+        {"method": "full"},
+    ],
+    ids=lambda settings: "-".join(settings.values()),
+)
+def test_a_method_lowers_the_evaluation_loss(
+    run_finetune: RunFinetune, tmp_path: Path, settings: dict[str, object]
 ) -> None:
-    from transformers import AutoModelForCausalLM
+    recorder = EventRecorder()
+    report = run_finetune(
+        recorder, **settings, dtype="bfloat16", learning_rate=4e-3, max_steps=6, eval_every=6
+    )
+    assert report.eval_losses[-1][1] < report.eval_losses[0][1] - 0.05
+    is_full = settings["method"] == "full"
+    assert (recorder.plan.trainable == recorder.plan.parameters) == is_full
+    name = "model.safetensors" if is_full else "adapter_model.safetensors"
+    assert (tmp_path / "out" / name).is_file()
 
-    report = teach(method="full", max_steps=2, eval_every=1)
+
+def test_full_fine_tuning_is_saved_as_a_model_with_the_same_replies(
+    run_finetune: RunFinetune, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    prompt = "Count to 3."
+    report = run_finetune(method="full", max_steps=2, eval_every=1, sample_prompts=[prompt])
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    assert report.eval_losses
-    assert sum(p.numel() for p in model.parameters()) > 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    inputs: Any = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    output = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0]
+    reply = str(tokenizer.decode(output[inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    (sample,) = report.after
+    assert reply.strip() == sample.reply
+    assert sample.reply != report.before[0].reply
 
 
-def test_an_adapter_is_taught_further(teach: RunFinetune, tmp_path: Path) -> None:
-    first, second = EventRecorder(), EventRecorder()
-    teach(first)
-    teach(second, model=str(tmp_path / "out"), output=tmp_path / "more", max_steps=2)
-    assert second.evals[0] == pytest.approx(first.evals[10], abs=1e-5)
-    assert second.plan.trainable == first.plan.trainable
+def test_an_adapter_is_continued(run_finetune: RunFinetune, finished_run: FinishedRun) -> None:
+    recorder = EventRecorder()
+    run_finetune(recorder, model=str(finished_run.folder), max_steps=1)
+    first = finished_run.recorder
+    assert recorder.evals[0] == pytest.approx(first.evals[10], abs=1e-5)
+    assert recorder.plan.trainable == first.plan.trainable
 
 
-def test_an_adapter_that_is_taught_further_stays_what_it_was_made(
-    teach: RunFinetune, tmp_path: Path
+def test_a_continued_adapter_keeps_method_rank_and_layers(
+    run_finetune: RunFinetune, tmp_path: Path
 ) -> None:
-    made, watched = str(tmp_path / "out"), EventRecorder()
-    teach(method="dora", rank=2, alpha=6, dropout=0.1, target_modules=["q_proj"], max_steps=1)
-    open_choice = {"rank": None, "model": made, "max_steps": 1, "output": tmp_path / "more"}
-    teach(watched, **open_choice)
-    told = {one.name: (one.value, one.origin) for one in watched.plan.settings}
+    adapter, recorder = str(tmp_path / "out"), EventRecorder()
+    run_finetune(
+        method="dora", rank=2, alpha=6, dropout=0.1, target_modules=["q_proj"], max_steps=1
+    )
+    unset = {"rank": None, "model": adapter, "max_steps": 1, "output": tmp_path / "more"}
+    run_finetune(recorder, **unset)
+    settings = {one.name: (one.value, one.origin) for one in recorder.plan.settings}
     for name, value in {"method": "dora", "rank": 2, "alpha": 6, "dropout": 0.1}.items():
-        assert told[name] == (value, "the adapter")
-    assert told["target_modules"][0] == ("q_proj",)
-    taught = Provenance.read(tmp_path / "more")
-    assert taught is not None
-    assert (taught.method, taught.hyperparameters["rank"]) == ("dora", 2)
+        assert settings[name] == (value, "the adapter")
+    assert settings["target_modules"][0] == ("q_proj",)
+    provenance = Provenance.read(tmp_path / "more")
+    assert provenance is not None
+    assert (provenance.method, provenance.hyperparameters["rank"]) == ("dora", 2)
     with pytest.raises(ConfigError) as refused:
-        teach(**{**open_choice, "rank": 8, "method": "lora", "alpha": 6, "output": tmp_path / "3"})
+        run_finetune(**{**unset, "rank": 8, "method": "lora", "alpha": 6, "output": tmp_path / "3"})
     assert "rank is 8, and the adapter" in str(refused.value)
     assert "method is lora, and the adapter" in str(refused.value)
     assert "alpha" not in str(refused.value)
 
 
-def test_an_adapter_on_other_weights_than_it_learnt_on_is_told_of(
-    teach: RunFinetune, tiny_folder: Path, tmp_path: Path
+def test_other_weights_than_those_of_the_adapter_are_noted(
+    run_finetune: RunFinetune, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    base, watched = tmp_path / "base", EventRecorder()
+    base, recorder = tmp_path / "base", EventRecorder()
     shutil.copytree(tiny_folder, base)
-    teach(model=str(base), max_steps=1)
+    run_finetune(model=str(base), max_steps=1)
     save_tiny_model(base, initializer_range=0.03)
-    teach(watched, model=str(tmp_path / "out"), output=tmp_path / "more", max_steps=1)
-    assert any("has other weights" in note for note in watched.plan.notes)
+    run_finetune(recorder, model=str(tmp_path / "out"), output=tmp_path / "more", max_steps=1)
+    assert any("other weights" in note for note in recorder.plan.notes)
 
 
-def test_measuring_keeps_gradients_through_four_bit_layers(tmp_path: Path) -> None:
-    """bitsandbytes repacks weights in evaluation mode, for a kernel that has no gradient."""
+def test_evaluation_keeps_gradients_through_four_bit_layers(tmp_path: Path) -> None:
+    """bitsandbytes repacks weights in evaluation mode, for a kernel without gradient."""
     from peft import LoraConfig, get_peft_model
 
     folder = save_tiny_model(tmp_path, hidden_size=64, intermediate_size=128, head_dim=16)
@@ -102,11 +125,13 @@ def test_measuring_keeps_gradients_through_four_bit_layers(tmp_path: Path) -> No
     before = gradient()
     with torch.no_grad():
         model.eval()(input_ids=ids[:1, :1])
-    for then, now in zip(before, gradient(), strict=True):
-        torch.testing.assert_close(then, now)
+    for old, new in zip(before, gradient(), strict=True):
+        torch.testing.assert_close(old, new)
 
 
-def test_embeddings_and_head_stay_in_sixteen_bits_beside_four(tmp_path: Path) -> None:
+def test_embeddings_and_output_layer_stay_in_sixteen_bits_with_four_bit_layers(
+    tmp_path: Path,
+) -> None:
     folder = save_tiny_model(tmp_path)
     metadata = load_model_metadata(
         ModelSpec(str(folder), quant="4bit", dtype="bfloat16", device="cpu")
@@ -116,18 +141,42 @@ def test_embeddings_and_head_stay_in_sixteen_bits_beside_four(tmp_path: Path) ->
     assert model.get_output_embeddings().weight.dtype == torch.bfloat16
 
 
-def test_layers_that_are_not_there_are_named_with_those_that_are(teach: RunFinetune) -> None:
-    with pytest.raises(ConfigError, match="no layers named q_porj") as failed:
-        teach(target_modules=["q_porj"])
-    assert "q_proj" in failed.value.hint
-
-
-def test_packing_gives_the_same_loss_per_token_as_rows_alone(
-    teach: RunFinetune, tmp_path: Path
+def test_unknown_layers_are_refused_with_the_names_of_the_layers(
+    run_finetune: RunFinetune,
 ) -> None:
-    """All rows in one step: the same tokens, packed or not."""
+    with pytest.raises(ConfigError, match="no layers named q_porj") as failed:
+        run_finetune(target_modules=["q_porj"])
+    assert "--target-modules q_proj" in failed.value.hint
+
+
+def test_packing_gives_the_same_loss_per_token_as_separate_rows(
+    run_finetune: RunFinetune, tmp_path: Path
+) -> None:
+    """With all rows in one step: the same tokens, packed or not."""
     plain, packed = EventRecorder(), EventRecorder()
-    every = {"batch_size": 64, "micro_batch_size": 64, "max_steps": 1, "max_length": 120}
-    teach(plain, output=tmp_path / "plain", **every)
-    teach(packed, packing=True, **every)
+    settings = {"batch_size": 64, "micro_batch_size": 64, "max_steps": 1, "max_length": 120}
+    run_finetune(plain, output=tmp_path / "plain", **settings)
+    run_finetune(packed, packing=True, **settings)
     assert packed.losses[1] == pytest.approx(plain.losses[1], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-mamba", model_type="mamba")
+
+
+def test_packing_is_refused_for_a_recurrent_model(run_finetune: RunFinetune, mamba: Path) -> None:
+    settings = {"model": str(mamba), "target_modules": ["in_proj", "x_proj"], "max_steps": 1}
+    with pytest.raises(ConfigError, match="packing does not work with mamba models") as refused:
+        run_finetune(**settings, packing=True)
+    assert refused.value.hint == "--no-packing"
+    assert run_finetune(**settings, packing=False, request={"overwrite": True}).steps == 1
+
+
+def test_layers_of_mamba_that_cannot_have_an_adapter_are_refused(
+    run_finetune: RunFinetune, mamba: Path
+) -> None:
+    with pytest.raises(ConfigError, match="LoRA does not support all layers of mamba") as refused:
+        run_finetune(model=str(mamba))
+    assert "--target-modules in_proj" in refused.value.hint
+    assert "out_proj" not in refused.value.hint
