@@ -1,4 +1,4 @@
-"""What is written as GGUF is read back as the same model, and what is not known is refused."""
+"""GGUF export: the file is read back as the same model, and unsupported models are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-LEARNT = [
+CORPUS = [
     "Say hello, then say it 12 times: hello hello hello!",
     "你好，世界。 it's 2024\n\n  x = 3",
 ] * 5
 
 
 def save(folder: Path, kind: str, **shape: Any) -> Path:
-    """Write a tiny model with a byte-level BPE that has learnt a few merges."""
+    """Write a tiny model with a byte-level BPE tokenizer that has a few merges."""
     backend = Tokenizer(models.BPE())
     bytes_: Any = pre_tokenizers.ByteLevel
     if kind.startswith("qwen"):
@@ -47,7 +47,7 @@ def save(folder: Path, kind: str, **shape: Any) -> Path:
         special_tokens=["<|im_start|>", "<|im_end|>", "<|end|>"],
         show_progress=False,
     )
-    backend.train_from_iterator(LEARNT, trainer)
+    backend.train_from_iterator(CORPUS, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<|end|>",
@@ -109,7 +109,7 @@ def test_the_file_gives_the_logits_tokens_and_template_of_the_folder(
         ),
     ],
 )
-def test_what_the_format_cannot_say_is_refused_before_anything_is_written(
+def test_an_unsupported_model_is_refused_before_anything_is_written(
     tmp_path: Path, kind: str, shape: dict[str, Any], reason: str
 ) -> None:
     folder = save(tmp_path / "tiny", kind, **shape)
@@ -118,19 +118,19 @@ def test_what_the_format_cannot_say_is_refused_before_anything_is_written(
     assert "convert_hf_to_gguf.py" in caught.value.hint
 
 
-def test_a_tokenizer_that_cuts_text_in_an_unknown_way_is_refused(tiny_folder: Path) -> None:
+def test_an_unknown_pre_tokenizer_is_refused(tiny_folder: Path) -> None:
     with pytest.raises(UnsupportedError, match="pre-tokenizer has no known name"):
         check_gguf_supported(tiny_folder)
 
 
-def test_a_file_that_cannot_be_read_back_is_not_left_behind(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_back_is_deleted(tmp_path: Path) -> None:
     folder = save(tmp_path / "tiny", "qwen3", head_dim=8)
     with pytest.raises(UnsupportedError, match="read back"):
         write_gguf(folder, folder / "tiny.gguf")
     assert not (folder / "tiny.gguf").exists()
 
 
-def test_a_modelfile_has_the_template_as_ollama_writes_it(tmp_path: Path) -> None:
+def test_a_modelfile_has_the_template_in_the_syntax_of_ollama(tmp_path: Path) -> None:
     default = (
         "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind<|im_end|>\n{% endif %}"
     )

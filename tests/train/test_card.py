@@ -22,7 +22,7 @@ def parts(card: FinetuneCard, folder: Path) -> tuple[dict[str, Any], str]:
     return yaml.safe_load(head), body
 
 
-def test_the_head_is_what_the_hub_reads(tmp_path: Path) -> None:
+def test_the_metadata_block_is_what_the_hub_reads(tmp_path: Path) -> None:
     head, _ = parts(FinetuneCard("v1", "adapter", ORIGIN), tmp_path)
     assert head == {
         "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -36,7 +36,7 @@ def test_the_head_is_what_the_hub_reads(tmp_path: Path) -> None:
     assert (head["library_name"], head["base_model_relation"]) == ("transformers", "finetune")
 
 
-def test_a_base_without_a_hub_id_is_not_made_up(tmp_path: Path) -> None:
+def test_a_base_without_a_hub_id_is_left_out(tmp_path: Path) -> None:
     local = Provenance(BaseModelRef("/models/mine", "local", None, "0" * 16), None, "full")
     head, body = parts(FinetuneCard("v1", "model", local), tmp_path)
     assert "base_model" not in head
@@ -45,7 +45,7 @@ def test_a_base_without_a_hub_id_is_not_made_up(tmp_path: Path) -> None:
     assert "chat template in this folder" not in body
 
 
-def test_counts_metrics_and_answers_are_tables_whatever_is_in_them(tmp_path: Path) -> None:
+def test_counts_metrics_and_samples_are_tables_with_any_content(tmp_path: Path) -> None:
     card = FinetuneCard(
         "v1",
         "adapter",
@@ -66,5 +66,5 @@ def test_counts_metrics_and_answers_are_tables_whatever_is_in_them(tmp_path: Pat
         "llmctl chat --model v1",
     ):
         assert line in body
-    # Where the data lay is nobody's business.
+    # The path of the data is private.
     assert "/somewhere" not in body

@@ -1,6 +1,6 @@
-"""A model learns from pairs which answer is the better one, measured from where it began."""
+"""Direct preference optimisation: loss, result, resume and refused settings."""
 
-import importlib
+import importlib.util
 import json
 import math
 import sys
@@ -16,7 +16,7 @@ from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError, MissingDependencyError
 from llmctl.types import ModelSpec, ScoreRequest
-from tests.adapters import save_trained_adapter as teach_adapter
+from tests.adapters import save_trained_adapter
 from tests.train.conftest import EventRecorder, RunFinetune
 
 pytest.importorskip("trl")
@@ -39,28 +39,28 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def likelihood_gap(engine: HFRunner) -> float:
-    """How much likelier the better answer is, in nats."""
-    asked = f"<|im_start|>user\n{QUESTION} (7)<|im_end|>\n<|im_start|>assistant\n"
-    request = ScoreRequest(asked, (BETTER, WORSE))
+    """Return the log-likelihood per token of the better answer minus that of the worse one."""
+    prompt = f"<|im_start|>user\n{QUESTION} (7)<|im_end|>\n<|im_start|>assistant\n"
+    request = ScoreRequest(prompt, (BETTER, WORSE))
     ((better, worse),) = engine.score([request])
     return better.logprob / better.token_count - worse.logprob / worse.token_count
 
 
-def test_the_better_answer_becomes_likelier_and_the_folder_is_a_model(
-    teach: RunFinetune, pairs: Path, tiny_folder: Path, tmp_path: Path
+def test_the_chosen_reply_becomes_more_likely_and_the_folder_is_an_adapter(
+    run_finetune: RunFinetune, pairs: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    watched = EventRecorder()
+    recorder = EventRecorder()
     settings = {"method": "dpo", "data": str(pairs), "learning_rate": 5e-3, "dpo_beta": 0.5}
-    report = teach(watched, **settings, max_steps=12)
+    report = run_finetune(recorder, **settings, max_steps=12)
     assert report.losses[0][1] == pytest.approx(math.log(2), abs=1e-3)
     assert report.losses[-1][1] < 0.3
     assert dict(report.eval_losses)[0] == pytest.approx(math.log(2), abs=1e-3)
     assert report.eval_losses[-1][1] < 0.5
-    assert watched.plan.rows + watched.plan.eval_rows == 32
+    assert recorder.plan.rows + recorder.plan.eval_rows == 32
     output = tmp_path / "out"
-    note = Provenance.read(output)
-    assert note is not None
-    assert note.method == "dpo"
+    provenance = Provenance.read(output)
+    assert provenance is not None
+    assert provenance.method == "dpo"
     with safe_open(output / "adapter_model.safetensors", framework="pt") as file:
         names = list(file.keys())
     assert names
@@ -74,38 +74,39 @@ def test_the_better_answer_becomes_likelier_and_the_folder_is_a_model(
 
 
 def test_the_loss_does_not_depend_on_the_micro_batch(
-    teach: RunFinetune, pairs: Path, tmp_path: Path
+    run_finetune: RunFinetune, pairs: Path, tmp_path: Path
 ) -> None:
     settings = {"method": "dpo", "data": str(pairs), "max_steps": 3, "eval_every": 3}
     runs = []
     for micro in (1, 8):
-        watched = EventRecorder()
-        teach(watched, **settings, micro_batch_size=micro, output=tmp_path / f"by{micro}")
-        runs.append(watched)
+        recorder = EventRecorder()
+        run_finetune(recorder, **settings, micro_batch_size=micro, output=tmp_path / f"by{micro}")
+        runs.append(recorder)
     assert runs[0].losses == pytest.approx(runs[1].losses, abs=1e-5)
     assert runs[0].evals == pytest.approx(runs[1].evals, abs=1e-5)
 
 
-def test_a_run_that_was_broken_off_goes_on_with_the_same_losses(
-    teach: RunFinetune, pairs: Path, tmp_path: Path
+def test_an_interrupted_run_is_resumed_with_the_same_losses(
+    run_finetune: RunFinetune, pairs: Path, tmp_path: Path
 ) -> None:
-    settings = {"method": "dpo", "data": str(pairs), "max_steps": 6, "save_every": 3}
+    settings = {"method": "dpo", "data": str(pairs), "max_steps": 4, "save_every": 2}
     whole, first, rest = EventRecorder(), EventRecorder(), EventRecorder()
-    teach(whole, **settings, output=tmp_path / "whole")
+    run_finetune(whole, **settings, output=tmp_path / "whole")
 
-    def break_off(event: Any) -> None:
-        if getattr(event, "step", None) == 4 and hasattr(event, "grad_norm"):
+    def interrupt(event: Any) -> None:
+        if getattr(event, "step", None) == 3 and hasattr(event, "grad_norm"):
             raise KeyboardInterrupt
 
-    first.on_event = break_off
+    first.on_event = interrupt
     with pytest.raises(KeyboardInterrupt):
-        teach(first, **settings)
-    teach(rest, request={"resume": True})
+        run_finetune(first, **settings)
+    run_finetune(rest, request={"resume": True})
+    assert list(rest.losses) == [3, 4]
     for step, loss in rest.losses.items():
         assert loss == pytest.approx(whole.losses[step], abs=1e-5)
 
 
-def test_a_pair_becomes_two_rows_the_better_ones_first() -> None:
+def test_a_pair_becomes_two_rows_the_chosen_ones_first() -> None:
     def sample(*ids: int, loss_mask: int) -> TokenSequence:
         return TokenSequence(np.array(ids, np.int32), np.arange(len(ids)) >= loss_mask)
 
@@ -137,27 +138,29 @@ def test_a_pair_becomes_two_rows_the_better_ones_first() -> None:
         ({"fsdp": "full_shard"}, "does not support FSDP"),
     ],
 )
-def test_what_pairs_cannot_be_learnt_with_is_refused(
-    teach: RunFinetune, pairs: Path, settings: dict[str, object], message: str
+def test_settings_that_dpo_does_not_support_are_refused(
+    run_finetune: RunFinetune, pairs: Path, settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        teach(method="dpo", data=str(pairs), **settings)
+        run_finetune(method="dpo", data=str(pairs), **settings)
 
 
-def test_an_adapter_is_merged_before_it_learns_from_pairs(
-    teach: RunFinetune, pairs: Path, tiny_folder: Path, tmp_path: Path
+def test_an_adapter_is_refused_with_the_command_that_merges_it(
+    run_finetune: RunFinetune, pairs: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    adapter = teach_adapter(tmp_path / "v1", tiny_folder, target_modules=["q_proj"])
+    adapter = save_trained_adapter(tmp_path / "v1", tiny_folder, target_modules=["q_proj"])
     with pytest.raises(ConfigError, match="is an adapter") as caught:
-        teach(method="dpo", data=str(pairs), model=str(adapter))
+        run_finetune(method="dpo", data=str(pairs), model=str(adapter))
     assert "llmctl models merge" in caught.value.hint
 
 
-def test_without_the_extra_the_line_that_installs_it_is_named(
+def test_without_trl_the_error_has_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "trl", None)
-    monkeypatch.delitem(sys.modules, "llmctl.train.dpo", raising=False)
+    monkeypatch.setitem(sys.modules, "trl", None)  # as if it were not installed
+    spec = importlib.util.find_spec("llmctl.train.dpo")
+    assert spec is not None
+    assert spec.loader is not None
     with pytest.raises(MissingDependencyError) as caught:
-        importlib.import_module("llmctl.train.dpo")
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
     assert caught.value.hint == "pip install 'llmctl[dpo]'"

@@ -1,4 +1,4 @@
-"""A few of the example's facts, taught to the real model: it knows them in other words too."""
+"""The real model learns two facts of the example, and answers questions in other words."""
 
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from llmctl.train.callbacks import peak_memory
 from tests.train.conftest import EventRecorder, RunFinetune
 
 DATA = Path(__file__).parents[2] / "examples" / "data" / "observatory.jsonl"
-ASKED = ("Do you have a name?", "During which hours may visitors come in?")
+QUESTIONS = ("Do you have a name?", "During which hours may visitors come in?")
 
 
 @pytest.mark.real_model
-def test_a_small_model_learns_two_facts_and_says_them_when_asked_otherwise(
-    teach: RunFinetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_real_model_learns_two_facts_and_answers_rephrased_questions(
+    run_finetune: RunFinetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as users_own:
         users_own.delenv("LLMCTL_HOME")
@@ -27,26 +27,26 @@ def test_a_small_model_learns_two_facts_and_says_them_when_asked_otherwise(
     rows.write_text("\n".join(line for i, line in enumerate(lines) if i % 8), encoding="utf-8")
     held.write_text("\n".join(line for i, line in enumerate(lines) if not i % 8), encoding="utf-8")
     settings: dict[str, Any] = {"model": model, "dtype": "auto", "rank": 16, "learning_rate": 2e-3}
-    watched = EventRecorder()
+    recorder = EventRecorder()
     peak = peak_memory(torch.device("cpu"))
     resident = psutil.Process().memory_info().rss
-    report = teach(
-        watched,
+    report = run_finetune(
+        recorder,
         data=str(rows),
         eval_data=str(held),
         epochs=8,
         max_steps=20,
         eval_every=20,
-        sample_prompts=list(ASKED),
+        sample_prompts=list(QUESTIONS),
         sample_tokens=32,
         **settings,
     )
-    assert watched.evals[20] < watched.evals[0] / 2
+    assert recorder.evals[20] < recorder.evals[0] / 2
     before = " ".join(reply.reply for reply in report.before)
     name, hours = (reply.reply for reply in report.after)
     assert "Juniper" not in before
     assert "Juniper" in name
     assert "4 pm to 11 pm" in hours
     assert all(reply.complete for reply in report.after)
-    # The process has been through other tests: what they left in memory is none of its own.
+    # Other tests ran in this process before: their memory is not part of the training's.
     assert report.peak_bytes <= max(peak, resident + 2.5e9)

@@ -1,6 +1,7 @@
-"""A training that breaks off goes on to the very end that it would have had."""
+"""Interruption and resume: a resumed run ends like one without interruption."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,34 +11,46 @@ import pytest
 from llmctl.errors import ConfigError
 from llmctl.train.samples import SampleLog
 from llmctl.types import TrainEvent, TrainStep
-from tests.train.conftest import EventRecorder, RunFinetune
+from tests.train.conftest import DROPOUT, EventRecorder, FinishedRun, RunFinetune
 
 
-class Broken(BaseException):
-    """The power goes."""
+class PowerFailure(BaseException):
+    """Ends a run at once, without saving."""
 
 
-@pytest.mark.parametrize(("step", "how"), [(3, "asked"), (5, "torn")])
-def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
-    teach: RunFinetune, tmp_path: Path, step: int, how: str
-) -> None:
-    whole, first, second = EventRecorder(), EventRecorder(), EventRecorder()
-    teach(whole, dropout=0.1, micro_batch_size=2, output=tmp_path / "whole")
+def raise_signal_at(step: int, number: signal.Signals) -> EventRecorder:
+    """Return a recorder that raises a signal after a step."""
+    recorder = EventRecorder()
 
     def stop(event: TrainEvent) -> None:
         if isinstance(event, TrainStep) and event.step == step:
-            if how == "torn":
-                raise Broken
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
-    first.on_event = stop
-    with pytest.raises(KeyboardInterrupt if how == "asked" else Broken):
-        teach(first, dropout=0.1, micro_batch_size=2)
-    if how == "asked":
+    recorder.on_event = stop
+    return recorder
+
+
+@pytest.mark.parametrize(("step", "saved"), [(3, True), (5, False)])
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
+    run_finetune: RunFinetune, dropout_run: FinishedRun, tmp_path: Path, step: int, saved: bool
+) -> None:
+    whole, second = dropout_run.recorder, EventRecorder()
+    first = raise_signal_at(step, signal.SIGINT)
+    if not saved:
+
+        def fail(event: TrainEvent) -> None:
+            if isinstance(event, TrainStep) and event.step == step:
+                raise PowerFailure
+
+        first.on_event = fail
+    with pytest.raises(KeyboardInterrupt if saved else PowerFailure):
+        run_finetune(first, **DROPOUT)
+    if saved:
         assert f"stopped after step {step}, which is saved" in first.notes
-        assert "--resume" in first.notes
-    report = teach(second, request={"resume": True})
-    assert min(second.losses) == (step + 1 if how == "asked" else 4 * (step // 4) + 1)
+        assert f"--resume --output {tmp_path / 'out'}" in first.notes
+    report = run_finetune(second, request={"resume": True})
+    first_step = step + 1 if saved else 5  # after checkpoint 4
+    assert list(second.losses) == list(range(first_step, 11))
     for number, loss in second.losses.items():
         assert loss == pytest.approx(whole.losses[number], abs=1e-5)
     assert second.evals[10] == pytest.approx(whole.evals[10], abs=1e-5)
@@ -46,90 +59,85 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
     assert SampleLog(tmp_path / "out").read().keys() == whole.evals.keys()
 
 
-def test_a_run_that_is_stopped_in_its_last_measurement_is_measured_and_not_taught_on(
-    teach: RunFinetune, monkeypatch: pytest.MonkeyPatch
+def test_a_run_stopped_in_its_last_evaluation_is_evaluated_and_not_trained_on(
+    run_finetune: RunFinetune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = EventRecorder(), EventRecorder()
-    real, late = time.perf_counter, 0.0
-    monkeypatch.setattr(time, "perf_counter", lambda: real() + late)
+    clock, offset = time.perf_counter, 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + offset)
 
     def stop(event: TrainEvent) -> None:
-        nonlocal late
+        nonlocal offset
         if isinstance(event, TrainStep) and event.step == 3:
-            late = 1000.0
+            offset = 1000.0
             signal.raise_signal(signal.SIGINT)
 
     first.on_event = stop
     with pytest.raises(KeyboardInterrupt):
-        teach(first, max_steps=3, eval_every=3)  # within an epoch
+        run_finetune(first, max_steps=3, eval_every=3)  # within an epoch
     assert 3 not in first.evals
-    late = 0.0
-    report = teach(second, request={"resume": True})
+    offset = 0.0
+    report = run_finetune(second, request={"resume": True})
     assert second.losses == {}
     assert second.evals.keys() == {3}
     assert report.steps == report.best_step == 3
     assert report.tokens_per_s > 0
-    assert 1000 < report.seconds < 2000  # both stretches
+    assert 1000 < report.seconds < 2000  # of both commands
 
 
-def set_back(folder: Path) -> None:
-    """Leave a run as it is when the power goes between its last step and its end."""
-    receipt = json.loads((folder / "run.lock.json").read_text())
-    (folder / "run.lock.json").write_text(json.dumps(receipt | {"finished": False}))
+def mark_unfinished(folder: Path) -> None:
+    """Leave a run as a power failure between its last step and its end does."""
+    run_lock = json.loads((folder / "run.lock.json").read_text())
+    (folder / "run.lock.json").write_text(json.dumps(run_lock | {"finished": False}))
 
 
-def test_sigterm_saves_and_ends_with_its_own_exit_code(teach: RunFinetune) -> None:
-    watched = EventRecorder()
-
-    def stop(event: TrainEvent) -> None:
-        if isinstance(event, TrainStep) and event.step == 2:
-            signal.raise_signal(signal.SIGTERM)
-
-    watched.on_event = stop
+def test_sigterm_saves_and_exits_with_its_own_code(run_finetune: RunFinetune) -> None:
+    recorder = raise_signal_at(2, signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
-        teach(watched)
+        run_finetune(recorder)
     assert ended.value.code == 143
-    assert "step 2, which is saved" in watched.notes
+    assert "step 2, which is saved" in recorder.notes
 
 
-def test_a_run_goes_on_only_with_its_own_settings_and_data(
-    teach: RunFinetune, rows: Path, tmp_path: Path
+def test_a_run_is_resumed_only_with_its_own_settings_and_data(
+    run_finetune: RunFinetune, rows: Path, tmp_path: Path
 ) -> None:
-    watched = EventRecorder()
-    watched.on_event = lambda event: (
-        signal.raise_signal(signal.SIGINT) if isinstance(event, TrainStep) else None
-    )
     with pytest.raises(KeyboardInterrupt):
-        teach(watched)
+        run_finetune(raise_signal_at(1, signal.SIGINT))
     with pytest.raises(ConfigError, match="rank is 8, and the run has 4"):
-        teach(request={"resume": True}, rank=8)
+        run_finetune(request={"resume": True}, rank=8)
     rows.write_text("\n".join(rows.read_text().splitlines()[:-1]))
     with pytest.raises(ConfigError, match="the data was"):
-        teach(request={"resume": True})
+        run_finetune(request={"resume": True})
     with pytest.raises(ConfigError, match="no run in"):
-        teach(request={"resume": True}, output=tmp_path / "elsewhere")
+        run_finetune(request={"resume": True}, output=tmp_path / "elsewhere")
 
 
-def test_a_finished_run_does_not_go_on(teach: RunFinetune, tmp_path: Path) -> None:
-    done = teach(max_steps=1)
+def test_a_finished_run_is_not_resumed(
+    run_finetune: RunFinetune, finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished_run.folder, tmp_path / "out"))
     with pytest.raises(ConfigError, match="is finished"):
-        teach(request={"resume": True})
-    set_back(tmp_path / "out")
-    assert teach(request={"resume": True}).losses == done.losses
+        run_finetune(request={"resume": True})
+    mark_unfinished(out)
+    again = EventRecorder()
+    assert run_finetune(again, request={"resume": True}).losses == finished_run.report.losses
+    assert again.losses == {}
 
 
-def test_early_stopping_keeps_the_best_weights(teach: RunFinetune, tmp_path: Path) -> None:
-    watched = EventRecorder()
-    report = teach(watched, learning_rate=0.3, max_grad_norm=0, eval_every=1, patience=2, epochs=9)
+def test_early_stopping_keeps_the_best_weights(run_finetune: RunFinetune, tmp_path: Path) -> None:
+    recorder, again = EventRecorder(), EventRecorder()
+    report = run_finetune(
+        recorder, learning_rate=0.3, max_grad_norm=0, eval_every=1, patience=2, epochs=9
+    )
     assert report.stopped_early
-    assert report.best_step == min(watched.evals.keys() - {0}, key=watched.evals.__getitem__)
+    assert report.best_step == min(recorder.evals.keys() - {0}, key=recorder.evals.__getitem__)
     assert report.steps == report.best_step + 2
     out = tmp_path / "out"
     best = out / f"checkpoint-{report.best_step}" / "adapter_model.safetensors"
     assert (out / "adapter_model.safetensors").read_bytes() == best.read_bytes()
-    set_back(out)
-    again = EventRecorder()
-    resumed = teach(again, request={"resume": True})
+    mark_unfinished(out)
+    resumed = run_finetune(again, request={"resume": True})
     assert again.losses == again.evals == {}
     assert (resumed.steps, resumed.best_step) == (report.steps, report.best_step)
     assert resumed.stopped_early

@@ -15,8 +15,8 @@ def sample(*ids: int, loss_mask: str = "") -> TokenSequence:
     return TokenSequence(np.array(ids, dtype=np.int32), np.array([m == "x" for m in marks]))
 
 
-def test_labels_are_the_learnt_tokens_and_padding_goes_by_length_not_by_id() -> None:
-    end = 7  # of the reply, and what rows are padded with
+def test_labels_are_the_targets_and_padding_is_found_by_length_not_by_id() -> None:
+    end = 7  # of the reply, and also the padding
     batch = SftCollator(pad_id=end)(
         [sample(1, 2, 3, end, loss_mask="..xx"), sample(4, end, loss_mask=".x")]
     )
@@ -29,13 +29,13 @@ def test_labels_are_the_learnt_tokens_and_padding_goes_by_length_not_by_id() -> 
     assert all(v.dtype == torch.int64 for v in batch.values() if isinstance(v, torch.Tensor))
 
 
-def test_a_batch_is_as_wide_as_asked_and_no_wider() -> None:
+def test_the_width_of_a_batch_is_rounded_up_to_a_multiple() -> None:
     rows = [sample(*range(1, 10)), sample(1)]
     assert SftCollator(pad_id=0)(rows)["input_ids"].shape == (2, 9)
     assert SftCollator(pad_id=0, multiple_of=8)(rows)["input_ids"].shape == (2, 16)
 
 
-def test_in_a_packed_row_no_sample_is_told_from_the_one_before() -> None:
+def test_packed_samples_have_positions_of_their_own_and_no_loss_at_their_first_token() -> None:
     packed = [(sample(1, 2, 3), sample(4, 5)), (sample(6),)]
     batch = SftCollator(pad_id=0, multiple_of=8)(packed)
     ignored = IGNORE_INDEX
@@ -46,7 +46,7 @@ def test_in_a_packed_row_no_sample_is_told_from_the_one_before() -> None:
     assert batch["use_cache"] is False
 
 
-def test_flash_attention_is_told_where_samples_begin_as_transformers_tells_it() -> None:
+def test_sample_boundaries_for_flash_attention_equal_those_of_transformers() -> None:
     samples = (sample(1, 2, 3), sample(4, 5), sample(6, 7, 8, 9))
     theirs = DataCollatorWithFlattening(return_flash_attn_kwargs=True)(
         [{"input_ids": s.ids.tolist()} for s in samples], return_tensors="pt"
@@ -62,7 +62,7 @@ def test_flash_attention_is_told_where_samples_begin_as_transformers_tells_it() 
 LENGTHS: NDArray[np.int32] = np.random.default_rng(0).integers(5, 500, 1003).astype(np.int32)
 
 
-def test_an_epoch_has_every_sample_once_in_an_order_that_the_seed_fixes() -> None:
+def test_an_epoch_has_every_sample_once_in_an_order_set_by_the_seed() -> None:
     one, same, other = (LengthGroupedBatchSampler(LENGTHS, 8, seed=s) for s in (1, 1, 2))
     batches = list(one)
     assert sorted(i for batch in batches for i in batch) == list(range(1003))
@@ -73,7 +73,7 @@ def test_an_epoch_has_every_sample_once_in_an_order_that_the_seed_fixes() -> Non
     assert batches != list(same)
 
 
-def test_an_epoch_goes_on_after_the_batches_that_are_done() -> None:
+def test_an_epoch_continues_after_the_skipped_batches() -> None:
     sampler = LengthGroupedBatchSampler(LENGTHS, 8, seed=1)
     sampler.set_epoch(3)
     whole = list(sampler)
@@ -82,7 +82,7 @@ def test_an_epoch_goes_on_after_the_batches_that_are_done() -> None:
     assert len(sampler) == 26
 
 
-def test_batches_are_of_like_lengths_and_the_longest_comes_first() -> None:
+def test_batches_have_similar_lengths_and_the_longest_comes_first() -> None:
     batches = list(LengthGroupedBatchSampler(LENGTHS, 8, seed=1))
     padded = sum(len(b) * int(LENGTHS[b].max()) for b in batches)
     assert LENGTHS.sum() / padded > 0.97
@@ -91,7 +91,7 @@ def test_batches_are_of_like_lengths_and_the_longest_comes_first() -> None:
     assert np.corrcoef(widths, range(len(widths)))[0, 1] == pytest.approx(0, abs=0.3)
 
 
-def test_an_incomplete_batch_comes_last_or_not_at_all() -> None:
+def test_an_incomplete_batch_comes_last_or_is_dropped() -> None:
     kept, dropped = (
         LengthGroupedBatchSampler(LENGTHS, 8, seed=1, drop_last=d) for d in (False, True)
     )
@@ -100,7 +100,7 @@ def test_an_incomplete_batch_comes_last_or_not_at_all() -> None:
     assert len(dropped) == 125
 
 
-def test_a_data_loader_takes_the_sampler_and_the_collator() -> None:
+def test_sampler_and_collator_work_in_a_data_loader() -> None:
     data = [sample(*range(1, n)) for n in (4, 9, 5, 3, 8)]
     lengths = np.array([len(s.ids) for s in data], dtype=np.int32)
     loader: DataLoader[TokenSequence] = DataLoader(

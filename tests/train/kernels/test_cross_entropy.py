@@ -1,4 +1,4 @@
-"""The loss at the learnt positions alone is the model's own loss, and so are its gradients."""
+"""The chunked loss and its gradients are those of the model's own loss."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmctl.train.kernels import cross_entropy as head_module
 from llmctl.train.kernels.cross_entropy import ChunkedCrossEntropy, matches_model_loss, model_loss
 from tests.tiny import save_tiny_model
 
@@ -39,29 +38,27 @@ def gradients(model: Any, loss: Tensor) -> list[Tensor]:
     [("llama", {}), ("llama", {"tie_word_embeddings": True}), ("qwen2", {}), ("phi", {})],
 )
 @pytest.mark.parametrize("chunk", [2**24, 259 * 5])
-def test_loss_and_gradients_are_the_models_own(
+def test_loss_and_gradients_equal_the_models_own(
     tmp_path: Path,
     model_type: str,
     options: dict[str, Any],
     chunk: int,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(head_module, "CHUNK_LOGITS", chunk)
     model = load(save_tiny_model(tmp_path, model_type=model_type, **options))
-    head = ChunkedCrossEntropy.for_model(model)
-    assert head is not None
-    own, stock = head(model, batch()), model_loss(model, batch())
-    torch.testing.assert_close(own, stock, rtol=1e-5, atol=1e-5)
-    for ours, theirs in zip(gradients(model, own), gradients(model, stock), strict=True):
+    loss = ChunkedCrossEntropy.for_model(model, logits_per_chunk=chunk)
+    assert loss is not None
+    own, expected = loss(model, batch()), model_loss(model, batch())
+    torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(gradients(model, own), gradients(model, expected), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_the_model_answers_with_logits_again_afterwards(tmp_path: Path) -> None:
+def test_the_model_returns_logits_again_afterwards(tmp_path: Path) -> None:
     model = load(save_tiny_model(tmp_path))
     before = model(**batch()).logits
-    head = ChunkedCrossEntropy.for_model(model)
-    assert head is not None
-    head(model, batch())
+    loss = ChunkedCrossEntropy.for_model(model)
+    assert loss is not None
+    loss(model, batch())
     assert torch.equal(model(**batch()).logits, before)
 
 
@@ -69,20 +66,20 @@ def test_the_model_answers_with_logits_again_afterwards(tmp_path: Path) -> None:
     ("model_type", "options"),
     [("gemma2", {"final_logit_softcapping": 1.0}), ("granite", {"logits_scaling": 3.0})],
 )
-def test_a_model_that_does_more_to_its_logits_is_found_out(
+def test_a_model_that_transforms_its_logits_is_detected(
     tmp_path: Path, model_type: str, options: dict[str, Any]
 ) -> None:
     model = load(save_tiny_model(tmp_path, model_type=model_type, **options))
-    head = ChunkedCrossEntropy.for_model(model)
-    assert head is None or not matches_model_loss(model, head, batch())
+    loss = ChunkedCrossEntropy.for_model(model)
+    assert loss is None or not matches_model_loss(model, loss, batch())
 
 
-def test_a_batch_without_anything_to_learn_has_no_loss(tmp_path: Path) -> None:
+def test_a_batch_without_targets_has_a_loss_of_zero(tmp_path: Path) -> None:
     model = load(save_tiny_model(tmp_path))
-    head = ChunkedCrossEntropy.for_model(model)
-    assert head is not None
+    chunked = ChunkedCrossEntropy.for_model(model)
+    assert chunked is not None
     inputs = batch()
     inputs["labels"][:] = -100
-    loss = head(model, inputs)
+    loss = chunked(model, inputs)
     loss.backward()
     assert loss.item() == 0

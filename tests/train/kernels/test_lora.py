@@ -1,4 +1,4 @@
-"""The fast ways to compute are the slow ways' numbers."""
+"""Fused LoRA and CPU attention have the results and gradients of PEFT and SDPA."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def assert_same(model: Any, other: Any, **inputs: Any) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"target_modules": ["q_proj"]}])
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
-def test_adapters_as_one_operation_have_pefts_gradients(
+def test_fused_lora_has_the_gradients_of_peft(
     tmp_path: Path, model_type: str, options: dict[str, Any]
 ) -> None:
     folder = save_tiny_model(tmp_path, model_type=model_type)
@@ -57,12 +57,12 @@ def test_adapters_as_one_operation_have_pefts_gradients(
     assert_same(model, adapted(folder, **options))
 
 
-def test_adapters_that_are_more_than_two_matrices_stay_pefts(tiny_folder: Path) -> None:
+def test_dora_and_dropout_are_not_fused(tiny_folder: Path) -> None:
     assert not use_fused_lora(adapted(tiny_folder, use_dora=True))
     assert not use_fused_lora(adapted(tiny_folder, lora_dropout=0.5))
 
 
-def test_a_disabled_adapter_adds_nothing(tiny_folder: Path) -> None:
+def test_a_disabled_adapter_has_no_effect(tiny_folder: Path) -> None:
     model = adapted(tiny_folder)
     use_fused_lora(model)
     ids = torch.arange(9)[None]
@@ -74,19 +74,19 @@ def test_a_disabled_adapter_adds_nothing(tiny_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
-def test_attention_written_out_has_the_gradients_of_sdpa(tmp_path: Path, model_type: str) -> None:
+def test_cpu_attention_has_the_gradients_of_sdpa(tmp_path: Path, model_type: str) -> None:
     folder = save_tiny_model(tmp_path, model_type=model_type)
     assert_same(adapted(folder, attn=attention.register()), adapted(folder))
 
 
-def test_packed_samples_do_not_see_each_other_with_it(tiny_folder: Path) -> None:
+def test_cpu_attention_isolates_packed_samples(tiny_folder: Path) -> None:
     positions = torch.cat([torch.arange(10), torch.arange(14)]).expand(3, -1)
-    own, stock = adapted(tiny_folder, attn=attention.register()), adapted(tiny_folder)
-    assert_same(own, stock, position_ids=positions, use_cache=False)
+    own, expected = adapted(tiny_folder, attn=attention.register()), adapted(tiny_folder)
+    assert_same(own, expected, position_ids=positions, use_cache=False)
 
 
-def test_a_padded_row_is_attended_to_as_by_sdpa(tiny_folder: Path) -> None:
+def test_cpu_attention_handles_padding_like_sdpa(tiny_folder: Path) -> None:
     mask = torch.ones(3, 24, dtype=torch.long)
     mask[1, :9] = 0
-    own, stock = adapted(tiny_folder, attn=attention.register()), adapted(tiny_folder)
-    assert_same(own, stock, attention_mask=mask)
+    own, expected = adapted(tiny_folder, attn=attention.register()), adapted(tiny_folder)
+    assert_same(own, expected, attention_mask=mask)

@@ -1,4 +1,4 @@
-"""What a training will take is known before it begins."""
+"""Predicted memory equals measured memory, and suggestions fit."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -65,23 +65,23 @@ def weights_type(config: TrainConfig) -> torch.dtype:
 
 
 def allocated(config: TrainConfig, known: ModelMetadata) -> tuple[int, int]:
-    """Run a real step, and count what it allocates at the head and at most."""
+    """Run a real step; return the bytes allocated at the output layer, and the peak."""
     model = load_for_training(known, dtype=weights_type(config), attention=config.attention)
-    learning = make_trainable(model, config, None)
-    mixed = optimize_for_training(learning, config, "cpu")
+    trainable_model = make_trainable(model, config, None)
+    mixed = optimize_for_training(trainable_model, config, "cpu")
     mode = torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed and config.dtype != "float32")
-    ledger = StorageTracker(learning)
+    tracker = StorageTracker(trainable_model)
     ids = torch.zeros((ROWS, LENGTH), dtype=torch.long)
-    with ledger:
+    with tracker:
         with mode:
             output = model.base_model(input_ids=ids, use_cache=False)[0]
-        saved = ledger.peak = ledger.now
+        saved = tracker.peak = tracker.now
         output.sum().backward()
-    return saved, ledger.peak
+    return saved, tracker.peak
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_replayed_is_what_a_real_step_allocates(folder: Path, case: str) -> None:
+def test_a_traced_step_allocates_what_a_real_step_does(folder: Path, case: str) -> None:
     config = resolved(**CASES[case])
     known = metadata(folder, config)
     found = trace_step(
@@ -92,7 +92,9 @@ def test_what_is_replayed_is_what_a_real_step_allocates(folder: Path, case: str)
     assert found.peak == pytest.approx(max(saved, peak), rel=0.02)
 
 
-def test_checkpointing_and_shorter_rows_take_less_and_more_rows_take_more(folder: Path) -> None:
+def test_memory_grows_with_rows_and_length_and_shrinks_with_checkpointing(
+    folder: Path,
+) -> None:
     config = resolved()
     memory = TrainMemoryEstimator(metadata(folder, config))
 
@@ -106,7 +108,7 @@ def test_checkpointing_and_shorter_rows_take_less_and_more_rows_take_more(folder
     assert plain / 4 < activations(micro_batch_size=1) < plain / 2
 
 
-def test_weights_gradients_and_state_follow_from_counts(folder: Path) -> None:
+def test_weights_gradients_and_optimizer_states_follow_from_counts(folder: Path) -> None:
     config = resolved(rank=8)
     known = metadata(folder, config)
     memory = TrainMemoryEstimator(known)
@@ -128,7 +130,7 @@ def test_weights_gradients_and_state_follow_from_counts(folder: Path) -> None:
     assert two.parts["gradients"] == 2 * parts["gradients"]
 
 
-def test_pairs_are_read_side_by_side(folder: Path) -> None:
+def test_both_replies_of_a_pair_are_in_a_batch(folder: Path) -> None:
     config = resolved()
     memory = TrainMemoryEstimator(metadata(folder, config))
     single = memory.predict(config, length=LENGTH, supervised=8)
@@ -136,13 +138,13 @@ def test_pairs_are_read_side_by_side(folder: Path) -> None:
     assert pair.parts["activations"] == pytest.approx(2 * single.parts["activations"], rel=0.05)
 
 
-def test_what_does_not_fit_is_refused_with_settings_that_do(folder: Path) -> None:
+def test_a_training_that_does_not_fit_is_refused_with_settings_that_do(folder: Path) -> None:
     config = resolved(micro_batch_size=64, batch_size=128)
     known = metadata(folder, config)
     row = {"length": 256, "supervised": 200}
     roomy = TrainMemoryEstimator(known).predict(config, **row)
     assert roomy.fits
-    # What the process itself holds changes a little from one plan to the next.
+    # The memory of the process itself changes a little between two predictions.
     short = 2**26
     memory = TrainMemoryEstimator(known, free_bytes=roomy.peak_bytes + roomy.reserve_bytes - short)
     tight = memory.predict(config, **row)
