@@ -138,7 +138,8 @@ def _check_provenance(options: MergeOptions, resolved: ResolvedModel) -> tuple[s
     """
     if resolved.full_model.gguf_file is not None:
         raise ModelLoadError(
-            f"{resolved.full_model.model_id} is a GGUF file, and merging needs the original weights",
+            f"{resolved.full_model.model_id} is a GGUF file, and merging needs the original "
+            "weights",
             hint="name the model it was converted from with --base MODEL",
         )
     provenance = Provenance.read(resolved.path)
