@@ -69,8 +69,8 @@ def finetune(
         run_name=run_name,
     )
     first = os.environ.get("RANK", "0") == "0"
-    if first:
-        resolve_settings(request)  # report errors before the seconds of importing torch
+    # Errors in the settings are reported before the seconds of importing.
+    resolved = resolve_settings(request) if first else None
     if (nproc > 1 or nnodes > 1) and not is_launched():
         raise typer.Exit(launch(LaunchOptions(nproc, nnodes, rendezvous), sys.argv[1:]))
     from llmctl.services.finetuning import run as service  # torch and transformers begin here
@@ -79,7 +79,7 @@ def finetune(
         train_view.TrainView(quiet=not first, plan_is_result=dry_run and not as_json) as view,
         eval_view.EvalView(view.close_bars) as benchmark_view,
     ):
-        report = service.finetune(request, view, view.progress, benchmark_view)
+        report = service.finetune(request, view, view.progress, benchmark_view, resolved)
     if not first:
         return
     if as_json:

@@ -12,7 +12,12 @@ from llmctl.monitor import open_tracker, tracked
 from llmctl.monitor.base import Terminated
 from llmctl.services.evaluation.request import SILENT_OBSERVER, EvalObserver
 from llmctl.services.finetuning.benchmarks import TrainingBenchmarks
-from llmctl.services.finetuning.settings import FinetuneRequest, check_same_run, resolve_settings
+from llmctl.services.finetuning.settings import (
+    FinetuneRequest,
+    ResolvedRequest,
+    check_same_run,
+    resolve_settings,
+)
 from llmctl.train.checkpoints import (
     LOCK_FILE,
     Checkpoint,
@@ -61,12 +66,14 @@ def finetune(
     listener: TrainListener,
     progress: ProgressCallback = ignore_progress,
     benchmark_observer: EvalObserver = SILENT_OBSERVER,
+    resolved: ResolvedRequest | None = None,
 ) -> TrainReport | TrainPlan:
     """Fine-tune a model; a dry run returns the plan only.
 
     Args:
         listener: receives the plan before the weights are loaded, then every step and evaluation.
         benchmark_observer: receives the events of the benchmarks before and after training.
+        resolved: the result of `resolve_settings`, if the caller has it already.
 
     Raises:
         ConfigError, DataError, TemplateError: settings, rows or chat template cannot be used.
@@ -76,7 +83,7 @@ def finetune(
         KeyboardInterrupt, Terminated: a signal stopped the run; its state is saved.
     """
     process = current_process()
-    settings, before = resolve_settings(request)
+    settings, before = resolved or resolve_settings(request)
     folder = Path(settings.values.output).expanduser().absolute()
     starts_new = process.rank == 0 and not request.resume
     if starts_new:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from llmctl.config import TrainConfig
 from llmctl.config.option import field_keys
@@ -46,10 +47,16 @@ class FinetuneRequest:
         return named
 
 
-def resolve_settings(
-    request: FinetuneRequest,
-) -> tuple[ResolvedConfig[TrainConfig], RunLock | None]:
-    """Merge the sources of settings; return also the run lock of the run to resume or repeat.
+class ResolvedRequest(NamedTuple):
+    """The settings of a request."""
+
+    settings: ResolvedConfig[TrainConfig]
+    before: RunLock | None
+    """Run lock of the run to resume or repeat."""
+
+
+def resolve_settings(request: FinetuneRequest) -> ResolvedRequest:
+    """Merge the sources of settings: config file, options, and the run to resume or repeat.
 
     Raises:
         ConfigError: settings are invalid, or the run cannot be resumed or repeated.
@@ -72,15 +79,16 @@ def resolve_settings(
         settings = build_config(TrainConfig, before.config_source("the run"), *chosen)
         origins = {n: o for n, o in settings.origins.items() if o != "the run"}
         before.check_same(settings.values, origins)
-        return settings, before
+        return ResolvedRequest(settings, before)
     if request.from_run:
         before = _find_run_lock(request.from_run, request.tracking_uri)
         source = before.config_source(f"run {request.from_run}")
         source = {name: value for name, value in source.items() if name != "output"}
-        return build_config(TrainConfig, source, *chosen), before
+        settings = build_config(TrainConfig, source, *chosen)
+        return ResolvedRequest(settings, before)
     if request.dry_run:
         chosen.insert(0, {"output": Setting("checkpoints/dry-run", "nothing is written")})
-    return build_config(TrainConfig, *chosen), None
+    return ResolvedRequest(build_config(TrainConfig, *chosen), None)
 
 
 def _output(sources: list[ConfigSource]) -> str:
