@@ -31,6 +31,7 @@ def serve(
     ready: Callable[[str, EngineInfo], None],
     progress: ProgressCallback = ignore_progress,
     warn: Callable[[str], None] = lambda _: None,
+    engine_factory: Callable[[ModelSpec], BaseEngine] = create_engine,
 ) -> signal.Signals | None:
     """Serve a model until a signal ends it; return that signal.
 
@@ -40,6 +41,7 @@ def serve(
         ready: called once with the server's URL when it accepts requests.
         progress: of loading the model.
         warn: called with errors of tracking, a line each.
+        engine_factory: creates the engine, which `serve` loads and closes.
 
     Raises:
         ConfigError: the port is taken, or the certificate or an adapter cannot be used.
@@ -49,7 +51,7 @@ def serve(
     # The port first: if it is taken, the user learns it before minutes of loading.
     with (
         closing(bind(config.host, config.port)) as sock,
-        create_engine(spec) as engine,
+        engine_factory(spec) as engine,
         ExitStack() as stack,
     ):
         with answer_while_loading(sock, config):

@@ -7,7 +7,6 @@ import sys
 import threading
 
 from llmctl.config import ServeConfig
-from llmctl.engine.registry import BACKENDS
 from llmctl.engine.stream import GenerationStream
 from llmctl.services.serve import serve
 from llmctl.types import EngineInfo, GenerationRequest, ModelSpec
@@ -36,9 +35,8 @@ def announce(url: str, _: EngineInfo) -> None:
 
 
 def main() -> int:
-    BACKENDS["hf"] = f"{__name__}:SlowEngine"
-    options = ServeConfig(port=0, drain_s=float(sys.argv[2]), log_requests=False)
-    ended_by = serve(ModelSpec("fake-model"), options, announce)
+    config = ServeConfig(port=0, drain_s=float(sys.argv[2]), log_requests=False)
+    ended_by = serve(ModelSpec("fake-model"), config, announce, engine_factory=SlowEngine)
     sys.stdout.write(f"ended by {ended_by.name if ended_by else 'nothing'}\n")
     return 0
 

@@ -10,13 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
 
 import httpx
 import pytest
 
 from llmctl.config import ServeConfig
-from llmctl.engine.registry import BACKENDS
 from llmctl.errors import ConfigError, ModelLoadError
 from llmctl.server.app import create_app
 from llmctl.server.run import Server, bind, socket_url
@@ -148,15 +146,14 @@ def test_the_port_is_checked_before_the_model() -> None:
 class LoadingEngine(FakeEngine):
     """Sends requests to its own server during `load`, which then fails."""
 
-    url = ""
-    error: BaseException = ModelLoadError("its files are broken")
-    responses: ClassVar[list[httpx.Response]] = []
-
-    def __init__(self, _: ModelSpec) -> None:
+    def __init__(self, url: str, error: BaseException) -> None:
         super().__init__()
+        self.url = url
+        self.error = error
+        self.responses: list[httpx.Response] = []
 
     def load(self, _: ProgressCallback = ignore_progress) -> None:
-        self.responses[:] = [
+        self.responses = [
             httpx.get(f"{self.url}/health"),
             httpx.get(f"{self.url}/ready"),
             httpx.post(self.url + CHAT, json=chat_body(user="x" * 500_000)),
@@ -165,25 +162,24 @@ class LoadingEngine(FakeEngine):
 
 
 @pytest.mark.parametrize("error", [ModelLoadError("its files are broken"), KeyboardInterrupt()])
-def test_requests_during_loading_are_503_with_retry_after(
-    error: BaseException, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requests_during_loading_are_503_with_retry_after(error: BaseException) -> None:
     with closing(bind("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
-    monkeypatch.setitem(BACKENDS, "hf", f"{__name__}:LoadingEngine")
-    monkeypatch.setattr(LoadingEngine, "url", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(LoadingEngine, "error", error)
+    engine = LoadingEngine(f"http://127.0.0.1:{port}", error)
     with pytest.raises(type(error)):
         serve(
-            ModelSpec("fake-model"), ServeConfig(port=port), lambda *_: pytest.fail("became ready")
+            ModelSpec("fake-model"),
+            ServeConfig(port=port),
+            lambda *_: pytest.fail("became ready"),
+            engine_factory=lambda _: engine,
         )
-    health, ready, chat = LoadingEngine.responses
+    health, ready, chat = engine.responses
     assert (health.status_code, health.json()) == (200, {"status": "loading"})
     for reply in (ready, chat):
         assert reply.status_code == 503
         assert "is being loaded" in error_body(reply)["message"]
         assert int(reply.headers["retry-after"]) >= 1
-    assert refuses_connections(LoadingEngine.url)
+    assert refuses_connections(engine.url)
 
 
 def test_incomplete_requests_do_not_delay_the_loaded_server() -> None:

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass, replace
 
+from llmctl.engine.chat.context_window import first_fitting, prompt_budget
 from llmctl.errors import ContextLengthError, LlmctlError
 from llmctl.services.chat.conversation import Conversation
 from llmctl.services.chat.session import ChatSession
 from llmctl.types import GenerationRequest, Message, SamplingParams
 
-MIN_REPLY_TOKENS = 256
-"""Tokens reserved for a reply without a length limit."""
 SUMMARY_TOKENS = 200
 WARNING_SHARE = 0.85
 """Share of the context above which the user is warned."""
@@ -42,21 +41,20 @@ def find_overflow(session: ChatSession, text: str) -> ConversationOverflow | Non
     if not context:
         return None
     extended = session.conversation.with_message(text)
-    reply = session.sampling.max_new_tokens
-    limit = context - min(MIN_REPLY_TOKENS if reply is None else reply, context // 2)
+    budget = prompt_budget(context, session.sampling.max_new_tokens)
     needed = session.count_tokens(extended.messages())
-    if needed <= limit:
+    if needed <= budget:
         return None
     begins = [i for i in range(extended.begin, len(extended.turns)) if extended.turns[i].is_user]
 
     def count_from(begin: int) -> int:
         return session.count_tokens(replace(extended, begin=begin).messages())
 
-    begin = next((begin for begin in begins if count_from(begin) <= limit), None)
+    begin = first_fitting(begins, count_from, budget)
     if begin is None:
         raise ContextLengthError(
             f"the message is too long: {count_from(begins[-1]):,} tokens with the system prompt, "
-            f"and the context holds {context:,}, {context - limit:,} of them for the reply",
+            f"and the context holds {context:,}, {context - budget:,} of them for the reply",
             hint="shorten it, or attach less",
         )
     return ConversationOverflow(needed, context, begin, begin - extended.begin)
