@@ -104,7 +104,7 @@ def build_config(config_class: type[T], *sources: ConfigSource) -> ResolvedConfi
                 try:
                     settings[field] = _parse(setting, options[field])
                 except ValueError as error:
-                    errors.append(_invalid(field, setting, str(error)))
+                    errors.append(_invalid(field, options[field], setting, str(error)))
     values = {name: _as_list(fields[name], setting.value) for name, setting in settings.items()}
     try:
         config: T = TypeAdapter(config_class).validate_python(values)
@@ -138,13 +138,15 @@ def _parse(setting: Setting, option: Option) -> Setting:
 def _error_message(
     config_class: type, details: "ErrorDetails", settings: Mapping[str, Setting]
 ) -> str:
+    options = field_options(config_class)
     name = str(details["loc"][0]) if details["loc"] else ""
     if details["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        option = field_options(config_class)[name].name
-        return f"{name} is required: give --{option}, or set it in the file"
+        return f"{name} is required: give --{options[name].name}, or set it in the file"
     message = details["msg"].replace("Input should be", "must be")
-    return _invalid(name, settings[name], message) if name in settings else message
+    return _invalid(name, options[name], settings[name], message) if name in settings else message
 
 
-def _invalid(name: str, setting: Setting, message: str) -> str:
-    return f"{setting.origin}: {name} is {setting.value!r}: {message}"
+def _invalid(field: str, option: Option, setting: Setting, message: str) -> str:
+    names = {"option": f"--{option.name}", "variable": option.variable}
+    name = names.get(setting.origin, f"{setting.origin}: {field}")
+    return f"{name} is {setting.value!r}: {message}"

@@ -37,10 +37,18 @@ class ChatServer:
     url: str
     home: Path
 
-    def chat(self, *words: str, columns: int = 80, rows: int = 24, **env: str) -> Terminal:
+    def chat(
+        self,
+        *words: str,
+        stdout: Path | None = None,
+        columns: int = 80,
+        rows: int = 24,
+        **env: str,
+    ) -> Terminal:
         """Start `llmctl chat` with these arguments and environment variables."""
         words = ("chat", "--base-url", self.url, *words)
-        return Terminal(*words, columns=columns, rows=rows, LLMCTL_HOME=str(self.home), **env)
+        home = str(self.home)
+        return Terminal(*words, stdout=stdout, columns=columns, rows=rows, LLMCTL_HOME=home, **env)
 
     @property
     def last_messages(self) -> list[tuple[str, str]]:

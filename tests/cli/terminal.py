@@ -1,42 +1,56 @@
 """A command on a pseudo-terminal, and an emulator of its screen."""
 
+import codecs
+import fcntl
 import os
 import re
+import select
+import struct
+import termios
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import pexpect
 import pyte
 
-from tests.cli.process import COMMAND
+from tests.cli.fork_server import FORK_SERVER
 
-TIMEOUT_S = 40.0
+TIMEOUT_S = 120.0
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_=>])")
 
 
 class Terminal:
-    """Runs a command on a pseudo-terminal. Leaving the context ends it."""
+    """Runs `llmctl` on a pseudo-terminal. Leaving the context ends it.
+
+    Args:
+        words: arguments of the command.
+        stdout: file to redirect stdout to.
+        env: environment variables.
+    """
 
     def __init__(
         self,
         *words: str,
-        command: Sequence[str] = COMMAND,
+        stdout: Path | None = None,
         columns: int = 80,
         rows: int = 24,
         **env: str,
     ) -> None:
         inherited = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-        self._process = pexpect.spawn(
-            command[0],
-            [*command[1:], *words],
-            encoding="utf-8",
-            codec_errors="replace",
-            timeout=TIMEOUT_S,
-            dimensions=(rows, columns),
-            env=inherited | {"TERM": "xterm-256color", "COLUMNS": "", "LINES": ""} | env,
+        self._master, terminal = os.openpty()
+        self._set_size(columns, rows)
+        out = terminal if stdout is None else os.open(stdout, os.O_CREAT | os.O_WRONLY)
+        self._command = FORK_SERVER.start(
+            words,
+            (terminal, out, terminal),
+            inherited | {"TERM": "xterm-256color", "COLUMNS": "", "LINES": ""} | env,
+            new_session=True,
         )
+        for file in {terminal, out}:
+            os.close(file)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.raw = ""
         """Everything that the process has written."""
         self._mark = 0
@@ -45,8 +59,7 @@ class Terminal:
 
     @property
     def pid(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
+        return self._command.pid
 
     @property
     def rows(self) -> list[str]:
@@ -61,7 +74,7 @@ class Terminal:
     def send(self, keys: str) -> None:
         """Type keys."""
         self._mark = len(self.raw)
-        self._process.send(keys)
+        os.write(self._master, keys.encode())
 
     def paste(self, text: str) -> None:
         """Paste a text as a terminal in bracketed paste mode does."""
@@ -96,20 +109,24 @@ class Terminal:
 
     def _read(self) -> bool:
         """Read available output. Return `False` if the process has ended."""
-        try:
-            text = self._process.read_nonblocking(65536, timeout=0.2)
-        except pexpect.TIMEOUT:
+        if not select.select([self._master], [], [], 0.2)[0]:
             return True
-        except pexpect.EOF:
+        try:
+            data = os.read(self._master, 65536)
+        except OSError:  # the last process has closed the terminal
             return False
+        text = self._decoder.decode(data)
         self.raw += text
         self._stream.feed(text)
-        return True
+        return bool(data)
 
     def resize(self, columns: int, rows: int) -> None:
         """Change the size of the window."""
-        self._process.setwinsize(rows, columns)
+        self._set_size(columns, rows)
         self._screen.resize(rows, columns)
+
+    def _set_size(self, columns: int, rows: int) -> None:
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def interrupt(self) -> None:
         """Press Ctrl-C."""
@@ -119,9 +136,7 @@ class Terminal:
         """Wait for the process to end; return its exit code."""
         while self._read():
             pass
-        self._process.close()
-        code = self._process.exitstatus
-        return -1 if code is None else int(code)
+        return self._command.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -132,4 +147,6 @@ class Terminal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._process.close(force=True)
+        self._command.kill()
+        self._command.wait()
+        os.close(self._master)

@@ -16,7 +16,7 @@ from llmctl.cli.app import main
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import EngineFailedError
 from llmctl.types import GenerationRequest
-from tests.cli.process import COMMAND, error_lines, run_process
+from tests.cli.process import RunningCommand, error_lines, run_process
 from tests.fakes import FakeEngine
 from tests.server.servers import running_server, wait_until
 
@@ -129,16 +129,12 @@ def test_ctrl_c_prints_completed_levels_and_exits_130() -> None:
 
     engine = StopsAfterFive()
     with running_server(engine) as url:
-        process = subprocess.Popen(
-            [*COMMAND, "bench", *SMALL, "--concurrency", "1,2,4", "--base-url", url],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert wait_until(lambda: engine.hold is not None, within_s=60)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+        words = ("bench", *SMALL, "--concurrency", "1,2,4", "--base-url", url)
+        with RunningCommand(*words) as process:
+            assert wait_until(lambda: engine.hold is not None, within_s=60)
+            process.send_signal(signal.SIGINT)
+            code, out, err = process.communicate()
+    assert code == 130
     assert [line.split("\t")[1] for line in out.splitlines()] == ["1", "2"]
     assert "Traceback" not in err
 

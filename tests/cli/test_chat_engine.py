@@ -27,7 +27,7 @@ def test_full_context_and_switches_of_model_and_adapter(tiny_folder: Path, tmp_p
         chat.ask("and?", "/summarise or /drop makes room")
         # The next question does not fit any more.
         chat.send("b" * 50 + "\r")
-        chat.wait("The oldest 2 turns must be removed from the prompt.")
+        chat.wait("The oldest 2 turns must be removed")
         chat.wait("or [c]ancel?")
         chat.send("c\r")
         chat.see(">>> " + "b" * 50)  # what was written is not lost

@@ -209,8 +209,8 @@ def test_history_search_and_completion(chat_server: ChatServer, tmp_path: Path) 
 
 
 def test_only_replies_go_to_redirected_stdout(chat_server: ChatServer, tmp_path: Path) -> None:
-    words = f"{sys.executable} -m llmctl chat --base-url {chat_server.url} > {tmp_path}/out.txt"
-    with Terminal(command=["sh", "-c", words], LLMCTL_HOME=str(chat_server.home)) as chat:
+    words, home = ("chat", "--base-url", chat_server.url), str(chat_server.home)
+    with Terminal(*words, stdout=tmp_path / "out.txt", LLMCTL_HOME=home) as chat:
         chat.wait("/help lists", prompt=True)
         chat.ask("poem", ">>> poem")
         chat.ask("think", "Two and two, hm.")
@@ -232,7 +232,7 @@ def test_ctrl_c_during_a_single_reply_exits_130(chat_server: ChatServer) -> None
 @pytest.mark.parametrize("variable", ["TERM=dumb", "NO_COLOR=1"])
 def test_dumb_terminal_and_no_color_are_respected(chat_server: ChatServer, variable: str) -> None:
     name, _, value = variable.partition("=")
-    with chat_server.chat(columns=80, rows=24, **{name: value}) as chat:
+    with chat_server.chat(stdout=None, columns=80, rows=24, **{name: value}) as chat:
         chat.wait("/help lists", prompt=True)
         chat.ask("code", "works.")
         chat.send("/exit\r")

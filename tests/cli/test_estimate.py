@@ -134,7 +134,7 @@ def test_unknown_model_is_an_error(tmp_path: Path) -> None:
         (["--json"], "--estimate"),
         (["--estimate", "--free", "lots"], "'lots' is not a size"),
         (["--estimate", "--kv-memory", "0"], "kv_bytes is 0"),
-        (["--context-length", "0"], "context_length is 0"),
+        (["--context-length", "0"], "--context-length is 0"),
         (["--kv-quant", "2bit"], "2bit"),
     ],
 )

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from llmctl.cli.app import main
 from llmctl.monitor.read.runs import open_runs
-from tests.cli.process import COMMAND, error_lines, run_process
+from tests.cli.process import RunningCommand, error_lines, run_process
 from tests.evaluation.benchmark_files import write_custom_benchmark
 from tests.evaluation.flaky_server import flaky_server
 
@@ -149,15 +148,15 @@ def test_killed_run_resumes_to_the_same_result(tiny_folder: Path, tmp_path: Path
     exam = write_custom_benchmark(tmp_path, count=240)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     words = ["eval", *eval_args(tiny_folder, exam, "--no-track", "--batch-size", "2")]
-    process = subprocess.Popen([*COMMAND, *words, "--output", str(killed)], stderr=subprocess.PIPE)
-    file = killed / "results.jsonl"
-    deadline = time.monotonic() + 100
-    while not (file.exists() and file.read_text().count("\n") > 5):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with RunningCommand(*words, "--output", str(killed)) as process:
+        file = killed / "results.jsonl"
+        deadline = time.monotonic() + 100
+        while not (file.exists() and file.read_text().count("\n") > 5):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     answered = file.read_text().count("\n")
     assert answered < 240
     assert run_eval(*words[1:], "--output", str(killed), "--resume") == 0

@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from llmctl.cli.app import main
-from tests.cli.process import COMMAND, error_lines, run_in_process, run_process
+from tests.cli.process import RunningCommand, error_lines, run_in_process, run_process
 
 
 @pytest.fixture
@@ -54,6 +53,16 @@ def fails(*words: str) -> int:
     return ended.value.code
 
 
+def interrupt_at_first_step(process: RunningCommand) -> list[str]:
+    """Press Ctrl-C after the first step; return the lines of stderr."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("step 1/"):
+            process.send_signal(signal.SIGINT)
+    return lines
+
+
 def test_finetune_from_file_and_options_is_tracked(settings: Path, tmp_path: Path) -> None:
     done = run_in_process(
         "finetune", "-c", str(settings), "--rank", "2", "--max-steps", "3", "--json"
@@ -84,7 +93,7 @@ def test_all_invalid_settings_are_reported_with_their_source(
     assert "finetune.yaml:11: there is no setting rnak; did you mean rank?" in output
     assert "finetune.yaml:12: epochs is 0" in output
     assert "finetune.yaml:13: method is 'lola'" in output
-    assert "option: seed is -1" in output
+    assert "--seed is -1" in output
 
 
 def test_missing_data_file_is_reported_first(
@@ -140,16 +149,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
 
 def test_ctrl_c_saves_and_the_printed_command_resumes(settings: Path, tmp_path: Path) -> None:
     words = ["finetune", "-c", str(settings), "--epochs", "40", "--eval-every", "200", "--no-track"]
-    process = subprocess.Popen(
-        [*COMMAND, *words], stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"}
-    )
-    assert process.stderr is not None
-    output = []
-    for line in process.stderr:
-        output.append(line)
-        if line.startswith("step 1/"):
-            process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    with RunningCommand(*words, COLUMNS="200") as process:
+        output = interrupt_at_first_step(process)
+        assert process.wait() == 130
     assert "which is saved" in output[-1]
     assert f"--resume --output {tmp_path / 'out'}" in output[-1]
     step = int(output[-1].split("step ")[1].split(",")[0])
@@ -180,19 +182,10 @@ def test_two_processes_have_the_losses_of_one(settings: Path, tmp_path: Path) ->
 
 def test_two_stopped_processes_save_and_finish_tracking(settings: Path, tmp_path: Path) -> None:
     words = ["finetune", "-c", str(settings), "--epochs", "400", "--eval-every", "500"]
-    process = subprocess.Popen(
-        [*COMMAND, *words, "--nproc", "2"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stderr is not None
-    output = []
-    for line in process.stderr:
-        output.append(line)
-        if line.startswith("step 1/"):
-            process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    words += ["--nproc", "2"]
+    with RunningCommand(*words, COLUMNS="200", OMP_NUM_THREADS="1") as process:
+        output = interrupt_at_first_step(process)
+        assert process.wait() == 130
     assert "which is saved" in output[-1]  # and nothing of entries that wait
     assert not [*(tmp_path / "store/tracking").iterdir()]
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pexpect
 import psutil
 import pytest
 from rich.cells import cell_len
@@ -20,7 +19,8 @@ from rich.cells import cell_len
 from llmctl.cli import render
 from llmctl.cli.app import main
 from llmctl.cli.views import braille_plot
-from tests.cli.process import COMMAND, error_lines
+from tests.cli.process import RunningCommand, error_lines
+from tests.cli.terminal import Terminal
 from tests.monitor.tracking_history import TrackingHistory, empty_home, end_tracker, start_tracker
 from tests.server.servers import wait_until
 
@@ -67,13 +67,9 @@ def own(
 
 def on_terminal(*words: str) -> list[str]:
     """Return the lines of a command on a terminal with 80 columns."""
-    command, *rest = [*COMMAND, *words]
-    child = pexpect.spawn(command, rest, dimensions=(50, 80), encoding="utf-8", timeout=60)
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0, child.before
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", str(child.before))
-    return plain.replace("\r", "").splitlines()
+    with Terminal(*words, rows=50) as terminal:
+        assert terminal.end() == 0, terminal.raw
+    return terminal.output.splitlines()
 
 
 def test_runs_without_a_subcommand_lists_the_newest_first(
@@ -248,14 +244,10 @@ def test_ui_serves_the_runs_and_ends_with_all_its_processes(
     tracking_history: TrackingHistory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracking_history.enter(monkeypatch)
-    process = subprocess.Popen(
-        [*COMMAND, "runs", "ui"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
+    with RunningCommand("runs", "ui") as process:
         url = process.stdout.readline().strip()
         found = re.fullmatch(r"(http://127\.0\.0\.1:\d+)/#/experiments/(\d+)/runs", url)
-        assert found is not None, process.communicate(timeout=10)
+        assert found is not None, process.stderr.read()
         family = psutil.Process(process.pid).children(recursive=True)
         assert family
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -272,10 +264,9 @@ def test_ui_serves_the_runs_and_ends_with_all_its_processes(
         fast = tracking_history.ids["fast"]
         file = opener.open(f"{found[1]}/get-artifact?path=config.yaml&run_uuid={fast}", timeout=30)
         assert file.read() == b"lr: 0.0001\n"
-    finally:
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
+        code, _, err = process.communicate()
+    assert code == 130, err
     assert "Traceback" not in err
     assert wait_until(lambda: not any(member.is_running() for member in family), within_s=5)
 

@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from tests.cli.process import COMMAND, error_lines, run_process
+from tests.cli.process import RunningCommand, error_lines, run_process
 
 EXAMPLE = Path(__file__).parents[2] / "examples/openai_client.py"
 
@@ -22,13 +22,7 @@ class Server:
     """`llmctl serve` in another process; `url` is the address that it prints."""
 
     def __init__(self, *words: str) -> None:
-        self.process = subprocess.Popen(
-            [*COMMAND, "serve", "--port", "0", *words],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stderr is not None
+        self.process = RunningCommand("serve", "--port", "0", *words)
         self.output = ""
         for line in self.process.stderr:
             self.output += line
@@ -41,9 +35,9 @@ class Server:
         return openai.OpenAI(base_url=self.url, api_key="none", max_retries=0)
 
     def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=60)
-        return self.process.returncode
+        with self.process as process:
+            process.send_signal(signal.SIGTERM)
+            return process.wait()
 
 
 @pytest.fixture(scope="module")

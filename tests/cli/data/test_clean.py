@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.cli.process import COMMAND, error_lines, run_in_process
+from tests.cli.process import RunningCommand, error_lines, run_in_process
 
 ROWS = [
     {"instruction": "怎么写信？", "input": "", "output": "写信到 li.ming@qq.com \n"},
@@ -107,16 +106,14 @@ def test_ctrl_c_leaves_no_files(tmp_path: Path) -> None:
     line = json.dumps({"text": " ".join(f"word{n}" for n in range(300))}) + "\n"
     source.write_text(line * 30_000)
     words = ["data", "clean", str(source), "-o", str(tmp_path / "out.jsonl"), "--workers", "2"]
-    # A group of its own, as a shell gives it: Ctrl-C goes to the workers too.
-    with subprocess.Popen(
-        [*COMMAND, *words], stderr=subprocess.PIPE, start_new_session=True, text=True
-    ) as process:
+    # In its own process group, as in a shell: Ctrl-C reaches the workers too.
+    with RunningCommand(*words, new_session=True) as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".llmctl-clean-*")) and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(1)
         os.killpg(process.pid, signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
+        code, _, stderr = process.communicate()
+    assert code == 130, stderr
     assert "Traceback" not in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]

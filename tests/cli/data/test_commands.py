@@ -6,11 +6,11 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-import pexpect
 import pytest
 
 from llmctl.cli.app import main
-from tests.cli.process import COMMAND, run_process
+from tests.cli.process import run_process
+from tests.cli.terminal import Terminal
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"
 GOOD = '{"prompt": "Where is the key?", "completion": "Under the mat."}\n'
@@ -151,18 +151,12 @@ def test_show_reports_invalid_and_missing_rows(
         assert data(*words, "4")[0] == 0
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a pseudo-terminal")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_show_uses_colour_on_a_terminal(tiny_folder: Path) -> None:
-    terminal = pexpect.spawn(
-        COMMAND[0],
-        [*COMMAND[1:], "data", "show", str(SAMPLES / "messages.jsonl"), "-m", str(tiny_folder)],
-        encoding="utf-8",
-        timeout=120,
-        env={"TERM": "xterm-256color", "PATH": "/usr/bin:/bin"},
-    )
-    terminal.expect("trained: ")
-    shown = terminal.before or ""
-    terminal.expect(pexpect.EOF)
+    words = ("data", "show", str(SAMPLES / "messages.jsonl"), "-m", str(tiny_folder))
+    with Terminal(*words) as terminal:
+        terminal.end()
+    shown = terminal.raw.partition("trained: ")[0]
     learnt = re.findall(r"\x1b\[30;(42|102)m([^\x1b]+)", shown)
     assert "".join(text for _, text in learnt) == "Seven minutes for a soft yolk.<|im_end|>"
     shades = [shade for shade, _ in learnt]
