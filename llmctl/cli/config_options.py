@@ -11,7 +11,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
 from annotated_types import Ge, Gt, Interval, Le, Lt
@@ -168,6 +168,20 @@ def _option_type(hint: Any) -> Any:
         item = get_args(hint)[0]
         return list[int] if item is int else list[str]
     return list[str] if _is_mapping(hint) else hint
+
+
+def option_type_name(hint: Any) -> str:
+    """Return the type of a field in words, such as `int` or `none, 4bit or 8bit`."""
+    if get_origin(hint) is Annotated:
+        return option_type_name(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return option_type_name(next(item for item in get_args(hint) if item is not NoneType))
+    if get_origin(hint) is Literal:
+        *most, last = map(str, get_args(hint))
+        return f"{', '.join(most)} or {last}"
+    if get_origin(hint) is tuple:
+        return f"list of {option_type_name(get_args(hint)[0])}"
+    return "mapping" if _is_mapping(hint) else str(hint.__name__)
 
 
 def _is_mapping(hint: Any) -> bool:
