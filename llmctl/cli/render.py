@@ -1,6 +1,6 @@
 """Output of all commands: results go to stdout, everything else to stderr.
 
-No other module of `llmctl` prints, except the display of the chat REPL (`cli/repl`).
+Only this module prints, and for the chat REPL `repl/display.py` and `repl/terminal.py`.
 """
 
 import json

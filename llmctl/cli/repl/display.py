@@ -54,6 +54,16 @@ class Display:
             text = set_cell_size(text, self.err.width - 1).rstrip() + "…"
         self.notice(text, "")
 
+    def write_reply(self, text: str) -> None:
+        """Write a part of a reply to stdout as it is, but for control characters on a terminal."""
+        sys.stdout.write(escape_control_characters(text) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
+
+    def write_reasoning(self, text: str) -> None:
+        """Write a part of the reasoning to `err`."""
+        text = escape_control_characters(text)
+        self.err.print(text, style="dim", end="", markup=False, soft_wrap=True)
+
     def error(self, message: str, hint: str = "") -> None:
         """Print an error and its hint."""
         self.notice(f"error: {message}", "red")

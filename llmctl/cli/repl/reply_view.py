@@ -56,27 +56,19 @@ class _PlainView:
 
     def add(self, chunk: GenerationChunk) -> None:
         if chunk.reasoning and self._shows_reasoning:
-            self._display.err.print(
-                escape_control_characters(chunk.reasoning),
-                style="dim",
-                end="",
-                markup=False,
-                soft_wrap=True,
-            )
+            self._display.write_reasoning(chunk.reasoning)
             self._in_reasoning = True
         if chunk.text:
             self._end_reasoning()
-            is_terminal = sys.stdout.isatty()
-            self._write(escape_control_characters(chunk.text) if is_terminal else chunk.text)
+            self._write(chunk.text)
 
     def _end_reasoning(self) -> None:
         if self._in_reasoning:
-            self._display.err.print("\n")
+            self._display.write_reasoning("\n\n")
             self._in_reasoning = False
 
     def _write(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        self._display.write_reply(text)
         self._last = text
 
     def end(self) -> None:
