@@ -1,4 +1,4 @@
-"""What the commands of `llmctl chat` do and how replies look, on a pseudo-terminal."""
+"""Commands and replies of `llmctl chat` on a pseudo-terminal."""
 
 import base64
 import json
@@ -50,7 +50,7 @@ def test_invalid_commands_and_values_are_reported_and_change_nothing(
         ):
             assert "error: " in chat.ask(line, message.split()[-1]).replace("\n", " ")
             assert message in chat.output.replace("\n", " ")
-        # After all of that everything is as it was.
+        # Nothing has changed.
         chat.ask("/model alias", "alias at http")
         chat.ask("/READ off", "no file was attached")
         chat.ask(f"/read {tmp_path}/broken.json", "is sent with the next message")
@@ -101,7 +101,7 @@ def test_markdown_and_wide_characters_fit_the_width(chat_server: ChatServer) -> 
             "",
             "Done.",
         )
-        # What is finished is written once: nothing flickers, and nothing is left in the scrollback.
+        # Complete rows are written once: no flicker, no remains in the scrollback.
         assert chat.output.count("\n闻啼鸟。夜来风雨声，花落知多少。\n") <= 2
         chat.ask("code", "works.")
         chat.see("Here:", "", "```python", "def f():", "    return 1", "```", "", "It works.")

@@ -1,4 +1,4 @@
-"""How replies are drawn, wrapped and understood, without a terminal."""
+"""Rendering, wrapping and parsing in the chat REPL, without a terminal."""
 
 import io
 
@@ -57,11 +57,11 @@ def test_markdown_is_complete_and_fits_the_width(source: str, width: int) -> Non
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(PIECES, max_size=20).map("".join), st.lists(PIECES, max_size=10).map("".join))
-def test_complete_blocks_do_not_depend_on_later_text(source: str, more: str) -> None:
-    finished = split_blocks(source)[:-1]
-    # A line that is not ended may still become part of what is above.
-    if source.endswith("\n"):
-        assert split_blocks(source + more)[: len(finished)] == finished
+def test_complete_blocks_do_not_depend_on_later_text(text: str, more: str) -> None:
+    # An incomplete line could still become part of the block above it.
+    source = f"{text}\n"
+    complete = split_blocks(source)[:-1]
+    assert split_blocks(source + more)[: len(complete)] == complete
 
 
 def test_lines_break_between_chinese_characters_but_not_before_punctuation() -> None:

@@ -1,4 +1,4 @@
-"""`llmctl chat` at a terminal with an engine of its own: the tiny model, and the real one."""
+"""`llmctl chat` on a terminal with a model in its process."""
 
 import sys
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_full_context_and_switches_of_model_and_adapter(tiny_folder: Path, tmp_p
         chat.wait("The oldest 2 turns must be removed")
         chat.wait("or [c]ancel?")
         chat.send("c\r")
-        chat.see(">>> " + "b" * 50)  # what was written is not lost
+        chat.see(">>> " + "b" * 50)  # the input is kept
         chat.send("\r")
         chat.wait("or [c]ancel?")
         chat.send("d\r")
@@ -42,7 +42,7 @@ def test_full_context_and_switches_of_model_and_adapter(tiny_folder: Path, tmp_p
         chat.ask("/json " + str(tmp_path / "schema.json"), "follow the schema")
         chat.ask("is it so?", '"yes"')
         chat.ask("/json off", "not constrained")
-        # Whoever cannot answer leaves the one who can.
+        # A failed switch keeps the model.
         chat.ask("/model ./not/there", "error:")
         chat.ask(f"/adapter {tmp_path}", "error:")
         chat.ask("is it still so?", "[cut off")

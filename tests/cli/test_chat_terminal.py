@@ -1,4 +1,4 @@
-"""`llmctl chat` as a person uses it, on a pseudo-terminal, against a server that is scripted."""
+"""`llmctl chat` on a pseudo-terminal, with a scripted server."""
 
 import os
 import re

@@ -31,8 +31,8 @@ def run_eval(*words: str) -> int:
     return ended.value.code
 
 
-def eval_args(model: Path, exam: Path, *words: str) -> list[str]:
-    return ["--dataset", str(exam), "--model", str(model), "--dtype", "float32", *words]
+def eval_args(model: Path, benchmark: Path, *words: str) -> list[str]:
+    return ["--dataset", str(benchmark), "--model", str(model), "--dtype", "float32", *words]
 
 
 def results(folder: Path) -> dict[tuple[str, int], Any]:
@@ -82,10 +82,10 @@ def test_custom_benchmark_is_evaluated_reported_and_tracked(
 def test_two_runs_are_compared_by_sample(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exam = write_custom_benchmark(tmp_path)
+    benchmark = write_custom_benchmark(tmp_path)
     for name, mode in (("one", "ppl"), ("two", "logprob_norm")):
         words = ("--mode", mode, "--output", str(tmp_path / name), "--no-track")
-        assert run_eval(*eval_args(tiny_folder, exam, *words)) == 0
+        assert run_eval(*eval_args(tiny_folder, benchmark, *words)) == 0
     capsys.readouterr()
     assert run_eval("compare", str(tmp_path / "one"), str(tmp_path / "two"), "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -107,14 +107,23 @@ def test_two_runs_are_compared_by_sample(
 def test_failed_sample_exits_1_and_resume_evaluates_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exam, out = write_custom_benchmark(tmp_path), tmp_path / "run"
+    benchmark, out = write_custom_benchmark(tmp_path), tmp_path / "run"
     broken = True
 
     def verdict(_: int, body: dict[str, Any]) -> int:
         return 400 if broken and "4?" in str(body["messages"]) else 200
 
     with flaky_server(verdict) as url:
-        words = ["--dataset", str(exam), "--base-url", url, "--model", "m", "--output", str(out)]
+        words = [
+            "--dataset",
+            str(benchmark),
+            "--base-url",
+            url,
+            "--model",
+            "m",
+            "--output",
+            str(out),
+        ]
         words += ["--mode", "gen", "--no-track"]
         assert run_eval(*words) == 1
         output = capsys.readouterr()
@@ -129,10 +138,19 @@ def test_failed_sample_exits_1_and_resume_evaluates_it(
 def test_lost_server_fails_the_remaining_samples(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exam, out = write_custom_benchmark(tmp_path), tmp_path / "run"
+    benchmark, out = write_custom_benchmark(tmp_path), tmp_path / "run"
     # The first subject has six questions.
     with flaky_server(lambda number, _: 200 if number <= 6 else 0) as url:
-        words = ["--dataset", str(exam), "--base-url", url, "--model", "m", "--output", str(out)]
+        words = [
+            "--dataset",
+            str(benchmark),
+            "--base-url",
+            url,
+            "--model",
+            "m",
+            "--output",
+            str(out),
+        ]
         assert run_eval(*words, "--mode", "gen", "--no-track", "--json") == 1
     output = capsys.readouterr()
     (suite,) = json.loads(output.out)["suites"]
@@ -145,9 +163,9 @@ def test_lost_server_fails_the_remaining_samples(
 
 
 def test_killed_run_resumes_to_the_same_result(tiny_folder: Path, tmp_path: Path) -> None:
-    exam = write_custom_benchmark(tmp_path, count=240)
+    benchmark = write_custom_benchmark(tmp_path, count=240)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    words = ["eval", *eval_args(tiny_folder, exam, "--no-track", "--batch-size", "2")]
+    words = ["eval", *eval_args(tiny_folder, benchmark, "--no-track", "--batch-size", "2")]
     with RunningCommand(*words, "--output", str(killed)) as process:
         file = killed / "results.jsonl"
         deadline = time.monotonic() + 100
@@ -172,11 +190,13 @@ def test_killed_run_resumes_to_the_same_result(tiny_folder: Path, tmp_path: Path
 def test_samples_beyond_the_context_are_reported_without_a_retry_hint(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exam = tmp_path / "long.csv"
-    exam.write_text(f"question,answer\nshort?,x\n{'long ' * 60}?,x\n")  # 300 bytes for a 256
+    benchmark = tmp_path / "long.csv"
+    benchmark.write_text(
+        f"question,answer\nshort?,x\n{'long ' * 60}?,x\n"
+    )  # 300 bytes for a context of 256
     out = tmp_path / "run"
     words = eval_args(
-        tiny_folder, exam, "--output", str(out), "--max-new-tokens", "1", "--no-track"
+        tiny_folder, benchmark, "--output", str(out), "--max-new-tokens", "1", "--no-track"
     )
     assert run_eval(*words) == 1
     output = capsys.readouterr().err

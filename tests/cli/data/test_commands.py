@@ -103,8 +103,8 @@ def test_check_uses_the_context_of_the_model(
     long = json.dumps({"prompt": "Sing.", "completion": "la" * 200})
     code, out, _ = data("check", write(tmp_path / "a.jsonl", GOOD, long), "-m", tiny_folder)
     assert code == 0
-    (told,) = (line for line in out.splitlines() if line.startswith("too long"))
-    assert told.removeprefix("too long").strip() == (
+    (line,) = (text for text in out.splitlines() if text.startswith("too long"))
+    assert line.removeprefix("too long").strip() == (
         "1 row (50.0%) over 256 tokens, such as line 2; truncated, 1 row would lose the "
         "end-of-turn token, and 1 row every complete reply"
     )
@@ -127,8 +127,8 @@ def test_show_as_json_has_all_tokens_and_the_text(data: DataCommand, tiny_folder
     # A character of three bytes is three tokens here; the later ones show as a dot.
     text = "".join(token["text"] for token in sequence["tokens"])
     assert text.replace("·", "") == sequence["text"]
-    learnt = sum(token["learnt"] for token in sequence["tokens"])
-    assert learnt == len("麻烦您把窗户关上，谢谢。".encode()) + 1
+    trained = sum(token["learnt"] for token in sequence["tokens"])
+    assert trained == len("麻烦您把窗户关上，谢谢。".encode()) + 1
 
 
 def test_show_reports_invalid_and_missing_rows(
@@ -157,9 +157,9 @@ def test_show_uses_colour_on_a_terminal(tiny_folder: Path) -> None:
     with Terminal(*words) as terminal:
         terminal.end()
     shown = terminal.raw.partition("trained: ")[0]
-    learnt = re.findall(r"\x1b\[30;(42|102)m([^\x1b]+)", shown)
-    assert "".join(text for _, text in learnt) == "Seven minutes for a soft yolk.<|im_end|>"
-    shades = [shade for shade, _ in learnt]
+    trained = re.findall(r"\x1b\[30;(42|102)m([^\x1b]+)", shown)
+    assert "".join(text for _, text in trained) == "Seven minutes for a soft yolk.<|im_end|>"
+    shades = [shade for shade, _ in trained]
     assert all(one != next_one for one, next_one in pairwise(shades))
 
 
