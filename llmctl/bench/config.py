@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from llmctl.bench.prompts import PromptSet
 from llmctl.errors import ConfigError
-from llmctl.types import ModelSpec
+from llmctl.types import ApiEndpoint, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,10 @@ class BenchConfig:
 
 @dataclass(frozen=True, slots=True)
 class BenchServer:
-    """An OpenAI-compatible server to measure."""
+    """A model on an OpenAI-compatible server to measure."""
 
-    base_url: str
+    endpoint: ApiEndpoint
     label: str
-    model: str | None = None
-    """Its name on the server; `None` is the first model that the server lists."""
-    api_key: str | None = None
     pid: int | None = None
     """Process id of the server, to measure its memory."""
 

@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
-import openai
-from openai.types.chat import ChatCompletionMessageParam
-
-from llmctl.bench.config import BenchConfig, BenchServer
+from llmctl.bench.config import BenchConfig
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.openai.wire import api_error_message, api_url
+from llmctl.engine.openai.client import create_client, find_model
+from llmctl.engine.openai.wire import api_url, completion_arguments, translate_api_error
 from llmctl.engine.stream import StreamItem
-from llmctl.errors import EngineStoppedError, LlmctlError
-from llmctl.types import GenerationChunk, GenerationRequest, Message, SamplingParams
-
-TIMEOUT_S = 600.0
-"""Seconds without data after which a request fails."""
+from llmctl.errors import EngineStoppedError, LlmctlError, RequestError
+from llmctl.types import ApiEndpoint, GenerationChunk, GenerationRequest, Message, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,66 +52,54 @@ class BenchTarget(Protocol):
 
 
 class ServerTarget:
-    """A server, through the official client."""
+    """A model on a server; arrival times are taken where the client yields the chunks.
 
-    def __init__(self, endpoint: BenchServer) -> None:
-        self._url = api_url(endpoint.base_url)
-        self._model = endpoint.model
-        self._client = openai.AsyncOpenAI(
-            base_url=self._url,
-            api_key=endpoint.api_key or "none",
-            timeout=TIMEOUT_S,
-            max_retries=0,  # a request that is sent twice would be timed twice
-        )
+    Raises:
+        ConfigError: the URL is invalid.
+    """
+
+    def __init__(self, endpoint: ApiEndpoint) -> None:
+        self.url = api_url(endpoint.base_url)
+        self._endpoint = endpoint
+        self._client = create_client(endpoint)
+        self._model: str | None = None
 
     @property
     def model(self) -> str:
-        """The server's name of the model. Known once the target is open."""
+        """Name of the model on the server, known after `open`."""
         assert self._model is not None
         return self._model
 
     async def open(self) -> None:
-        """Find out whether the server answers at all, and its model. Raises `LlmctlError`."""
-        try:
-            listed = [model.id async for model in self._client.models.list()]
-        except openai.APIConnectionError as error:
-            raise LlmctlError(
-                f"no server answers at {self._url}",
-                hint="start one, for example with `llmctl serve`, or correct the URL",
-            ) from error
-        except openai.OpenAIError as error:
-            # Some servers list no models but answer for the one that is named.
-            if self._model is None or isinstance(error, openai.AuthenticationError):
-                raise self._failure(error, ignore_eos=False) from error
-            return
-        if self._model is None:
-            if not listed:
-                raise LlmctlError(f"{self._url} lists no model", hint="name one with --model")
-            self._model = listed[0]
+        """Check that the server answers, and choose its model.
+
+        Raises:
+            LlmctlError: as `find_model`.
+        """
+        self._model = (await find_model(self._client, self._endpoint.model, self.url)).name
 
     async def reply(self, messages: Sequence[Message], config: BenchConfig) -> TimedReply:
+        """Return the complete reply; see `BenchTarget.reply`."""
+        arrivals: list[float] = []
         try:
-            return await self._stream(messages, config)
+            return await self._stream(messages, config, arrivals)
         except LlmctlError:
             raise
-        # Before version 3 the client let its transport's own errors through.
+        # Before version 3 the client did not wrap the errors of its HTTP library.
         except Exception as error:
-            raise self._failure(error, ignore_eos=config.ignore_eos) from error
+            translated = translate_api_error(error, self.url, started=bool(arrivals))
+            if type(translated) is RequestError and config.ignore_eos:
+                translated.hint = "for a server without ignore_eos add --no-ignore-eos"
+            raise translated from error
 
-    async def _stream(self, messages: Sequence[Message], config: BenchConfig) -> TimedReply:
-        arrivals: list[float] = []
+    async def _stream(
+        self, messages: Sequence[Message], config: BenchConfig, arrivals: list[float]
+    ) -> TimedReply:
+        arguments = completion_arguments(_request(messages, config), self.model, self.url)
         texts: list[str] = []
         usage = None
         sent = perf_counter()
-        stream = await self._client.chat.completions.create(
-            model=self.model,
-            messages=[_wire(message) for message in messages],
-            max_tokens=config.max_tokens,
-            temperature=config.temperature,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body={"ignore_eos": True} if config.ignore_eos else None,
-        )
+        stream = await self._client.chat.completions.create(**arguments)
         ended = sent
         async with stream:
             async for chunk in stream:
@@ -139,17 +122,8 @@ class ServerTarget:
             cached_tokens=None if details is None else details.cached_tokens,
         )
 
-    def _failure(self, error: Exception, *, ignore_eos: bool) -> LlmctlError:
-        status = error.status_code if isinstance(error, openai.APIStatusError) else None
-        hint = {401: "give the server's key with --api-key", 404: "name its model with --model"}
-        if status in (400, 422) and ignore_eos:
-            hint |= {status: "a server that does not know ignore_eos needs --no-ignore-eos"}
-        return LlmctlError(
-            f"{self._url}: {api_error_message(error)}", hint=hint.get(status or 0, "")
-        )
-
     async def close(self) -> None:
-        """Drop the connections."""
+        """Close the connections."""
         await self._client.close()
 
 
@@ -171,13 +145,9 @@ class EngineTarget:
                 with suppress(RuntimeError):
                     loop.call_soon_threadsafe(finished.set)
 
-        sampling = SamplingParams(
-            max_new_tokens=config.max_tokens,
-            temperature=config.temperature,
-            ignore_eos=config.ignore_eos,
-        )
+        request = _request(messages, config)
         sent = perf_counter()
-        with self._engine.submit(GenerationRequest(tuple(messages), sampling=sampling)) as stream:
+        with self._engine.submit(request) as stream:
             stream.listen(listen)
             await finished.wait()
         return _timed_reply(sent, items)
@@ -202,10 +172,13 @@ def _timed_reply(sent: float, items: Sequence[tuple[float, StreamItem]]) -> Time
     )
 
 
-def _wire(message: Message) -> ChatCompletionMessageParam:
-    if message.role == "assistant":
-        return {"role": "assistant", "content": message.content}
-    return {"role": "user", "content": message.content}
+def _request(messages: Sequence[Message], config: BenchConfig) -> GenerationRequest:
+    sampling = SamplingParams(
+        max_new_tokens=config.max_tokens,
+        temperature=config.temperature,
+        ignore_eos=config.ignore_eos or None,
+    )
+    return GenerationRequest(tuple(messages), sampling=sampling)
 
 
 def _text(delta: Any) -> str:

@@ -11,6 +11,7 @@ from llmctl.cli import options, render
 from llmctl.cli.config_options import given_fields, resolve_config, with_config_options
 from llmctl.config.settings import ResolvedConfig
 from llmctl.errors import ConfigError, LlmctlError
+from llmctl.types import ApiEndpoint
 
 if TYPE_CHECKING:
     from llmctl.bench.report import BenchReport
@@ -74,11 +75,15 @@ def _sides(resolved: ResolvedConfig[BenchOptions]) -> list[BenchServer | BenchEn
     else:
         name = chosen.model if "model" in given_fields(resolved) else None
         sides.append(
-            BenchServer(chosen.base_url, labels[0], name, chosen.api_key, next(pids, None))
+            BenchServer(
+                ApiEndpoint(chosen.base_url, name, chosen.api_key), labels[0], next(pids, None)
+            )
         )
     if chosen.vs is not None:
         sides.append(
-            BenchServer(chosen.vs, labels[1], chosen.vs_model, chosen.api_key, next(pids, None))
+            BenchServer(
+                ApiEndpoint(chosen.vs, chosen.vs_model, chosen.api_key), labels[1], next(pids, None)
+            )
         )
     return sides
 

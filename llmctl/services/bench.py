@@ -17,7 +17,6 @@ from llmctl.bench.prompts import PromptSet, prompt_batch
 from llmctl.bench.report import BenchReport, Side
 from llmctl.bench.stats import LevelResult, summarize_level
 from llmctl.bench.target import BenchTarget, EngineTarget, ServerTarget
-from llmctl.engine.openai.wire import api_url
 from llmctl.engine.registry import create_engine
 from llmctl.types import Progress, ProgressCallback, ignore_progress
 
@@ -160,12 +159,12 @@ def open_session(
         return BenchSession(config, [*engines, *servers], runner, resources.pop_all())
 
 
-def _connect(endpoint: BenchServer, runner: asyncio.Runner, resources: ExitStack) -> _OpenSide:
-    memory = None if endpoint.pid is None else MemorySampler(endpoint.pid)
-    target = ServerTarget(endpoint)
+def _connect(server: BenchServer, runner: asyncio.Runner, resources: ExitStack) -> _OpenSide:
+    memory = None if server.pid is None else MemorySampler(server.pid)
+    target = ServerTarget(server.endpoint)
     resources.callback(lambda: runner.run(target.close()))
     runner.run(target.open())
-    return _OpenSide(Side(endpoint.label, api_url(endpoint.base_url), target.model), target, memory)
+    return _OpenSide(Side(server.label, target.url, target.model), target, memory)
 
 
 def _load(own: BenchEngine, progress: ProgressCallback, resources: ExitStack) -> _OpenSide:

@@ -193,6 +193,6 @@ def test_remove_refuses_an_unknown_or_ambiguous_revision(home: Path, revision: s
 
 def test_remove_refuses_a_folder_outside_the_store(home: Path) -> None:
     folder = write_files(home / "mine", model_files())
-    with pytest.raises(ConfigError, match="is a path of yours"):
+    with pytest.raises(ConfigError, match="is a path; only downloaded models are removed"):
         models.remove(str(folder))
     assert folder.is_dir()

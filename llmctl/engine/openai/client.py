@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import openai
 
@@ -14,7 +14,6 @@ from llmctl.engine.openai.wire import (
     api_url,
     choose_model,
     completion_arguments,
-    connection_lost_error,
     translate_api_error,
 )
 from llmctl.engine.stream import GenerationStream
@@ -35,6 +34,63 @@ CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 600.0
 """Longest pause between two pieces of a response: a long prompt takes a CPU minutes."""
 _CANCEL_POLL_S = 0.05
+
+
+class FoundModel(NamedTuple):
+    """The model of a server that an endpoint names."""
+
+    name: str
+    context_length: int
+    """Tokens of prompt and reply together; 0 if the server does not report it."""
+    listed: tuple[str, ...]
+    """Names of all models that the server lists."""
+
+
+def create_client(endpoint: ApiEndpoint) -> openai.AsyncOpenAI:
+    """Return a client that sends each request once.
+
+    Raises:
+        ConfigError: the URL is invalid.
+    """
+    return openai.AsyncOpenAI(
+        base_url=api_url(endpoint.base_url),
+        api_key=endpoint.api_key or "none",
+        timeout=openai.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+        max_retries=0,  # the caller sees each failure and decides whether to retry
+    )
+
+
+async def find_model(client: openai.AsyncOpenAI, named: str | None, url: str) -> FoundModel:
+    """Return the model of a server: `named`, or by default the first that is not an adapter.
+
+    Args:
+        client: connected to the server.
+        named: the model's name on the server, or `None`.
+        url: of the server, for messages.
+
+    Raises:
+        EngineStoppedError: the server does not answer.
+        AuthenticationError: the key is missing or wrong.
+        ModelNotFoundError: as `choose_model`.
+    """
+    try:
+        listed = {model.id: model async for model in client.models.list()}
+    except (openai.APIConnectionError, openai.AuthenticationError) as error:
+        raise translate_api_error(error, url) from error
+    except Exception as error:
+        # Some servers list no models but accept the one that is named.
+        if named is None:
+            raise translate_api_error(error, url) from error
+        return FoundModel(named, 0, ())
+    try:
+        name = choose_model(named, tuple(listed), url)
+    except LlmctlError:
+        if named is None or not await _has_model(client, named):
+            raise
+        return FoundModel(named, 0, tuple(listed))
+    # The field's name in vLLM and in `llmctl serve`; other servers do not send it.
+    context = getattr(listed.get(name), "max_model_len", None)
+    return FoundModel(name, context if isinstance(context, int) else 0, tuple(listed))
 
 
 class OpenAIClient(BaseEngine):
@@ -88,35 +144,13 @@ class OpenAIClient(BaseEngine):
         )
 
     async def _create_client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(
-            base_url=self.url,
-            api_key=self._endpoint.api_key or "none",
-            timeout=openai.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            max_retries=0,  # the caller sees each failure and decides whether to retry
-        )
+        return create_client(self._endpoint)
 
     async def _choose_model(self, client: openai.AsyncOpenAI) -> tuple[str, int]:
         """Return the model's name, and its context length or 0."""
-        named = self._endpoint.model
-        try:
-            listed = {model.id: model async for model in client.models.list()}
-        except (openai.APIConnectionError, openai.AuthenticationError) as error:
-            raise translate_api_error(error, self.url) from error
-        except Exception as error:
-            # Some servers list no models but accept the one that is named.
-            if named is None:
-                raise translate_api_error(error, self.url) from error
-            return named, 0
-        self.models = tuple(listed)
-        try:
-            model = choose_model(named, self.models, self.url)
-        except LlmctlError:
-            if named is None or not await _has_model(client, named):
-                raise
-            return named, 0
-        # The field's name in vLLM and in `llmctl serve`; other servers do not send it.
-        context = getattr(listed.get(model), "max_model_len", None)
-        return model, context if isinstance(context, int) else 0
+        model = await find_model(client, self._endpoint.model, self.url)
+        self.models = model.listed
+        return model.name, model.context_length
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         assert self._loop is not None
@@ -170,10 +204,7 @@ class OpenAIClient(BaseEngine):
     def _translated(self, error: Exception, *, started: bool) -> LlmctlError:
         if isinstance(error, LlmctlError):
             return error
-        lost = started and isinstance(error, openai.APIConnectionError)
-        translated = (
-            connection_lost_error(self.url) if lost else translate_api_error(error, self.url)
-        )
+        translated = translate_api_error(error, self.url, started=started)
         translated.__cause__ = error
         return translated
 

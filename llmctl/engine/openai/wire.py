@@ -256,8 +256,16 @@ def connection_lost_error(url: str) -> EngineStoppedError:
     )
 
 
-def translate_api_error(error: Exception, url: str) -> LlmctlError:
-    """Return the `LlmctlError` for an error of the OpenAI client."""
+def translate_api_error(error: Exception, url: str, *, started: bool = False) -> LlmctlError:
+    """Return the `LlmctlError` for an error of the OpenAI client.
+
+    Args:
+        error: raised by the client.
+        url: of the server.
+        started: whether a part of the response was received before.
+    """
+    if started and isinstance(error, openai.APIConnectionError):
+        return connection_lost_error(url)
     if isinstance(error, openai.APITimeoutError):
         return EngineStoppedError(f"the server at {url} did not answer in time")
     if isinstance(error, openai.APIConnectionError):
