@@ -94,8 +94,13 @@ class _EngineGauges(Collector):
         for name, meaning, value in (
             ("llmctl_engine_up", "1 while the engine works.", state.alive),
             (
+                "llmctl_engine_last_step_age_seconds",
+                "Time since the last step of an engine that has work; 0 without work.",
+                state.last_step_age_s,
+            ),
+            (
                 "llmctl_engine_idle_seconds",
-                "Time since the last step of an engine that has work.",
+                "Former name of llmctl_engine_last_step_age_seconds.",
                 state.last_step_age_s,
             ),
             ("llmctl_batch_rows", "Sequences in the running batch.", state.running),

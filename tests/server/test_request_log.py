@@ -87,4 +87,6 @@ def test_metrics_count_requests_tokens_and_engine_state() -> None:
     assert "llmctl_time_to_first_token_seconds_count 2.0" in lines
     assert "llmctl_inter_token_seconds_count 4.0" in lines
     assert "llmctl_engine_up 1.0" in lines
+    assert "llmctl_engine_last_step_age_seconds 0.0" in lines
+    assert "llmctl_engine_idle_seconds 0.0" in lines
     assert "llmctl_batch_rows 0.0" in lines
