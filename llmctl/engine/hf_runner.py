@@ -293,7 +293,7 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
                 f"the adapter {name!r} cannot be combined with the one in the model's weights",
                 hint="serve the base model, or merge that adapter into it first",
             )
-        provenance.check_chat_template(Path(path), loaded.template.fingerprint)
+        provenance.check_chat_template(Path(path).expanduser(), loaded.template.fingerprint)
         adapter = read_adapter(path, loaded.model)
         key = f"{name}#{next(self._adapter_numbers)}"
         with self._lock:

@@ -4,6 +4,9 @@ import signal
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine, SupportsAdapters, require
@@ -47,6 +50,7 @@ def serve(
         ConfigError: the port is taken, or the certificate or an adapter cannot be used.
         ModelNotFoundError, ModelLoadError, OutOfMemoryError: as `BaseEngine.load`.
     """
+    config = expand_paths(config)
     _check_certificate(config)
     # The port first: if it is taken, the user learns it before minutes of loading.
     with (
@@ -69,6 +73,17 @@ def serve(
             ssl_certfile=config.ssl_certfile,
             ssl_keyfile=config.ssl_keyfile,
         )
+
+
+def expand_paths(config: ServeConfig) -> ServeConfig:
+    """Return the config with `~` replaced by the home folder in its paths."""
+    names = ("adapter_dir", "ssl_certfile", "ssl_keyfile")
+    paths: dict[str, Any] = {
+        name: str(Path(path).expanduser())
+        for name in names
+        if (path := getattr(config, name)) is not None
+    }
+    return replace(config, **paths)
 
 
 def _check_certificate(config: ServeConfig) -> None:
