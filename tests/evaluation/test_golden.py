@@ -1,7 +1,8 @@
 """Both backends over the real exams, against what OpenCompass 0.5.4 itself gave for them.
 
 The data may not be part of this project, so they are named by LLMCTL_EXAM_DATA (a folder with
-`ceval` and `mmlu`) and LLMCTL_EXAM_GOLDEN. OpenCompass' side also needs `llmctl eval setup`.
+`ceval` and `mmlu`) and LLMCTL_EXAM_GOLDEN. OpenCompass' side needs
+`llmctl eval install-opencompass`.
 """
 
 import json

@@ -102,7 +102,9 @@ def _shorten_context(request: MemoryRequest) -> tuple[str, MemoryRequest] | None
 def _quantise_cache(request: MemoryRequest) -> tuple[str, MemoryRequest] | None:
     if request.limits.kv_quant == "8bit" or not request.shape.batched:
         return None
-    return "--kv-quant 8bit", replace(request, limits=replace(request.limits, kv_quant="8bit"))
+    return "--kv-cache-dtype 8bit", replace(
+        request, limits=replace(request.limits, kv_quant="8bit")
+    )
 
 
 def _enlarge_cache(request: MemoryRequest) -> tuple[str, MemoryRequest] | None:

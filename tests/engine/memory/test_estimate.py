@@ -289,7 +289,7 @@ def test_a_context_beyond_the_models_is_reduced_with_a_note(qwen: ModelShape) ->
         (10.0, "none", {}, "try --quant 4bit"),
         (8.9, "8bit", {}, "try --quant 4bit"),
         (7.2, "4bit", {"context_length": 32768}, "try --context-length 9984"),
-        (7.2, "4bit", {"context_length": 10240}, "--context-length 9984, or --kv-quant 8bit"),
+        (7.2, "4bit", {"context_length": 10240}, "--context-length 9984, or --kv-cache-dtype 8bit"),
         (18.0, "none", {"context_length": 32768}, "try --quant 4bit"),
         (6.15, "4bit", {}, "try --context-length 1280"),
         (6.5, "none", {"context_length": 16384}, "try --quant 4bit --context-length 4352"),

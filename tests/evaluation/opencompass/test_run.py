@@ -1,6 +1,6 @@
 """OpenCompass itself, run over small exams. Skipped where its environment has not been built.
 
-`llmctl eval setup` builds it; tests never do.
+`llmctl eval install-opencompass` builds it; tests never do.
 """
 
 import threading
