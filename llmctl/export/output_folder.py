@@ -1,11 +1,11 @@
 """The output folder of a merge: built in a staging folder and renamed, with its side files."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from llmctl.atomic_files import atomic_folder
 from llmctl.engine.models import model_folder, store
 from llmctl.engine.models.adapter_metadata import ADAPTER_CONFIG
 from llmctl.engine.models.provenance import PROVENANCE_FILE
@@ -59,25 +59,15 @@ def staged_folder(final: Path, *, overwrite: bool) -> Iterator[Path]:
         ConfigError: as `check_output_folder`, or the folder cannot be created.
     """
     check_output_folder(final, overwrite=overwrite)
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-    except OSError as error:
-        raise ConfigError(f"cannot create a folder in {final.parent}: {error.strerror}") from error
-    built, old = staging / final.name, staging / ".old"
-    built.mkdir()
-    try:
-        yield built
-        if final.exists():
-            final.rename(old)
+    with ExitStack() as stack:
         try:
-            built.rename(final)
-        except BaseException:
-            if old.exists():
-                old.rename(final)
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            built = stack.enter_context(atomic_folder(final))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot create a folder in {final.parent}: {error.strerror}"
+            ) from error
+        yield built
 
 
 def copy_side_files(base: Path, adapter: Path, target: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from llmctl.atomic_files import atomic_path
 from llmctl.config import store_home
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.types import Progress, ProgressCallback, ignore_progress
@@ -156,10 +157,13 @@ def create_sqlite_store(file: Path, progress: ProgressCallback) -> None:
         if file.exists():
             return
         progress(Progress("preparing the tracking store (once)"))
-        with tempfile.TemporaryDirectory(
-            prefix=".mlflow-", dir=file.parent, ignore_cleanup_errors=True
-        ) as temporary:
-            raw, ready = Path(temporary) / "raw.db", Path(temporary) / "ready.db"
+        with (
+            tempfile.TemporaryDirectory(
+                prefix=".mlflow-", dir=file.parent, ignore_cleanup_errors=True
+            ) as folder,
+            atomic_path(file) as ready,
+        ):
+            raw = Path(folder) / "raw.db"
             MlflowClient(f"sqlite:///{raw.as_posix()}").search_experiments()
             with (
                 closing(sqlite3.connect(raw)) as source,
@@ -168,7 +172,6 @@ def create_sqlite_store(file: Path, progress: ProgressCallback) -> None:
                 source.backup(target)
                 # Readers and the writer do not block each other in this mode.
                 target.execute("PRAGMA journal_mode = WAL")
-            ready.replace(file)
 
 
 def _upgrade(file: Path, progress: ProgressCallback) -> None:

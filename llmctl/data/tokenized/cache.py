@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from llmctl.atomic_files import atomic_folder
 from llmctl.config import store_home
 from llmctl.errors import LlmctlError
 from llmctl.types import Progress, ProgressCallback, ignore_progress
@@ -55,17 +56,16 @@ def get_or_build(
     return folder, found
 
 
-def _make(folder: Path, aside: Path, build: Callable[[Path], None]) -> None:
-    shutil.rmtree(aside, ignore_errors=True)  # what a dead process left
-    aside.mkdir(parents=True)
+def _make(folder: Path, staging: Path, build: Callable[[Path], None]) -> None:
+    shutil.rmtree(staging, ignore_errors=True)  # of a killed process
+    staging.mkdir(parents=True)
     try:
-        build(aside)
-        sizes = {file.name: file.stat().st_size for file in aside.iterdir()}
-        (aside / _SIZES).write_text(json.dumps(sizes), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-        aside.rename(folder)
+        with atomic_folder(folder, staging=staging) as built:  # replaces a damaged one
+            build(built)
+            sizes = {file.name: file.stat().st_size for file in built.iterdir()}
+            (built / _SIZES).write_text(json.dumps(sizes), encoding="utf-8")
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def evict(

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from llmctl.atomic_files import install_folder
 from llmctl.config import store_home
 from llmctl.engine.models.model_folder import disk_bytes, file_names, missing_part
 from llmctl.errors import ModelNotFoundError
@@ -136,9 +137,8 @@ def install(folder: Path, name: str) -> Path:
     The caller holds the lock of `name`. A model of that name is replaced.
     """
     final = models_folder() / name
-    if final.exists():
-        _delete(final, name)
-    return folder.rename(final)
+    install_folder(folder, final)
+    return final
 
 
 def remove(name: str) -> int:

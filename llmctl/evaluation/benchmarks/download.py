@@ -10,11 +10,11 @@ import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from llmctl.atomic_files import atomic_folder
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.evaluation.benchmarks.data_paths import benchmarks_dir, candidate_dirs, find_data
 from llmctl.evaluation.benchmarks.readers import BenchmarkDataError
@@ -240,16 +240,9 @@ def _install(suite: Benchmark, remote: DownloadSource, file: Path) -> Path:
     """Unpack aside, look whether the suite is there, and move it into the store."""
     exams = benchmarks_dir()
     exams.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{suite.name}-", dir=exams))
-    try:
-        remote.unpack(file, aside)
+    final = exams / suite.name
+    with atomic_folder(final) as folder:
+        remote.unpack(file, folder)
         for subject in suite.subjects:
-            suite.layout.rows(suite.layout.files(aside, subject)[0])
-        final = exams / suite.name
-        if final.exists():
-            shutil.rmtree(final)
-        aside.rename(final)
-    finally:
-        with suppress(OSError):
-            shutil.rmtree(aside)
+            suite.layout.rows(suite.layout.files(folder, subject)[0])
     return final

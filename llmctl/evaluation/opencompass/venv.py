@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llmctl.atomic_files import install_folder
 from llmctl.config import store_home
 from llmctl.engine import subprocess_runner
 from llmctl.engine.models.model_folder import disk_bytes
@@ -178,9 +179,8 @@ def _build(wheelhouse: Path | None, progress: ProgressCallback) -> Path:
         _try_out(folder, aside / "import.log")
         made = json.dumps(asdict(BuildManifest.now()), indent=2) + "\n"
         (folder / MANIFEST).write_text(made, encoding="utf-8")
-        if venv_dir().exists():
-            venv_dir().rename(aside / "stale")
-        folder.rename(venv_dir())
+        # Thousands of files, of which the manifest is verified: not worth a wait for the disk.
+        install_folder(folder, venv_dir(), sync=False)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return _python(venv_dir())

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from llmctl.atomic_files import atomic_folder
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.monitor.store import store_uri
 from llmctl.types import MetricPoint, RunRecord
@@ -102,15 +102,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     if not target.absolute().parent.is_dir():
         raise ConfigError(f"{target.absolute().parent} is not a folder", hint="create it first")
     try:
-        with tempfile.TemporaryDirectory(
-            prefix=f".{target.name}-", dir=target.absolute().parent, ignore_cleanup_errors=True
-        ) as staging:
-            inner = Path(staging) / "export"
-            inner.mkdir()
-            yield inner
-            if target.is_dir():
-                target.rmdir()
-            os.replace(inner, target)
+        with atomic_folder(target) as folder:
+            yield folder
     except OSError as error:
         raise LlmctlError(f"{target} cannot be written: {error}") from error
 
