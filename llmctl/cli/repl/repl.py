@@ -1,6 +1,5 @@
 """The chat REPL: reads an input, runs a command or sends a message, shows the reply."""
 
-import difflib
 import sys
 from collections.abc import Callable, Mapping
 
@@ -15,6 +14,7 @@ from llmctl.cli.repl.line_input import Command, LineReader, parse_input
 from llmctl.cli.repl.reply_view import create_reply_view
 from llmctl.cli.repl.terminal import single_interrupt, suppress_echo
 from llmctl.config import wants_traceback
+from llmctl.did_you_mean import did_you_mean
 from llmctl.errors import ContextLengthError, LlmctlError
 from llmctl.services.chat import context_window
 from llmctl.services.chat.conversation import Turn
@@ -98,9 +98,9 @@ class ChatRepl:
         if handler is not None:
             handler(self, command.argument)
             return
-        near = difflib.get_close_matches(command.name, self._commands, n=1)
+        near = did_you_mean(command.name, self._commands)
         self.display.error(
-            f"unknown command /{command.name}" + (f"; did you mean /{near[0]}?" if near else ""),
+            f"unknown command /{command.name}" + (f"; did you mean /{near}?" if near else ""),
             "/help lists the commands; start a message that begins with a slash with //",
         )
 

@@ -1,4 +1,4 @@
-"""How token sequences lie on the disk: written once as a stream, read through memory maps."""
+"""Files of token sequences: written as a stream, read through memory maps."""
 
 from array import array
 from contextlib import ExitStack
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llmctl.types import SourceLocation
 
-_NOWHERE = SourceLocation("", 0)
+_NO_ORIGIN = SourceLocation("", 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,13 +21,13 @@ class TokenSequence:
 
     ids: NDArray[np.int32]
     loss_mask: NDArray[np.bool_]
-    """True where the token is a target of the loss; the first of a sequence never is."""
-    origin: SourceLocation = _NOWHERE
-    """The row that it comes from."""
+    """True where the token is a target of the loss, which the first token never is."""
+    origin: SourceLocation = _NO_ORIGIN
+    """The row it was made from."""
 
 
 class TokenWriter:
-    """Appends sequences to `folder`; as a context manager, which completes the files."""
+    """Writes sequences to a folder. A context manager, which completes the files on exit."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -41,26 +41,27 @@ class TokenWriter:
     def __enter__(self) -> Self:
         self._open = ExitStack()
         self._ids = self._open.enter_context((self._folder / "ids.bin").open("wb"))
-        self._learn = self._open.enter_context((self._folder / "learn.bin").open("wb"))
+        self._masks = self._open.enter_context((self._folder / "loss_mask.bin").open("wb"))
         return self
 
-    def add(self, sample: TokenSequence, *, held_out: bool) -> None:
-        self._ids.write(sample.ids.astype(np.int32).tobytes())
-        self._learn.write(sample.loss_mask.astype(np.bool_).tobytes())
-        self._written += len(sample.ids)
+    def add(self, sequence: TokenSequence, *, held_out: bool) -> None:
+        """Append one sequence."""
+        self._ids.write(sequence.ids.astype(np.int32).tobytes())
+        self._masks.write(sequence.loss_mask.astype(np.bool_).tobytes())
+        self._written += len(sequence.ids)
         self._ends.append(self._written)
-        self._lines.append(sample.origin.line)
-        self._files.append(self._names.setdefault(sample.origin.file, len(self._names)))
+        self._lines.append(sequence.origin.line)
+        self._files.append(self._names.setdefault(sequence.origin.file, len(self._names)))
         self._held_out.append(held_out)
 
     @property
     def held_out(self) -> int:
-        """Sequences so far that are held out."""
+        """Number of held-out sequences so far."""
         return sum(self._held_out)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each sequence so far."""
+        """Tokens per sequence so far, shape (sequences,)."""
         ends = np.array([0, *self._ends], dtype=np.int64)
         return ends[1:] - ends[:-1]
 
@@ -81,9 +82,9 @@ class TokenWriter:
 
 
 class TokenDataset:
-    """A map-style dataset over what a `TokenWriter` wrote: `len()`, `[i]`, `lengths`.
+    """A map-style dataset of the sequences of a `TokenWriter`: `len()`, `[i]`, `lengths`.
 
-    The arrays are maps of the files, so a large dataset costs no memory of its own; a copy in
+    The arrays are memory maps, so that a large dataset needs no memory of its own and a copy in
     another process opens the same files.
     """
 
@@ -91,7 +92,7 @@ class TokenDataset:
         self._args = (folder, held_out)
         ends = np.load(folder / "ends.npy")
         self._ids = np.memmap(folder / "ids.bin", dtype=np.int32, mode="r")
-        self._learn = np.memmap(folder / "learn.bin", dtype=np.bool_, mode="r")
+        self._masks = np.memmap(folder / "loss_mask.bin", dtype=np.bool_, mode="r")
         chosen = np.flatnonzero(np.load(folder / "held_out.npy") == held_out)
         self._ends: NDArray[np.int64] = ends[chosen]
         self.lengths: NDArray[np.int32] = np.diff(ends, prepend=0)[chosen].astype(np.int32)
@@ -112,11 +113,11 @@ class TokenDataset:
         last = int(self._ends[index])
         span = slice(last - int(self.lengths[index]), last)
         origin = SourceLocation(self._names[self._files[index]], int(self._lines[index]))
-        return TokenSequence(np.array(self._ids[span]), np.array(self._learn[span]), origin)
+        return TokenSequence(np.array(self._ids[span]), np.array(self._masks[span]), origin)
 
 
 class PairDataset:
-    """Preference pairs out of a `TokenDataset` that was prepared with `pairs`."""
+    """Preference pairs of a `TokenDataset` built with `TokenizeOptions.pairs`."""
 
     def __init__(self, sides: TokenDataset) -> None:
         self._sides = sides
@@ -127,7 +128,7 @@ class PairDataset:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> tuple[TokenSequence, TokenSequence]:
-        """Return the chosen side and the rejected one, prompt included in both."""
+        """Return the chosen and the rejected sequence, both with the prompt."""
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
         return self._sides[2 * index], self._sides[2 * index + 1]

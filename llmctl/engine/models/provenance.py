@@ -8,14 +8,14 @@ weights compares it with the base model and the chat template in use.
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Self
+from typing import Self
 
 from llmctl.atomic_files import write_atomically
+from llmctl.dataclass_json import from_json
 from llmctl.engine.models import weight_files
 from llmctl.engine.models.catalog import find_entry
 from llmctl.engine.models.resolved import ResolvedModel
@@ -25,7 +25,6 @@ from llmctl.types import DatasetRef
 PROVENANCE_FILE = "llmctl.json"
 SCHEMA = 1
 _PACKAGES = ("llmctl", "torch", "transformers", "peft")
-_EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ class Provenance:
     """`ChatTemplate.fingerprint` of the template used in training; `None`: plain text."""
     method: str
     """`lora`, `qlora`, `dora`, `full`, `dpo`, ..., as in `llmctl finetune --method`."""
-    hyperparameters: Mapping[str, object] = field(default_factory=lambda: _EMPTY)
+    hyperparameters: Mapping[str, object] = field(default_factory=dict)
     """JSON values."""
     data: DatasetRef | None = None
     run_id: str | None = None
@@ -102,22 +101,13 @@ class Provenance:
                     f"{file} has schema {schema}, and this llmctl supports {SCHEMA}",
                     hint="pip install --upgrade llmctl",
                 )
-            base = BaseModelRef(**_known_fields(BaseModelRef, values.pop("base")))
-            data = values.pop("data", None)
-            return cls(
-                base=base,
-                data=None if data is None else DatasetRef(**_known_fields(DatasetRef, data)),
-                **_known_fields(cls, values),
-            )
+            return from_json(cls, values)
         except (AttributeError, KeyError, TypeError) as error:
             raise _unreadable(file, str(error)) from error
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder, atomically."""
-        values = {"schema": SCHEMA} | {
-            f.name: _as_json(getattr(self, f.name)) for f in fields(self)
-        }
-        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps({"schema": SCHEMA} | asdict(self), indent=2, ensure_ascii=False) + "\n"
         write_atomically(folder / PROVENANCE_FILE, text)
 
 
@@ -219,18 +209,6 @@ def installed_versions() -> dict[str, str]:
 
 def _in_full(base: BaseModelRef) -> str:
     return " ".join(part for part in (base.model, base.revision, f"[{base.weights}]") if part)
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, BaseModelRef | DatasetRef):
-        return asdict(value)
-    return dict(value) if isinstance(value, Mapping) else value
-
-
-def _known_fields(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out fields that a later release has added to the same schema."""
-    names = {f.name for f in fields(kind)}
-    return {name: value for name, value in values.items() if name in names}
 
 
 def _unreadable(file: Path, reason: str) -> ModelLoadError:

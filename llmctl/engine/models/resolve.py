@@ -1,11 +1,11 @@
 """Resolution of model names to files on this machine, which are downloaded if necessary."""
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmctl.did_you_mean import close_matches
 from llmctl.engine.models import adapter_metadata, hub, model_folder, package_index, store
 from llmctl.engine.models.catalog import CATALOG, CatalogEntry, find_entry
 from llmctl.engine.models.hub import DEFAULT_REVISION, Hub
@@ -183,7 +183,7 @@ def _looks_like_path(model: str) -> bool:
 
 def _unknown_name(name: str) -> ModelNotFoundError:
     names = [entry.name for entry in CATALOG] + store.names()
-    close = difflib.get_close_matches(name.lower(), names, n=2)
+    close = close_matches(name, names, limit=2)
     suggestion = f"did you mean {' or '.join(close)}? " if close else ""
     return ModelNotFoundError(
         f"unknown model name {name!r}",

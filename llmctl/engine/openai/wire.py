@@ -4,7 +4,6 @@ The fields are those of OpenAI's API reference (`/v1/chat/completions`). Fields 
 the names that vLLM and `llmctl serve` share.
 """
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 
 import openai
 
+from llmctl.did_you_mean import did_you_mean
 from llmctl.engine.openai.think_tags import ThinkTagSplitter
 from llmctl.errors import (
     AuthenticationError,
@@ -312,9 +312,9 @@ def choose_model(named: str | None, listed: Sequence[str], url: str) -> str:
     # Ollama lists `name:tag` and accepts `name`.
     if named in listed or any(name.startswith(f"{named}:") for name in listed):
         return named
-    close = difflib.get_close_matches(named, listed, n=1)
+    close = did_you_mean(named, listed)
     raise ModelNotFoundError(
-        f"{url} has no model {named!r}" + (f"; did you mean {close[0]}?" if close else ""),
+        f"{url} has no model {named!r}" + (f"; did you mean {close}?" if close else ""),
         hint=f"it has: {', '.join(listed[:8]) or 'no models'}",
     )
 

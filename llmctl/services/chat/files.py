@@ -1,6 +1,5 @@
 """Files of a chat: attachments, saved conversations, and export as training data."""
 
-import difflib
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any, Final
 
 from llmctl.atomic_files import write_atomically
 from llmctl.data.io.writer import RowWriter
+from llmctl.did_you_mean import did_you_mean
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.services.chat.conversation import (
     Conversation,
@@ -193,7 +193,7 @@ def _rows(path: Path, name: str) -> Iterator[dict[str, Any]]:
 
 def _unreadable(name: str, path: Path, error: OSError) -> ConfigError:
     folder = path.parent
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1)
-    hint = f"did you mean {path.with_name(near[0])}?" if near and not path.exists() else ""
+    names = (p.name for p in folder.iterdir()) if folder.is_dir() else ()
+    near = None if path.exists() else did_you_mean(path.name, names)
+    hint = f"did you mean {path.with_name(near)}?" if near else ""
     return ConfigError(f"cannot read {name}: {error.strerror}", hint=hint)

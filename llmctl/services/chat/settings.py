@@ -1,11 +1,11 @@
 """Sampling parameters and JSON schema of a chat, as `/set` and `/json` read and show them."""
 
-import difflib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from llmctl.did_you_mean import did_you_mean
 from llmctl.errors import ConfigError, RequestError
 from llmctl.types import DEFAULT_SAMPLING, SAMPLING_RANGES, Grammar, SamplingParams
 
@@ -38,9 +38,9 @@ def parameter_name(name: str) -> str:
     name = name.lower().replace("-", "_")
     name = {"max_new_tokens": "max_tokens"}.get(name, name)
     if name not in PARAMETERS:
-        near = difflib.get_close_matches(name, PARAMETERS, n=1)
+        near = did_you_mean(name, PARAMETERS)
         raise ConfigError(
-            f"there is no parameter {name!r}" + (f"; did you mean {near[0]}?" if near else ""),
+            f"there is no parameter {name!r}" + (f"; did you mean {near}?" if near else ""),
             hint=f"one of: {', '.join(PARAMETERS)}",
         )
     return name
