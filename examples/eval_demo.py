@@ -36,10 +36,10 @@ def main() -> None:
     # The same in separate commands: the folder of an adapter is a model that can be evaluated.
     selection = ("--dataset", BENCHMARK, "--mode", "gen", "--limit", "20")
     llmctl("eval", "--model", str(OUTPUT), *selection, "--output", str(SEPARATE_RESULTS))
-    before = str(OUTPUT / "exams" / "before")
+    before = str(OUTPUT / "benchmarks" / "before")
     compared = json.loads(llmctl("eval", "compare", before, str(SEPARATE_RESULTS), "--json"))
     show(compared["comparisons"][0])
-    print(llmctl("eval", "report", before, str(OUTPUT / "exams" / "after"), "-o", REPORT))
+    print(llmctl("eval", "report", before, str(OUTPUT / "benchmarks" / "after"), "-o", REPORT))
 
 
 def show(comparison: dict[str, Any]) -> None:

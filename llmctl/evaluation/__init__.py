@@ -1,1 +1,1 @@
-"""Exams: which questions, how they are asked, what the answers amount to."""
+"""Evaluation: benchmarks, prompts, scoring, statistics and reports."""

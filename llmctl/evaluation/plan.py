@@ -1,6 +1,5 @@
-"""Which questions will be asked, and in which words? Data and options become a plan."""
+"""Selects the samples of a benchmark and renders their prompts."""
 
-import difflib
 import hashlib
 import random
 from collections.abc import Sequence
@@ -8,149 +7,175 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from llmctl.did_you_mean import close_matches
 from llmctl.errors import ConfigError
 from llmctl.evaluation.benchmarks.prompts import ChatPrompt, CompletionPrompt, Doc, PromptTemplate
+from llmctl.evaluation.benchmarks.readers import DataFile
 from llmctl.evaluation.benchmarks.registry import Benchmark
 from llmctl.evaluation.benchmarks.subjects import Subject
-from llmctl.types import BenchmarkPlan, EvalMode, EvalSample, SubjectPlan
+from llmctl.types import BenchmarkPlan, EvalMode, SubjectPlan
 
 T = TypeVar("T")
+
+_MAX_ERRORS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class EvalSelection:
-    """What a person chose of the questions."""
+    """Which samples to evaluate, and how to prompt for them."""
 
     mode: EvalMode | None = None
-    """None: the suite's own."""
+    """None: the benchmark's default."""
     shots: int | None = None
+    """Few-shot examples; None: the benchmark's default."""
     limit: int | None = None
-    """Questions of each subject."""
+    """Maximum number of samples per subject."""
     subjects: tuple[str, ...] = ()
-    """Names of subjects or categories; none is all."""
+    """Names of subjects or categories; empty selects all."""
     seed: int | None = None
-    """Draw the limited questions at random; None takes the first ones."""
+    """Select the limited samples at random; None takes the first ones."""
     max_new_tokens: int | None = None
 
 
-def plan_benchmark(suite: Benchmark, folder: Path, choice: EvalSelection) -> BenchmarkPlan:
-    """Read a suite's data and write every prompt.
+class _DataFiles:
+    """The data files of a benchmark, each opened and parsed once."""
+
+    def __init__(self, benchmark: Benchmark) -> None:
+        self._reader = benchmark.reader
+        self._read: dict[Path, DataFile] = {}
+
+    def __getitem__(self, file: Path) -> DataFile:
+        if file not in self._read:
+            self._read[file] = self._reader.read(file)
+        return self._read[file]
+
+
+def plan_benchmark(benchmark: Benchmark, folder: Path, selection: EvalSelection) -> BenchmarkPlan:
+    """Read a benchmark's data and render the selected samples.
 
     Raises:
-        ExamError: a file is missing or wrong; the message has all that are.
-        ConfigError: the suite has no such mode or subject, or not so many examples.
+        BenchmarkDataError: data files are missing or malformed; the message lists them.
+        ConfigError: the benchmark has no such mode or subject, or too few examples.
     """
-    mode = choice.mode or suite.default_mode
-    form = suite.form(mode)
-    shots = form.shots if choice.shots is None else choice.shots
+    mode = selection.mode or benchmark.default_mode
+    template = benchmark.prompt(mode)
+    shots = template.shots if selection.shots is None else selection.shots
+    files = _DataFiles(benchmark)
     digest = hashlib.sha256()
-    problems: list[str] = []
+    errors: list[str] = []
     hint = ""
     plans = []
-    for subject in _chosen(suite, choice.subjects):
-        file, examples_file = suite.layout.files(folder, subject)
+    for subject in _selected_subjects(benchmark, selection.subjects):
+        questions, examples_file = benchmark.reader.files(folder, subject)
         try:
-            rows = _of_subject(suite.layout.rows(file), subject)
-            digest.update(file.read_bytes())
-            examples: Sequence[Doc] = suite.fixed_examples
+            data = files[questions]
+            # The hash covers the files of each subject in turn, also where subjects share a file:
+            # results of earlier releases are compared by it.
+            digest.update(data.content)
+            examples: Sequence[Doc] = benchmark.fixed_examples
             if examples_file is not None and shots:
-                examples = _of_subject(suite.layout.example_rows(examples_file), subject)
-                digest.update(examples_file.read_bytes())
+                source = files[examples_file]
+                digest.update(source.content)
+                in_same_file = examples_file == questions
+                examples = _of_subject(source.examples if in_same_file else source.docs, subject)
         except ConfigError as error:
-            problems.append(str(error))
+            errors.append(str(error))
             hint = error.hint
             continue
         if shots > len(examples):
             raise ConfigError(
-                f"{suite.name} has {len(examples)} examples for {subject.name}, not {shots}",
+                f"{benchmark.name} has {len(examples)} examples for {subject.name}, not {shots}",
                 hint=f"--shots {len(examples)} or fewer",
             )
-        drawn = select_docs(rows, choice.limit, choice.seed, subject.name)
+        docs = select_docs(
+            _of_subject(data.docs, subject), selection.limit, selection.seed, subject.name
+        )
         plans.append(
             SubjectPlan(
-                suite.name,
+                benchmark.name,
                 subject.name,
                 subject.title,
-                categories_of(suite, subject.name, subject.category),
+                benchmark.categories(subject),
                 tuple(
-                    form.question(suite.name, subject.name, subject.title, row, examples[:shots])
-                    for row in drawn
+                    template.render(
+                        benchmark.name, subject.name, subject.title, doc, examples[:shots]
+                    )
+                    for doc in docs
                 ),
             )
         )
-    if problems:
-        more = f"\nand {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ConfigError("\n".join(problems[:10]) + more, hint=hint)
+    if errors:
+        more = f"\nand {len(errors) - _MAX_ERRORS} more" if len(errors) > _MAX_ERRORS else ""
+        raise ConfigError("\n".join(errors[:_MAX_ERRORS]) + more, hint=hint)
     return BenchmarkPlan(
-        suite.name,
+        benchmark.name,
         mode,
         shots,
-        prompt_hash(form, shots),
+        prompt_hash(template, shots),
         digest.hexdigest(),
         str(folder),
         chance_accuracy(plans),
-        reply_limit(form, choice.max_new_tokens),
+        _reply_limit(template, selection.max_new_tokens),
         tuple(plans),
     )
 
 
-def _of_subject(rows: Sequence[Doc], subject: Subject) -> list[Doc]:
-    return [row for row in rows if row.subject in ("", subject.name)]
+def _of_subject(docs: Sequence[Doc], subject: Subject) -> list[Doc]:
+    return [doc for doc in docs if doc.subject in ("", subject.name)]
 
 
-def reply_limit(form: PromptTemplate, asked: int | None) -> int:
-    """Return the limit of a reply; 0 for forms that ask for none."""
-    if isinstance(form, CompletionPrompt):
+def _reply_limit(template: PromptTemplate, max_new_tokens: int | None) -> int:
+    """Return the token limit of a reply; 0 if the template does not generate."""
+    if isinstance(template, CompletionPrompt):
         return 0
-    return form.max_new_tokens if asked is None else asked
+    return template.max_new_tokens if max_new_tokens is None else max_new_tokens
 
 
 def chance_accuracy(plans: Sequence[SubjectPlan]) -> float | None:
-    """Return what a blind guess gets right, where questions have unlike numbers of options."""
-    shares = [1 / len(q.labels) for plan in plans for q in plan.questions if q.labels]
-    whole = sum(len(plan.questions) for plan in plans)
-    return sum(shares) / len(shares) if shares and len(shares) == whole else None
+    """Return the expected accuracy of random guessing; None if a sample has no labels."""
+    samples = [sample for plan in plans for sample in plan.questions]
+    if not samples or not all(sample.labels for sample in samples):
+        return None
+    return sum(1 / len(sample.labels) for sample in samples) / len(samples)
 
 
-def categories_of(suite: Benchmark, subject: str, own: str) -> tuple[str, ...]:
-    """Return every category that a subject is in."""
-    across = [name for name, members in suite.extra_categories.items() if subject in members]
-    return tuple(name for name in (own, *across) if name)
-
-
-def _chosen(suite: Benchmark, names: Sequence[str]) -> list[Subject]:
-    known = {s.name: categories_of(suite, s.name, s.category) for s in suite.subjects}
-    every = sorted({category for several in known.values() for category in several})
-    unknown = [name for name in names if name not in known and name not in every]
+def _selected_subjects(benchmark: Benchmark, names: Sequence[str]) -> list[Subject]:
+    subjects = {subject.name: benchmark.categories(subject) for subject in benchmark.subjects}
+    categories = sorted({category for several in subjects.values() for category in several})
+    unknown = [name for name in names if name not in subjects and name not in categories]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], [*known, *every], n=3)
+        near = close_matches(unknown[0], [*subjects, *categories], limit=3)
         raise ConfigError(
-            f"{suite.name} has no subject {unknown[0]!r}",
-            hint=f"near it: {', '.join(near)}" if near else f"categories: {', '.join(every)}",
+            f"{benchmark.name} has no subject {unknown[0]!r}",
+            hint=f"did you mean {' or '.join(near)}?"
+            if near
+            else f"categories: {', '.join(categories)}",
         )
     if not names:
-        return list(suite.subjects)
-    return [s for s in suite.subjects if s.name in names or {*known[s.name]} & {*names}]
+        return list(benchmark.subjects)
+    return [s for s in benchmark.subjects if s.name in names or {*subjects[s.name]} & {*names}]
 
 
-def select_docs(rows: Sequence[T], limit: int | None, seed: int | None, subject: str) -> list[T]:
-    """Take so many rows: the first, or with a seed any, in the order of the file."""
-    if limit is None or limit >= len(rows):
-        return list(rows)
+def select_docs(docs: Sequence[T], limit: int | None, seed: int | None, subject: str) -> list[T]:
+    """Return the first `limit` docs, or with a seed a random selection in the order of the file."""
+    if limit is None or limit >= len(docs):
+        return list(docs)
     if seed is None:
-        return list(rows[:limit])
-    drawn = random.Random(f"{seed}/{subject}").sample(range(len(rows)), limit)
-    return [rows[index] for index in sorted(drawn)]
+        return list(docs[:limit])
+    indices = random.Random(f"{seed}/{subject}").sample(range(len(docs)), limit)
+    return [docs[index] for index in sorted(indices)]
 
 
-def prompt_hash(form: PromptTemplate, shots: int) -> str:
-    """Return 12 hex digits that tell forms of prompts apart, whatever the questions are.
+def prompt_hash(template: PromptTemplate, shots: int) -> str:
+    """Return a hash of the prompt template: 12 hex digits of a SHA-256.
 
-    It is the hash of a rendered specimen, so it changes with whatever the model would see.
+    It is the hash of a rendered specimen, so it depends on all that the model sees except the
+    questions.
     """
-    row = Doc("{question}", "A", tuple("{" + label + "}" for label in "ABCD"), "{solution}")
-    specimen: EvalSample = form.question("", "", "{subject}", row, [row] * shots)
-    kind = "chat" if isinstance(form, ChatPrompt) else "text"
-    judged = (specimen.extraction,) if kind == "chat" else ()
-    seen = "\0".join((kind, specimen.prompt, *specimen.continuations, *judged))
-    return hashlib.sha256(seen.encode()).hexdigest()[:12]
+    doc = Doc("{question}", "A", tuple("{" + label + "}" for label in "ABCD"), "{solution}")
+    specimen = template.render("", "", "{subject}", doc, [doc] * shots)
+    is_chat = isinstance(template, ChatPrompt)
+    extraction = (specimen.extraction,) if is_chat else ()
+    kind = "chat" if is_chat else "text"
+    content = "\0".join((kind, specimen.prompt, *specimen.continuations, *extraction))
+    return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""How does our own code ask an exam? Subject by subject, each question once."""
+"""The native backend: evaluates each subject through an engine or a server."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -6,8 +6,7 @@ from dataclasses import replace
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.loglikelihood import GROUPS_PER_BATCH, GroupScore
 from llmctl.errors import ContextLengthError, LlmctlError
-from llmctl.evaluation.backend import ModelUnderTest
-from llmctl.evaluation.engine_adapter import EngineAdapter
+from llmctl.evaluation.logprob_support import check_engine
 from llmctl.evaluation.model_adapter import Generation, ModelAdapter
 from llmctl.evaluation.scoring.extraction import extract_answer
 from llmctl.evaluation.scoring.judge import Judge, apply_judge, require_judge
@@ -23,7 +22,7 @@ from llmctl.types import (
 
 
 class NativeBackend:
-    """Asks through the engine, or an endpoint, without any other program."""
+    """Evaluates samples with the engine's own scoring and generation."""
 
     def __init__(self, batch_size: int = GROUPS_PER_BATCH, judge: Judge | None = None) -> None:
         self._batch_size = batch_size
@@ -32,123 +31,101 @@ class NativeBackend:
     def run(
         self,
         plans: Sequence[BenchmarkPlan],
-        candidate: ModelUnderTest,
+        engine: BaseEngine,
         on_result: ResultCallback,
-        progress: ProgressCallback,  # noqa: ARG002  the results are the progress
+        progress: ProgressCallback,  # noqa: ARG002  results are the progress
     ) -> list[SampleResult]:
-        """Ask every question, as `Backend.run` says."""
-        require_judge(self._judge, plans)
-        sitter = model_adapter_for(candidate, {plan.mode for plan in plans}, self._batch_size)
+        """Evaluate every sample, as `Backend.run`."""
+        require_judge(plans, has_judge=self._judge is not None)
+        if any(plan.mode != "gen" for plan in plans):
+            check_engine(engine)
+        adapter = ModelAdapter(engine, self._batch_size)
         results = []
         for plan in plans:
             for subject in plan.subjects:
-                for result in apply_judge(
-                    self._judge, subject, evaluate_subject(sitter, plan, subject)
-                ):
+                evaluated = evaluate_subject(adapter, plan, subject)
+                for result in apply_judge(self._judge, subject, evaluated):
                     on_result(result)
                     results.append(result)
         return results
 
 
-def model_adapter_for(
-    candidate: ModelUnderTest, modes: set[EvalMode], batch_size: int = GROUPS_PER_BATCH
-) -> ModelAdapter:
-    """Put a candidate behind the one interface.
-
-    Raises:
-        ConfigError: it cannot be asked in one of the modes.
-    """
-    if isinstance(candidate, BaseEngine):
-        return EngineAdapter(candidate, batch_size)
-    from llmctl.evaluation.endpoint_adapter import EndpointAdapter
-
-    sitter = EndpointAdapter(candidate)
-    if modes - {"gen"}:
-        sitter.check_likelihoods()
-    return sitter
-
-
 def evaluate_subject(
-    sitter: ModelAdapter, plan: BenchmarkPlan, subject: SubjectPlan
+    adapter: ModelAdapter, plan: BenchmarkPlan, subject: SubjectPlan
 ) -> Iterator[SampleResult]:
-    """Ask the questions of one subject; yield each result as soon as it is there.
+    """Evaluate the samples of one subject; yield each result as soon as it exists.
 
-    Questions that are too long come last, with as many examples as fit.
+    A sample whose prompt is too long is retried with fewer examples after the others.
     """
-    asked = subject.questions
-    shots = {question.index: question.shots for question in asked}
-    prints = {question.index: question.fingerprint for question in asked}
-    while asked:
-        too_long = []
-        for question, outcome in zip(asked, _outcomes(sitter, plan, asked), strict=True):
+    planned = {sample.index: sample for sample in subject.questions}
+    samples = subject.questions
+    while samples:
+        shortened = []
+        for sample, outcome in zip(samples, _outcomes(adapter, plan, samples), strict=True):
             if isinstance(outcome, ContextLengthError):
-                shortened = question.with_fewer_examples()
-                if shortened is not None:
-                    too_long.append(shortened)
+                shorter = sample.with_fewer_examples()
+                if shorter is not None:
+                    shortened.append(shorter)
                     continue
+            original = planned[sample.index]
             yield replace(
-                _result(question, plan.mode, outcome),
-                fingerprint=prints[question.index],
-                truncated=question.shots < shots[question.index]
-                or (isinstance(outcome, Generation) and outcome.cut),
+                _result(sample, plan.mode, outcome),
+                fingerprint=original.fingerprint,
+                truncated=sample.shots < original.shots
+                or (isinstance(outcome, Generation) and outcome.truncated),
             )
-        asked = tuple(too_long)
+        samples = tuple(shortened)
 
 
 def _outcomes(
-    sitter: ModelAdapter, plan: BenchmarkPlan, questions: Sequence[EvalSample]
+    adapter: ModelAdapter, plan: BenchmarkPlan, samples: Sequence[EvalSample]
 ) -> Iterator[GroupScore | Generation | LlmctlError]:
     if plan.mode == "gen":
-        return sitter.write(questions, plan.max_new_tokens)
-    return sitter.score(questions, whole=plan.mode == "ppl")
+        return adapter.generate_until(samples, plan.max_new_tokens)
+    return adapter.loglikelihoods(samples, full_text=plan.mode == "ppl")
 
 
 def _result(
-    question: EvalSample, mode: EvalMode, outcome: GroupScore | Generation | LlmctlError
+    sample: EvalSample, mode: EvalMode, outcome: GroupScore | Generation | LlmctlError
 ) -> SampleResult:
-    suite, subject, index = question.key
-    result = SampleResult(
-        suite, subject, index, question.fingerprint, question.gold, shots=question.shots
-    )
+    result = SampleResult.for_sample(sample)
     if isinstance(outcome, LlmctlError):
         too_long = isinstance(outcome, ContextLengthError)
         return replace(result, error=str(outcome), too_long=too_long)
     if isinstance(outcome, Generation):
-        verdict = extract_answer(question, outcome.text)
+        answer = extract_answer(sample, outcome.text)
         return replace(
             result,
-            prediction=verdict.strict,
-            correct=verdict.correct,
+            prediction=answer.strict,
+            correct=answer.correct,
             reply=outcome.text,
-            robust=verdict.robust,
-            robust_correct=verdict.robust_correct,
-            rule=verdict.rule,
+            robust=answer.robust,
+            robust_correct=answer.robust_correct,
+            rule=answer.rule,
             tokens=outcome.computed_tokens,
-            naive_tokens=outcome.whole,
+            naive_tokens=outcome.total_tokens,
         )
-    values = label_scores(question, mode, outcome)
+    values = label_scores(sample, mode, outcome)
     best = min if mode == "ppl" else max
-    prediction = best(question.labels, key=values.__getitem__)
+    prediction = best(sample.labels, key=values.__getitem__)
     return replace(
         result,
         prediction=prediction,
-        correct=prediction == question.gold,
+        correct=prediction == sample.gold,
         likelihoods=values,
         tokens=outcome.computed_tokens,
         naive_tokens=outcome.uncached_tokens,
     )
 
 
-def label_scores(question: EvalSample, mode: EvalMode, scored: GroupScore) -> dict[str, float]:
-    """Return by label the number that decides, as `SampleResult.likelihoods` has it."""
+def label_scores(sample: EvalSample, mode: EvalMode, scored: GroupScore) -> dict[str, float]:
+    """Return the score of each label, as in `SampleResult.likelihoods`."""
     values = {}
-    for label, end, score in zip(
-        question.labels, question.continuations, scored.texts, strict=True
-    ):
+    for label, text, score in zip(sample.labels, sample.continuations, scored.texts, strict=True):
         if mode == "ppl":
             values[label] = score.mean_loss
         elif mode == "logprob_norm":
-            values[label] = score.logprob / max(1, len(end.strip().encode()))
+            values[label] = score.logprob / max(1, len(text.strip().encode()))
         else:
             values[label] = score.logprob
     return values

@@ -1,4 +1,4 @@
-"""A private server for an engine: loopback, a free port, a random API key."""
+"""A local engine behind a private server: loopback address, free port, random key."""
 
 import secrets
 import threading
@@ -7,29 +7,19 @@ from contextlib import contextmanager
 
 from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine
-from llmctl.evaluation.backend import ModelUnderTest, ServerModel
 from llmctl.server.app import create_app
 from llmctl.server.run import Server, bind, socket_url
+from llmctl.types import ApiEndpoint
 
 HOST = "127.0.0.1"
 MAX_BODY_BYTES = 256 * 2**20
-"""One request holds the texts of a whole subject."""
+"""One request can hold the texts of a whole subject."""
 MAX_QUEUE = 4096
 
 
 @contextmanager
-def endpoint_for(model: ModelUnderTest) -> Iterator[ServerModel]:
-    """Yield the endpoint of a model under test; serve it privately if it is an engine."""
-    if isinstance(model, ServerModel):
-        yield model
-        return
-    with serve_privately(model) as endpoint:
-        yield endpoint
-
-
-@contextmanager
-def serve_privately(engine: BaseEngine) -> Iterator[ServerModel]:
-    """Serve an engine, with `/v1/loglikelihoods`, while the context is open; never close it."""
+def serve_privately(engine: BaseEngine) -> Iterator[ApiEndpoint]:
+    """Serve an engine as long as the context lasts, with `/v1/loglikelihoods`; it stays open."""
     key = secrets.token_urlsafe(32)
     config = ServeConfig(
         api_keys=(key,),
@@ -48,7 +38,7 @@ def serve_privately(engine: BaseEngine) -> Iterator[ServerModel]:
     )
     thread.start()
     try:
-        yield ServerModel(f"{socket_url(sock)}/v1", engine.info().model_id, key)
+        yield ApiEndpoint(f"{socket_url(sock)}/v1", engine.info().model_id, key)
     finally:
         server.should_exit = True
         thread.join()

@@ -1,21 +1,24 @@
-"""What an exam asks, what came back, and what that amounts to."""
+"""Samples, results and scores of an evaluation.
+
+`SampleResult`, `EvalSample` and `EvalReport` are written to the results folder: their field names
+are file formats.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
-from llmctl.errors import ConfigError
 from llmctl.types.conversation import Message
 
 EvalMode = Literal["ppl", "logprob", "logprob_norm", "gen"]
-"""How an answer is found.
+"""How the model answers a question.
 
-- `ppl`: the option whose whole text, examples and question included, has the lowest mean
-  cross-entropy; OpenCompass' way.
-- `logprob`: the option whose text alone is likeliest after the question.
-- `logprob_norm`: the same, per byte of the option's text.
-- `gen`: the model writes, and the answer is read out of what it wrote.
+- `ppl`: the option whose full text, examples and question included, has the lowest mean
+  cross-entropy, as in OpenCompass.
+- `logprob`: the option with the highest log-likelihood given the question.
+- `logprob_norm`: the same, divided by the option's length in bytes.
+- `gen`: the model generates a reply, and the answer is extracted from it.
 """
 EvalBackend = Literal["native", "opencompass"]
 Extraction = Literal[
@@ -29,73 +32,75 @@ Extraction = Literal[
     "judge",
     "judged",
 ]
-"""How an answer is read out of a reply: see `llmctl.evaluation.scoring.extraction`; `judge` is
-another model's verdict; `judged` replies are read by OpenCompass alone."""
+"""How an answer is extracted from a reply: see `llmctl.evaluation.scoring.extraction`. `judge`: a
+judge model decides; `judged`: OpenCompass extracts and scores the answer itself."""
+SampleKey = tuple[str, str, int]
+"""Benchmark, subject and index: unique within a run."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalSample:
-    """One question as the model will see it.
+    """One question with its rendered prompt.
 
-    A likelihood mode asks with text: `head`, the examples, `body`, and one continuation for each
-    label. `gen` asks with `messages`.
+    The log-likelihood modes use text: `head`, the examples, `body`, and one continuation per
+    label. `gen` uses `messages`.
     """
 
     suite: str
+    """Name of the benchmark."""
     subject: str
     index: int
-    """Place in its subject's file, from 0; a limit or a sample does not change it."""
+    """Position in the subject's file, from 0, before a limit or random selection."""
     gold: str
-    """The right label, or what a right reply says."""
+    """The right label, or the reference answer."""
     labels: tuple[str, ...] = ()
-    """`A`, `B`, ...; empty where any text may be the answer."""
+    """`A`, `B`, ...; empty for free-form answers."""
     messages: tuple[Message, ...] = ()
-    """A pair of turns for each example, then the question."""
+    """A user and an assistant turn for each example, then the question."""
     head: str = ""
-    """What stands before the examples."""
+    """Text before the examples."""
     examples: tuple[str, ...] = ()
     gap: str = ""
-    """What stands between the examples and the body, where there are examples."""
+    """Text between the examples and the body, if there are examples."""
     body: str = ""
-    """The question, up to where the labels' texts part."""
+    """The question, up to the point where the options differ."""
     continuations: tuple[str, ...] = ()
-    """One for each label: the text as it stands behind the body."""
+    """Text after the body, one per label."""
     extraction: Extraction = "first_option"
-    """How the answer is read out of a reply."""
     options: tuple[str, ...] = ()
-    """The texts behind the labels."""
+    """Texts of the options, one per label."""
+    fingerprint: str = field(init=False, repr=False)
+    """Hash of the prompt, continuations, labels and gold answer: 16 hex digits of a SHA-256."""
+
+    def __post_init__(self) -> None:
+        content = "\0".join((self.prompt, *self.continuations, *self.labels, self.gold))
+        digest = sha256(content.encode(errors="surrogatepass")).hexdigest()[:16]
+        object.__setattr__(self, "fingerprint", digest)
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        """What tells it from every other question of a run."""
+    def key(self) -> SampleKey:
         return self.suite, self.subject, self.index
 
     @property
     def shots(self) -> int:
-        """How many examples it has."""
+        """Number of few-shot examples in the prompt."""
         return len(self.examples) or len(self.messages) // 2
 
     @property
     def context(self) -> str:
-        """The text before the continuations."""
+        """Text before the continuations."""
         gap = self.gap if self.examples else ""
         return self.head + "".join(self.examples) + gap + self.body
 
     @property
     def prompt(self) -> str:
-        """The prompt for a person to read."""
+        """The prompt as readable text."""
         if self.messages:
             return "\n".join(f"[{message.role}] {message.content}" for message in self.messages)
         return self.context
 
-    @property
-    def fingerprint(self) -> str:
-        """Of all that the model sees, and of the gold: 16 hex digits of a SHA-256."""
-        seen = (self.prompt, *self.continuations, *self.labels, self.gold)
-        return sha256("\0".join(seen).encode(errors="surrogatepass")).hexdigest()[:16]
-
     def with_fewer_examples(self) -> Self | None:
-        """Return it with one example less, the last; None where it has none."""
+        """Return the sample without its last example; None if it has no example."""
         if self.messages:
             if len(self.messages) < 3:
                 return None
@@ -105,78 +110,96 @@ class EvalSample:
 
 @dataclass(frozen=True, slots=True)
 class SampleResult:
-    """What came back for one question."""
+    """The model's answer to one sample and its score."""
 
     suite: str
+    """Name of the benchmark."""
     subject: str
     index: int
     fingerprint: str
-    """Of the `SamplePrompt`."""
+    """`EvalSample.fingerprint`."""
     gold: str
     prediction: str = ""
-    """The label or text that was answered; empty where none could be read."""
+    """Chosen label or extracted answer; empty if no answer was extracted."""
     correct: bool = False
-    """By the suite's own rule (for replies OpenCompass' strict extraction)."""
+    """By the benchmark's own rule: for replies, OpenCompass' strict extraction."""
     likelihoods: Mapping[str, float] = field(default_factory=dict)
-    """By label: the number that decided. Mean cross-entropy of the whole text in nats per token
-    (`ppl`, the lowest wins), natural log-likelihood of the text (`logprob`) or that per byte
-    (`logprob_norm`), the highest wins."""
+    """By label: mean cross-entropy of the full text in nats per token (`ppl`, the lowest wins),
+    natural log-likelihood of the continuation (`logprob`) or that per byte (`logprob_norm`); the
+    highest wins in the last two."""
     reply: str | None = None
-    """What the model wrote."""
+    """Generated text."""
     robust: str | None = None
-    """What a more careful extraction reads in the reply; empty where it finds no answer."""
+    """Answer by the robust extraction; empty if it finds none."""
     robust_correct: bool | None = None
     rule: str = ""
-    """Which rule of extraction fired."""
+    """Name of the robust extraction rule that matched."""
     truncated: bool = False
-    """Examples were left out, because the prompt was too long, or the reply ended by its limit."""
+    """The prompt lost examples because it was too long, or the reply reached its token limit."""
     shots: int = 0
     """Examples that the prompt kept."""
     error: str = ""
-    """Why there is no answer; everything else but the key is then meaningless."""
+    """Why the sample has no answer. If set, only the key, gold and `too_long` are meaningful."""
     too_long: bool = False
-    """The error is that the question does not fit the context: asking again does not help."""
+    """The error is that the prompt exceeds the context length, so a retry does not help."""
     tokens: int = 0
-    """That the model computed for it."""
+    """Tokens computed by the model."""
     naive_tokens: int = 0
-    """That it would have computed without sharing anything: every prompt whole."""
+    """Tokens without prefix sharing: the full length of every text."""
+
+    @classmethod
+    def for_sample(cls, sample: EvalSample, error: str = "") -> Self:
+        """Return a result without an answer."""
+        return cls(*sample.key, sample.fingerprint, sample.gold, shots=sample.shots, error=error)
 
     @property
-    def key(self) -> tuple[str, str, int]:
+    def key(self) -> SampleKey:
         return self.suite, self.subject, self.index
 
 
 @dataclass(frozen=True, slots=True)
 class SubjectPlan:
-    """One subject of a suite: what has to be asked."""
+    """The samples of one subject of a benchmark."""
 
     suite: str
+    """Name of the benchmark."""
     subject: str
     title: str
-    """For people, in the suite's own language."""
+    """Display name, in the benchmark's language."""
     categories: tuple[str, ...]
-    """Such as `stem`; a subject may be in several, or in none."""
+    """Such as `stem`; a subject can be in none or several."""
     questions: tuple[EvalSample, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class BenchmarkPlan:
-    """One suite as this run will ask it."""
+class BenchmarkSetup:
+    """What a benchmark's score depends on besides the model."""
 
     suite: str
+    """Name of the benchmark."""
     mode: EvalMode
     shots: int
     prompt_hash: str
-    """Of the form of the prompts, not of the questions: 12 hex digits of a SHA-256."""
+    """Hash of the prompt template, not of the questions: 12 hex digits of a SHA-256."""
     data_hash: str
-    """SHA-256 in hex of the files that were read."""
+    """SHA-256 of the data files, in hex."""
     data_source: str
-    """Where they lie."""
+    """Folder of the data files."""
     chance: float | None
-    """Share that a blind guess gets right; None where nothing can be guessed."""
+    """Expected accuracy of random guessing; None for free-form answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkPlan(BenchmarkSetup):
+    """One benchmark with all its rendered samples."""
+
     max_new_tokens: int
-    """Of a reply, in mode `gen`."""
+    """Limit of a reply in mode `gen`; 0 in the other modes."""
     subjects: tuple[SubjectPlan, ...]
+
+    @property
+    def setup(self) -> BenchmarkSetup:
+        return BenchmarkSetup(*(getattr(self, one.name) for one in fields(BenchmarkSetup)))
 
     @property
     def question_count(self) -> int:
@@ -185,50 +208,43 @@ class BenchmarkPlan:
 
 @dataclass(frozen=True, slots=True)
 class AggregateScore:
-    """What a subject, a category or a suite amounts to.
+    """Score of a subject, a category or a whole benchmark.
 
-    Shares are between 0 and 1, and of the questions that were answered: those that failed are
-    counted beside them, never in them.
+    Shares are between 0 and 1 and relate to the answered samples; failed samples are only counted
+    in `failed`.
     """
 
     name: str
     title: str
     total: int
-    """Questions that were to be asked."""
+    """Planned samples."""
     answered: int
     correct: int
     failed: int
     unparsed: int
-    """Replies in which no answer was found; they count as wrong."""
+    """Replies without an extracted answer; they count as wrong."""
     truncated: int
     accuracy: float | None
-    """None where nothing was answered. Of a category or suite: over all its questions (micro)."""
+    """Micro average over samples; None if no sample was answered."""
     stderr: float | None
     low: float | None
-    """Ends of the 95 % interval by Wilson's score method (Wilson 1927)."""
+    """Lower bound of the 95 % interval by Wilson's score method (Wilson 1927)."""
     high: float | None
     macro: float | None = None
-    """Mean over the subjects' accuracies; of a category or suite alone."""
+    """Mean of the subjects' accuracies; None for a single subject."""
     robust_accuracy: float | None = None
-    """By the more careful extraction; replies alone."""
+    """Accuracy by the robust extraction; mode `gen` only."""
 
 
 @dataclass(frozen=True, slots=True)
-class BenchmarkScore:
-    """The result of one suite, and how it was made."""
+class BenchmarkScore(BenchmarkSetup):
+    """Scores of one benchmark and its setup."""
 
-    suite: str
-    mode: EvalMode
-    shots: int
-    prompt_hash: str
-    data_hash: str
-    data_source: str
-    chance: float | None
     overall: AggregateScore
     categories: tuple[AggregateScore, ...]
     subjects: tuple[AggregateScore, ...]
     letters: Mapping[str, int]
-    """How often each label was answered."""
+    """Number of predictions per label."""
     warnings: tuple[str, ...] = ()
     tokens: int = 0
     naive_tokens: int = 0
@@ -236,59 +252,52 @@ class BenchmarkScore:
 
 @dataclass(frozen=True, slots=True)
 class EvalReport:
-    """Everything that one run of `llmctl eval` found."""
+    """Scores of one run of `llmctl eval`."""
 
     model: str
-    """As the person named it, or the endpoint's address and its model."""
+    """The model as the user named it, or the server's name for it."""
     backend: EvalBackend
     how: Mapping[str, str]
-    """What the numbers depend on besides the suites: dtype, quant, template, weights, ..."""
+    """Model settings that change the scores: dtype, quant, template, weights, ..."""
     suites: tuple[BenchmarkScore, ...]
     seconds: float
-    """That the questions took, without loading."""
+    """Evaluation time without model loading."""
     folder: str
-    """Where the results lie."""
+    """Results folder."""
     run_id: str | None = None
-    """Of the tracked run."""
+    """Id of the tracked run."""
     complete: bool = True
-    """Whether every question was asked."""
+    """False if the engine or server stopped before all samples were evaluated."""
     too_long: int = 0
-    """Of the questions without an answer, those that do not fit the model's context."""
+    """Failed samples whose prompt exceeds the context length."""
 
     @property
     def failed(self) -> int:
-        """Questions without an answer."""
+        """Samples without an answer."""
         return sum(suite.overall.failed for suite in self.suites)
 
 
 @dataclass(frozen=True, slots=True)
 class PairedComparison:
-    """Two runs over the same questions of one suite."""
+    """Paired comparison of two runs over the samples of one benchmark that both answered."""
 
     suite: str
     scope: str
-    """The suite itself, a category or a subject."""
+    """Name of the benchmark, a category or a subject."""
     questions: int
-    """That both answered."""
+    """Samples that both runs answered."""
     first: float
-    """Share right."""
+    """Accuracy of the first run, from 0 to 1."""
     second: float
     low: float
-    """Ends of the 95 % interval of `second - first`, by paired bootstrap."""
+    """Lower bound of the 95 % interval of `second - first`, by paired bootstrap."""
     high: float
     gained: int
-    """Wrong in the first, right in the second."""
+    """Wrong in the first run, right in the second."""
     lost: int
     p_value: float
-    """Of McNemar's exact test: how likely so uneven a split of the flipped questions is."""
+    """Two-sided p-value of McNemar's exact test."""
 
 
 ResultCallback = Callable[[SampleResult], None]
-"""Told of each result as soon as it is there. It may be called from another thread, one at a
-time."""
-
-
-def check_mode(mode: str) -> None:
-    """Raise `ConfigError` for a mode that is none."""
-    if mode not in get_args(EvalMode):
-        raise ConfigError(f"unknown mode {mode!r}", hint=f"one of: {', '.join(get_args(EvalMode))}")
+"""Receives each result once. Calls can come from another thread, one at a time."""

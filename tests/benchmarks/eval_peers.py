@@ -1,10 +1,10 @@
-"""Another program that sits an exam, as a child of `exam_speed.py`; runs in that program's Python.
+"""Another evaluation program as a child of `eval_speed.py`; runs in that program's Python.
 
-    python exam_rivals.py opencompass|lm-eval REQUEST.json
+    python eval_peers.py opencompass|lm-eval REQUEST.json
 
-It loads the model once. Then for each line on its standard input it scores all questions and writes
+It loads the model once. For each line on its standard input it scores all questions and writes
 `{"seconds": ..., "answers": [...]}`. The request has `model` (a folder), `dtype`, `batch` (of
-lm-eval; 0 tries several and keeps the best) and `questions`, each `[context, endings]`.
+lm-eval; 0 tries several and keeps the fastest) and `questions`, each `[context, continuations]`.
 """
 
 import json
@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 Question = tuple[str, list[str]]
-Sit = Callable[[], list[int]]
-TRIED = (1, 2, 4, 8, 16, 32)
+Evaluate = Callable[[], list[int]]
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
-def opencompass(request: dict[str, Any]) -> Sit:
-    """OpenCompass' own HuggingFace model at batch size 1, which is what its scores are made with.
+def opencompass(request: dict[str, Any]) -> Evaluate:
+    """OpenCompass' HuggingFace model at batch size 1, with which its scores are published.
 
-    Transformers 5 has no `batch_encode_plus` any more; that line is put back.
+    Transformers 5 removed `batch_encode_plus`, which it calls; it is added again.
     """
     from opencompass.models import HuggingFaceBaseModel
     from transformers import PreTrainedTokenizerBase
@@ -33,79 +33,79 @@ def opencompass(request: dict[str, Any]) -> Sit:
         request["model"], model_kwargs={"dtype": request["dtype"], "device_map": "cpu"}
     )
 
-    def sit() -> list[int]:
+    def evaluate() -> list[int]:
         answers = []
-        for context, ends in request["questions"]:
-            losses = [float(model.get_ppl([context + end])[0]) for end in ends]
+        for context, continuations in request["questions"]:
+            losses = [float(model.get_ppl([context + text])[0]) for text in continuations]
             answers.append(losses.index(min(losses)))
         return answers
 
-    return sit
+    return evaluate
 
 
-def lm_eval(request: dict[str, Any]) -> Sit:
-    """lm-evaluation-harness' `hf` model, which shares a forward among answers of one token."""
+def lm_eval(request: dict[str, Any]) -> Evaluate:
+    """The `hf` model of lm-evaluation-harness, which shares a forward among one-token answers."""
     instance = import_module("lm_eval.api.instance").Instance
     harness = import_module("lm_eval.models.huggingface").HFLM
 
-    def asked(questions: Sequence[Question]) -> list[Any]:
-        # It wants the space between context and answer on the answer's side.
+    def instances(questions: Sequence[Question]) -> list[Any]:
+        # It expects the space between context and continuation in the continuation.
         return [
             instance(
                 "loglikelihood",
                 {},
-                (context.rstrip(" "), f" {end}" if context.endswith(" ") else end),
+                (context.rstrip(" "), f" {text}" if context.endswith(" ") else text),
                 index,
             )
-            for context, ends in questions
-            for index, end in enumerate(ends)
+            for context, continuations in questions
+            for index, text in enumerate(continuations)
         ]
 
-    def made(batch: int) -> Any:
+    def load(batch: int) -> Any:
         return harness(
             pretrained=request["model"], dtype=request["dtype"], batch_size=batch, device="cpu"
         )
 
-    everything = asked(request["questions"])
-    best = request["batch"] or _fastest(made, asked(request["questions"][:4]))
-    model = made(best)
+    all_instances = instances(request["questions"])
+    batch = request["batch"] or _fastest_batch(load, instances(request["questions"][:4]))
+    model = load(batch)
 
-    def sit() -> list[int]:
-        values = [one for one, _ in model.loglikelihood(everything, disable_tqdm=True)]
-        answers, at = [], 0
-        for _, ends in request["questions"]:
-            own = values[at : at + len(ends)]
+    def evaluate() -> list[int]:
+        values = [one for one, _ in model.loglikelihood(all_instances, disable_tqdm=True)]
+        answers, start = [], 0
+        for _, continuations in request["questions"]:
+            own = values[start : start + len(continuations)]
             answers.append(own.index(max(own)))
-            at += len(ends)
+            start += len(continuations)
         return answers
 
-    return sit
+    return evaluate
 
 
-def _fastest(made: Callable[[int], Any], some: list[Any]) -> int:
-    took = {}
-    for batch in TRIED:
-        model = made(batch)
-        model.loglikelihood(some[:1], disable_tqdm=True)
-        begin = time.perf_counter()
-        model.loglikelihood(some, disable_tqdm=True)
-        took[batch] = time.perf_counter() - begin
-    best = min(took, key=took.__getitem__)
-    print(f"lm-eval is fastest with batches of {best}", file=sys.stderr)
-    return best
+def _fastest_batch(load: Callable[[int], Any], instances: list[Any]) -> int:
+    seconds = {}
+    for batch in BATCH_SIZES:
+        model = load(batch)
+        model.loglikelihood(instances[:1], disable_tqdm=True)
+        started = time.perf_counter()
+        model.loglikelihood(instances, disable_tqdm=True)
+        seconds[batch] = time.perf_counter() - started
+    fastest = min(seconds, key=seconds.__getitem__)
+    print(f"lm-eval is fastest at batch size {fastest}", file=sys.stderr)
+    return fastest
 
 
 def main() -> None:
     name, file = sys.argv[1:]
     request = json.loads(Path(file).read_text(encoding="utf-8"))
-    told, sys.stdout = sys.stdout, sys.stderr  # whatever the program prints is no answer
-    sit = {"opencompass": opencompass, "lm-eval": lm_eval}[name](request)
-    print(json.dumps({"ready": name}), file=told, flush=True)
+    answers_to, sys.stdout = sys.stdout, sys.stderr  # output of the program itself is not an answer
+    evaluate = {"opencompass": opencompass, "lm-eval": lm_eval}[name](request)
+    print(json.dumps({"ready": name}), file=answers_to, flush=True)
     for _ in sys.stdin:
-        begin = time.perf_counter()
-        answers = sit()
-        seconds = time.perf_counter() - begin
-        print(json.dumps({"seconds": seconds, "answers": answers}), file=told, flush=True)
+        started = time.perf_counter()
+        answers = evaluate()
+        seconds = time.perf_counter() - started
+        print(json.dumps({"seconds": seconds, "answers": answers}), file=answers_to, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 
 from llmctl.cli.app import main
+from llmctl.config.model import DEFAULT_MODEL
 from llmctl.monitor.read.runs import open_runs
 from tests.cli.process import RunningCommand, error_lines, run_process
-from tests.evaluation.benchmark_files import write_custom_benchmark
-from tests.evaluation.flaky_server import flaky_server
+from tests.evaluation.benchmark_files import write_custom_benchmark, write_jsonl
+from tests.evaluation.model_servers import chat_reply, flaky_server, scripted_server
+from tests.fakes import FakeEngine
+from tests.server.servers import running_server
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +63,7 @@ def test_custom_benchmark_is_evaluated_reported_and_tracked(
     assert (suite["mode"], suite["shots"]) == ("ppl", 1)
     assert report["how"]["dtype"] == "float32"
     assert len(results(out)) == 12
-    assert "| colours/" not in (out / "report.md").read_text()  # it has no categories
+    assert "| colours/" not in (out / "report.md").read_text()  # no categories
     assert "answered 12 of 12 questions" in (out / "report.html").read_text()
 
     assert run_eval("show", str(out), "--wrong", "--subject", "warm", "--json") == 0
@@ -93,14 +96,14 @@ def test_two_runs_are_compared_by_sample(
     flipped = [key for key in one if one[key]["correct"] != two[key]["correct"]]
     assert len(found["flipped"]) == len(flipped)
     assert found["comparisons"][0]["questions"] == 12
-    assert any("mode ppl and logprob_norm" in note for note in found["notes"])
+    assert any("mode ppl in the first run and logprob_norm" in note for note in found["notes"])
 
     page = tmp_path / "both.html"
     assert run_eval("report", str(tmp_path / "one"), str(tmp_path / "two"), "-o", str(page)) == 0
     table = capsys.readouterr().out
     assert table.count("| colours") == 2
-    assert "not to be compared" in table
-    assert "colours was made with mode ppl and logprob_norm" in page.read_text()
+    assert "not comparable" in table
+    assert "colours has mode ppl in the first run and logprob_norm" in page.read_text()
     assert run_eval("report", str(tmp_path / "one"), "-o", str(tmp_path / "page.pdf")) == 2
 
 
@@ -267,14 +270,14 @@ def test_two_benchmarks_of_one_name_are_rejected(
     words = ["--base-url", "http://127.0.0.1:9/v1", "--model", "m", "--dataset"]
     assert run_eval(*words, str(one), "--dataset", str(two)) == 2
     output = capsys.readouterr().err
-    assert f"{one} and {two} are both called colours" in output
+    assert f"{one} and {two} are both named colours" in output
     assert "rename one" in output
 
 
 def test_missing_benchmark_is_one_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_eval("--dataset", "hellaswag", "--data-dir", str(tmp_path)) == 2
     output = capsys.readouterr().err
-    assert "store/exams/hellaswag" in output
+    assert "store/benchmarks/hellaswag" in output
     assert "HF_HUB_OFFLINE is set" in output
     assert "llmctl eval pull hellaswag" in output
     assert run_eval("--dataset", "cevil") == 2
@@ -286,3 +289,50 @@ def test_list_of_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
     assert known["ceval"]["questions"] == 1346
     assert known["mmlu"]["modes"][0] == "ppl"
     assert run_eval("--list") == 0
+
+
+def test_the_model_named_for_a_server_is_sent_even_if_it_is_the_default(tmp_path: Path) -> None:
+    file, models = write_custom_benchmark(tmp_path, count=2), []
+
+    def answer(_: str, body: dict[str, Any]) -> dict[str, Any]:
+        models.append(body["model"])
+        return chat_reply("A")
+
+    with scripted_server(answer) as url:
+        words = ["--dataset", str(file), "--base-url", url, "--mode", "gen", "--no-track"]
+        assert run_eval(*words, "--model", DEFAULT_MODEL) == 0
+    assert models == [DEFAULT_MODEL] * 2
+
+
+def test_llmctl_model_names_a_local_model_and_is_not_sent_to_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMCTL_MODEL", "my-local-model")
+    file, engine = write_custom_benchmark(tmp_path, count=2), FakeEngine()
+    with running_server(engine) as url:
+        words = ["--dataset", str(file), "--base-url", url, "--mode", "gen", "--no-track"]
+        assert run_eval(*words) == 0
+    assert len(engine.requests) == 2
+
+
+def test_keys_of_the_servers_come_from_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_jsonl(tmp_path / "own.jsonl", {"question": "?", "answer": "a", "match": "judge"})
+    monkeypatch.setenv("LLMCTL_JUDGE_API_KEY", "judge-key")
+    with (
+        running_server(FakeEngine(), api_keys=("model-key",)) as url,
+        running_server(FakeEngine(("CORRECT",)), api_keys=("judge-key",)) as judge,
+    ):
+        words = ["--dataset", str(file), "--base-url", url, "--no-track", "--json"]
+        assert run_eval(*words, "--judge-base-url", judge) != 0
+        monkeypatch.setenv("LLMCTL_API_KEY", "model-key")
+        capsys.readouterr()
+        assert run_eval(*words, "--judge-base-url", judge) == 0
+        assert json.loads(capsys.readouterr().out)["suites"][0]["overall"]["correct"] == 1
+        # The judge's key alone does not ask for a judge; as an option it needs the judge's URL.
+        plain = write_custom_benchmark(tmp_path, count=2)
+        assert run_eval("--dataset", str(plain), "--base-url", url, "--mode", "gen") == 0
+        words = ["--dataset", str(plain), "--base-url", url, "--judge-api-key", "k"]
+        assert run_eval(*words) == 2
+    assert "the judge has no server" in capsys.readouterr().err

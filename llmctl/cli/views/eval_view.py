@@ -143,7 +143,7 @@ class EvalView:
 
 def print_eval_report(report: EvalReport) -> None:
     """Print the scores; their settings and warnings go to stderr."""
-    from llmctl.evaluation.results.table import COLUMNS, benchmark_rows, describe_config
+    from llmctl.evaluation.results.table import COLUMNS, benchmark_rows, describe_setup
 
     rows = [row for suite in report.suites for row in benchmark_rows(suite)]
     render.print_table(COLUMNS, rows)
@@ -153,7 +153,7 @@ def print_eval_report(report: EvalReport) -> None:
             if suite.tokens < suite.naive_tokens
             else ""
         )
-        render.print_note(f"{suite.suite}: {describe_config(suite)}{saved}")
+        render.print_note(f"{suite.suite}: {describe_setup(suite)}{saved}")
         for warning in suite.warnings:
             render.print_note(f"warning: {suite.suite}: {warning}")
     settings = ", ".join(f"{name} {value}" for name, value in report.how.items())

@@ -1,1 +1,1 @@
-"""Benchmarks: their subjects, files, prompts and downloads."""
+"""Benchmark definitions, dataset readers, prompt templates and downloads."""

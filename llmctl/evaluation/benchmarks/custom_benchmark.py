@@ -1,17 +1,17 @@
-"""How does a person's own exam become a suite? Reads a CSV or JSON-lines file of questions.
+"""Custom benchmarks: CSV or JSON-lines files written by the user.
 
-Multiple choice has `question`, `A`, `B`, ... (or `options`, a list) and `answer`: a letter, the
-option's text, or its place from 0 as a JSON number. Without options the reply itself is judged:
-`answer`, and `match`: `exact` (but for case and white space), `numeric`, `contains`, `regex`, or
-`judge` (another model compares). `subject` parts the file; rows with `split` `example` are shown as
-solved examples, and not asked. What is not known is refused.
+Multiple choice: `question`, `A`, `B`, ... (or `options`, a list) and `answer`: a letter, the text
+of an option, or its index from 0 as a JSON number. Without options the reply itself is scored
+against `answer` by `match`: `exact` (ignoring case and white space), `numeric`, `contains`, `regex`
+or `judge` (a judge model compares). `subject` groups the rows. Rows with `split` `example` are
+few-shot examples and are not evaluated. Unknown fields are errors.
 """
 
+import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,10 +25,13 @@ from llmctl.evaluation.benchmarks.prompts import (
 )
 from llmctl.evaluation.benchmarks.readers import (
     BenchmarkDataError,
+    DataFile,
     DatasetReader,
     FileRecord,
+    decode,
     iter_csv_records,
     iter_jsonl_records,
+    read_bytes,
 )
 from llmctl.evaluation.benchmarks.registry import Benchmark
 from llmctl.evaluation.benchmarks.subjects import Subject
@@ -36,15 +39,14 @@ from llmctl.types import EvalMode, Extraction
 
 MATCH_METHODS: Final[tuple[Extraction, ...]] = ("exact", "numeric", "contains", "regex", "judge")
 _EXPECTED = "question, then A, B, ... (or options) and answer; or answer and match"
-_LISTS: Final = ("options", "choices")
-"""Names under which all options are given at once."""
-_FIELDS: Final = ("question", *_LISTS, "answer", "match", "subject", "split")
-_REMARKS: Final = ("id", "explanation", "source", "comment")
-"""Fields that nobody reads."""
-_KNOWN: Final = frozenset(("", *_FIELDS, *_REMARKS, *LABELS))
-_MOST_PROBLEMS: Final = 20
+_OPTION_LISTS: Final = ("options", "choices")
+"""Fields that hold all options."""
+_FIELDS: Final = ("question", *_OPTION_LISTS, "answer", "match", "subject", "split")
+_IGNORED: Final = ("id", "explanation", "source", "comment")
+_KNOWN: Final = frozenset(("", *_FIELDS, *_IGNORED, *LABELS))
+_MAX_ERRORS: Final = 20
 
-_CHOICE: Final[Mapping[EvalMode, PromptTemplate]] = {
+_CHOICE_PROMPTS: Final[Mapping[EvalMode, PromptTemplate]] = {
     "ppl": CompletionPrompt(
         example="{question}\n{options}\nAnswer: {answer}\n\n",
         body="{question}\n{options}\nAnswer: ",
@@ -65,177 +67,187 @@ _CHOICE: Final[Mapping[EvalMode, PromptTemplate]] = {
         for mode in ("logprob", "logprob_norm")
     },
 }
-_FREE: Final[Mapping[EvalMode, PromptTemplate]] = {
+_FREE_FORM_PROMPTS: Final[Mapping[EvalMode, PromptTemplate]] = {
     "gen": ChatPrompt("{question}", "{answer}", "exact", 256)
 }
 
 
 def is_benchmark_file(name: str) -> bool:
-    """Whether a dataset is a file of a person's own, by its ending."""
+    """Return whether a dataset name is the path of a custom benchmark, by its suffix."""
     return Path(name).suffix.lower() in (".csv", ".jsonl", ".json")
 
 
 def load_custom_benchmark(file: Path) -> Benchmark:
-    """Read a file far enough to know what kind of exam it is.
+    """Read a custom benchmark. The file is read once; the benchmark holds its rows.
 
     Raises:
-        ExamError: it is not there, or rows in it are wrong; the message has file and line of each.
+        BenchmarkDataError: the file is missing or has invalid rows; the message lists file and line
+            of each.
     """
-    layout = DatasetReader(
-        file.name,
-        partial(_read, examples=False),
-        _EXPECTED,
-        file.name,
-        partial(_read, examples=True),
-    )
-    rows = layout.rows(file)
-    kinds = {bool(row.options) for row in rows}
-    if len(kinds) > 1:
+    content = read_bytes(file, _EXPECTED)
+    try:
+        data = _parse(file, content)
+    except csv.Error as error:
+        raise BenchmarkDataError(f"cannot read {file}: {error}") from error
+    except BenchmarkDataError as error:
+        raise BenchmarkDataError(str(error), hint=f"expected: {_EXPECTED}") from error
+    if not data.docs:
+        raise BenchmarkDataError(f"{file} is empty", hint=f"expected: {_EXPECTED}")
+    with_options = {bool(doc.options) for doc in data.docs}
+    if len(with_options) > 1:
         raise BenchmarkDataError(
             f"{file} has questions with options and questions without",
-            hint="put them in two files: they are asked in different ways",
+            hint="put them in two files: they use different prompts",
         )
-    names = list(dict.fromkeys(row.subject or file.stem for row in rows))
+    names = list(dict.fromkeys(doc.subject or file.stem for doc in data.docs))
     return Benchmark(
         file.stem,
         file.name,
         "en",
-        len(rows),
+        len(data.docs),
         tuple(Subject(name, name) for name in names),
-        layout,
+        DatasetReader(
+            file.name,
+            lambda path, text: iter(_parse(path, text.encode()).docs),
+            _EXPECTED,
+            file.name,
+            loaded={file: data},
+        ),
         (".",),
-        _CHOICE if kinds == {True} else _FREE,
+        _CHOICE_PROMPTS if with_options == {True} else _FREE_FORM_PROMPTS,
     )
 
 
-def _read(file: Path, *, examples: bool) -> list[Doc]:
-    rows: list[Doc] = []
-    problems: list[str] = []
+def _parse(file: Path, content: bytes) -> DataFile:
+    docs: list[Doc] = []
+    examples: list[Doc] = []
+    errors: list[str] = []
     unknown: set[str] = set()
-    places: set[int] = set()
-    for line in _lines(file):
-        new = [name for name in line.value if name not in _KNOWN | unknown]
+    answer_indices: set[int] = set()
+    for line, value in _records(file, decode(file, content)):
+        new = [name for name in value if name not in _KNOWN | unknown]
         unknown.update(new)
-        problems += [f"{file}:{line.number}: {_unknown(name)}" for name in new]
+        errors += [f"{file}:{line}: {_unknown_field(name)}" for name in new]
         try:
-            row, is_example = _row(line.value)
+            doc, is_example = _doc(value)
         except ValueError as error:
-            problems.append(f"{file}:{line.number}: {error}")
+            errors.append(f"{file}:{line}: {error}")
             continue
-        place = line.value["answer"]
-        if row.options and isinstance(place, int) and str(place) not in row.options:
-            places.add(place)
-        if is_example == examples:
-            rows.append(replace(row, index=len(rows)))
-    if places and 0 not in places:
-        problems.append(f"{file}: no answer is 0, so they may count from 1: write letters")
-    if problems:
-        more = len(problems) - _MOST_PROBLEMS
+        answer = value["answer"]
+        if doc.options and isinstance(answer, int) and str(answer) not in doc.options:
+            answer_indices.add(answer)
+        target = examples if is_example else docs
+        target.append(replace(doc, index=len(target)))
+    if answer_indices and 0 not in answer_indices:
+        errors.append(f"{file}: no answer is 0, so they may count from 1: write letters")
+    if errors:
+        more = len(errors) - _MAX_ERRORS
         end = [f"and {more} more"] if more > 0 else []
-        raise BenchmarkDataError("\n".join(problems[:_MOST_PROBLEMS] + end))
-    return rows
+        raise BenchmarkDataError("\n".join(errors[:_MAX_ERRORS] + end))
+    return DataFile(content, tuple(docs), tuple(examples))
 
 
-def _lines(file: Path) -> Iterator[FileRecord]:
-    if file.suffix.lower() == ".csv":
-        lines = iter_csv_records(file)
-        header = next(lines, FileRecord(0, [])).value
-        for number, values in lines:
-            extra = values[len(header) :]
-            cells = dict(zip(header, values, strict=False)) | ({"": extra} if extra else {})
-            yield FileRecord(number, cells)
+def _records(file: Path, text: str) -> Iterator[FileRecord]:
+    if file.suffix.lower() != ".csv":
+        yield from iter_jsonl_records(file, text)
         return
-    yield from iter_jsonl_records(file)
+    records = iter_csv_records(text)
+    header = next(records, FileRecord(0, [])).value
+    for line, values in records:
+        extra = values[len(header) :]
+        cells = dict(zip(header, values, strict=False)) | ({"": extra} if extra else {})
+        yield FileRecord(line, cells)
 
 
-def _row(value: Mapping[str, Any]) -> tuple[Doc, bool]:
-    """Return a row, and whether it is an example; raise `ValueError` saying what is wrong."""
+def _doc(value: Mapping[str, Any]) -> tuple[Doc, bool]:
+    """Return the doc of a row, and whether it is a few-shot example. Raises `ValueError`."""
     if "" in value:
         raise ValueError("more cells than the header has columns: quote text with commas")
     question = _text(value, "question")
     gold = _text(value, "answer")
     options = _options(value)
     subject = str(value.get("subject") or "")
-    split = str(value.get("split") or "")
+    is_example = str(value.get("split") or "") == "example"
     match = value.get("match") or None
     if options:
         if match is not None:
             raise ValueError("match is for questions without options")
-        gold = _label(value["answer"], options)
-        return Doc(question, gold, options, subject=subject), split == "example"
+        label = _label(value["answer"], options)
+        return Doc(question, label, options, subject=subject), is_example
     if match is not None and match not in MATCH_METHODS:
         raise ValueError(f"match is {match!r}; it must be one of {', '.join(MATCH_METHODS)}")
     if match == "regex":
         try:
             re.compile(gold)
         except re.error as error:
-            raise ValueError(f"the answer is no regular expression: {error}") from error
+            raise ValueError(f"the answer is not a valid regular expression: {error}") from error
     if match == "numeric":
         try:
             float(gold.replace(",", ""))
         except ValueError:
-            raise ValueError(f"the answer {gold!r} is no number, and match is numeric") from None
-    return Doc(question, gold, extraction=match, subject=subject), split == "example"
+            raise ValueError(f"match is numeric, but the answer is {gold!r}") from None
+    return Doc(question, gold, extraction=match, subject=subject), is_example
 
 
 def _text(value: Mapping[str, Any], name: str) -> str:
-    found = value.get(name)
-    if found is None or str(found).strip() == "":
-        raise ValueError(f"no {name}")
-    if isinstance(found, bool | list | dict):
-        raise ValueError(f"{name} is {json.dumps(found)[:40]}; it must be text")
-    return str(found).strip()
+    text = value.get(name)
+    if text is None or str(text).strip() == "":
+        raise ValueError(f"{name} is missing")
+    if isinstance(text, bool | list | dict):
+        raise ValueError(f"{name} is {json.dumps(text)[:40]}; it must be text")
+    return str(text).strip()
 
 
 def _label(answer: str | int, options: Sequence[str]) -> str:
-    """Return the label of the right option, of which the answer is letter, text or place."""
-    labels, told = LABELS[: len(options)], str(answer).strip()
-    if len(told) == 1 and told.upper() in labels:
-        return told.upper()
-    meant = {label for label, text in zip(labels, options, strict=True) if text.strip() == told}
+    """Return the label of the right option, given as a label, a text or an index."""
+    labels, text = LABELS[: len(options)], str(answer).strip()
+    if len(text) == 1 and text.upper() in labels:
+        return text.upper()
+    pairs = zip(labels, options, strict=True)
+    matches = {label for label, option in pairs if option.strip() == text}
     if isinstance(answer, int) and 0 <= answer < len(options):
-        meant.add(labels[answer])
-    if len(meant) != 1:
-        which = f"may be {' or '.join(sorted(meant))}" if meant else "is none"
+        matches.add(labels[answer])
+    if len(matches) != 1:
+        which = f"could be {' or '.join(sorted(matches))}" if matches else "is none"
         raise ValueError(f"the answer {answer!r} {which} of {', '.join(labels)}")
-    return meant.pop()
+    return matches.pop()
 
 
 def _options(value: Mapping[str, Any]) -> tuple[str, ...]:
-    given = {name: value[name] for name in _LISTS if _is_given(value.get(name))}
-    lettered = {label: value[label] for label in LABELS if _is_given(value.get(label))}
-    ways = [*given, *list(lettered)[:1]]
-    if len(ways) > 1:
-        raise ValueError(f"options are given twice, as {ways[0]} and as {ways[1]}")
-    if not ways:
+    lists = {name: value[name] for name in _OPTION_LISTS if _has_value(value.get(name))}
+    lettered = {label: value[label] for label in LABELS if _has_value(value.get(label))}
+    sources = [*lists, *list(lettered)[:1]]
+    if len(sources) > 1:
+        raise ValueError(f"options are given twice, as {sources[0]} and as {sources[1]}")
+    if not sources:
         return ()
-    told = next(iter(given.values()), lettered)
+    given = next(iter(lists.values()), lettered)
     try:
-        listed = json.loads(told) if isinstance(told, str) else told
+        options = json.loads(given) if isinstance(given, str) else given
     except ValueError:
-        listed = None
-    if isinstance(listed, dict):
-        names = sorted(listed)
+        options = None
+    if isinstance(options, dict):
+        names = sorted(options)
         if names != list(LABELS[: len(names)]):
             raise ValueError(f"the options are {', '.join(names)}; they must be A, B, ...")
-        listed = [listed[name] for name in names]
-    if not isinstance(listed, list):
-        raise ValueError(f'{ways[0]} is {str(told)[:40]!r}; it must be a list: ["red", "blue"]')
-    if any(isinstance(text, bool | list | dict) or not _is_given(text) for text in listed):
-        raise ValueError("an option is empty, or no text")
-    if len(listed) == 1:
+        options = [options[name] for name in names]
+    if not isinstance(options, list):
+        raise ValueError(f'{sources[0]} is {str(given)[:40]!r}; it must be a list: ["red", "blue"]')
+    if any(isinstance(text, bool | list | dict) or not _has_value(text) for text in options):
+        raise ValueError("an option is empty or not text")
+    if len(options) == 1:
         raise ValueError("only one option")
-    if len(listed) > len(LABELS):
-        raise ValueError(f"{len(listed)} options, and there are {len(LABELS)} letters")
-    return tuple(map(str, listed))
+    if len(options) > len(LABELS):
+        raise ValueError(f"{len(options)} options, but only {len(LABELS)} letters")
+    return tuple(map(str, options))
 
 
-def _is_given(told: Any) -> bool:
-    """Whether a field says something; a table has an empty cell where a row says nothing."""
-    return told not in (None, [], {}) and bool(str(told).strip())
+def _has_value(value: Any) -> bool:
+    """Return whether a field is filled; a CSV row has empty cells for absent fields."""
+    return value not in (None, [], {}) and bool(str(value).strip())
 
 
-def _unknown(name: str) -> str:
+def _unknown_field(name: str) -> str:
     near = did_you_mean(name, _KNOWN, cutoff=0.7)
-    known = f"did you mean {near!r}?" if near else f"it may be {', '.join(_FIELDS)}, A, B, ..."
-    return f"unknown {name!r}; {known}"
+    hint = f"did you mean {near!r}?" if near else f"known: {', '.join(_FIELDS)}, A, B, ..."
+    return f"unknown field {name!r}; {hint}"

@@ -1,6 +1,5 @@
-"""Where does an exam's data lie? Looks in the given folder, then in the store, and says so."""
+"""Folders that can hold the data of a benchmark."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl.config import store_home
@@ -9,62 +8,68 @@ from llmctl.evaluation.benchmarks.readers import BenchmarkDataError
 from llmctl.evaluation.benchmarks.registry import Benchmark
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The folder that a suite's layout begins in."""
-
-    folder: Path
-    tried: tuple[str, ...] = ()
-
-
 def benchmarks_dir() -> Path:
-    """Return the folder of fetched exams. It may not exist yet."""
-    return store_home() / "exams"
+    """Return the folder that downloads are written to. It may not exist yet."""
+    return store_home() / "benchmarks"
 
 
-def candidate_dirs(suite: Benchmark, data_dir: Path | None) -> list[Path]:
-    """Return the folders that may hold a suite's data, in the order they are looked at."""
+def store_dirs() -> list[Path]:
+    """Return the folders of downloaded benchmarks; earlier releases wrote to `exams`."""
+    return [benchmarks_dir(), store_home() / "exams"]
+
+
+def candidate_dirs(benchmark: Benchmark, data_dir: Path | None) -> list[Path]:
+    """Return the folders that may hold a benchmark's data, in the order they are searched."""
     folders = []
     if data_dir is not None:
         root = data_dir.expanduser().resolve()
-        for below in suite.folders:
+        for below in benchmark.folders:
             folders += [root / below, root / "data" / below]
-    return [*dict.fromkeys(folders), benchmarks_dir() / suite.name]
+    return [*dict.fromkeys(folders), *(store / benchmark.name for store in store_dirs())]
 
 
-def find_data(suite: Benchmark, data_dir: Path | None) -> Path | None:
-    """Return the first folder with a file of the suite; `None` where there is none.
-
-    Raises:
-        ExamError: a folder is there by the suite's name, and is laid out otherwise.
-    """
-    for folder in candidate_dirs(suite, data_dir):
-        if any(suite.layout.files(folder, subject)[0].is_file() for subject in suite.subjects):
+def find_data(benchmark: Benchmark, data_dir: Path | None) -> Path | None:
+    """Return the first folder that has data files of the benchmark, or None."""
+    for folder in candidate_dirs(benchmark, data_dir):
+        files = (benchmark.reader.files(folder, subject)[0] for subject in benchmark.subjects)
+        if any(file.is_file() for file in files):
             return folder
     return None
 
 
-def locate_data(suite: Benchmark, data_dir: Path | None) -> Path:
-    """Return the folder of a suite's data, as far as it is on this machine.
+def locate_data(benchmark: Benchmark, data_dir: Path | None) -> Path:
+    """Return the local folder of a benchmark's data.
 
     Raises:
-        ExamError: a folder has the suite's name and another layout.
-        ConfigError: nothing is there; the message names every place.
+        BenchmarkDataError: a folder has the benchmark's name but other files.
+        ConfigError: there is no such folder; the message lists all searched ones.
     """
-    found = find_data(suite, data_dir)
+    found = find_data(benchmark, data_dir)
     if found is not None:
         return found
-    tried = candidate_dirs(suite, data_dir)
-    wanted = suite.layout.files(Path(), suite.subjects[0])[0]
-    for folder in tried:
-        if folder.is_dir() and folder.name != (data_dir or Path()).resolve().name:
-            inside = sorted(entry.name for entry in folder.iterdir())[:5]
-            raise BenchmarkDataError(
-                f"{folder} has no {wanted}; it has {', '.join(inside) or 'nothing'}",
-                hint=f"{wanted} should be {suite.layout.expected}",
-            )
-    places = "\n".join(f"  {folder}: not there" for folder in tried)
+    check_data_dir(benchmark, data_dir)
+    searched = "\n".join(f"  {folder}" for folder in candidate_dirs(benchmark, data_dir))
     raise ConfigError(
-        f"the data of {suite.name} is not on this machine:\n{places}",
-        hint=f"llmctl eval pull {suite.name}; or --data-dir FOLDER that has {wanted} in it",
+        f"no local data of {benchmark.name}; searched:\n{searched}",
+        hint=f"llmctl eval pull {benchmark.name}; or --data-dir FOLDER that contains "
+        f"{first_file(benchmark)}",
     )
+
+
+def check_data_dir(benchmark: Benchmark, data_dir: Path | None) -> None:
+    """Raise `BenchmarkDataError` if a folder has the benchmark's name but other files."""
+    if data_dir is None:
+        return
+    for folder in candidate_dirs(benchmark, data_dir):
+        names = (benchmark.name, *map(str.lower, benchmark.folders))
+        if folder.is_dir() and folder.name.lower() in names:
+            content = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5])
+            raise BenchmarkDataError(
+                f"{folder} has no {first_file(benchmark)}; it has {content or 'nothing'}",
+                hint=f"expected in {first_file(benchmark)}: {benchmark.reader.expected}",
+            )
+
+
+def first_file(benchmark: Benchmark) -> Path:
+    """Return the relative path of the first subject's questions, as an example for messages."""
+    return benchmark.reader.files(Path(), benchmark.subjects[0])[0]

@@ -1,4 +1,4 @@
-"""The four worked examples that every GSM8K question follows, as OpenCompass has them."""
+"""The four few-shot examples of GSM8K, from OpenCompass."""
 
 from typing import Final
 
@@ -107,4 +107,4 @@ GSM8K_EXAMPLES: Final = (
         ),
     ),
 )
-"""Question and solution."""
+"""(question, solution) of each."""

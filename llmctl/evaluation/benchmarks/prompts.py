@@ -1,4 +1,4 @@
-"""How does a row of data become a prompt? Templates, and the one function that fills them."""
+"""Prompt templates that render a `Doc` into an `EvalSample`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,46 +9,45 @@ from llmctl.types import EvalSample, Extraction, Message
 
 LABELS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-_PLACE = re.compile(r"\{(\w+)\}")
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True, slots=True)
 class Doc:
-    """One question as the data has it."""
+    """One question of a dataset, before it is rendered."""
 
     question: str
     gold: str
-    """The right label, or what a right reply says."""
+    """The right label, or the reference answer."""
     options: tuple[str, ...] = ()
     solution: str = ""
-    """How an example answers, where that is more than the gold."""
+    """Worked solution, shown if the doc is used as a few-shot example."""
     extraction: Extraction | None = None
-    """How this reply is read, where the form does not say it for all."""
+    """Extraction for this doc; None uses the template's."""
     index: int = 0
-    """Place among the rows that are asked, from 0."""
+    """Position among the evaluated docs of its file, from 0."""
     subject: str = ""
-    """Where one file holds several; empty belongs to any."""
+    """Subject, if the file holds several; a doc without one belongs to every subject."""
 
     @property
     def labels(self) -> tuple[str, ...]:
         return tuple(LABELS[: len(self.options)])
 
-    def values(self) -> dict[str, str]:
-        """Return what the placeholders of a template stand for."""
-        named = dict(zip(self.labels, self.options, strict=True))
-        listed = "\n".join(f"{label}. {text}" for label, text in named.items())
-        return named | {
+    def template_values(self) -> dict[str, str]:
+        """Return the values of a template's placeholders."""
+        options = dict(zip(self.labels, self.options, strict=True))
+        return options | {
             "question": self.question,
-            "options": listed,
+            "options": "\n".join(f"{label}. {text}" for label, text in options.items()),
             "answer": self.gold,
-            "answer_text": named.get(self.gold, self.gold),
+            "answer_text": options.get(self.gold, self.gold),
             "solution": self.solution,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionPrompt:
-    """Asks for likelihoods: `head`, the examples, `body`, then each label's `ending`."""
+    """Template of the log-likelihood modes: head, examples, body, then one ending per label."""
 
     example: str
     body: str
@@ -56,64 +55,78 @@ class CompletionPrompt:
     """With `{label}` or `{text}`."""
     head: str = ""
     gap: str = ""
-    """Between the examples and the body, where there are examples."""
+    """Text between the examples and the body, if there are examples."""
     shots: int = 0
-    """Examples where nobody says how many."""
+    """Default number of examples."""
 
-    def question(
-        self, suite: str, subject: str, title: str, row: Doc, examples: Sequence[Doc]
+    def render(
+        self, benchmark: str, subject: str, title: str, doc: Doc, examples: Sequence[Doc]
     ) -> EvalSample:
-        about = {"subject": title}
-        values = row.values() | about
+        """Render one sample.
+
+        Args:
+            benchmark: name of the benchmark.
+            subject: name of the subject.
+            title: display name of the subject, for the placeholder `{subject}`.
+            doc: the question.
+            examples: few-shot examples, in order.
+        """
+        shared = {"subject": title}
         return EvalSample(
-            suite,
+            benchmark,
             subject,
-            row.index,
-            row.gold,
-            row.labels,
-            head=fill_template(self.head, about),
-            examples=tuple(fill_template(self.example, one.values() | about) for one in examples),
+            doc.index,
+            doc.gold,
+            doc.labels,
+            head=fill_template(self.head, shared),
+            examples=tuple(
+                fill_template(self.example, example.template_values() | shared)
+                for example in examples
+            ),
             gap=self.gap,
-            body=fill_template(self.body, values),
+            body=fill_template(self.body, doc.template_values() | shared),
             continuations=tuple(
                 fill_template(self.ending, {"label": label, "text": text})
-                for label, text in zip(row.labels, row.options, strict=True)
+                for label, text in zip(doc.labels, doc.options, strict=True)
             ),
-            options=row.options,
+            options=doc.options,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """Asks for a reply: examples as turns, then the question."""
+    """Template of mode `gen`: examples as user and assistant turns, then the question."""
 
-    ask: str
-    answer: str
-    """What the assistant says in an example."""
+    user: str
+    assistant: str
+    """The assistant turn of an example."""
     extraction: Extraction
     max_new_tokens: int
     shots: int = 0
+    """Default number of examples."""
 
-    def question(
-        self, suite: str, subject: str, title: str, row: Doc, examples: Sequence[Doc]
+    def render(
+        self, benchmark: str, subject: str, title: str, doc: Doc, examples: Sequence[Doc]
     ) -> EvalSample:
-        about = {"subject": title}
-        turns = []
-        for one in examples:
-            values = one.values() | about
-            turns += [
-                Message("user", fill_template(self.ask, values)),
-                Message("assistant", fill_template(self.answer, values)),
+        """Render one sample; the arguments are those of `CompletionPrompt.render`."""
+        shared = {"subject": title}
+        messages = []
+        for example in examples:
+            values = example.template_values() | shared
+            messages += [
+                Message("user", fill_template(self.user, values)),
+                Message("assistant", fill_template(self.assistant, values)),
             ]
+        question = fill_template(self.user, doc.template_values() | shared)
         return EvalSample(
-            suite,
+            benchmark,
             subject,
-            row.index,
-            row.gold,
-            row.labels,
-            messages=(*turns, Message("user", fill_template(self.ask, row.values() | about))),
-            extraction=row.extraction or self.extraction,
-            options=row.options,
+            doc.index,
+            doc.gold,
+            doc.labels,
+            messages=(*messages, Message("user", question)),
+            extraction=doc.extraction or self.extraction,
+            options=doc.options,
         )
 
 
@@ -121,5 +134,5 @@ PromptTemplate = CompletionPrompt | ChatPrompt
 
 
 def fill_template(template: str, values: Mapping[str, str]) -> str:
-    """Put values in a template's places, once: what a value holds is never a place."""
-    return _PLACE.sub(lambda place: values.get(place[1], place[0]), template)
+    """Replace the placeholders in one pass, so that braces in a value are never replaced."""
+    return _PLACEHOLDER.sub(lambda place: values.get(place[1], place[0]), template)

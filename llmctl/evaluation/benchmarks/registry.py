@@ -1,7 +1,7 @@
-"""Which exams are there? Their subjects, files, prompts and defaults.
+"""Built-in benchmarks: subjects, data files, prompts and defaults.
 
-The prompts are those of OpenCompass 0.5.4, which every suite names by configuration; the
-answer-text forms (`logprob`, `logprob_norm`) are those of lm-evaluation-harness 0.4.
+The prompts are those of OpenCompass 0.5.4, whose configuration each benchmark names. The prompts of
+`logprob` and `logprob_norm` are those of lm-evaluation-harness 0.4.
 """
 
 from collections.abc import Mapping
@@ -17,70 +17,75 @@ from llmctl.evaluation.benchmarks.subjects import CEVAL, CEVAL_HARD, CMMLU, MMLU
 from llmctl.types import EvalMode
 
 _LETTER_TOKENS = 256
-"""A reply that should be a letter may explain itself so long."""
+"""Reply limit for multiple choice: room for an explanation before the letter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """One exam."""
+    """One benchmark's definition."""
 
     name: str
     title: str
     language: Literal["en", "zh"]
     size: int
-    """Questions that are asked."""
+    """Number of questions."""
     subjects: tuple[Subject, ...]
-    layout: DatasetReader
+    reader: DatasetReader
     folders: tuple[str, ...]
-    """Where its files lie below a data folder, most specific first."""
-    forms: Mapping[EvalMode, PromptTemplate]
+    """Folders of its data below a data folder, the most specific first."""
+    prompts: Mapping[EvalMode, PromptTemplate]
     """By mode, the default first."""
     opencompass: Mapping[EvalMode, str] = field(default_factory=dict)
-    """OpenCompass' configuration with the same prompts."""
+    """By mode: OpenCompass' configuration with the same prompts."""
     extra_categories: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """Categories across the others -> their subjects."""
+    """Categories that cut across the subjects' own, with their subjects."""
     fixed_examples: tuple[Doc, ...] = ()
-    """Examples that are part of the suite, in place of a file."""
+    """Few-shot examples that are part of the benchmark, in place of a file."""
 
     @property
     def default_mode(self) -> EvalMode:
-        return next(iter(self.forms))
+        return next(iter(self.prompts))
 
-    def form(self, mode: EvalMode) -> PromptTemplate:
-        """Return how it asks in a mode.
+    def prompt(self, mode: EvalMode) -> PromptTemplate:
+        """Return the prompt template of a mode.
 
         Raises:
-            ConfigError: it does not know that mode.
+            ConfigError: the benchmark does not have that mode.
         """
-        if mode not in self.forms:
+        if mode not in self.prompts:
             raise ConfigError(
-                f"{self.name} cannot be asked in mode {mode}",
-                hint=f"--mode {' or '.join(self.forms)}",
+                f"{self.name} has no mode {mode}",
+                hint=f"--mode {' or '.join(self.prompts)}",
             )
-        return self.forms[mode]
+        return self.prompts[mode]
+
+    def categories(self, subject: Subject) -> tuple[str, ...]:
+        """Return all categories of a subject."""
+        extra = [name for name, members in self.extra_categories.items() if subject.name in members]
+        return tuple(name for name in (subject.category, *extra) if name)
 
 
 def _answer_text(question: str, gap: str = " ", shots: int = 0) -> dict[EvalMode, PromptTemplate]:
-    form = CompletionPrompt(
+    prompt = CompletionPrompt(
         example=f"{question}{gap}{{answer_text}}\n\n",
         body=question,
         ending=f"{gap}{{text}}",
         shots=shots,
     )
-    return {"logprob": form, "logprob_norm": form}
+    return {"logprob": prompt, "logprob_norm": prompt}
 
 
 _ENGLISH = _answer_text("Question: {question}\nAnswer:")
 _CHINESE = _answer_text("题目：{question}\n答案：", gap="")
 
-_CEVAL_ASK = (
+_CEVAL_QUESTION = (
     "以下是中国关于{subject}考试的单项选择题，请选出其中的正确答案。\n{question}\n{options}\n答案: "
 )
-_MMLU_ASK = (
+_MMLU_QUESTION = (
     "There is a single choice question about {subject}. Answer the question by replying A, B, C "
     "or D.\nQuestion: {question}\n{options}\nAnswer: "
 )
-_CMMLU_HINT = "以下是关于{subject}的单项选择题，请直接给出正确答案的选项。\n"
+_CMMLU_INSTRUCTION = "以下是关于{subject}的单项选择题，请直接给出正确答案的选项。\n"
 
 
 def _arc_benchmark(
@@ -114,7 +119,7 @@ def _arc_benchmark(
     )
 
 
-# The six answered questions before every one of TruthfulQA's (Lin et al. 2021, appendix E).
+# TruthfulQA's fixed prompt of six answered questions (Lin et al. 2021, appendix E).
 _TRUTHFUL_PRIMER = """\
 Q: What is human life expectancy in the United States?
 A: Human life expectancy in the United States is 78 years.
@@ -158,14 +163,16 @@ BENCHMARKS: Final[Mapping[str, Benchmark]] = {
             ("ceval/formal_ceval", "formal_ceval", "ceval/ceval-exam", "ceval-exam", "ceval", "."),
             {
                 "ppl": CompletionPrompt(
-                    # OpenCompass has its separators in lines of their own here.
-                    example=_CEVAL_ASK + "\n{answer}\n\n\n",
+                    # OpenCompass puts its separators on lines of their own here.
+                    example=_CEVAL_QUESTION + "\n{answer}\n\n\n",
                     gap="\n",
-                    body="\n" + _CEVAL_ASK + "\n",
+                    body="\n" + _CEVAL_QUESTION + "\n",
                     ending="{label}",
                     shots=5,
                 ),
-                "gen": ChatPrompt(_CEVAL_ASK, "{answer}", "first_capital", _LETTER_TOKENS, shots=5),
+                "gen": ChatPrompt(
+                    _CEVAL_QUESTION, "{answer}", "first_capital", _LETTER_TOKENS, shots=5
+                ),
                 **_CHINESE,
             },
             {"ppl": "ceval_ppl_578f8d", "gen": "ceval_gen_5f30c7"},
@@ -193,7 +200,9 @@ BENCHMARKS: Final[Mapping[str, Benchmark]] = {
                     ending="{label}",
                     shots=5,
                 ),
-                "gen": ChatPrompt(_MMLU_ASK, "{answer}\n", "first_option", _LETTER_TOKENS, shots=5),
+                "gen": ChatPrompt(
+                    _MMLU_QUESTION, "{answer}\n", "first_option", _LETTER_TOKENS, shots=5
+                ),
                 **_ENGLISH,
             },
             {"ppl": "mmlu_ppl_ac766d", "gen": "mmlu_gen_4d595a"},
@@ -213,14 +222,14 @@ BENCHMARKS: Final[Mapping[str, Benchmark]] = {
             ("cmmlu", "cmmlu/data", "."),
             {
                 "ppl": CompletionPrompt(
-                    head=_CMMLU_HINT,
+                    head=_CMMLU_INSTRUCTION,
                     example="题目：{question}\n{options}\n答案是: {answer}\n\n",
                     body="题目：{question}\n{options}\n答案是: ",
                     ending="{label}",
                     shots=5,
                 ),
                 "gen": ChatPrompt(
-                    _CMMLU_HINT + "题目：{question}\n{options}",
+                    _CMMLU_INSTRUCTION + "题目：{question}\n{options}",
                     "答案是: {answer}",
                     "first_capital",
                     _LETTER_TOKENS,
@@ -296,25 +305,25 @@ BENCHMARKS: Final[Mapping[str, Benchmark]] = {
 
 
 def is_benchmark(name: str) -> bool:
-    """Whether there is a suite of that name."""
-    return _key(name) in BENCHMARKS
-
-
-def _key(name: str) -> str:
-    return name.lower().replace("_", "-")
+    """Return whether a built-in benchmark has that name."""
+    return _normalize(name) in BENCHMARKS
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """Return a suite by its name.
+    """Return a built-in benchmark by its name.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no benchmark has that name.
     """
-    suite = BENCHMARKS.get(_key(name))
-    if suite is None:
+    benchmark = BENCHMARKS.get(_normalize(name))
+    if benchmark is None:
         raise ConfigError(
-            f"there is no exam {name!r}",
+            f"unknown benchmark {name!r}",
             hint=f"one of: {', '.join(BENCHMARKS)}; or a .csv or .jsonl file of your own; "
-            "--backend opencompass takes any of its configurations by name",
+            "--backend opencompass accepts any of its configurations by name",
         )
-    return suite
+    return benchmark
+
+
+def _normalize(name: str) -> str:
+    return name.lower().replace("_", "-")

@@ -1,17 +1,17 @@
-"""Which subjects do the big exams have? Names, titles as prompts spell them, and categories.
+"""Subjects of C-Eval, MMLU and CMMLU: names, titles and categories.
 
-As OpenCompass 0.5.4 groups them for its summaries.
+The categories are those of OpenCompass 0.5.4's summaries.
 """
 
 from typing import Final, NamedTuple
 
 
 class Subject(NamedTuple):
-    """One subject of a suite."""
+    """One subject of a benchmark."""
 
     name: str
     title: str
-    """As it stands in the prompts."""
+    """Spelling in the prompts."""
     category: str = ""
 
 
@@ -81,7 +81,7 @@ CEVAL_HARD: Final = frozenset(
         "high_school_physics",
     }
 )
-"""What C-Eval's authors call hard: a category across the others."""
+"""The category `hard` of C-Eval's authors, which cuts across the others."""
 MMLU: Final = (
     Subject("college_biology", "college biology", "stem"),
     Subject("college_chemistry", "college chemistry", "stem"),

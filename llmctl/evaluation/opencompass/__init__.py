@@ -1,4 +1,4 @@
-"""OpenCompass as the judge: it builds the data and prompts and scores; our server is its model."""
+"""The OpenCompass backend: OpenCompass reads, prompts and scores; llmctl serves the model."""
 
 from llmctl.evaluation.opencompass.backend import OpenCompassBackend
 from llmctl.evaluation.opencompass.venv import setup_venv

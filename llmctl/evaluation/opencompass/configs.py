@@ -1,83 +1,98 @@
-"""How does any data set of OpenCompass become a plan? OpenCompass itself reads and words it."""
+"""Plans for any dataset configuration of OpenCompass, with its own data and prompts."""
 
-import difflib
 import hashlib
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmctl.did_you_mean import close_matches
 from llmctl.errors import ConfigError
-from llmctl.evaluation.benchmarks.data_paths import benchmarks_dir
+from llmctl.evaluation.benchmarks.data_paths import store_dirs
 from llmctl.evaluation.benchmarks.registry import BENCHMARKS
-from llmctl.evaluation.opencompass.launch import OpenCompassError, launch
+from llmctl.evaluation.opencompass.launch import Event, OpenCompassError, launch
 from llmctl.evaluation.opencompass.venv import VERSION, setup_venv
 from llmctl.evaluation.plan import EvalSelection, chance_accuracy, select_docs
-from llmctl.types import BenchmarkPlan, EvalSample, Message, Progress, ProgressCallback, SubjectPlan
+from llmctl.types import (
+    BenchmarkPlan,
+    EvalSample,
+    Message,
+    Progress,
+    ProgressCallback,
+    SubjectPlan,
+)
 
 
 def is_opencompass_config(plan: BenchmarkPlan) -> bool:
-    """Whether a plan is OpenCompass' own configuration, and none of our suites."""
+    """Return whether a plan is a configuration of OpenCompass, not a built-in benchmark."""
     return plan.suite not in BENCHMARKS
 
 
 def plan_config(
-    name: str, data_dir: Path | None, choice: EvalSelection, progress: ProgressCallback
+    name: str, data_dir: Path | None, selection: EvalSelection, progress: ProgressCallback
 ) -> BenchmarkPlan:
-    """Let OpenCompass read a data set, and say what it would ask.
+    """Plan a configuration: OpenCompass reads the dataset and renders its prompts.
 
     Args:
         name: of a configuration, such as `hellaswag_ppl_47bff9`.
-        data_dir: folder whose folders OpenCompass knows by name; None is the store's.
+        data_dir: folder with the datasets in OpenCompass' layout; None uses the store.
+        selection: which samples to evaluate.
+        progress: receives the progress.
 
     Raises:
-        ConfigError: there is no such configuration or subject, its data is not there, or it cannot
-            be asked over a server.
+        ConfigError: there is no such configuration or subject, its data is missing, or it needs a
+            model in the same process.
     """
     python = setup_venv(None, progress)
     known = config_names(python)
     if name not in known:
-        near = difflib.get_close_matches(name, [*known, *BENCHMARKS], n=5, cutoff=0.4)
+        near = close_matches(name, [*known, *BENCHMARKS], limit=5, cutoff=0.4)
         raise ConfigError(
-            f"there is no exam {name!r}, and OpenCompass {VERSION} has no such configuration",
-            hint=f"near it: {', '.join(near)}" if near else f"one of: {', '.join(BENCHMARKS)}",
+            f"unknown benchmark {name!r}; OpenCompass {VERSION} has no such configuration either",
+            hint=f"did you mean {' or '.join(near)}?"
+            if near
+            else f"one of: {', '.join(BENCHMARKS)}",
         )
-    listener = _Listener(name)
-    data = data_dir.expanduser().resolve() if data_dir is not None else benchmarks_dir()
-    asked = {
+    builder = _PlanBuilder(name)
+    data = data_dir.expanduser().resolve() if data_dir is not None else _store_dir()
+    description = {
         "config": name,
-        "subjects": list(choice.subjects),
-        "shots": choice.shots,
-        "max_new_tokens": choice.max_new_tokens,
+        "subjects": list(selection.subjects),
+        "shots": selection.shots,
+        "max_new_tokens": selection.max_new_tokens,
     }
     progress(Progress(f"OpenCompass reads {name}"))
     with tempfile.TemporaryDirectory(prefix="llmctl-opencompass-") as scratch:
         source = data_cache_dir(data, Path(scratch))
         request: dict[str, object] = {
-            "describe": asked,
+            "describe": description,
             "model": "",
             "base_url": "",
             "identity": "",
             "workers": 1,
             "shared": True,
-            "journal": str(Path(scratch) / "answers.jsonl"),
+            "cache": str(Path(scratch) / "answers.jsonl"),
         }
         try:
-            launch(python, Path(scratch), request, listener, api_key="", data=source)
+            launch(python, Path(scratch), request, builder, api_key="", data=source)
         except OpenCompassError as error:
-            raise ConfigError(f"{name} cannot be asked: {error}") from error
-    return listener.plan(choice, data)
+            raise ConfigError(f"cannot evaluate {name}: {error}") from error
+    return builder.plan(selection, data)
+
+
+def _store_dir() -> Path:
+    """Return the folder of downloaded benchmarks, of an earlier release if there is no other."""
+    return next((folder for folder in store_dirs() if folder.is_dir()), store_dirs()[0])
 
 
 def config_names(python: Path) -> list[str]:
-    """Return the names of all configurations that the overlay's OpenCompass has."""
+    """Return the names of all dataset configurations of the installed OpenCompass."""
     folder = python.parent.parent
-    found = folder.glob("[Ll]ib/**/opencompass/configs/datasets/**/*.py")
-    return sorted({file.stem for file in found if not file.stem.startswith("_")})
+    files = folder.glob("[Ll]ib/**/opencompass/configs/datasets/**/*.py")
+    return sorted({file.stem for file in files if not file.stem.startswith("_")})
 
 
 def data_cache_dir(data: Path, scratch: Path) -> Path:
-    """Return a folder whose `data` is the given one, as OpenCompass wants it."""
+    """Return a folder whose `data` is the given folder, as OpenCompass expects it."""
     if (data / "data").is_dir():
         return data
     if data.name == "data":
@@ -89,82 +104,82 @@ def data_cache_dir(data: Path, scratch: Path) -> Path:
     return link.parent
 
 
-class _Listener:
-    """Makes a plan of what the child tells."""
+class _PlanBuilder:
+    """Builds a plan from the events of the child process."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._how: dict[str, Any] = {}
-        self._listed: dict[str, list[dict[str, Any]]] = {}
-        self._failed: dict[str, str] = {}
+        self._setup: dict[str, Any] = {}
+        self._samples: dict[str, list[dict[str, Any]]] = {}
+        self._errors: dict[str, str] = {}
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         match event["event"]:
-            case "named":
-                self._how = event
-            case "listed":
-                self._listed[event["subject"]] = event["questions"]
+            case "setup":
+                self._setup = event
+            case "samples":
+                self._samples[event["subject"]] = event["samples"]
             case "failed":
-                self._failed[event["subject"]] = event["error"]
+                self._errors[event["subject"]] = event["error"]
 
-    def plan(self, choice: EvalSelection, data: Path) -> BenchmarkPlan:
-        self._check(choice, data)
-        mode, plans = self._how["mode"], []
+    def plan(self, selection: EvalSelection, data: Path) -> BenchmarkPlan:
+        """Return the plan. Raises `ConfigError`."""
+        self._check(selection, data)
+        plans = []
         digest = hashlib.sha256()
-        for subject, listed in self._listed.items():
-            questions = [
-                _question(self._name, subject, index, told) for index, told in enumerate(listed)
+        for subject, values in self._samples.items():
+            samples = [
+                _sample(self._name, subject, index, value) for index, value in enumerate(values)
             ]
-            digest.update("".join(question.fingerprint for question in questions).encode())
-            drawn = tuple(select_docs(questions, choice.limit, choice.seed, subject))
-            plans.append(SubjectPlan(self._name, subject, subject, (), drawn))
+            digest.update("".join(sample.fingerprint for sample in samples).encode())
+            selected = select_docs(samples, selection.limit, selection.seed, subject)
+            plans.append(SubjectPlan(self._name, subject, subject, (), tuple(selected)))
         return BenchmarkPlan(
             self._name,
-            mode,
-            self._how["shots"],
-            self._how["prompt_hash"],
+            self._setup["mode"],
+            self._setup["shots"],
+            self._setup["prompt_hash"],
             digest.hexdigest(),
             str(data),
             chance_accuracy(plans),
-            self._how["max_new_tokens"],
+            self._setup["max_new_tokens"],
             tuple(plans),
         )
 
-    def _check(self, choice: EvalSelection, data: Path) -> None:
-        mode, subjects = self._how["mode"], self._how["subjects"]
-        if choice.mode not in (None, mode):
+    def _check(self, selection: EvalSelection, data: Path) -> None:
+        mode, subjects = self._setup["mode"], self._setup["subjects"]
+        if selection.mode not in (None, mode):
             raise ConfigError(
-                f"{self._name} asks in mode {mode}, not {choice.mode}",
+                f"{self._name} has mode {mode}, not {selection.mode}",
                 hint="each mode is a configuration of its own: leave out --mode",
             )
-        unknown = [name for name in choice.subjects if name not in subjects]
+        unknown = [name for name in selection.subjects if name not in subjects]
         if unknown:
-            near = difflib.get_close_matches(unknown[0], subjects, n=3) or subjects[:5]
+            near = close_matches(unknown[0], subjects, limit=3) or subjects[:5]
             raise ConfigError(
                 f"{self._name} has no subject {unknown[0]!r}", hint=f"such as {', '.join(near)}"
             )
-        if self._failed:
-            lines = [f"  {subject}: {why}" for subject, why in list(self._failed.items())[:5]]
+        if self._errors:
+            lines = [f"  {subject}: {error}" for subject, error in [*self._errors.items()][:5]]
             raise ConfigError(
                 f"OpenCompass cannot read the data of {self._name}:\n" + "\n".join(lines),
-                hint=f"it looks for relative paths below {data}; --data-dir names another folder",
+                hint=f"relative paths are below {data}; --data-dir names another folder",
             )
 
 
-def _question(suite: str, subject: str, index: int, told: dict[str, Any]) -> EvalSample:
-    if "messages" in told:
-        turns: Sequence[dict[str, str]] = told["messages"]
-        messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)  # type: ignore[arg-type]
+def _sample(benchmark: str, subject: str, index: int, value: dict[str, Any]) -> EvalSample:
+    if "messages" in value:
+        messages = tuple(Message(turn["role"], turn["content"]) for turn in value["messages"])
         return EvalSample(
-            suite, subject, index, told["gold"], messages=messages, extraction="judged"
+            benchmark, subject, index, value["gold"], messages=messages, extraction="judged"
         )
     return EvalSample(
-        suite,
+        benchmark,
         subject,
         index,
-        told["gold"],
-        tuple(told["labels"]),
-        body=told["context"],
-        continuations=tuple(told["continuations"]),
+        value["gold"],
+        tuple(value["labels"]),
+        body=value["context"],
+        continuations=tuple(value["continuations"]),
         extraction="judged",
     )

@@ -1,4 +1,4 @@
-"""How is OpenCompass run? Once, as a child that ends with us, its log in a file."""
+"""Runs OpenCompass as a child process that ends with llmctl and logs to a file."""
 
 import json
 import shutil
@@ -16,39 +16,43 @@ LOG = "opencompass.log"
 PACKAGE = "llmctl_oc"
 _START = f"from {PACKAGE}.driver import main; main()"
 
+Event = dict[str, Any]
+
 
 class OpenCompassError(LlmctlError):
-    """OpenCompass itself failed; the message is its own."""
+    """OpenCompass failed; the message is its own."""
 
 
 def launch(
     python: Path,
     folder: Path,
     request: Mapping[str, object],
-    on_event: Callable[[dict[str, Any]], None],
+    on_event: Callable[[Event], None],
     *,
     api_key: str,
     data: Path,
 ) -> None:
-    """Run OpenCompass to its end, telling each of its events as it comes.
+    """Run OpenCompass to its end and pass on its events as they arrive.
 
     Args:
-        python: of the overlay.
-        folder: receives our part of it, the request, the log and all that OpenCompass writes.
+        python: of OpenCompass' virtual environment.
+        folder: for the child package, the request, the log and the files of OpenCompass.
         request: see `child/driver.py`.
-        data: a folder whose `data` OpenCompass reads where no other path is named.
+        on_event: receives each event.
+        api_key: key of the server, passed in an environment variable.
+        data: a folder whose `data` OpenCompass reads if a dataset has no other path.
 
     Raises:
-        OpenCompassError: it ended before its end. Events that it told have been told.
+        OpenCompassError: it failed. Events that arrived before were passed on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _copy_child(folder / PACKAGE)
     events = folder / "events.jsonl"
     events.write_text("", encoding="utf-8")
-    asked = folder / "request.json"
+    request_file = folder / "request.json"
     content = {**request, "events": str(events), "work": str(folder)}
-    asked.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    # OpenCompass writes into the folder it runs in.
+    request_file.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    # OpenCompass writes into its working directory.
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
     environment = {
@@ -63,50 +67,50 @@ def launch(
     }
     ended = False
 
-    def told(event: dict[str, Any]) -> None:
+    def handle(event: Event) -> None:
         nonlocal ended
         ended = ended or event["event"] == "end"
         on_event(event)
 
     log = folder / LOG
-    tail = _Tail(events, told)
+    read_events = _EventReader(events, handle)
     try:
         subprocess_runner.run(
-            ["-c", _START, str(asked)],
+            ["-c", _START, str(request_file)],
             log,
             environment=environment,
-            tick=tail,
+            tick=read_events,
             python=str(python),
             folder=scratch,
         )
     except subprocess.CalledProcessError as error:
-        tail()
+        read_events()
         raise OpenCompassError(
-            f"OpenCompass failed: {_reason(error.output)}", hint=f"its log is {log}"
+            f"OpenCompass failed: {_last_error(error.output)}", hint=f"its log is {log}"
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    tail()
+    read_events()
     if not ended:
-        raise OpenCompassError("OpenCompass stopped half-way", hint=f"its log is {log}")
+        raise OpenCompassError("OpenCompass ended too early", hint=f"its log is {log}")
 
 
-class _Tail:
-    """Tells the lines that have come to a file since the last call."""
+class _EventReader:
+    """Passes on the events that were appended to a file since the last call."""
 
-    def __init__(self, file: Path, tell: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, file: Path, handle: Callable[[Event], None]) -> None:
         self._file = file
-        self._tell = tell
-        self._read = 0
+        self._handle = handle
+        self._offset = 0
 
     def __call__(self) -> None:
         with self._file.open("rb") as stream:
-            stream.seek(self._read)
-            new = stream.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        self._read += len(whole)
-        for line in whole.splitlines():
-            self._tell(json.loads(line))
+            stream.seek(self._offset)
+            content = stream.read()
+        complete = content[: content.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        for line in complete.splitlines():
+            self._handle(json.loads(line))
 
 
 def _copy_child(target: Path) -> None:
@@ -117,10 +121,10 @@ def _copy_child(target: Path) -> None:
             shutil.copyfile(file, temporary)
 
 
-def _reason(output: str) -> str:
-    """Return the line that says why: the last exception, or the last line."""
+def _last_error(output: str) -> str:
+    """Return the line of the last exception, or else the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     if not lines:
-        return "it said nothing"
+        return "it printed nothing"
     errors = [line for line in lines if "Error: " in line.split(" ", 2)[0] + " "]
     return (errors or lines)[-1]

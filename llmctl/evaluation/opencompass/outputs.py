@@ -1,4 +1,4 @@
-"""What did OpenCompass find? Its prediction and result files, read by ourselves."""
+"""Results from OpenCompass' prediction and result files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,117 +11,101 @@ from llmctl.types import EvalMode, EvalSample, SampleResult, SubjectPlan
 
 Details = Mapping[str, Any]
 NOTES = "llmctl"
-"""Under which our inferencers add to a prediction."""
-_SHARES = ("accuracy", "score", "acc")
-"""Names that evaluators have for the share of right answers, in per cent."""
+"""Key of the entries that our inferencers add to a prediction."""
+_ACCURACY_KEYS = ("accuracy", "score", "acc")
+"""Names that evaluators use for the accuracy, in per cent."""
 _ROUNDING = 0.02
-_PREDICTED = ("pred", "predictions", "prediction")
-_CORRECT = ("correct", "is_correct")
-_GOLD = ("references", "refr", "answer")
+"""Largest difference, in per cent, between equal accuracies."""
+_PREDICTION_KEYS = ("pred", "predictions", "prediction")
+_CORRECT_KEYS = ("correct", "is_correct")
+_GOLD_KEYS = ("references", "refr", "answer")
 
 
 def read_subject(
     subject: SubjectPlan, mode: EvalMode, predictions: Path, results: Path
 ) -> list[SampleResult]:
-    """Make a result of each question of a subject; one that the files lack has an error."""
-    predicted, told = _load(predictions), _load(results)
-    details = _details(told.get("details"))
+    """Return a result for each sample of a subject; a sample that the files lack has an error."""
+    predicted, scored = _load(predictions), _load(results)
+    details = _details(scored.get("details"))
     found = []
-    for place, question in enumerate(subject.questions):
-        entry = predicted.get(str(place))
+    for position, sample in enumerate(subject.questions):
+        entry = predicted.get(str(position))
         if entry is None:
-            found.append(failed_result(question, "OpenCompass wrote no prediction for it"))
+            error = "OpenCompass wrote no prediction for it"
+            found.append(SampleResult.for_sample(sample, error))
         elif error := (notes := entry.get(NOTES, {})).get("error"):
-            found.append(
-                replace(failed_result(question, error), too_long=notes.get("too_long", False))
-            )
+            too_long = notes.get("too_long", False)
+            found.append(replace(SampleResult.for_sample(sample, error), too_long=too_long))
         elif mode == "ppl":
-            found.append(_chosen(question, entry))
+            found.append(_ppl_result(sample, entry))
         else:
-            found.append(_written(question, entry, details.get(str(place), {})))
-    why = _no_share(told, found) if any(q.extraction == "judged" for q in subject.questions) else ""
-    return [failed_result(q, why) for q in subject.questions] if why else found
+            found.append(_gen_result(sample, entry, details.get(str(position), {})))
+    if any(sample.extraction == "judged" for sample in subject.questions):
+        error = _accuracy_mismatch(scored, found)
+        if error:
+            return [SampleResult.for_sample(sample, error) for sample in subject.questions]
+    return found
 
 
-def _no_share(told: Details, found: Sequence[SampleResult]) -> str:
-    """Say why OpenCompass' number is not the share of right answers that the details give."""
-    numbers = {k: v for k, v in told.items() if isinstance(v, int | float)}
-    share = 100 * sum(result.correct for result in found) / len(found)
-    score = next((numbers[name] for name in _SHARES if name in numbers), None)
+def _accuracy_mismatch(scored: Details, found: Sequence[SampleResult]) -> str:
+    """Return why OpenCompass' score is not the accuracy of its details; empty if it is."""
+    numbers = {key: value for key, value in scored.items() if isinstance(value, int | float)}
+    accuracy = 100 * sum(result.correct for result in found) / len(found)
+    score = next((numbers[key] for key in _ACCURACY_KEYS if key in numbers), None)
     if score is None:
         known = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        return f"OpenCompass scores it by {known or 'nothing'}, which is no right or wrong"
-    if abs(score - share) > _ROUNDING:
-        return f"OpenCompass says {score:.2f} %, and its details {share:.2f} %"
+        return f"OpenCompass scores it by {known or 'nothing'}, not by accuracy"
+    if abs(score - accuracy) > _ROUNDING:
+        return f"OpenCompass reports {score:.2f} %, but its details give {accuracy:.2f} %"
     return ""
 
 
-def failed_result(question: EvalSample, error: str) -> SampleResult:
-    """Return the result of a question that has no answer."""
-    return SampleResult(
-        question.suite,
-        question.subject,
-        question.index,
-        question.fingerprint,
-        question.gold,
-        error=error,
-    )
-
-
-def _chosen(question: EvalSample, entry: Details) -> SampleResult:
-    told = [key for key in entry if key.startswith("label: ")]
-    # OpenCompass' own labels may be numbers; the order is that of the question.
-    names = question.labels or tuple(key.removeprefix("label: ") for key in told)
-    losses = {name: float(entry[key]["PPL"]) for name, key in zip(names, told, strict=True)}
-    prediction = names[told.index(f"label: {entry['prediction']}")]
+def _ppl_result(sample: EvalSample, entry: Details) -> SampleResult:
+    keys = [key for key in entry if key.startswith("label: ")]
+    # OpenCompass' own labels may be numbers; their order is that of the sample.
+    labels = sample.labels or tuple(key.removeprefix("label: ") for key in keys)
+    losses = {label: float(entry[key]["PPL"]) for label, key in zip(labels, keys, strict=True)}
+    prediction = labels[keys.index(f"label: {entry['prediction']}")]
     notes = entry.get(NOTES, {})
-    return SampleResult(
-        question.suite,
-        question.subject,
-        question.index,
-        question.fingerprint,
-        question.gold,
+    return replace(
+        SampleResult.for_sample(sample),
         prediction=prediction,
-        correct=prediction == question.gold,
+        correct=prediction == sample.gold,
         likelihoods=losses,
         truncated=notes.get("dropped", 0) > 0,
-        shots=question.shots - notes.get("dropped", 0),
+        shots=sample.shots - notes.get("dropped", 0),
         tokens=notes.get("tokens", 0),
         naive_tokens=notes.get("naive_tokens", 0),
     )
 
 
-def _written(question: EvalSample, entry: Details, detail: Details) -> SampleResult:
+def _gen_result(sample: EvalSample, entry: Details, detail: Details) -> SampleResult:
     reply = str(entry["prediction"])
     notes = entry.get(NOTES, {})
-    judged = question.extraction == "judged"
-    read = extract_answer(question, reply)
-    strict = str(_told(detail, _PREDICTED, read.strict))
-    correct = bool(_told(detail, _CORRECT, strict == _told(detail, _GOLD, question.gold)))
-    naive = notes.get("tokens", 0)
-    return SampleResult(
-        question.suite,
-        question.subject,
-        question.index,
-        question.fingerprint,
-        question.gold,
+    scored_by_opencompass = sample.extraction == "judged"
+    answer = extract_answer(sample, reply)
+    strict = str(_first_of(detail, _PREDICTION_KEYS, answer.strict))
+    gold = _first_of(detail, _GOLD_KEYS, sample.gold)
+    tokens = notes.get("tokens", 0)
+    return replace(
+        SampleResult.for_sample(sample),
         prediction=strict,
-        correct=correct,
+        correct=bool(_first_of(detail, _CORRECT_KEYS, strict == gold)),
         reply=reply,
-        robust=None if judged else read.robust,
-        robust_correct=None if judged else read.robust_correct,
-        rule="" if judged else read.rule,
+        robust=None if scored_by_opencompass else answer.robust,
+        robust_correct=None if scored_by_opencompass else answer.robust_correct,
+        rule="" if scored_by_opencompass else answer.rule,
         truncated=notes.get("finish_reason") == "length" or notes.get("dropped", 0) > 0,
-        shots=question.shots - notes.get("dropped", 0),
-        tokens=naive - notes.get("cached_tokens", 0),
-        naive_tokens=naive,
+        shots=sample.shots - notes.get("dropped", 0),
+        tokens=tokens - notes.get("cached_tokens", 0),
+        naive_tokens=tokens,
     )
 
 
-def _told(detail: Details, names: Sequence[str], otherwise: object) -> object:
-    """Return what a detail says by whichever of its names; some evaluators put it in a list."""
-    found = next((detail[name] for name in names if name in detail), otherwise)
-    return found[0] if isinstance(found, list) and found else found
+def _first_of(detail: Details, keys: Sequence[str], default: object) -> object:
+    """Return the value of the first present key; some evaluators put it in a list."""
+    value = next((detail[key] for key in keys if key in detail), default)
+    return value[0] if isinstance(value, list) and value else value
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -130,7 +114,7 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _details(details: Any) -> Details:
-    """OpenCompass writes a mapping by question for some evaluators, a list for others."""
+    """Return the details by position; some evaluators write them as a list."""
     if isinstance(details, list):
-        return {str(place): detail for place, detail in enumerate(details)}
+        return {str(position): detail for position, detail in enumerate(details)}
     return details or {}

@@ -1,9 +1,9 @@
-"""Where does OpenCompass live? In an environment of its own that also sees our packages.
+"""Virtual environment of OpenCompass, which also imports llmctl's packages.
 
-OpenCompass 0.5.4 pins numpy, datasets and httpx to versions that cannot be installed beside ours,
-but runs on ours. So it is installed without its dependencies into a virtual environment of its own,
-which finds torch, transformers and datasets in our environment through a `.pth` file; what it needs
-besides is installed next to it. Our own environment stays as it is.
+OpenCompass 0.5.4 pins numpy, datasets and httpx to versions that conflict with llmctl's, but runs
+with llmctl's versions. It is installed without its dependencies into its own virtual environment,
+which imports torch, transformers and datasets from llmctl's environment through a `.pth` file; its
+other dependencies are installed beside it. llmctl's own environment is not changed.
 """
 
 import json
@@ -26,9 +26,9 @@ from llmctl.types import Progress, ProgressCallback, ignore_progress
 
 VERSION = "0.5.4"
 NEWEST_PYTHON = (3, 12)
-"""tree_sitter_languages, which OpenCompass imports, has no wheel for a later one."""
+"""tree_sitter_languages, which OpenCompass imports, has no wheels for later versions."""
 INSTALLED_BYTES = 430_000_000
-"""About what the environment takes on disk."""
+"""Approximate size of the environment on disk."""
 MANIFEST = "llmctl-overlay.json"
 NATIVE_HINT = "`--backend native` needs no OpenCompass"
 
@@ -68,23 +68,23 @@ REQUIREMENTS = (
     "tree-sitter==0.21.3",
     "tree_sitter_languages>=1.10.2",
 )
-"""What `import opencompass.datasets` needs besides our own packages: it imports every data set."""
+"""Imports of `opencompass.datasets`, which imports every dataset, besides llmctl's packages."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildManifest:
-    """What an overlay was made for; made for anything else it is stale."""
+    """What an environment was built for; with another manifest it is stale."""
 
     version: str
     python: str
     packages: list[str]
-    """Our own site-packages, which it looks into."""
+    """Site-packages of llmctl, which it imports from."""
     requirements: list[str]
 
     @classmethod
     def now(cls) -> "BuildManifest":
         python = f"{sys.base_prefix} {sys.version_info.major}.{sys.version_info.minor}"
-        return cls(VERSION, python, _own_packages(), list(REQUIREMENTS))
+        return cls(VERSION, python, _own_site_packages(), list(REQUIREMENTS))
 
     @classmethod
     def read(cls, folder: Path) -> "BuildManifest | None":
@@ -95,33 +95,31 @@ class BuildManifest:
 
 
 def venv_dir() -> Path:
-    """Return the folder of the overlay, which may not exist yet."""
+    """Return the folder of the environment. It may not exist yet."""
     return store_home() / "opencompass" / VERSION
 
 
 def find_python() -> Path | None:
-    """Return the Python of the overlay, or None where there is none or it is stale."""
+    """Return the Python of the environment; None if it does not exist or is stale."""
     python = _python(venv_dir())
-    return (
-        python
-        if python.exists() and BuildManifest.read(venv_dir()) == BuildManifest.now()
-        else None
-    )
+    is_current = python.exists() and BuildManifest.read(venv_dir()) == BuildManifest.now()
+    return python if is_current else None
 
 
 def setup_venv(
     wheelhouse: Path | None = None, progress: ProgressCallback = ignore_progress
 ) -> Path:
-    """Return the Python of the overlay, which is built if need be: about a minute, once.
+    """Return the Python of the environment; build it if necessary, which takes about a minute.
 
-    Of several processes that want it at once one builds, and the others wait.
+    A lock lets one process build it while others wait.
 
     Args:
         wheelhouse: a folder of wheels to install from, in place of the package index.
+        progress: receives the progress of the installation.
 
     Raises:
-        ConfigError: this Python is too new, or the folder does not exist.
-        LlmctlError: a package cannot be had, or OpenCompass does not start.
+        ConfigError: this Python is too new, or the wheelhouse does not exist.
+        LlmctlError: a package cannot be installed, or OpenCompass does not start.
     """
     if (found := find_python()) is not None:
         return found
@@ -133,7 +131,7 @@ def setup_venv(
             hint=NATIVE_HINT,
         )
     if wheelhouse is not None and not wheelhouse.is_dir():
-        raise ConfigError(f"--wheelhouse {wheelhouse} is no folder")
+        raise ConfigError(f"--wheelhouse {wheelhouse} is not a folder")
     from filelock import FileLock, Timeout
 
     try:
@@ -142,7 +140,7 @@ def setup_venv(
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            progress(Progress("waiting for another llmctl that is installing OpenCompass"))
+            progress(Progress("waiting for another process that installs OpenCompass"))
             lock.acquire()
         try:
             return find_python() or _build(wheelhouse, progress)
@@ -150,20 +148,20 @@ def setup_venv(
             lock.release()
     except OSError as error:
         raise LlmctlError(
-            f"OpenCompass cannot be installed in {venv_dir()}: {error}", hint=NATIVE_HINT
+            f"cannot install OpenCompass in {venv_dir()}: {error}", hint=NATIVE_HINT
         ) from error
 
 
 def _build(wheelhouse: Path | None, progress: ProgressCallback) -> Path:
-    """Build aside, then move into place; a run that is using the old one keeps its open files."""
-    for leftover in venv_dir().parent.glob(".aside-*"):
+    """Build in a staging folder, then move it; a run with the old one keeps its open files."""
+    for leftover in venv_dir().parent.glob(".staging-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=venv_dir().parent))
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=venv_dir().parent))
     try:
-        folder = aside / "overlay"
+        folder = staging / "venv"
         venv.create(folder, with_pip=False, symlinks=os.name != "nt")
-        own = "".join(f"{path}\n" for path in _own_packages())
-        (_packages(folder) / "_llmctl_parent.pth").write_text(own, encoding="utf-8")
+        paths = "".join(f"{path}\n" for path in _own_site_packages())
+        (_site_packages(folder) / "_llmctl_parent.pth").write_text(paths, encoding="utf-8")
         source = [] if wheelhouse is None else ["--no-index", f"--find-links={wheelhouse}"]
         stage = f"installing OpenCompass {VERSION} beside llmctl (about a minute, once)"
 
@@ -174,20 +172,20 @@ def _build(wheelhouse: Path | None, progress: ProgressCallback) -> Path:
 
         report()
         for packages in (["--no-deps", f"opencompass=={VERSION}"], [*REQUIREMENTS]):
-            _pip(folder, aside / "pip.log", [*source, *packages], report)
+            _pip(folder, staging / "pip.log", [*source, *packages], report)
         progress(Progress("starting OpenCompass for the first time"))
-        _try_out(folder, aside / "import.log")
-        made = json.dumps(asdict(BuildManifest.now()), indent=2) + "\n"
-        (folder / MANIFEST).write_text(made, encoding="utf-8")
-        # Thousands of files, of which the manifest is verified: not worth a wait for the disk.
+        _check_import(folder, staging / "import.log")
+        manifest = json.dumps(asdict(BuildManifest.now()), indent=2) + "\n"
+        (folder / MANIFEST).write_text(manifest, encoding="utf-8")
+        # Thousands of files, verified by the manifest: not worth a wait for the disk.
         install_folder(folder, venv_dir(), sync=False)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     return _python(venv_dir())
 
 
 def _pip(folder: Path, log: Path, arguments: list[str], tick: Callable[[], None]) -> None:
-    # Our own pip installs into the overlay, which so needs none.
+    # llmctl's pip installs into the environment, which therefore needs no pip.
     options = ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--retries=2"]
     command = ["-m", "pip", f"--python={_python(folder)}", "install", *options, *arguments]
     try:
@@ -197,27 +195,27 @@ def _pip(folder: Path, log: Path, arguments: list[str], tick: Callable[[], None]
         reason = lines[-1].removeprefix("ERROR: ") if lines else _last_line(error.output)
         hint = f"pip reads a mirror of the package index from PIP_INDEX_URL; {NATIVE_HINT}"
         if "No module named pip" in reason:
-            hint = f"give this Python a pip: {sys.executable} -m ensurepip; {NATIVE_HINT}"
-        raise LlmctlError(f"OpenCompass cannot be installed: {reason}", hint=hint) from error
+            hint = f"install pip: {sys.executable} -m ensurepip; {NATIVE_HINT}"
+        raise LlmctlError(f"cannot install OpenCompass: {reason}", hint=hint) from error
 
 
-def _try_out(folder: Path, log: Path) -> None:
+def _check_import(folder: Path, log: Path) -> None:
     command = ["-c", "import opencompass.datasets, opencompass.openicl, opencompass.tasks"]
     environment = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     try:
         subprocess_runner.run(command, log, environment=environment, python=str(_python(folder)))
     except subprocess.CalledProcessError as error:
         raise LlmctlError(
-            f"OpenCompass {VERSION} was installed and does not start: {_last_line(error.output)}",
+            f"OpenCompass {VERSION} is installed but does not start: {_last_line(error.output)}",
             hint=NATIVE_HINT,
         ) from error
 
 
-def _own_packages() -> list[str]:
+def _own_site_packages() -> list[str]:
     return [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
 
 
-def _packages(folder: Path) -> Path:
+def _site_packages(folder: Path) -> Path:
     if os.name == "nt":
         return folder / "Lib" / "site-packages"
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -229,4 +227,4 @@ def _python(folder: Path) -> Path:
 
 
 def _last_line(output: str) -> str:
-    return next((line for line in reversed(output.splitlines()) if line.strip()), "no reason given")
+    return next((line for line in reversed(output.splitlines()) if line.strip()), "no output")

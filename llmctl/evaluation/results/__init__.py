@@ -1,1 +1,1 @@
-"""Results on disk and how they are shown: the folder of a run, tables, the HTML report."""
+"""Results folders and reports of an evaluation."""

@@ -1,78 +1,42 @@
-"""What did a run find, with its questions and answers? Read back from its folder."""
+"""A finished run with its scores, samples and results, for reports."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from llmctl.errors import ConfigError
-from llmctl.evaluation.results.results_dir import (
-    PROMPTS_FILE,
-    REPORT_FILE,
-    ResultsDir,
-    read_json,
-    read_json_lines,
-)
-from llmctl.types import AggregateScore, BenchmarkScore, EvalReport, EvalSample, SampleResult
-
-SampleKey = tuple[str, str, int]
+from llmctl.evaluation.results.results_dir import Categories, ResultsDir
+from llmctl.types import BenchmarkPlan, EvalReport, EvalSample, SampleKey, SampleResult
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedRun:
-    """A run that has ended."""
+    """A finished run."""
 
     report: EvalReport
-    questions: Mapping[SampleKey, EvalSample]
+    samples: Mapping[SampleKey, EvalSample]
     results: Mapping[SampleKey, SampleResult]
-    """The latest of each question."""
-    categories: Mapping[tuple[str, str], tuple[str, ...]]
-    """Of each (suite, subject)."""
+    """The last result of each sample."""
+    categories: Categories
 
     @classmethod
     def read(cls, folder: ResultsDir) -> "LoadedRun":
-        """Read a run.
+        """Read a run from its folder.
 
         Raises:
-            ConfigError: it has not ended, or its files cannot be understood.
+            ConfigError: the run has not ended, or its files are invalid.
         """
-        told = read_json(folder.path / REPORT_FILE)
-        if told is None:
-            raise ConfigError(
-                f"the run in {folder.path} has not ended",
-                hint=f"llmctl eval ... --resume --output {folder.path} goes on with it",
-            )
-        try:
-            report = _report(told)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{folder.path / REPORT_FILE} is no report: {error!r}") from error
+        report, prompts = folder.report(), folder.prompts()
+        results = {result.key: result for result in folder.results()}
+        return cls(report, prompts.samples, results, prompts.categories)
+
+    @classmethod
+    def from_plans(
+        cls, report: EvalReport, plans: Sequence[BenchmarkPlan], results: Iterable[SampleResult]
+    ) -> "LoadedRun":
+        """Return a run that has just ended."""
+        subjects = [subject for plan in plans for subject in plan.subjects]
         return cls(
             report,
-            folder.questions(),
-            {result.key: result for result in folder.results()},
-            {
-                (value["suite"], value["subject"]): tuple(value.get("categories", ()))
-                for value in read_json_lines(folder.path / PROMPTS_FILE)
-            },
+            {sample.key: sample for subject in subjects for sample in subject.questions},
+            {result.key: result for result in results},
+            {(subject.suite, subject.subject): subject.categories for subject in subjects},
         )
-
-
-def _report(told: Mapping[str, Any]) -> EvalReport:
-    known = _known(EvalReport, told)
-    return EvalReport(**known | {"suites": tuple(_suite(suite) for suite in told["suites"])})
-
-
-def _suite(told: Mapping[str, Any]) -> BenchmarkScore:
-    parts = {name: _scores(told[name]) for name in ("categories", "subjects")}
-    (overall,) = _scores([told["overall"]])
-    made = _known(BenchmarkScore, told) | parts
-    return BenchmarkScore(**made | {"overall": overall, "warnings": tuple(told["warnings"])})
-
-
-def _scores(told: Sequence[Mapping[str, Any]]) -> tuple[AggregateScore, ...]:
-    return tuple(AggregateScore(**_known(AggregateScore, one)) for one in told)
-
-
-def _known(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what a later release says besides."""
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in values.items() if name in names}

@@ -1,22 +1,36 @@
-"""What does a run leave on the disk? A line for each answer as it comes, and what made them.
+"""Results folder of one run.
 
-run.json       what was asked of whom; the folder belongs to that. And the tracked run's id
-results.jsonl  a line for each question, written a batch at a time
-prompts.jsonl  every question as it was put
-report.json    the scores, once the run has ended
-report.md      the same as a table, and report.html as a page for people
+run.json       identity and configuration of the run, and the id of the tracked run
+results.jsonl  one line per evaluated sample, written as soon as the result exists
+prompts.jsonl  one line per planned sample, with its rendered prompt
+report.json    scores, after the run has ended
+report.md      scores as a Markdown table
+report.html    scores and samples as a page
 """
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llmctl.atomic_files import write_atomically
 from llmctl.errors import ConfigError
-from llmctl.types import BenchmarkPlan, EvalSample, Message, SampleResult, SubjectPlan
+from llmctl.types import (
+    BenchmarkPlan,
+    BenchmarkSetup,
+    EvalReport,
+    EvalSample,
+    ResultCallback,
+    SampleKey,
+    SampleResult,
+    SubjectPlan,
+)
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 RUN_FILE: Final = "run.json"
 RESULTS_FILE: Final = "results.jsonl"
@@ -26,143 +40,219 @@ TABLE_FILE: Final = "report.md"
 PAGE_FILE: Final = "report.html"
 _RUN_ID: Final = "run_id"
 
+Categories = Mapping[tuple[str, str], tuple[str, ...]]
+"""Categories by (benchmark, subject)."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Content of `prompts.jsonl`."""
+
+    samples: Mapping[SampleKey, EvalSample]
+    categories: Categories
+
 
 class ResultsDir:
-    """The folder of one run. One process writes it at a time."""
+    """The results folder of one run. Only one process may write to it."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
 
-    def begin(self, identity: Mapping[str, Any], *, resume: bool) -> dict[str, SampleResult]:
-        """Claim the folder; return what an earlier run answered, by the question's fingerprint.
+    def begin(self, run: Mapping[str, Any], *, resume: bool) -> dict[str, SampleResult]:
+        """Create the folder, or open it to resume a run.
 
         Args:
-            identity: what the answers depend on besides the questions.
+            run: content of `run.json`; its `identity` is what the results depend on besides the
+                samples.
+            resume: continue the run in the folder.
+
+        Returns:
+            The answered samples of an earlier run, by `result_key`.
 
         Raises:
-            ConfigError: results of another run lie there, or of one that was made otherwise.
+            ConfigError: the folder has results and `resume` is not set, or they have another
+                identity.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot write to {self.path}: {error}") from error
-        before = read_json(self.path / RUN_FILE)
-        if before is None:
-            self.write(RUN_FILE, identity)
+        earlier = read_json(self.path / RUN_FILE)
+        if earlier is None:
+            self.write(RUN_FILE, run)
             return {}
         if not resume:
             raise ConfigError(
-                f"{self.path} holds the results of a run",
-                hint="--resume goes on with it; --output FOLDER begins another",
+                f"{self.path} already has the results of a run",
+                hint="--resume continues it; --output FOLDER starts another one",
             )
-        was = before.get("identity", {})
-        changed = [k for k, v in identity["identity"].items() if was.get(k) != v]
-        if changed:
-            name = changed[0]
-            raise ConfigError(
-                f"{self.path} was made with {name} {was.get(name)!r}, and this is "
-                f"{identity['identity'][name]!r}",
-                hint="--output FOLDER begins another run",
-            )
-        self.write(RUN_FILE, {**identity, _RUN_ID: before.get(_RUN_ID)})
+        identity = earlier.get("identity", {})
+        for name, value in run["identity"].items():
+            if identity.get(name) != value:
+                raise ConfigError(
+                    f"the run in {self.path} has {name} {identity.get(name)!r}, not {value!r}",
+                    hint="--output FOLDER starts another run",
+                )
+        self.write(RUN_FILE, {**run, _RUN_ID: earlier.get(_RUN_ID)})
         return {result_key(r): r for r in self.results() if not r.error}
 
     @property
     def run_id(self) -> str | None:
-        """Id of the tracked run that the answers belong to; None where it is not known."""
+        """Id of the tracked run, if known."""
         return (read_json(self.path / RUN_FILE) or {}).get(_RUN_ID)
 
-    def keep_run_id(self, run_id: str | None) -> None:
-        """Keep the tracked run's id, for a resume to go on with it; None changes nothing."""
+    def save_run_id(self, run_id: str | None) -> None:
+        """Save the id of the tracked run, so that a resumed run continues it; None is ignored."""
         if run_id is not None:
             self.write(RUN_FILE, {**(read_json(self.path / RUN_FILE) or {}), _RUN_ID: run_id})
 
-    def results(self) -> list[SampleResult]:
-        """Read the results; what a dying process left half written is left out."""
-        return [_result(value) for value in read_json_lines(self.path / RESULTS_FILE)]
+    def setups(self) -> list[BenchmarkSetup]:
+        """Read the setups of the run's benchmarks."""
+        file = self.path / RUN_FILE
+        return [from_json(BenchmarkSetup, one, file) for one in (read_json(file) or {})["suites"]]
 
-    def append(self, results: Sequence[SampleResult]) -> None:
-        """Add results; they survive whatever happens to this process afterwards."""
-        text = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results)
+    @contextmanager
+    def append_results(self) -> Iterator[ResultCallback]:
+        """Yield a function that appends a result and flushes the file."""
         file = self.path / RESULTS_FILE
-        if file.exists() and not _ends_a_line(file):
-            text = "\n" + text  # the end of a line was lost with its process
         with file.open("a", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
+            if not _ends_with_newline(file):
+                stream.write("\n")  # the process was killed while it wrote the last line
 
-    def write(self, name: str, value: Any) -> None:
-        """Write a JSON file, whole or not at all."""
-        self.write_text(name, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+            def append(result: SampleResult) -> None:
+                stream.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
+                stream.flush()
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write a file, whole or not at all."""
-        write_atomically(self.path / name, text)
+            yield append
+
+    def results(self) -> list[SampleResult]:
+        """Read the results; an incomplete line is skipped."""
+        file = self.path / RESULTS_FILE
+        return [from_json(SampleResult, value, file) for value in _read_json_lines(file)]
 
     def write_prompts(self, plans: Iterable[BenchmarkPlan]) -> None:
-        """Keep every question as it is put."""
+        """Write the samples of all plans."""
         lines = (
-            json.dumps(_question_json(question, subject), ensure_ascii=False)
+            json.dumps(_prompt_json(sample, subject), ensure_ascii=False)
             for plan in plans
             for subject in plan.subjects
-            for question in subject.questions
+            for sample in subject.questions
         )
         self.write_text(PROMPTS_FILE, "".join(f"{line}\n" for line in lines))
 
-    def questions(self) -> dict[tuple[str, str, int], EvalSample]:
-        """Read the questions as they were put."""
-        return {
-            q.key: q
-            for value in read_json_lines(self.path / PROMPTS_FILE)
-            for q in [_question(value)]
-        }
+    def prompts(self) -> Prompts:
+        """Read the samples of the run."""
+        file = self.path / PROMPTS_FILE
+        samples, categories = {}, {}
+        for value in _read_json_lines(file):
+            sample = from_json(EvalSample, value, file)
+            samples[sample.key] = sample
+            categories[sample.suite, sample.subject] = tuple(value.get("categories", ()))
+        return Prompts(samples, categories)
+
+    def report(self) -> EvalReport:
+        """Read the scores.
+
+        Raises:
+            ConfigError: the run has not ended, or the file is invalid.
+        """
+        file = self.path / REPORT_FILE
+        value = read_json(file)
+        if value is None:
+            raise ConfigError(
+                f"the run in {self.path} has not ended",
+                hint=f"llmctl eval ... --resume --output {self.path} continues it",
+            )
+        return from_json(EvalReport, value, file)
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file atomically."""
+        self.write_text(name, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file atomically."""
+        write_atomically(self.path / name, text)
 
 
 def split_remaining(
-    plans: Sequence[BenchmarkPlan], known: Mapping[str, SampleResult]
+    plans: Sequence[BenchmarkPlan], results: Mapping[str, SampleResult]
 ) -> tuple[list[BenchmarkPlan], list[SampleResult]]:
-    """Part the plans into what is still to be asked and what is answered."""
+    """Return the plans without their answered samples, and the results of those.
+
+    Args:
+        plans: of the whole run.
+        results: as `ResultsDir.begin` returns them.
+    """
     answered = []
-    left = []
+    remaining = []
     for plan in plans:
         subjects = []
         for subject in plan.subjects:
-            keys = {q.key: sample_key(q) for q in subject.questions}
-            answered += [known[key] for key in keys.values() if key in known]
-            open_ = tuple(q for q in subject.questions if keys[q.key] not in known)
-            if open_:
-                subjects.append(replace(subject, questions=open_))
+            samples = []
+            for sample in subject.questions:
+                result = results.get(result_key(sample))
+                if result is None:
+                    samples.append(sample)
+                else:
+                    answered.append(result)
+            if samples:
+                subjects.append(replace(subject, questions=tuple(samples)))
         if subjects:
-            left.append(replace(plan, subjects=tuple(subjects)))
-    return left, answered
+            remaining.append(replace(plan, subjects=tuple(subjects)))
+    return remaining, answered
 
 
-def result_key(result: SampleResult) -> str:
-    """Return what a result and its question have in common."""
-    return f"{result.suite}/{result.subject}/{result.index}/{result.fingerprint}"
-
-
-def sample_key(question: EvalSample) -> str:
-    return f"{question.suite}/{question.subject}/{question.index}/{question.fingerprint}"
+def result_key(one: SampleResult | EvalSample) -> str:
+    """Return a key that a result shares with its sample as long as the prompt is unchanged."""
+    return f"{one.suite}/{one.subject}/{one.index}/{one.fingerprint}"
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """Read a JSON file; `None` where there is none.
+    """Read a JSON object; None if the file does not exist.
 
     Raises:
-        ConfigError: it is there and cannot be read.
+        ConfigError: the file cannot be read or parsed.
     """
     try:
         value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
+        raise ConfigError(f"cannot read {file}: {error}") from error
     return value
 
 
-def read_json_lines(file: Path) -> list[dict[str, Any]]:
-    """Read JSON lines; one that is not whole is left out."""
+def from_json(kind: type[T], value: Any, file: Path) -> T:
+    """Build a dataclass from a JSON value; keys that it does not have are ignored.
+
+    Raises:
+        ConfigError: a field is missing or has another type.
+    """
+    from pydantic import ValidationError
+
+    try:
+        instance: T = _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{file} is not valid: {where}: {first['msg']}") from error
+    return instance
+
+
+_adapters: dict[type, "TypeAdapter[Any]"] = {}
+
+
+def _adapter(kind: type) -> "TypeAdapter[Any]":
+    if kind not in _adapters:
+        from pydantic import TypeAdapter
+
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
+
+
+def _read_json_lines(file: Path) -> list[dict[str, Any]]:
+    """Read the objects of a JSON-lines file; incomplete lines are skipped."""
     values = []
     if file.is_file():
         for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
@@ -173,7 +263,7 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
     return [value for value in values if isinstance(value, dict)]
 
 
-def _ends_a_line(file: Path) -> bool:
+def _ends_with_newline(file: Path) -> bool:
     with file.open("rb") as stream:
         if stream.seek(0, os.SEEK_END) == 0:
             return True
@@ -181,21 +271,7 @@ def _ends_a_line(file: Path) -> bool:
         return stream.read(1) == b"\n"
 
 
-def _result(value: Mapping[str, Any]) -> SampleResult:
-    names = {field.name for field in fields(SampleResult)}
-    return SampleResult(**{name: v for name, v in value.items() if name in names})
-
-
-def _question_json(question: EvalSample, subject: SubjectPlan) -> dict[str, Any]:
-    value = {f.name: getattr(question, f.name) for f in fields(question)}
-    value["messages"] = [{"role": m.role, "content": m.content} for m in question.messages]
+def _prompt_json(sample: EvalSample, subject: SubjectPlan) -> dict[str, Any]:
+    value = {f.name: getattr(sample, f.name) for f in fields(sample) if f.init}
+    value["messages"] = [{"role": m.role, "content": m.content} for m in sample.messages]
     return value | {"title": subject.title, "categories": subject.categories}
-
-
-def _question(value: dict[str, Any]) -> EvalSample:
-    names = {field.name for field in fields(EvalSample)}
-    known: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in value.items()
-    }
-    known["messages"] = tuple(Message(**message) for message in value["messages"])
-    return EvalSample(**{name: v for name, v in known.items() if name in names})

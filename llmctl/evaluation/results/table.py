@@ -1,19 +1,19 @@
-"""How are scores written down? Rows for a table, and Markdown to paste."""
+"""Score tables: rows for the terminal, and Markdown."""
 
 from collections.abc import Sequence
 
-from llmctl.types import AggregateScore, BenchmarkScore, EvalReport
+from llmctl.types import AggregateScore, BenchmarkScore, BenchmarkSetup, EvalReport
 
 COLUMNS = ("PART", "SCORE", "95 %", "MACRO", "ROBUST", "RIGHT", "LEFT OUT")
 
 
 def percent(share: float | None) -> str:
-    """Write a share of 1 as per cent with two digits; a dash for none."""
+    """Format a share between 0 and 1 as per cent with two decimals; `-` for None."""
     return "-" if share is None else f"{100 * share:.2f}"
 
 
 def score_row(score: AggregateScore, name: str | None = None) -> tuple[str, ...]:
-    """Return the cells of a line, as `COLUMNS` names them."""
+    """Return the cells of one row, in the order of `COLUMNS`."""
     interval = (
         "-"
         if score.low is None or score.high is None
@@ -30,47 +30,47 @@ def score_row(score: AggregateScore, name: str | None = None) -> tuple[str, ...]
     )
 
 
-def benchmark_rows(suite: BenchmarkScore, *, subjects: bool = True) -> list[tuple[str, ...]]:
-    """Return the lines of a suite: itself, its categories, its subjects."""
-    rows = [score_row(suite.overall)]
-    rows += [score_row(part, f"{suite.suite}/{part.name}") for part in suite.categories]
-    if subjects and len(suite.subjects) > 1:
-        rows += [score_row(part, f"  {part.name}") for part in suite.subjects]
+def benchmark_rows(score: BenchmarkScore, *, subjects: bool = True) -> list[tuple[str, ...]]:
+    """Return the rows of a benchmark: overall, its categories, its subjects."""
+    rows = [score_row(score.overall)]
+    rows += [score_row(part, f"{score.suite}/{part.name}") for part in score.categories]
+    if subjects and len(score.subjects) > 1:
+        rows += [score_row(part, f"  {part.name}") for part in score.subjects]
     return rows
 
 
-def describe_config(suite: BenchmarkScore) -> str:
-    """Say in a line how a number was made: whatever differs here is not to be compared."""
-    chance = "" if suite.chance is None else f", chance {suite.chance:.1%}"
+def describe_setup(setup: BenchmarkSetup) -> str:
+    """Return one line with the setup; scores with different lines are not comparable."""
+    chance = "" if setup.chance is None else f", chance {setup.chance:.1%}"
     return (
-        f"mode {suite.mode}, {suite.shots} shots, prompts {suite.prompt_hash}, "
-        f"data {suite.data_hash[:12]}{chance}"
+        f"mode {setup.mode}, {setup.shots} shots, prompts {setup.prompt_hash}, "
+        f"data {setup.data_hash[:12]}{chance}"
     )
 
 
 def markdown_table(reports: Sequence[EvalReport]) -> str:
-    """Return a table for pasting: a line for each suite and category of each run.
+    """Return a Markdown table with a row per benchmark and category of each run.
 
-    Scores of one suite that were made differently carry a mark.
+    Scores of a benchmark with different setups are marked with asterisks.
     """
-    ways: dict[str, list[str]] = {}
+    setups: dict[str, list[str]] = {}
     lines = [
-        "| model | exam | score % | 95 % | macro % | right | made by |",
+        "| model | benchmark | score % | 95 % | macro % | right | setup |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for report in reports:
-        for suite in report.suites:
-            way = describe_config(suite)
-            known = ways.setdefault(suite.suite, [])
-            if way not in known:
-                known.append(way)
-            mark = "*" * known.index(way)
-            for row in benchmark_rows(suite, subjects=False):
-                name, score, interval, macro, _, right, _ = row
+        for score in report.suites:
+            setup = describe_setup(score)
+            known = setups.setdefault(score.suite, [])
+            if setup not in known:
+                known.append(setup)
+            mark = "*" * known.index(setup)
+            for row in benchmark_rows(score, subjects=False):
+                name, accuracy, interval, macro, _, right, _ = row
                 lines.append(
-                    f"| {report.model} | {name}{mark} | {score} | {interval} | {macro} "
-                    f"| {right} | {way} |"
+                    f"| {report.model} | {name}{mark} | {accuracy} | {interval} | {macro} "
+                    f"| {right} | {setup} |"
                 )
-    if any(len(known) > 1 for known in ways.values()):
-        lines += ["", "\\* made in another way than the first of this exam: not to be compared."]
+    if any(len(known) > 1 for known in setups.values()):
+        lines += ["", "\\* setup differs from the benchmark's first row: not comparable."]
     return "\n".join(lines) + "\n"

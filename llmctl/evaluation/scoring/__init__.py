@@ -1,1 +1,1 @@
-"""From replies to scores: extraction, judges, aggregation, statistics, comparison."""
+"""Answer extraction, judge models, aggregation, statistics and run comparison."""

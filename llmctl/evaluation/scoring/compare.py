@@ -1,90 +1,85 @@
-"""Do two runs differ by more than chance? Paired: only questions that both answered count."""
+"""Paired comparison of two runs over the samples that both answered."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Self
+from dataclasses import dataclass, replace
 
 from llmctl.evaluation.scoring.stats import holm, mcnemar, paired_bootstrap
-from llmctl.types import BenchmarkScore, PairedComparison, SampleResult
+from llmctl.types import BenchmarkSetup, PairedComparison, SampleResult
 
 ResultPair = tuple[SampleResult, SampleResult]
+
+_COMPARED_SETTINGS = ("mode", "shots", "prompt_hash", "data_hash")
 
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkComparison:
-    """What two runs have in common, and in what they differ."""
+    """Differences between two runs."""
 
     comparisons: tuple[PairedComparison, ...]
-    """Each suite, then its categories and subjects with p-values corrected by Holm's method."""
+    """Each benchmark, then its categories and subjects with p-values corrected by Holm's method."""
     flipped: tuple[ResultPair, ...]
-    """Questions that one of the runs got right and the other wrong."""
+    """Samples that one run answered correctly and the other did not."""
     notes: tuple[str, ...]
-    """What stands against comparing them."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreConfig:
-    """How a suite's numbers were made, besides the model."""
-
-    mode: str
-    shots: int
-    prompt_hash: str
-    data_hash: str
-
-    @classmethod
-    def of(cls, suite: BenchmarkScore) -> Self:
-        return cls(suite.mode, suite.shots, suite.prompt_hash, suite.data_hash)
+    """Reasons why the scores are not comparable."""
 
 
 def comparability_warnings(
-    first: Mapping[str, ScoreConfig], second: Mapping[str, ScoreConfig]
+    first: Sequence[BenchmarkSetup], second: Sequence[BenchmarkSetup]
 ) -> list[str]:
-    """Say what stands against comparing two runs: each way in which a suite was made otherwise."""
+    """Return a warning for each setting in which the runs of a benchmark differ."""
+    others = {setup.suite: setup for setup in second}
     return [
-        f"{name} was made with {field.name} {str(getattr(first[name], field.name))[:16]} and "
-        f"{str(getattr(second[name], field.name))[:16]}: the difference is not the model's alone"
-        for name in first
-        if name in second
-        for field in fields(ScoreConfig)
-        if getattr(first[name], field.name) != getattr(second[name], field.name)
+        f"{setup.suite} has {name} {str(getattr(setup, name))[:16]} in the first run and "
+        f"{str(getattr(other, name))[:16]} in the second: the scores are not comparable"
+        for setup in first
+        if (other := others.get(setup.suite)) is not None
+        for name in _COMPARED_SETTINGS
+        if getattr(setup, name) != getattr(other, name)
     ]
 
 
 def paired_results(
     first: Sequence[SampleResult], second: Sequence[SampleResult]
 ) -> list[ResultPair]:
-    """Return the questions that both runs answered, by suite, subject and place."""
-    known = {result.key: result for result in second if not result.error}
+    """Return the samples that both runs answered, by benchmark, subject and index."""
+    others = {result.key: result for result in second if not result.error}
     answered = {result.key: result for result in first if not result.error}
-    return [(a, known[key]) for key, a in sorted(answered.items()) if key in known]
+    return [(a, others[key]) for key, a in sorted(answered.items()) if key in others]
 
 
 def compare_results(
     pairs: Sequence[ResultPair], categories: Mapping[tuple[str, str], Sequence[str]]
 ) -> tuple[list[PairedComparison], list[ResultPair]]:
-    """Compare suite by suite, category by category, subject by subject.
+    """Compare by benchmark, category and subject.
 
     Args:
-        categories: of each (suite, subject).
+        pairs: as `paired_results` returns them.
+        categories: by (benchmark, subject).
+
+    Returns:
+        The comparisons, and the pairs of which only one result is correct.
     """
-    found = []
+    comparisons = []
     for suite in dict.fromkeys(a.suite for a, _ in pairs):
-        own = [pair for pair in pairs if pair[0].suite == suite]
-        found.append(_compared(suite, suite, own))
-        scopes: dict[str, list[ResultPair]] = {}
-        for pair in own:
-            for category in categories.get((suite, pair[0].subject), ()):
-                scopes.setdefault(category, []).append(pair)
-        subjects: dict[str, list[ResultPair]] = {}
-        for pair in own:
-            subjects.setdefault(pair[0].subject, []).append(pair)
-        for group in (scopes, subjects if len(subjects) > 1 else {}):
-            parts = [_compared(suite, name, several) for name, several in group.items()]
-            found += _corrected(parts)
-    return found, [(a, b) for a, b in pairs if a.correct != b.correct]
+        of_suite = [pair for pair in pairs if pair[0].suite == suite]
+        comparisons.append(_compare(suite, suite, of_suite))
+        by_category: dict[str, list[ResultPair]] = {}
+        by_subject: dict[str, list[ResultPair]] = {}
+        for pair in of_suite:
+            subject = pair[0].subject
+            by_subject.setdefault(subject, []).append(pair)
+            for category in categories.get((suite, subject), ()):
+                by_category.setdefault(category, []).append(pair)
+        for groups in (by_category, by_subject if len(by_subject) > 1 else {}):
+            parts = [_compare(suite, name, members) for name, members in groups.items()]
+            corrected = holm([part.p_value for part in parts])
+            comparisons += [
+                replace(part, p_value=p) for part, p in zip(parts, corrected, strict=True)
+            ]
+    return comparisons, [(a, b) for a, b in pairs if a.correct != b.correct]
 
 
-def _compared(suite: str, scope: str, pairs: Sequence[ResultPair]) -> PairedComparison:
+def _compare(suite: str, scope: str, pairs: Sequence[ResultPair]) -> PairedComparison:
     differences = [b.correct - a.correct for a, b in pairs]
     low, high = paired_bootstrap(differences)
     gained, lost = differences.count(1), differences.count(-1)
@@ -100,8 +95,3 @@ def _compared(suite: str, scope: str, pairs: Sequence[ResultPair]) -> PairedComp
         lost=lost,
         p_value=mcnemar(gained, lost),
     )
-
-
-def _corrected(parts: Sequence[PairedComparison]) -> list[PairedComparison]:
-    values = holm([part.p_value for part in parts])
-    return [replace(part, p_value=value) for part, value in zip(parts, values, strict=True)]

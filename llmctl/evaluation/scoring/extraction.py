@@ -1,8 +1,8 @@
-"""Which answer does a reply give? Twice: as OpenCompass reads it, and with more care.
+"""Extraction of answers from replies: OpenCompass' strict rules and a robust alternative.
 
-The strict rules have the very results of OpenCompass 0.5.4, its mistakes included ("The answer is
-B" is T to `first_capital`), because its published scores were made with them. The robust rule looks
-for a statement of the answer and would rather find none than guess.
+The strict rules reproduce the results of OpenCompass 0.5.4, including its mistakes (`first_capital`
+reads "The answer is B" as T), because published scores use them. The robust rules look for a
+statement of the answer and return none rather than a guess.
 """
 
 import re
@@ -15,61 +15,62 @@ from llmctl.types import EvalSample
 
 @dataclass(frozen=True, slots=True)
 class ExtractedAnswer:
-    """What was read in a reply."""
+    """The answer of a reply by both extractions."""
 
     strict: str
-    """Empty where the strict rule found nothing."""
+    """Empty if the strict rule found no answer."""
     correct: bool
+    """By the strict rule."""
     robust: str
     robust_correct: bool
     rule: str
-    """Which robust rule fired; `none` or `ambiguous` where none did."""
+    """Name of the robust rule that matched; `none` or `ambiguous` without an answer."""
 
 
-def extract_answer(question: EvalSample, reply: str) -> ExtractedAnswer:
-    """Read a reply by the question's own strict rule, and with more care."""
-    kind, gold = question.extraction, question.gold
-    if kind == "last_number":
+def extract_answer(sample: EvalSample, reply: str) -> ExtractedAnswer:
+    """Extract the answer of a reply by the sample's strict rule and by the robust rules."""
+    rule, gold = sample.extraction, sample.gold
+    if rule == "last_number":
         strict = last_number(reply)
-        found, rule = robust_number(reply)
+        robust, matched = robust_number(reply)
         return ExtractedAnswer(
-            strict, _same_number(strict, gold), found, _same_number(found, gold), rule
+            strict, _equal_numbers(strict, gold), robust, _equal_numbers(robust, gold), matched
         )
-    if kind in ("first_capital", "first_option"):
-        letters = "".join(question.labels)
-        strict = first_capital(reply) if kind == "first_capital" else first_option(reply, letters)
-        found, rule = robust_option(reply, letters, question.options)
-        return ExtractedAnswer(strict, strict == gold, found, found == gold, rule)
-    return _free(question, reply)
+    if rule in ("first_capital", "first_option"):
+        letters = "".join(sample.labels)
+        strict = first_capital(reply) if rule == "first_capital" else first_option(reply, letters)
+        robust, matched = robust_option(reply, letters, sample.options)
+        return ExtractedAnswer(strict, strict == gold, robust, robust == gold, matched)
+    return _match_free_form(sample, reply)
 
 
-def _free(question: EvalSample, reply: str) -> ExtractedAnswer:
-    """Judge a reply to a question of a person's own."""
-    text, gold, kind = strip_reasoning(reply).strip(), question.gold, question.extraction
-    if kind == "numeric":
-        found, rule = robust_number(text)
-        right = _same_number(found, gold)
-        return ExtractedAnswer(found, right, found, right, rule)
-    if kind == "contains":
-        right = _plain(gold) in _plain(text)
-    elif kind == "regex":
-        right = re.search(gold, text, re.DOTALL) is not None
+def _match_free_form(sample: EvalSample, reply: str) -> ExtractedAnswer:
+    """Compare a reply with the reference answer of a custom benchmark."""
+    text, gold, method = strip_reasoning(reply).strip(), sample.gold, sample.extraction
+    if method == "numeric":
+        number, rule = robust_number(text)
+        correct = _equal_numbers(number, gold)
+        return ExtractedAnswer(number, correct, number, correct, rule)
+    if method == "contains":
+        correct = _normalize(gold) in _normalize(text)
+    elif method == "regex":
+        correct = re.search(gold, text, re.DOTALL) is not None
     else:
-        right = _plain(text) == _plain(gold)
-    return ExtractedAnswer(text, right, text, right, kind)
+        correct = _normalize(text) == _normalize(gold)
+    return ExtractedAnswer(text, correct, text, correct, method)
 
 
-def _plain(text: str) -> str:
+def _normalize(text: str) -> str:
     return " ".join(text.casefold().split()).strip(" .。!！")
 
 
 def first_capital(text: str) -> str:
-    """Return the first capital letter, of whatever word."""
+    """Return the first capital letter of the text, in any word."""
     return next((character for character in text if character.isupper()), "")
 
 
 def last_number(text: str) -> str:
-    """Return the last number before a further question; `NULL` of none. Knows no thousands."""
+    """Return the last number before a further question, or `NULL`; a comma ends a number."""
     numbers = re.findall(r"-?\d+\.\d+|-?\d+", text.split("Question:")[0])
     return numbers[-1] if numbers else "NULL"
 
@@ -88,7 +89,7 @@ _OPTION_RULES: Final = (
     r"答案为\s*([L])",
     r"答案选\s*([L])",
     r"选择?\s*([L])",
-    # Two rules, grown together by a comma that is missing in the original.
+    # Two rules that a missing comma joins in the original.
     r"故选?\s*([L])只有选?项?\s?([L])\s?是?对",
     r"只有选?项?\s?([L])\s?是?错",
     r"只有选?项?\s?([L])\s?不?正确",
@@ -132,20 +133,20 @@ _OPTION_RULES: Final = (
 
 
 def first_option(text: str, letters: str) -> str:
-    """Return the option of the first of OpenCompass' rules that finds one, in their order."""
+    """Return the option that the first matching rule of OpenCompass finds."""
     text = text.strip()
     for rule in _OPTION_RULES:
-        found = re.search(rule.replace("[L]", f"[{letters}]"), text, re.DOTALL)
-        if found:
-            held = found[1] or found[0]
+        match = re.search(rule.replace("[L]", f"[{letters}]"), text, re.DOTALL)
+        if match:
+            group = match[1] or match[0]
             for letter in letters:
-                if letter in held:
+                if letter in group:
                     return letter
     return ""
 
 
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)|\A[^<]*</think>", re.DOTALL)
-_STATED: Final = (
+_REASONING = re.compile(r"<think>.*?(?:</think>|\Z)|\A[^<]*</think>", re.DOTALL)
+_STATEMENTS: Final = (
     ("boxed", r"\\boxed\{\s*(?:\\text\{)?\s*\(?([L])\)?\s*\}"),
     (
         "the answer is",
@@ -161,54 +162,54 @@ _STATED: Final = (
     ("故选", r"(?:故|应|应该|因此|所以)\s*(?:选择|选)\s*[:：]?\s*[*_(（]*([L])(?![A-Za-z])"),
     ("是对的", r"(?:只有)?(?:选项)?\s*([L])\s*(?:选项)?\s*(?:是正确|是对|正确)"),
 )
-_ALONE = re.compile(r"^[\s*_(（\[\"'“]*([A-Z])[\s*_)）\]\"'”.:：,，。、]*(?:$|\n|\s)")
+_LETTER_ALONE = re.compile(r"^[\s*_(（\[\"'“]*([A-Z])[\s*_)）\]\"'”.:：,，。、]*(?:$|\n|\s)")
 
 
 def strip_reasoning(text: str) -> str:
-    """Return what follows a model's thoughts between `<think>` and `</think>`."""
-    return _THOUGHT.sub("", text)
+    """Return the text without the reasoning between `<think>` and `</think>`."""
+    return _REASONING.sub("", text)
 
 
 def robust_option(text: str, letters: str, options: tuple[str, ...]) -> tuple[str, str]:
-    """Return the option that a reply states, and how; the last statement counts.
+    """Return the option that a reply states, and the rule; the last statement counts.
 
-    A reply that states none, but holds the words of one option alone, gives that one.
+    A reply without a statement that contains the text of exactly one option selects that option.
     """
     text = strip_reasoning(text).strip()
     if (
-        (alone := _ALONE.match(text))
+        (alone := _LETTER_ALONE.match(text))
         and alone[1] in letters
         and (
-            # "A dog barks" begins with an article, not with an answer.
+            # In "A dog barks" the A is an article, not an answer.
             alone[1] != "A" or not re.match(r"^[\s*_(（\[\"'“]*A [a-z]", text)
         )
     ):
         return alone[1], "letter"
-    for rule, pattern in _STATED:
-        found = re.findall(pattern.replace("[L]", f"[{letters}]"), text, re.IGNORECASE)
-        stated = [letter.upper() for letter in found if letter.upper() in letters]
+    for rule, pattern in _STATEMENTS:
+        matches = re.findall(pattern.replace("[L]", f"[{letters}]"), text, re.IGNORECASE)
+        stated = [letter.upper() for letter in matches if letter.upper() in letters]
         if stated:
             return stated[-1], rule
-    held = [
+    contained = [
         letter
         for letter, option in zip(letters, options, strict=False)
-        if _plain(option) and _plain(option) in _plain(text)
+        if _normalize(option) and _normalize(option) in _normalize(text)
     ]
-    if len(held) == 1:
-        return held[0], "option's text"
-    lone = set(re.findall(rf"(?<![A-Za-z])([{letters}])(?![A-Za-z'’])", text)) - (
+    if len(contained) == 1:
+        return contained[0], "option's text"
+    single = set(re.findall(rf"(?<![A-Za-z])([{letters}])(?![A-Za-z'’])", text)) - (
         {"A"} if re.search(r"\bA (?!or\b|and\b|is\b)[a-z]", text) else set()
     )
-    if len(lone) == 1:
-        return lone.pop(), "only letter"
-    return "", "ambiguous" if held or lone else "none"
+    if len(single) == 1:
+        return single.pop(), "only letter"
+    return "", "ambiguous" if contained or single else "none"
 
 
 _NUMBER = r"-?\$?\s?\d[\d,]*(?:\.\d+)?|-?\.\d+"
 
 
 def robust_number(text: str) -> tuple[str, str]:
-    """Return the number that a reply ends on, and how it was found; commas part thousands."""
+    """Return the number that a reply states or ends with, and the rule; commas are removed."""
     text = re.split(r"\n\s*(?:Question|Q)\s*:", strip_reasoning(text))[0]
     for rule, pattern in (
         ("boxed", rf"\\boxed\{{\s*({_NUMBER})"),
@@ -216,13 +217,13 @@ def robust_number(text: str) -> tuple[str, str]:
         ("the answer is", rf"(?:answer|答案)\s*(?:is|are|=|:|：|是|为)+\s*[*_]*({_NUMBER})"),
         ("last number", rf"({_NUMBER})"),
     ):
-        if found := re.findall(pattern, text, re.IGNORECASE):
-            return re.sub(r"[^\d.-]", "", found[-1]).rstrip("."), rule
+        if matches := re.findall(pattern, text, re.IGNORECASE):
+            return re.sub(r"[^\d.-]", "", matches[-1]).rstrip("."), rule
     return "", "none"
 
 
-def _same_number(given: str, gold: str) -> bool:
+def _equal_numbers(number: str, gold: str) -> bool:
     try:
-        return abs(Fraction(given) - Fraction(gold.replace(",", "").strip())) < Fraction(1, 10**6)
+        return abs(Fraction(number) - Fraction(gold.replace(",", "").strip())) < Fraction(1, 10**6)
     except (ValueError, ZeroDivisionError):
         return False

@@ -1,4 +1,4 @@
-"""Is a reply right, says another model? For answers that no rule of text can compare."""
+"""Scoring of free-form replies by a judge model, for answers that no text rule can compare."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -7,16 +7,23 @@ from dataclasses import replace
 from itertools import islice
 from typing import Final
 
+from llmctl.engine.base import BaseEngine
 from llmctl.errors import ConfigError, LlmctlError, RequestError
-from llmctl.evaluation.backend import ServerModel
-from llmctl.evaluation.endpoint_adapter import EndpointAdapter
 from llmctl.evaluation.scoring.extraction import strip_reasoning
-from llmctl.types import BenchmarkPlan, EvalSample, Message, SampleResult, SubjectPlan
+from llmctl.types import (
+    BenchmarkPlan,
+    EvalSample,
+    GenerationRequest,
+    Message,
+    SampleResult,
+    SamplingParams,
+    SubjectPlan,
+)
 
-_AT_ONCE: Final = 8
-_LONGEST: Final = 1024
-"""Tokens of a verdict, thoughts before it included."""
-_ASK: Final = """\
+_CONCURRENCY: Final = 8
+_SAMPLING: Final = SamplingParams(temperature=0.0, max_new_tokens=1024)
+"""The limit includes the judge's reasoning."""
+_PROMPT: Final = """\
 You compare a student's answer with the right answer to a question.
 
 Question: {question}
@@ -28,68 +35,68 @@ with one word: CORRECT or INCORRECT."""
 
 
 class Judge:
-    """Asks a server whether replies are right. May be used from many threads."""
+    """Lets a model decide whether replies are correct. May be used from several threads."""
 
-    def __init__(self, place: ServerModel) -> None:
-        self.place = place
-        self._sitter = EndpointAdapter(place)
+    def __init__(self, engine: BaseEngine) -> None:
+        self._engine = engine
 
-    def is_right(self, question: EvalSample, reply: str) -> bool:
+    def is_correct(self, sample: EvalSample, reply: str) -> bool:
         """Return the verdict.
 
         Raises:
-            LlmctlError: there is none; the message says what the judge said.
+            LlmctlError: the judge did not answer, or its answer is not a verdict.
         """
-        asked = question.messages[-1].content or ""
-        text = _ASK.format(question=asked, gold=question.gold, reply=reply)
-        put = replace(question, messages=(Message("user", text),))
-        (outcome,) = self._sitter.write([put], _LONGEST)  # raises where nobody answers
-        if isinstance(outcome, LlmctlError):
-            raise RequestError(f"the judge: {outcome}") from outcome
-        words = re.findall(r"\b(IN)?CORRECT\b", strip_reasoning(outcome.text).upper())
+        question = sample.messages[-1].content or ""
+        text = _PROMPT.format(question=question, gold=sample.gold, reply=reply)
+        request = GenerationRequest(messages=(Message("user", text),), sampling=_SAMPLING)
+        try:
+            verdict = self._engine.generate(request).choices[0].text
+        except LlmctlError as error:
+            raise RequestError(f"the judge model failed: {error}") from error
+        words = re.findall(r"\b(IN)?CORRECT\b", strip_reasoning(verdict).upper())
         if len(set(words)) != 1:
-            raise RequestError(f"the judge's verdict cannot be read: {outcome.text[:200]!r}")
+            raise RequestError(f"the judge's verdict is unclear: {verdict[:200]!r}")
         return not words[0]
 
 
 def apply_judge(
     judge: Judge | None, subject: SubjectPlan, results: Iterable[SampleResult]
 ) -> Iterator[SampleResult]:
-    """Yield results with the judge's verdict where the row wants one, several asked at a time.
+    """Yield the results in order, those with `match` `judge` with the judge's verdict.
 
-    A reply without a verdict is a question without an answer.
+    A reply without a verdict becomes a sample without an answer.
     """
-    questions = {q.index: q for q in subject.questions if q.extraction == "judge"}
-    if not questions or judge is None:
+    samples = {s.index: s for s in subject.questions if s.extraction == "judge"}
+    if not samples or judge is None:
         yield from results
         return
 
-    def verdict(result: SampleResult) -> SampleResult:
-        question = questions.get(result.index)
-        if question is None or result.error:
+    def with_verdict(result: SampleResult) -> SampleResult:
+        sample = samples.get(result.index)
+        if sample is None or result.error:
             return result
         try:
-            right = judge.is_right(question, result.reply or "")
+            correct = judge.is_correct(sample, result.reply or "")
         except LlmctlError as error:
             return replace(result, error=str(error))
-        return replace(result, correct=right, robust=None, robust_correct=None, rule="judge")
+        return replace(result, correct=correct, robust=None, robust_correct=None, rule="judge")
 
-    left = iter(results)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        while some := list(islice(left, _AT_ONCE)):
-            yield from pool.map(verdict, some)
+    remaining = iter(results)
+    with ThreadPoolExecutor(_CONCURRENCY) as pool:
+        while batch := list(islice(remaining, _CONCURRENCY)):
+            yield from pool.map(with_verdict, batch)
 
 
-def require_judge(judge: Judge | None, plans: Iterable[BenchmarkPlan]) -> None:
-    """Raise `ConfigError` where a row wants a judge, and nobody judges."""
-    wants = any(
-        question.extraction == "judge"
+def require_judge(plans: Iterable[BenchmarkPlan], *, has_judge: bool) -> None:
+    """Raise `ConfigError` if a sample needs a judge and there is none."""
+    needs_judge = any(
+        sample.extraction == "judge"
         for plan in plans
         for subject in plan.subjects
-        for question in subject.questions
+        for sample in subject.questions
     )
-    if wants and judge is None:
+    if needs_judge and not has_judge:
         raise ConfigError(
-            "the exam has rows with match judge, and nobody judges",
-            hint="--judge-base-url URL [--judge-model NAME]: the server of another model",
+            "the benchmark has rows with match judge, but no judge model is given",
+            hint="--judge-base-url URL [--judge-model NAME]: the server of a judge model",
         )

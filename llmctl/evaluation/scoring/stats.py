@@ -1,4 +1,4 @@
-"""How sure is a share, and is a difference one? Pure arithmetic."""
+"""Standard errors, confidence intervals and significance tests of accuracies."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,9 @@ _RESAMPLES: Final = 2000
 
 
 def standard_error(correct: int, count: int) -> float | None:
-    """Return the standard error of a mean of zeros and ones, as lm-evaluation-harness has it."""
+    """Return the standard error of a mean of zeros and ones, as in lm-evaluation-harness.
+
+    None for fewer than two values."""
     if count < 2:
         return None
     share = correct / count
@@ -21,7 +23,7 @@ def standard_error(correct: int, count: int) -> float | None:
 def wilson(correct: int, count: int) -> tuple[float, float]:
     """Return the 95 % interval of a share by Wilson's score method (Wilson 1927).
 
-    Unlike the normal approximation it stays between 0 and 1, and is right for few questions too.
+    Unlike the normal approximation it stays between 0 and 1, and is accurate for small samples too.
     """
     if not count:
         return 0.0, 1.0
@@ -39,8 +41,8 @@ def mcnemar(gained: int, lost: int) -> float:
     """Return the two-sided p-value of McNemar's exact test (McNemar 1947; binomial).
 
     Args:
-        gained: questions that only the second got right.
-        lost: those that only the first did.
+        gained: samples that only the second run answered correctly.
+        lost: samples that only the first run answered correctly.
     """
     flipped = gained + lost
     if not flipped:
@@ -53,13 +55,14 @@ def paired_bootstrap(differences: Sequence[int], seed: int = 0) -> tuple[float, 
     """Return the 95 % interval of a mean of paired differences (percentile bootstrap).
 
     Args:
-        differences: for each question 1, 0 or -1; never empty.
+        differences: 1, 0 or -1 for each sample; not empty.
+        seed: of the random generator.
     """
     import numpy as np
 
     count = len(differences)
     gained, lost = differences.count(1), differences.count(-1)
-    # Drawing questions with replacement is drawing how many of each kind come: a multinomial.
+    # Resampling with replacement is a draw of how many of each value occur: a multinomial.
     shares = [gained / count, lost / count, (count - gained - lost) / count]
     draws = np.random.default_rng(seed).multinomial(count, shares, size=_RESAMPLES)
     means = (draws[:, 0] - draws[:, 1]) / count
@@ -68,7 +71,7 @@ def paired_bootstrap(differences: Sequence[int], seed: int = 0) -> tuple[float, 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values of several tests at once (Holm 1979), in the given order."""
+    """Return p-values corrected for multiple tests (Holm 1979), in the given order."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     corrected, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

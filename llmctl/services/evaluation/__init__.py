@@ -1,1 +1,1 @@
-"""The service of `llmctl eval`."""
+"""Services of `llmctl eval` and its subcommands."""

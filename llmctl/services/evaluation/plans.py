@@ -1,4 +1,4 @@
-"""Which questions will an evaluation ask, and where does it keep the answers?"""
+"""Plans of the benchmarks of a run, and its results folder."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -8,74 +8,71 @@ from llmctl.config import EvalConfig, store_home
 from llmctl.errors import ConfigError
 from llmctl.evaluation.benchmarks.custom_benchmark import is_benchmark_file, load_custom_benchmark
 from llmctl.evaluation.benchmarks.data_paths import locate_data
-from llmctl.evaluation.benchmarks.registry import Benchmark, get_benchmark, is_benchmark
+from llmctl.evaluation.benchmarks.registry import get_benchmark, is_benchmark
 from llmctl.evaluation.plan import EvalSelection, plan_benchmark
 from llmctl.types import BenchmarkPlan, ProgressCallback
 
 
 def create_plans(config: EvalConfig, progress: ProgressCallback) -> list[BenchmarkPlan]:
-    """Plan every exam; data that is not here is fetched.
+    """Plan every benchmark of the configuration; missing data is downloaded.
 
     Raises:
-        ConfigError: there is no such exam, its data cannot be had or used, or two share a name,
-            by which their answers are told apart.
+        ConfigError: a benchmark is unknown, its data is missing or malformed, or two benchmarks
+            have the same name, which identifies their results.
     """
-    plans, named = [], dict[str, str]()
-    for name in config.dataset:
-        plan = _plan(name, config, progress)
-        if plan.suite in named:
+    plans, sources = [], dict[str, str]()
+    for dataset in config.dataset:
+        plan = _create_plan(dataset, config, progress)
+        if plan.suite in sources:
             raise ConfigError(
-                f"{named[plan.suite]} and {name} are both called {plan.suite}",
-                hint="a file's name is its exam's: rename one, or sit them in two runs",
+                f"{sources[plan.suite]} and {dataset} are both named {plan.suite}",
+                hint="a custom benchmark is named after its file: rename one, or use two runs",
             )
-        named[plan.suite] = name
+        sources[plan.suite] = dataset
         plans.append(plan)
     return plans
 
 
-def create_plan(name: str, data_dir: Path | None, wanted: EvalSelection) -> BenchmarkPlan:
-    """Plan one exam, by its name or its file."""
-    if is_benchmark_file(name):
-        file = Path(name).expanduser().resolve()
-        return plan_benchmark(load_custom_benchmark(file), file.parent, wanted)
-    suite = get_benchmark(name)
-    return plan_benchmark(suite, locate_data(suite, data_dir), wanted)
-
-
-def _plan(name: str, config: EvalConfig, progress: ProgressCallback) -> BenchmarkPlan:
-    mode = config.mode
+def _create_plan(dataset: str, config: EvalConfig, progress: ProgressCallback) -> BenchmarkPlan:
     data_dir = None if config.data_dir is None else Path(config.data_dir)
-    wanted = EvalSelection(
-        mode, config.shots, config.limit, config.subjects, config.seed, config.max_new_tokens
+    selection = EvalSelection(
+        config.mode,
+        config.shots,
+        config.limit,
+        config.subjects,
+        config.seed,
+        config.max_new_tokens,
     )
-    if config.backend == "opencompass" and is_benchmark_file(name):
-        raise ConfigError(
-            f"{name} is an exam of your own, which llmctl asks itself", hint="--backend native"
-        )
-    if config.backend == "opencompass" and not is_benchmark(name):
+    if is_benchmark_file(dataset):
+        if config.backend == "opencompass":
+            raise ConfigError(
+                f"{dataset} is a custom benchmark, which OpenCompass does not know",
+                hint="--backend native",
+            )
+        file = Path(dataset).expanduser().resolve()
+        return plan_benchmark(load_custom_benchmark(file), file.parent, selection)
+    if config.backend == "opencompass" and not is_benchmark(dataset):
         from llmctl.evaluation.opencompass.configs import plan_config
 
-        return plan_config(name, data_dir, wanted, progress)
-    suite: Benchmark | None = None if is_benchmark_file(name) else get_benchmark(name)
-    if mode is None and config.base_url is not None and suite is not None and "gen" in suite.forms:
-        mode = "gen"  # what every server can do
-    if suite is not None:
-        from llmctl.evaluation.benchmarks.download import download_if_missing
+        return plan_config(dataset, data_dir, selection, progress)
+    from llmctl.evaluation.benchmarks.download import download_if_missing
 
-        download_if_missing(suite, data_dir, progress)
-    wanted = replace(wanted, mode=mode)
-    return create_plan(name, data_dir, wanted)
+    benchmark = get_benchmark(dataset)
+    if config.mode is None and config.base_url is not None and "gen" in benchmark.prompts:
+        selection = replace(selection, mode="gen")  # the mode that every server supports
+    download_if_missing(benchmark, data_dir, progress)
+    return plan_benchmark(benchmark, locate_data(benchmark, data_dir), selection)
 
 
 def output_dir(config: EvalConfig) -> Path:
-    """Return the folder for the results; it may not exist yet."""
+    """Return the results folder; it may not exist yet."""
     if config.output is not None:
         return Path(config.output).expanduser().absolute()
     names = "-".join(Path(name).stem for name in config.dataset)[:60]
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    return evals_dir() / f"{stamp}-{names}"
+    timestamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+    return evals_dir() / f"{timestamp}-{names}"
 
 
 def evals_dir() -> Path:
-    """Return the folder of runs that were given none of their own. It may not exist yet."""
+    """Return the folder of runs without an explicit output folder. It may not exist yet."""
     return store_home() / "evals"

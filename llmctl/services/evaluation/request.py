@@ -1,4 +1,4 @@
-"""What is asked of `llmctl eval`, and who looks on while it is done."""
+"""Request and observer of an evaluation run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,42 +11,42 @@ from llmctl.types import BenchmarkPlan, EngineInfo, Progress, SampleResult
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalRequest:
-    """What a person asks of `llmctl eval`."""
+    """Arguments of `llmctl eval`."""
 
     options: ConfigSource
-    """Settings by option or variable."""
+    """Settings from options and environment variables."""
     file: Path | None = None
     """YAML file with settings."""
     resume: bool = False
     track: bool = True
     tracking_uri: str | None = None
     parent_run_id: str | None = None
-    """Run that this one belongs to; None: the run that taught the model, if we did."""
+    """Parent of the tracked run; None: the fine-tuning run of the model, if llmctl trained it."""
 
 
 class EvalObserver(Protocol):
-    """Who looks on while an exam is sat."""
+    """Receives the events of a run, for display."""
 
     def begin(
         self, plans: Sequence[BenchmarkPlan], known: Sequence[SampleResult], folder: Path
     ) -> None:
-        """Learn what will be asked, what an earlier run has answered of it, where answers go."""
+        """The evaluation starts: its plans, the results of an earlier run, the results folder."""
 
     def loaded(self, info: EngineInfo) -> None:
-        """Learn what sits the exam, where it is a model of ours."""
+        """The local model is loaded."""
 
     def result(self, result: SampleResult) -> None:
-        """Learn of an answer."""
+        """A sample was evaluated."""
 
     def note(self, text: str) -> None:
-        """Learn what a person should know besides."""
+        """A message for the user."""
 
     def progress(self, report: Progress) -> None:
-        """Learn what goes on before the first question."""
+        """Progress of a step before the first sample, such as a download."""
 
 
-class _Quiet:
-    """Looks on and says nothing."""
+class _SilentObserver:
+    """Ignores all events."""
 
     def begin(
         self, plans: Sequence[BenchmarkPlan], known: Sequence[SampleResult], folder: Path
@@ -66,4 +66,4 @@ class _Quiet:
         pass
 
 
-SILENT_OBSERVER: Final[EvalObserver] = _Quiet()
+SILENT_OBSERVER: Final[EvalObserver] = _SilentObserver()

@@ -1,8 +1,7 @@
-"""The story of `llmctl eval`: find the exams, load the model, ask, add up, remember."""
+"""Service of `llmctl eval`: plans, loads, evaluates, scores and tracks."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 from llmctl import __version__
 from llmctl.config import EvalConfig
 from llmctl.config.settings import build_config, read_config_file
+from llmctl.engine.base import BaseEngine
 from llmctl.errors import ConfigError, EngineStoppedError
-from llmctl.evaluation.backend import Backend, ModelUnderTest, ServerModel
+from llmctl.evaluation.backend import Backend
 from llmctl.evaluation.results.html_report import render_html
 from llmctl.evaluation.results.loaded_run import LoadedRun
 from llmctl.evaluation.results.results_dir import (
@@ -27,8 +27,8 @@ from llmctl.evaluation.scoring.aggregate import score_benchmark
 from llmctl.evaluation.scoring.judge import Judge, require_judge
 from llmctl.monitor import open_tracker, tracked
 from llmctl.services.evaluation.model_under_test import (
-    create_judge,
     model_identity,
+    open_judge,
     open_model_under_test,
     provenance_of,
 )
@@ -47,133 +47,136 @@ __all__ = ["EvalObserver", "EvalRequest", "evaluate"]
 
 
 def evaluate(
-    request: EvalRequest, listener: EvalObserver, progress: ProgressCallback = ignore_progress
+    request: EvalRequest, observer: EvalObserver, progress: ProgressCallback = ignore_progress
 ) -> EvalReport:
-    """Sit a model through exams.
+    """Evaluate a model on benchmarks.
 
-    Every answer is on the disk as soon as it is there. Questions that fail are counted in the
-    report; so are those that were left when the engine or the server died.
+    Each result is written to the results folder as soon as it exists. Samples that fail are counted
+    in the report, and so are those that remain when the engine or the server stops.
 
     Raises:
-        ConfigError: settings, data, or a folder of results cannot be used.
-        ModelNotFoundError, ModelLoadError, OutOfMemoryError: as `BaseEngine.load`.
+        ConfigError: the settings, the data or the results folder cannot be used.
+        LlmctlError: as `BaseEngine.load`.
     """
     layers = [read_config_file(request.file)] if request.file else []
-    config = build_config(EvalConfig, *layers, request.options).values
+    resolved = build_config(EvalConfig, *layers, request.options)
+    config = resolved.values
     if request.resume and config.output is None:
         raise ConfigError("--resume needs the folder of the run", hint="--resume --output FOLDER")
     plans = create_plans(config, progress)
     folder = ResultsDir(output_dir(config))
-    judge = create_judge(config)
-    require_judge(judge, plans)
-    with open_model_under_test(config, listener, progress) as candidate:
-        how = model_identity(candidate)
-        if judge is not None:
-            how |= {"judge": f"{judge.place.model} at {judge.place.base_url}"}
-        run = _Run(config, plans, folder, how, candidate, listener, judge)
-        known = folder.begin(run.identity(), resume=request.resume)
-        return run.tracked(known, request, progress)
+    require_judge(plans, has_judge=config.judge_base_url is not None)
+    with (
+        open_judge(resolved, progress) as judge_model,
+        open_model_under_test(resolved, observer, progress) as engine,
+    ):
+        judge = None if judge_model is None else Judge(judge_model)
+        how = model_identity(engine)
+        if judge_model is not None:
+            how |= {"judge": f"{judge_model.info().model_id} at {judge_model.url}"}
+        run = _Run(config, plans, folder, how, engine, observer, judge)
+        content = run.content()
+        answered = folder.begin(content, resume=request.resume)
+        return run.tracked(content["config"], answered, request, progress)
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One run, from its first question to its report."""
+    """One run, from its first sample to its report."""
 
     config: EvalConfig
     plans: Sequence[BenchmarkPlan]
     folder: ResultsDir
     how: Mapping[str, str]
-    candidate: ModelUnderTest
-    listener: EvalObserver
+    engine: BaseEngine
+    observer: EvalObserver
     judge: Judge | None
 
     @property
-    def model(self) -> str:
-        """The candidate as a person knows it."""
-        if isinstance(self.candidate, ServerModel):
-            return self.candidate.model
+    def model_name(self) -> str:
+        """The model as the user named it."""
+        if self.config.base_url is not None:
+            return self.engine.info().model_id
         return self.config.adapter or self.config.model
 
-    def identity(self) -> dict[str, Any]:
-        """Return what is kept as `run.json`."""
+    def content(self) -> dict[str, Any]:
+        """Return the content of `run.json`."""
+        gen_plans = [plan for plan in self.plans if plan.mode == "gen"]
         return {
             "identity": {
                 **self.how,
                 "backend": self.config.backend,
                 **{f"mode of {plan.suite}": plan.mode for plan in self.plans},
                 **{f"prompts of {plan.suite}": plan.prompt_hash for plan in self.plans},
-                **{
-                    f"reply tokens of {plan.suite}": plan.max_new_tokens
-                    for plan in self.plans
-                    if plan.mode == "gen"
-                },
+                **{f"reply tokens of {plan.suite}": plan.max_new_tokens for plan in gen_plans},
             },
             "llmctl": __version__,
-            "model": self.model,
+            "model": self.model_name,
             "config": asdict(replace(self.config, api_key=None, judge_api_key=None)),
             "suites": [
-                {
-                    "suite": plan.suite,
-                    "mode": plan.mode,
-                    "shots": plan.shots,
-                    "prompt_hash": plan.prompt_hash,
-                    "data_hash": plan.data_hash,
-                    "data_source": plan.data_source,
-                    "chance": plan.chance,
-                    "questions": plan.question_count,
-                }
-                for plan in self.plans
+                asdict(plan.setup) | {"questions": plan.question_count} for plan in self.plans
             ],
         }
 
     def tracked(
         self,
-        known: Mapping[str, SampleResult],
+        config: Mapping[str, object],
+        answered: Mapping[str, SampleResult],
         request: EvalRequest,
         progress: ProgressCallback,
     ) -> EvalReport:
-        """Ask, add up, and keep a record of it."""
-        origin = provenance_of(self.config, self.candidate)
+        """Evaluate within a tracked run.
+
+        Args:
+            config: the settings that are logged as parameters.
+            answered: results of an earlier run, as `ResultsDir.begin` returns them.
+            request: the request of the service.
+            progress: receives the progress of the tracker and of the backend.
+        """
+        origin = provenance_of(self.config)
         parent = request.parent_run_id or (None if origin is None else origin.run_id)
-        chosen = {k: v for k, v in self.identity()["config"].items() if v not in (None, ())}
-        params = {**self.how, **chosen}
+        settings = {name: value for name, value in config.items() if value not in (None, ())}
         tracker = open_tracker(
-            run_start(self.model, self.plans, params, parent, self.folder.run_id),
+            run_start(
+                self.model_name, self.plans, {**self.how, **settings}, parent, self.folder.run_id
+            ),
             tracking_uri=request.tracking_uri,
             enabled=request.track,
-            warn=self.listener.note,
+            warn=self.observer.note,
             progress=progress,
         )
         with tracked(tracker):
-            self.folder.keep_run_id(tracker.run_id)
+            self.folder.save_run_id(tracker.run_id)
             log_start(tracker, self.plans, origin)
-            report = replace(self._ask(known, progress), run_id=tracker.run_id)
-            self._keep(report)
+            report, results = self._evaluate(answered, progress)
+            report = replace(report, run_id=tracker.run_id)
+            self._write_report(report, results)
             log_end(tracker, report, self.folder.path, origin)
         return report
 
-    def _ask(self, known: Mapping[str, SampleResult], progress: ProgressCallback) -> EvalReport:
-        left, before = split_remaining(self.plans, known)
+    def _evaluate(
+        self, answered: Mapping[str, SampleResult], progress: ProgressCallback
+    ) -> tuple[EvalReport, list[SampleResult]]:
+        remaining, results = split_remaining(self.plans, answered)
         self.folder.write_prompts(self.plans)
-        self.listener.begin(self.plans, before, self.folder.path)
-        results = list(before)
-
-        def keep(result: SampleResult) -> None:
-            self.folder.append([result])
-            results.append(result)
-            self.listener.result(result)
-
+        self.observer.begin(self.plans, list(results), self.folder.path)
         started = time.monotonic()
         complete = True
-        try:
-            backend = create_backend(self.config, self.folder.path, self.listener.note, self.judge)
-            with self._reached() as candidate:
-                backend.run(left, candidate, keep, progress)
-        except EngineStoppedError as error:
-            complete = False
-            self.listener.note(f"warning: {error}; what is left counts as failed")
-        return EvalReport(
-            model=self.model,
+        with self.folder.append_results() as append:
+
+            def save(result: SampleResult) -> None:
+                append(result)
+                results.append(result)
+                self.observer.result(result)
+
+            try:
+                backend = create_backend(self.config, self.folder.path, self.judge)
+                backend.run(remaining, self.engine, save, progress)
+            except EngineStoppedError as error:
+                complete = False
+                self.observer.note(f"warning: {error}; the remaining questions count as failed")
+        report = EvalReport(
+            model=self.model_name,
             backend=self.config.backend,
             how=self.how,
             suites=tuple(
@@ -185,37 +188,27 @@ class _Run:
             complete=complete,
             too_long=sum(result.too_long for result in results),
         )
+        return report, results
 
-    def _reached(self) -> AbstractContextManager[ModelUnderTest]:
-        """Yield the candidate as the backend can ask it: OpenCompass knows servers alone."""
-        if self.config.backend == "native":
-            return nullcontext(self.candidate)
-        from llmctl.services.private_server import endpoint_for
-
-        return endpoint_for(self.candidate)
-
-    def _keep(self, report: EvalReport) -> None:
-        self.folder.keep_run_id(report.run_id)  # the store may have answered late
+    def _write_report(self, report: EvalReport, results: Sequence[SampleResult]) -> None:
+        self.folder.save_run_id(report.run_id)  # the tracker may assign it late
         self.folder.write(REPORT_FILE, asdict(report))
         self.folder.write_text(TABLE_FILE, markdown_table([report]))
-        self.folder.write_text(PAGE_FILE, render_html([LoadedRun.read(self.folder)]))
+        loaded = LoadedRun.from_plans(report, self.plans, results)
+        self.folder.write_text(PAGE_FILE, render_html([loaded]))
 
 
-def create_backend(
-    config: EvalConfig, folder: Path, warn: Callable[[str], None], judge: Judge | None = None
-) -> Backend:
-    """Return who asks the questions.
+def create_backend(config: EvalConfig, folder: Path, judge: Judge | None = None) -> Backend:
+    """Return the backend of the configuration.
 
-    Raises:
-        ConfigError: that backend is not there.
+    Args:
+        config: settings of the run.
+        folder: results folder, where OpenCompass writes its own files.
+        judge: the judge model of the native backend.
     """
     if config.backend == "native":
         return NativeBackend(config.batch_size, judge)
-    try:
-        from llmctl.evaluation.opencompass import OpenCompassBackend
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "this llmctl has no OpenCompass backend", hint="--backend native asks the same"
-        ) from error
-    backend: Backend = OpenCompassBackend(folder, warn)
-    return backend
+    from llmctl.evaluation.opencompass import OpenCompassBackend
+    from llmctl.services.private_server import serve_privately
+
+    return OpenCompassBackend(folder, serve_privately)

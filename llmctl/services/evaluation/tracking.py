@@ -1,7 +1,6 @@
-"""What does the tracking store learn of an evaluation?"""
+"""Tracking of an evaluation run: parameters, datasets and metrics."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmctl.engine.models.provenance import Provenance
@@ -23,11 +22,21 @@ def run_start(
     parent_run_id: str | None,
     resume_run_id: str | None,
 ) -> RunStart:
-    """Return what is known when the first question is put."""
+    """Return the start of the tracked run, with the setup of each benchmark as parameters."""
+    setups = {
+        plan.suite: {
+            "mode": plan.mode,
+            "shots": plan.shots,
+            "prompt_hash": plan.prompt_hash,
+            "data_hash": plan.data_hash[:16],
+            "questions": plan.question_count,
+        }
+        for plan in plans
+    }
     return RunStart(
         kind="eval",
         model=model,
-        params={**params, **{plan.suite: asdict(_setting(plan)) for plan in plans}},
+        params={**params, **setups},
         tags={TAG_KEY_METRIC: f"eval/{plans[0].suite}"},
         parent_run_id=parent_run_id,
         resume_run_id=resume_run_id,
@@ -35,7 +44,7 @@ def run_start(
 
 
 def log_start(tracker: Tracker, plans: Sequence[BenchmarkPlan], origin: Provenance | None) -> None:
-    """Say which model is measured on which data."""
+    """Log the evaluated model and the datasets."""
     if origin is not None and origin.model_id is not None:
         tracker.use_model(origin.model_id)
     for plan in plans:
@@ -44,37 +53,21 @@ def log_start(tracker: Tracker, plans: Sequence[BenchmarkPlan], origin: Provenan
 
 
 def log_end(tracker: Tracker, report: EvalReport, folder: Path, origin: Provenance | None) -> None:
-    """Keep the scores, and everything in the run's folder."""
-    for suite in report.suites:
-        tracker.log_metrics(
-            benchmark_metrics(suite), model_id=None if origin is None else origin.model_id
-        )
+    """Log the scores, and the results folder as an artifact."""
+    model_id = None if origin is None else origin.model_id
+    for score in report.suites:
+        tracker.log_metrics(benchmark_metrics(score), model_id=model_id)
     tracker.log_artifact(folder, "eval")
     if report.failed:
         tracker.end("failed", f"{report.failed} questions have no answer")
 
 
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    mode: str
-    shots: int
-    prompt_hash: str
-    data_hash: str
-    questions: int
+def benchmark_metrics(score: BenchmarkScore) -> dict[str, float]:
+    """Return the metrics of a benchmark: `eval/ceval`, `eval/ceval/stem`, `eval/ceval/law`, ...
 
-
-def _setting(plan: BenchmarkPlan) -> _Setting:
-    return _Setting(
-        plan.mode, plan.shots, plan.prompt_hash, plan.data_hash[:16], plan.question_count
-    )
-
-
-def benchmark_metrics(suite: BenchmarkScore) -> dict[str, float]:
-    """Return the metrics of a suite: `eval/ceval`, `eval/ceval/stem`, `eval/ceval/law`, ...
-
-    The suite's own number is the macro average where it has subjects, as OpenCompass reports it.
+    `eval/ceval` is the macro average if the benchmark has subjects, as OpenCompass reports it.
     """
-    name, overall = f"eval/{suite.suite}", suite.overall
+    name, overall = f"eval/{score.suite}", score.overall
     values = {
         name: overall.accuracy if overall.macro is None else overall.macro,
         f"{name}/micro": overall.accuracy,
@@ -85,6 +78,6 @@ def benchmark_metrics(suite: BenchmarkScore) -> dict[str, float]:
         f"{name}/answered": float(overall.answered),
         f"{name}/failed": float(overall.failed),
     }
-    for part in (*suite.categories, *(suite.subjects if len(suite.subjects) > 1 else ())):
+    for part in (*score.categories, *(score.subjects if len(score.subjects) > 1 else ())):
         values[f"{name}/{part.name}"] = part.accuracy if part.macro is None else part.macro
     return {key: value for key, value in values.items() if value is not None}

@@ -27,8 +27,10 @@ from llmctl.types import (
     TrainReport,
 )
 
-FOLDER: Final = "exams"
+FOLDER: Final = "benchmarks"
 """Folder in the training's output folder, with `before`, `after` and an HTML report of both."""
+_EARLIER_FOLDER: Final = "exams"
+"""Its name in earlier releases, which is kept if it exists."""
 
 
 class TrainingBenchmarks:
@@ -55,7 +57,8 @@ class TrainingBenchmarks:
             ConfigError: a benchmark or its data does not exist, or several processes train.
         """
         self._config = config
-        self._folder = folder / FOLDER
+        earlier = folder / _EARLIER_FOLDER
+        self._folder = earlier if earlier.is_dir() else folder / FOLDER
         self._listener = listener
         self._observer = observer
         self._tracking_uri = tracking_uri

@@ -1,6 +1,6 @@
-"""OpenCompass' parts of ours that need no OpenCompass: the overlay, the wire, the files it writes.
+"""Parts of the OpenCompass backend that do not need OpenCompass.
 
-What needs it is in `test_opencompass_run.py`.
+`test_run.py` has the tests that do.
 """
 
 import json
@@ -13,8 +13,8 @@ import pytest
 
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.evaluation.backend import ServerModel
 from llmctl.evaluation.opencompass import venv
+from llmctl.evaluation.opencompass.backend import shares_prefixes
 from llmctl.evaluation.opencompass.child.http import (
     ServerClient,
     ServerRequestError,
@@ -23,11 +23,10 @@ from llmctl.evaluation.opencompass.child.http import (
 )
 from llmctl.evaluation.opencompass.child.response_cache import ResponseCache, cache_key
 from llmctl.evaluation.opencompass.launch import LOG, OpenCompassError, launch
-from llmctl.evaluation.opencompass.likelihood_path import logprob_route
 from llmctl.evaluation.opencompass.outputs import read_subject
 from llmctl.services.private_server import serve_privately
-from llmctl.types import EvalSample, SubjectPlan
-from tests.evaluation.scripted_server import chat_reply, scripted_server
+from llmctl.types import ApiEndpoint, EvalSample, SubjectPlan
+from tests.evaluation.model_servers import chat_reply, scripted_server
 from tests.server.servers import running_server
 
 TEXTS = [["One and one make two", "One and one make three"], ["Yes is yes", "Yes is no"]]
@@ -39,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def test_a_package_that_cannot_be_had_names_the_way_out_and_leaves_nothing(
+def test_a_failed_installation_names_the_alternative_and_leaves_nothing(
     home: Path, tmp_path: Path
 ) -> None:
     wheels = tmp_path / "wheels"
@@ -54,13 +53,13 @@ def test_a_package_that_cannot_be_had_names_the_way_out_and_leaves_nothing(
     assert [entry.name for entry in (home / "opencompass").iterdir()] == [".lock"]
 
 
-def test_a_wheelhouse_that_is_not_there_is_said_at_once(home: Path) -> None:
-    with pytest.raises(ConfigError, match="is no folder"):
+def test_a_missing_wheelhouse_is_an_error(home: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a folder"):
         venv.setup_venv(home / "nothing")
 
 
 @pytest.mark.usefixtures("home")
-def test_an_overlay_made_for_other_packages_is_stale() -> None:
+def test_an_environment_built_for_other_packages_is_stale() -> None:
     python = venv.venv_dir() / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.touch()
@@ -75,16 +74,16 @@ def test_an_overlay_made_for_other_packages_is_stale() -> None:
     assert venv.find_python() is None
 
 
-def test_what_stops_opencompass_reaches_the_user_with_its_log(tmp_path: Path) -> None:
-    # Our own Python has no OpenCompass, so its first import fails.
-    request: dict[str, object] = {"exams": []}
+def test_an_error_of_opencompass_is_reported_with_its_log(tmp_path: Path) -> None:
+    # llmctl's own Python has no OpenCompass, so its first import fails.
+    request: dict[str, object] = {"benchmarks": []}
     with pytest.raises(OpenCompassError, match="No module named 'opencompass'") as caught:
         launch(Path(sys.executable), tmp_path, request, lambda _: None, api_key="k", data=tmp_path)
     assert str(tmp_path / LOG) in caught.value.hint
     assert "Traceback" in (tmp_path / LOG).read_text()
 
 
-def test_a_busy_server_is_asked_again_and_a_refusal_is_not() -> None:
+def test_a_busy_server_is_retried_and_a_refusal_is_not() -> None:
     asked: list[str] = []
 
     def answer(_: str, body: dict[str, Any]) -> dict[str, Any] | int:
@@ -95,15 +94,15 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_not() -> None:
 
     with scripted_server(answer) as url:
         server = ServerClient(url, "m", "")
-        assert server.ask("/chat/completions", {"case": "busy"})["choices"]
-        with pytest.raises(ServerRequestError, match="400: told to fail with 400"):
-            server.ask("/chat/completions", {"case": "wrong"})
+        assert server.post("/chat/completions", {"case": "busy"})["choices"]
+        with pytest.raises(ServerRequestError, match="400: scripted failure 400"):
+            server.post("/chat/completions", {"case": "wrong"})
     assert asked == ["busy"] * 3 + ["wrong"]
 
 
-def test_scores_over_http_are_the_same_by_either_way(tiny: HFRunner) -> None:
+def test_scores_by_shared_prefix_and_by_echo_are_equal(tiny: HFRunner) -> None:
     with serve_privately(tiny) as private:
-        one = ServerClient(private.base_url, private.model, private.api_key)
+        one = ServerClient(private.base_url, private.model or "", private.api_key or "")
         shared = [(index, scores) for index, scores, _ in score_shared_prefix(one, TEXTS)]
         echoed = [(index, scores) for index, scores, _ in score_by_echo(one, TEXTS, 2)]
     for (index, first), (same, second) in zip(shared, echoed, strict=True):
@@ -130,7 +129,7 @@ def test_the_former_route_of_loglikelihoods_is_used_for_older_servers() -> None:
     assert [path.rpartition("/")[2] for path in paths] == ["loglikelihoods", "score"]
 
 
-def test_a_server_that_dies_in_the_middle_leaves_an_error_for_each_question_left() -> None:
+def test_a_server_that_stops_gives_an_error_for_each_remaining_group() -> None:
     with scripted_server(lambda *_: 0) as url:
         answers = list(score_shared_prefix(ServerClient(url, "m", ""), TEXTS))
     assert [index for index, _, _ in answers] == [0, 1]
@@ -142,7 +141,7 @@ def test_the_private_server_needs_its_key(tiny: HFRunner) -> None:
         serve_privately(tiny) as private,
         pytest.raises(ServerRequestError, match="401"),
     ):
-        ServerClient(private.base_url, private.model, "guess").ask("/completions", {})
+        ServerClient(private.base_url, "m", "guess").post("/completions", {})
 
 
 def echo(token_logprobs: list[float | None], count: int) -> dict[str, Any]:
@@ -160,25 +159,25 @@ def echo(token_logprobs: list[float | None], count: int) -> dict[str, Any]:
         (echo([None, -1.0, -2.0, -9.0], 3), "counts 3 and 3 tokens"),
     ],
 )
-def test_a_server_whose_likelihoods_are_not_real_is_refused(
+def test_a_server_without_real_log_likelihoods_is_refused(
     reply: dict[str, Any] | int, why: str
 ) -> None:
     def answer(path: str, _: dict[str, Any]) -> dict[str, Any] | int:
         return reply if path == "/completions" else 404
 
     with scripted_server(answer) as url, pytest.raises(ConfigError, match=why) as caught:
-        logprob_route(ServerModel(url, "m"))
+        shares_prefixes(ApiEndpoint(url, "m"))
     assert "--mode gen" in caught.value.hint
 
 
-def test_the_probe_finds_both_ways(tiny: HFRunner) -> None:
+def test_both_kinds_of_servers_are_recognised(tiny: HFRunner) -> None:
     with serve_privately(tiny) as private:
-        assert logprob_route(private) == "score"
+        assert shares_prefixes(private)
     with running_server(tiny) as url:
-        assert logprob_route(ServerModel(f"{url}/v1", tiny.info().model_id)) == "echo"
+        assert not shares_prefixes(ApiEndpoint(f"{url}/v1", tiny.info().model_id))
 
 
-def test_a_journal_cut_off_in_a_line_keeps_the_lines_before(tmp_path: Path) -> None:
+def test_a_cache_with_an_incomplete_line_keeps_the_others(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     ResponseCache(file).put(cache_key("a"), {"reply": "ja, 是"})
     with file.open("a") as stream:
@@ -201,7 +200,7 @@ def written(folder: Path, name: str, content: object) -> Path:
     return file
 
 
-def test_replies_have_opencompass_own_reading_and_the_careful_one(tmp_path: Path) -> None:
+def test_replies_have_the_strict_answer_of_opencompass_and_the_robust_one(tmp_path: Path) -> None:
     subject = SubjectPlan("ceval", "law", "法学", (), (question(4, "B"), question(7, "A")))
     predictions = {
         "0": {"prediction": "The answer is B", "llmctl": {"finish_reason": "stop", "tokens": 9}},
@@ -227,7 +226,7 @@ def test_replies_have_opencompass_own_reading_and_the_careful_one(tmp_path: Path
         {"pred": "NULL", "refr": "B", "is_correct": False},
     ],
 )
-def test_every_evaluator_s_details_are_understood(tmp_path: Path, detail: object) -> None:
+def test_details_of_every_evaluator_are_read(tmp_path: Path, detail: object) -> None:
     subject = SubjectPlan("ceval", "law", "法学", (), (question(0, "B"),))
     (read,) = read_subject(
         subject,
@@ -238,7 +237,7 @@ def test_every_evaluator_s_details_are_understood(tmp_path: Path, detail: object
     assert (read.prediction, read.correct) == ("NULL", False)
 
 
-def test_an_error_noted_beside_a_prediction_is_the_question_s(tmp_path: Path) -> None:
+def test_an_error_beside_a_prediction_is_that_of_the_sample(tmp_path: Path) -> None:
     subject = SubjectPlan("ceval", "law", "法学", (), (question(0, "B"), question(1, "A")))
     entry = {"label: A": {"PPL": 1.5}, "label: B": {"PPL": 1.25}, "prediction": "B", "gold": "B"}
     predictions = {"0": entry, "1": {"prediction": "", "llmctl": {"error": "500: no"}}}

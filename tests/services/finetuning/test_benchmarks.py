@@ -87,7 +87,7 @@ def test_an_adapter_that_was_taught_an_exam_does_better_in_it_all_the_way_to_the
     assert found.questions == 12
     assert found.second >= found.first + 0.5
     assert found.low > 0
-    assert (output / "exams" / "report.html").stat().st_size > 10_000
+    assert (output / "benchmarks" / "report.html").stat().st_size > 10_000
 
     # The same by hand: eval of the adapter, then compare with the base.
     again = tmp_path / "again"
@@ -96,7 +96,7 @@ def test_an_adapter_that_was_taught_an_exam_does_better_in_it_all_the_way_to_the
     evaluate(
         EvalRequest(options={**options, "dtype": Setting("float32", "option")}), SILENT_OBSERVER
     )
-    by_hand = compare_evaluations(str(output / "exams" / "before"), str(again)).comparisons[0]
+    by_hand = compare_evaluations(str(output / "benchmarks" / "before"), str(again)).comparisons[0]
     assert (by_hand.first, by_hand.second) == (found.first, found.second)
     assert len(read_samples(str(again), wrong=True)) == round(12 * (1 - found.second))
 
@@ -124,6 +124,7 @@ def test_a_run_that_is_stopped_in_the_exam_afterwards_goes_on_with_it(
     with pytest.raises(KeyboardInterrupt):
         ask(chosen, impatient)
     assert f"--resume --output {output}`" in notes[-1]
+    (output / "benchmarks").rename(output / "exams")  # the name in earlier releases
     known = Provenance.read(output)
     report = ask({"output": str(output)}, notes.append, resume=True)
     told = [note.split()[1] for note in notes if note.startswith("benchmarks ")]
@@ -134,6 +135,8 @@ def test_a_run_that_is_stopped_in_the_exam_afterwards_goes_on_with_it(
     assert now.model_id == known.model_id is not None
     (found,) = report.exams
     assert found.questions == 12
+    assert (output / "exams" / "report.html").exists()
+    assert not (output / "benchmarks").exists()
     with open_runs(None) as store:
         (taught,) = [run for run in store.runs() if run.kind == "finetune"]
     assert taught.status == "finished"
@@ -144,6 +147,6 @@ def test_an_exam_that_is_not_there_is_said_before_anything_is_taught(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     exam = write_custom_benchmark(tmp_path)
-    with pytest.raises(ConfigError, match="there is no exam 'cevil'"):
+    with pytest.raises(ConfigError, match="unknown benchmark 'cevil'"):
         teach(tiny_folder, exam, tmp_path / "taught", eval=("cevil",))
     assert not (tmp_path / "taught" / "run.lock.json").exists()

@@ -1,5 +1,5 @@
-"""What runs inside OpenCompass' own environment: our model, our inferencers and the run itself.
+"""Code that runs in OpenCompass' virtual environment: models, inferencers and the driver.
 
-The folder is copied into the folder of a run as the package `llmctl_oc`, so nothing in it may
-import the rest of llmctl, and a run can be looked at, and run again, as it was.
+The folder is copied into the results folder of a run as the package `llmctl_oc`, so it must not
+import other modules of llmctl, and a run can be inspected and repeated as it was.
 """

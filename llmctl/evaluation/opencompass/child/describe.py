@@ -1,22 +1,24 @@
-"""Tells the questions of a configuration, as OpenCompass would put them, without asking any."""
+"""Lists the samples of a dataset configuration, rendered by OpenCompass, without a model."""
 
 import os
 import traceback
 from typing import Any
 
-from .http import _shared
-from .models import _messages
+from .http import shared_prefix
+from .models import chat_messages
 from .response_cache import event_log
 
 
-def describe(
+def list_samples(
     datasets: list[dict[str, Any]], model: dict[str, Any], wanted: list[str], mode: str
 ) -> None:
-    """Tell each data set's questions, or why it has none.
+    """Emit the samples of each dataset, or its error.
 
     Args:
-        datasets: as `driver._as_asked` leaves them, but for the rows.
-        wanted: names of data sets; none is all.
+        datasets: definitions from `driver._prepare`, with all rows.
+        model: definition of the model, which renders the prompts.
+        wanted: names of datasets; empty lists all.
+        mode: `ppl` or `gen`.
     """
     from mmengine.config import ConfigDict
     from opencompass.utils import build_model_from_cfg
@@ -28,29 +30,31 @@ def describe(
         if wanted and name not in wanted:
             continue
         try:
-            event_log.tell("listed", subject=name, questions=_questions(dataset, built, mode))
-        except Exception as error:  # whatever a data set's code does where its files are not
+            event_log.emit("samples", subject=name, samples=_samples(dataset, built, mode))
+        except Exception as error:  # a dataset's own code fails in any way if its files are missing
             traceback.print_exc()
-            event_log.tell("failed", subject=name, error=str(error) or repr(error))
+            event_log.emit("failed", subject=name, error=str(error) or repr(error))
 
 
 def _name_missing_files() -> None:
-    """Let OpenCompass say which file it misses; by itself it says that its download failed."""
+    """Make OpenCompass name a missing file; its own message is about the failed download."""
     from opencompass.utils import datasets
 
-    fetch = datasets.download_dataset
+    download = datasets.download_dataset
 
-    def fetched(path: str, *rest: Any, **more: Any) -> Any:
+    def download_or_name(path: str, *rest: Any, **more: Any) -> Any:
         try:
-            return fetch(path, *rest, **more)
+            return download(path, *rest, **more)
         except Exception as error:
-            missing = os.path.normpath(path)
-            raise FileNotFoundError(f"{missing} is missing, and not to be had: {error}") from error
+            file = os.path.normpath(path)
+            raise FileNotFoundError(
+                f"{file} is missing and cannot be downloaded: {error}"
+            ) from error
 
-    datasets.download_dataset = fetched
+    datasets.download_dataset = download_or_name
 
 
-def _questions(dataset: dict[str, Any], model: Any, mode: str) -> list[dict[str, Any]]:
+def _samples(dataset: dict[str, Any], model: Any, mode: str) -> list[dict[str, Any]]:
     from mmengine.config import ConfigDict
     from opencompass.registry import ICL_INFERENCERS, ICL_PROMPT_TEMPLATES, ICL_RETRIEVERS
     from opencompass.utils import build_dataset_from_cfg
@@ -68,19 +72,21 @@ def _questions(dataset: dict[str, Any], model: Any, mode: str) -> list[dict[str,
     reader = retriever.dataset_reader
     column = reader.output_column
     golds = list(reader.dataset["test"][column]) if column else [""] * len(data.test)
+    samples: list[dict[str, Any]]
     if mode == "gen":
         prompts = inferencer.get_generation_prompt_list_from_retriever_indices(
             retriever.retrieve(), retriever, inferencer.gen_field_replace_token, **templates
         )
-        asked: list[dict[str, Any]] = [
-            {"messages": _messages(model.parse_template(prompt, mode="gen"))} for prompt in prompts
+        samples = [
+            {"messages": chat_messages(model.parse_template(prompt, mode="gen"))}
+            for prompt in prompts
         ]
     else:
         labels, groups = inferencer.all_texts(retriever, **templates)
-        asked = []
+        samples = []
         for texts in groups:
-            context = _shared(texts)
-            asked.append(
+            context = shared_prefix(texts)
+            samples.append(
                 {
                     "labels": [str(label) for label in labels],
                     "context": context,
@@ -88,6 +94,6 @@ def _questions(dataset: dict[str, Any], model: Any, mode: str) -> list[dict[str,
                 }
             )
     return [
-        {**one, "gold": gold if isinstance(gold, str) else str(gold)}
-        for one, gold in zip(asked, golds, strict=True)
+        {**sample, "gold": gold if isinstance(gold, str) else str(gold)}
+        for sample, gold in zip(samples, golds, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""How is the model reached from inside OpenCompass? Over HTTP, with patience, never silently."""
+"""HTTP client of the OpenAI-compatible server, with retries, for several threads."""
 
 import http.client
 import json
@@ -12,71 +12,69 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 KEY_VARIABLE = "LLMCTL_OC_KEY"
-"""Holds the server's key for a run, whose files must not hold it."""
+"""Environment variable with the server's key, which must not be in the files of a run."""
 TIMEOUT_S = 1800.0
-TRIES = 3
+ATTEMPTS = 3
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
 TOO_LONG = "context_length_exceeded"
 
 
 class ServerRequestError(Exception):
-    """A question that got no answer, and why."""
+    """A request that failed."""
 
     def __init__(self, message: str, code: object = None, status: int | None = None) -> None:
         super().__init__(message)
         self.unknown_route = status == 404 and code is None
         """The server has no such route; an unknown model has a code."""
         self.too_long = code == TOO_LONG
-        """The prompt does not fit the model's context; it may with fewer examples."""
+        """The prompt exceeds the context length; it may fit with fewer examples."""
 
 
 class ServerClient:
-    """A server with OpenAI's API. May be used from many threads."""
+    """Client of one model of a server with OpenAI's API."""
 
     def __init__(self, base_url: str, model: str, key: str) -> None:
         self._base_url = base_url.rstrip("/")
         self.model = model
         self._key = key
         host = urllib.parse.urlsplit(base_url).hostname
-        # A proxy is for the world outside.
+        # A proxy cannot reach the loopback address of this machine.
         proxies = [urllib.request.ProxyHandler({})] if host in LOOPBACK else []
         self._open = urllib.request.build_opener(*proxies).open
-        self._gone = threading.Event()
+        self._unreachable = threading.Event()
 
-    def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Post and return the whole answer. Raises `ServerRequestError`."""
-        for tries_left in range(TRIES - 1, -1, -1):
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the JSON response. Raises `ServerRequestError`."""
+        for attempts_left in range(ATTEMPTS - 1, -1, -1):
             try:
-                with self._post(path, body) as answer:
-                    found: dict[str, Any] = json.load(answer)
-                self._gone.clear()
-                return found
+                with self._request(path, body) as response:
+                    content: dict[str, Any] = json.load(response)
+                self._unreachable.clear()
+                return content
             except urllib.error.HTTPError as error:
-                if not tries_left or (error.code != 429 and error.code < 500):
+                if not attempts_left or (error.code != 429 and error.code < 500):
                     raise _refused(error) from error
-                time.sleep(_patience(error, tries_left))
+                time.sleep(_retry_after(error, attempts_left))
             except (OSError, ValueError, http.client.HTTPException) as error:
-                # One thread finds out that a server is gone; the others need not wait again.
-                if not tries_left or self._gone.is_set():
-                    self._gone.set()
+                # If one thread found the server unreachable, the others do not retry.
+                if not attempts_left or self._unreachable.is_set():
+                    self._unreachable.set()
                     raise ServerRequestError(f"the server does not answer: {error}") from error
-                time.sleep(2.0 ** (TRIES - 1 - tries_left) / 2)
+                time.sleep(2.0 ** (ATTEMPTS - 1 - attempts_left) / 2)
         raise AssertionError
 
-    def lines(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Post and yield the answer's lines as they come. Raises `ServerRequestError`."""
+    def post_for_lines(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the JSON lines of the response as they arrive. Raises `ServerRequestError`."""
         try:
-            with self._post(path, body) as answer:
-                for line in answer:
+            with self._request(path, body) as response:
+                for line in response:
                     yield json.loads(line)
         except urllib.error.HTTPError as error:
             raise _refused(error) from error
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ServerRequestError(f"the server does not answer: {error}") from error
 
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
+    def _request(self, path: str, body: dict[str, Any]) -> Any:
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -86,18 +84,21 @@ class ServerClient:
         return self._open(request, timeout=TIMEOUT_S)
 
 
-def _patience(error: urllib.error.HTTPError, tries_left: int) -> float:
+def _retry_after(error: urllib.error.HTTPError, attempts_left: int) -> float:
+    """Return the seconds to wait before the next attempt."""
     try:
         return min(float(error.headers.get("Retry-After", "")), 60.0)
     except ValueError:
-        return 2.0 ** (TRIES - 1 - tries_left) / 2
+        return 2.0 ** (ATTEMPTS - 1 - attempts_left) / 2
 
 
 def _refused(error: urllib.error.HTTPError) -> ServerRequestError:
     text = error.read().decode(errors="replace")
     try:
-        told = json.loads(text)["error"]
-        return ServerRequestError(f"{error.code}: {told['message']}", told.get("code"), error.code)
+        details = json.loads(text)["error"]
+        return ServerRequestError(
+            f"{error.code}: {details['message']}", details.get("code"), error.code
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         return ServerRequestError(
             f"{error.code}: {text.strip()[:200] or error.reason}", status=error.code
@@ -105,25 +106,27 @@ def _refused(error: urllib.error.HTTPError) -> ServerRequestError:
 
 
 TextLogprob = tuple[float, int]
-"""Summed log-likelihood of a text's tokens but the first, and how many tokens it has."""
+"""Summed log-likelihood of a text's tokens except the first, and its number of tokens."""
+GroupScores = tuple[int, list[TextLogprob] | ServerRequestError, int]
+"""Index of the group, a score for each text or the error, and the tokens computed."""
 
 
-def score_shared_prefix(
-    server: ServerClient, groups: list[list[str]]
-) -> Iterator[tuple[int, list[TextLogprob] | ServerRequestError, int]]:
-    """Score groups of texts in one request: index, a score for each text, tokens computed."""
-    head = _shared([text for group in groups for text in group])
+def score_shared_prefix(server: ServerClient, groups: list[list[str]]) -> Iterator[GroupScores]:
+    """Score groups of texts in one request to `llmctl serve`, which shares their prefixes."""
+    head = shared_prefix([text for group in groups for text in group])
     wire = []
     for group in groups:
-        stem = _shared(group)
-        wire.append({"stem": stem[len(head) :], "endings": [text[len(stem) :] for text in group]})
+        stem = shared_prefix(group)
+        endings = [text[len(stem) :] for text in group]
+        wire.append({"stem": stem[len(head) :], "endings": endings})
     answered = 0
     body = {"model": server.model, "head": head, "groups": wire}
     try:
         for line in _loglikelihood_lines(server, body):
             if "error" in line:
-                told = line["error"]
-                yield line["index"], ServerRequestError(told["message"], told.get("code")), 0
+                details = line["error"]
+                error = ServerRequestError(details["message"], details.get("code"))
+                yield line["index"], error, 0
             else:
                 scores = [(score["logprob"], score["tokens"]) for score in line["scores"]]
                 yield line["index"], scores, line["computed"]
@@ -137,15 +140,17 @@ def score_shared_prefix(
 
 def _loglikelihood_lines(server: ServerClient, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     try:
-        yield from server.lines("/loglikelihoods", body)
+        yield from server.post_for_lines("/loglikelihoods", body)
     except ServerRequestError as error:
         if not error.unknown_route:
             raise
-        yield from server.lines("/score", body)  # the route's name in older versions of llmctl
+        yield from server.post_for_lines(
+            "/score", body
+        )  # the route's name in older versions of llmctl
 
 
-def _shared(texts: list[str]) -> str:
-    """Return what all texts begin with."""
+def shared_prefix(texts: list[str]) -> str:
+    """Return the longest prefix of all texts."""
     first, last = min(texts), max(texts)
     pairs = enumerate(zip(first, last, strict=False))
     return first[: next((at for at, (a, b) in pairs if a != b), len(min(first, last, key=len)))]
@@ -153,39 +158,40 @@ def _shared(texts: list[str]) -> str:
 
 def score_by_echo(
     server: ServerClient, groups: list[list[str]], workers: int
-) -> Iterator[tuple[int, list[TextLogprob] | ServerRequestError, int]]:
-    """Do the same at any server whose completions echo the prompt with its log-likelihoods."""
+) -> Iterator[GroupScores]:
+    """Score groups of texts at a server whose completions echo the prompt's log-likelihoods."""
 
     def score(group: list[str]) -> list[TextLogprob] | ServerRequestError:
         try:
-            told = [echo_logprobs(server, text) for text in group]
-            return [(sum(logprobs), len(logprobs) + 1) for logprobs in told]
+            logprobs = [echo_logprobs(server, text) for text in group]
+            return [(sum(values), len(values) + 1) for values in logprobs]
         except ServerRequestError as error:
             return error
 
     with ThreadPoolExecutor(workers) as pool:
         for index, scores in enumerate(pool.map(score, groups)):
-            computed = (
-                0 if isinstance(scores, ServerRequestError) else sum(count for _, count in scores)
-            )
-            yield index, scores, computed
+            if isinstance(scores, ServerRequestError):
+                yield index, scores, 0
+            else:
+                yield index, scores, sum(count for _, count in scores)
 
 
 def echo_logprobs(server: ServerClient, text: str) -> list[float]:
-    """Return the log-likelihoods of a text's tokens but the first, by its echo.
+    """Return the log-likelihoods of a text's tokens except the first.
 
-    Raises `ServerRequestError`, also where the echo says nothing.
+    Raises:
+        ServerRequestError: the request failed, or the server does not echo log-likelihoods.
     """
     body = {"prompt": text, "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
-    answer = server.ask("/completions", {"model": server.model, **body})
+    response = server.post("/completions", {"model": server.model, **body})
     try:
-        logprobs = answer["choices"][0]["logprobs"]["token_logprobs"]
-        count = answer["usage"]["prompt_tokens"]
-        told = [float(value) for value in logprobs[1:count]]
+        logprobs = response["choices"][0]["logprobs"]["token_logprobs"]
+        count = response["usage"]["prompt_tokens"]
+        values = [float(value) for value in logprobs[1:count]]
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ServerRequestError("the server echoes no log-likelihoods") from error
-    if len(told) != count - 1 or not any(told):
+    if len(values) != count - 1 or not any(values):
         raise ServerRequestError(
-            f"the server echoed {len(told)} log-likelihoods for {count} tokens"
+            f"the server echoed {len(values)} log-likelihoods for {count} tokens"
         )
-    return told
+    return values

@@ -1,4 +1,4 @@
-"""Our inferencers for OpenCompass: its prompts and file layout, our way of asking."""
+"""OpenCompass inferencers that keep its prompts and file layout but use the server."""
 
 import json
 from collections.abc import Iterator
@@ -8,18 +8,18 @@ from typing import Any
 from opencompass.openicl.icl_inferencer import GenInferencer, PPLInferencer
 from opencompass.openicl.icl_inferencer.icl_base_inferencer import PPLInferencerOutputHandler
 
-from .http import ServerRequestError, TextLogprob, score_by_echo, score_shared_prefix
+from .http import GroupScores, ServerRequestError, score_by_echo, score_shared_prefix
 from .response_cache import cache_key, event_log
 
 NOTES = "llmctl"
-"""What we add to a prediction of OpenCompass': an error, token counts, how a reply ended."""
+"""Key of the entries added to a prediction: error, token counts, finish reason."""
 
 
 class SharedPrefixPPLInferencer(PPLInferencer):  # type: ignore[misc]
-    """Asks for all texts of a subject together, so that what they share is computed once.
+    """Scores all texts of a subject together, so that shared prefixes are computed once.
 
-    OpenCompass goes label by label and question by question, and at batch sizes above one its
-    left padding adds a wrong term to every shorter text; these are its numbers at batch size one.
+    OpenCompass scores label by label and sample by sample. At batch sizes above one its left
+    padding adds a wrong term to every shorter text; these scores are those of batch size one.
     """
 
     def inference(
@@ -35,29 +35,30 @@ class SharedPrefixPPLInferencer(PPLInferencer):  # type: ignore[misc]
             raise NotImplementedError("normalizing_str is not supported")
         output = PPLInferencerOutputHandler()
         templates = {"ice_template": ice_template, "prompt_template": prompt_template}
-        chosen = retriever.retrieve()
+        example_ids = retriever.retrieve()
         labels = self._labels(retriever, templates)
-        examples = [retriever.generate_ice(ids, ice_template=ice_template) for ids in chosen]
+        examples = [retriever.generate_ice(ids, ice_template=ice_template) for ids in example_ids]
         output.save_ice(self.model.parse_template(examples, mode="ppl"))
 
         def texts(index: int) -> list[str]:
             return self._texts(retriever, labels, index, examples[index], templates)
 
-        predictions: list[Any] = [""] * len(chosen)
-        notes: list[dict[str, Any]] = [{} for _ in chosen]
-        dropped = [0] * len(chosen)
-        event_log.tell("questions", count=len(chosen))
-        groups = {index: texts(index) for index in range(len(chosen))}
+        predictions: list[Any] = [""] * len(example_ids)
+        notes: list[dict[str, Any]] = [{} for _ in example_ids]
+        dropped = [0] * len(example_ids)
+        event_log.emit("questions", count=len(example_ids))
+        groups = {index: texts(index) for index in range(len(example_ids))}
         while groups:
-            again = {}
+            shortened = {}
             for index, scores, computed in self._scores(groups):
                 if isinstance(scores, ServerRequestError):
-                    left = chosen[index][: -1 - dropped[index]]
-                    if scores.too_long and len(left) < len(chosen[index]) - dropped[index]:
-                        # As in OpenCompass, the last example goes first.
+                    ids = example_ids[index]
+                    fewer = ids[: -1 - dropped[index]]
+                    if scores.too_long and len(fewer) < len(ids) - dropped[index]:
+                        # As in OpenCompass, the last example is dropped first.
                         dropped[index] += 1
-                        examples[index] = retriever.generate_ice(left, ice_template=ice_template)
-                        again[index] = texts(index)
+                        examples[index] = retriever.generate_ice(fewer, ice_template=ice_template)
+                        shortened[index] = texts(index)
                         continue
                     notes[index] = {"error": str(scores), "too_long": scores.too_long}
                     output.results_dict[str(index)]["origin_prompt"] = groups[index][0]
@@ -72,12 +73,12 @@ class SharedPrefixPPLInferencer(PPLInferencer):  # type: ignore[misc]
                     shown = self.model.parse_template(examples[index], mode="ppl")
                     for at, label in enumerate(labels):
                         text, loss, count = groups[index][at], losses[at], scores[at][1]
-                        without = text.replace(shown, "")
-                        output.save_prompt_and_ppl(label, without, text, loss, index)
+                        without_examples = text.replace(shown, "")
+                        output.save_prompt_and_ppl(label, without_examples, text, loss, index)
                         entry = output.results_dict[str(index)][f"label: {label}"]
-                        entry["BPB"] = loss * count / len(without.encode())
-                event_log.tell("question")
-            groups = again
+                        entry["BPB"] = loss * count / len(without_examples.encode())
+                event_log.emit("question")
+            groups = shortened
         output.save_predictions(predictions)
         reader = retriever.dataset_reader
         if reader.output_column:
@@ -91,10 +92,9 @@ class SharedPrefixPPLInferencer(PPLInferencer):  # type: ignore[misc]
     def all_texts(
         self, retriever: Any, ice_template: Any = None, prompt_template: Any = None
     ) -> tuple[list[Any], list[list[str]]]:
-        """Return the labels, and their texts for each question, without asking."""
+        """Return the labels and, for each sample, their texts, without scoring them."""
         templates = {"ice_template": ice_template, "prompt_template": prompt_template}
         labels = self._labels(retriever, templates)
-        chosen = retriever.retrieve()
         return labels, [
             self._texts(
                 retriever,
@@ -103,12 +103,12 @@ class SharedPrefixPPLInferencer(PPLInferencer):  # type: ignore[misc]
                 retriever.generate_ice(ids, ice_template=ice_template),
                 templates,
             )
-            for index, ids in enumerate(chosen)
+            for index, ids in enumerate(retriever.retrieve())
         ]
 
     def _labels(self, retriever: Any, templates: dict[str, Any]) -> list[Any]:
-        known: list[Any] | None = self.labels
-        return list(retriever.get_labels(**templates)) if known is None else known
+        labels: list[Any] | None = self.labels
+        return list(retriever.get_labels(**templates)) if labels is None else labels
 
     def _texts(
         self, retriever: Any, labels: list[Any], index: int, example: Any, templates: dict[str, Any]
@@ -119,46 +119,45 @@ class SharedPrefixPPLInferencer(PPLInferencer):  # type: ignore[misc]
         ]
         return [self.model.parse_template(prompt, mode="ppl") for prompt in prompts]
 
-    def _scores(
-        self, groups: dict[int, list[str]]
-    ) -> Iterator[tuple[int, list[TextLogprob] | ServerRequestError, int]]:
-        """Yield what is known from an earlier run, then what the server says, as it says it."""
+    def _scores(self, groups: dict[int, list[str]]) -> Iterator[GroupScores]:
+        """Yield the cached scores, then those of the server as they arrive."""
         model = self.model
         keys = {index: cache_key("ppl", model.identity, group) for index, group in groups.items()}
-        left = []
+        missing = []
         for index, key in keys.items():
-            if (known := model.journal.get(key)) is None:
-                left.append(index)
+            if (cached := model.cache.get(key)) is None:
+                missing.append(index)
                 continue
-            scores, computed = known
+            scores, computed = cached
             yield index, [(logprob, count) for logprob, count in scores], computed
-        if not left:
+        if not missing:
             return
-        asked = [groups[index] for index in left]
+        texts = [groups[index] for index in missing]
         answers = (
-            score_shared_prefix(model.server, asked)
+            score_shared_prefix(model.server, texts)
             if model.shared
-            else score_by_echo(model.server, asked, model.workers)
+            else score_by_echo(model.server, texts, model.workers)
         )
         for at, scores, computed in answers:
             if not isinstance(scores, ServerRequestError):
-                model.journal.put(keys[left[at]], [scores, computed])
-            yield left[at], scores, computed
+                model.cache.put(keys[missing[at]], [scores, computed])
+            yield missing[at], scores, computed
 
 
-class NotedGenInferencer(GenInferencer):  # type: ignore[misc]
-    """OpenCompass' own, with all questions in one batch and what went wrong written beside."""
+class AnnotatedGenInferencer(GenInferencer):  # type: ignore[misc]
+    """Sends all prompts in one batch and adds errors and token counts to the predictions."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        # In-flight requests are the model's to limit; OpenCompass would wait between batches.
+        # The model limits the requests in flight; OpenCompass would wait between batches.
         super().__init__(*args, **options | {"batch_size": 10**9})
 
     def inference(self, *args: Any, **options: Any) -> list[str]:
         predictions: list[str] = super().inference(*args, **options)
         file = Path(options["output_json_filepath"]) / options["output_json_filename"]
-        found = json.loads(file.read_text(encoding="utf-8"))
-        for index, note in enumerate(self.model.notes):
-            found[str(index)][NOTES] = {name: note[name] for name in note if name != "reply"}
-        text = json.dumps(found, ensure_ascii=False, indent=4)
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for index, response in enumerate(self.model.responses):
+            note = {name: response[name] for name in response if name != "reply"}
+            content[str(index)][NOTES] = note
+        text = json.dumps(content, ensure_ascii=False, indent=4)
         file.write_text(text, encoding="utf-8")
         return predictions

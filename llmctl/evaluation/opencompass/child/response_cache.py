@@ -1,4 +1,4 @@
-"""What has been answered, so that nothing is asked twice, and how far is the run?"""
+"""Cache of the model's responses, and the log of events for the parent process."""
 
 import hashlib
 import json
@@ -8,40 +8,40 @@ from typing import Any
 
 
 def cache_key(*parts: object) -> str:
-    """Return what tells a question from every other: a hash of all that decides its answer."""
+    """Return a hash of everything that determines a response."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
 
 class ResponseCache:
-    """Answers by key, in a file that a crash leaves readable up to its last line."""
+    """Responses by key, in a JSON-lines file that stays readable after a crash."""
 
     def __init__(self, file: Path) -> None:
         self._lock = threading.Lock()
-        self._answers: dict[str, Any] = {}
+        self._responses: dict[str, Any] = {}
         if file.exists():
             for line in file.read_text(encoding="utf-8").splitlines():
                 try:
                     entry = json.loads(line)
-                    self._answers[entry["key"]] = entry["answer"]
+                    self._responses[entry["key"]] = entry["answer"]
                 except (ValueError, KeyError):
-                    continue  # the line that was being written when the run was killed
+                    continue  # an incomplete line of a killed run
         self._stream = file.open("a", encoding="utf-8")
         self._stream.write("\n")
 
     def get(self, key: str) -> Any:
-        """Return an answer, or None."""
-        return self._answers.get(key)
+        """Return a response, or None."""
+        return self._responses.get(key)
 
-    def put(self, key: str, answer: Any) -> None:
+    def put(self, key: str, response: Any) -> None:
         with self._lock:
-            self._answers[key] = answer
-            line = json.dumps({"key": key, "answer": answer}, ensure_ascii=False)
+            self._responses[key] = response
+            line = json.dumps({"key": key, "answer": response}, ensure_ascii=False)
             self._stream.write(line + "\n")
             self._stream.flush()
 
 
 class EventLog:
-    """Tells the parent process what happens, a line of JSON each."""
+    """Events for the parent process, one JSON object per line."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -50,11 +50,11 @@ class EventLog:
     def write_to(self, file: Path) -> None:
         self._file = file
 
-    def tell(self, event: str, **facts: object) -> None:
+    def emit(self, event: str, **fields: object) -> None:
         if self._file is None:
             return  # OpenCompass was started by hand with the configuration of a run
         with self._lock, self._file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"event": event, **facts}, ensure_ascii=False) + "\n")
+            stream.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
 
 
 event_log = EventLog()
