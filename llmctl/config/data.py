@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from llmctl.config.model import DEFAULT_MODEL
+from llmctl.config.model import DEFAULT_MODEL, spec_from_config
 from llmctl.config.option import Option
 from llmctl.errors import ConfigError
 from llmctl.types import ModelSpec
@@ -61,9 +61,7 @@ class TokenizerConfig(ReadConfig):
                     "--chat-template and --trust-remote-code need a model", hint="add --model NAME"
                 )
             return None
-        return ModelSpec(
-            self.model, chat_template=self.chat_template, trust_remote_code=self.trust_remote_code
-        )
+        return spec_from_config(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +87,7 @@ class ShowConfig(ReadConfig):
 
     def model_spec(self) -> ModelSpec:
         """Return the model whose tokenizer is used."""
-        return ModelSpec(
-            self.model, chat_template=self.chat_template, trust_remote_code=self.trust_remote_code
-        )
+        return spec_from_config(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from typing import Annotated
 
 from annotated_types import Ge, Lt, MinLen
 
-from llmctl.config.model import DEFAULT_MODEL
+from llmctl.config.model import DEFAULT_MODEL, spec_from_config
 from llmctl.config.option import Option
 from llmctl.errors import ConfigError
-from llmctl.types import DType, EvalBackend, EvalMode, Quant
+from llmctl.types import DType, EvalBackend, EvalMode, ModelSpec, Quant
 
 _Count = Annotated[int, Ge(1)]
 
@@ -77,6 +77,10 @@ class EvalConfig:
     """Run Python code from the model's repository."""
     allow_pickle: bool = False
     """Also load .bin weights, which can run code."""
+
+    def model_spec(self) -> ModelSpec:
+        """Return the local model to evaluate."""
+        return spec_from_config(self)
 
     def __post_init__(self) -> None:
         if self.base_url is not None and self.adapter is not None:

@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from llmctl.config.model import DEFAULT_MODEL
+from llmctl.config.model import DEFAULT_MODEL, spec_from_config
 from llmctl.config.option import Option
 from llmctl.errors import ConfigError
-from llmctl.types import DType, EvalMode, Quant
+from llmctl.types import DType, EvalMode, ModelSpec, Quant
 
 TrainMethod = Literal["lora", "qlora", "dora", "rslora", "full", "dpo"]
 LrScheduler = Literal["cosine", "linear", "constant"]
@@ -193,6 +193,10 @@ class TrainConfig:
     def weights_quant(self) -> Quant:
         """Quantization of the frozen weights."""
         return self.quant or ("4bit" if self.method == "qlora" else "none")
+
+    def model_spec(self) -> ModelSpec:
+        """Return the model to train."""
+        return spec_from_config(self, quant=self.weights_quant)
 
     @property
     def lora_alpha(self) -> float:

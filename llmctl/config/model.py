@@ -1,10 +1,13 @@
-"""The default model, and the settings with which a model is loaded."""
+"""The default model, the settings with which a model is loaded, and its specification."""
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any
 
 from llmctl.config.option import Option
-from llmctl.types import DType, MemoryLimits, ModelSpec, Quant
+from llmctl.types import DType, ModelSpec, Quant
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -28,19 +31,6 @@ class LoadConfig:
     allow_pickle: bool = False
     """Also load .bin weights, which can run code."""
 
-    def _spec(self, adapter: str | None, limits: MemoryLimits | None = None) -> ModelSpec:
-        return ModelSpec(
-            model=self.model,
-            quant=self.quant,
-            device=self.device,
-            dtype=self.dtype,
-            adapter=adapter,
-            chat_template=self.chat_template,
-            trust_remote_code=self.trust_remote_code,
-            allow_pickle=self.allow_pickle,
-            limits=limits or MemoryLimits(),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(LoadConfig):
@@ -51,7 +41,22 @@ class ModelConfig(LoadConfig):
 
     def model_spec(self) -> ModelSpec:
         """Return the model to load."""
-        return self._spec(self.adapter)
+        return spec_from_config(self)
+
+
+def spec_from_config(config: "DataclassInstance", **settings: Any) -> ModelSpec:
+    """Return the model that a config names, with the fields that both dataclasses have.
+
+    Args:
+        config: a config dataclass with a field `model`.
+        settings: fields of `ModelSpec`, in place of those of the config.
+
+    Raises:
+        ConfigError: a value is invalid.
+    """
+    common = {field.name for field in fields(config)} & {field.name for field in fields(ModelSpec)}
+    values = {name: getattr(config, name) for name in common - settings.keys()}
+    return ModelSpec(**values, **settings)
 
 
 LOAD_OPTIONS = frozenset(

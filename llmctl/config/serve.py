@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 
 from annotated_types import Ge, Le
 
-from llmctl.config.model import LoadConfig
+from llmctl.config.model import LoadConfig, spec_from_config
 from llmctl.config.option import Option, parse_size
 from llmctl.errors import ConfigError
 from llmctl.types import DEFAULT_MAX_ROWS, KVQuant, MemoryLimits, ModelSpec
@@ -138,7 +138,7 @@ class ServeConfig(LoadConfig):
         for name in names:
             if name and names.count(name) > 1:
                 raise ConfigError(f"two adapters are named {name!r}")
-        if self.adapter_dir is not None and not Path(self.adapter_dir).is_dir():
+        if self.adapter_dir is not None and not Path(self.adapter_dir).expanduser().is_dir():
             raise ConfigError(f"--adapter-dir {self.adapter_dir} is not a folder")
         if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
             raise ConfigError("--ssl-certfile and --ssl-keyfile go together")
@@ -170,7 +170,7 @@ class ServeConfig(LoadConfig):
         """Return the model to load, with its own adapter and memory limits."""
         unnamed = [folder for name, folder in map(_split_adapter, self.adapter) if not name]
         limits = MemoryLimits(self.context_length, self.max_rows, self.kv_memory, self.kv_quant)
-        return self._spec(unnamed[0] if unnamed else None, limits)
+        return spec_from_config(self, adapter=unnamed[0] if unnamed else None, limits=limits)
 
     def read_api_keys(self) -> tuple[str, ...]:
         """Return the API keys of the options and of the file.

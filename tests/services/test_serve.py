@@ -17,6 +17,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_tilde_in_a_path_is_the_home_folder(home: Path) -> None:
+    (home / "adapters").mkdir()
     config = ServeConfig(adapter_dir="~/adapters", ssl_certfile="~/c.pem", ssl_keyfile="/etc/k.pem")
     expanded = expand_paths(config)
     assert expanded.adapter_dir == str(home / "adapters")

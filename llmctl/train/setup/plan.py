@@ -28,7 +28,7 @@ from llmctl.train.setup.defaults import (
 from llmctl.train.setup.memory import TrainMemoryEstimate, TrainMemoryEstimator
 from llmctl.train.setup.run_lock import RunLock, config_to_json
 from llmctl.train.setup.trainable_parameters import count_trainable
-from llmctl.types import ModelSpec, Progress, ProgressCallback, TrainPlan, ignore_progress
+from llmctl.types import Progress, ProgressCallback, TrainPlan, ignore_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def prepare_training(
         ModelNotFoundError, ModelLoadError, UnsafeModelError: as `load_model`.
     """
     config = settings.values
-    metadata = load_model_metadata(_model_spec(config), progress)
+    metadata = load_model_metadata(config.model_spec(), progress)
     if config.method == "dpo":
         from llmctl.train.dpo import check_dpo_settings  # raises if the extra is missing
 
@@ -160,18 +160,6 @@ def _fit_micro_batch(
         return resolved, estimate, None
     suggestions = estimator.suggest(config, **row)
     return resolved, estimate, estimator.out_of_memory_error(estimate, suggestions)
-
-
-def _model_spec(config: TrainConfig) -> ModelSpec:
-    return ModelSpec(
-        model=config.model,
-        quant=config.weights_quant,
-        dtype=config.dtype,
-        device=config.device,
-        chat_template=config.chat_template,
-        trust_remote_code=config.trust_remote_code,
-        allow_pickle=config.allow_pickle,
-    )
 
 
 def _sample_prompts(
