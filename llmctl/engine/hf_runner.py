@@ -1,7 +1,6 @@
 """The Transformers backend: a model in this process, and the thread that runs it."""
 
 import atexit
-import gc
 import itertools
 import threading
 from collections.abc import Sequence
@@ -355,6 +354,5 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
             stream.cancel()
         self._worker.stop()
         self._loaded = self._worker = None
-        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -1,5 +1,7 @@
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,16 +232,23 @@ def test_requests_of_several_threads_get_their_own_replies(tiny: HFRunner) -> No
     assert together == alone
 
 
-def test_close_ends_all_requests_with_an_error(tiny_folder: Path) -> None:
+def test_close_ends_all_requests_with_an_error_and_frees_the_model(tiny_folder: Path) -> None:
     engine = HFRunner(ModelSpec(str(tiny_folder), device="cpu"))
     engine.load()
+    assert engine._loaded is not None
+    model = weakref.ref(engine._loaded.model)
     streams = [
         engine.submit(ask(max_new_tokens=200, ignore_eos=True, temperature=0)) for _ in range(3)
     ]
-    engine.close()
-    for stream in streams:
-        with pytest.raises(EngineStoppedError):
-            collect_result(stream)
+    gc.disable()  # reference counting must suffice: the next model needs the memory
+    try:
+        engine.close()
+        for stream in streams:
+            with pytest.raises(EngineStoppedError):
+                collect_result(stream)
+        assert model() is None
+    finally:
+        gc.enable()
     with pytest.raises(EngineStoppedError):
         engine.submit(ask())
     engine.close()

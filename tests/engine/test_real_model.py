@@ -5,13 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmctl.engine.batching.forward.int4 import int4_supported
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.memory.estimate import estimate_weight_bytes
-from llmctl.engine.models import resolve
 from llmctl.engine.models.catalog import CATALOG
 from llmctl.engine.stream import collect_result
 from llmctl.types import (
@@ -108,7 +106,9 @@ def test_the_right_continuation_scores_higher(smollm: HFRunner) -> None:
     assert not wrong.is_greedy
 
 
-def test_batched_replies_equal_those_of_transformers(smollm: HFRunner) -> None:
+def test_batched_replies_equal_those_of_transformers(
+    smollm: HFRunner, reference_smollm: tuple[Any, Any]
+) -> None:
     openings = ("Name a river.", "Write one line about rain.", "What is 3 + 4?", "Say hello.")
     requests = []
     for i in range(4):
@@ -119,9 +119,7 @@ def test_batched_replies_equal_those_of_transformers(smollm: HFRunner) -> None:
             requests.append(GenerationRequest(turns, sampling=sampling))
     streams = [smollm.submit(request) for request in requests]
     replies = [collect_result(stream).choices[0] for stream in streams]
-    folder = resolve.resolve_model("smollm2-135m").path
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = reference_smollm
     template = ChatTemplate.of(tokenizer)
     for request, reply in zip(requests, replies, strict=True):
         prompt = template.render(request.messages).ids

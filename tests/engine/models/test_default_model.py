@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -16,14 +17,14 @@ pytestmark = pytest.mark.real_model
 
 
 @pytest.fixture(scope="module")
-def found() -> ResolvedModel:
+def resolved() -> ResolvedModel:
     return resolve_model(DEFAULT_MODEL)
 
 
-def test_the_manifest_names_the_source(found: ResolvedModel) -> None:
-    if found.source != "package-index":
+def test_the_manifest_names_the_source(resolved: ResolvedModel) -> None:
+    if resolved.source != "package-index":
         pytest.skip("this machine has it from the hub")
-    manifest = Manifest.read(found.path)
+    manifest = Manifest.read(resolved.path)
     wheel = CATALOG[0].wheel
     assert manifest is not None
     assert wheel is not None
@@ -33,8 +34,8 @@ def test_the_manifest_names_the_source(found: ResolvedModel) -> None:
     assert manifest.bytes == sum(manifest.files.values()) > CATALOG[0].weight_bytes
 
 
-def test_the_metadata_equals_that_of_the_catalogue(found: ResolvedModel) -> None:
-    info = models.show(found.model_id)
+def test_the_metadata_equals_that_of_the_catalogue(resolved: ResolvedModel) -> None:
+    info = models.show(resolved.model_id)
     assert info.state == "downloaded"
     assert (info.parameters, info.linear_parameters) == (
         CATALOG[0].parameters,
@@ -43,14 +44,14 @@ def test_the_metadata_equals_that_of_the_catalogue(found: ResolvedModel) -> None
     assert (info.context_length, info.vocab_size) == (8192, 49152)
 
 
-def test_the_tokenizer_and_template_are_those_of_the_model(found: ResolvedModel) -> None:
+def test_the_tokenizer_and_template_are_those_of_the_model(resolved: ResolvedModel) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(found.path)
+    tokenizer = AutoTokenizer.from_pretrained(resolved.path)
     special = tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token
     assert special == ("<|im_start|>", "<|im_end|>", "<|im_end|>", "<|endoftext|>")
     assert tokenizer.eos_token_id == 2
-    assert json.loads((found.path / "generation_config.json").read_text())["eos_token_id"] == 2
+    assert json.loads((resolved.path / "generation_config.json").read_text())["eos_token_id"] == 2
     assert tokenizer.model_max_length == 8192
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
@@ -64,12 +65,10 @@ def test_the_tokenizer_and_template_are_those_of_the_model(found: ResolvedModel)
     assert tokenizer.tokenize("in  2024") == ["in", "ĠĠ", "2", "0", "2", "4"]
 
 
-def test_the_converted_weights_predict_english_text(found: ResolvedModel) -> None:
+def test_the_converted_weights_predict_english_text(reference_smollm: tuple[Any, Any]) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(found.path)
-    model = AutoModelForCausalLM.from_pretrained(found.path, dtype=torch.float32)
+    model, tokenizer = reference_smollm
     text = (
         "The Pythagorean theorem states that in a right triangle, the square of the length of the "
         "hypotenuse is equal to the sum of the squares of the lengths of the other two sides."
