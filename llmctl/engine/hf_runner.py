@@ -56,7 +56,7 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
     """One Transformers model and the one thread that runs it.
 
     Attributes:
-        spec: what was asked to be loaded.
+        spec: the model to load, and how.
         path: how the model runs, as `choose_executor` returns it; set by `load`.
     """
 

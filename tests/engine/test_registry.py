@@ -1,5 +1,10 @@
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 
+import llmctl
 from llmctl.engine.base import (
     SupportsAdapters,
     SupportsEmbed,
@@ -72,3 +77,16 @@ def test_a_backend_without_a_capability_is_rejected_in_one_way(
 def test_only_the_client_of_a_server_lists_models() -> None:
     assert isinstance(OpenAIClient(SERVER), SupportsModelList)
     assert not isinstance(HFRunner(SPEC), SupportsModelList)
+
+
+def test_every_extra_that_a_message_names_exists() -> None:
+    package = Path(llmctl.__file__).parent
+    project = tomllib.loads((package.parent / "pyproject.toml").read_text())["project"]
+    pattern = re.compile(r'MissingDependencyError\(.*extra="(\w+)"\)')
+    named = {
+        extra
+        for file in package.rglob("*.py")
+        for extra in pattern.findall(file.read_text(encoding="utf-8"))
+    }
+    assert named
+    assert named <= set(project["optional-dependencies"])

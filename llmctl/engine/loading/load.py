@@ -85,10 +85,8 @@ def load_model(
     adapter = adapter_folder(spec, resolved)
     progress(Progress(f"loading {resolved.model_id} on {device}"))
     with library_errors(resolved.path, spec), quiet_libraries():
-        config, tokenizer = (
-            read_model_config(spec, resolved.full_model),
-            read_tokenizer(spec, resolved),
-        )
+        config = read_model_config(spec, resolved.full_model)
+        tokenizer = read_tokenizer(spec, resolved)
         template = ChatTemplate.of(tokenizer, spec.chat_template)
         check = provenance.check_provenance(
             resolved,

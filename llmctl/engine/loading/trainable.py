@@ -53,10 +53,8 @@ def load_model_metadata(
         spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle, progress=progress
     )
     with library_errors(resolved.path, spec), quiet_libraries():
-        config, tokenizer = (
-            read_model_config(spec, resolved.full_model),
-            read_tokenizer(spec, resolved),
-        )
+        config = read_model_config(spec, resolved.full_model)
+        tokenizer = read_tokenizer(spec, resolved)
         if (resolved.full_model.path / "generation_config.json").is_file():
             defaults = GenerationConfig.from_pretrained(resolved.full_model.path)
         else:

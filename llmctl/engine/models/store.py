@@ -109,7 +109,7 @@ def exclusive_lock(name: str, progress: ProgressCallback = ignore_progress) -> I
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        progress(Progress(f"waiting for another llmctl that is fetching {name}"))
+        progress(Progress(f"waiting for another process that installs {name}"))
         lock.acquire()
     try:
         yield
@@ -182,6 +182,7 @@ def _delete(folder: Path, name: str) -> None:
 
 
 def _staging_root() -> Path:
+    # The name is that of earlier releases, so that their left-over folders are deleted too.
     return models_folder() / ".aside"
 
 

@@ -140,5 +140,5 @@ def test_waiting_for_a_lock_is_reported() -> None:
         reported.set()
 
     with store.exclusive_lock("m", report):
-        assert stages == ["waiting for another llmctl that is fetching m"]
+        assert stages == ["waiting for another process that installs m"]
     thread.join()

@@ -38,7 +38,7 @@ from tests.adapters import save_adapter
 from tests.fakes import FakeEngine
 from tests.server.servers import running_server, wait_until
 
-ASKED = (Message("system", "s"), Message("user", "q"))
+MESSAGES = (Message("system", "s"), Message("user", "q"))
 
 
 @pytest.fixture
@@ -65,12 +65,12 @@ def test_a_result_equals_that_of_the_served_engine(
     sampling = SamplingParams(
         max_new_tokens=5, temperature=0.0, top_k=0, min_p=0.1, seed=0, stop=("x",), n=2
     )
-    result = client.generate(GenerationRequest(ASKED, sampling=sampling))
+    result = client.generate(GenerationRequest(MESSAGES, sampling=sampling))
     assert [choice.text for choice in result.choices] == ["Hello", "Hello"]
     assert result.choices[0].reasoning == "hm"
     assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (7, 6)
     (request,) = engine.requests
-    assert request.messages == ASKED
+    assert request.messages == MESSAGES
     assert request.sampling == sampling
     assert client.info().model_id == "fake-model"
     assert client.info().context_length == 128
@@ -82,12 +82,12 @@ def test_grammars_and_tools_reach_the_server(client: OpenAIClient, engine: FakeE
         Grammar("json_schema", '{"type": "object"}'),
         Grammar("choice", choices=("a",)),
     ):
-        client.generate(GenerationRequest(ASKED, sampling=SamplingParams(grammar=grammar)))
+        client.generate(GenerationRequest(MESSAGES, sampling=SamplingParams(grammar=grammar)))
         assert engine.requests[-1].sampling.grammar is not None
         assert engine.requests[-1].sampling.grammar.kind == grammar.kind
     engine.pieces = (ResponseDelta(call=ToolCall("look", '{"at": 1}', "call_1")),)
     tools = (Tool("look", "Looks.", {"type": "object", "properties": {}}),)
-    result = client.generate(GenerationRequest(ASKED, tools=tools, required_tools=("look",)))
+    result = client.generate(GenerationRequest(MESSAGES, tools=tools, required_tools=("look",)))
     assert result.choices[0].tool_calls == (ToolCall("look", '{"at": 1}', "call_1"),)
     assert result.choices[0].finish_reason == "tool_calls"
     assert engine.requests[-1].required_tools == ("look",)
@@ -95,7 +95,7 @@ def test_grammars_and_tools_reach_the_server(client: OpenAIClient, engine: FakeE
 
 def test_a_cancelled_request_ends_on_the_server(client: OpenAIClient, engine: FakeEngine) -> None:
     engine.hold = threading.Event()
-    with client.submit(GenerationRequest(ASKED)) as stream:
+    with client.submit(GenerationRequest(MESSAGES)) as stream:
         assert next(iter(stream)).text == "Hel"
     assert wait_until(lambda: engine.in_flight == 0)
     assert wait_until(lambda: client.in_flight == 0)
@@ -126,11 +126,11 @@ def test_an_error_of_the_server_keeps_its_kind_and_message(
 ) -> None:
     engine.reject = error
     with pytest.raises(kind, match=str(error)):
-        client.generate(GenerationRequest(ASKED))
+        client.generate(GenerationRequest(MESSAGES))
     engine.reject, engine.fail = None, error
     pieces = []
     with pytest.raises(LlmctlError, match=str(error)):  # noqa: PT012
-        for chunk in client.submit(GenerationRequest(ASKED)):
+        for chunk in client.submit(GenerationRequest(MESSAGES)):
             pieces.append(chunk.text)
     assert "".join(pieces) == "Hello"
 
@@ -156,7 +156,7 @@ def test_raw_prompts_and_tokenisation_are_unsupported(client: OpenAIClient) -> N
     client.close()
     client.close()
     with pytest.raises(EngineStoppedError):
-        client.submit(GenerationRequest(ASKED))
+        client.submit(GenerationRequest(MESSAGES))
 
 
 def test_an_adapter_of_the_server_is_selected_by_name(
@@ -164,7 +164,7 @@ def test_an_adapter_of_the_server_is_selected_by_name(
 ) -> None:
     tiny.load_adapter("manners", str(save_adapter(tmp_path / "manners", tiny_folder)))
     request = GenerationRequest(
-        ASKED, sampling=SamplingParams(temperature=0.0, max_new_tokens=60), adapter="manners"
+        MESSAGES, sampling=SamplingParams(temperature=0.0, max_new_tokens=60), adapter="manners"
     )
     try:
         with running_server(tiny) as url, connected(url) as client:

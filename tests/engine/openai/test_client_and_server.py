@@ -33,7 +33,7 @@ def client(url: str) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_the_client_gets_a_reply(client: openai.OpenAI) -> None:
+def test_a_completion(client: openai.OpenAI) -> None:
     reply = client.chat.completions.create(model="fake-model", messages=MESSAGES)
     assert reply.choices[0].message.content == "Hello"
     assert reply.choices[0].finish_reason == "stop"
@@ -42,7 +42,7 @@ def test_the_client_gets_a_reply(client: openai.OpenAI) -> None:
     assert reply._request_id
 
 
-def test_the_client_gets_a_stream(client: openai.OpenAI) -> None:
+def test_a_stream_with_usage(client: openai.OpenAI) -> None:
     chunks = list(
         client.chat.completions.create(
             model="fake-model",
@@ -56,13 +56,13 @@ def test_the_client_gets_a_stream(client: openai.OpenAI) -> None:
     assert chunks[-1].usage is not None
 
 
-def test_the_clients_stream_helper_accumulates_a_reply(client: openai.OpenAI) -> None:
+def test_the_stream_helper_accumulates_choices(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(model="fake-model", messages=MESSAGES, n=2) as stream:
         reply = stream.get_final_completion()
     assert [choice.message.content for choice in reply.choices] == ["Hello", "Hello"]
 
 
-def test_the_async_client_gets_both(url: str) -> None:
+def test_the_async_client(url: str) -> None:
     async def talk() -> tuple[str | None, str]:
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
             create = client.chat.completions.create
@@ -74,7 +74,7 @@ def test_the_async_client_gets_both(url: str) -> None:
     assert asyncio.run(talk()) == ("Hello", "Hello")
 
 
-def test_many_clients_at_once_each_get_their_reply(url: str) -> None:
+def test_concurrent_requests(url: str) -> None:
     async def ask(client: openai.AsyncOpenAI, stream: bool) -> str:
         if not stream:
             reply = await client.chat.completions.create(model="fake-model", messages=MESSAGES)
@@ -91,7 +91,7 @@ def test_many_clients_at_once_each_get_their_reply(url: str) -> None:
     assert asyncio.run(ask_all()) == ["Hello"] * 40
 
 
-def test_extensions_arrive_from_extra_body(client: openai.OpenAI, engine: FakeEngine) -> None:
+def test_extra_body_sets_the_extensions(client: openai.OpenAI, engine: FakeEngine) -> None:
     client.chat.completions.create(
         model="fake-model",
         messages=MESSAGES,
@@ -102,23 +102,26 @@ def test_extensions_arrive_from_extra_body(client: openai.OpenAI, engine: FakeEn
     assert (sampling.temperature, sampling.top_k, sampling.min_p) == (0.0, 5, 0.1)
 
 
-def test_the_clients_own_structured_output_arrives_as_a_schema() -> None:
+def test_parse_sends_a_json_schema() -> None:
     class Person(pydantic.BaseModel):
         name: str
         age: int
 
-    says = FakeEngine(('{"name": "Ada",', ' "age": 36}'))
-    with running_server(says) as own, openai.OpenAI(base_url=f"{own}/v1", api_key="none") as client:
+    json_engine = FakeEngine(('{"name": "Ada",', ' "age": 36}'))
+    with (
+        running_server(json_engine) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client,
+    ):
         reply = client.chat.completions.parse(
             model="fake-model", messages=MESSAGES, response_format=Person
         )
     assert reply.choices[0].message.parsed == Person(name="Ada", age=36)
-    grammar = says.requests[-1].sampling.grammar
+    grammar = json_engine.requests[-1].sampling.grammar
     assert grammar is not None
     assert json.loads(grammar.source)["required"] == ["name", "age"]
 
 
-def test_a_reply_can_be_sent_back_as_history(client: openai.OpenAI) -> None:
+def test_a_message_of_the_client_is_valid_history(client: openai.OpenAI) -> None:
     reply = client.chat.completions.create(model="fake-model", messages=MESSAGES)
     history = [*MESSAGES, reply.choices[0].message, *MESSAGES]
     again = client.chat.completions.create(
@@ -133,7 +136,7 @@ def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
     assert client.models.retrieve("fake-model").id == "fake-model"
 
 
-def test_errors_are_the_clients_own_kinds(client: openai.OpenAI) -> None:
+def test_http_errors_are_exceptions_of_the_client(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="gpt-4o", messages=MESSAGES)
     assert missing.value.code == "model_not_found"
@@ -146,7 +149,7 @@ def test_errors_are_the_clients_own_kinds(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_engine_errors_are_the_clients_own_kinds(
+def test_engine_errors_are_exceptions_of_the_client(
     client: openai.OpenAI, engine: FakeEngine, stream: bool
 ) -> None:
     def ask() -> None:
@@ -164,9 +167,7 @@ def test_engine_errors_are_the_clients_own_kinds(
         engine.reject = None
 
 
-def test_an_error_in_mid_stream_is_raised_by_the_client(
-    client: openai.OpenAI, engine: FakeEngine
-) -> None:
+def test_an_error_within_a_stream_is_raised(client: openai.OpenAI, engine: FakeEngine) -> None:
     engine.fail = EngineFailedError("broke")
     try:
         stream = client.chat.completions.create(model="fake-model", messages=MESSAGES, stream=True)
@@ -176,7 +177,7 @@ def test_an_error_in_mid_stream_is_raised_by_the_client(
         engine.fail = None
 
 
-def test_chunks_arrive_while_the_reply_is_still_being_made(
+def test_chunks_arrive_before_the_end_of_the_generation(
     client: openai.OpenAI, engine: FakeEngine
 ) -> None:
     engine.hold = threading.Event()
@@ -193,7 +194,7 @@ def test_chunks_arrive_while_the_reply_is_still_being_made(
         engine.hold = None
 
 
-def test_closing_a_stream_cancels_it(client: openai.OpenAI, engine: FakeEngine) -> None:
+def test_closing_a_stream_cancels_the_request(client: openai.OpenAI, engine: FakeEngine) -> None:
     engine.hold = threading.Event()
     try:
         stream = client.chat.completions.create(model="fake-model", messages=MESSAGES, stream=True)

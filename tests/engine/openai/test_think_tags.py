@@ -28,8 +28,8 @@ def test_the_split_does_not_depend_on_how_the_text_is_cut(
     splitter = ThinkTagSplitter()
     parts = [splitter.feed(piece) for piece in pieces(text, size)]
     parts.append(splitter.flush())
-    assert "".join(thought for _, thought in parts).strip() == reasoning
-    assert "".join(said for said, _ in parts) == answer
+    assert "".join(part for _, part in parts).strip() == reasoning
+    assert "".join(part for part, _ in parts) == answer
 
 
 def server_chunk(index: int, finish_reason: str | None = None, **delta: str) -> ChatCompletionChunk:
