@@ -297,7 +297,7 @@ def test_an_adapter_of_another_model_is_refused(llama: HFRunner, tmp_path: Path)
     for at, shape in enumerate(shapes):
         other = save_tiny_model(tmp_path / f"other{at}", **shape)
         folder = save_adapter(tmp_path / f"lora{at}", other, target_modules=["q_proj", "o_proj"])
-        with pytest.raises(ConfigError, match=r"on this model|on another model"):
+        with pytest.raises(ConfigError, match=r"to this model|on another model"):
             llama.load_adapter("x", str(folder))
     smaller = save_tiny_model(tmp_path / "smaller", num_hidden_layers=1)
     folder = save_adapter(tmp_path / "lora-smaller", smaller, target_modules=["q_proj"])
@@ -315,7 +315,7 @@ def test_folders_without_an_adapter_are_refused(
     with pytest.raises(ConfigError, match=r"no adapter_model.safetensors"):
         llama.load_adapter("x", str(tmp_path))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(ConfigError, match="cannot put"):
+    with pytest.raises(ConfigError, match="cannot load the adapter"):
         llama.load_adapter("x", str(tmp_path))
     config["peft_type"] = "IA3"
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
