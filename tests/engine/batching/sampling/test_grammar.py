@@ -4,7 +4,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,7 @@ from llmctl.engine.batching.sampling.grammar import GrammarCompiler, GrammarMatc
 from llmctl.engine.batching.sampling.logprobs import TokenBytes
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import RequestError
-from llmctl.types import Grammar
+from llmctl.types import GenerationRequest, Grammar, Message, SamplingParams
 from tests.server.servers import error_body, send_request
 from tests.tiny import byte_tokenizer
 
@@ -487,35 +487,17 @@ def test_the_real_tokenizer_writes_valid_json(smollm_tokenizer: Any) -> None:
 
 
 @pytest.mark.real_model
-def test_the_real_model_describes_a_person(smollm_tokenizer: Any) -> None:
-    from transformers import AutoModelForCausalLM
-
-    tokenizer = smollm_tokenizer
-    model = AutoModelForCausalLM.from_pretrained(tokenizer.name_or_path, dtype=torch.float32)
+def test_the_real_model_describes_a_person(smollm: HFRunner) -> None:
     schema = only(
         name={"type": "string", "maxLength": 30},
         age={"type": "integer", "minimum": 0, "maximum": 120},
         job={"enum": ["mathematician", "cook"]},
     )
     prompt = "Describe Ada Lovelace, 36 years old, mathematician, as JSON with name, age and job."
-    ids: Sequence[int] = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
-    )
-    compiler = GrammarCompiler(tokenizer, model.config.vocab_size, [tokenizer.eos_token_id])
-    matcher = compiler.compile(Grammar("json_schema", json.dumps(schema)))
-    generated: list[int] = []
-    state, step = None, torch.tensor([ids])
-    while not matcher.finished:
-        matcher.prefetch_mask()
-        with torch.inference_mode():
-            output = model(step, past_key_values=state, use_cache=True)
-            logits = output.logits[0, -1]
-            matcher.apply(logits)
-        generated.append(int(logits.argmax()))
-        matcher.accept(generated[-1])
-        state, step = output.past_key_values, torch.tensor([generated[-1:]])
-        assert len(generated) < 80
-    person = json.loads(tokenizer.decode(generated, skip_special_tokens=True))
+    grammar = Grammar("json_schema", json.dumps(schema))
+    sampling = SamplingParams(temperature=0, max_new_tokens=80, grammar=grammar)
+    request = GenerationRequest((Message("user", prompt),), sampling=sampling)
+    person = json.loads(smollm.generate(request).choices[0].text)
     jsonschema.validate(person, schema)
     assert person["name"] == "Ada Lovelace"
     assert person["job"] == "mathematician"
