@@ -11,7 +11,7 @@ from llmctl.config.model import LOAD_OPTIONS, ModelConfig
 from llmctl.errors import ConfigError
 from llmctl.types import MemoryLimits, ModelSpec
 
-LOADED = {
+LOADED: dict[str, Any] = {
     "model": "owner/name",
     "quant": "4bit",
     "device": "cpu",

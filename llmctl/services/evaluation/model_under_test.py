@@ -13,7 +13,7 @@ from llmctl.engine.openai.wire import base_models
 from llmctl.engine.registry import create_engine
 from llmctl.errors import ConfigError
 from llmctl.services.evaluation.request import EvalObserver
-from llmctl.types import ApiEndpoint, ModelSpec, ProgressCallback
+from llmctl.types import ApiEndpoint, ProgressCallback
 
 _VARIABLE = "variable"
 """Origin of a setting from an environment variable."""
@@ -35,17 +35,7 @@ def open_model_under_test(
         with connect(endpoint, "--model", progress) as client:
             yield client
         return
-    spec = ModelSpec(
-        model=config.model,
-        quant=config.quant,
-        device=config.device,
-        dtype=config.dtype,
-        adapter=config.adapter,
-        chat_template=config.chat_template,
-        trust_remote_code=config.trust_remote_code,
-        allow_pickle=config.allow_pickle,
-    )
-    with create_engine(spec) as engine:
+    with create_engine(config.model_spec()) as engine:
         engine.load(progress)
         observer.loaded(engine.info())
         yield engine
