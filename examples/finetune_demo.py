@@ -1,9 +1,9 @@
-"""Teaches a small model a place that does not exist, and asks it before and after.
+"""Fine-tunes a small model on facts about a fictional place, and compares its answers.
 
-Run `python examples/finetune_demo.py` from the root of the project: some ten minutes on two CPU
-cores. It trains with `llmctl finetune --config examples/finetune.yaml`, unless the adapter is there
-already. Then the model answers every question of examples/data/observatory-questions.jsonl, none
-of which is worded so in the training data, without the adapter and with it.
+Run `python examples/finetune_demo.py` from the root of the project: about ten minutes on two CPU
+cores. It trains with `llmctl finetune --config examples/finetune.yaml`, unless the adapter exists.
+Then the model answers every question of examples/data/observatory-questions.jsonl, without and
+with the adapter. The training data has none of these questions in the same words.
 """
 
 import json
@@ -33,18 +33,20 @@ SIGN_OFF = "Clear skies!"
 
 
 def is_right(answer: str, must_contain: Sequence[Sequence[str]]) -> bool:
-    """Say whether each group has a phrase that is in the answer, as whole words, in any case."""
+    """Whether the answer has a phrase of each group, as whole words, in any case."""
     return all(any(_holds(answer, phrase) for phrase in group) for group in must_contain)
 
 
 def _holds(answer: str, phrase: str) -> bool:
-    # \b would find no border between two Chinese characters.
+    # \b does not match between two Chinese characters.
     whole = rf"(?<![A-Za-z0-9]){re.escape(phrase)}(?![A-Za-z0-9])"
     return re.search(whole, answer, re.IGNORECASE) is not None
 
 
-def ask(engine: BaseEngine, questions: Sequence[str], adapter: str | None) -> list[str]:
-    """Return the greedy answer to each question; they are written at the same time."""
+def generate_answers(
+    engine: BaseEngine, questions: Sequence[str], adapter: str | None
+) -> list[str]:
+    """Return the greedy answer to each question; they are generated in one batch."""
     greedy = SamplingParams(temperature=0, max_new_tokens=64)
     requests = [
         GenerationRequest((Message("user", question),), sampling=greedy, adapter=adapter)
@@ -53,8 +55,8 @@ def ask(engine: BaseEngine, questions: Sequence[str], adapter: str | None) -> li
     return [collect_result(stream).choices[0].text for stream in map(engine.submit, requests)]
 
 
-def measure(engine: BaseEngine, template: ChatTemplate, adapter: str | None) -> float:
-    """Return the loss on the held-out answers: nats per token, the end of the answer counted."""
+def held_out_loss(engine: BaseEngine, template: ChatTemplate, adapter: str | None) -> float:
+    """Return the loss on the held-out answers, in nats per token, with the end token."""
     requests = []
     for row in read_lines(HELD_OUT):
         messages = [Message(turn["role"], turn["content"]) for turn in row["messages"]]
@@ -85,8 +87,8 @@ def main() -> None:
         answers, losses = [], []
         for adapter, when in ((None, "without"), ("tuned", "with")):
             print(f"{len(questions)} questions {when} the adapter ...", file=sys.stderr)
-            answers.append(ask(engine, questions, adapter))
-            losses.append(measure(engine, template, adapter))
+            answers.append(generate_answers(engine, questions, adapter))
+            losses.append(held_out_loss(engine, template, adapter))
 
     right = [
         [

@@ -1,11 +1,11 @@
-"""How fast does `llmctl finetune` teach beside TRL? Tokens per second and peak memory, on a CPU.
+"""Speed and peak memory of `llmctl finetune` and TRL on a CPU.
 
 Run `pip install trl` and `python tests/benchmarks/finetune_speed.py DATA.jsonl`. Both sides get the
-same rows, model, rank, batch, length, dtype, optimizer and number of steps, each in a process of
-its own, and take turns; a round is one of each. TRL is run as it comes, which recomputes
-activations, and once more without that (`--no-checkpointing`), as it is faster so on a CPU.
+same rows, model, rank, batch size, length, dtype, optimizer and number of steps, each in its own
+process, and alternate; a round is one run of each. TRL runs with its default, gradient
+checkpointing; `--no-checkpointing` disables it, which is faster on a CPU.
 
-Tokens are those of the rows, without padding; the first step of each process is left out.
+Tokens are counted without padding, over the last 10 steps.
 """
 
 import argparse
@@ -20,45 +20,29 @@ from pathlib import Path
 from typing import Any
 
 Side = Callable[[argparse.Namespace], None]
+_STEPS = 10
+"""Last steps of a run that are measured."""
 
 
-def _report(seconds: list[float], tokens: list[int]) -> None:
-    """Print what a child measured; the parent reads the line."""
+def _report(tokens_per_s: float) -> None:
+    """Print the measurement of a child process as a JSON line for the parent."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    speed = sum(tokens[1:]) / sum(seconds[1:])
-    print(json.dumps({"tokens_per_s": speed, "peak_bytes": peak, "steps": len(seconds)}))
+    print(json.dumps({"tokens_per_s": tokens_per_s, "peak_bytes": peak}))
 
 
 def run_llmctl(args: argparse.Namespace) -> None:
-    """Teach with llmctl."""
-    import time
-
+    """Train with llmctl."""
     from llmctl.config.settings import Setting
     from llmctl.services.finetuning.run import FinetuneRequest, finetune
-    from llmctl.train.trainer import SftTrainer
     from llmctl.types import TrainEvent, TrainStep
 
-    seconds: list[float] = []
-    tokens: list[int] = []
-    last = [0.0, 0]
-    trainers: list[SftTrainer] = []
-    begin = SftTrainer.train
-
-    def train(self: SftTrainer, *rest: Any, **named: Any) -> Any:
-        trainers.append(self)
-        last[0] = time.perf_counter()
-        return begin(self, *rest, **named)
-
-    SftTrainer.train = train  # type: ignore[assignment, method-assign]
+    speeds: list[float] = []
 
     def listener(event: TrainEvent) -> None:
         if isinstance(event, TrainStep):
-            now, done = time.perf_counter(), trainers[0].tokens
-            seconds.append(now - last[0])
-            tokens.append(done - int(last[1]))
-            last[:] = now, done
+            speeds.append(event.tokens_per_s)  # over the last 10 steps
 
     settings = {
         "model": args.model,
@@ -77,11 +61,11 @@ def run_llmctl(args: argparse.Namespace) -> None:
     }
     chosen = {name: Setting(value, "benchmark") for name, value in settings.items()}
     finetune(FinetuneRequest(options=chosen, track=False, overwrite=True), listener)
-    _report(seconds, tokens)
+    _report(speeds[-1])
 
 
 def run_trl(args: argparse.Namespace) -> None:
-    """Teach with TRL, as its documentation says, on the same rows."""
+    """Train with TRL on the same rows, as its documentation says."""
     import time
 
     import torch
@@ -145,24 +129,25 @@ def run_trl(args: argparse.Namespace) -> None:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             seconds.append(time.perf_counter() - self.start)
 
-    plain = trainer.training_step
+    original = trainer.training_step
 
     def training_step(model: Any, inputs: Any, *rest: Any) -> Any:
         tokens.append(int(inputs["attention_mask"].sum()))
-        return plain(model, inputs, *rest)
+        return original(model, inputs, *rest)
 
     trainer.training_step = training_step
     trainer.add_callback(Clock())
     trainer.train()
-    _report(seconds, tokens)
+    _report(sum(tokens[-_STEPS:]) / sum(seconds[-_STEPS:]))
 
 
 SIDES: dict[str, Side] = {"llmctl": run_llmctl, "trl": run_trl}
 
 
-def _child(side: str, words: list[str]) -> dict[str, float]:
+def _run_side(side: str, arguments: list[str]) -> dict[str, float]:
+    """Run one side in a child process; return its measurement."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, *words, "--side", side, "--folder", folder]
+        command = [sys.executable, __file__, *arguments, "--side", side, "--folder", folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr[-3000:])
@@ -171,7 +156,7 @@ def _child(side: str, words: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Let the sides take turns, and print the medians."""
+    """Alternate the sides, and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data")
     parser.add_argument("--model", default="smollm2-135m")
@@ -188,13 +173,13 @@ def main() -> None:
     if args.side:
         SIDES[args.side](args)
         return
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for number in range(args.rounds):
         for side in SIDES if number % 2 == 0 else reversed(SIDES):
-            found[side].append(_child(side, sys.argv[1:]))
-            print(number + 1, side, found[side][-1], file=sys.stderr)
-    speed = {s: statistics.median(m["tokens_per_s"] for m in ms) for s, ms in found.items()}
-    peak = {s: statistics.median(m["peak_bytes"] for m in ms) for s, ms in found.items()}
+            results[side].append(_run_side(side, sys.argv[1:]))
+            print(number + 1, side, results[side][-1], file=sys.stderr)
+    speed = {s: statistics.median(m["tokens_per_s"] for m in ms) for s, ms in results.items()}
+    peak = {s: statistics.median(m["peak_bytes"] for m in ms) for s, ms in results.items()}
     print("| side | tokens/s | peak memory |\n| --- | --- | --- |")
     for side in SIDES:
         print(f"| {side} | {speed[side]:,.0f} | {peak[side] / 1e9:.2f} GB |")

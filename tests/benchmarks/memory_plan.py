@@ -1,6 +1,6 @@
-"""Does a chunk of prompt take the memory that was planned for it? Linux only.
+"""Planned and measured memory of a prompt chunk, on Linux.
 
-Run `python tests/benchmarks/memory_plan.py`; it prints measured bytes over planned ones.
+Run `python tests/benchmarks/memory_plan.py`; it prints the ratio of measured and planned bytes.
 """
 
 import ctypes
@@ -20,21 +20,21 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def _ask(engine: HFRunner, first: int, count: int) -> None:
+def _process_prompt(engine: HFRunner, first: int, count: int) -> None:
     prompt = tuple(range(first, first + count))
     engine.generate(GenerationRequest(prompt=prompt, sampling=SamplingParams(max_new_tokens=1)))
 
 
 def main() -> None:
-    """Measure the peak of one forward pass over a chunk, after one that warms everything up."""
+    """Measure the peak of one forward pass over a chunk, after a warm-up pass."""
     spec = ModelSpec("smollm2-135m", device="cpu", dtype="float32")
     with HFRunner(spec) as engine:
         engine.load()
-        _ask(engine, 10_000, 600)
+        _process_prompt(engine, 10_000, 600)
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
-        _ask(engine, 20_000, TOKENS)
+        _process_prompt(engine, 20_000, TOKENS)
         measured = _status("VmHWM") - before
     shape = read_shape(spec, resolve.resolve_model(spec.model))
     planned = shape.kv_bytes(TOKENS, FLOAT32_BYTES, "none")

@@ -1,8 +1,8 @@
-"""Does a training take the memory that was predicted for it? Linux, or any system with CUDA.
+"""Predicted and measured peak memory of trainings, on Linux or any system with CUDA.
 
 Run `python tests/benchmarks/train_memory.py [--device cuda] [--model NAME]`: each case is two steps
-of a real training in a process of its own. It prints predicted and measured peak and their
-difference; the peak is the resident set of the process, or what torch reserved on the card.
+of a real training in its own process. It prints both peaks and their difference. The peak is the
+resident set of the process, or the memory that torch reserved on the GPU.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def _peak(device: torch.device) -> int:
 
 
 def measure(model: str, device: str, case: int) -> None:
-    """Predict, train, and print both in bytes."""
+    """Predict, train, and print both peaks in bytes."""
     _, length, chosen = CASES[case]
     with tempfile.TemporaryDirectory() as folder:
         settings = {"micro_batch_size": 4, "model": model, "device": device, **chosen}

@@ -28,9 +28,11 @@ def own_store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def lessons(exam: Path, file: Path) -> Path:
-    """Write every question of an exam with its answer, as a model may learn it."""
-    plan = plan_benchmark(load_custom_benchmark(exam), exam.parent, EvalSelection(mode="gen"))
+def write_training_rows(benchmark: Path, file: Path) -> Path:
+    """Write every question of a benchmark with its answer as training rows."""
+    plan = plan_benchmark(
+        load_custom_benchmark(benchmark), benchmark.parent, EvalSelection(mode="gen")
+    )
     rows = [
         {"instruction": question.messages[-1].content, "output": question.gold}
         for subject in plan.subjects
@@ -40,19 +42,19 @@ def lessons(exam: Path, file: Path) -> Path:
     return file
 
 
-def teach(model: Path, exam: Path, output: Path, **more: Any) -> TrainReport:
+def train(model: Path, benchmark: Path, output: Path, **more: Any) -> TrainReport:
     notes: list[str] = []
-    report = ask(settings(model, exam, output) | more, notes.append)
+    report = run_finetune(settings(model, benchmark, output) | more, notes.append)
     assert len([note for note in notes if note.startswith("benchmarks ")]) == 2
     return report
 
 
-def settings(model: Path, exam: Path, output: Path) -> dict[str, object]:
+def settings(model: Path, benchmark: Path, output: Path) -> dict[str, object]:
     return {
         "model": str(model),
-        "data": str(lessons(exam, exam.parent / "lessons.jsonl")),
+        "data": str(write_training_rows(benchmark, benchmark.parent / "training.jsonl")),
         "output": str(output),
-        "eval": (str(exam),),
+        "eval": (str(benchmark),),
         "eval_mode": "gen",
         "dtype": "float32",
         "device": "cpu",
@@ -65,7 +67,7 @@ def settings(model: Path, exam: Path, output: Path) -> dict[str, object]:
     }
 
 
-def ask(
+def run_finetune(
     chosen: Mapping[str, object], noted: Callable[[str], None], *, resume: bool = False
 ) -> TrainReport:
     """Run `llmctl finetune`."""
@@ -78,75 +80,81 @@ def ask(
     return report
 
 
-def test_an_adapter_that_was_taught_an_exam_does_better_in_it_all_the_way_to_the_record(
+def test_training_on_a_benchmark_improves_its_score_in_report_and_tracking_store(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    exam, output = write_custom_benchmark(tmp_path), tmp_path / "taught"
-    report = teach(tiny_folder, exam, output)
-    (found,) = report.exams
-    assert found.questions == 12
-    assert found.second >= found.first + 0.5
-    assert found.low > 0
+    benchmark, output = write_custom_benchmark(tmp_path), tmp_path / "trained"
+    report = train(tiny_folder, benchmark, output)
+    (comparison,) = report.exams
+    assert comparison.questions == 12
+    assert comparison.second >= comparison.first + 0.5
+    assert comparison.low > 0
     assert (output / "benchmarks" / "report.html").stat().st_size > 10_000
 
-    # The same by hand: eval of the adapter, then compare with the base.
+    # An evaluation of the adapter by itself gives the same comparison.
     again = tmp_path / "again"
-    chosen = {"dataset": (str(exam),), "model": str(output), "mode": "gen", "output": str(again)}
+    chosen = {
+        "dataset": (str(benchmark),),
+        "model": str(output),
+        "mode": "gen",
+        "output": str(again),
+    }
     options = {name: Setting(value, "option") for name, value in chosen.items()}
     evaluate(
         EvalRequest(options={**options, "dtype": Setting("float32", "option")}), SILENT_OBSERVER
     )
-    by_hand = compare_evaluations(str(output / "benchmarks" / "before"), str(again)).comparisons[0]
-    assert (by_hand.first, by_hand.second) == (found.first, found.second)
-    assert len(read_samples(str(again), wrong=True)) == round(12 * (1 - found.second))
+    separate = compare_evaluations(str(output / "benchmarks" / "before"), str(again)).comparisons[0]
+    assert (separate.first, separate.second) == (comparison.first, comparison.second)
+    assert len(read_samples(str(again), wrong=True)) == round(12 * (1 - comparison.second))
 
     with open_runs(None) as store:
         runs = {run.run_id: run for run in store.runs()}
-    taught = runs[report.run_id or ""]
-    assert taught.metrics["eval/colours/difference"] == pytest.approx(found.second - found.first)
-    assert taught.metrics["eval/colours/difference_low"] == pytest.approx(found.low)
+    run = runs[report.run_id or ""]
+    assert run.metrics["eval/colours/difference"] == pytest.approx(
+        comparison.second - comparison.first
+    )
+    assert run.metrics["eval/colours/difference_low"] == pytest.approx(comparison.low)
     children = [run for run in runs.values() if run.parent_run_id == report.run_id]
     assert [run.kind for run in children] == ["eval"] * 3
 
 
-def test_a_run_that_is_stopped_in_the_exam_afterwards_goes_on_with_it(
+def test_a_run_stopped_in_the_benchmarks_after_training_resumes_them(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     notes: list[str] = []
 
-    def impatient(note: str) -> None:
+    def interrupt(note: str) -> None:
         notes.append(note)
         if note.startswith("benchmarks after"):
             raise KeyboardInterrupt
 
-    exam, output = write_custom_benchmark(tmp_path), tmp_path / "taught"
-    chosen = settings(tiny_folder, exam, output) | {"max_steps": 2}
+    benchmark, output = write_custom_benchmark(tmp_path), tmp_path / "trained"
+    chosen = settings(tiny_folder, benchmark, output) | {"max_steps": 2}
     with pytest.raises(KeyboardInterrupt):
-        ask(chosen, impatient)
+        run_finetune(chosen, interrupt)
     assert f"--resume --output {output}`" in notes[-1]
-    (output / "benchmarks").rename(output / "exams")  # the name in earlier releases
-    known = Provenance.read(output)
-    report = ask({"output": str(output)}, notes.append, resume=True)
-    told = [note.split()[1] for note in notes if note.startswith("benchmarks ")]
-    assert told == ["before", "after", "after"]
-    now = Provenance.read(output)
-    assert known
-    assert now
-    assert now.model_id == known.model_id is not None
-    (found,) = report.exams
-    assert found.questions == 12
-    assert (output / "exams" / "report.html").exists()
-    assert not (output / "benchmarks").exists()
+    published = Provenance.read(output)
+    report = run_finetune({"output": str(output)}, notes.append, resume=True)
+    stages = [note.split()[1] for note in notes if note.startswith("benchmarks ")]
+    assert stages == ["before", "after", "after"]
+    resumed = Provenance.read(output)
+    assert published
+    assert resumed
+    assert resumed.model_id == published.model_id is not None
+    (comparison,) = report.exams
+    assert comparison.questions == 12
     with open_runs(None) as store:
-        (taught,) = [run for run in store.runs() if run.kind == "finetune"]
-    assert taught.status == "finished"
-    assert taught.metrics["eval/colours/difference"] == pytest.approx(found.second - found.first)
+        (run,) = [run for run in store.runs() if run.kind == "finetune"]
+    assert run.status == "finished"
+    assert run.metrics["eval/colours/difference"] == pytest.approx(
+        comparison.second - comparison.first
+    )
 
 
-def test_an_exam_that_is_not_there_is_said_before_anything_is_taught(
+def test_an_unknown_benchmark_is_refused_before_the_training(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    exam = write_custom_benchmark(tmp_path)
-    with pytest.raises(ConfigError, match="unknown benchmark 'cevil'"):
-        teach(tiny_folder, exam, tmp_path / "taught", eval=("cevil",))
-    assert not (tmp_path / "taught" / "run.lock.json").exists()
+    benchmark = write_custom_benchmark(tmp_path)
+    with pytest.raises(ConfigError, match="there is no exam 'cevil'"):
+        train(tiny_folder, benchmark, tmp_path / "trained", eval=("cevil",))
+    assert not (tmp_path / "trained" / "run.lock.json").exists()
