@@ -1,5 +1,6 @@
 """Fixtures of the training tests: rows, finished runs, and stores of their own."""
 
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ SMALL: dict[str, object] = {
 CONSTANT: dict[str, object] = {"scheduler": "constant"}
 """With it the losses of a step do not depend on the number of steps."""
 DROPOUT: dict[str, object] = {"dropout": 0.1, "micro_batch_size": 2}
+FAST_LEARNING: dict[str, object] = {"learning_rate": 4e-3, "max_steps": 6, "eval_every": 6}
 
 
 class EventRecorder:
@@ -72,6 +74,7 @@ class FinishedRun:
 
 
 RunFinetune = Callable[..., TrainReport]
+PlanFinetune = Callable[..., TrainPlan]
 
 
 def make_run_finetune(model: Path, rows: Path, output: Path) -> RunFinetune:
@@ -112,6 +115,13 @@ def write_rows(file: Path) -> Path:
     return file
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fast_garbage_collection() -> None:
+    """Leave the imported libraries out of the collections that every training runs."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep tokenized rows and runs out of the user's store."""
@@ -127,6 +137,27 @@ def rows(tmp_path: Path) -> Path:
 @pytest.fixture
 def run_finetune(tiny_folder: Path, rows: Path, tmp_path: Path) -> RunFinetune:
     return make_run_finetune(tiny_folder, rows, tmp_path / "out")
+
+
+@pytest.fixture
+def plan_finetune(run_finetune: RunFinetune) -> PlanFinetune:
+    """Return a function that makes the plan of a run, and stops before its weights are loaded."""
+
+    class Planned(BaseException):
+        pass
+
+    def stop(event: TrainEvent) -> None:
+        if isinstance(event, TrainPlan):
+            raise Planned
+
+    def plan(**arguments: Any) -> TrainPlan:
+        recorder = EventRecorder()
+        recorder.on_event = stop
+        with pytest.raises(Planned):
+            run_finetune(recorder, **arguments)
+        return recorder.plan
+
+    return plan
 
 
 @pytest.fixture(scope="session")
@@ -149,6 +180,14 @@ def finish_run(
 def finished_run(finish_run: Callable[..., FinishedRun]) -> FinishedRun:
     """A run with the settings `SMALL` and `CONSTANT`."""
     return finish_run(**CONSTANT)
+
+
+@pytest.fixture(scope="session")
+def full_run(finish_run: Callable[..., FinishedRun]) -> FinishedRun:
+    """A run of method `full`, with a sample reply."""
+    return finish_run(
+        method="full", **FAST_LEARNING, sample_prompts=["Count to 3."], dtype="bfloat16"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError, MissingDependencyError
 from llmctl.types import ModelSpec, ScoreRequest
 from tests.adapters import save_trained_adapter
-from tests.train.conftest import EventRecorder, RunFinetune
+from tests.train.conftest import EventRecorder, FinishedRun, RunFinetune
 
 pytest.importorskip("trl")
 
 QUESTION, BETTER, WORSE = "Name a colour.", "blue", "a colour is a thing of which I know nothing"
 
 
-@pytest.fixture
-def pairs(tmp_path: Path) -> Path:
-    file = tmp_path / "pairs.jsonl"
+SHORT: dict[str, Any] = {"method": "dpo", "max_steps": 4, "save_every": 2, "eval_every": 2}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
     with file.open("w", encoding="utf-8") as out:
         for number in range(32):
             row = {
@@ -36,6 +40,12 @@ def pairs(tmp_path: Path) -> Path:
             }
             out.write(json.dumps(row) + "\n")
     return file
+
+
+@pytest.fixture(scope="module")
+def short_run(finish_run: Callable[..., FinishedRun], pairs: Path) -> FinishedRun:
+    """A run with the settings `SHORT` and a micro-batch of 8."""
+    return finish_run(**SHORT, data=str(pairs), micro_batch_size=8)
 
 
 def likelihood_gap(engine: HFRunner) -> float:
@@ -74,24 +84,18 @@ def test_the_chosen_reply_becomes_more_likely_and_the_folder_is_an_adapter(
 
 
 def test_the_loss_does_not_depend_on_the_micro_batch(
-    run_finetune: RunFinetune, pairs: Path, tmp_path: Path
+    run_finetune: RunFinetune, pairs: Path, short_run: FinishedRun
 ) -> None:
-    settings = {"method": "dpo", "data": str(pairs), "max_steps": 3, "eval_every": 3}
-    runs = []
-    for micro in (1, 8):
-        recorder = EventRecorder()
-        run_finetune(recorder, **settings, micro_batch_size=micro, output=tmp_path / f"by{micro}")
-        runs.append(recorder)
-    assert runs[0].losses == pytest.approx(runs[1].losses, abs=1e-5)
-    assert runs[0].evals == pytest.approx(runs[1].evals, abs=1e-5)
+    recorder = EventRecorder()
+    run_finetune(recorder, **SHORT, data=str(pairs), micro_batch_size=1)
+    assert recorder.losses == pytest.approx(short_run.recorder.losses, abs=1e-5)
+    assert recorder.evals == pytest.approx(short_run.recorder.evals, abs=1e-5)
 
 
 def test_an_interrupted_run_is_resumed_with_the_same_losses(
-    run_finetune: RunFinetune, pairs: Path, tmp_path: Path
+    run_finetune: RunFinetune, pairs: Path, short_run: FinishedRun
 ) -> None:
-    settings = {"method": "dpo", "data": str(pairs), "max_steps": 4, "save_every": 2}
-    whole, first, rest = EventRecorder(), EventRecorder(), EventRecorder()
-    run_finetune(whole, **settings, output=tmp_path / "whole")
+    first, rest = EventRecorder(), EventRecorder()
 
     def interrupt(event: Any) -> None:
         if getattr(event, "step", None) == 3 and hasattr(event, "grad_norm"):
@@ -99,11 +103,11 @@ def test_an_interrupted_run_is_resumed_with_the_same_losses(
 
     first.on_event = interrupt
     with pytest.raises(KeyboardInterrupt):
-        run_finetune(first, **settings)
+        run_finetune(first, **SHORT, data=str(pairs))
     run_finetune(rest, request={"resume": True})
     assert list(rest.losses) == [3, 4]
     for step, loss in rest.losses.items():
-        assert loss == pytest.approx(whole.losses[step], abs=1e-5)
+        assert loss == pytest.approx(short_run.recorder.losses[step], abs=1e-5)
 
 
 def test_a_pair_becomes_two_rows_the_chosen_ones_first() -> None:

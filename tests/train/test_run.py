@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from llmctl.errors import ConfigError, OutOfMemoryError
+from llmctl.train.checkpoints import STATE_FILE, Checkpoints
 from llmctl.train.stop import TrainingDivergedError
 from llmctl.types import TrainEvent, TrainStep
+from tests.adapters import save_trained_adapter
 from tests.train.conftest import (
     CONSTANT,
-    DROPOUT,
     EventRecorder,
     FinishedRun,
     OnForward,
@@ -52,21 +53,13 @@ def test_the_output_folder_is_an_adapter_that_the_engine_serves(finished_run: Fi
         assert served.text.strip() == sample.reply
 
 
-def test_equal_runs_have_equal_losses_to_the_bit(
+def test_a_run_repeated_from_its_run_lock_has_equal_losses_to_the_bit(
     run_finetune: RunFinetune, dropout_run: FinishedRun
 ) -> None:
     again = EventRecorder()
-    run_finetune(again, **DROPOUT)
+    run_finetune(again, request={"from_run": str(dropout_run.folder)})
     assert again.losses == dropout_run.recorder.losses
     assert again.evals == dropout_run.recorder.evals
-
-
-def test_a_run_is_repeated_from_its_run_lock(run_finetune: RunFinetune, tmp_path: Path) -> None:
-    first, again = EventRecorder(), EventRecorder()
-    run_finetune(first, dropout=0.1, packing=True, max_steps=3)
-    run_finetune(again, output=tmp_path / "again", request={"from_run": str(tmp_path / "out")})
-    assert again.losses == first.losses
-    assert again.evals == first.evals
     assert "not the same run" not in again.notes
 
 
@@ -91,13 +84,16 @@ def test_an_output_folder_is_overwritten_only_on_request(
 
 
 def test_inputs_of_a_run_are_never_overwritten(
-    run_finetune: RunFinetune, finished_run: FinishedRun, rows: Path, tmp_path: Path
+    run_finetune: RunFinetune,
+    finished_run: FinishedRun,
+    full_run: FinishedRun,
+    rows: Path,
+    tmp_path: Path,
 ) -> None:
     out = Path(shutil.copytree(finished_run.folder, tmp_path / "out"))
     inside = shutil.copy(rows, out / "rows.jsonl")
-    base = tmp_path / "full"
-    run_finetune(method="full", output=base, max_steps=1)
-    run_finetune(model=str(base), output=tmp_path / "on-it", max_steps=1)
+    base = Path(shutil.copytree(full_run.folder, tmp_path / "full"))
+    save_trained_adapter(tmp_path / "on-it", base)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("[of]*/**/*")}
     refusals: dict[str, dict[str, object]] = {
         "--model .*/out is in the output folder": {"model": str(out / ".." / "out")},
@@ -140,7 +136,7 @@ def test_memory_too_small_for_one_row_is_an_error_with_a_hint(
 
     on_forward(fit_nothing)
     with pytest.raises(OutOfMemoryError, match="with a micro-batch of 1") as failed:
-        run_finetune()
+        run_finetune(micro_batch_size=2, eval_fraction=0)
     assert "--gradient-checkpointing" in failed.value.hint
 
 
@@ -198,14 +194,25 @@ def test_a_full_disk_leaves_the_last_checkpoint_complete(
     assert report.best_step == 5
 
 
-def test_only_the_newest_checkpoints_are_kept(run_finetune: RunFinetune, tmp_path: Path) -> None:
-    run_finetune(save_every=1, keep_checkpoints=2, max_steps=4)
-    names = {path.name for path in (tmp_path / "out").glob("checkpoint-*")}
-    assert names == {"checkpoint-3", "checkpoint-4"}
+def test_only_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, best in ((1, 1), (2, 2), (3, 2), (4, 2), (5, 2)):
+        with checkpoints.staging(owner=True) as staging:
+            (staging / f"checkpoint-{step}").mkdir()
+            (staging / f"checkpoint-{step}" / STATE_FILE).write_text("{}")
+        checkpoints.commit(step, best)
+    assert [checkpoint.step for checkpoint in checkpoints.all()] == [2, 4, 5]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-5",
+    ]
 
 
 @pytest.mark.parametrize(
-    "settings", [{"micro_batch_size": 1}, {"micro_batch_size": 8}, {"gradient_checkpointing": True}]
+    "settings",
+    [{"micro_batch_size": 1, "gradient_checkpointing": True}, {"micro_batch_size": 8}],
+    ids=["small", "large"],
 )
 def test_settings_of_memory_change_no_loss(
     run_finetune: RunFinetune, finished_run: FinishedRun, settings: dict[str, object]

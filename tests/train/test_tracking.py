@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.monitor.read.runs import open_runs
-from tests.train.conftest import EventRecorder, OnForward, RunFinetune
+from tests.train.conftest import OnForward, PlanFinetune, RunFinetune
 from tests.train.test_resume import raise_signal_at
 
 
@@ -19,7 +19,7 @@ def tracking_store(own_store: None, empty_store: Path, tmp_path: Path) -> None: 
 
 
 def test_a_stopped_and_resumed_training_is_one_run(
-    run_finetune: RunFinetune, tmp_path: Path
+    run_finetune: RunFinetune, plan_finetune: PlanFinetune, tmp_path: Path
 ) -> None:
     short = {"max_steps": 5, "eval_every": 2}
     with pytest.raises(KeyboardInterrupt):
@@ -46,9 +46,9 @@ def test_a_stopped_and_resumed_training_is_one_run(
     assert provenance["run_id"] == run.run_id
     assert provenance["model_id"] == run.model_id
     assert provenance["model_id"]
-    again = EventRecorder()
-    run_finetune(again, output=tmp_path / "again", request={"from_run": run.run_id[:8]})
-    assert tuple(again.losses.items()) == report.losses
+    again = plan_finetune(output=tmp_path / "again", request={"from_run": run.run_id[:8]})
+    assert again.steps == report.steps
+    assert {one.origin for one in again.settings if one.name == "rank"} == {f"run {run.run_id[:8]}"}
 
 
 def test_a_training_that_raises_is_a_failed_run(

@@ -139,23 +139,23 @@ def test_both_replies_of_a_pair_are_in_a_batch(folder: Path) -> None:
 
 
 def test_a_training_that_does_not_fit_is_refused_with_settings_that_do(folder: Path) -> None:
-    config = resolved(micro_batch_size=64, batch_size=128)
+    config = resolved(micro_batch_size=16, batch_size=32)
     known = metadata(folder, config)
     row = {"length": 256, "supervised": 200}
     roomy = TrainMemoryEstimator(known).predict(config, **row)
     assert roomy.fits
     # The memory of the process itself changes a little between two predictions.
-    short = 2**26
+    short = 2**24
     memory = TrainMemoryEstimator(known, free_bytes=roomy.peak_bytes + roomy.reserve_bytes - short)
     tight = memory.predict(config, **row)
     assert not tight.fits
     found = memory.suggest(config, **row)
-    assert found[0].options == "--micro-batch-size 32"
+    assert found[0].options == "--micro-batch-size 8"
     assert all(way.plan.fits for way in found)
     error = memory.out_of_memory_error(tight, found)
     assert "activations" in str(error)
-    assert "a micro-batch of 64 rows of up to 256 tokens" in str(error)
-    assert "--micro-batch-size 32" in error.hint
+    assert "a micro-batch of 16 rows of up to 256 tokens" in str(error)
+    assert "--micro-batch-size 8" in error.hint
     nothing = TrainMemoryEstimator(known, free_bytes=1)
     plan = nothing.predict(config, **row)
     assert nothing.suggest(config, **row) == ()

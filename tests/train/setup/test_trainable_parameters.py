@@ -11,8 +11,15 @@ from llmctl.engine.loading.trainable import load_for_training, load_model_metada
 from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError
 from llmctl.types import ModelSpec
+from tests.adapters import save_trained_adapter
 from tests.tiny import save_tiny_model
-from tests.train.conftest import EventRecorder, FinishedRun, RunFinetune
+from tests.train.conftest import (
+    FAST_LEARNING,
+    EventRecorder,
+    FinishedRun,
+    PlanFinetune,
+    RunFinetune,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +30,6 @@ from tests.train.conftest import EventRecorder, FinishedRun, RunFinetune
         {"method": "qlora", "quant": "8bit"},
         {"method": "dora"},
         {"method": "rslora"},
-        {"method": "full"},
     ],
     ids=lambda settings: "-".join(settings.values()),
 )
@@ -31,34 +37,29 @@ def test_a_method_lowers_the_evaluation_loss(
     run_finetune: RunFinetune, tmp_path: Path, settings: dict[str, object]
 ) -> None:
     recorder = EventRecorder()
-    report = run_finetune(
-        recorder, **settings, dtype="bfloat16", learning_rate=4e-3, max_steps=6, eval_every=6
-    )
+    report = run_finetune(recorder, **settings, **FAST_LEARNING, dtype="bfloat16")
     assert report.eval_losses[-1][1] < report.eval_losses[0][1] - 0.05
-    is_full = settings["method"] == "full"
-    assert (recorder.plan.trainable == recorder.plan.parameters) == is_full
-    name = "model.safetensors" if is_full else "adapter_model.safetensors"
-    assert (tmp_path / "out" / name).is_file()
+    assert recorder.plan.trainable < recorder.plan.parameters
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
-def test_full_fine_tuning_is_saved_as_a_model_with_the_same_replies(
-    run_finetune: RunFinetune, tmp_path: Path
-) -> None:
+def test_full_fine_tuning_is_saved_as_a_model_with_the_same_replies(full_run: FinishedRun) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    prompt = "Count to 3."
-    report = run_finetune(method="full", max_steps=2, eval_every=1, sample_prompts=[prompt])
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    report, plan = full_run.report, full_run.recorder.plan
+    assert report.eval_losses[-1][1] < report.eval_losses[0][1] - 0.05
+    assert plan.trainable == plan.parameters
+    (sample,) = report.after
+    model = AutoModelForCausalLM.from_pretrained(full_run.folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(full_run.folder)
     inputs: Any = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}],
+        [{"role": "user", "content": sample.prompt}],
         add_generation_prompt=True,
         return_tensors="pt",
         return_dict=True,
     )
     output = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0]
     reply = str(tokenizer.decode(output[inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-    (sample,) = report.after
     assert reply.strip() == sample.reply
     assert sample.reply != report.before[0].reply
 
@@ -72,13 +73,14 @@ def test_an_adapter_is_continued(run_finetune: RunFinetune, finished_run: Finish
 
 
 def test_a_continued_adapter_keeps_method_rank_and_layers(
-    run_finetune: RunFinetune, tmp_path: Path
+    run_finetune: RunFinetune, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    adapter, recorder = str(tmp_path / "out"), EventRecorder()
-    run_finetune(
-        method="dora", rank=2, alpha=6, dropout=0.1, target_modules=["q_proj"], max_steps=1
+    recorder = EventRecorder()
+    settings_of_peft = {"r": 2, "lora_alpha": 6, "lora_dropout": 0.1, "use_dora": True}
+    adapter = save_trained_adapter(
+        tmp_path / "out", tiny_folder, target_modules=["q_proj"], **settings_of_peft
     )
-    unset = {"rank": None, "model": adapter, "max_steps": 1, "output": tmp_path / "more"}
+    unset = {"rank": None, "model": str(adapter), "max_steps": 1, "output": tmp_path / "more"}
     run_finetune(recorder, **unset)
     settings = {one.name: (one.value, one.origin) for one in recorder.plan.settings}
     for name, value in {"method": "dora", "rank": 2, "alpha": 6, "dropout": 0.1}.items():
@@ -95,14 +97,13 @@ def test_a_continued_adapter_keeps_method_rank_and_layers(
 
 
 def test_other_weights_than_those_of_the_adapter_are_noted(
-    run_finetune: RunFinetune, tiny_folder: Path, tmp_path: Path
+    plan_finetune: PlanFinetune, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    base, recorder = tmp_path / "base", EventRecorder()
-    shutil.copytree(tiny_folder, base)
-    run_finetune(model=str(base), max_steps=1)
+    base = Path(shutil.copytree(tiny_folder, tmp_path / "base"))
+    adapter = save_trained_adapter(tmp_path / "v1", base)
+    assert not any("other weights" in note for note in plan_finetune(model=str(adapter)).notes)
     save_tiny_model(base, initializer_range=0.03)
-    run_finetune(recorder, model=str(tmp_path / "out"), output=tmp_path / "more", max_steps=1)
-    assert any("other weights" in note for note in recorder.plan.notes)
+    assert any("other weights" in note for note in plan_finetune(model=str(adapter)).notes)
 
 
 def test_evaluation_keeps_gradients_through_four_bit_layers(tmp_path: Path) -> None:
@@ -166,7 +167,15 @@ def mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_packing_is_refused_for_a_recurrent_model(run_finetune: RunFinetune, mamba: Path) -> None:
-    settings = {"model": str(mamba), "target_modules": ["in_proj", "x_proj"], "max_steps": 1}
+    settings = {
+        "model": str(mamba),
+        "target_modules": ["in_proj", "x_proj"],
+        "max_steps": 1,
+        "max_length": 32,
+        "batch_size": 1,
+        "micro_batch_size": 1,
+        "eval_fraction": 0,
+    }
     with pytest.raises(ConfigError, match="packing does not work with mamba models") as refused:
         run_finetune(**settings, packing=True)
     assert refused.value.hint == "--no-packing"
