@@ -76,7 +76,12 @@ def test_a_continued_adapter_keeps_method_rank_and_layers(
     run_finetune: RunFinetune, tiny_folder: Path, tmp_path: Path
 ) -> None:
     recorder = EventRecorder()
-    settings_of_peft = {"r": 2, "lora_alpha": 6, "lora_dropout": 0.1, "use_dora": True}
+    settings_of_peft: dict[str, Any] = {
+        "r": 2,
+        "lora_alpha": 6,
+        "lora_dropout": 0.1,
+        "use_dora": True,
+    }
     adapter = save_trained_adapter(
         tmp_path / "out", tiny_folder, target_modules=["q_proj"], **settings_of_peft
     )
