@@ -98,6 +98,8 @@ class EngineInfo:
     """Of the adapter that was loaded with the model, if any."""
     logged_model_id: str | None = None
     """Id of the LoggedModel of these weights in the tracking store."""
+    training_run_id: str | None = None
+    """Id of the run in the tracking store that trained these weights."""
     notes: tuple[str, ...] = ()
     """Notes for the user, a sentence each."""
 

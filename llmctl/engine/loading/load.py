@@ -130,6 +130,7 @@ def load_model(
                 None if adapter is None else fingerprint(Path(adapter).expanduser())
             ),
             logged_model_id=check.model_id,
+            training_run_id=check.run_id,
             notes=(
                 *_notes(spec, device, template, int4=int4),
                 *check.notes,

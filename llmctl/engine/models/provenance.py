@@ -117,6 +117,8 @@ class ProvenanceCheck:
 
     model_id: str | None = None
     """The LoggedModel of the weights or of their adapter."""
+    run_id: str | None = None
+    """The tracked run that trained them."""
     notes: tuple[str, ...] = ()
     """Differences that the user should know, one sentence each."""
 
@@ -151,7 +153,9 @@ def check_provenance(
         if adapter is None
         else describe_base_mismatch(origin.base, resolved.full_model, folder.name),
     ]
-    return ProvenanceCheck(origin.model_id, tuple(note for note in notes if note is not None))
+    return ProvenanceCheck(
+        origin.model_id, origin.run_id, tuple(note for note in notes if note is not None)
+    )
 
 
 def check_chat_template(

@@ -80,6 +80,7 @@ def test_an_adapter_generates_as_in_peft_and_has_its_metadata(base: Path, adapte
         engine.load()
         info = engine.info()
         assert (info.model_id, info.logged_model_id) == ("v1", "m-5eed")
+        assert info.training_run_id == "5eed"
         assert info.weights_fingerprint == fingerprint(base)
         assert info.adapter_fingerprint == fingerprint(adapter)
         assert not any("trained on" in note for note in info.notes)
