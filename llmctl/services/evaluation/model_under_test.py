@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from llmctl.config import EvalConfig
 from llmctl.config.settings import ResolvedConfig
 from llmctl.engine.base import BaseEngine
-from llmctl.engine.models.provenance import Provenance
 from llmctl.engine.openai.batch_client import OpenAIBatchClient
 from llmctl.engine.openai.wire import base_models
 from llmctl.engine.registry import create_engine
@@ -91,18 +89,6 @@ def model_identity(engine: BaseEngine) -> dict[str, str]:
     if info.adapter_fingerprint is not None:
         how["adapter"] = info.adapter_fingerprint
     return how
-
-
-def provenance_of(config: EvalConfig) -> Provenance | None:
-    """Return the provenance of a local model or adapter that llmctl trained."""
-    if config.base_url is not None:
-        return None
-    for folder in (config.adapter, config.model):
-        if folder is not None:
-            provenance = Provenance.read(Path(folder).expanduser())
-            if provenance is not None:
-                return provenance
-    return None
 
 
 @contextmanager

@@ -30,7 +30,6 @@ from llmctl.services.evaluation.model_under_test import (
     model_identity,
     open_judge,
     open_model_under_test,
-    provenance_of,
 )
 from llmctl.services.evaluation.plans import create_plans, output_dir
 from llmctl.services.evaluation.request import EvalObserver, EvalRequest
@@ -133,8 +132,8 @@ class _Run:
             request: the request of the service.
             progress: receives the progress of the tracker and of the backend.
         """
-        origin = provenance_of(self.config)
-        parent = request.parent_run_id or (None if origin is None else origin.run_id)
+        info = self.engine.info()
+        parent = request.parent_run_id or info.training_run_id
         settings = {name: value for name, value in config.items() if value not in (None, ())}
         tracker = open_tracker(
             run_start(
@@ -147,11 +146,11 @@ class _Run:
         )
         with tracked(tracker):
             self.folder.save_run_id(tracker.run_id)
-            log_start(tracker, self.plans, origin)
+            log_start(tracker, self.plans, info.logged_model_id)
             report, results = self._evaluate(answered, progress)
             report = replace(report, run_id=tracker.run_id)
             self._write_report(report, results)
-            log_end(tracker, report, self.folder.path, origin)
+            log_end(tracker, report, self.folder.path, info.logged_model_id)
         return report
 
     def _evaluate(

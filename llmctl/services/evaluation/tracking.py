@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llmctl.engine.models.provenance import Provenance
 from llmctl.monitor import Tracker
 from llmctl.types import (
     TAG_KEY_METRIC,
@@ -43,18 +42,21 @@ def run_start(
     )
 
 
-def log_start(tracker: Tracker, plans: Sequence[BenchmarkPlan], origin: Provenance | None) -> None:
-    """Log the evaluated model and the datasets."""
-    if origin is not None and origin.model_id is not None:
-        tracker.use_model(origin.model_id)
+def log_start(tracker: Tracker, plans: Sequence[BenchmarkPlan], model_id: str | None) -> None:
+    """Log the evaluated model and the datasets.
+
+    Args:
+        model_id: of the LoggedModel of the weights.
+    """
+    if model_id is not None:
+        tracker.use_model(model_id)
     for plan in plans:
         reference = DatasetRef(plan.suite, plan.data_source, plan.data_hash, plan.question_count)
         tracker.log_dataset(reference, "evaluation")
 
 
-def log_end(tracker: Tracker, report: EvalReport, folder: Path, origin: Provenance | None) -> None:
+def log_end(tracker: Tracker, report: EvalReport, folder: Path, model_id: str | None) -> None:
     """Log the scores, and the results folder as an artifact."""
-    model_id = None if origin is None else origin.model_id
     for score in report.suites:
         tracker.log_metrics(benchmark_metrics(score), model_id=model_id)
     tracker.log_artifact(folder, "eval")
