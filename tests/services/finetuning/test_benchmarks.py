@@ -155,6 +155,6 @@ def test_an_unknown_benchmark_is_refused_before_the_training(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     benchmark = write_custom_benchmark(tmp_path)
-    with pytest.raises(ConfigError, match="there is no exam 'cevil'"):
+    with pytest.raises(ConfigError, match="unknown benchmark 'cevil'"):
         train(tiny_folder, benchmark, tmp_path / "trained", eval=("cevil",))
     assert not (tmp_path / "trained" / "run.lock.json").exists()
