@@ -101,7 +101,10 @@ class ForkServer:
         os.close(status_writer)
         pid = b""
         while not pid.endswith(b"\n"):
-            pid += os.read(status, 1)
+            byte = os.read(status, 1)
+            if not byte:
+                raise RuntimeError("the fork server has failed")
+            pid += byte
         return ForkedCommand(int(pid), status)
 
     def _connect(self) -> socket.socket:

@@ -196,7 +196,7 @@ def test_history_search_and_completion(chat_server: ChatServer, tmp_path: Path) 
         chat.ask("", "question")
         assert chat_server.last_messages == [("user", "the first question")]
         chat.send("/para")
-        chat.see("         /params  show the sampling parameters")
+        chat.see("         /params  Show the sampling parameters")
         chat.send("\t")
         chat.see(">>> /params")
         chat.ask("", "frequency_penalty")

@@ -6,7 +6,7 @@ from typing import Final
 
 from llmctl.cli import render
 from llmctl.cli.repl.external import copy_to_clipboard, edit_text
-from llmctl.cli.repl.repl import ChatRepl
+from llmctl.cli.repl.repl import ChatRepl, command
 from llmctl.cli.repl.reply_view import create_reply_view
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.services.chat import context_window, files
@@ -22,13 +22,15 @@ _STATE_LABELS: Final = {
 }
 
 
+@command("retry")
 def retry(repl: ChatRepl, _: str) -> None:
     """Send the last message again."""
     repl.show_reply(repl.session.regenerate)
 
 
+@command("regen", "[N]")
 def regen(repl: ChatRepl, argument: str) -> None:
-    """Regenerate the last reply, once or several times to choose from."""
+    """Regenerate the last reply, or N replies to choose from."""
     count = 1
     if argument:
         if not argument.isdecimal() or not 1 <= int(argument) <= _MAX_VARIANTS:
@@ -67,14 +69,16 @@ def regen(repl: ChatRepl, argument: str) -> None:
     repl.display.notice(f"reply {choice} is kept")
 
 
+@command("undo")
 def undo(repl: ChatRepl, _: str) -> None:
     """Remove the last message and its reply."""
     removed = repl.session.undo()
     repl.display.notice_line(f"removed: {removed.message.content}")
 
 
+@command("edit")
 def edit(repl: ChatRepl, _: str) -> None:
-    """Edit the last message in an editor and send it in its old place."""
+    """Edit the last message in $EDITOR and send it in its old place."""
     conversation = repl.session.conversation
     before = repl.session.last_user_turn().message.content if conversation.turns else ""
     text = edit_text(repl.unsent or before)
@@ -95,6 +99,7 @@ def edit(repl: ChatRepl, _: str) -> None:
             repl.display.notice("nothing was sent; the next /edit starts with your text")
 
 
+@command("clear", aliases=("new",))
 def clear(repl: ChatRepl, _: str) -> None:
     """Start a new conversation."""
     old = repl.session.conversation
@@ -104,15 +109,17 @@ def clear(repl: ChatRepl, _: str) -> None:
     repl.display.notice(f"new conversation{saved}")
 
 
+@command("drop", "[N]")
 def drop(repl: ChatRepl, argument: str) -> None:
-    """Remove the oldest turns from the prompt."""
+    """Remove the oldest N exchanges, or half, from the prompt."""
     begin = _parse_begin(repl.session.conversation, argument)
     context_window.drop_turns(repl.session, begin)
     repl.display.notice(f"the oldest {begin} turns are no longer in the prompt")
 
 
+@command("summarise", "[N]", aliases=("summarize",))
 def summarise(repl: ChatRepl, argument: str) -> None:
-    """Replace the oldest turns in the prompt with a summary by the model."""
+    """Replace the oldest N exchanges, or half, in the prompt with a summary."""
     repl.summarise(_parse_begin(repl.session.conversation, argument))
 
 
@@ -129,6 +136,7 @@ def _parse_begin(conversation: Conversation, argument: str) -> int:
     return context_window.middle_turn(conversation)
 
 
+@command("history")
 def history(repl: ChatRepl, _: str) -> None:
     """Show the whole conversation."""
     conversation = repl.session.conversation
@@ -149,10 +157,9 @@ def show_turn(repl: ChatRepl, turn: Turn) -> None:
     if turn.is_user:
         repl.display.notice("\n".join(f">>> {line}" for line in text.split("\n")), "bold")
         return
-    view = create_reply_view(repl.display, raw=_is_json(text))
-    view.add(GenerationChunk("", reasoning=turn.message.reasoning or ""))
-    view.add(GenerationChunk(text))
-    view.end()
+    with create_reply_view(repl.display, raw=_is_json(text)) as view:
+        view.add(GenerationChunk("", reasoning=turn.message.reasoning or ""))
+        view.add(GenerationChunk(text))
     if turn.state != "whole":
         repl.display.notice(f"[{_STATE_LABELS[turn.state]}]")
 
@@ -164,8 +171,9 @@ def _is_json(text: str) -> bool:
         return False
 
 
+@command("resume", "[ID]", "conversation")
 def resume(repl: ChatRepl, argument: str) -> None:
-    """Continue another conversation, or list the most recent ones."""
+    """Continue an earlier conversation, or list them."""
     store = repl.session.store
     if store is None:
         raise ConfigError("conversations are not saved", hint="start without --no-save")
@@ -191,8 +199,9 @@ def show_last_turns(repl: ChatRepl) -> None:
         repl.display.notice("[no reply yet; /retry sends the message again]")
 
 
+@command("copy", "[code]", words=("code",))
 def copy(repl: ChatRepl, argument: str) -> None:
-    """Copy the last reply, or its last code block, to the clipboard."""
+    """Copy the last reply, or its last code block."""
     reply = repl.session.conversation.last_reply
     if reply is None:
         raise ConfigError("there is no reply yet")

@@ -81,8 +81,8 @@ def format_context_usage(used: int, context: int) -> str:
     return f"context {bar} {used:,} / {context:,} ({share:.0%})"
 
 
-def format_stats(stats: ReplyStats, width: int) -> str:
-    """Return the statistics of a reply in lines of at most `width` columns."""
+def format_stats(stats: ReplyStats) -> str:
+    """Return the statistics of a reply."""
     parts = []
     if stats.ttft_s is not None:
         parts.append(f"{stats.ttft_s:.2f} s to first token")
@@ -94,18 +94,7 @@ def format_stats(stats: ReplyStats, width: int) -> str:
         parts.append(f"{stats.prompt_tokens:,} prompt tokens{cached}")
     if stats.used_tokens is not None:
         parts.append(format_context_usage(stats.used_tokens, stats.context_length))
-    return "\n".join(join_parts(parts, width))
-
-
-def join_parts(parts: list[str], width: int, separator: str = " · ") -> list[str]:
-    """Join parts into lines of at most `width` characters, without splitting a part."""
-    lines: list[str] = []
-    for part in parts:
-        if lines and len(lines[-1]) + len(separator) + len(part) <= width:
-            lines[-1] += separator + part
-        else:
-            lines.append(part)
-    return lines
+    return " · ".join(parts)
 
 
 def length_limit_message(reply: ChatReply, limit: int | None, option: str) -> str:

@@ -13,7 +13,6 @@ from llmctl.cli.repl.display import (
 from llmctl.cli.repl.reply_view import create_reply_view
 from llmctl.errors import LlmctlError
 from llmctl.services.chat.files import Attachment
-from llmctl.services.chat.reply import ChatReply
 from llmctl.services.chat.session import ChatSession
 from llmctl.services.chat.switching import ModelSwitcher
 
@@ -30,7 +29,7 @@ def run_repl(
         attachments: files to send with the first message.
     """
     # prompt_toolkit begins here; a single reply does not need it
-    from llmctl.cli.repl.commands import CommandCompleter, command_handlers
+    from llmctl.cli.repl.commands import CommandCompleter
     from llmctl.cli.repl.conversation_commands import show_last_turns
     from llmctl.cli.repl.line_input import create_line_reader
     from llmctl.cli.repl.repl import ChatRepl
@@ -38,7 +37,7 @@ def run_repl(
     reader = create_line_reader(
         CommandCompleter(session, switcher), history=session.store is not None
     )
-    repl = ChatRepl(session, switcher, display, reader, command_handlers())
+    repl = ChatRepl(session, switcher, display, reader)
     repl.attachments += attachments
     repl.show_model()
     display.notice("/help lists the commands; Ctrl-C stops a reply, Ctrl-D exits")
@@ -63,7 +62,9 @@ def answer_once(session: ChatSession, display: Display, message: str) -> None:
     reply = session.send(message)
     try:
         if session.grammar is None:
-            _show_reply(reply, display)
+            with create_reply_view(display) as view:
+                for chunk in reply:
+                    view.add(chunk)
         else:
             for _ in reply:
                 pass
@@ -80,18 +81,9 @@ def answer_once(session: ChatSession, display: Display, message: str) -> None:
         display.notice(f"[{length_limit_message(reply, limit, '--max-tokens')}]")
     if turn is not None and turn.figures is not None:
         if display.stats:
-            display.notice(format_stats(turn.figures, display.err.width))
+            display.notice(format_stats(turn.figures))
         if warning := context_warning(turn.figures):
             display.notice(f"{warning}: `llmctl chat --resume`, then /summarise or /drop")
-
-
-def _show_reply(reply: ChatReply, display: Display) -> None:
-    view = create_reply_view(display)
-    try:
-        for chunk in reply:
-            view.add(chunk)
-    finally:
-        view.end()
 
 
 def _write_json(text: str, *, is_cut: bool) -> None:

@@ -1,7 +1,9 @@
 """The chat REPL: reads an input, runs a command or sends a message, shows the reply."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from llmctl.cli import render
 from llmctl.cli.repl.display import (
@@ -24,6 +26,45 @@ from llmctl.services.chat.session import ChatSession
 from llmctl.services.chat.switching import ModelSwitcher
 
 CommandHandler = Callable[["ChatRepl", str], None]
+ArgumentKind = Literal["", "file", "folder", "parameter", "model", "conversation"]
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSpec:
+    """A slash command."""
+
+    handler: CommandHandler
+    usage: str
+    """Its arguments, for the help."""
+    argument: ArgumentKind
+    """Kind of values that complete the argument, beside `words`."""
+    words: tuple[str, ...]
+    aliases: tuple[str, ...]
+
+    @property
+    def help(self) -> str:
+        """The first line of the handler's docstring."""
+        return (self.handler.__doc__ or "").partition("\n")[0].rstrip(".")
+
+
+COMMANDS: Final[dict[str, CommandSpec]] = {}
+
+
+def command(
+    name: str,
+    usage: str = "",
+    argument: ArgumentKind = "",
+    *,
+    words: tuple[str, ...] = (),
+    aliases: tuple[str, ...] = (),
+) -> Callable[[CommandHandler], CommandHandler]:
+    """Return a decorator that adds a handler to `COMMANDS`; its docstring is the help."""
+
+    def register(handler: CommandHandler) -> CommandHandler:
+        COMMANDS[name] = CommandSpec(handler, usage, argument, words, aliases)
+        return handler
+
+    return register
 
 
 class ReplExitError(Exception):
@@ -31,11 +72,7 @@ class ReplExitError(Exception):
 
 
 class ChatRepl:
-    """The state of an interactive chat.
-
-    Args:
-        commands: handlers by the names of commands.
-    """
+    """The state of an interactive chat."""
 
     def __init__(
         self,
@@ -43,7 +80,6 @@ class ChatRepl:
         switcher: ModelSwitcher,
         display: Display,
         reader: LineReader,
-        commands: Mapping[str, CommandHandler],
     ) -> None:
         self.session = session
         self.switcher = switcher
@@ -53,7 +89,11 @@ class ChatRepl:
         """Files to send with the next message."""
         self.unsent = ""
         """Text from the editor that could not be sent."""
-        self._commands = commands
+        self._handlers = {
+            name: spec.handler
+            for first, spec in COMMANDS.items()
+            for name in (first, *spec.aliases)
+        }
 
     def show_model(self) -> None:
         """Show which model is active."""
@@ -72,7 +112,7 @@ class ChatRepl:
                 self.display.notice("Ctrl-D or /exit exits; Ctrl-C stops a reply")
                 continue
             draft = ""
-            parsed = parse_input(text, pasted=self.reader.pasted, known=self._commands)
+            parsed = parse_input(text, pasted=self.reader.pasted, known=self._handlers)
             try:
                 if isinstance(parsed, Command):
                     self._run_command(parsed)
@@ -94,11 +134,11 @@ class ChatRepl:
                 )
 
     def _run_command(self, command: Command) -> None:
-        handler = self._commands.get(command.name)
+        handler = self._handlers.get(command.name)
         if handler is not None:
             handler(self, command.argument)
             return
-        near = did_you_mean(command.name, self._commands)
+        near = did_you_mean(command.name, self._handlers)
         self.display.error(
             f"unknown command /{command.name}" + (f"; did you mean /{near}?" if near else ""),
             "/help lists the commands; start a message that begins with a slash with //",
@@ -128,7 +168,7 @@ class ChatRepl:
             self.display.notice(f"[{state}]")
         if turn is not None and turn.figures is not None:
             if self.display.stats:
-                self.display.notice(format_stats(turn.figures, self.display.err.width))
+                self.display.notice(format_stats(turn.figures))
             if warning := context_warning(turn.figures):
                 self.display.notice(f"{warning}: /summarise or /drop makes room", "yellow")
         if self.display.renders_markdown:
@@ -139,20 +179,22 @@ class ChatRepl:
     ) -> tuple[ChatReply | None, Turn | None, LlmctlError | None]:
         """Show a reply while it is generated; return it, its stored turn, and its error."""
         reply = turn = failure = None
+        raw = self.session.grammar is not None
         with suppress_echo(), single_interrupt() as ignore_interrupts:
-            view = create_reply_view(self.display, raw=self.session.grammar is not None)
             try:
-                reply = start()
-                for chunk in reply:
-                    view.add(chunk)
-            except KeyboardInterrupt:
-                if reply is not None:
-                    reply.stop()
-            except LlmctlError as error:
-                failure = error
+                with create_reply_view(self.display, raw=raw) as view:
+                    try:
+                        reply = start()
+                        for chunk in reply:
+                            view.add(chunk)
+                    except KeyboardInterrupt:
+                        if reply is not None:
+                            reply.stop()
+                    except LlmctlError as error:
+                        failure = error
+                    finally:
+                        ignore_interrupts()
             finally:
-                ignore_interrupts()
-                view.end()
                 if reply is not None and (store or sys.exc_info()[0] is not None):
                     turn = self.session.store_reply(reply)
         return reply, turn, failure
@@ -199,10 +241,6 @@ class ChatRepl:
 
     def summarise(self, begin: int) -> None:
         """Replace the turns before `begin` in the prompt by a summary. Raises `LlmctlError`."""
-        view = create_reply_view(self.display)
-        try:
-            with suppress_echo(), single_interrupt():
-                summary = context_window.summarise_turns(self.session, begin)
-        finally:
-            view.end()
+        with create_reply_view(self.display), suppress_echo(), single_interrupt():
+            summary = context_window.summarise_turns(self.session, begin)
         self.display.notice(f"summary in place of the oldest {begin} turns: {summary}")

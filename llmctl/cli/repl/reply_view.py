@@ -2,7 +2,8 @@
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from time import monotonic
 from typing import Final, Protocol
 
@@ -31,18 +32,23 @@ class ReplyView(Protocol):
         """Show the next chunk."""
 
     def end(self) -> None:
-        """Show the rest. May be called again."""
+        """Show the rest."""
 
 
-def create_reply_view(display: Display, *, raw: bool = False) -> ReplyView:
-    """Return the view that suits the terminal and the options.
+@contextmanager
+def create_reply_view(display: Display, *, raw: bool = False) -> Iterator[ReplyView]:
+    """Yield the view that suits the terminal and the options; end it at last.
 
     Args:
         raw: the text is not Markdown.
     """
     markdown = display.renders_markdown and not raw
     view: ReplyView = _MarkdownView(display) if markdown else _PlainView(display)
-    return view if display.stream else _BufferedView(view)
+    view = view if display.stream else _BufferedView(view)
+    try:
+        yield view
+    finally:
+        view.end()
 
 
 class _PlainView:
@@ -202,8 +208,6 @@ class _MarkdownView:
         return self._written.remaining(["", *rows] if rows and self._has_block else rows, width)
 
     def end(self) -> None:
-        if self._ended.is_set():
-            return
         self._ended.set()
         self._painter.join()
         if self._source or self._has_block:

@@ -5,11 +5,12 @@ from dataclasses import replace
 from llmctl.cli import render
 from llmctl.cli.repl.conversation_commands import show_last_turns
 from llmctl.cli.repl.display import format_context_usage, format_stats
-from llmctl.cli.repl.repl import ChatRepl, ReplExitError
+from llmctl.cli.repl.repl import ChatRepl, ReplExitError, command
 from llmctl.errors import ConfigError, ContextLengthError
 from llmctl.services.chat import context_window, files, settings
 
 
+@command("system", "[TEXT]", words=("none",))
 def system(repl: ChatRepl, argument: str) -> None:
     """Set or show the system prompt."""
     conversation = repl.session.conversation
@@ -23,6 +24,7 @@ def system(repl: ChatRepl, argument: str) -> None:
     repl.display.notice("the system prompt is set" if text else "the system prompt is removed")
 
 
+@command("set", "NAME VALUE", "parameter")
 def set_command(repl: ChatRepl, argument: str) -> None:
     """Set a sampling parameter."""
     name, _, value = argument.partition(" ")
@@ -36,6 +38,7 @@ def set_command(repl: ChatRepl, argument: str) -> None:
     repl.display.notice(f"{name} is {settings.list_parameters(repl.session.sampling)[name]}")
 
 
+@command("params")
 def params(repl: ChatRepl, _: str) -> None:
     """Show the sampling parameters."""
     parameters = settings.list_parameters(repl.session.sampling)
@@ -44,6 +47,7 @@ def params(repl: ChatRepl, _: str) -> None:
         repl.display.notice(f"{name:<{width}}  {value}", "")
 
 
+@command("json", "SCHEMA|off", "file", words=("off",))
 def json(repl: ChatRepl, argument: str) -> None:
     """Constrain replies to a JSON schema."""
     session = repl.session
@@ -59,6 +63,7 @@ def json(repl: ChatRepl, argument: str) -> None:
         repl.display.notice("replies follow the schema; /json off removes it")
 
 
+@command("model", "[NAME]", "model")
 def model(repl: ChatRepl, argument: str) -> None:
     """Switch to another model."""
     if not argument:
@@ -76,6 +81,7 @@ def model(repl: ChatRepl, argument: str) -> None:
             repl.show_model()
 
 
+@command("adapter", "FOLDER|off", "folder", words=("off",))
 def adapter(repl: ChatRepl, argument: str) -> None:
     """Switch to an adapter, or to none."""
     session = repl.session
@@ -88,6 +94,7 @@ def adapter(repl: ChatRepl, argument: str) -> None:
     repl.display.notice(f"adapter: {session.adapter or repl.switcher.adapter or 'none'}")
 
 
+@command("think", "show|hide", words=("show", "hide"))
 def think(repl: ChatRepl, argument: str) -> None:
     """Show or fold reasoning."""
     if argument not in ("show", "hide"):
@@ -100,8 +107,9 @@ def think(repl: ChatRepl, argument: str) -> None:
         repl.display.notice(f"reasoning is {'shown' if repl.display.think else 'folded'}")
 
 
+@command("stats", "[on|off]", words=("on", "off"))
 def stats(repl: ChatRepl, argument: str) -> None:
-    """Show statistics after each reply, or those of the last one."""
+    """Show statistics of the last reply, or after every reply."""
     if argument in ("on", "off"):
         repl.display.stats = argument == "on"
         repl.display.notice(f"statistics after each reply: {argument}")
@@ -112,9 +120,10 @@ def stats(repl: ChatRepl, argument: str) -> None:
     if reply is None or reply.figures is None:
         repl.display.notice("no reply yet; /stats on shows statistics after each")
     else:
-        repl.display.notice(format_stats(reply.figures, repl.display.err.width), "")
+        repl.display.notice(format_stats(reply.figures), "")
 
 
+@command("tokens")
 def tokens(repl: ChatRepl, _: str) -> None:
     """Show the tokens of each turn in the context."""
     session, conversation = repl.session, repl.session.conversation
@@ -132,6 +141,7 @@ def tokens(repl: ChatRepl, _: str) -> None:
         )
 
 
+@command("read", "FILE|off", "file", words=("off",))
 def read(repl: ChatRepl, argument: str) -> None:
     """Attach a file to the next message, or detach all files."""
     if not argument:
@@ -159,6 +169,7 @@ def read(repl: ChatRepl, argument: str) -> None:
     repl.display.notice(f"{file.name} ({about}{count:,} tokens) is sent with the next message")
 
 
+@command("save", "FILE", "file")
 def save(repl: ChatRepl, argument: str) -> None:
     """Save the conversation to a file."""
     if not argument:
@@ -167,6 +178,7 @@ def save(repl: ChatRepl, argument: str) -> None:
     repl.display.notice(f"{len(repl.session.conversation.turns)} turns saved to {path}")
 
 
+@command("load", "FILE", "file")
 def load(repl: ChatRepl, argument: str) -> None:
     """Continue a conversation from a file."""
     if not argument:
@@ -175,6 +187,7 @@ def load(repl: ChatRepl, argument: str) -> None:
     show_last_turns(repl)
 
 
+@command("export", "FILE.jsonl", "file")
 def export(repl: ChatRepl, argument: str) -> None:
     """Add the conversation to a file of training data."""
     if not argument:
@@ -183,6 +196,7 @@ def export(repl: ChatRepl, argument: str) -> None:
     repl.display.notice(f"row {row} of {argument}; `llmctl data check {argument}` checks it")
 
 
+@command("exit", aliases=("quit", "bye"))
 def exit_command(_repl: ChatRepl, _: str) -> None:
-    """Exit the REPL."""
+    """Exit, like Ctrl-D."""
     raise ReplExitError

@@ -68,10 +68,9 @@ class ConversationStore:
 
     def __init__(self, file: Path | None = None) -> None:
         self.file = conversations_file() if file is None else file
-        self._written: dict[str, list[str]] = {}
 
     def save(self, conversation: Conversation, now: float) -> Conversation:
-        """Write the changed turns; return the conversation with its new version.
+        """Write a conversation; return it with its new version.
 
         Args:
             now: Unix time in seconds.
@@ -81,15 +80,9 @@ class ConversationStore:
         """
         head = conversation_to_dict(conversation)
         bodies = [_dump(turn) for turn in head.pop("turns")]
-        before = self._written.get(conversation.id, [])
-        unchanged = next(
-            (i for i, pair in enumerate(zip(before, bodies, strict=False)) if pair[0] != pair[1]),
-            min(len(before), len(bodies)),
-        )
         with self._open() as database, database:
             row = (now, conversation.title, conversation.model, len(bodies), _dump(head))
             if conversation.version == 0:
-                unchanged = 0
                 database.execute(
                     "INSERT INTO conversations (id, version, updated, title, model, turns, head) "
                     "VALUES (?, 1, ?, ?, ?, ?, ?)",
@@ -105,15 +98,11 @@ class ConversationStore:
                     raise ConversationConflictError(
                         f"conversation {conversation.id} was changed elsewhere"
                     )
-            database.execute(
-                "DELETE FROM turns WHERE conversation = ? AND position >= ?",
-                (conversation.id, unchanged),
-            )
+            database.execute("DELETE FROM turns WHERE conversation = ?", (conversation.id,))
             database.executemany(
                 "INSERT INTO turns (conversation, position, body) VALUES (?, ?, ?)",
-                [(conversation.id, at, bodies[at]) for at in range(unchanged, len(bodies))],
+                [(conversation.id, position, body) for position, body in enumerate(bodies)],
             )
-        self._written[conversation.id] = bodies
         return replace(conversation, version=conversation.version + 1)
 
     def read(self, id: str | None = None) -> Conversation:
@@ -153,7 +142,6 @@ class ConversationStore:
             raise LlmctlError(
                 f"conversation {full_id} in {self.file} is damaged: {error}"
             ) from error
-        self._written[full_id] = bodies
         return replace(conversation, version=version)
 
     def list(self, limit: int | None = None) -> list[ConversationSummary]:
