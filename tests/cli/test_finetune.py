@@ -114,7 +114,7 @@ def test_data_without_rows_is_reported_with_a_hint(
     assert "--on-error" not in output
     assert fails("-c", str(settings), "--data", os.devnull) == 2
     output = capsys.readouterr().err
-    assert f"{os.devnull} is no regular file" in output
+    assert f"{os.devnull} is not a regular file" in output
     assert "did you mean" not in output
     assert fails("-c", str(settings), "--method", "qlora", "--quant", "none") == 2
     assert "--method lora, or leave out --quant" in capsys.readouterr().err

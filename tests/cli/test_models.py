@@ -56,7 +56,7 @@ def test_merge_prints_the_verification(adapter: Path, tmp_path: Path) -> None:
     assert (output / "Modelfile").is_file()
     again = run_in_process("models", "merge", str(adapter), "-o", str(output))
     assert again.returncode == 2
-    assert error_lines(again.stderr)[0].endswith("nothing in it is overwritten unasked")
+    assert error_lines(again.stderr)[0].endswith("is not empty")
     done = run_in_process(
         "models", "merge", str(adapter), "-o", str(output), "--overwrite", "--json"
     )
