@@ -102,7 +102,7 @@ class Provenance:
                     hint="pip install --upgrade llmctl",
                 )
             return from_json(cls, values)
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _unreadable(file, str(error)) from error
 
     def write(self, folder: Path) -> None:

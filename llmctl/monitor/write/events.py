@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from llmctl.dataclass_json import from_json
 from llmctl.types import DatasetContext, DatasetRef, RequestTrace, RunStatus
 
 
@@ -125,11 +126,7 @@ def decode(line: str) -> Event:
     """Parse a line of `encode`. Raises `ValueError` for anything else."""
     try:
         kind, fields = json.loads(line)
-        if kind == "Data":
-            fields["dataset"] = DatasetRef(**fields["dataset"])
-        elif kind == "Traced":
-            fields["trace"] = RequestTrace(**fields["trace"])
-        event: Event = _CLASSES[kind](**fields)
-    except (KeyError, TypeError) as error:
+        event: Event = from_json(_CLASSES[kind], fields, unknown="refuse")
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not an event: {line[:80]}") from error
     return event

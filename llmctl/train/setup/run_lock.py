@@ -4,13 +4,14 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
 from llmctl.config import TrainConfig
 from llmctl.config.settings import ConfigSource, Setting
+from llmctl.dataclass_json import from_json
 from llmctl.engine.models.provenance import BaseModelRef
 from llmctl.errors import ConfigError
 from llmctl.train.checkpoints import LOCK_FILE, write_json
@@ -93,14 +94,9 @@ class RunLock:
                 raise ConfigError(
                     f"{file} was written by a newer llmctl", hint="pip install -U llmctl"
                 )
-            known = {f.name for f in fields(cls)}
-            values = {name: value for name, value in values.items() if name in known}
-            values["base"] = BaseModelRef(**values["base"])
-            for name in ("data", "eval_data"):
-                values[name] = values[name] and DatasetRef(**values[name])
-            return cls(**values)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{file} is not a valid run lock: {error!r}") from error
+            return from_json(cls, values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{file} is not a valid run lock: {error}") from error
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder, atomically."""
