@@ -1,6 +1,5 @@
 """Metrics of recorded replies: percentiles, rates, medians and ratios."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,6 +11,7 @@ from llmctl.bench.config import BenchConfig
 from llmctl.bench.load import LevelRun
 from llmctl.bench.prompts import PREFIX_CACHE_SETS, PromptSet
 from llmctl.bench.target import TimedReply
+from llmctl.percentiles import percentile
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +96,14 @@ def _level_metrics(
     tokens = sum(reply.tokens for reply in replies)
     measures_prefill = concurrency == 1 and prompts not in PREFIX_CACHE_SETS
     return LevelMetrics(
-        ttft_p50_s=percentile(waits, 50),
-        ttft_p95_s=percentile(waits, 95),
-        first_turn_ttft_p50_s=percentile([_ttft(r[0]) for r in run.conversations if r], 50)
+        ttft_p50_s=_percentile(waits, 50),
+        ttft_p95_s=_percentile(waits, 95),
+        first_turn_ttft_p50_s=_percentile([_ttft(r[0]) for r in run.conversations if r], 50)
         if turns > 1
         else None,
-        itl_p50_s=percentile(gaps, 50),
-        itl_p95_s=percentile(gaps, 95),
-        itl_p99_s=percentile(gaps, 99),
+        itl_p50_s=_percentile(gaps, 50),
+        itl_p95_s=_percentile(gaps, 95),
+        itl_p99_s=_percentile(gaps, 99),
         stream_tokens_per_s=_median([_decode_rate(reply) for reply in replies]),
         sum_tokens_per_s=tokens / run.wall_s if tokens and run.wall_s else None,
         prefill_tokens_per_s=_median([_prefill_rate(reply) for reply in last])
@@ -115,14 +115,8 @@ def _level_metrics(
     )
 
 
-def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Return a percentile, interpolated as NumPy does; `None` without values."""
-    if not values:
-        return None
-    ranked = sorted(values)
-    rank = (len(ranked) - 1) * percent / 100
-    low, high = math.floor(rank), math.ceil(rank)
-    return ranked[low] + (ranked[high] - ranked[low]) * (rank - low)
+def _percentile(values: Sequence[float], percent: float) -> float | None:
+    return percentile(values, percent) if values else None
 
 
 def inter_token_latencies(reply: TimedReply) -> list[float]:

@@ -22,6 +22,7 @@ from typing import Final
 
 from llmctl.errors import LlmctlError
 from llmctl.monitor.base import Tracker
+from llmctl.percentiles import percentile
 from llmctl.types import RequestTrace
 
 PERIOD_S: Final = 60.0
@@ -121,13 +122,8 @@ def _summary(ended: Sequence[RequestTrace], seconds: float) -> dict[str, float]:
     }
     if prompt:
         metrics["serve/cached_share"] = sum(r.cached_tokens for r in ended) / prompt
-    firsts = sorted(r.ttft_s for r in ended if r.ttft_s is not None)
-    if firsts:
-        metrics["serve/ttft_p50_s"] = _percentile(firsts, 0.50)
-        metrics["serve/ttft_p95_s"] = _percentile(firsts, 0.95)
+    waits = [r.ttft_s for r in ended if r.ttft_s is not None]
+    if waits:
+        metrics["serve/ttft_p50_s"] = percentile(waits, 50)
+        metrics["serve/ttft_p95_s"] = percentile(waits, 95)
     return metrics
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float:
-    """Return the nearest-rank percentile of a sorted, non-empty sequence."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.bench.config import BenchConfig
@@ -15,7 +14,6 @@ from llmctl.bench.stats import (
     inter_token_latencies,
     median_metrics,
     metric_ratios,
-    percentile,
     summarize_level,
 )
 from tests.bench.records import level_run, reply
@@ -28,18 +26,6 @@ def level(
 ) -> LevelResult:
     plan = BenchConfig(**{"max_tokens": 4} | settings)
     return summarize_level(run, plan, side=0, prompts=prompts, concurrency=concurrency, round_=0)
-
-
-@given(numbers, st.floats(0, 100))
-def test_percentiles_are_those_of_numpy(values: list[float], percent: float) -> None:
-    import numpy
-
-    expected = float(numpy.percentile(values, percent))
-    assert percentile(values, percent) == pytest.approx(expected, abs=1e-6)
-
-
-def test_the_percentile_of_no_values_is_none() -> None:
-    assert percentile([], 50) is None
 
 
 def test_latencies_are_the_gaps_between_chunks_of_one_token() -> None:

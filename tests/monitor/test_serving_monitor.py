@@ -3,6 +3,8 @@
 import threading
 import time
 
+import pytest
+
 from llmctl.errors import EngineStoppedError
 from llmctl.monitor import ServingMonitor
 from llmctl.monitor.store import TrackingStore
@@ -39,8 +41,8 @@ def test_a_period_is_aggregated_over_all_requests() -> None:
         "serve/prompt_tokens": 200,
         "serve/completion_tokens": 100,
         "serve/cached_share": 0.4,
-        "serve/ttft_p50_s": 0.10,
-        "serve/ttft_p95_s": 0.19,
+        "serve/ttft_p50_s": pytest.approx(0.105),
+        "serve/ttft_p95_s": pytest.approx(0.1905),
         "serve/queue": 3.0,
     }
     assert tracker.traces == []

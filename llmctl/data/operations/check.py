@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from llmctl.data.cleaning.rules.language import detect_language
 from llmctl.data.formats.columns import format_columns
 from llmctl.data.io.sources import DataSource, skipped_files
@@ -18,6 +16,7 @@ from llmctl.data.rows.row_errors import RowError
 from llmctl.data.tokenized.loss_mask import MaskedSequence, mask_examples
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import LlmctlError
+from llmctl.percentiles import observed_percentiles
 from llmctl.types import Example, ProgressCallback, SourceLocation, ignore_progress
 
 _LANGUAGE_CONFIDENCE = 0.8
@@ -288,10 +287,7 @@ def _reply_ends(loss_mask: Sequence[bool]) -> Iterator[int]:
 def _percentiles(values: "array[int]") -> Percentiles | None:
     if not values:
         return None
-    ordered = np.sort(np.asarray(values))
-    # Nearest rank: the smallest value that the given share of rows does not exceed.
-    p50, p95 = (int(ordered[-(-len(ordered) * share // 100) - 1]) for share in (50, 95))
-    return Percentiles(p50, p95, int(ordered[-1]))
+    return Percentiles(*observed_percentiles(values, 50, 95, 100))
 
 
 def _names(source: DataSource) -> list[str]:

@@ -15,6 +15,7 @@ from llmctl.data.tokenized.loss_mask import MaskedSequence, TurnSelection, mask_
 from llmctl.data.tokenized.storage import TokenSequence, TokenWriter
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.errors import ConfigError, LlmctlError
+from llmctl.percentiles import observed_percentiles
 from llmctl.types import Example, SourceLocation
 
 OverlongPolicy = Literal["truncate", "drop"]
@@ -139,7 +140,7 @@ def tokenize_examples(
         raise tokenizer.nothing_left(rows)
     if options.eval_fraction and not eval_sequences:
         tokenizer.notes[f"none of the {rows} rows is in the held-out share"] = 1
-    p50, p95, longest = np.quantile(lengths, (0.5, 0.95, 1), method="higher").tolist()
+    p50, p95, longest = observed_percentiles(lengths.tolist(), 50, 95, 100)
     return TokenizeReport(
         rows=rows,
         sequences=len(lengths),

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from llmctl.config import TrainConfig
@@ -19,6 +18,7 @@ from llmctl.data.dataset import TokenizedDataset
 from llmctl.engine.loading.adapters import read_adapter_config
 from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.errors import ConfigError
+from llmctl.percentiles import percentile
 from llmctl.types import DType, TrainSetting
 
 _DEFAULT_MAX_LENGTH = 2048
@@ -201,7 +201,9 @@ def resolve_for_data(
             hint=f"--micro-batch-size {largest_divisor(rows, config.micro_batch_size)}",
         )
     assert config.max_length is not None
-    length = np.percentile(prepared.train.lengths, 95) if not config.packing else config.max_length
+    length = (
+        percentile(prepared.train.lengths.tolist(), 95) if not config.packing else config.max_length
+    )
     tokens = _SATURATING_TOKENS_CPU if device_type == "cpu" else _SATURATING_TOKENS_GPU
     most = max(1, int(tokens // length))
     return resolved.filled("rows of this length", micro_batch_size=largest_divisor(rows, most))

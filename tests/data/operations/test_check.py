@@ -170,12 +170,12 @@ def test_a_row_that_the_template_refuses_is_an_error_of_that_row(tmp_path: Path)
 
 
 @pytest.mark.parametrize("count", [1, 2, 19, 20, 21, 100])
-def test_a_percentile_is_a_value_that_occurs(tmp_path: Path, count: int) -> None:
+def test_percentiles_are_observed_values(tmp_path: Path, count: int) -> None:
     rows: list[dict[str, object]] = [{"messages": turns(n)} for n in range(1, count + 1)]
     spread = report_on(write(tmp_path / "a.jsonl", *rows)).turns
     assert spread is not None
-    assert (spread.p50, spread.max) == ((count + 1) // 2, count)
-    assert spread.p95 == -(-count * 95 // 100)
+    assert (spread.p50, spread.max) == (count // 2 + 1, count)
+    assert spread.p95 == -(-(count - 1) * 95 // 100) + 1
 
 
 def turns(questions: int) -> list[dict[str, str]]:

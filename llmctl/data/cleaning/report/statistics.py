@@ -1,6 +1,6 @@
 """Statistics of the rows of a dataset."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from llmctl.data.cleaning.pipeline.row_index import RowIndex
 from llmctl.data.cleaning.report.report import DatasetStatistics, SizePercentiles
 from llmctl.data.cleaning.rules.lengths import TokenCounter
 from llmctl.errors import TemplateError
+from llmctl.percentiles import observed_percentiles
 
 TOKEN_SAMPLE_ROWS = 1000
 """Number of rows whose tokens are counted."""
@@ -36,8 +37,8 @@ def dataset_statistics(
     return DatasetStatistics(
         rows=len(table),
         characters=int(characters.sum(dtype=np.int64)),
-        characters_per_row=_percentiles(characters),
-        turns_per_row=_percentiles(table["turns"]),
+        characters_per_row=_percentiles(characters.tolist()),
+        turns_per_row=_percentiles(table["turns"].tolist()),
         languages=_languages(table["language"], index.languages),
         tokens_per_row=_percentiles(tokens) if tokens else None,
         token_sample=len(tokens),
@@ -64,11 +65,10 @@ def _token_counts(
     return found
 
 
-def _percentiles(values: Sequence[int] | NDArray[np.integer]) -> SizePercentiles:
-    if not len(values):
+def _percentiles(values: Collection[int]) -> SizePercentiles:
+    if not values:
         return SizePercentiles(0, 0, 0)
-    p50, p95, most = np.percentile(values, (50, 95, 100), method="inverted_cdf")
-    return SizePercentiles(int(p50), int(p95), int(most))
+    return SizePercentiles(*observed_percentiles(values, 50, 95, 100))
 
 
 def _languages(numbers: NDArray[np.uint8], known: Mapping[str, int]) -> dict[str, int]:
