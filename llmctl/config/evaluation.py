@@ -51,13 +51,13 @@ class EvalConfig:
     subjects: tuple[str, ...] = ()
     """Subject or category, such as law or stem; may be repeated. [default: all]"""
     limit: _Count | None = None
-    """Maximum number of questions per subject."""
+    """Maximum number of samples per subject."""
     seed: Annotated[int, Ge(0), Lt(2**32)] | None = None
-    """Select the limited questions at random with this seed. [default: the first ones]"""
+    """Select the limited samples at random with this seed. [default: the first ones]"""
     max_new_tokens: _Count | None = None
     """Maximum tokens of a reply in mode gen. [default: the benchmark's own]"""
     batch_size: _Count = 8
-    """Questions per batch in the other modes; it does not change the scores."""
+    """Samples per batch in the other modes; it does not change the scores."""
     data_dir: str | None = None
     """Folder with benchmark data, searched before the store."""
     output: Annotated[str | None, Option(short="-o")] = None

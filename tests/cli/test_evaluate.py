@@ -64,7 +64,7 @@ def test_custom_benchmark_is_evaluated_reported_and_tracked(
     assert report["how"]["dtype"] == "float32"
     assert len(results(out)) == 12
     assert "| colours/" not in (out / "report.md").read_text()  # no categories
-    assert "answered 12 of 12 questions" in (out / "report.html").read_text()
+    assert "answered 12 of 12 samples" in (out / "report.html").read_text()
 
     assert run_eval("show", str(out), "--wrong", "--subject", "warm", "--json") == 0
     shown = json.loads(capsys.readouterr().out)

@@ -59,7 +59,7 @@ def test_a_request_that_fails_loses_only_its_sample(tmp_path: Path) -> None:
     assert (score.overall.total, score.overall.answered, score.overall.failed) == (12, 11, 1)
     assert {part.name: part.failed for part in score.subjects} == {"cold": 1, "warm": 0}
     assert score.overall.accuracy == pytest.approx(4 / 11)
-    assert any("1 of 12 questions have no answer" in warning for warning in score.warnings)
+    assert any("1 of 12 samples failed" in warning for warning in score.warnings)
 
 
 def test_a_busy_server_is_retried_and_an_internal_error_loses_only_its_sample(

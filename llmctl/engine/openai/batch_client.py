@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import openai
@@ -17,8 +18,14 @@ from llmctl.engine.loglikelihood import GroupScore, TextScore
 from llmctl.engine.openai.client import OpenAIClient
 from llmctl.engine.openai.wire import api_error_message
 from llmctl.engine.stream import GenerationStream
-from llmctl.errors import ContextLengthError, EngineStoppedError, LlmctlError, RequestError
-from llmctl.types import ApiEndpoint, FinishReason, GenerationChunk, Usage
+from llmctl.errors import (
+    ContextLengthError,
+    EngineStoppedError,
+    LlmctlError,
+    RequestError,
+    UnsupportedError,
+)
+from llmctl.types import ApiEndpoint, FinishReason, GenerationChunk, GenerationRequest, Usage
 
 T = TypeVar("T")
 
@@ -67,6 +74,17 @@ class OpenAIBatchClient(OpenAIClient):
         """The server's URL, its model and key."""
         return ApiEndpoint(self.url, self.info().model_id, self._endpoint.api_key)
 
+    def submit(self, request: GenerationRequest) -> GenerationStream:
+        """Submit a request; its stream receives one chunk per choice.
+
+        Raises:
+            UnsupportedError: the request has tools.
+            EngineStoppedError: the connection is closed.
+        """
+        if request.tools:
+            raise UnsupportedError("batches do not support tools", param="tools")
+        return super().submit(request)
+
     async def _receive(
         self, client: openai.AsyncOpenAI, arguments: dict[str, Any], stream: GenerationStream
     ) -> None:
@@ -101,7 +119,7 @@ class OpenAIBatchClient(OpenAIClient):
             echoed = await self._echo(texts)
             return _group_score(echoed, [text.full_text_score() for text in echoed])
 
-        return self._in_order([score(texts) for texts in groups])
+        return self._in_order([partial(score, texts) for texts in groups])
 
     def score_continuations(
         self, groups: Sequence[tuple[str, Sequence[str]]]
@@ -112,7 +130,7 @@ class OpenAIBatchClient(OpenAIClient):
             echoed = await self._echo([context + text for text in continuations])
             return _group_score(echoed, [one.continuation_score(len(context)) for one in echoed])
 
-        return self._in_order([score(*group) for group in groups])
+        return self._in_order([partial(score, *group) for group in groups])
 
     def echo(self, text: str) -> EchoedText:
         """Return the tokens of one text. Blocks.
@@ -149,7 +167,7 @@ class OpenAIBatchClient(OpenAIClient):
         return echoed
 
     def _in_order(
-        self, scores: Sequence[Coroutine[Any, Any, GroupScore]]
+        self, scores: Sequence[Callable[[], Coroutine[Any, Any, GroupScore]]]
     ) -> Iterator[GroupScore | LlmctlError]:
         """Run all, and yield the results in order.
 
@@ -159,7 +177,7 @@ class OpenAIBatchClient(OpenAIClient):
         loop = self._loop
         if loop is None:
             raise EngineStoppedError("the connection is closed")
-        pending = [asyncio.run_coroutine_threadsafe(score, loop) for score in scores]
+        pending = [asyncio.run_coroutine_threadsafe(score(), loop) for score in scores]
         try:
             for future in pending:
                 try:

@@ -105,7 +105,7 @@ def _warnings(
 ) -> Iterable[str]:
     """Yield the reasons to doubt a benchmark's score."""
     if overall.failed:
-        yield f"{overall.failed} of {overall.total} questions have no answer and are left out"
+        yield f"{overall.failed} of {overall.total} samples failed and are left out"
     if overall.truncated:
         yield (
             f"{overall.truncated} replies reached the token limit"

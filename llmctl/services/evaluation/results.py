@@ -112,7 +112,7 @@ def compare_evaluations(first: str, second: str) -> BenchmarkComparison:
     one, two = find_run(first), find_run(second)
     pairs = paired_results(one.results(), two.results())
     if not pairs:
-        raise ConfigError(f"{first} and {second} have no question in common")
+        raise ConfigError(f"{first} and {second} have no sample in common")
     comparisons, flipped = compare_results(pairs, one.prompts().categories)
     warnings = comparability_warnings(one.setups(), two.setups())
     return BenchmarkComparison(tuple(comparisons), tuple(flipped), tuple(warnings))

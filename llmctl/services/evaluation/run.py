@@ -173,7 +173,7 @@ class _Run:
                 backend.run(remaining, self.engine, save, progress)
             except EngineStoppedError as error:
                 complete = False
-                self.observer.note(f"warning: {error}; the remaining questions count as failed")
+                self.observer.note(f"warning: {error}; the remaining samples count as failed")
         report = EvalReport(
             model=self.model_name,
             backend=self.config.backend,

@@ -61,7 +61,7 @@ def log_end(tracker: Tracker, report: EvalReport, folder: Path, model_id: str | 
         tracker.log_metrics(benchmark_metrics(score), model_id=model_id)
     tracker.log_artifact(folder, "eval")
     if report.failed:
-        tracker.end("failed", f"{report.failed} questions have no answer")
+        tracker.end("failed", f"{report.failed} samples failed")
 
 
 def benchmark_metrics(score: BenchmarkScore) -> dict[str, float]:

@@ -105,7 +105,7 @@ def test_several_runs_are_compared_with_significance_and_warnings(
     html = render_html(runs)
     assert "small (b) compared with small (a)" in html
     assert "small (b) is significantly better" in html
-    assert html.count('<rect class="run1"') == 3  # all questions, and two categories
+    assert html.count('<rect class="run1"') == 3  # all samples, and two categories
     (score,) = runs[1].report.suites
     other = replace(runs[1].report, suites=(replace(score, shots=0),))
     html = render_html([runs[0], replace(runs[1], report=other)])

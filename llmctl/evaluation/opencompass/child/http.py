@@ -131,7 +131,7 @@ def score_shared_prefix(server: ServerClient, groups: list[list[str]]) -> Iterat
                 scores = [(score["logprob"], score["tokens"]) for score in line["scores"]]
                 yield line["index"], scores, line["computed"]
             answered += 1
-        missing = ServerRequestError("the server ended its answer before this question")
+        missing = ServerRequestError("the server ended its response before this sample")
     except ServerRequestError as error:
         missing = error
     for index in range(answered, len(groups)):

@@ -35,7 +35,7 @@ def bar_chart(names: Sequence[str], scores: ScorePerRun) -> str:
         y += _GAP
     chance = next((s.chance for s in scores if s is not None and s.chance is not None), None)
     caption = (
-        "Accuracy over the answered questions. The thin line is the 95 % interval: if intervals "
+        "Accuracy over the answered samples. The thin line is the 95 % interval: if intervals "
         "overlap widely, the difference may be random."
     )
     if chance is not None:
@@ -53,7 +53,7 @@ def bar_chart(names: Sequence[str], scores: ScorePerRun) -> str:
 def _bar_groups(scores: ScorePerRun) -> list[tuple[str, list[AggregateScore | None]]]:
     """Return the overall score and each category, with a score for each run."""
     rows: list[tuple[str, list[AggregateScore | None]]] = [
-        ("all questions", [None if score is None else score.overall for score in scores])
+        ("all samples", [None if score is None else score.overall for score in scores])
     ]
     categories = [() if score is None else score.categories for score in scores]
     rows += [(name, [_find(one, name) for one in categories]) for name in _all_names(categories)]
@@ -117,7 +117,7 @@ def heat_map(names: Sequence[str], scores: ScorePerRun) -> str:
     order = "" if len(names) < 2 else " From left to right: " + ", ".join(map(escape, names)) + "."
     return (
         f'<h3>By subject</h3><div class="map">{"".join(rows)}</div>'
-        f"<p class=note>Accuracy in per cent.{order} Click a subject to list its questions "
+        f"<p class=note>Accuracy in per cent.{order} Click a subject to list its samples "
         "below.</p>"
     )
 

@@ -63,9 +63,9 @@ def summary_text(name: str, benchmark: BenchmarkScore) -> str:
     """Return a paragraph with the result of a run in a benchmark."""
     score = benchmark.overall
     if score.accuracy is None:
-        return f"<p><b>{escape(name)}</b> answered none of {score.total:,} questions.</p>"
+        return f"<p><b>{escape(name)}</b> answered none of {score.total:,} samples.</p>"
     sentences = [
-        f"<b>{escape(name)}</b> answered {score.answered:,} of {score.total:,} questions; "
+        f"<b>{escape(name)}</b> answered {score.answered:,} of {score.total:,} samples; "
         f"<b>{percent(score.accuracy)} %</b> are right (95 % interval {percent(score.low)} to "
         f"{percent(score.high)} %)."
     ]
@@ -110,7 +110,7 @@ def comparison_table(names: Sequence[str], runs: Sequence[LoadedRun], benchmark:
         comparisons, _ = compare_results(pairs, first.categories)
         rows = [
             (
-                "all questions" if one.scope == benchmark else one.scope.replace("_", " "),
+                "all samples" if one.scope == benchmark else one.scope.replace("_", " "),
                 f"{one.questions:,}",
                 percent(one.first),
                 percent(one.second),
@@ -133,7 +133,7 @@ def comparison_table(names: Sequence[str], runs: Sequence[LoadedRun], benchmark:
             for warning in comparability_warnings(first.report.suites, run.report.suites)
             if warning.startswith(f"{benchmark} ")
         )
-        columns = ("", "questions", names[0], name, "difference", "95 %", "gained / lost", "p")
+        columns = ("", "samples", names[0], name, "difference", "95 %", "gained / lost", "p")
         tables.append(
             f"<h3>{escape(name)} compared with {escape(names[0])}</h3><p>{escape(verdict)}</p>"
             + (f'<ul class="warnings">{warnings}</ul>' if warnings else "")
@@ -142,7 +142,7 @@ def comparison_table(names: Sequence[str], runs: Sequence[LoadedRun], benchmark:
     if not tables:
         return ""
     return "".join(tables) + (
-        "<p class=note>Paired over the questions that both runs answered; gained: wrong in the "
+        "<p class=note>Paired over the samples that both runs answered; gained: wrong in the "
         "first run, right in the second. p by McNemar's exact test, for categories and subjects "
         "corrected by Holm's method. Intervals by paired bootstrap.</p>"
     )
