@@ -4,6 +4,7 @@ It needs only the model's config. Weights, gradients and optimizer states follow
 counts; activations are traced on tensors without memory (`trace_step`).
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -243,7 +244,7 @@ class TrainMemoryEstimator:
         results, 4 bits and shorter rows, come last.
         """
         suggestions = []
-        for options, other, longest in self._candidates(config, length):
+        for options, other, longest in self._candidates(config, length, supervised):
             share = min(1.0, longest / length)
             plan = self.predict(other, length=longest, supervised=int(supervised * share))
             if plan.fits:
@@ -253,13 +254,19 @@ class TrainMemoryEstimator:
         return tuple(suggestions)
 
     def _candidates(
-        self, config: TrainConfig, length: int
+        self, config: TrainConfig, length: int, supervised: int
     ) -> Iterator[tuple[str, TrainConfig, int]]:
         """Yield options, the settings with them, and the length of the longest row."""
+
+        def fits(micro_batch_size: int) -> bool:
+            smaller_batch = replace(config, micro_batch_size=micro_batch_size)
+            return self.predict(smaller_batch, length=length, supervised=supervised).fits
+
         rows_per_device = config.batch_size // self._world_size
         rows = config.micro_batch_size or 1
         smaller = [n for n in range(rows - 1, 0, -1) if rows_per_device % n == 0]
-        for count in smaller:
+        # Memory grows with the micro-batch: a binary search skips the sizes that do not fit.
+        for count in smaller[bisect_left(smaller, True, key=fits) :]:
             yield f"--micro-batch-size {count}", replace(config, micro_batch_size=count), length
         options: list[str] = []
         changes: list[tuple[bool, str, dict[str, Any]]] = [
