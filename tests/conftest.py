@@ -9,6 +9,9 @@ import pytest
 
 # Before anything imports the hub's library: a test that needs a hub says so itself.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Workers of pytest-xdist share the cores: more threads than cores slow all of them down.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from llmctl.types import ModelSpec
 
