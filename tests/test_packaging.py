@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -59,3 +60,18 @@ def test_python_dash_m_is_the_same_command() -> None:
         [sys.executable, "-m", "llmctl", "--version"], capture_output=True, text=True, check=True
     )
     assert re.fullmatch(r"llmctl \d+\.\d+\.\d+\n", done.stdout)
+
+
+@pytest.mark.parametrize("name", ["docs/architecture.md", "CONTRIBUTING.md", "docs/performance.md"])
+def test_every_file_that_a_document_names_exists(name: str) -> None:
+    """Paths in backticks are below the root, `llmctl/`, or the folder named before them."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    known = {path.relative_to(ROOT).as_posix() for path in (ROOT / "llmctl").rglob("*")}
+    named = re.findall(r"`((?:[\w.]+/)*[\w.]+\.py|(?:[\w.]+/)+)`", text)
+    missing = [
+        path
+        for path in named
+        if not (ROOT / path).exists()
+        and not any(file.endswith("/" + path.rstrip("/")) for file in known)
+    ]
+    assert missing == []
