@@ -16,4 +16,4 @@ test: check  ## Everything the gate runs.
 	pytest
 
 docs:  ## Write docs/reference/ anew from the commands and configuration classes.
-	python -m tests.reference
+	python -m llmctl.cli.reference
