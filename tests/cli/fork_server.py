@@ -4,7 +4,9 @@ A forked command is a process of its own, with real streams, signals, terminal a
 the seconds for importing PyTorch and Transformers are saved. `FORK_SERVER.start` is the client.
 """
 
+import atexit
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -14,6 +16,8 @@ import socket
 import subprocess
 import sys
 import termios
+import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -127,6 +131,8 @@ def serve(connection: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the supervisors need no parent
     for module in PRELOADED:
         importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # a collection in a command would copy the shared memory
     while True:
         data, files, _, _ = socket.recv_fds(connection, _MAX_REQUEST_BYTES, 4)
         if not data:
@@ -160,7 +166,7 @@ def _supervise(request: dict[str, object], files: list[int]) -> None:
 
 
 def _run(request: dict[str, object], streams: list[int]) -> NoReturn:
-    """Run the command in this process, and end it as Python does."""
+    """Run the command in this process, and end it."""
     if request["new_session"]:
         os.setsid()
         if os.isatty(streams[0]):
@@ -179,7 +185,21 @@ def _run(request: dict[str, object], streams: list[int]) -> NoReturn:
     sys.argv = ["llmctl", *arguments]
     from llmctl.cli.app import main
 
-    main(arguments)
+    code: object = None
+    try:
+        main(arguments)
+    except SystemExit as exit_:
+        code = exit_.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # As at the end of Python, but without clearing modules, which would copy the shared memory.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":
