@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmctl.cli import options, render, run_options
+from llmctl.cli import options, render
 from llmctl.cli.views import run_view
 from llmctl.errors import ConfigError
 from llmctl.types import TAG_ADAPTER, RunKind, RunRecord, RunStatus
@@ -15,6 +15,29 @@ if TYPE_CHECKING:
     from llmctl.services.runs import MetricDirection, RunFilter
 
 app = typer.Typer(no_args_is_help=False, rich_markup_mode=None)
+
+_RunArg = Annotated[
+    str, typer.Argument(metavar="RUN", help="Id or name, a prefix of either, or `latest`.")
+]
+_RunsArg = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN...", help="Ids or names, prefixes of either, or `latest`."),
+]
+_KindOpt = Annotated[RunKind | None, typer.Option("--kind", "-k", help="Only runs of this kind.")]
+_ModelOpt = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Only runs with this text in the name of the model."),
+]
+_StatusOpt = Annotated[
+    RunStatus | None, typer.Option("--status", help="Only runs with this status.")
+]
+_SinceOpt = Annotated[
+    str | None, typer.Option("--since", help="Started within 2h, 7d, 1w, or since 2026-05-31.")
+]
+_PlotOpt = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE.png", help="Draw the metrics into this file."),
+]
 
 DEFAULT_LIMIT = 50
 """Default length of a list."""
@@ -29,10 +52,10 @@ def runs(context: typer.Context) -> None:
 
 @app.command("list")
 def list_(
-    kind: run_options.KindOpt = None,
-    model: run_options.ModelOpt = None,
-    status: run_options.StatusOpt = None,
-    since: run_options.SinceOpt = None,
+    kind: _KindOpt = None,
+    model: _ModelOpt = None,
+    status: _StatusOpt = None,
+    since: _SinceOpt = None,
     sort: Annotated[
         str,
         typer.Option(
@@ -71,7 +94,7 @@ def list_(
 
 @app.command()
 def show(
-    run: run_options.RunArg,
+    run: _RunArg,
     metric: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,8 +119,8 @@ def show(
 
 @app.command()
 def compare(
-    runs: run_options.RunsArg,
-    output: run_options.PlotOpt = None,
+    runs: _RunsArg,
+    output: _PlotOpt = None,
     metric: Annotated[
         list[str] | None,
         typer.Option("--metric", help="With -o: draw only this metric; may be repeated."),
@@ -124,7 +147,7 @@ def compare(
 
 @app.command()
 def plot(
-    run: run_options.RunArg,
+    run: _RunArg,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE.png", help="PNG file to write.")
     ],
@@ -151,10 +174,10 @@ def best(
             help="Whether lower or higher is better.  [default: by the name of the metric]",
         ),
     ] = None,
-    kind: run_options.KindOpt = None,
-    model: run_options.ModelOpt = None,
-    status: run_options.StatusOpt = None,
-    since: run_options.SinceOpt = None,
+    kind: _KindOpt = None,
+    model: _ModelOpt = None,
+    status: _StatusOpt = None,
+    since: _SinceOpt = None,
     as_json: options.JsonOpt = False,
     tracking_uri: options.TrackingUriOpt = None,
 ) -> None:
@@ -174,7 +197,7 @@ def best(
 
 @app.command()
 def rm(
-    runs: run_options.RunsArg,
+    runs: _RunsArg,
     purge: Annotated[
         bool, typer.Option("--purge", help="Delete permanently, with metrics, files and traces.")
     ] = False,
@@ -206,7 +229,7 @@ def rm(
 
 
 @app.command()
-def restore(runs: run_options.RunsArg, tracking_uri: options.TrackingUriOpt = None) -> None:
+def restore(runs: _RunsArg, tracking_uri: options.TrackingUriOpt = None) -> None:
     """Restore runs from the trash."""
     from llmctl.services import runs as service
 
@@ -216,7 +239,7 @@ def restore(runs: run_options.RunsArg, tracking_uri: options.TrackingUriOpt = No
 
 @app.command()
 def export(
-    run: run_options.RunArg,
+    run: _RunArg,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="New or empty folder.")
     ],
@@ -231,7 +254,7 @@ def export(
 
 @app.command()
 def note(
-    run: run_options.RunArg,
+    run: _RunArg,
     text: Annotated[
         str | None, typer.Argument(help="New note; '' removes it.  [default: show the note]")
     ] = None,
@@ -253,7 +276,7 @@ def note(
 
 @app.command()
 def tag(
-    run: run_options.RunArg,
+    run: _RunArg,
     tags: Annotated[
         list[str] | None,
         typer.Argument(
