@@ -128,7 +128,7 @@ def test_lengths_are_in_tokens_of_the_models_tokenizer_and_template(tmp_path: Pa
     tokens = report_on(file, model=TargetModel("tiny", TEMPLATE, None)).tokens
     assert tokens is not None
     lengths = [length(*row) for row in rows]
-    assert tokens.per_row == Percentiles(lengths[9], lengths[18], lengths[19])
+    assert tokens.per_row == Percentiles(lengths[10], lengths[19], lengths[19])
     assert tokens.total == sum(lengths)
     assert tokens.learnt == sum(3 * n + 1 for n in range(1, 21))
     assert tokens.overlong is None
