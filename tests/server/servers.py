@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 
 from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine
@@ -25,11 +27,23 @@ def chat_body(**fields: Any) -> dict[str, Any]:
     return {"model": "fake-model", "messages": [{"role": "user", "content": "hi"}]} | fields
 
 
-def send_request(engine: BaseEngine, method: str, path: str, **options: Any) -> httpx.Response:
-    """Send one request to the bare app."""
+SHARED_ENGINE = FakeEngine()
+
+
+@cache
+def shared_app(config: ServeConfig) -> FastAPI:
+    """Return an application around `SHARED_ENGINE`; most of a test's time is its construction."""
+    return create_app(SHARED_ENGINE, config)
+
+
+def send_request(
+    engine: BaseEngine | None, method: str, path: str, **options: Any
+) -> httpx.Response:
+    """Send one request to the bare app, with the shared fake engine if `engine` is `None`."""
     names = {f.name for f in fields(ServeConfig)}
     chosen = {name: options.pop(name) for name in list(options) if name in names}
-    app = create_app(engine, ServeConfig(**{"log_requests": False} | chosen))
+    config = ServeConfig(**{"log_requests": False} | chosen)
+    app = shared_app(config) if engine is None else create_app(engine, config)
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app)
@@ -40,7 +54,7 @@ def send_request(engine: BaseEngine, method: str, path: str, **options: Any) -> 
 
 
 def post_chat(engine: BaseEngine | None = None, **fields: Any) -> httpx.Response:
-    return send_request(engine or FakeEngine(), "POST", CHAT, json=chat_body(**fields))
+    return send_request(engine, "POST", CHAT, json=chat_body(**fields))
 
 
 def error_body(response: httpx.Response) -> dict[str, Any]:

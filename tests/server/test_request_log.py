@@ -22,7 +22,7 @@ def test_a_request_is_one_line_without_content(
     stream: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     body = chat_body(stream=stream, messages=[{"role": "user", "content": "a secret"}])
-    reply = send_request(FakeEngine(), "POST", CHAT, json=body, log_requests=True)
+    reply = send_request(None, "POST", CHAT, json=body, log_requests=True)
     (line,) = logged(capsys)
     assert line["request_id"] == reply.headers["x-request-id"]
     assert (line["method"], line["path"], line["status"]) == ("POST", CHAT, 200)
@@ -34,7 +34,7 @@ def test_a_request_is_one_line_without_content(
 
 
 def test_log_content_adds_prompt_and_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    send_request(FakeEngine(), "POST", CHAT, json=chat_body(), log_requests=True, log_content=True)
+    send_request(None, "POST", CHAT, json=chat_body(), log_requests=True, log_content=True)
     (line,) = logged(capsys)
     assert line["prompt"] == [{"role": "user", "content": "hi"}]
     assert line["answer"] == "Hello"
@@ -42,7 +42,7 @@ def test_log_content_adds_prompt_and_answer(capsys: pytest.CaptureFixture[str]) 
 
 def test_errors_are_logged_with_their_code(capsys: pytest.CaptureFixture[str]) -> None:
     body = chat_body(model="unknown")
-    send_request(FakeEngine(), "POST", CHAT, json=body, log_requests=True)
+    send_request(None, "POST", CHAT, json=body, log_requests=True)
     failing = FakeEngine(fail=EngineFailedError("broken"))
     send_request(failing, "POST", CHAT, json=chat_body(stream=True), log_requests=True)
     unknown, broken = logged(capsys)
@@ -53,9 +53,9 @@ def test_errors_are_logged_with_their_code(capsys: pytest.CaptureFixture[str]) -
 def test_requests_refused_by_middleware_are_logged_with_their_code(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    send_request(FakeEngine(), "GET", "/v1/models", log_requests=True, api_keys=("k",))
+    send_request(None, "GET", "/v1/models", log_requests=True, api_keys=("k",))
     large = {"json": chat_body(user="x" * 5000), "max_body_bytes": 4096}
-    send_request(FakeEngine(), "POST", CHAT, log_requests=True, **large)
+    send_request(None, "POST", CHAT, log_requests=True, **large)
     no_key, too_large = logged(capsys)
     assert (no_key["status"], no_key["error"]) == (401, "invalid_api_key")
     assert (too_large["status"], too_large["error"]) == (413, "request_too_large")
@@ -63,7 +63,7 @@ def test_requests_refused_by_middleware_are_logged_with_their_code(
 
 def test_successful_probes_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
     for path in ("/health", "/ready", "/metrics"):
-        assert send_request(FakeEngine(), "GET", path, log_requests=True).status_code == 200
+        assert send_request(None, "GET", path, log_requests=True).status_code == 200
     assert logged(capsys) == []
 
 

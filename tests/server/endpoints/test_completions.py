@@ -11,7 +11,6 @@ import pytest
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.server.convert.completions import EchoedPrompt
 from llmctl.types import ScoreRequest, TokenLogprob, TokenProb
-from tests.fakes import FakeEngine
 from tests.server.servers import error_body, running_server, send_request
 
 URL = "/v1/completions"
@@ -177,7 +176,7 @@ def test_more_prompts_than_the_queue_holds_are_400() -> None:
     """The fake engine runs four requests at a time."""
     for count, status in ((5, 200), (6, 400)):
         body = {"model": "fake-model", "prompt": ["x"] * count}
-        reply = send_request(FakeEngine(), "POST", URL, json=body, max_queue=1)
+        reply = send_request(None, "POST", URL, json=body, max_queue=1)
         assert reply.status_code == status
     error = error_body(reply)
     assert error["param"] == "prompt"
@@ -202,7 +201,7 @@ def test_more_prompts_than_the_queue_holds_are_400() -> None:
 def test_invalid_fields_are_refused_by_name(
     fields: dict[str, Any], code: str | None, param: str | None
 ) -> None:
-    reply = send_request(FakeEngine(), "POST", URL, json={"model": "fake-model"} | fields)
+    reply = send_request(None, "POST", URL, json={"model": "fake-model"} | fields)
     assert reply.status_code == 400
     assert (error_body(reply)["code"], error_body(reply)["param"]) == (code, param)
 

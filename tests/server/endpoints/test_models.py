@@ -41,18 +41,18 @@ def test_models_are_the_model_id_and_the_served_names() -> None:
 
 @pytest.mark.parametrize("path", ["me/mine", "me%2Fmine"])
 def test_a_model_id_may_contain_slashes(path: str) -> None:
-    response = send_request(FakeEngine(), "GET", f"/v1/models/{path}", served_names=("me/mine",))
+    response = send_request(None, "GET", f"/v1/models/{path}", served_names=("me/mine",))
     assert response.json()["id"] == "me/mine"
 
 
 def test_an_unknown_model_id_is_404() -> None:
-    response = send_request(FakeEngine(), "GET", "/v1/models/unknown/model")
+    response = send_request(None, "GET", "/v1/models/unknown/model")
     assert response.status_code == 404
     assert error_body(response)["code"] == "model_not_found"
 
 
 def test_health_reports_requests_in_flight() -> None:
-    response = send_request(FakeEngine(), "GET", "/health")
+    response = send_request(None, "GET", "/health")
     assert response.status_code == 200
     health = response.json()
     assert health["status"] == "ok"
@@ -73,7 +73,7 @@ def test_health_is_503_when_the_engine_is_stopped() -> None:
 
 @pytest.mark.parametrize("path", ["/nothing", "/v1/nothing", f"{CHAT}/"])
 def test_an_unknown_route_is_404_in_the_envelope(path: str) -> None:
-    response = send_request(FakeEngine(), "POST", path)
+    response = send_request(None, "POST", path)
     assert response.status_code == 404
     error = error_body(response)
     assert error["message"] == f"Invalid URL (POST {path})"
@@ -81,7 +81,7 @@ def test_an_unknown_route_is_404_in_the_envelope(path: str) -> None:
 
 
 def test_a_wrong_method_is_405_in_the_envelope() -> None:
-    response = send_request(FakeEngine(), "GET", CHAT)
+    response = send_request(None, "GET", CHAT)
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"
     assert error_body(response)["code"] == "method_not_supported"

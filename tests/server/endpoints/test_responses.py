@@ -35,7 +35,7 @@ def client() -> Iterator[openai.OpenAI]:
 
 def respond(engine: FakeEngine | None = None, **fields: Any) -> Any:
     body = {"model": "fake-model", "input": "hi"} | fields
-    return send_request(engine or FakeEngine(), "POST", URL, json=body)
+    return send_request(engine, "POST", URL, json=body)
 
 
 def events(text: str) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from llmctl.server.schemas.chat import ChatCompletionRequest
 from llmctl.server.schemas.completions import CompletionRequest, DetokenizeRequest
 from llmctl.server.schemas.responses import ResponseRequest
 from tests.fakes import FakeEngine
-from tests.server.servers import CHAT, chat_body, error_body, send_request
+from tests.server.servers import CHAT, SHARED_ENGINE, chat_body, error_body, send_request
 
 USER = {"role": "user", "content": "hi"}
 PART = {"type": "text", "text": "hi"}
@@ -111,7 +111,7 @@ CASES: list[tuple[dict[str, Any], str | None, str | None, str]] = [
         "tool_choice",
         "a grammar and",
     ),
-    ({"continue_final_message": True}, "invalid_value", "messages", "assistant's message"),
+    ({"continue_final_message": True}, "invalid_value", "messages", "assistant message"),
     ({"temperature": "0.5"}, "invalid_type", "temperature", "a decimal, but got a string instead"),
     ({"temperature": True}, "invalid_type", "temperature", "got a boolean"),
     (
@@ -281,11 +281,11 @@ UNSUPPORTED: dict[str, Any] = {
 
 
 def refused_error(**options: Any) -> dict[str, Any]:
-    engine = FakeEngine()
-    response = send_request(engine, "POST", CHAT, **options)
+    received = len(SHARED_ENGINE.requests)
+    response = send_request(None, "POST", CHAT, **options)
     assert response.status_code == 400
     assert response.headers["x-request-id"]
-    assert not engine.requests
+    assert len(SHARED_ENGINE.requests) == received
     error = error_body(response)
     assert error["type"] == "invalid_request_error"
     return error
