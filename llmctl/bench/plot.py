@@ -42,7 +42,7 @@ def draw_report(report: BenchReport, path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = report.rows()
-    sets = [prompts for prompts in report.plan.prompts if any(r.prompts == prompts for r in rows)]
+    sets = [prompts for prompts in report.config.prompts if any(r.prompts == prompts for r in rows)]
     figure = Figure(figsize=(12, 0.9 + 3.1 * len(sets)), layout="constrained")
     grid = figure.subplots(len(sets), len(_PANELS), squeeze=False)
     for axes_row, prompts in zip(grid, sets, strict=True):
@@ -63,7 +63,7 @@ def draw_report(report: BenchReport, path: Path) -> None:
 
 
 def _footer(report: BenchReport) -> str:
-    config, host = report.plan, report.machine
+    config, host = report.config, report.host
     rounds = f", median of {config.rounds} rounds" if config.rounds > 1 else ""
     hardware = ", ".join((host.cpu, f"{host.cores} cores", *host.gpus))
     return (

@@ -44,8 +44,8 @@ class BenchReport:
 
     date: str
     """Start of the run: ISO 8601, UTC."""
-    machine: HostInfo
-    plan: BenchConfig
+    host: HostInfo
+    config: BenchConfig
     sides: tuple[Side, ...]
     levels: tuple[LevelResult, ...]
     """In the order of measurement."""
@@ -56,8 +56,8 @@ class BenchReport:
         """Summarise the rounds of every measured level."""
         return [
             row
-            for prompts in self.plan.prompts
-            for concurrency in self.plan.concurrency
+            for prompts in self.config.prompts
+            for concurrency in self.config.concurrency
             if (row := self._row(prompts, concurrency)) is not None
         ]
 
@@ -91,7 +91,7 @@ class BenchReport:
                 total = sum(level.replies for level in levels)
                 notes.append(
                     f"{side.label}: {short} of {total} replies were shorter than "
-                    f"{self.plan.max_tokens} tokens"
+                    f"{self.config.max_tokens} tokens"
                 )
             if any(level.counted_by == "chunks" and level.replies for level in levels):
                 notes.append(
@@ -116,8 +116,8 @@ class BenchReport:
             "llmctl": __version__,
             "date": self.date,
             "complete": self.complete,
-            "machine": asdict(self.machine),
-            "settings": asdict(self.plan),
+            "machine": asdict(self.host),
+            "settings": asdict(self.config),
             "sides": [asdict(side) for side in self.sides],
             "summary": [asdict(row) for row in self.rows()],
             "levels": [asdict(level) for level in self.levels],

@@ -167,11 +167,11 @@ def _connect(server: BenchServer, runner: asyncio.Runner, resources: ExitStack) 
     return _OpenSide(Side(server.label, target.url, target.model), target, memory)
 
 
-def _load(own: BenchEngine, progress: ProgressCallback, resources: ExitStack) -> _OpenSide:
-    engine = resources.enter_context(create_engine(own.spec))
+def _load(target: BenchEngine, progress: ProgressCallback, resources: ExitStack) -> _OpenSide:
+    engine = resources.enter_context(create_engine(target.spec))
     engine.load(progress)
     info = engine.info()
     quant = "" if info.quant == "none" else f", {info.quant}"
-    how = f", {info.dtype}{quant} on {info.device}"
-    side = Side(own.label, "in process", info.model_id, how, own.spec)
+    details = f", {info.dtype}{quant} on {info.device}"
+    side = Side(target.label, "in process", info.model_id, details, target.spec)
     return _OpenSide(side, EngineTarget(engine), MemorySampler(os.getpid()))

@@ -68,4 +68,4 @@ class Estimate:
     shortage: str | None = None
     """Why the model does not fit; `None` if it fits."""
     hint: str = ""
-    """What fits instead."""
+    """Settings with which the model fits, if there are any."""

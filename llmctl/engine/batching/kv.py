@@ -63,7 +63,7 @@ class KVCache:
 
     def _allocate(self, capacity: int) -> None:
         s = self._shape
-        # Zeros, for attention reads past the end and masks what it read: NaN times 0 is NaN.
+        # Zeros: attention also reads past the end, and the mask does not remove NaN.
         buffer = torch.zeros(
             (2, s.layers, 1, s.kv_heads, capacity, s.head_dim), dtype=s.dtype, device=s.device
         )
@@ -277,7 +277,7 @@ class KVPool:
         self.clear(keep)
         self.budget_tokens = min(self.budget_tokens, max(usable, self._min_budget))
         _log.warning(
-            "out of memory: the KV cache holds at limit %d tokens from now on", self.budget_tokens
+            "out of memory: the KV cache holds at most %d tokens from now on", self.budget_tokens
         )
 
     def release(self, cache: KVCache, *, discard: bool = False) -> None:

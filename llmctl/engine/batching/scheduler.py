@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 MIXED_CHUNK_TOKENS = 128
 """Prefill tokens per step while other sequences decode."""
 SPECULATION_MAX_ROWS = 2
-"""Running sequences up to which drafts are made: with few rows, reading the weights is what a step
-takes its time for, and a few more tokens cost little."""
+"""Running sequences up to which drafts are made. With few rows a step takes as long as reading the
+weights, and a few more tokens cost little."""
 _MIN_SHARED_TOKENS = 32
 """Prompt tokens in common from which a request waits until another has computed them."""
 

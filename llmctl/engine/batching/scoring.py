@@ -254,7 +254,7 @@ def target_logprobs(logits: Tensor, targets: Sequence[int]) -> tuple[list[float]
     """Return the log-probability of each target, and whether it is the likeliest token.
 
     Args:
-        logits: (targets, vocab); computed in float32 whatever their type.
+        logits: (targets, vocab); of any type, converted to float32.
         targets: token ids.
     """
     target_ids = torch.tensor(targets, device=logits.device).unsqueeze(1)
