@@ -203,7 +203,7 @@ class RecordingTracker:
         self,
         name: str,
         folder: Path,
-        tags: Mapping[str, str] | None = None,  # noqa: ARG002
+        tags: Mapping[str, str] | None = None,  # noqa: ARG002  a fake
     ) -> str | None:
         model_id = f"m-{name}"
         self.models[model_id] = folder

@@ -90,9 +90,9 @@ class NullTracker:
 
     def log_model(
         self,
-        name: str,  # noqa: ARG002
-        folder: Path,  # noqa: ARG002
-        tags: Mapping[str, str] | None = None,  # noqa: ARG002
+        name: str,  # noqa: ARG002  records nothing
+        folder: Path,  # noqa: ARG002  records nothing
+        tags: Mapping[str, str] | None = None,  # noqa: ARG002  records nothing
     ) -> str | None:
         return None
 

@@ -83,7 +83,7 @@ class SftTrainer(Trainer):
         # A step whose rows have no target would divide by 0.
         return count.clamp(min=1)
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002  signature of Transformers
         return 0  # unused, and counting parameters takes a while
 
     # Loss

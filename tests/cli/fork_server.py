@@ -178,9 +178,9 @@ def _run(request: dict[str, object], streams: list[int]) -> NoReturn:
     os.environ.clear()
     os.environ.update(request["env"])  # type: ignore[call-overload]
     os.chdir(str(request["directory"]))
-    sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115
-    sys.stdout = open(1, "w", encoding="utf-8", buffering=-1)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
+    sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115  stays open
+    sys.stdout = open(1, "w", encoding="utf-8", buffering=-1)  # noqa: SIM115  stays open
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115  stays open
     arguments = [str(word) for word in request["arguments"]]  # type: ignore[attr-defined]
     sys.argv = ["llmctl", *arguments]
     from llmctl.cli.app import main

@@ -49,7 +49,7 @@ class TemplateFamily:
             chat_template=(TEMPLATES / f"{self.name}.jinja").read_text(encoding="utf-8"),
         )
 
-    @cache  # noqa: B019
+    @cache  # noqa: B019  instances are constants
     def template(self) -> ChatTemplate:
         return ChatTemplate.of(self.tokenizer())
 

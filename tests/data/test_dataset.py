@@ -89,7 +89,7 @@ def test_rows_are_parsed_once_without_the_cache_and_never_with_it(rows: Path) ->
     for expected in (["hashing", "tokenising"], ["hashing"]):
         stages: list[str] = []
         with opened_files() as opened:
-            dataset = built(rows, progress=lambda done: stages.append(done.stage.split()[0]))  # noqa: B023
+            dataset = built(rows, progress=lambda done: stages.append(done.stage.split()[0]))  # noqa: B023  called at once
         # One progress report for each pass over a small file, and one for each time it is opened.
         assert stages == expected
         assert opened.count(str(rows)) == len(expected)

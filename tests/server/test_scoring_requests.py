@@ -46,7 +46,7 @@ class PendingEngine(FakeEngine):
         self.pending.append(Future())
         return self.pending[-1]
 
-    def submit_scores(self, requests: Sequence[ScoreRequest]) -> Future[list[tuple[Score, ...]]]:  # noqa: ARG002
+    def submit_scores(self, requests: Sequence[ScoreRequest]) -> Future[list[tuple[Score, ...]]]:  # noqa: ARG002  a fake
         return self._add_pending()
 
     def submit_embeddings(self, *_: Any) -> Future[list[tuple[float, ...]]]:
@@ -56,7 +56,7 @@ class PendingEngine(FakeEngine):
     def adapters(self) -> tuple[str, ...]:
         return ("a",)
 
-    def begin_unload_adapter(self, name: str) -> Future[None]:  # noqa: ARG002
+    def begin_unload_adapter(self, name: str) -> Future[None]:  # noqa: ARG002  a fake
         return self._add_pending()
 
 

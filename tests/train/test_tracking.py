@@ -13,7 +13,7 @@ from tests.train.test_resume import raise_signal_at
 
 
 @pytest.fixture(autouse=True)
-def tracking_store(own_store: None, empty_store: Path, tmp_path: Path) -> None:  # noqa: ARG001
+def tracking_store(own_store: None, empty_store: Path, tmp_path: Path) -> None:  # noqa: ARG001  fixture order
     (tmp_path / "store").mkdir()
     shutil.copy(empty_store, tmp_path / "store")
 

@@ -14,7 +14,7 @@ from prompt_toolkit.completion import (
 from prompt_toolkit.document import Document
 
 # These imports register the commands.
-from llmctl.cli.repl import conversation_commands, settings_commands  # noqa: F401
+from llmctl.cli.repl import conversation_commands, settings_commands  # noqa: F401  registers them
 from llmctl.cli.repl.repl import COMMANDS, ArgumentKind, ChatRepl, command
 from llmctl.services.chat.session import ChatSession
 from llmctl.services.chat.settings import PARAMETERS

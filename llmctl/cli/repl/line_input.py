@@ -204,7 +204,7 @@ class LineEditor:
         return keys
 
 
-def _continuation(width: int, line: int, wrapped: int) -> str:  # noqa: ARG001
+def _continuation(width: int, line: int, wrapped: int) -> str:  # noqa: ARG001  signature of prompt_toolkit
     return " " * width if wrapped else _CONTINUATION
 
 

@@ -182,7 +182,7 @@ def single_interrupt() -> Iterator[Callable[[], None]]:
     def ignore() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  signature of a handler
         ignore()
         raise KeyboardInterrupt
 

@@ -79,7 +79,7 @@ class RowWriter:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,  # noqa: ARG002  the signature of `__exit__`
-        trace: TracebackType | None,  # noqa: ARG002
+        trace: TracebackType | None,  # noqa: ARG002  signature of __exit__
     ) -> None:
         try:
             if kind is None:

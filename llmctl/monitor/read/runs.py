@@ -52,13 +52,13 @@ class RunReader(Protocol):
 class EmptyRunReader:
     """The reader of a missing store."""
 
-    def runs(self, *, deleted: bool = False) -> list[RunRecord]:  # noqa: ARG002
+    def runs(self, *, deleted: bool = False) -> list[RunRecord]:  # noqa: ARG002  holds nothing
         return []
 
-    def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:  # noqa: ARG002
+    def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:  # noqa: ARG002  holds nothing
         return {}
 
-    def count_traces(self, run_id: str) -> int:  # noqa: ARG002
+    def count_traces(self, run_id: str) -> int:  # noqa: ARG002  holds nothing
         return 0
 
     def close(self) -> None:

@@ -151,7 +151,7 @@ def test_a_request_waits_for_the_cache_space_of_a_score() -> None:
 class WrongDrafts(PromptLookup):
     """Always proposes the longest draft, of wrong tokens."""
 
-    def propose(self, token_ids: Sequence[int]) -> list[int]:  # noqa: ARG002
+    def propose(self, token_ids: Sequence[int]) -> list[int]:  # noqa: ARG002  a fake
         return [FAILING - 1] * DRAFT_TOKENS
 
 

@@ -129,7 +129,7 @@ def test_an_error_of_the_server_keeps_its_kind_and_message(
         client.generate(GenerationRequest(MESSAGES))
     engine.reject, engine.fail = None, error
     pieces = []
-    with pytest.raises(LlmctlError, match=str(error)):  # noqa: PT012
+    with pytest.raises(LlmctlError, match=str(error)):  # noqa: PT012  the stream is read inside
         for chunk in client.submit(GenerationRequest(MESSAGES)):
             pieces.append(chunk.text)
     assert "".join(pieces) == "Hello"

@@ -45,7 +45,7 @@ def test_an_encoded_event_is_decoded_unchanged(event: Event) -> None:
 
 @pytest.mark.parametrize("line", ["", "{}", '["Other", {}]', '["Point", {"key": "x"}]', "[1"])
 def test_other_lines_are_rejected(line: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):  # noqa: PT011  the text is of json
         decode(line)
 
 

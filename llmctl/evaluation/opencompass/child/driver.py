@@ -41,7 +41,7 @@ def main() -> None:
     event_log.emit("loading")
     # These imports fill OpenCompass' registries and take seconds.
     import opencompass.datasets
-    import opencompass.openicl  # noqa: F401
+    import opencompass.openicl  # noqa: F401  registers the inferencers
 
     if "describe" in request:
         _describe(request)
