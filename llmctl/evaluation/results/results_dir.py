@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from llmctl.atomic_files import write_atomically
+from llmctl.dataclass_json import from_json
 from llmctl.errors import ConfigError
 from llmctl.types import (
     BenchmarkPlan,
@@ -28,9 +29,6 @@ from llmctl.types import (
     SampleResult,
     SubjectPlan,
 )
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 RUN_FILE: Final = "run.json"
 RESULTS_FILE: Final = "results.jsonl"
@@ -110,7 +108,7 @@ class ResultsDir:
     def setups(self) -> list[BenchmarkSetup]:
         """Read the setups of the run's benchmarks."""
         file = self.path / RUN_FILE
-        return [from_json(BenchmarkSetup, one, file) for one in (read_json(file) or {})["suites"]]
+        return [_parse(BenchmarkSetup, one, file) for one in (read_json(file) or {})["suites"]]
 
     @contextmanager
     def append_results(self) -> Iterator[ResultCallback]:
@@ -129,7 +127,7 @@ class ResultsDir:
     def results(self) -> list[SampleResult]:
         """Read the results; an incomplete line is skipped."""
         file = self.path / RESULTS_FILE
-        return [from_json(SampleResult, value, file) for value in _read_json_lines(file)]
+        return [_parse(SampleResult, value, file) for value in _read_json_lines(file)]
 
     def write_prompts(self, plans: Iterable[BenchmarkPlan]) -> None:
         """Write the samples of all plans."""
@@ -146,7 +144,7 @@ class ResultsDir:
         file = self.path / PROMPTS_FILE
         samples, categories = {}, {}
         for value in _read_json_lines(file):
-            sample = from_json(EvalSample, value, file)
+            sample = _parse(EvalSample, value, file)
             samples[sample.key] = sample
             categories[sample.suite, sample.subject] = tuple(value.get("categories", ()))
         return Prompts(samples, categories)
@@ -164,7 +162,7 @@ class ResultsDir:
                 f"the run in {self.path} has not ended",
                 hint=f"llmctl eval ... --resume --output {self.path} continues it",
             )
-        return from_json(EvalReport, value, file)
+        return _parse(EvalReport, value, file)
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file atomically."""
@@ -223,32 +221,12 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return value
 
 
-def from_json(kind: type[T], value: Any, file: Path) -> T:
-    """Build a dataclass from a JSON value; keys that it does not have are ignored.
-
-    Raises:
-        ConfigError: a field is missing or has another type.
-    """
-    from pydantic import ValidationError
-
+def _parse(kind: type[T], value: object, file: Path) -> T:
+    """Build a dataclass from a JSON value of a file. Raises `ConfigError`."""
     try:
-        instance: T = _adapter(kind).validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{file} is not valid: {where}: {first['msg']}") from error
-    return instance
-
-
-_adapters: dict[type, "TypeAdapter[Any]"] = {}
-
-
-def _adapter(kind: type) -> "TypeAdapter[Any]":
-    if kind not in _adapters:
-        from pydantic import TypeAdapter
-
-        _adapters[kind] = TypeAdapter(kind)
-    return _adapters[kind]
+        return from_json(kind, value)
+    except ValueError as error:
+        raise ConfigError(f"{file} is not valid: {error}") from error
 
 
 def _read_json_lines(file: Path) -> list[dict[str, Any]]:

@@ -133,6 +133,7 @@ def test_a_run_stopped_in_the_benchmarks_after_training_resumes_them(
     with pytest.raises(KeyboardInterrupt):
         run_finetune(chosen, interrupt)
     assert f"--resume --output {output}`" in notes[-1]
+    (output / "benchmarks").rename(output / "exams")  # the name in earlier releases
     published = Provenance.read(output)
     report = run_finetune({"output": str(output)}, notes.append, resume=True)
     stages = [note.split()[1] for note in notes if note.startswith("benchmarks ")]
@@ -143,6 +144,8 @@ def test_a_run_stopped_in_the_benchmarks_after_training_resumes_them(
     assert resumed.model_id == published.model_id is not None
     (comparison,) = report.exams
     assert comparison.questions == 12
+    assert (output / "exams" / "report.html").exists()
+    assert not (output / "benchmarks").exists()
     with open_runs(None) as store:
         (run,) = [run for run in store.runs() if run.kind == "finetune"]
     assert run.status == "finished"
