@@ -42,8 +42,6 @@ from llmctl.types import (
 
 _ATTENTION = {"flash": "flash_attention_2"}
 """Setting -> Transformers' name of the implementation, where they differ."""
-_SHOWN_ROWS = 8
-"""Rows that an error message names at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +229,7 @@ class TrainRun:
             checkpoints=self._checkpoints,
             stop=self._stop,
             write_extra_files=self._write_extra_files,
-            describe_rows=lambda rows: _describe_rows(loaders, rows),
+            describe_rows=loaders.describe_rows,
             warn=lambda text: self._listener(TrainNote(text)),
             callbacks=[callback],
         )
@@ -333,14 +331,6 @@ def _memory_hint(config: TrainConfig, smaller: int, callback: TrainingCallback) 
     if config.weights_quant != "4bit" and config.method != "full":
         return "try --method qlora"
     return f"try --max-length {max(128, (config.max_length or 0) // 2)}, or a smaller model"
-
-
-def _describe_rows(loaders: DataLoaders, rows: list[int]) -> str:
-    """Return the source locations of rows: `data.jsonl:12, data.jsonl:40`."""
-    locations = [f"{o.file}:{o.line}" for row in rows for o in loaders.origins(row)]
-    shown = ", ".join(dict.fromkeys(locations[:_SHOWN_ROWS]))
-    more = len(locations) - _SHOWN_ROWS
-    return shown + (f" and {more} more" if more > 0 else "")
 
 
 def _free_memory() -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,18 @@ class EventRecorder:
     @property
     def notes(self) -> str:
         return "\n".join(event.text for event in self.events if isinstance(event, TrainNote))
+
+
+def raise_signal_at(step: int, number: signal.Signals) -> EventRecorder:
+    """Return a recorder that raises a signal after a step."""
+    recorder = EventRecorder()
+
+    def stop(event: TrainEvent) -> None:
+        if isinstance(event, TrainStep) and event.step == step:
+            signal.raise_signal(number)
+
+    recorder.on_event = stop
+    return recorder
 
 
 @dataclass(frozen=True)

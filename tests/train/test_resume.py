@@ -11,23 +11,17 @@ import pytest
 from llmctl.errors import ConfigError
 from llmctl.train.samples import SampleLog
 from llmctl.types import TrainEvent, TrainStep
-from tests.train.conftest import DROPOUT, EventRecorder, FinishedRun, RunFinetune
+from tests.train.conftest import (
+    DROPOUT,
+    EventRecorder,
+    FinishedRun,
+    RunFinetune,
+    raise_signal_at,
+)
 
 
 class PowerFailure(BaseException):
     """Ends a run at once, without saving."""
-
-
-def raise_signal_at(step: int, number: signal.Signals) -> EventRecorder:
-    """Return a recorder that raises a signal after a step."""
-    recorder = EventRecorder()
-
-    def stop(event: TrainEvent) -> None:
-        if isinstance(event, TrainStep) and event.step == step:
-            signal.raise_signal(number)
-
-    recorder.on_event = stop
-    return recorder
 
 
 @pytest.mark.parametrize(("step", "saved"), [(3, True), (5, False)])

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.monitor.read.runs import open_runs
-from tests.train.conftest import OnForward, PlanFinetune, RunFinetune
-from tests.train.test_resume import raise_signal_at
+from tests.train.conftest import OnForward, PlanFinetune, RunFinetune, raise_signal_at
 
 
 @pytest.fixture(autouse=True)

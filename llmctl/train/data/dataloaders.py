@@ -17,7 +17,6 @@ from llmctl.data.dataset import PairDataset, TokenDataset, TokenSequence
 from llmctl.train.data.collate import LengthGroupedBatchSampler
 from llmctl.train.data.packing import PackedDataset
 from llmctl.train.distributed import ProcessInfo
-from llmctl.types import SourceLocation
 
 ROWS_KEY = "rows"
 """Key of a batch's row numbers."""
@@ -27,6 +26,8 @@ TOKENS_KEY = "tokens"
 TrainDataset = TokenDataset | PackedDataset | PairDataset
 """Rows of one sample, of several packed samples, or of a chosen and a rejected sample."""
 
+_SHOWN_ROWS = 8
+"""Rows that an error message names at most."""
 _Row = tuple[int, TokenSequence | tuple[TokenSequence, ...]]
 
 
@@ -94,10 +95,16 @@ class DataLoaders:
         """Tokens of each row, shape (rows,)."""
         return self._train.lengths
 
-    def origins(self, row: int) -> list[SourceLocation]:
-        """Return the source locations of a row; a packed row has several."""
-        item = self._train[row]
-        return [sample.origin for sample in (item if isinstance(item, tuple) else (item,))]
+    def describe_rows(self, rows: Sequence[int]) -> str:
+        """Return the source locations of rows: `data.jsonl:12, data.jsonl:40`."""
+        samples: list[TokenSequence] = []
+        for row in rows:
+            item = self._train[row]
+            samples += item if isinstance(item, tuple) else (item,)
+        locations = [f"{sample.origin.file}:{sample.origin.line}" for sample in samples]
+        shown = ", ".join(dict.fromkeys(locations[:_SHOWN_ROWS]))
+        more = len(locations) - _SHOWN_ROWS
+        return shown + (f" and {more} more" if more > 0 else "")
 
     def collate_rows(self, rows: Sequence[int]) -> dict[str, Any]:
         """Return a batch of these rows, its tensors only."""
