@@ -130,7 +130,7 @@ def test_reasoning_is_dimmed_and_can_be_folded(chat_server: ChatServer) -> None:
         assert "\x1b[2mTwo and two, hm." in chat.raw
         chat.see("Two and two, hm.", "", "It is four.")
         assert "context" in chat.output
-        assert "2 of them cached" in chat.output
+        assert "2 of them cached" in chat.output.replace("\n", " ")
         chat.ask("/think hide", "folded")
         chat.ask("raw think", "Seven.")
         chat.see("Seven.")
