@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llmctl.config import ServeConfig
+from llmctl.engine.base import SupportsEmbed
 from llmctl.server.app import create_app
 from llmctl.types import Score, ScoreRequest
 from tests.fakes import FakeEngine
@@ -35,7 +36,7 @@ scoring_calls = pytest.mark.parametrize(
 )
 
 
-class PendingEngine(FakeEngine):
+class PendingEngine(FakeEngine, SupportsEmbed):
     """Accepts scoring, embedding and unloading, and never finishes them."""
 
     def __init__(self) -> None:
@@ -56,8 +57,14 @@ class PendingEngine(FakeEngine):
     def adapters(self) -> tuple[str, ...]:
         return ("a",)
 
+    def load_adapter(self, name: str, path: str) -> None:
+        raise AssertionError(f"{name} at {path} is not loaded here")
+
     def begin_unload_adapter(self, name: str) -> Future[None]:  # noqa: ARG002  a fake
         return self._add_pending()
+
+    def unload_adapter(self, name: str) -> None:
+        self.begin_unload_adapter(name).result()
 
 
 class Connection:
