@@ -10,10 +10,10 @@ check:  ## Lint, format, types and import contracts; no tests.
 	lint-imports
 
 quick: check  ## Checks and the tests that take at most a second or two each.
-	pytest -m "not slow"
+	pytest -n auto --dist loadscope -m "not slow"
 
 test: check  ## Everything the gate runs.
-	pytest
+	pytest -n auto --dist loadscope
 
 docs:  ## Write docs/reference/ anew from the commands and configuration classes.
 	python -m llmctl.cli.reference

@@ -1,6 +1,7 @@
 """What many tests share: no network by accident, and models loaded once per run."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,9 @@ import pytest
 
 # Before anything imports the hub's library: a test that needs a hub says so itself.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A shell starts background commands with SIGINT ignored, and the processes of tests inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Workers of pytest-xdist share the cores: more threads than cores slow all of them down.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

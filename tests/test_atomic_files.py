@@ -122,15 +122,19 @@ def test_a_given_staging_folder_is_used_and_kept(tmp_path: Path) -> None:
     assert names(staging) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_large_file_is_written_leaves_the_old_one(tmp_path: Path) -> None:
     code = (
-        "import sys\n"
+        "import signal, sys, time\n"
         "from pathlib import Path\n"
         "from llmctl.atomic_files import atomic_path\n"
+        # A shell starts commands in the background with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with atomic_path(Path(sys.argv[1])) as temporary, temporary.open('w') as file:\n"
         "    print(flush=True)\n"
-        "    while True:\n"
+        "    for _ in range(30_000):\n"
         "        file.write('x')\n"
+        "        time.sleep(0.001)\n"
     )
     file = tmp_path / "f"
     file.write_text("old")

@@ -100,6 +100,7 @@ def test_an_orphaned_spool_is_delivered_to_the_store() -> None:
     assert delivered["tags"]["llmctl.used_model_id"] == "m-22204ce360a54792a3f87c7a89a30184"
 
 
+@pytest.mark.slow
 def test_a_stopped_fine_tuning_is_resumed_and_a_finished_one_repeated(state: Path) -> None:
     llmctl("finetune", "--resume", "--output", "stopped")
     lock = json.loads((state / "work" / "stopped" / "run.lock.json").read_text())

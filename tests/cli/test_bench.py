@@ -60,6 +60,7 @@ def test_server_is_measured_at_each_level(bench: Bench) -> None:
     assert "fake-model" in done.err
 
 
+@pytest.mark.slow
 def test_two_servers_take_turns_with_the_same_prompts(bench: Bench, tmp_path: Path) -> None:
     first, second = FakeEngine(), FakeEngine(("Hello",))
     picture = tmp_path / "figures.png"
@@ -100,6 +101,7 @@ def test_engine_in_this_process_is_measured(bench: Bench, tiny_folder: Path) -> 
     assert level["figures"]["peak_rss_bytes"] > 10**7
 
 
+@pytest.mark.slow
 def test_unreachable_server_is_one_error() -> None:
     done = run_process("bench", "--base-url", "http://127.0.0.1:9")
     error, hint = error_lines(done.stderr)

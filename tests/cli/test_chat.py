@@ -25,12 +25,14 @@ def expected(tiny: HFRunner) -> str:
     return tiny.generate(request).choices[0].text
 
 
+@pytest.mark.slow
 def test_single_reply_is_the_only_text_on_stdout(tiny_folder: Path, expected: str) -> None:
     done = run_process("chat", "hi", "-m", str(tiny_folder), *REPLY_OPTIONS)
     assert done.returncode == 0
     assert done.stdout == expected + "\n"
 
 
+@pytest.mark.slow
 def test_message_is_read_from_stdin(tiny_folder: Path, expected: str) -> None:
     done = run_process("chat", "-m", str(tiny_folder), *REPLY_OPTIONS, stdin="hi\n")
     assert done.stdout == expected + "\n"
@@ -42,6 +44,7 @@ def test_stdin_must_be_utf8() -> None:
     assert "not UTF-8 text" in error_lines(done.stderr)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
 @pytest.mark.parametrize(
     ("way", "code", "message"),
@@ -89,6 +92,7 @@ def test_error_is_one_line_with_one_hint(words: tuple[str, ...], code: int, mess
     assert message in done.stderr
 
 
+@pytest.mark.slow
 def test_invalid_model_file_is_named_in_the_error(tmp_path: Path) -> None:
     fake = tmp_path / "fake.gguf"
     fake.write_bytes(b"not a model at all")
@@ -103,6 +107,7 @@ def test_traceback_is_shown_on_request() -> None:
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.slow
 def test_json_reply_is_complete_or_the_exit_code_is_1(tiny_folder: Path, tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text(

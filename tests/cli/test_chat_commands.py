@@ -16,6 +16,7 @@ from tests.cli.process import run_in_process
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 
 
+@pytest.mark.slow
 def test_invalid_commands_and_values_are_reported_and_change_nothing(
     chat_server: ChatServer, tmp_path: Path
 ) -> None:

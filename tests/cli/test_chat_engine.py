@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-
 TINY = ("-t", "0", "--max-tokens", "60", "--device", "cpu", "--dtype", "float32")
 
 
+@pytest.mark.slow
 def test_full_context_and_switches_of_model_and_adapter(tiny_folder: Path, tmp_path: Path) -> None:
     other = save_tiny_model(tmp_path / "other", max_position_embeddings=512)
     adapter = save_adapter(tmp_path / "manners", tiny_folder)
@@ -64,6 +65,7 @@ def test_full_context_and_switches_of_model_and_adapter(tiny_folder: Path, tmp_p
         assert chat.end() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_chat_with_the_real_model(tmp_path: Path) -> None:
     # In bfloat16 its first two tokens are so near to each other that processors differ.

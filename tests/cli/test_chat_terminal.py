@@ -63,6 +63,7 @@ def test_paste_during_a_reply_is_one_message_afterwards(chat_server: ChatServer)
         assert chat_server.last_messages[-1] == ("user", "\n".join([*lines, ""])[:-1] + "!")
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_reply_and_keeps_the_partial_text(chat_server: ChatServer) -> None:
     with chat_server.chat() as chat:
         chat.wait("/help lists", prompt=True)
@@ -95,6 +96,7 @@ def test_ctrl_c_stops_the_reply_and_keeps_the_partial_text(chat_server: ChatServ
         assert chat.end() == 0
 
 
+@pytest.mark.slow
 def test_killed_chat_is_resumed_and_concurrent_changes_do_not_overwrite(
     chat_server: ChatServer,
 ) -> None:
@@ -130,6 +132,7 @@ def test_killed_chat_is_resumed_and_concurrent_changes_do_not_overwrite(
     assert last == {"from here", "from the other"}
 
 
+@pytest.mark.slow
 def test_failed_or_lost_server_keeps_the_partial_reply(chat_server: ChatServer) -> None:
     with chat_server.chat() as chat:
         chat.wait("/help lists", prompt=True)
@@ -183,6 +186,7 @@ def breaking_server() -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_history_search_and_completion(chat_server: ChatServer, tmp_path: Path) -> None:
     (tmp_path / "a-long-name.txt").write_text("inside")
     with chat_server.chat() as chat:
@@ -229,6 +233,7 @@ def test_ctrl_c_during_a_single_reply_exits_130(chat_server: ChatServer) -> None
     assert not (chat_server.home / "conversations.db").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["TERM=dumb", "NO_COLOR=1"])
 def test_dumb_terminal_and_no_color_are_respected(chat_server: ChatServer, variable: str) -> None:
     name, _, value = variable.partition("=")

@@ -43,6 +43,7 @@ def results(folder: Path) -> dict[tuple[str, int], Any]:
     return {(v["subject"], v["index"]): v for v in map(json.loads, lines)}
 
 
+@pytest.mark.slow
 def test_custom_benchmark_is_evaluated_reported_and_tracked(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +139,7 @@ def test_failed_sample_exits_1_and_resume_evaluates_it(
     assert "4/12" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_lost_server_fails_the_remaining_samples(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +167,7 @@ def test_lost_server_fails_the_remaining_samples(
     assert f"--resume --output {out}" in output.err
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_to_the_same_result(tiny_folder: Path, tmp_path: Path) -> None:
     benchmark = write_custom_benchmark(tmp_path, count=240)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -208,6 +211,7 @@ def test_samples_beyond_the_context_are_reported_without_a_retry_hint(
     assert [result["too_long"] for result in results(out).values()] == [False, True]
 
 
+@pytest.mark.slow
 def test_stopped_evaluation_resumes_in_the_same_tracked_run(
     tmp_path: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,6 +319,7 @@ def test_llmctl_model_names_a_local_model_and_is_not_sent_to_a_server(
     assert len(engine.requests) == 2
 
 
+@pytest.mark.slow
 def test_keys_of_the_servers_come_from_variables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

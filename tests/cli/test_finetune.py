@@ -63,6 +63,7 @@ def interrupt_at_first_step(process: RunningCommand) -> list[str]:
     return lines
 
 
+@pytest.mark.slow
 def test_finetune_from_file_and_options_is_tracked(settings: Path, tmp_path: Path) -> None:
     done = run_in_process(
         "finetune", "-c", str(settings), "--rank", "2", "--max-steps", "3", "--json"
@@ -147,6 +148,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_printed_command_resumes(settings: Path, tmp_path: Path) -> None:
     words = ["finetune", "-c", str(settings), "--epochs", "40", "--eval-every", "200", "--no-track"]
     with RunningCommand(*words, COLUMNS="200") as process:
@@ -164,6 +166,7 @@ def test_ctrl_c_saves_and_the_printed_command_resumes(settings: Path, tmp_path: 
     assert [number for number, _ in report["losses"]] == list(range(1, report["steps"] + 1))
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(settings: Path, tmp_path: Path) -> None:
     words = ["finetune", "-c", str(settings), "--max-steps", "3", "--micro-batch-size", "2"]
     words.append("--no-track")
@@ -180,6 +183,7 @@ def test_two_processes_have_the_losses_of_one(settings: Path, tmp_path: Path) ->
         assert shared == pytest.approx(alone, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_stopped_processes_save_and_finish_tracking(settings: Path, tmp_path: Path) -> None:
     words = ["finetune", "-c", str(settings), "--epochs", "400", "--eval-every", "500"]
     words += ["--nproc", "2"]
@@ -190,6 +194,7 @@ def test_two_stopped_processes_save_and_finish_tracking(settings: Path, tmp_path
     assert not [*(tmp_path / "store/tracking").iterdir()]
 
 
+@pytest.mark.slow
 def test_failed_processes_report_one_error(settings: Path) -> None:
     done = run_process("finetune", "-c", str(settings), "--nproc", "2", "--batch-size", "3")
     assert done.returncode == 2

@@ -44,6 +44,7 @@ def test_list_and_show_an_adapter_folder(adapter: Path) -> None:
     assert shown["adapter"]["run_id"] == "5eed"
 
 
+@pytest.mark.slow
 def test_merge_prints_the_verification(adapter: Path, tmp_path: Path) -> None:
     output = tmp_path / "bot"
     done = run_in_process("models", "merge", str(adapter), "-o", str(output), "--ollama")

@@ -72,6 +72,7 @@ def on_terminal(*words: str) -> list[str]:
     return terminal.output.splitlines()
 
 
+@pytest.mark.slow
 def test_runs_without_a_subcommand_lists_the_newest_first(
     runs: Runs, tracking_history: TrackingHistory
 ) -> None:
@@ -227,6 +228,7 @@ def test_note_tag_trash_restore_and_purge(own: Runs) -> None:
     assert own("list", "--trash").err == "the trash is empty\n"
 
 
+@pytest.mark.slow
 def test_lines_fit_80_columns_and_brackets_are_not_markup(
     tracking_history: TrackingHistory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +242,7 @@ def test_lines_fit_80_columns_and_brackets_are_not_markup(
     assert max(map(cell_len, lines)) <= 80
 
 
+@pytest.mark.slow
 def test_ui_serves_the_runs_and_ends_with_all_its_processes(
     tracking_history: TrackingHistory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

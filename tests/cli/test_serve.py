@@ -47,6 +47,7 @@ def server() -> Iterator[Server]:
     server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_openai_client_with_the_real_model(server: Server) -> None:
     client = server.client()
@@ -116,6 +117,7 @@ def test_reply_follows_the_json_schema(server: Server) -> None:
     assert reply.choices[0].finish_reason == "stop"
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_example_client_runs(server: Server) -> None:
     done = subprocess.run(
@@ -124,6 +126,7 @@ def test_example_client_runs(server: Server) -> None:
     assert "Paris" in done.stdout
 
 
+@pytest.mark.slow
 def test_allowed_hosts_come_from_the_variable_and_sigterm_exits_with_0(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,6 +193,7 @@ def test_removed_rows_are_written_with_line_rule_and_original(tmp_path: Path) ->
     assert report.clusters[0].others == ("2", "3")
 
 
+@pytest.mark.slow
 def test_cleaning_is_idempotent_and_independent_of_the_number_of_processes(
     tmp_path: Path,
 ) -> None:
@@ -339,6 +340,7 @@ def a_row(draw: st.DrawFn) -> dict[str, Any]:
     )
 
 
+@pytest.mark.slow
 @given(st.lists(a_row(), min_size=1, max_size=6))
 @hypothesis_settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

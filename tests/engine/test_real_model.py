@@ -45,12 +45,14 @@ def reply(smollm: HFRunner) -> Choice:
     return smollm.generate(GenerationRequest(CAPITAL_QUESTION, sampling=greedy())).choices[0]
 
 
+@pytest.mark.slow
 def test_a_reply_is_correct_and_ends_by_itself(reply: Choice) -> None:
     assert "Paris" in reply.text
     assert reply.finish_reason == "stop"
     assert "<|" not in reply.text
 
 
+@pytest.mark.slow
 def test_streamed_text_equals_the_whole_text(smollm: HFRunner) -> None:
     request = GenerationRequest(
         (Message("user", "Count from one to ten in words."),), sampling=greedy(max_new_tokens=12)
@@ -61,6 +63,7 @@ def test_streamed_text_equals_the_whole_text(smollm: HFRunner) -> None:
     assert len(streamed) > 5
 
 
+@pytest.mark.slow
 def test_a_stop_string_across_tokens_ends_the_text_exactly(smollm: HFRunner, reply: Choice) -> None:
     # It begins within one token and ends within another.
     stop = "ance is Par"
@@ -72,6 +75,7 @@ def test_a_stop_string_across_tokens_ends_the_text_exactly(smollm: HFRunner, rep
     assert chunks[-1].finish_reason == "stop"
 
 
+@pytest.mark.slow
 def test_characters_of_several_tokens_are_returned_whole(smollm: HFRunner) -> None:
     text = "你好 👩‍👩‍👧 naïve café"
     sampling = greedy(grammar=Grammar("choice", choices=(text,)))
@@ -84,6 +88,7 @@ def test_characters_of_several_tokens_are_returned_whole(smollm: HFRunner) -> No
     assert chunks[-1].usage.completion_tokens > len(text)  # several tokens for a character
 
 
+@pytest.mark.slow
 def test_quantised_weights_answer_correctly_and_are_smaller(quantised: HFRunner) -> None:
     request = ScoreRequest("The capital of France is", (" Paris", " Rome", " London", " a"))
     paris, *others = (score.logprob for score in quantised.score([request])[0])
@@ -106,6 +111,7 @@ def test_the_right_continuation_scores_higher(smollm: HFRunner) -> None:
     assert not wrong.is_greedy
 
 
+@pytest.mark.slow
 def test_batched_replies_equal_those_of_transformers(
     smollm: HFRunner, reference_smollm: tuple[Any, Any]
 ) -> None:

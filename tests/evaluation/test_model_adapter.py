@@ -69,6 +69,7 @@ def adapter_scores(
     return scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ppl", "logprob", "logprob_norm"])
 @both_prompts
 def test_scores_equal_those_of_each_text_by_itself(
@@ -114,6 +115,7 @@ def test_an_option_that_is_a_prefix_of_another_is_scored(tiny: HFRunner, tiny_fo
     )
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_scores_of_the_real_model_equal_those_of_transformers(smollm: HFRunner) -> None:
     folder = resolve.resolve_model("smollm2-135m").path

@@ -41,6 +41,7 @@ def evaluate(plan: BenchmarkPlan, url: str) -> list[SampleResult]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ppl", "logprob"])
 def test_a_server_scores_as_its_engine_does(tiny: HFRunner, tmp_path: Path, mode: EvalMode) -> None:
     plan = plan_custom(tmp_path, mode)
@@ -62,6 +63,7 @@ def test_a_request_that_fails_loses_only_its_sample(tmp_path: Path) -> None:
     assert any("1 of 12 samples failed" in warning for warning in score.warnings)
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_retried_and_an_internal_error_loses_only_its_sample(
     tmp_path: Path,
 ) -> None:
@@ -104,6 +106,7 @@ def test_an_invalid_response_loses_only_its_sample_and_is_quoted(tmp_path: Path)
     assert {result.reply for result in results if not result.error} == {"A ?"}
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_loses_only_what_it_has_not_answered(tmp_path: Path) -> None:
     plan = plan_custom(tmp_path, "gen")
     reported: list[SampleResult] = []

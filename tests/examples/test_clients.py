@@ -46,6 +46,7 @@ def test_openai_client_example(url: str) -> None:
     assert len([line for line in printed.splitlines() if line.startswith("- ")]) == 3
 
 
+@pytest.mark.slow
 def test_langchain_example(url: str) -> None:
     pytest.importorskip("langchain_openai")
     printed = run("langchain_chat.py", url)

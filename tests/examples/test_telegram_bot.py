@@ -42,6 +42,7 @@ def wait_for_texts(api: BotAPI, chat: int, *texts: str) -> None:
     assert wait_until(lambda: api.texts(chat) == list(texts), within_s=20), api.texts(chat)
 
 
+@pytest.mark.slow
 def test_each_chat_is_its_own_conversation() -> None:
     engine = FakeEngine(("Hel", "lo"))
     with running_server(engine) as url, bot_api() as api, bot(api, url):
@@ -67,6 +68,7 @@ def test_each_chat_is_its_own_conversation() -> None:
     assert conversations[3] == [system, ("user", "Who am I?")]
 
 
+@pytest.mark.slow
 def test_an_answer_is_shown_while_generated_and_can_be_stopped() -> None:
     engine = FakeEngine(("Begun", " and ended"), hold=threading.Event())
     with running_server(engine) as url, bot_api() as api, bot(api, url):
@@ -82,6 +84,7 @@ def test_an_answer_is_shown_while_generated_and_can_be_stopped() -> None:
     assert [m.content for m in engine.requests[1].messages][1:] == ["Hi", "Begun", "Go on"]
 
 
+@pytest.mark.slow
 def test_edits_respect_telegrams_limits() -> None:
     engine = FakeEngine(tuple(f"word{i} " * 40 for i in range(60)))
     with running_server(engine) as url, bot_api() as api, bot(api, url):
@@ -93,6 +96,7 @@ def test_edits_respect_telegrams_limits() -> None:
     assert len(api.texts(7)) > 1
 
 
+@pytest.mark.slow
 def test_a_restarting_server_is_retried() -> None:
     first = FakeEngine(("One",))
     sock = bind("127.0.0.1", 0)

@@ -61,6 +61,7 @@ def save(folder: Path, kind: str, **shape: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "shape"),
     [

@@ -97,6 +97,7 @@ def merged_logits(folder: Path, **options: Any) -> torch.Tensor:
     return logits(AutoModelForCausalLM.from_pretrained(folder, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("model", "kind"),
@@ -122,6 +123,7 @@ def test_the_merged_model_has_the_logits_of_base_and_adapter(
         assert sorted(path.name for path in output.glob("model*")) == names
 
 
+@pytest.mark.slow
 def test_the_output_folder_is_a_complete_model(adapter: Path, tmp_path: Path) -> None:
     output = tmp_path / "deep" / "bot"
     merge(MergeOptions(adapter=str(adapter), output=output))
@@ -143,6 +145,7 @@ def test_the_output_folder_is_a_complete_model(adapter: Path, tmp_path: Path) ->
         assert engine.generate(GenerationRequest(prompt="a", sampling=sampling)).choices
 
 
+@pytest.mark.slow
 def test_an_adapter_trained_on_four_bits_is_merged_into_the_original_weights(
     base: Path, tmp_path: Path
 ) -> None:
@@ -183,6 +186,7 @@ def test_a_resized_embedding_is_merged(tmp_path: Path) -> None:
     torch.testing.assert_close(merged_logits(output, dtype=torch.float32), expected)
 
 
+@pytest.mark.slow
 def test_a_merge_that_lost_the_effect_of_the_adapter_is_deleted(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +198,7 @@ def test_a_merge_that_lost_the_effect_of_the_adapter_is_deleted(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_changes_too_small_for_sixteen_bits_are_refused_and_kept_in_float32(
     tmp_path: Path,
 ) -> None:

@@ -102,6 +102,7 @@ def test_failing_gauges_do_not_stop_the_metrics() -> None:
     assert ("serve/requests", 1, 1) in tracker.points
 
 
+@pytest.mark.slow
 def test_requests_of_concurrent_threads_are_all_stored(begin: Opener, store: TrackingStore) -> None:
     tracker = begin("serve")
     monitor = ServingMonitor(tracker, share=1.0)

@@ -36,6 +36,7 @@ def test_an_invalid_address_is_rejected_with_its_origin(
         store_uri()
 
 
+@pytest.mark.slow
 def test_two_processes_create_and_use_the_same_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +55,7 @@ def test_two_processes_create_and_use_the_same_store(
     assert list((tmp_path / "new").glob(".mlflow-*")) == []
 
 
+@pytest.mark.slow
 def test_creation_is_reported_once_and_uses_wal_mode(tmp_path: Path, home: Path) -> None:
     reports: list[Progress] = []
     uri = store_uri(f"sqlite:///{tmp_path / 'other' / 'tracking.db'}")
@@ -79,6 +81,7 @@ def test_a_store_of_an_older_mlflow_opens_with_its_runs(home: Path, store: Track
     assert upgraded.client.get_run(run.info.run_id).info.run_name == "old"
 
 
+@pytest.mark.slow
 def test_a_store_of_a_newer_mlflow_is_rejected_and_the_work_continues(
     home: Path, begin: Opener, warnings: list[str]
 ) -> None:

@@ -73,6 +73,7 @@ def refuses_connections(url: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_a_running_stream_finish(sig: signal.Signals) -> None:
     with slow_server(seconds_per_reply=1, drain_s=10) as server:

@@ -116,6 +116,7 @@ def serve(
     asyncio.run(scenario(app))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [EMBED, ECHO, SCORE, UNLOAD])
 def test_waiting_scoring_requests_do_not_block_generation(call: Call) -> None:
     engine = PendingEngine()
@@ -132,6 +133,7 @@ def test_waiting_scoring_requests_do_not_block_generation(call: Call) -> None:
     serve(engine, scenario)
 
 
+@pytest.mark.slow
 @scoring_calls
 def test_a_disconnect_cancels_scoring(call: Call) -> None:
     engine = PendingEngine()
@@ -159,6 +161,7 @@ def test_scoring_over_the_time_limit_is_504_and_cancelled(call: Call) -> None:
     serve(engine, scenario, request_timeout_s=0.2)
 
 
+@pytest.mark.slow
 @scoring_calls
 def test_scoring_requests_count_against_the_queue_limit(call: Call) -> None:
     engine = PendingEngine()
@@ -182,6 +185,7 @@ def test_scoring_requests_count_against_the_queue_limit(call: Call) -> None:
     serve(engine, scenario, max_queue=0)
 
 
+@pytest.mark.slow
 def test_results_of_the_engine_are_returned() -> None:
     engine = PendingEngine()
 

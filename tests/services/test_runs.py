@@ -51,6 +51,7 @@ def forbid(value: object) -> None:
     raise AssertionError(value)
 
 
+@pytest.mark.slow
 def test_show_returns_metrics_lineage_and_artifacts(history: TrackingHistory) -> None:
     details = service.show("微调-fast")
     (loss,) = [one for one in details.summaries if one.name == "train/loss"]
@@ -131,6 +132,7 @@ def test_a_comparison_of_one_run_is_an_error(
         service.compare(references)
 
 
+@pytest.mark.slow
 def test_plot_writes_the_metrics_of_several_runs(history: TrackingHistory, tmp_path: Path) -> None:
     file = tmp_path / "curves.png"
     drawn = service.plot([history.ids["slow"], "微调-fast"], [], file)
@@ -288,6 +290,7 @@ def test_a_running_run_is_not_removed(home: Path) -> None:
     end_tracker(running)
 
 
+@pytest.mark.slow
 def test_purge_deletes_everything_except_the_adapter(home: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()

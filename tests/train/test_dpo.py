@@ -56,6 +56,7 @@ def likelihood_gap(engine: HFRunner) -> float:
     return better.logprob / better.token_count - worse.logprob / worse.token_count
 
 
+@pytest.mark.slow
 def test_the_chosen_reply_becomes_more_likely_and_the_folder_is_an_adapter(
     run_finetune: RunFinetune, pairs: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_the_chosen_reply_becomes_more_likely_and_the_folder_is_an_adapter(
     assert gaps[1] > gaps[0] + 0.1
 
 
+@pytest.mark.slow
 def test_the_loss_does_not_depend_on_the_micro_batch(
     run_finetune: RunFinetune, pairs: Path, short_run: FinishedRun
 ) -> None:
@@ -92,6 +94,7 @@ def test_the_loss_does_not_depend_on_the_micro_batch(
     assert recorder.evals == pytest.approx(short_run.recorder.evals, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_resumed_with_the_same_losses(
     run_finetune: RunFinetune, pairs: Path, short_run: FinishedRun
 ) -> None:

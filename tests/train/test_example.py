@@ -15,6 +15,7 @@ DATA = Path(__file__).parents[2] / "examples" / "data" / "observatory.jsonl"
 QUESTIONS = ("Do you have a name?", "During which hours may visitors come in?")
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_the_real_model_learns_two_facts_and_answers_rephrased_questions(
     run_finetune: RunFinetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

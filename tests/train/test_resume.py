@@ -24,6 +24,7 @@ class PowerFailure(BaseException):
     """Ends a run at once, without saving."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "saved"), [(3, True), (5, False)])
 def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
     run_finetune: RunFinetune, dropout_run: FinishedRun, tmp_path: Path, step: int, saved: bool
@@ -53,6 +54,7 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
     assert SampleLog(tmp_path / "out").read().keys() == whole.evals.keys()
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_its_last_evaluation_is_evaluated_and_not_trained_on(
     run_finetune: RunFinetune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +95,7 @@ def test_sigterm_saves_and_exits_with_its_own_code(run_finetune: RunFinetune) ->
     assert "step 2, which is saved" in recorder.notes
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_only_with_its_own_settings_and_data(
     run_finetune: RunFinetune, rows: Path, tmp_path: Path
 ) -> None:
@@ -107,6 +110,7 @@ def test_a_run_is_resumed_only_with_its_own_settings_and_data(
         run_finetune(request={"resume": True}, output=tmp_path / "elsewhere")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_resumed(
     run_finetune: RunFinetune, finished_run: FinishedRun, tmp_path: Path
 ) -> None:
@@ -119,6 +123,7 @@ def test_a_finished_run_is_not_resumed(
     assert again.losses == {}
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_weights(run_finetune: RunFinetune, tmp_path: Path) -> None:
     recorder, again = EventRecorder(), EventRecorder()
     report = run_finetune(

@@ -31,6 +31,7 @@ def assert_same_losses(
         assert loss == pytest.approx(expected.recorder.losses[step], abs=tolerance)
 
 
+@pytest.mark.slow
 def test_the_output_folder_is_an_adapter_that_the_engine_serves(finished_run: FinishedRun) -> None:
     from llmctl.engine.hf_runner import HFRunner
     from llmctl.engine.stream import collect_result
@@ -53,6 +54,7 @@ def test_the_output_folder_is_an_adapter_that_the_engine_serves(finished_run: Fi
         assert served.text.strip() == sample.reply
 
 
+@pytest.mark.slow
 def test_a_run_repeated_from_its_run_lock_has_equal_losses_to_the_bit(
     run_finetune: RunFinetune, dropout_run: FinishedRun
 ) -> None:
@@ -63,6 +65,7 @@ def test_a_run_repeated_from_its_run_lock_has_equal_losses_to_the_bit(
     assert "not the same run" not in again.notes
 
 
+@pytest.mark.slow
 def test_an_output_folder_is_overwritten_only_on_request(
     run_finetune: RunFinetune, finished_run: FinishedRun, tmp_path: Path
 ) -> None:
@@ -83,6 +86,7 @@ def test_an_output_folder_is_overwritten_only_on_request(
     assert (tmp_path / "mine" / "thesis.txt").is_file()
 
 
+@pytest.mark.slow
 def test_inputs_of_a_run_are_never_overwritten(
     run_finetune: RunFinetune,
     finished_run: FinishedRun,
@@ -108,6 +112,7 @@ def test_inputs_of_a_run_are_never_overwritten(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("[of]*/**/*")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 4])
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_losses(
     run_finetune: RunFinetune, finished_run: FinishedRun, on_forward: OnForward, step: int
@@ -128,6 +133,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_losses(
     assert_same_losses(recorder, finished_run, 5, tolerance=1e-4)
 
 
+@pytest.mark.slow
 def test_memory_too_small_for_one_row_is_an_error_with_a_hint(
     run_finetune: RunFinetune, on_forward: OnForward
 ) -> None:
@@ -172,6 +178,7 @@ def test_an_infinite_gradient_never_reaches_the_weights(
     assert all(weight.isfinite().all() for weight in weights)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_complete(
     run_finetune: RunFinetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +216,7 @@ def test_only_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{"micro_batch_size": 1, "gradient_checkpointing": True}, {"micro_batch_size": 8}],
@@ -222,6 +230,7 @@ def test_settings_of_memory_change_no_loss(
     assert_same_losses(recorder, finished_run, 3, tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_a_job_that_cannot_fit_is_refused_with_settings_that_do(
     run_finetune: RunFinetune, tmp_path: Path
 ) -> None:
@@ -231,6 +240,7 @@ def test_a_job_that_cannot_fit_is_refused_with_settings_that_do(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_two_trainings_cannot_use_the_same_folder(
     run_finetune: RunFinetune, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ def tracking_store(own_store: None, empty_store: Path, tmp_path: Path) -> None: 
     shutil.copy(empty_store, tmp_path / "store")
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_training_is_one_run(
     run_finetune: RunFinetune, plan_finetune: PlanFinetune, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_lengths_use_the_tokenizer_of_the_model(source: Path) -> None:
     assert report["before"]["tokens_per_row"]["max"] > 20
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_files(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     line = json.dumps({"text": " ".join(f"word{n}" for n in range(300))}) + "\n"

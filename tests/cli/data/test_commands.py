@@ -78,6 +78,7 @@ def test_check_limits_similar_errors_unless_all(data: DataCommand, tmp_path: Pat
     assert out.count("did you mean") == 50
 
 
+@pytest.mark.slow
 def test_check_as_json(data: DataCommand, tmp_path: Path, tiny_folder: Path) -> None:
     file = write(tmp_path / "a.jsonl", GOOD, BAD, GOOD)
     held = write(tmp_path / "b.jsonl", GOOD)
@@ -151,6 +152,7 @@ def test_show_reports_invalid_and_missing_rows(
         assert data(*words, "4")[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_show_uses_colour_on_a_terminal(tiny_folder: Path) -> None:
     words = ("data", "show", str(SAMPLES / "messages.jsonl"), "-m", str(tiny_folder))

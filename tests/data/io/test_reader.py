@@ -234,6 +234,7 @@ def read_hub(home: Path, *names: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_hub_dataset_is_read_from_the_cache_or_is_an_error(tmp_path: Path) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     repo = tmp_path / "hub" / "datasets--anna--letters"

@@ -101,6 +101,7 @@ def assert_correct(request: ScriptedRequest) -> None:
         assert wanted.startswith(text)
 
 
+@pytest.mark.slow
 @given(
     st.lists(scripted_requests(), min_size=1, max_size=12),
     st.integers(0, 600),

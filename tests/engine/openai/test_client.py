@@ -101,6 +101,7 @@ def test_a_cancelled_request_ends_on_the_server(client: OpenAIClient, engine: Fa
     assert wait_until(lambda: client.in_flight == 0)
 
 
+@pytest.mark.slow
 def test_close_during_a_request_ends_its_task(
     client: OpenAIClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -112,6 +113,7 @@ def test_close_during_a_request_ends_its_task(
     assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -159,6 +161,7 @@ def test_raw_prompts_and_tokenisation_are_unsupported(client: OpenAIClient) -> N
         client.submit(GenerationRequest(MESSAGES))
 
 
+@pytest.mark.slow
 def test_an_adapter_of_the_server_is_selected_by_name(
     tiny: HFRunner, tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.mark.slow
 def test_a_failed_installation_names_the_alternative_and_leaves_nothing(
     home: Path, tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_an_error_of_opencompass_is_reported_with_its_log(tmp_path: Path) -> Non
     assert "Traceback" in (tmp_path / LOG).read_text()
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_retried_and_a_refusal_is_not() -> None:
     asked: list[str] = []
 

@@ -128,6 +128,7 @@ def test_reading_beside_a_writer_sees_committed_data_only(
     assert seen.name.startswith("bench-")
 
 
+@pytest.mark.slow
 def test_a_run_of_a_dead_process_is_read_as_killed(
     tracking_history: TrackingHistory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

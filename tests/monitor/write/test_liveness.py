@@ -69,6 +69,7 @@ def stop_with_spooled_events(child: Child, home: Path) -> set[int]:
     raise AssertionError("no metric was spooled")
 
 
+@pytest.mark.slow
 def test_signals_and_a_crash_set_the_status(
     store: TrackingStore, start: Callable[..., Child]
 ) -> None:
@@ -95,6 +96,7 @@ def test_signals_and_a_crash_set_the_status(
         assert run.data.tags[TAG_ERROR] == f"stopped by {reason}"
 
 
+@pytest.mark.slow
 def test_a_run_killed_by_sigkill_is_recovered_and_can_be_resumed(
     home: Path, store: TrackingStore, start: Callable[..., Child], begin: Opener
 ) -> None:

@@ -59,6 +59,7 @@ def locked(file: Path) -> Iterator[None]:
         holder.execute("ROLLBACK")
 
 
+@pytest.mark.slow
 def test_a_locked_store_loses_no_event_and_does_not_block(
     home: Path, store: TrackingStore, begin: Opener, warnings: list[str]
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_locked_store_loses_no_event_and_does_not_block(
     assert warnings == []
 
 
+@pytest.mark.slow
 def test_a_store_that_recovers_gets_all_events_after_one_warning(
     no_store: Path, empty_store: Path, begin: Opener, warnings: list[str]
 ) -> None:
@@ -99,6 +101,7 @@ def test_a_store_that_recovers_gets_all_events_after_one_warning(
     assert list((no_store / "tracking").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_spool_of_a_killed_process_is_delivered_by_the_next_run(
     no_store: Path, empty_store: Path, begin: Opener
 ) -> None:
@@ -124,6 +127,7 @@ def test_the_spool_of_a_killed_process_is_delivered_by_the_next_run(
     assert list((no_store / "tracking").glob("*.jsonl")) == []
 
 
+@pytest.mark.slow
 def test_an_unreachable_server_gets_the_run_when_it_is_up(
     home: Path, empty_store: Path, tmp_path: Path, begin: Opener, warnings: list[str]
 ) -> None:

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import httpx
+import pytest
 
 from llmctl.config import ServeConfig
 from llmctl.engine.hf_runner import HFRunner
@@ -39,6 +40,7 @@ def test_the_route_exists_only_with_scoring(tiny: HFRunner) -> None:
     assert post(tiny, scoring=False).status_code == 404
 
 
+@pytest.mark.slow
 def test_the_number_of_groups_is_not_limited(tiny: HFRunner) -> None:
     groups = [{"stem": "", "endings": ["a"]}] * 70_000
     refused = post(tiny, model="unknown", groups=groups)

@@ -134,6 +134,7 @@ class SlowEngine(FakeEngine):
         super()._answer(*arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_silent_stream_sends_pings() -> None:
     engine = SlowEngine(hold=threading.Event())
     text = send_request(engine, "POST", CHAT, json=chat_body(stream=True), ping_s=0.1).text

@@ -80,6 +80,7 @@ def run_finetune(
     return report
 
 
+@pytest.mark.slow
 def test_training_on_a_benchmark_improves_its_score_in_report_and_tracking_store(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -118,6 +119,7 @@ def test_training_on_a_benchmark_improves_its_score_in_report_and_tracking_store
     assert [run.kind for run in children] == ["eval"] * 3
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_the_benchmarks_after_training_resumes_them(
     tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ def assert_same(model: Any, other: Any, **inputs: Any) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"target_modules": ["q_proj"]}])
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
 def test_fused_lora_has_the_gradients_of_peft(
@@ -73,6 +74,7 @@ def test_a_disabled_adapter_has_no_effect(tiny_folder: Path) -> None:
     assert torch.equal(off, model.unload()(input_ids=ids).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
 def test_cpu_attention_has_the_gradients_of_sdpa(tmp_path: Path, model_type: str) -> None:
     folder = save_tiny_model(tmp_path, model_type=model_type)

@@ -80,6 +80,7 @@ def allocated(config: TrainConfig, known: ModelMetadata) -> tuple[int, int]:
     return saved, tracker.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_traced_step_allocates_what_a_real_step_does(folder: Path, case: str) -> None:
     config = resolved(**CASES[case])
@@ -92,6 +93,7 @@ def test_a_traced_step_allocates_what_a_real_step_does(folder: Path, case: str) 
     assert found.peak == pytest.approx(max(saved, peak), rel=0.02)
 
 
+@pytest.mark.slow
 def test_memory_grows_with_rows_and_length_and_shrinks_with_checkpointing(
     folder: Path,
 ) -> None:
@@ -108,6 +110,7 @@ def test_memory_grows_with_rows_and_length_and_shrinks_with_checkpointing(
     assert plain / 4 < activations(micro_batch_size=1) < plain / 2
 
 
+@pytest.mark.slow
 def test_weights_gradients_and_optimizer_states_follow_from_counts(folder: Path) -> None:
     config = resolved(rank=8)
     known = metadata(folder, config)
@@ -138,6 +141,7 @@ def test_both_replies_of_a_pair_are_in_a_batch(folder: Path) -> None:
     assert pair.parts["activations"] == pytest.approx(2 * single.parts["activations"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_training_that_does_not_fit_is_refused_with_settings_that_do(folder: Path) -> None:
     config = resolved(micro_batch_size=16, batch_size=32)
     known = metadata(folder, config)

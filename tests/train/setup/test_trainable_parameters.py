@@ -22,6 +22,7 @@ from tests.train.conftest import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -64,6 +65,7 @@ def test_full_fine_tuning_is_saved_as_a_model_with_the_same_replies(full_run: Fi
     assert sample.reply != report.before[0].reply
 
 
+@pytest.mark.slow
 def test_an_adapter_is_continued(run_finetune: RunFinetune, finished_run: FinishedRun) -> None:
     recorder = EventRecorder()
     run_finetune(recorder, model=str(finished_run.folder), max_steps=1)
@@ -155,6 +157,7 @@ def test_unknown_layers_are_refused_with_the_names_of_the_layers(
     assert "--target-modules q_proj" in failed.value.hint
 
 
+@pytest.mark.slow
 def test_packing_gives_the_same_loss_per_token_as_separate_rows(
     run_finetune: RunFinetune, tmp_path: Path
 ) -> None:
@@ -171,6 +174,7 @@ def mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-mamba", model_type="mamba")
 
 
+@pytest.mark.slow
 def test_packing_is_refused_for_a_recurrent_model(run_finetune: RunFinetune, mamba: Path) -> None:
     settings = {
         "model": str(mamba),

@@ -142,6 +142,7 @@ def llama_reference(tiny_folder: Path, llama_loras: dict[str, Path]) -> PeftRefe
     return PeftReference(tiny_folder, llama_loras)
 
 
+@pytest.mark.slow
 def test_a_mixed_batch_equals_peft_for_every_request(
     engine: HFRunner, base: Path, reference: PeftReference
 ) -> None:
@@ -323,6 +324,7 @@ def test_folders_without_an_adapter_are_refused(
         llama.load_adapter("x", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_adapter_of_the_spec_applies_to_requests_without_an_adapter(
     base: Path, loras: dict[str, Path], reference: PeftReference
 ) -> None:

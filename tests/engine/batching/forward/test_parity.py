@@ -85,6 +85,7 @@ def test_each_architecture_gets_its_executor(engine: HFRunner, folder: Path) -> 
     assert engine.path == ARCHITECTURES[folder.name][0]
 
 
+@pytest.mark.slow
 def test_every_request_of_a_mixed_batch_equals_generate(
     engine: HFRunner, reference: Reference
 ) -> None:
@@ -94,6 +95,7 @@ def test_every_request_of_a_mixed_batch_equals_generate(
         assert ids == reference.generate(prompt), prompt
 
 
+@pytest.mark.slow
 def test_a_batch_of_different_parameters_equals_each_request_alone(engine: HFRunner) -> None:
     kinds: list[dict[str, Any]] = [
         {"temperature": 0},

@@ -69,6 +69,7 @@ def test_the_default_counters_see_the_load_of_another_process() -> None:
     assert monitor.available_threads(64) < 64
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is torch's on Linux alone")
 def test_released_openmp_threads_end() -> None:
     code = """

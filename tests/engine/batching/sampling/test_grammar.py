@@ -478,6 +478,7 @@ def test_a_grammar_that_grows_too_large_is_an_error(merged: RandomWriter) -> Non
         advance()
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_the_real_tokenizer_writes_valid_json(smollm_tokenizer: Any) -> None:
     writer = RandomWriter(smollm_tokenizer)
@@ -486,6 +487,7 @@ def test_the_real_tokenizer_writes_valid_json(smollm_tokenizer: Any) -> None:
         writer.write(writer.start("json_schema", schema), seed, valid(schema))
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_the_real_model_describes_a_person(smollm: HFRunner) -> None:
     schema = only(
