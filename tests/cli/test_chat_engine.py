@@ -47,7 +47,7 @@ def test_full_context_and_switches_of_model_and_adapter(tiny_folder: Path, tmp_p
         chat.ask("/model ./not/there", "error:")
         chat.ask(f"/adapter {tmp_path}", "error:")
         chat.ask("is it still so?", "[cut off")
-        chat.ask(f"/adapter {adapter}", "adapter: ")
+        chat.ask(f"/adapter {adapter}", "adapter:")  # a long path is on the next line
         chat.ask("/regen", "[cut off")
         chat.ask("/adapter off", "adapter: none")
         chat.ask(f"/model {other}", "context 512 tokens")
