@@ -24,7 +24,8 @@ BLOCKS = [
     "    code\n",
     "---\n",
 ]
-TABLES = ["| 甲 | b |\n", "| --- | :-: |\n", "| 1 | 丙 |\n"]
+# GFM drops the cells of a row beyond those of the header, such as the last of "word | 丙 | 1 |".
+TABLES = ["| 甲 | b |\n", "| --- | :-: |\n", "| 丙 | 1 |\n"]
 WORDS = [
     "word ",
     "中文字，。",
