@@ -19,6 +19,43 @@ def decode_json_cell(value: object) -> object:
     return value
 
 
+def drop_nulls(value: Any) -> Any:
+    """Return a value without the null fields of its objects, at any depth."""
+    match value:
+        case dict():
+            return {key: drop_nulls(item) for key, item in value.items() if item is not None}
+        case list():
+            return [drop_nulls(item) for item in value]
+    return value
+
+
+def _drop_schema_nulls(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON schema without its null keywords and properties.
+
+    `datasets` adds them where only other tools have the keyword or property. No keyword takes null
+    but `default` and `const`, which keep it where the schema admits null, and the items of `enum`.
+    """
+    any_of = schema.get("anyOf") or schema.get("oneOf") or []
+    types = [schema.get("type"), *(item.get("type") for item in any_of if isinstance(item, dict))]
+    nullable = schema.get("nullable") is True or any(
+        kind == "null" or (isinstance(kind, list) and "null" in kind) for kind in types
+    )
+    kept = ("default", "const") if nullable else ()
+    cleaned: dict[str, Any] = {}
+    for key, value in schema.items():
+        if value is None and key not in kept:
+            continue
+        if key in ("enum", "examples", "default", "const"):
+            cleaned[key] = value
+        elif isinstance(value, dict):
+            cleaned[key] = _drop_schema_nulls(value)
+        elif isinstance(value, list):
+            cleaned[key] = [_drop_schema_nulls(i) if isinstance(i, dict) else i for i in value]
+        else:
+            cleaned[key] = value
+    return cleaned
+
+
 def parse_tools(value: object, path: FieldPath, collector: RowErrorCollector) -> tuple[Tool, ...]:
     """Parse a list of tools, or JSON text of one: OpenAI's tool objects or bare functions."""
     if value is None or (isinstance(value, str) and not value.strip()):
@@ -48,6 +85,7 @@ def parse_tools(value: object, path: FieldPath, collector: RowErrorCollector) ->
                 where = (*here, "description")
                 collector.add("wrong-type", where, json_type_name(description), "a string")
                 continue
+            parameters = None if parameters is None else _drop_schema_nulls(parameters)
             tools.append(Tool(name, description, parameters, bool(function.get("strict"))))
     return tuple(tools)
 

@@ -4,7 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llmctl.data.formats.tool_calls import decode_json_cell, parse_call_list, parse_calls
+from llmctl.data.formats.tool_calls import (
+    decode_json_cell,
+    drop_nulls,
+    parse_call_list,
+    parse_calls,
+)
 from llmctl.data.rows.json_text import FieldPath, json_type_name
 from llmctl.data.rows.row_errors import RowErrorCollector, join_names
 from llmctl.did_you_mean import did_you_mean
@@ -79,9 +84,10 @@ def parse_turns(value: object, path: FieldPath, collector: RowErrorCollector) ->
         return turns
     if not value:
         collector.add("empty", path, "no turns", "at least a user's and an assistant's")
+    padded = _is_padded(value)
     for index, item in enumerate(value):
         if isinstance(item, dict):
-            _read_turn(item, (*path, index), turns, collector)
+            _read_turn(drop_nulls(item) if padded else item, (*path, index), turns, collector)
         else:
             fix = 'an object: {"role": "user", "content": "text"}'
             collector.add("wrong-type", (*path, index), json_type_name(item), fix)
@@ -98,6 +104,17 @@ def parse_text(value: object, path: FieldPath, collector: RowErrorCollector) -> 
         collector.add("empty", path, "empty" if not value else "only white space", "text")
         return None
     return value
+
+
+def _is_padded(items: Sequence[object]) -> bool:
+    """Whether `datasets` wrote the turns: all have the same keys, null where one has no value.
+
+    In such a row, a null in the arguments of a call is a name that only other calls have.
+    """
+    keys = {frozenset(item) for item in items if isinstance(item, dict)}
+    return len(keys) == 1 and any(
+        value is None for item in items if isinstance(item, dict) for value in item.values()
+    )
 
 
 def _read_turn(
@@ -153,7 +170,11 @@ def _read_call_turn(
     if not calls:
         return
     if turns.messages and turns.messages[-1].role == "assistant":
-        last = turns.messages[-1]
+        last, last_masked = turns.messages[-1], len(turns.messages) - 1 in turns.masked
+        if masked != last_masked:
+            what = f"weight {int(not masked)} on calls after a text of weight {int(masked)}"
+            fix = "the same weight on both turns: a chat template writes them as one"
+            collector.add("weight", path, what, fix)
         turns.messages[-1] = replace(last, tool_calls=last.tool_calls + calls)
     else:
         turns.add(Message("assistant", "", tool_calls=calls), path, masked=masked)

@@ -1,24 +1,46 @@
 """Rows of datasets on the Hugging Face hub or in its local cache."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from llmctl.data.io.sources import parse_hub_id
-from llmctl.data.io.tables import encode_arrow_row
+from llmctl.data.io.tables import arrow_rows
 from llmctl.data.rows.row_errors import DataError
 from llmctl.errors import ConfigError
 from llmctl.types import Progress, ProgressCallback
 
 _TIMEOUT_S = 10.0
+_BATCH = 512
 
 
-def read_hub_rows(
-    source: str, progress: ProgressCallback
-) -> Iterator[tuple[bytes, Mapping[str, object]]]:
-    """Yield the rows of `owner/name[@revision][:split]` as JSON text and as value.
+@dataclass(frozen=True, slots=True)
+class HubSplit:
+    """One split of a dataset: JSON files on this machine, or a table for every other kind of file.
 
-    The split is `train` if not given. If the hub is not available, the dataset is read from the
-    local cache. The dataset's own code is never run.
+    `datasets` infers one type per column from JSON. Where text and lists mix, it writes the text
+    "42" as a number, and it adds null for each field that other rows have. The files hold neither.
+    """
+
+    json_files: tuple[str, ...] = ()
+    table: Any = None
+
+    def rows(
+        self, name: str, progress: ProgressCallback
+    ) -> Iterator[tuple[bytes, Mapping[str, object]]]:
+        """Yield the table's rows as JSON text and as value."""
+        done, total = 0, len(self.table)
+        for batch in self.table.with_format("arrow").iter(batch_size=_BATCH):
+            progress(Progress(f"reading {name}", done, total))
+            yield from arrow_rows(batch)
+            done += len(batch)
+
+
+def load_hub_split(source: str, progress: ProgressCallback) -> HubSplit:
+    """Load the split `owner/name[@revision][:split]`, `train` if it is not given.
+
+    If the hub is not available, the dataset is read from the local cache. The dataset's own code is
+    never run.
 
     Raises:
         DataError: neither the hub nor the cache has the dataset, or it cannot be read.
@@ -26,19 +48,16 @@ def read_hub_rows(
     """
     name, revision, split = parse_hub_id(source)
     progress(Progress(f"fetching {name}"))
-    data = _load(name, revision)
-    split = split or ("train" if "train" in data else next(iter(data)))
-    if split not in data:
+    splits = _load(name, revision)
+    split = split or ("train" if "train" in splits else next(iter(splits)))
+    if split not in splits:
         raise ConfigError(
-            f"the dataset {name} has no split {split!r}", hint=f"one of: {', '.join(data)}"
+            f"the dataset {name} has no split {split!r}", hint=f"one of: {', '.join(splits)}"
         )
-    for index, value in enumerate(data[split]):
-        if index % 1000 == 0:
-            progress(Progress(f"reading {name}", index, len(data[split])))
-        yield encode_arrow_row(value)
+    return splits[split]
 
 
-def _load(name: str, revision: str | None) -> Any:
+def _load(name: str, revision: str | None) -> dict[str, HubSplit]:
     import datasets
     from datasets.utils.logging import set_verbosity_error
     from huggingface_hub.errors import HfHubHTTPError
@@ -48,7 +67,7 @@ def _load(name: str, revision: str | None) -> Any:
     try:
         unavailable = _why_unavailable(name, revision)
         if unavailable is None:
-            return datasets.load_dataset(name, revision=revision)
+            return _splits(name, revision)
         return _load_cached(name, revision, unavailable)
     except HfHubHTTPError as error:
         raise DataError(
@@ -63,6 +82,26 @@ def _load(name: str, revision: str | None) -> Any:
             f"the dataset {name} cannot be read: {str(error).splitlines()[0]}",
             hint="download the files you need and give their paths",
         ) from error
+
+
+def _splits(name: str, revision: str | None) -> dict[str, HubSplit]:
+    """Return the splits of a dataset on the hub, or of a folder on this machine."""
+    import datasets
+    from datasets.packaged_modules.json.json import Json
+
+    builder = datasets.load_dataset_builder(name, revision=revision)
+    if isinstance(builder, Json) and builder.config.field is None:
+        download = datasets.DownloadManager(builder.dataset_name, base_path=builder.base_path)
+        files = download.download_and_extract(builder.config.data_files)
+        return {
+            str(split): HubSplit(json_files=tuple(download.iter_files(paths)))
+            for split, paths in files.items()
+        }
+    return _tables(datasets.load_dataset(name, revision=revision))
+
+
+def _tables(data: Any) -> dict[str, HubSplit]:
+    return {split: HubSplit(table=table) for split, table in data.items()}
 
 
 def _why_unavailable(name: str, revision: str | None) -> str | None:
@@ -81,7 +120,7 @@ def _why_unavailable(name: str, revision: str | None) -> str | None:
     return None
 
 
-def _load_cached(name: str, revision: str | None, unavailable: str) -> Any:
+def _load_cached(name: str, revision: str | None, unavailable: str) -> dict[str, HubSplit]:
     import datasets
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -93,11 +132,11 @@ def _load_cached(name: str, revision: str | None, unavailable: str) -> Any:
     except LocalEntryNotFoundError:
         pass
     else:
-        return datasets.load_dataset(folder)
+        return _splits(folder, None)
     online, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, True
     try:
         if revision is None:
-            return datasets.load_dataset(name)
+            return _tables(datasets.load_dataset(name))
     except ConnectionError:
         pass
     finally:

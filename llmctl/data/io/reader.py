@@ -3,13 +3,14 @@
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from llmctl.data.formats.columns import validate_format_options
 from llmctl.data.formats.parse import parse_row
 from llmctl.data.io.json_stream import MAX_ROW_BYTES, JsonStream, row_too_long
-from llmctl.data.io.sources import DataSource, SourceFile, list_source_files, open_binary
+from llmctl.data.io.sources import DataSource, FileKind, SourceFile, list_source_files, open_binary
 from llmctl.data.rows.json_text import ParseError, invalid_utf8, json_type_name, parse_json
 from llmctl.data.rows.row import RawRow
 from llmctl.data.rows.row_errors import OnRowError, RowError
@@ -92,18 +93,31 @@ def parse_rows(
 def _rows_of(file: SourceFile, progress: ProgressCallback) -> Iterator[RawRow]:
     match file.kind:
         case "hub":
-            from llmctl.data.io.hub import read_hub_rows
-
-            yield from _table(file.name, read_hub_rows(file.name, progress))
+            yield from _hub(file.name, progress)
         case "parquet":
             yield from _parquet(file.name, progress)
         case _:
-            yield from _text_file(file, progress)
+            yield from _text_file(file.name, file.kind, file.name, progress)
 
 
 def _table(name: str, rows: Iterable[tuple[bytes, Mapping[str, object]]]) -> Iterator[RawRow]:
     for number, (raw, value) in enumerate(rows, 1):
         yield RawRow(SourceLocation(name, number), raw, value)
+
+
+def _hub(name: str, progress: ProgressCallback) -> Iterator[RawRow]:
+    from llmctl.data.io.hub import load_hub_split
+
+    split = load_hub_split(name, progress)
+    if not split.json_files:
+        yield from _table(name, split.rows(name, progress))
+        return
+    rows = (row for path in split.json_files for row in _text_file(path, "json", name, progress))
+    for number, row in enumerate(rows, 1):
+        # A file of the cache has a name that means nothing to the user.
+        origin = SourceLocation(name, number)
+        errors = tuple(replace(error, origin=origin) for error in row.errors)
+        yield replace(row, origin=origin, errors=errors)
 
 
 def _parquet(name: str, progress: ProgressCallback) -> Iterator[RawRow]:
@@ -123,21 +137,23 @@ def _parquet(name: str, progress: ProgressCallback) -> Iterator[RawRow]:
         yield _file_error(name, number + 1, "parquet", what, "is the file complete?")
 
 
-def _text_file(file: SourceFile, progress: ProgressCallback) -> Iterator[RawRow]:
-    path = Path(file.name).expanduser()
+def _text_file(
+    file: str, kind: FileKind, shown: str, progress: ProgressCallback
+) -> Iterator[RawRow]:
+    path = Path(file).expanduser()
     stream, on_disk = open_binary(path)
     with stream:
         total = path.stat().st_size
         line = 0
         try:
-            for number, row in enumerate(_text_rows(file, stream)):
+            for number, row in enumerate(_text_rows(file, kind, stream)):
                 line = row.origin.line
                 if number % _PROGRESS_ROWS == 0:
-                    progress(Progress(f"reading {file.name}", on_disk.tell(), total, "B"))
+                    progress(Progress(f"reading {shown}", on_disk.tell(), total, "B"))
                 yield row
         except (EOFError, gzip.BadGzipFile, zlib.error):
             yield _file_error(
-                file.name,
+                file,
                 line + 1,
                 "gzip",
                 "the gzip data end or are corrupt here",
@@ -145,27 +161,27 @@ def _text_file(file: SourceFile, progress: ProgressCallback) -> Iterator[RawRow]
             )
 
 
-def _text_rows(file: SourceFile, stream: BinaryIO) -> Iterator[RawRow]:
+def _text_rows(file: str, kind: FileKind, stream: BinaryIO) -> Iterator[RawRow]:
     start = _peek(stream)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start[:64]:
         what = "the text is UTF-16 or UTF-32" if b"\0" in start else "the text is UTF-16"
-        yield _file_error(file.name, 1, "utf8", what, "save the file as UTF-8")
+        yield _file_error(file, 1, "utf8", what, "save the file as UTF-8")
         return
     if start.startswith(_BYTE_ORDER_MARK):
         stream.read(len(_BYTE_ORDER_MARK))
         start = start[len(_BYTE_ORDER_MARK) :]
-    if file.kind == "csv":
+    if kind == "csv":
         from llmctl.data.io.tables import read_csv_rows
 
         for line, raw, value, errors in read_csv_rows(stream):
-            yield _row(file.name, line, raw, value, errors)
-    elif file.kind == "text":
-        yield from _text_lines(file.name, stream)
+            yield _row(file, line, raw, value, errors)
+    elif kind == "text":
+        yield from _text_lines(file, stream)
     elif _is_lines(start):
-        yield from _json_lines(file.name, stream)
+        yield from _json_lines(file, stream)
     else:
         for element in JsonStream(stream).elements():
-            yield _row(file.name, element.line, element.raw, element.value, element.errors)
+            yield _row(file, element.line, element.raw, element.value, element.errors)
 
 
 def _peek(stream: BinaryIO) -> bytes:

@@ -1,15 +1,21 @@
 """Rows of CSV and Parquet files."""
 
 import csv
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
+from llmctl.data.formats.columns import FORMATS, format_columns
 from llmctl.data.io.json_stream import MAX_ROW_BYTES
 from llmctl.data.rows.extended_json import to_json
 from llmctl.data.rows.json_text import ParseError, invalid_utf8
 from llmctl.types import Progress, ProgressCallback
 
 _BATCH = 512
+_TEXT_FIELDS = {"content", "value"}.union(*map(format_columns, FORMATS)) - {
+    *("messages", "conversations", "conversation", "tools", "functions", "history")
+}
+"""Fields whose objects are taken for answers that are JSON."""
 
 
 def read_csv_rows(
@@ -66,26 +72,64 @@ def read_parquet_rows(
     """Yield the rows of an open `pyarrow.parquet.ParquetFile` as JSON text and as value."""
     done, total = 0, file.metadata.num_rows
     for batch in file.iter_batches(batch_size=_BATCH):
-        for value in batch.to_pylist():
-            yield encode_arrow_row(value)
+        yield from arrow_rows(batch)
         done += len(batch)
         progress(Progress(f"reading {name}", done, total))
 
 
-def encode_arrow_row(value: dict[str, Any]) -> tuple[bytes, Mapping[str, object]]:
-    """Return a row of an Arrow table as JSON text and as value."""
-    row = _without_null(value)
-    return to_json(row), row
+def arrow_rows(table: Any) -> Iterator[tuple[bytes, Mapping[str, object]]]:
+    """Yield the rows of a `pyarrow.Table` or `RecordBatch` as JSON text and as value.
+
+    Nulls are dropped: Arrow adds them for fields that only other rows have. Columns of type JSON
+    are decoded as `_decode_json` describes.
+    """
+    schema = table.schema
+    for value in table.to_pylist():
+        row = {
+            name: _plain(item, schema.field(name).type, name)
+            for name, item in value.items()
+            if item is not None
+        }
+        yield to_json(row), row
 
 
-def _without_null(value: Any) -> Any:
-    """Remove the nulls that Arrow adds for fields that only other rows have."""
+def _plain(value: Any, type: Any, name: str) -> Any:
+    """Decode the JSON in a value of Arrow type `type`, and drop the nulls of its fields."""
+    if isinstance(value, str) and getattr(type, "extension_name", "") == "arrow.json":
+        return _decode_json(value, name)
+    type = getattr(type, "storage_type", type)
     match value:
         case dict():
-            return {k: _without_null(item) for k, item in value.items() if item is not None}
-        case list():
-            return [_without_null(item) for item in value]
+            return {
+                key: _plain(item, type.field(key).type, key)
+                for key, item in value.items()
+                if item is not None
+            }
+        case list() if hasattr(type, "value_type"):
+            return [_plain(item, type.value_type, "") for item in value]
     return value
+
+
+def _decode_json(text: str, name: str) -> object:
+    """Return the value of a column of Arrow type `arrow.json`.
+
+    `datasets` 5 gives this type to a field that holds text in some rows and objects in others. It
+    stores text that happens to be JSON as it is ("42"), all other text with quotes. What was text
+    must remain text: numbers, true, null and lists of them are returned as they are written, and so
+    are objects in fields that hold text.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    match value:
+        case str():
+            return value
+        case [dict(), *rest] if all(isinstance(item, dict) for item in rest):
+            return value
+        case dict() if name not in _TEXT_FIELDS:
+            return value
+    return text
 
 
 class _Lines(Iterator[str]):

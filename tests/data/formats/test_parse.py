@@ -79,6 +79,46 @@ def test_messages_have_content_parts_reasoning_tools_calls_and_weights() -> None
     assert knock.masked == (1,)
 
 
+def test_calls_and_the_text_before_them_have_one_weight(tmp_path: Path) -> None:
+    def conversation(**weights: object) -> dict[str, object]:
+        call = {"from": "function_call", "value": '{"name": "look", "arguments": {}}'}
+        turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "I look."}, call]
+        for index, (name, weight) in enumerate(weights.items(), 1):
+            turns[index][name] = weight  # type: ignore[assignment]
+        turns += [{"from": "observation", "value": "1"}, {"from": "gpt", "value": "One."}]
+        return {"conversations": turns, "tools": [{"name": "look", "parameters": {}}]}
+
+    assert one(tmp_path, conversation()).masked == ()
+    assert one(tmp_path, conversation(loss=False, weight=0)).masked == (1,)
+    path = tmp_path / "one.jsonl"
+    for weights, calls in (({"loss": True, "weight": 0}, 0), ({"weight": 0}, 1)):
+        path.write_text(json.dumps(conversation(**weights)))
+        errors: list[RowError] = []
+        assert list(read_examples(path, on_row_error=errors.append)) == []
+        assert f"weight {calls} on calls" in errors[0].what
+
+
+def test_nulls_that_arrow_adds_are_no_arguments_and_no_properties(tmp_path: Path) -> None:
+    properties = {"city": {"type": "string", "default": None}, "unit": None}
+    properties["day"] = {"type": ["string", "null"], "default": None}
+    tools = [{"name": "look", "parameters": {"type": "object", "properties": properties}}]
+    function = {"name": "look", "arguments": {"city": "Paris", "unit": None}}
+    asked = {"role": "user", "content": "?", "tool_calls": None}
+    answer = {"role": "assistant", "content": None, "tool_calls": [{"function": function}]}
+    padded = one(tmp_path, {"messages": [asked, answer], "tools": tools})
+    assert padded.messages[1].tool_calls[0].parsed() == {"city": "Paris"}
+    assert padded.tools[0].parameters == {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "day": {"type": ["string", "null"], "default": None},
+        },
+    }
+    del asked["tool_calls"]
+    exact = one(tmp_path, {"messages": [asked, answer], "tools": tools})
+    assert exact.messages[1].tool_calls[0].parsed() == {"city": "Paris", "unit": None}
+
+
 def test_prompt_and_completion_are_text_or_turns_with_the_loss_on_the_completion() -> None:
     birch, bird, far = sample("prompt-completion.jsonl")
     assert contents(birch) == [("user", "Which tree has white bark?"), ("assistant", "The birch.")]
