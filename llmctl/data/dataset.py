@@ -10,7 +10,7 @@ from pathlib import Path
 from llmctl.data import digests, formats, io, rows
 from llmctl.data.digests import DatasetDigest
 from llmctl.data.formats import turn_order
-from llmctl.data.io.reader import read_examples
+from llmctl.data.io.reader import read_examples, read_rows
 from llmctl.data.io.sources import DataSource, SourceFile, list_source_files
 from llmctl.data.io.validating_reader import ReadOptions
 from llmctl.data.rows.row_errors import DataError, RowErrorLog
@@ -241,10 +241,8 @@ def _content_digest(file: SourceFile, progress: ProgressCallback) -> str:
     """Return the SHA-256 of a file's bytes; of a hub dataset, that of its rows as JSON."""
     digest = hashlib.sha256()
     if file.kind == "hub":
-        from llmctl.data.io.hub import read_hub_rows
-
-        for raw, _ in read_hub_rows(file.name, progress):
-            digest.update(raw + b"\n")
+        for row in read_rows(file.name, progress):
+            digest.update(row.raw + b"\n")
         return digest.hexdigest()
     path = Path(file.location)
     try:

@@ -99,11 +99,11 @@ def test_calls_and_the_text_before_them_have_one_weight(tmp_path: Path) -> None:
 
 
 def test_nulls_that_arrow_adds_are_no_arguments_and_no_properties(tmp_path: Path) -> None:
-    properties = {"city": {"type": "string", "default": None}, "unit": None}
+    properties: dict[str, object] = {"city": {"type": "string", "default": None}, "unit": None}
     properties["day"] = {"type": ["string", "null"], "default": None}
     tools = [{"name": "look", "parameters": {"type": "object", "properties": properties}}]
     function = {"name": "look", "arguments": {"city": "Paris", "unit": None}}
-    asked = {"role": "user", "content": "?", "tool_calls": None}
+    asked: dict[str, object] = {"role": "user", "content": "?", "tool_calls": None}
     answer = {"role": "assistant", "content": None, "tool_calls": [{"function": function}]}
     padded = one(tmp_path, {"messages": [asked, answer], "tools": tools})
     assert padded.messages[1].tool_calls[0].parsed() == {"city": "Paris"}

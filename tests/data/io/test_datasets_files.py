@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def call(name: str, **arguments: object) -> dict[str, object]:
     return {"messages": turns}
 
 
-ROWS: dict[str, list[dict[str, object]]] = {
+ROWS: dict[str, list[dict[str, Any]]] = {
     "text of prompts and turns in one column": [
         *({"prompt": "What is written?", "completion": text} for text in SCALARS),
         {

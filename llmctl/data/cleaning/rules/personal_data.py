@@ -5,10 +5,14 @@ more than a missed number.
 """
 
 import ipaddress
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
+from itertools import islice
+
+from llmctl.data.cleaning.rules.phone_numbers import LEFT, RIGHT, find_phone_numbers
 
 PLACEHOLDERS = {
     "private key": "<PRIVATE_KEY>",
@@ -50,14 +54,45 @@ def find_personal_data(text: str) -> list[PersonalDataSpan]:
 
 
 def redact(text: str, found: Iterable[PersonalDataSpan]) -> str:
-    """Replace the spans of `find_personal_data` by placeholders that name their kinds."""
+    """Replace the spans of `find_personal_data` by placeholders that name their kinds.
+
+    The placeholder of a number in JSON is a string, so that the JSON stays valid.
+    """
     pieces = []
     position = 0
     for each in found:
-        pieces += [text[position : each.start], PLACEHOLDERS[each.kind]]
+        placeholder = PLACEHOLDERS[each.kind]
+        if _is_json_number(text, each):
+            placeholder = f'"{placeholder}"'
+        pieces += [text[position : each.start], placeholder]
         position = each.end
     return "".join([*pieces, text[position:]])
 
+
+def _is_json_number(text: str, span: PersonalDataSpan) -> bool:
+    """Whether a span is a number, outside a string, of an object or a list in JSON."""
+    if not (
+        _JSON_BEFORE.search(text, max(0, span.start - 20), span.start)
+        and _JSON_AFTER.match(text, span.end)
+    ):
+        return False
+    decoder = json.JSONDecoder()
+    for opener in islice(re.finditer(r"[{\[]", text[: span.start]), _MAX_OPENERS):
+        try:
+            _, end = decoder.raw_decode(text, opener.start())
+        except (ValueError, RecursionError):
+            continue
+        if end >= span.end:
+            strings = _JSON_STRING.finditer(text, opener.start(), end)
+            return not any(each.start() < span.start < each.end() for each in strings)
+    return False
+
+
+_JSON_BEFORE = re.compile(r"[\[:,]\s*\Z")
+_JSON_AFTER = re.compile(r"\s*[,\]}]")
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"')
+_MAX_OPENERS = 50
+"""Brackets at which JSON may begin that are tried."""
 
 _KEYS = {
     "sk-": r"sk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{20,}",
@@ -102,14 +137,10 @@ _EXAMPLE_DOMAIN = re.compile(
 )
 _FILE_ENDINGS = frozenset(("png", "jpg", "jpeg", "gif", "svg", "webp", "css", "js", "json", "html"))
 
-# Excludes parts of longer numbers, names, paths, sums and decimals. After an equals sign the number
-# may be the value of a name, but not the result of a sum.
-_LEFT = r"(?<![A-Za-z0-9_.+/#$¥€£-])(?<!\d[,:])(?<![\s\d=<>!~+*/()\[\]-]=)"
-_RIGHT = r"(?![A-Za-z0-9_%]|[./:,=-]\d)"
-_CHINESE_ID = re.compile(rf"{_LEFT}[1-9]\d{{16}}[\dXx]{_RIGHT}", re.ASCII)
+_CHINESE_ID = re.compile(rf"{LEFT}[1-9]\d{{16}}[\dXx]{RIGHT}", re.ASCII)
 _CARD = re.compile(
-    rf"{_LEFT}(?:\d{{15,19}}|\d{{4}}(?P<gap>[ -])\d{{4}}(?P=gap)\d{{4}}(?P=gap)\d{{4}}"
-    rf"|3[47]\d\d(?P<amex>[ -])\d{{6}}(?P=amex)\d{{5}}){_RIGHT}",
+    rf"{LEFT}(?:\d{{15,19}}|\d{{4}}(?P<gap>[ -])\d{{4}}(?P=gap)\d{{4}}(?P=gap)\d{{4}}"
+    rf"|3[47]\d\d(?P<amex>[ -])\d{{6}}(?P=amex)\d{{5}}){RIGHT}",
     re.ASCII,
 )
 _CARD_ISSUER = re.compile(
@@ -119,19 +150,6 @@ _CARD_ISSUER = re.compile(
 _TEST_CARDS = frozenset({"4111111111111111", "4242424242424242", "4012888888881881"})
 _TEST_CARDS |= {"4000056655665556", "5555555555554444", "5105105105105100", "5200828282828210"}
 _TEST_CARDS |= {"378282246310005", "371449635398431", "6011111111111117", "3530111333300000"}
-_CHINESE_PHONE = re.compile(
-    rf"{_LEFT}(?:(?:(?:\+|00)86[ -]?)?1[3-9]\d(?P<gap>[ -]?)\d{{4}}(?P=gap)\d{{4}}"
-    rf"|(?:\+86[ -]?)?(?:0\d{{2,3}}-|\(0\d{{2,3}}\) ?)[2-8]\d{{6,7}}){_RIGHT}",
-    re.ASCII,
-)
-_PHONE = re.compile(
-    rf"{_LEFT}(?:\+[1-9]\d{{0,2}}(?:[ .-]?\(?\d{{2,4}}\)?){{2,5}}"
-    r"|(?:1[-. ])?(?:\([2-9]\d\d\) ?[2-9]\d\d-\d{4}|[2-9]\d\d(?P<gap>[-.])[2-9]\d\d(?P=gap)\d{4}))"
-    rf"{_RIGHT}",
-    re.ASCII,
-)
-_NO_PHONE = re.compile(r"(?:id|total|sum|amount|price|cost|count)=$", re.IGNORECASE)
-_HOTLINE = re.compile(r"1?8(?:00|33|44|55|66|77|88)\d{7}$")
 # Excludes paths and versions such as opencv-python==4.5.5.64.
 _IPV4 = re.compile(
     r"(?<![A-Za-z0-9_.-])(?<![=<>~!]=)(?:(?<!/)|(?<=//))"
@@ -144,8 +162,18 @@ _IPV6 = re.compile(
     r"(?::|[0-9A-Fa-f]{1,4}|(?::[0-9A-Fa-f]{1,4}){1,5})(?![A-Za-z0-9_:])"
 )
 _VERSION = re.compile(
-    r"(?:\bv|version|release|firmware|build|版本|§|section)\W{0,3}$", re.IGNORECASE
+    r"(?:\bv|versions?|release|firmware|build|driver|chrome|edg|firefox|safari|opera|版本|§§?|art"
+    r"|articles?|section|sect?|clause|chapter|chap|paragraph|para|no|nr|figure|fig|table|tab"
+    r"|appendix|annex|oid|ziffer|abschnitt|absatz|nummer|titre|alinéa|第|条|章|节|款)[\W_]{0,3}$",
+    re.IGNORECASE,
 )
+_NETWORK = re.compile(
+    r"(?:\b(?:ips?|ipv4|hosts?|hostname|servers?|addr|address(?:es)?|ping|ssh|telnet|curl|wget|dns"
+    r"|gateway|peer|client|remote|proxy|login|from|subnet|netmask|router)\b|://|@|地址|服务器|主机"
+    r"|网关)(?:\W{1,3}\w{1,8})?\W{0,4}$",
+    re.IGNORECASE,
+)
+_NETWORK_AFTER = re.compile(r":\d{2,5}\b|/(?:[89]|[12]\d|3[0-2])\b")
 # Public resolvers, used as examples in manuals.
 _RESOLVERS = frozenset({"8.8.8.8", "8.8.4.4", "9.9.9.9", "114.114.114.114", "223.5.5.5"})
 _RESOLVERS |= {"223.6.6.6", "119.29.29.29", "180.76.76.76", "208.67.222.222", "208.67.220.220"}
@@ -212,35 +240,25 @@ def passes_luhn(digits: str) -> bool:
     return total % 10 == 0
 
 
-def _phones(text: str) -> Spans:
-    for match in _CHINESE_PHONE.finditer(text):
-        digits = re.sub(r"\D", "", match.group())
-        is_example = len(set(digits[-8:])) <= 2 or digits.endswith(("12345678", "23456789"))
-        if not is_example and not _is_figure(text, match.start()):
-            yield match.span()
-    for match in _PHONE.finditer(text):
-        digits = re.sub(r"\D", "", match.group())
-        # Exchange 555 is for fiction, 800 and similar are hotlines; E.164 allows 15 digits.
-        is_public = digits[-7:-4] == "555" or _HOTLINE.match(digits) or digits.endswith("4567890")
-        if 8 <= len(digits) <= 15 and not is_public and not _is_figure(text, match.start()):
-            yield match.span()
-
-
-def _is_figure(text: str, start: int) -> bool:
-    return _NO_PHONE.search(text[max(0, start - 8) : start]) is not None
-
-
 def _addresses(text: str) -> Spans:
     for match in _IPV4.finditer(text) if _TWO_DOTS.search(text) else ():
         before = text[max(0, match.start() - 12) : match.start()]
         octets = [int(part) for part in match.group().split(".")]
-        # 1.2.3.4 is a section or a version, and an address only in examples.
-        if max(octets) > 20 and match.group() not in _RESOLVERS and not _VERSION.search(before):
+        # 1.2.3.4 is a section or a version, and an address only in examples. 22.1.1.3 may be both.
+        like_address = max(octets) >= 100 and sorted(octets)[1] > 9
+        like_address |= max(octets) > 20 and _is_network(text, match)
+        if like_address and match.group() not in _RESOLVERS and not _VERSION.search(before):
             yield from _if_public(match)
     if text.count(":") >= 3:
         for match in _IPV6.finditer(text):
             if "2001:4860:4860:" not in match.group() and "2606:4700:4700:" not in match.group():
                 yield from _if_public(match)
+
+
+def _is_network(text: str, match: re.Match[str]) -> bool:
+    """Whether a port, a prefix length or a word of networks is next to an address."""
+    before = text[max(0, match.start() - 24) : match.start()]
+    return bool(_NETWORK_AFTER.match(text, match.end()) or _NETWORK.search(before))
 
 
 def _if_public(match: re.Match[str]) -> Spans:
@@ -266,7 +284,7 @@ _SEARCHES: dict[str, Callable[[str], Spans]] = {
     "e-mail": _emails,
     "chinese id": _chinese_ids,
     "bank card": _cards,
-    "phone": _phones,
+    "phone": find_phone_numbers,
     "ip address": _addresses,
 }
 _NUMBERS = frozenset(("chinese id", "bank card", "phone"))
