@@ -12,5 +12,5 @@ os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE" if sys.platform == "linux" els
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 # oneDNN keeps a compiled kernel for every shape of matrix product, by default 1,024 of them with up
-# to a megabyte each. No more shapes than this are in use (batching/forward/bucket_size.py).
+# to a megabyte each. No more shapes than this are in use (batching/bucket_size.py).
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")

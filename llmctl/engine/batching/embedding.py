@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the usual name
 
 from llmctl.engine.batching.forward.packed import BatchItem, Forward
-from llmctl.engine.batching.kv import KVPool
+from llmctl.engine.batching.kv_pool import KVPool
 from llmctl.engine.batching.scoring import acquire_cache, prefill_chunk_tokens
 
 
@@ -38,7 +38,8 @@ def embed_steps(
         cache.truncate(0)
         total = torch.zeros(())
         while cache.length < len(ids):
-            new = ids[cache.length : cache.length + chunk()]
+            count = cache.step_limit(chunk(), len(ids) - cache.length)
+            new = ids[cache.length : cache.length + count]
             total = total + forward.states([BatchItem(cache, new, ())]).float().sum(0).cpu()
             yield
         return normalize(total)

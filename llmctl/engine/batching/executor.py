@@ -1,19 +1,27 @@
 """Choice of the executor of a model: batched where its logits agree, else one request at a time."""
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from llmctl.engine.batching.forward.cache_layout import (
+    CacheLayout,
+    UnsupportedCacheError,
+    cache_layout,
+)
 from llmctl.engine.batching.forward.cpu_load import CpuLoadMonitor
 from llmctl.engine.batching.forward.fused import FusedForward
 from llmctl.engine.batching.forward.lora import LoraAdapter
-from llmctl.engine.batching.forward.packed import BatchItem, Forward, PackedForward, kv_shape
+from llmctl.engine.batching.forward.packed import BatchItem, Forward, PackedForward
+from llmctl.engine.batching.forward.recurrent import RecurrentForward
 from llmctl.engine.batching.forward.threads import ThreadedForward, measure_decode_threads
-from llmctl.engine.batching.kv import KVPool, KVShape
+from llmctl.engine.batching.kv_cache import KVShape
+from llmctl.engine.batching.kv_pool import KVPool
 from llmctl.engine.batching.sampling.logprobs import TokenBytes
 from llmctl.engine.batching.scheduler import Scheduler
 from llmctl.engine.batching.scoring import LogprobsFn, TokenizedContinuation
@@ -27,9 +35,12 @@ FUSED_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Values of `model_type` whose layers have the structure that `FusedForward` implements."""
 
 _PROBE_TOKENS = 24
+_PROBE_LIMIT = 7
 _FLOAT32_TOLERANCE, _HALF_TOLERANCE, _QUANT_TOLERANCE = 1e-3, 0.05, 0.15
 """Largest relative distance from the model's own logits. A wrong mask, position or layer gives a
 distance of about 1."""
+_STEP_TOLERANCE = 0.02
+"""Largest distance where the model's own steps differ from its single pass as much."""
 
 
 class Executor(Protocol):
@@ -81,54 +92,170 @@ def choose_executor(
         The executor, its name (`fused`, `batched` or `serial`), and notes for the user.
     """
     notes: list[str] = []
-    shape = kv_shape(model)
-    if shape is not None:
-        if quant != "none":
-            tolerance = _QUANT_TOLERANCE
-        else:
-            tolerance = _FLOAT32_TOLERANCE if model.dtype == torch.float32 else _HALF_TOLERANCE
-        if (forward := _batching_forward(model, shape, tolerance)) is not None:
-            pool = KVPool(replace(shape, quant=kv_quant), plan.kv_budget_tokens)
-            name = "fused" if isinstance(forward, FusedForward) else "batched"
-            if shape.device.type == "cpu":
-                cpu_load, all_threads = CpuLoadMonitor(), torch.get_num_threads()
-                count = measure_decode_threads(forward, pool, cpu_load)
-                notes.append(
-                    f"decodes with {count} of {all_threads} threads (measured), fewer while other "
-                    "programs are busy"
-                )
-                forward = ThreadedForward(forward, count, cpu_load)
-            return Scheduler(forward, pool, plan.max_rows, token_bytes), name, tuple(notes)
-    notes.append("this architecture runs one request at a time, through Transformers' generate()")
-    return SerialExecutor(model, token_bytes), "serial", tuple(notes)
+    if quant != "none":
+        tolerance = _QUANT_TOLERANCE
+    else:
+        tolerance = _FLOAT32_TOLERANCE if model.dtype == torch.float32 else _HALF_TOLERANCE
+    try:
+        layout = cache_layout(model)
+        spare = plan.free_bytes - plan.weights_bytes - plan.reserve_bytes
+        forward = _batching_forward(model, layout, tolerance, spare)
+    except Exception as error:  # architectures fail in many ways; the serial executor remains
+        _log.info("%s cannot be batched", model.config.model_type, exc_info=error)
+        notes.append(
+            f"runs one request at a time, through Transformers' generate(): {_reason(error)}"
+        )
+        return SerialExecutor(model, token_bytes), "serial", tuple(notes)
+    shape = replace(layout.shape, quant=kv_quant)
+    pool = KVPool(shape, _budget_tokens(shape, plan))
+    name = "fused" if isinstance(forward, FusedForward) else "batched"
+    if shape.device.type == "cpu" and not layout.is_recurrent:
+        cpu_load, all_threads = CpuLoadMonitor(), torch.get_num_threads()
+        count = measure_decode_threads(forward, pool, cpu_load)
+        notes.append(
+            f"decodes with {count} of {all_threads} threads (measured), fewer while other "
+            "programs are busy"
+        )
+        forward = ThreadedForward(forward, count, cpu_load)
+    return Scheduler(forward, pool, plan.max_rows, token_bytes), name, tuple(notes)
 
 
-def _batching_forward(model: Any, shape: KVShape, tolerance: float) -> Forward | None:
-    if model.config.model_type in FUSED_MODEL_TYPES and _fused_agrees(model, shape, tolerance):
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnsupportedCacheError):
+        return str(error)
+    first = (str(error).splitlines() or [""])[0]
+    return f"its batched forward pass fails ({type(error).__name__}: {first[:120]})"
+
+
+def _budget_tokens(shape: KVShape, plan: MemoryPlan) -> int:
+    """Return the budget in tokens; that of the plan, which does not count states, plus states."""
+    if not shape.state_bytes:
+        return plan.kv_budget_bytes // shape.token_bytes if shape.token_bytes else 0
+    states = plan.max_rows * shape.state_tokens * shape.unit_bytes
+    used = plan.weights_bytes + plan.activation_bytes + plan.reserve_bytes + plan.kv_budget_bytes
+    free = max(plan.free_bytes - used, 0)
+    tokens = (plan.kv_budget_bytes + min(2 * states, free)) // shape.unit_bytes
+    return max(tokens, shape.state_tokens + plan.context_length)
+
+
+def _batching_forward(
+    model: Any, layout: CacheLayout, tolerance: float, spare_bytes: int
+) -> Forward:
+    """Return the fastest forward pass that agrees with the model's own.
+
+    Args:
+        model: of Transformers.
+        layout: of its cache.
+        tolerance: largest relative distance of the logits in the model's type.
+        spare_bytes: memory for a copy of the weights in float32, for an exact comparison.
+
+    Raises:
+        UnsupportedCacheError: none does.
+        Exception: whatever the model's code raises.
+    """
+    if model.config.model_type in FUSED_MODEL_TYPES and _fused_agrees(model, layout, tolerance):
         return FusedForward(model, release=True)
     stock_attention = model.config._attn_implementation
+    distances = []
     try:
-        expected = _stock_logits(model)
-        packed = PackedForward(model)
-        if _agrees(packed, shape, expected, tolerance):
-            return packed
-    except Exception as error:  # architectures fail in many ways; the serial executor remains
-        _log.info("the batched forward pass does not run on this model", exc_info=error)
+        with crossed_limits(model), _in_float32(model, spare_bytes) as is_wide:
+            limit = _FLOAT32_TOLERANCE if is_wide else tolerance
+            expected = _stock_logits(model)
+            for candidate in layout.candidates:
+                kind = RecurrentForward if layout.is_recurrent else PackedForward
+                forward: Any = kind(model, candidate)
+                shape = candidate.shape
+                if is_wide:
+                    shape = replace(shape, dtype=torch.float32)
+                distances.append(_distance(forward, shape, expected))
+                if distances[-1] < limit:
+                    return kind(model, candidate)
+            model.set_attn_implementation(stock_attention)
+            # Some models' own steps differ from their own single pass (Zamba 2).
+            if min(distances) < min(2 * _step_distance(model, expected), _STEP_TOLERANCE):
+                return kind(model, layout.candidates[distances.index(min(distances))])
+    except BaseException:
+        model.set_attn_implementation(stock_attention)
+        raise
     model.set_attn_implementation(stock_attention)
-    return None
+    raise UnsupportedCacheError(
+        f"batched logits differ from the model's own by {min(distances):.2g}, more than {limit}"
+    )
 
 
-def _fused_agrees(model: Any, shape: KVShape, tolerance: float) -> bool:
+@contextmanager
+def _in_float32(model: Any, spare_bytes: int) -> Iterator[bool]:
+    """Convert the weights to float32 for a while, where memory allows it; yield whether they are.
+
+    Rounding to 16 bits changes which experts a token takes, so that logits tell little.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    halves = [t for t in tensors if t.is_floating_point() and t.dtype.itemsize == 2]
+    needed = sum(4 * t.numel() for t in halves)
+    is_quantised = getattr(model, "hf_quantizer", None) is not None
+    if is_quantised or needed > spare_bytes:
+        yield model.dtype == torch.float32
+        return
+    originals = [t.data for t in halves]
+    try:
+        for tensor in halves:
+            tensor.data = tensor.data.float()
+        yield True
+    finally:
+        for tensor, original in zip(halves, originals, strict=True):
+            tensor.data = original
+
+
+def _fused_agrees(model: Any, layout: CacheLayout, tolerance: float) -> bool:
     """Test the fused pass on the first layer; with all layers the weights would be held twice."""
     layers, count = model.model.layers, model.config.num_hidden_layers
     model.model.layers, model.config.num_hidden_layers = layers[:1], 1
     try:
         expected = _stock_logits(model)
-        return _agrees(FusedForward(model), shape, expected, tolerance)
-    except (AttributeError, TypeError, RuntimeError):
+        return _distance(FusedForward(model), layout.shape, expected) < tolerance
+    except (AttributeError, TypeError, RuntimeError) as error:
+        _log.info("the fused forward pass does not run on this model", exc_info=error)
         return False
     finally:
         model.model.layers, model.config.num_hidden_layers = layers, count
+
+
+_LIMITS = ("sliding_window", "attention_chunk_size", "floor_scale")
+"""Attributes of configurations and modules from which on distant tokens are treated differently."""
+
+
+@contextmanager
+def crossed_limits(model: Any) -> Iterator[None]:
+    """Set windows, chunks and position scales below the length of the probe, which crosses them."""
+    config = model.config.get_text_config(decoder=True)
+    changed = []
+    for owner in (config, *model.modules()):
+        for name in _LIMITS:
+            value = vars(owner).get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and value > _PROBE_LIMIT:
+                changed.append((owner, name, value))
+                setattr(owner, name, _PROBE_LIMIT)
+    try:
+        yield
+    finally:
+        for owner, name, value in changed:
+            setattr(owner, name, value)
+
+
+@torch.inference_mode()
+def _step_distance(model: Any, expected: Tensor) -> float:
+    """Return how far the logits of the model's own steps with a cache are from `expected`."""
+    ids, parts = _probe_ids(model), []
+    cache: dict[str, Any] = {}
+    for part in (ids[:16], ids[16:-2], ids[-2:-1], ids[-1:]):
+        output = model(input_ids=torch.tensor([part], device=model.device), use_cache=True, **cache)
+        cache = {k: v for k, v in output.items() if k in ("cache", "past_key_values")}
+        parts.append(output.logits[0].float())
+    return _largest_error(torch.cat(parts), expected)
+
+
+def _largest_error(logits: Tensor, expected: Tensor) -> float:
+    return float(((logits - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
 
 
 @torch.inference_mode()
@@ -145,17 +272,16 @@ def _probe_ids(model: Any) -> list[int]:
     return ids
 
 
-def _agrees(forward: Any, shape: KVShape, expected: Tensor, tolerance: float) -> bool:
-    """Compare logits (tokens, vocab) over chunks and single steps, beside another sequence.
+def _distance(forward: Any, shape: KVShape, expected: Tensor) -> float:
+    """Return the largest relative distance of logits, over chunks, single steps and branches.
 
     Args:
         forward: the pass to test.
         shape: of its KV cache.
-        expected: the model's own logits.
-        tolerance: largest relative distance.
+        expected: the model's own logits (tokens, vocab).
     """
     ids = _probe_ids(forward.model)
-    pool = KVPool(shape, 8 * _PROBE_TOKENS)
+    pool = KVPool(shape, 8 * _PROBE_TOKENS + 3 * shape.state_tokens)
     cache, other = (pool.acquire(part, None, _PROBE_TOKENS) for part in (ids, ids[::-1]))
     assert cache is not None
     assert other is not None
@@ -165,5 +291,4 @@ def _agrees(forward: Any, shape: KVShape, expected: Tensor, tolerance: float) ->
         indices = tuple(range(len(part)))
         logits = forward.run([BatchItem(other, ids[:1]), BatchItem(cache, part, indices)])
         parts.append(logits[1:].float())
-    error = (torch.cat(parts) - expected).norm(dim=-1) / expected.norm(dim=-1)
-    return bool((error < tolerance).all())
+    return _largest_error(torch.cat(parts), expected)

@@ -14,7 +14,8 @@ from torch import Tensor
 from llmctl.engine.batching.embedding import embed_steps
 from llmctl.engine.batching.forward.lora import LoraAdapter
 from llmctl.engine.batching.forward.packed import PREFILL_CHUNK_TOKENS, BatchItem, Forward
-from llmctl.engine.batching.kv import KVPool, common_prefix_length
+from llmctl.engine.batching.kv_cache import common_prefix_length
+from llmctl.engine.batching.kv_pool import KVPool
 from llmctl.engine.batching.sampling.logprobs import TokenBytes, token_logprobs
 from llmctl.engine.batching.sampling.sampler import sample
 from llmctl.engine.batching.scoring import (
@@ -184,18 +185,19 @@ class Scheduler:
 
     def _should_wait_for_prefix(self, token_ids: list[int], adapter: str | None) -> bool:
         """Whether a running prefill will soon have computed more of this prompt than is cached."""
-        coming = max(
-            (
-                common_prefix_length(s.output.prompt_ids, token_ids)
-                for s in self._running
-                if s.adapter == adapter and s.pending > 1
-            ),
-            default=0,
-        )
-        if coming < _MIN_SHARED_TOKENS:
-            return False
         cached = self._pool.cached_prefix_length(token_ids, adapter)
-        return coming >= cached + _MIN_SHARED_TOKENS
+        for running in self._running:
+            if running.adapter != adapter or running.pending <= 1 or running.cache is None:
+                continue
+            coming = common_prefix_length(running.output.prompt_ids, token_ids)
+            if coming < max(cached, 0) + _MIN_SHARED_TOKENS:
+                continue
+            if running.cache.can_truncate:
+                return True
+            if running.cache.length < coming:
+                running.cache.keep_state(coming)
+                return True
+        return False
 
     def _schedule(self) -> list[tuple[ScheduledSequence, BatchItem]]:
         """Build the next batch: every decoding sequence, then prompts up to the chunk.
@@ -216,7 +218,7 @@ class Scheduler:
         for sequence in self._running:
             if sequence.cache is None or sequence.pending == 1 or budget <= 0:
                 continue
-            ids = sequence.next_ids(budget)
+            ids = sequence.next_ids(sequence.cache.step_limit(budget, sequence.pending))
             budget -= len(ids)
             indices = (-1,) if len(ids) == sequence.pending else ()
             batch.append((sequence, BatchItem(sequence.cache, ids, indices)))
@@ -226,7 +228,7 @@ class Scheduler:
 
     def _draft(self, sequence: ScheduledSequence) -> list[int]:
         """Return draft tokens, or none where the cache has no space for them."""
-        if sequence.lookup is None or sequence.cache is None:
+        if sequence.lookup is None or sequence.cache is None or not sequence.cache.can_truncate:
             return []
         output = sequence.output
         limit = output.max_new_tokens - len(output.token_ids) - 1
@@ -320,6 +322,8 @@ class Scheduler:
         for sequence, item in batch:
             if sequence.cache is not item.cache:
                 continue  # it was preempted
+            if sequence.pending > len(item.token_ids):
+                continue  # its state is lost: it is computed again from the last saved one
             try:
                 logits = self._forward.run([item])
             except Exception as own:

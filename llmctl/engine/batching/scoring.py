@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from llmctl.engine.batching.forward.packed import PREFILL_CHUNK_TOKENS, BatchItem, Forward
-from llmctl.engine.batching.kv import KVCache, KVPool, common_prefix_length
+from llmctl.engine.batching.kv_cache import KVCache, common_prefix_length
+from llmctl.engine.batching.kv_pool import KVPool
 from llmctl.engine.batching.sampling.logprobs import TokenBytes, token_logprobs
 from llmctl.types import Score, TokenLogprob
 
@@ -84,6 +85,7 @@ def score_steps(
     )
     reusable = text[: min(first_scored, prefix_length + 1)]
     cache = yield from acquire_cache(pool, reusable, adapter, capacity)
+    cache.keep_state(prefix_length)
     try:
         of_prefix = _TextLogprobs(describe)
         prefix = text[:prefix_length]
@@ -215,7 +217,7 @@ def _compute_chunk(
 ) -> None:
     """Compute the next `limit` tokens of a text, after those in the cache."""
     start = cache.length
-    new = ids[start : start + limit]
+    new = ids[start : start + cache.step_limit(limit, len(ids) - start)]
     indices = tuple(range(max(first_scored - 1 - start, 0), len(new)))
     logprobs.extend(new, forward.run([BatchItem(cache, new, indices)]))
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from llmctl.engine.batching.kv import KVCache
+from llmctl.engine.batching.kv_cache import KVCache
 from llmctl.engine.batching.output_state import OutputState
 from llmctl.engine.batching.sampling.sampler import SequenceSampler
 from llmctl.engine.batching.sampling.speculation import PromptLookup

@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import nn
 
+from llmctl.engine.batching.forward.cache_layout import batched_cache_layers
 from llmctl.engine.batching.forward.int4 import BYTES_PER_WEIGHT
 from llmctl.engine.batching.forward.packed import PREFILL_CHUNK_TOKENS
 from llmctl.errors import ModelLoadError
@@ -64,8 +65,8 @@ class ModelShape:
     stateful_layers: int
     """Number of layers with a state of fixed size, instead of keys and values or in addition."""
     batched: bool
-    """Whether rows can share forward passes, which requires equal layers with keys and values only.
-    Other models run with `generate()`, one request at a time."""
+    """Whether rows can share forward passes. Other models run with `generate()`, one request at a
+    time."""
     linear_parameters: int
     """Parameters of the layers that quantisation replaces: matrices except embeddings and head."""
     other_parameters: int
@@ -137,7 +138,7 @@ def shape_from_config(
     Raises:
         ModelLoadError: one of them is missing.
     """
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+    from transformers.cache_utils import DynamicCache, DynamicLayer
 
     text = config.get_text_config(decoder=True)
     try:
@@ -151,8 +152,6 @@ def shape_from_config(
         hidden, vocab, intermediate = text.hidden_size, text.vocab_size, _intermediate(text)
     except AttributeError as error:
         raise ModelLoadError(f"config.json lacks a value of the memory plan: {error}") from (error)
-    only_kv = all(type(kind) in (DynamicLayer, DynamicSlidingWindowLayer) for kind in kinds)
-    layouts = {(kv.heads, kv.key_dim, kv.value_dim) for kv in attention}
     linear, other, largest = _count_parameters(config, trust_remote_code)
     return ModelShape(
         context_length=context_length,
@@ -162,7 +161,7 @@ def shape_from_config(
         query_heads=getattr(text, "num_attention_heads", None) or 0,
         attention=attention,
         stateful_layers=sum(hasattr(kind, "recurrent_states") for kind in kinds),
-        batched=only_kv and len(layouts) == 1 and all(key == value for _, key, value in layouts),
+        batched=bool(kinds) and all(type(kind) in batched_cache_layers() for kind in kinds),
         linear_parameters=linear,
         other_parameters=other,
         largest_linear=largest,

@@ -34,7 +34,7 @@ def estimate_plan(request: MemoryRequest) -> MemoryPlan:
         is_set = request.limits.kv_bytes is not None
         available = request.available_kv_bytes(context)
         budget = available if is_set else min(available, request.rows * request.kv_bytes(context))
-        tokens = budget // per_token if request.shape.batched else context
+        tokens = budget // per_token if request.shape.batched and per_token else context
     return MemoryPlan(
         weights_bytes=request.weight_bytes,
         kv_bytes_per_token=per_token,
@@ -103,7 +103,7 @@ def _notes(request: MemoryRequest, context: int, budget: int) -> list[str]:
     if shape.stateful_layers:
         notes.append(
             f"{shape.stateful_layers} layers keep a state of fixed size per row, "
-            "which is not counted"
+            "which is counted when the model is loaded"
         )
     if limits.max_rows is not None and request.rows < limits.max_rows:
         notes.append(f"this model runs one request at a time, not {limits.max_rows}")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from llmctl.engine.batching.forward.packed import PREFILL_CHUNK_TOKENS, BatchItem
-from llmctl.engine.batching.kv import KVPool, KVShape
+from llmctl.engine.batching.kv_cache import KVShape
+from llmctl.engine.batching.kv_pool import KVPool
 from llmctl.engine.batching.output_state import OutputState
 from llmctl.engine.batching.sampling.logprobs import TokenBytes
 from llmctl.engine.batching.sampling.sampler import SequenceSampler, sample
@@ -21,7 +22,7 @@ from llmctl.errors import LlmctlError
 from llmctl.types import DEFAULT_SAMPLING, GenerationChunk, SamplingParams
 from tests.tiny import byte_tokenizer
 
-SHAPE = KVShape(layers=1, kv_heads=1, head_dim=1, dtype=torch.float32, device=torch.device("cpu"))
+SHAPE = KVShape.uniform(1, 1, 1, torch.float32, torch.device("cpu"))
 VOCAB = 12
 END, FAILING = 10, 11
 GREEDY = SamplingParams(temperature=0, max_new_tokens=10)

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from llmctl.engine.batching.forward.cache_layout import cache_layout
 from llmctl.engine.batching.forward.fused import FusedForward
 from llmctl.engine.batching.forward.packed import (
     PREFILL_CHUNK_TOKENS,
     Forward,
     PackedForward,
-    kv_shape,
 )
-from llmctl.engine.batching.kv import KVPool
+from llmctl.engine.batching.kv_pool import KVPool
 from llmctl.engine.batching.sampling.logprobs import TokenBytes
 from llmctl.engine.batching.sampling.speculation import DRAFT_TOKENS, PromptLookup
 from llmctl.engine.batching.scheduler import MIXED_CHUNK_TOKENS, Scheduler
@@ -256,10 +256,9 @@ Kind = Literal["fused", "batched"]
 
 def make_real_scheduler(folder: Path, kind: Kind, budget: int) -> tuple[Scheduler, KVPool]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    shape = kv_shape(model)
-    assert shape is not None
-    forward: Forward = FusedForward(model) if kind == "fused" else PackedForward(model)
-    pool = KVPool(shape, budget)
+    layout = cache_layout(model)
+    forward: Forward = FusedForward(model) if kind == "fused" else PackedForward(model, layout)
+    pool = KVPool(layout.shape, budget)
     return Scheduler(forward, pool, 16, TokenBytes(byte_tokenizer())), pool
 
 

@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from llmctl.engine.batching.forward.cache_layout import cache_layout
 from llmctl.engine.batching.forward.fused import FusedForward
 from llmctl.engine.batching.forward.packed import (
     PREFILL_CHUNK_TOKENS,
     BatchItem,
     Forward,
     PackedForward,
-    kv_shape,
 )
-from llmctl.engine.batching.kv import KVPool, KVShape
+from llmctl.engine.batching.forward.recurrent import RecurrentForward
+from llmctl.engine.batching.kv_cache import KVShape
+from llmctl.engine.batching.kv_pool import KVPool
 from llmctl.engine.batching.scoring import TokenizedContinuation, score_steps
 from llmctl.types import Score
+from tests.architectures import ARCHITECTURES
 from tests.tiny import save_tiny_model
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -29,6 +32,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "fused with a window": ("mistral", {"sliding_window": 12}),
     "batched": ("gpt_neox", {"rotary_pct": 0.25, "num_key_value_heads": 4}),
     "batched with a window": ("gemma3_text", {"sliding_window": 8, "num_hidden_layers": 6}),
+    **{name: (name, ARCHITECTURES[name][1]) for name in ("deepseek_v3", "falcon_h1", "jamba")},
 }
 
 
@@ -93,9 +97,16 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> ScoredModel:
 
 def load(folder: Path, *, fused: bool) -> ScoredModel:
     stock, run = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for _ in "ab")
-    shape = kv_shape(stock)
-    assert shape is not None
-    return ScoredModel(stock, FusedForward(run) if fused else PackedForward(run), shape)
+    layout = cache_layout(stock)
+    forward: Forward
+    if fused:
+        forward = FusedForward(run)
+    elif layout.is_recurrent:
+        layout = layout.candidates[int(stock.config.model_type == "jamba")]
+        forward = RecurrentForward(run, layout)
+    else:
+        forward = PackedForward(run, layout)
+    return ScoredModel(stock, forward, layout.shape)
 
 
 def run_all(steps: Generator[None, None, tuple[Score, ...]]) -> tuple[Score, ...]:

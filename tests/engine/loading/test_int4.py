@@ -118,7 +118,7 @@ def text_of(engine: HFRunner, adapter: str | None = None) -> str:
     [
         ("qwen2", "fused", {}),  # biases on q, k and v
         ("gpt_neox", "batched", {}),  # biases everywhere, and a layer that is q, k and v at once
-        ("mamba", "serial", {"state_size": 4}),
+        ("mamba", "batched", {"state_size": 4}),
     ],
 )
 def test_a_model_is_loaded_into_quantised_layers(

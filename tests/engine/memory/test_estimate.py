@@ -134,16 +134,15 @@ def test_sliding_windows_limit_only_the_cache_of_generate() -> None:
 
 
 @pytest.mark.slow
-def test_a_model_with_recurrent_layers_runs_one_row() -> None:
+def test_only_the_attention_layers_of_a_hybrid_model_have_keys_and_values() -> None:
     hybrid = shape("qwen3_5_text", HYBRID_4B)
     assert len(hybrid.attention) == 8
     assert hybrid.stateful_layers == 24
     assert hybrid.kv_bytes(1, 2, "none") == 2 * 8 * 4 * 256 * 2 == 32_768
     plan = plan_memory(memory_request(hybrid, 40, max_rows=8))
-    assert plan.max_rows == 1
-    assert plan.kv_budget_bytes == plan.context_length * 32_768
-    assert "24 layers keep a state" in plan.notes[-2]
-    assert plan.notes[-1] == "this model runs one request at a time, not 8"
+    assert plan.max_rows == 8
+    assert plan.kv_budget_bytes <= 8 * plan.context_length * 32_768
+    assert "24 layers keep a state" in plan.notes[-1]
 
 
 @pytest.mark.parametrize(

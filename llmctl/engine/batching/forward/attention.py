@@ -6,130 +6,24 @@ attention interface can run packed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the usual name
 from torch import Tensor, nn
 
-from llmctl.engine.batching.forward.bucket_size import bucket_size, query_bucket_size
-from llmctl.engine.batching.kv import KVCache, KVReader, KVWriter
+from llmctl.engine.batching.forward.step import (
+    PackedStep,
+    Scores,
+    Segment,
+    flatten,
+    step_of_thread,
+)
 
 NAME = "llmctl_packed"
 _QUERY_BLOCK, _CPU_QUERY_BLOCK = 256, 128
 """Queries of a prompt per block. Larger blocks compute more scores that are masked, and scores that
 do not fit the processor's caches (docs/performance.md)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """The new tokens of one sequence within a packed step."""
-
-    cache: KVCache
-    start: int
-    """Index of the first of them in the packed sequence."""
-    count: int
-    past: int
-    """Tokens of the sequence that are in its cache already."""
-    branches: tuple[int, ...] = ()
-    """Lengths of alternative continuations at the end of the new tokens. Each attends to itself and
-    to the tokens before the first branch, not to the other branches."""
-
-    @property
-    def positions(self) -> list[int]:
-        """Position of each new token within its sequence; all branches begin at the same one."""
-        positions = list(range(self.past, self.branch_start))
-        for length in self.branches:
-            positions.extend(range(self.branch_start, self.branch_start + length))
-        return positions
-
-    @property
-    def branch_start(self) -> int:
-        """Tokens of the sequence before the branches; without branches its whole length."""
-        return self.past + self.count - sum(self.branches)
-
-
-@dataclass(slots=True)
-class PackedStep:
-    """The segments of a packed batch, in order and without gaps; makes masks once per step."""
-
-    segments: Sequence[Segment]
-    _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
-    _writers: list[KVWriter] = field(default_factory=list)
-    _readers: dict[int | None, list[KVReader]] = field(default_factory=dict)
-
-    def split(self, new: Tensor) -> tuple[Tensor, ...]:
-        """Split (heads, tokens, head_dim) by segment; padding at the end is left out."""
-        counts = [segment.count for segment in self.segments]
-        padding = new.shape[1] - sum(counts)
-        parts: tuple[Tensor, ...] = torch.split(new, [*counts, padding], dim=1)
-        return parts[: len(counts)]
-
-    def writers(self) -> list[KVWriter]:
-        """Return a cache writer for each segment, made once for all layers."""
-        if not self._writers:
-            self._writers = [s.cache.writer(s.past, s.count) for s in self.segments]
-        return self._writers
-
-    def readers(self, window: int | None) -> list[KVReader]:
-        """Return a cache reader for each segment, made once for all layers."""
-        if window not in self._readers:
-            self._readers[window] = [_reader(segment, window) for segment in self.segments]
-        return self._readers[window]
-
-    def mask(self, query: Tensor, segment: Segment, begin: int, size: int, window: Any) -> Tensor:
-        """Return an additive mask, made once for all layers.
-
-        Args:
-            query: gives type and device.
-            segment: the queries are tokens of this segment.
-            begin: index of the first query within the segment.
-            size: number of queries.
-            window: tokens that a token attends to, itself included; `None` for all.
-
-        Returns:
-            (size, past + begin + size), or with branches (size, past + count). On a CPU both are
-            rounded up to a bucket, as far as the cache has capacity.
-        """
-        key = (segment.past + begin, size, window, segment.start if segment.branches else None)
-        if key not in self._masks:
-            mask = _additive_mask(query, segment, begin, size, window)
-            if query.device.type == "cpu":
-                rows, columns = mask.shape
-                wider = min(bucket_size(columns), segment.cache.capacity) - columns
-                mask = F.pad(mask, (0, wider), value=float("-inf"))
-                # Padding queries attend to all keys: the softmax of a fully masked row is NaN.
-                mask = F.pad(mask, (0, 0, 0, query_bucket_size(rows) - rows))
-            self._masks[key] = mask
-        return self._masks[key]
-
-
-def _additive_mask(
-    query: Tensor, segment: Segment, begin: int, size: int, window: int | None
-) -> Tensor:
-    total = segment.past + (segment.count if segment.branches else begin + size)
-    visible = torch.ones(size, total, dtype=torch.bool).tril(segment.past + begin)
-    start = segment.branch_start
-    at = start
-    for length in segment.branches:
-        # A branch does not attend to the branches before it.
-        first = at - segment.past - begin
-        visible[max(first, 0) : max(first + length, 0), start:at] = False
-        at += length
-    if window is not None:
-        positions = torch.tensor([*range(segment.past), *segment.positions])
-        own = positions[segment.past + begin : segment.past + begin + size]
-        visible &= positions[None, :total] > own[:, None] - window
-    mask = torch.zeros(size, total, dtype=query.dtype).masked_fill_(~visible, float("-inf"))
-    return mask.to(query.device)
-
-
-def _reader(segment: Segment, window: int | None) -> KVReader:
-    total = segment.past + segment.count
-    if segment.count == 1:
-        return segment.cache.reader(0 if window is None else max(total - window, 0), total)
-    return segment.cache.reader(0, min(bucket_size(total), segment.cache.capacity))
 
 
 def register() -> None:
@@ -146,17 +40,72 @@ def _attention_forward(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packed: PackedStep,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Implement Transformers' interface: (1, heads, tokens, head_dim) to (1, tokens, ...)."""
+    """Implement Transformers' interface: (rows, heads, tokens, head_dim) to (rows, tokens, ...)."""
     assert attention_mask is None
-    layer: Any = module.layer_idx
-    output = attend(packed, layer, query[0], key[0], value[0], scaling, sliding_window)
-    padding = query.shape[2] - output.shape[0]
-    return F.pad(output, (0, 0, 0, 0, 0, padding)).unsqueeze(0), None
+    step = step_of_thread()
+    layer = layer_index(module, step.layer)
+    how = Scores(
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        _window(module, layer) if sliding_window is None else sliding_window,
+        _chunk_size(module, layer),
+        softcap,
+        s_aux,
+    )
+    rows, heads, tokens, _dim = query.shape
+    source = step.source(layer, key)
+    is_latent = layer in step.latent  # its keys and values are those of whole sequences
+    keys, values = (part[0] if is_latent else flatten(part, step.rows) for part in (key, value))
+    flat = flatten(query, step.rows)
+    output = attend(step, source, flat, keys, values, how, write=source == layer)
+    if step.rows is None:
+        output = F.pad(output, (0, 0, 0, 0, 0, tokens - output.shape[0]))
+    elif len(step.rows) == rows * tokens:
+        output = output.reshape(rows, tokens, heads, -1)
+    else:
+        padded = output.new_zeros(rows * tokens, *output.shape[1:])
+        output = padded.index_copy_(0, step.rows, output)
+    return output.reshape(rows, tokens, heads, -1).contiguous(), None
+
+
+def layer_index(module: Any, updated: int) -> int:
+    """Return the index of an attention layer.
+
+    Args:
+        module: the layer; one that stands in several places has the index -1 (Zamba 2).
+        updated: index of the layer whose cache was updated last.
+    """
+    index: int = module.layer_idx
+    return updated if index < 0 else index
+
+
+def _layer_type(module: Any, layer: int) -> str | None:
+    kinds: Sequence[str] | None = getattr(getattr(module, "config", None), "layer_types", None)
+    return None if kinds is None else kinds[layer]
+
+
+def _window(module: Any, layer: int) -> int | None:
+    """Return the window of a layer that leaves it to the mask, from its configuration."""
+    config = getattr(module, "config", None)
+    kind = _layer_type(module, layer)
+    if kind is None:
+        has_window = getattr(config, "use_sliding_window", True)
+    else:
+        has_window = kind in ("sliding_attention", "hybrid_sliding")
+    return getattr(config, "sliding_window", None) if has_window else None
+
+
+def _chunk_size(module: Any, layer: int) -> int | None:
+    """Return the size of the chunks of a layer with chunked attention (Llama 4)."""
+    if _layer_type(module, layer) != "chunked_attention":
+        return None
+    size: int = module.config.attention_chunk_size
+    return size
 
 
 def attend(
@@ -165,8 +114,9 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    scaling: float | None = None,
-    window: int | None = None,
+    how: Scores,
+    *,
+    write: bool = True,
 ) -> Tensor:
     """Write the new keys and values to the caches and compute each sequence's attention.
 
@@ -174,34 +124,55 @@ def attend(
         step: the packed step.
         layer: index of the layer.
         query: (heads, tokens, head_dim).
-        key: (kv_heads, tokens, head_dim); heads is a multiple of kv_heads.
-        value: like `key`.
-        scaling: of the scores, by default 1 / sqrt(head_dim).
-        window: tokens that a token attends to, itself included; `None` for all.
+        key: (kv_heads, tokens, head_dim); heads is a multiple of kv_heads. Where the layer caches
+            other tensors than keys, all keys of all segments one after the other.
+        value: like `key`; its head_dim may differ.
+        how: scaling, window and further properties of the scores.
+        write: whether the keys are new; otherwise an earlier layer has written them.
 
     Returns:
-        (tokens, heads, head_dim).
+        (tokens, heads, head_dim of the values).
     """
     heads, _, dim = query.shape
     kv_heads = key.shape[0]
-    scale = dim**-0.5 if scaling is None else scaling
     outputs = []
-    parts = zip(step.split(query), step.split(key), step.split(value), strict=True)
-    writers, readers = step.writers(), step.readers(window)
-    for segment, (own, new_key, new_value), write, read in zip(
-        step.segments, parts, writers, readers, strict=True
-    ):
-        write(layer, new_key, new_value)
+    is_latent = layer in step.latent
+    if not is_latent and write:
+        parts = zip(step.split(key), step.split(value), step.writers(), strict=True)
+        for new_key, new_value, write_new in parts:
+            write_new(layer, new_key, new_value)
+    readers = step.latent_readers(key, value) if is_latent else step.readers(how)
+    for segment, own, read in zip(step.segments, step.split(query), readers, strict=True):
         keys, values = read(layer)
         if segment.count == 1:
+            if is_latent and (first := how.first_visible(segment.past)):
+                keys, values = keys[:, :, first:], values[:, :, first:]
             # Query heads that share a key head take the place of the tokens: no key is repeated.
-            out = F.scaled_dot_product_attention(
-                own.reshape(1, kv_heads, heads // kv_heads, dim), keys, values, scale=scale
-            )
-            outputs.append(out.view(1, heads, dim))
+            shared = own.reshape(1, kv_heads, heads // kv_heads, dim)
+            if how.is_plain:
+                out = F.scaled_dot_product_attention(shared, keys, values, scale=how.scaling)
+            else:
+                scores = torch.matmul(shared * how.scaling, keys.transpose(2, 3))
+                out = torch.matmul(_weights(scores, how), values)
+            outputs.append(out.reshape(1, heads, -1))
         else:
-            outputs.append(_prefill(step, segment, own, keys[0], values[0], scale, window))
+            outputs.append(_prefill(step, segment, own, keys[0], values[0], how))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _weights(scores: Tensor, how: Scores, mask: Tensor | None = None) -> Tensor:
+    """Return the softmax of the scores (..., kv_heads, group * rows, keys), with cap and sinks."""
+    if how.softcap is not None:
+        scores = torch.tanh(scores / how.softcap) * how.softcap
+    if mask is not None:
+        scores = scores + mask
+    if how.sinks is None:
+        return scores.softmax(-1)
+    kv_heads, grouped = scores.shape[-3:-1]
+    per_head = how.sinks.reshape(kv_heads, -1)
+    sinks = per_head.repeat_interleave(grouped // per_head.shape[1], 1).unsqueeze(-1)
+    both = torch.cat([scores, sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)], dim=-1)
+    return both.float().softmax(-1).to(scores.dtype)[..., :-1]
 
 
 def _prefill(
@@ -210,8 +181,7 @@ def _prefill(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
-    scale: float,
-    window: int | None,
+    how: Scores,
 ) -> Tensor:
     """Compute causal attention of several new tokens of one sequence.
 
@@ -224,34 +194,41 @@ def _prefill(
         query: (heads, count, head_dim).
         keys: (kv_heads, capacity, head_dim).
         values: like `keys`.
-        scale: of the scores.
-        window: as for `attend`.
+        how: as for `attend`.
 
     Returns:
-        (count, heads, head_dim).
+        (count, heads, head_dim of the values).
     """
     heads, count, dim = query.shape
     kv_heads = keys.shape[0]
     group = heads // kv_heads
     outputs = []
-    block_size = _CPU_QUERY_BLOCK if query.device.type == "cpu" else _QUERY_BLOCK
+    on_cpu = query.device.type == "cpu"
+    block_size = _CPU_QUERY_BLOCK if on_cpu else _QUERY_BLOCK
+    restricted = how.window is not None or how.chunk is not None
     for begin in range(0, count, block_size):
         size = min(block_size, count - begin)
-        mask = step.mask(query, segment, begin, size, window)
+        mask = step.mask(query, segment, begin, size, how)
         rows, total = mask.shape
+        if total > keys.shape[1]:  # keys of a latent layer have no spare capacity
+            total = keys.shape[1]
+            mask = mask[:, :total]
         block = query.narrow(1, begin, size)
         visible_keys, visible_values = keys.narrow(1, 0, total), values.narrow(1, 0, total)
-        if query.device.type == "cpu":
+        if on_cpu or not how.is_plain:
             # Scaling the queries and masking only the columns that need it saves two passes over
             # the scores.
-            scaled = F.pad(block * scale, (0, 0, 0, rows - size))
+            scaled = F.pad(block * how.scaling, (0, 0, 0, rows - size))
             scaled = scaled.reshape(kv_heads, group * rows, dim)
             scores = torch.matmul(scaled, visible_keys.transpose(1, 2))
-            scores = scores.view(kv_heads, group, rows, total)
-            unmasked = 0 if window is not None else min(segment.past + begin, segment.branch_start)
-            scores[..., unmasked:].add_(mask[:, unmasked:])
-            weights = scores.softmax(-1).view(kv_heads, group * rows, total)
-            out = torch.matmul(weights, visible_values).view(heads, rows, dim)[:, :size]
+            if how.is_plain:
+                scores = scores.view(kv_heads, group, rows, total)
+                unmasked = 0 if restricted else min(segment.past + begin, segment.branch_start)
+                scores[..., unmasked:].add_(mask[:, unmasked:])
+                weights = scores.softmax(-1).view(kv_heads, group * rows, total)
+            else:
+                weights = _weights(scores, how, mask.repeat(group, 1))
+            out = torch.matmul(weights, visible_values).view(heads, rows, -1)[:, :size]
             del scores, weights  # before the next block allocates its own
         else:
             # With a mask, `enable_gqa` falls back to the kernel that materialises all scores.
@@ -260,7 +237,7 @@ def _prefill(
                 visible_keys.repeat_interleave(group, 0).unsqueeze(0),
                 visible_values.repeat_interleave(group, 0).unsqueeze(0),
                 attn_mask=mask,
-                scale=scale,
+                scale=how.scaling,
             )[0]
         outputs.append(out.transpose(0, 1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -27,6 +27,7 @@ from llmctl.engine.batching.forward.packed import (
     pack,
     record_adapter_segments,
 )
+from llmctl.engine.batching.forward.step import Scores
 
 _REFINED_TOKENS = 16
 """Likeliest tokens of each row whose logits are computed again in float32."""
@@ -56,7 +57,7 @@ class _Layer(NamedTuple):
     mlp_norm: _Norm
     gate_up: Linear
     down: Linear
-    window: int | None
+    scores: Scores
 
 
 class FusedForward:
@@ -75,7 +76,6 @@ class FusedForward:
         self._heads = config.num_attention_heads
         self._kv_heads = config.num_key_value_heads
         self._head_dim = first.head_dim
-        self._scaling: float = first.scaling
         self._device = model.device
         self._segments = AdapterSegments()
         self._lora_layers: list[LoraLinear] = []
@@ -129,9 +129,7 @@ class FusedForward:
             # Rotary embedding (Su et al. 2021) in Transformers' layout: halves, not pairs.
             qk = torch.addcmul(qk * cos, qk.roll(half, -1), sin).transpose(0, 1)
             value = mixed[:, heads + kv_heads :].transpose(0, 1)
-            attended = attend(
-                step, index, qk[:heads], qk[heads:], value, self._scaling, layer.window
-            )
+            attended = attend(step, index, qk[:heads], qk[heads:], value, layer.scores)
             x = x + layer.output(attended.reshape(len(token_ids), -1))
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
@@ -212,5 +210,5 @@ def _layer(layer: Any, window: int | None, release: bool) -> _Layer:
         _norm(layer.post_attention_layernorm),
         fuse([m.gate_proj, m.up_proj], release=release),
         fuse([m.down_proj], release=release),
-        getattr(a, "sliding_window", window),
+        Scores(a.scaling, getattr(a, "sliding_window", window)),
     )

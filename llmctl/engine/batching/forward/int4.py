@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 
-from llmctl.engine.batching.forward.bucket_size import bucket_size
+from llmctl.engine.batching.bucket_size import bucket_size
 
 GROUP_SIZE = 32
 """Number of weights of one output that share a scale and an offset."""

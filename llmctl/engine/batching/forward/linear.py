@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the usual name
 from torch import Tensor, nn
 
-from llmctl.engine.batching.forward.bucket_size import bucket_size
+from llmctl.engine.batching.bucket_size import bucket_size
 from llmctl.engine.batching.forward.int4 import Int4Linear
 
 Linear = Callable[[Tensor], Tensor]

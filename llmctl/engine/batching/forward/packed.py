@@ -7,11 +7,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from llmctl.engine.batching.bucket_size import bucket_size
 from llmctl.engine.batching.forward import attention
-from llmctl.engine.batching.forward.attention import PackedStep, Segment
-from llmctl.engine.batching.forward.bucket_size import bucket_size
+from llmctl.engine.batching.forward.cache_layout import CacheLayout
 from llmctl.engine.batching.forward.lora import AdapterSegments, HookedAdapters, LoraAdapter
-from llmctl.engine.batching.kv import KVCache, KVShape
+from llmctl.engine.batching.forward.step import PackedStep, Segment, current_step
+from llmctl.engine.batching.kv_cache import KVCache
 
 PREFILL_CHUNK_TOKENS = 512
 """Prefill tokens per step while no sequence decodes."""
@@ -57,46 +58,54 @@ class Forward(Protocol):
 
 
 class PackedForward:
-    """Transformers' forward pass over a packed batch. Used by the engine thread alone."""
+    """Transformers' forward pass over a packed batch. Used by the engine thread alone.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        model: of Transformers.
+        layout: of its cache.
+    """
+
+    def __init__(self, model: Any, layout: CacheLayout) -> None:
         self.model = model
+        self._layout = layout
         self._segments = AdapterSegments()
         self._adapters = HookedAdapters(model, self._segments)
         attention.register()
         model.set_attn_implementation(attention.NAME)
+        # Only layers that cache other tensors, or share them, need Transformers' cache.
+        self._cache = None if layout.is_plain else layout.step_cache(model)
 
     @torch.inference_mode()
     def run(self, batch: Sequence[BatchItem]) -> Tensor:
         """Compute one step; see `Forward.run`."""
-        inputs, indices = self._inputs(batch)
+        step, inputs, indices = self._inputs(batch)
         kept = torch.tensor(indices, dtype=torch.long, device=self.model.device)
-        logits: Tensor = self.model(**inputs, logits_to_keep=kept).logits[0]
+        with current_step(step):
+            logits: Tensor = self.model(**inputs, logits_to_keep=kept).logits[0]
         append_computed_tokens(batch)
         return logits
 
     @torch.inference_mode()
     def states(self, batch: Sequence[BatchItem]) -> Tensor:
         """Compute one step up to the head; see `Forward.states`."""
-        inputs, _ = self._inputs(batch)
-        states: Tensor = self.model.base_model(**inputs).last_hidden_state[0]
+        step, inputs, _ = self._inputs(batch)
+        with current_step(step):
+            states: Tensor = last_hidden_state(self.model, inputs)[0]
         append_computed_tokens(batch)
         return states[: sum(len(item.token_ids) for item in batch)]
 
-    def _inputs(self, batch: Sequence[BatchItem]) -> tuple[dict[str, Any], list[int]]:
-        step, token_ids, positions, indices = pack(batch)
+    def _inputs(self, batch: Sequence[BatchItem]) -> tuple[PackedStep, dict[str, Any], list[int]]:
+        step, token_ids, positions, indices = pack(batch, self._layout.latent)
         record_adapter_segments(self._segments, batch)
         device = self.model.device
         if device.type == "cpu":
             padding = [0] * (bucket_size(len(token_ids)) - len(token_ids))
             token_ids, positions = token_ids + padding, positions + padding
-        inputs = {
+        inputs: dict[str, Any] = {
             "input_ids": torch.tensor([token_ids], device=device),
             "position_ids": torch.tensor([positions], device=device),
-            "use_cache": False,
-            "packed": step,
         }
-        return inputs, indices
+        return step, inputs | self._layout.cache_arguments(self._cache), indices
 
     def put_adapter(self, key: str, adapter: LoraAdapter) -> None:
         """Add an adapter; see `Forward.put_adapter`."""
@@ -107,7 +116,15 @@ class PackedForward:
         self._adapters.drop(key)
 
 
-def pack(batch: Sequence[BatchItem]) -> tuple[PackedStep, list[int], list[int], list[int]]:
+def last_hidden_state(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """Return the states (rows, tokens, hidden) before the head."""
+    states: Tensor = model.base_model(**inputs)[0]
+    return states
+
+
+def pack(
+    batch: Sequence[BatchItem], latent: frozenset[int] = frozenset()
+) -> tuple[PackedStep, list[int], list[int], list[int]]:
     """Put the new tokens of all sequences end to end.
 
     Returns:
@@ -125,7 +142,7 @@ def pack(batch: Sequence[BatchItem]) -> tuple[PackedStep, list[int], list[int], 
         token_ids.extend(item.token_ids)
         positions.extend(segment.positions)
         indices.extend(start + index % count for index in item.logit_indices)
-    return PackedStep(segments), token_ids, positions, indices
+    return PackedStep(segments, latent=latent), token_ids, positions, indices
 
 
 def record_adapter_segments(segments: AdapterSegments, batch: Sequence[BatchItem]) -> None:
@@ -139,27 +156,4 @@ def append_computed_tokens(batch: Sequence[BatchItem]) -> None:
     """Add the computed tokens to the caches, branches left out."""
     for item in batch:
         kept = len(item.token_ids) - sum(item.branches)
-        item.cache.token_ids.extend(item.token_ids[:kept])
-
-
-@torch.inference_mode()
-def kv_shape(model: Any) -> KVShape | None:
-    """Return the shape of the model's KV cache, found by running it on two tokens.
-
-    Returns:
-        `None` if layers differ, keys and values differ in shape, or the cache is of another kind.
-    """
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    probe = torch.zeros((1, 2), dtype=torch.long, device=model.device)
-    output = model(input_ids=probe, use_cache=True)
-    # Transformers 5.24 renamed it.
-    cache = output["cache"] if "cache" in output else output.get("past_key_values")
-    layers = getattr(cache, "layers", ())
-    if not layers or any(type(x) not in (DynamicLayer, DynamicSlidingWindowLayer) for x in layers):
-        return None
-    shapes = {tuple(part.shape) for layer in layers for part in (layer.keys, layer.values)}
-    if len(shapes) != 1:
-        return None
-    _, kv_heads, _, head_dim = shapes.pop()
-    return KVShape(len(layers), kv_heads, head_dim, layers[0].keys.dtype, layers[0].keys.device)
+        item.cache.append(item.token_ids[:kept])

@@ -14,7 +14,8 @@ from torch import Tensor
 from llmctl.engine.batching.forward.cpu_load import CpuLoadMonitor
 from llmctl.engine.batching.forward.lora import LoraAdapter
 from llmctl.engine.batching.forward.packed import BatchItem, Forward
-from llmctl.engine.batching.kv import KVCache, KVPool
+from llmctl.engine.batching.kv_cache import KVCache
+from llmctl.engine.batching.kv_pool import KVPool
 
 _PAUSE_SOFT = 1
 """`omp_pause_soft` of OpenMP 5.0: thread-private data survive."""

@@ -23,7 +23,7 @@ NEW_TOKENS = 12
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("fused", {}),
     "gemma3_text": ("batched", {"sliding_window": 8, "num_hidden_layers": 6}),
-    "mamba": ("serial", {"state_size": 4}),
+    "mamba": ("batched", {"state_size": 4}),
 }
 LORAS: dict[str, dict[str, dict[str, Any]]] = {
     "mamba": {"a": {"target_modules": ["in_proj"]}, "b": {"target_modules": ["x_proj"], "r": 2}},

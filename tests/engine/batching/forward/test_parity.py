@@ -11,20 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.types import GenerationRequest, MemoryLimits, ModelSpec, SamplingParams
+from tests.architectures import ARCHITECTURES
 from tests.tiny import save_tiny_model
-
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("fused", {}),
-    "mistral": ("fused", {"sliding_window": 12}),
-    "qwen2": ("fused", {"use_sliding_window": False}),
-    "qwen3": ("fused", {"tie_word_embeddings": True}),
-    # Sliding and full layers alternate; four norms per layer, with weights offset by one.
-    "gemma3_text": ("batched", {"sliding_window": 8, "num_hidden_layers": 6}),
-    "gpt_neox": ("batched", {"rotary_pct": 0.25, "num_key_value_heads": 4}),
-    "phi3": ("batched", {"pad_token_id": 0}),
-    # Recurrent layers: there is no KV cache.
-    "mamba": ("serial", {"state_size": 4}),
-}
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

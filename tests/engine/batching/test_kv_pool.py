@@ -1,7 +1,6 @@
 """KV pool: cache contents, prefix reuse, budget and eviction."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -18,9 +17,11 @@ from hypothesis.stateful import (
 )
 from torch import Tensor
 
-from llmctl.engine.batching.kv import KVCache, KVPool, KVShape, common_prefix_length
+from llmctl.engine.batching.kv_cache import KVCache, KVShape, common_prefix_length
+from llmctl.engine.batching.kv_pool import KVPool
 
-SHAPE = KVShape(layers=2, kv_heads=1, head_dim=2, dtype=torch.float32, device=torch.device("cpu"))
+LAYERS, HEAD_DIM = 2, 2
+SHAPE = KVShape.uniform(LAYERS, 1, HEAD_DIM, torch.float32, torch.device("cpu"))
 ADAPTERS = (None, "a", "b")
 
 # Runs of few distinct tokens, so that prefixes are shared across blocks of 64 and 128.
@@ -34,15 +35,15 @@ def contents(token_ids: Sequence[int], adapter: str | None, begin: int = 0) -> T
     adapter_index = ADAPTERS.index(adapter)
     positions = torch.arange(begin, begin + len(token_ids))
     first = torch.tensor(token_ids) * 10_000 + positions
-    layers = torch.arange(SHAPE.layers) * 10 + adapter_index
-    both = (first[:, None].expand(-1, SHAPE.layers), layers[None].expand(len(token_ids), -1))
+    layers = torch.arange(LAYERS) * 10 + adapter_index
+    both = (first[:, None].expand(-1, LAYERS), layers[None].expand(len(token_ids), -1))
     return torch.stack(both, dim=-1).float()
 
 
 def append(cache: KVCache, token_ids: Sequence[int]) -> None:
     begin, end = cache.length, cache.length + len(token_ids)
     new = contents(token_ids, cache.adapter, begin)
-    for layer in range(SHAPE.layers):
+    for layer in range(LAYERS):
         cache.keys[layer][0, 0, begin:end] = new[:, layer]
         cache.values[layer][0, 0, begin:end] = -new[:, layer]
     cache.token_ids.extend(token_ids)
@@ -50,8 +51,8 @@ def append(cache: KVCache, token_ids: Sequence[int]) -> None:
 
 def assert_intact(cache: KVCache) -> None:
     expected = contents(cache.token_ids, cache.adapter)
-    for layer in range(SHAPE.layers):
-        assert cache.keys[layer].shape == (1, 1, cache.capacity, SHAPE.head_dim)
+    for layer in range(LAYERS):
+        assert cache.keys[layer].shape == (1, 1, cache.capacity, HEAD_DIM)
         assert torch.equal(cache.keys[layer][0, 0, : cache.length], expected[:, layer])
         assert torch.equal(cache.values[layer][0, 0, : cache.length], -expected[:, layer])
 
@@ -227,7 +228,8 @@ def test_a_cache_is_not_reused_under_another_adapter(adapter: str) -> None:
 
 
 def test_running_out_of_memory_within_the_budget_lowers_the_budget() -> None:
-    huge = replace(SHAPE, head_dim=2**44)  # a quarter of an exabyte each token
+    # A quarter of an exabyte each token.
+    huge = KVShape.uniform(LAYERS, 1, 2**44, torch.float32, torch.device("cpu"))
     pool = KVPool(huge, 1000)
     assert pool.acquire([1, 2, 3], None, 4) is None
     assert pool.active_count == 0
@@ -245,7 +247,7 @@ def test_a_cache_that_cannot_grow_is_unchanged(monkeypatch: pytest.MonkeyPatch) 
     assert cache is not None
     append(cache, [1] * 300)
     before = cache.capacity
-    zeros, most = torch.zeros, 2 * SHAPE.layers * SHAPE.head_dim * 500
+    zeros, most = torch.zeros, 2 * LAYERS * HEAD_DIM * 500
 
     def bounded(shape: tuple[int, ...], **options: Any) -> Tensor:
         if prod(shape) > most:

@@ -12,8 +12,17 @@ def bucket_size(count: int) -> int:
     """Return the smallest bucket for `count`: every size to 16, then about 8 per doubling."""
     if count <= _EXACT:
         return count
-    step = max(1 << (count.bit_length() - 4), _MIN_STEP)
+    step = _step(count)
     return -(-count // step) * step
+
+
+def _step(count: int) -> int:
+    return max(1 << (count.bit_length() - 4), _MIN_STEP)
+
+
+def bucket_floor(count: int) -> int:
+    """Return the largest bucket of at most `count`."""
+    return count if bucket_size(count) == count else bucket_size(count) - _step(count)
 
 
 def query_bucket_size(count: int) -> int:
