@@ -9,6 +9,7 @@ from llmctl.engine.base import BaseEngine, SupportsScore, SupportsTokenize
 from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import EngineStoppedError, LlmctlError
+from llmctl.monitor import Tracker
 from llmctl.types import (
     DatasetContext,
     DatasetRef,
@@ -156,7 +157,7 @@ class FakeEngine(BaseEngine, SupportsTokenize, SupportsScore):
         return sum(not stream.ended for stream in self.streams)
 
 
-class RecordingTracker:
+class RecordingTracker(Tracker):
     """Records all calls in lists and mappings."""
 
     run_id: str | None = "0" * 32

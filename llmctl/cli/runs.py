@@ -88,6 +88,11 @@ def list_(
         given = any(option is not None for option in (kind, model, status, since))
         none = "no matching runs" if given else "the trash is empty" if trash else "no runs yet"
         render.print_note(service.missing_store_message(tracking_uri) or none)
+    if waiting := service.count_waiting_runs(tracking_uri):
+        render.print_note(
+            f"{waiting} more {'run waits' if waiting == 1 else 'runs wait'} on the disk: the store "
+            "was not reached yet; the next llmctl that reaches it delivers the record"
+        )
     if len(shown) < len(found):
         render.print_note(f"{len(shown):,} of {len(found):,} runs; --limit 0 shows all")
 

@@ -1,6 +1,6 @@
-"""The interface of trackers, a tracker that records nothing, and the lifetime of a run.
+"""The interface of trackers, and the lifetime of a run.
 
-No method raises because of the store. Only `log_model` and `end` wait for it, for a limited time.
+No method of a tracker raises. Only `log_model` and `end` wait for the store, for a limited time.
 """
 
 import asyncio
@@ -11,18 +11,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from llmctl.errors import LlmctlError
 from llmctl.types import DatasetContext, DatasetRef, RequestTrace, RunStatus
 
 
-class Tracker(Protocol):
-    """The record of one run."""
+class Tracker:
+    """The record of one run. This class records nothing: tracking is off."""
 
     @property
     def run_id(self) -> str | None:
         """Id of the run; None if nothing is recorded, or the store was not reached yet."""
+        return None
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Add parameters. A nested mapping becomes `outer.inner`; None is left out."""
@@ -56,54 +57,17 @@ class Tracker(Protocol):
     def use_model(self, model_id: str) -> None:
         """Record that the run measures, serves or trains this LoggedModel."""
 
+    def complete_ids(self, file: Path) -> None:
+        """Write the ids of the run and its model into a JSON object once the store assigned them.
+
+        `run_id` changes if it is null or absent, `model_id` if it is null.
+        """
+
     def log_trace(self, trace: RequestTrace) -> None:
         """Record a request that a server answered."""
 
     def end(self, status: RunStatus, error: str = "") -> None:
         """End the run and wait, for a limited time, for delivery. Later calls do nothing."""
-
-
-class NullTracker:
-    """Records nothing: tracking is off, or this process is not rank 0."""
-
-    run_id: str | None = None
-
-    def log_params(self, params: Mapping[str, object]) -> None:
-        pass
-
-    def log_metrics(
-        self, metrics: Mapping[str, float], *, step: int = 0, model_id: str | None = None
-    ) -> None:
-        pass
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        pass
-
-    def log_artifact(self, path: Path, folder: str = "") -> None:
-        pass
-
-    def log_text(self, text: str, file: str) -> None:
-        pass
-
-    def log_dataset(self, dataset: DatasetRef, context: DatasetContext) -> None:
-        pass
-
-    def log_model(
-        self,
-        name: str,  # noqa: ARG002  records nothing
-        folder: Path,  # noqa: ARG002  records nothing
-        tags: Mapping[str, str] | None = None,  # noqa: ARG002  records nothing
-    ) -> str | None:
-        return None
-
-    def use_model(self, model_id: str) -> None:
-        pass
-
-    def log_trace(self, trace: RequestTrace) -> None:
-        pass
-
-    def end(self, status: RunStatus, error: str = "") -> None:
-        pass
 
 
 class Terminated(SystemExit):

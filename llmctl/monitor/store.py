@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT: Final = "llmctl"
+EXPERIMENT_VARIABLE: Final = "MLFLOW_EXPERIMENT_NAME"
 URI_VARIABLE: Final = "MLFLOW_TRACKING_URI"
+_PASSWORDS: Final = re.compile(
+    r"""(://[^\s/@:'"]*:)[^\s'"]+(?=@)|(://)[^\s/@:'"]+(?=@)"""
+    r"""|([?&](?:password|sslpassword|token)=)[^\s&'"]+""",
+    re.IGNORECASE,
+)
+_DRIVERS: Final = {"postgresql": "psycopg2-binary", "mysql": "pymysql", "mssql": "pymssql"}
+"""Packages that MLflow's documentation names for its databases."""
 _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 # Defaults unless the user sets them: no telemetry, no links on stdout; the writer does the retries.
 _SETTINGS = {
@@ -56,12 +64,51 @@ def store_uri(option: str | None = None) -> str:
     if re.split(r"[:+]", uri, maxsplit=1)[0] not in _SCHEMES or uri.startswith("sqlite:///:"):
         origin = "--tracking-uri" if option else URI_VARIABLE
         raise ConfigError(
-            f"{origin} {uri!r} is not a tracking store",
+            f"{origin} {redact(uri)!r} is not a tracking store",
             hint="use http://HOST:PORT or sqlite:///FILE.db; MLflow does not support plain folders "
             "any more",
         )
     file = sqlite_path(uri)
     return uri if file is None else f"sqlite:///{file.as_posix()}"
+
+
+def redact(text: str) -> str:
+    """Return a text in which the passwords of addresses are `***`."""
+    return _PASSWORDS.sub(lambda found: f"{found[1] or found[2] or found[3]}***", text)
+
+
+def experiment_name() -> str:
+    """Return the experiment of new runs: `MLFLOW_EXPERIMENT_NAME`, else `llmctl`."""
+    return os.environ.get(EXPERIMENT_VARIABLE) or EXPERIMENT
+
+
+def open_client(uri: str) -> "MlflowClient":
+    """Return MLflow's client for a store.
+
+    Raises:
+        ConfigError: the address is not valid, or the Python package for the database is missing.
+        Exception: the store cannot be reached.
+    """
+    import_mlflow()
+    from mlflow import MlflowClient
+
+    try:
+        return MlflowClient(uri, registry_uri=uri)
+    except ImportError as error:
+        kind = re.split(r"[:+]", uri, maxsplit=1)[0]
+        raise ConfigError(
+            f"the tracking store {redact(uri)} needs the Python package {error.name or error}",
+            hint=f"pip install {_DRIVERS.get(kind, error.name)}, or use another --tracking-uri",
+        ) from error
+    except Exception as error:
+        from sqlalchemy.exc import ArgumentError
+
+        if not isinstance(error, ArgumentError | ValueError):
+            raise
+        raise ConfigError(
+            f"{redact(uri)} is not the address of a tracking store: {redact(str(error))}",
+            hint="check --tracking-uri and MLFLOW_TRACKING_URI",
+        ) from error
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -95,12 +142,9 @@ def open_store(uri: str, progress: ProgressCallback = ignore_progress) -> Tracki
         LlmctlError: the store is of another version of MLflow and cannot be upgraded.
         mlflow.exceptions.MlflowException, sqlite3.Error, OSError: it cannot be reached or written.
     """
-    import_mlflow()
-    from mlflow import MlflowClient
-
     file = sqlite_path(uri)
     if file is None:
-        client = MlflowClient(uri, registry_uri=uri)
+        client = open_client(uri)
     else:
         if not file.exists():
             create_sqlite_store(file, progress)
@@ -110,7 +154,6 @@ def open_store(uri: str, progress: ProgressCallback = ignore_progress) -> Tracki
 
 def _open_file(file: Path, progress: ProgressCallback) -> "MlflowClient":
     from filelock import FileLock
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     # For a file that is not a database, MLflow retries for minutes before it fails.
@@ -120,26 +163,27 @@ def _open_file(file: Path, progress: ProgressCallback) -> "MlflowClient":
     # A newer MLflow may add tables when it opens the store: one process at a time.
     with FileLock(_lock_file(file)):
         try:
-            return MlflowClient(uri, registry_uri=uri)
+            return open_client(uri)
         except MlflowException as error:
             if "out-of-date database schema" not in str(error):
                 raise
         _upgrade(file, progress)
-        return MlflowClient(uri, registry_uri=uri)
+        return open_client(uri)
 
 
 def _experiment(client: "MlflowClient", uri: str) -> str:
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(EXPERIMENT)
+    name = experiment_name()
+    found = client.get_experiment_by_name(name)
     if found is None:
         # A server has its own place for artifacts; it cannot use a path on this machine.
         remote = uri.startswith(("http", "databricks"))
         folder = None if remote else artifacts_folder().as_uri()
         try:
-            return str(client.create_experiment(EXPERIMENT, artifact_location=folder))
+            return str(client.create_experiment(name, artifact_location=folder))
         except MlflowException:  # created by another process, or the store cannot be written
-            found = client.get_experiment_by_name(EXPERIMENT)
+            found = client.get_experiment_by_name(name)
             if found is None:
                 raise
     if found.lifecycle_stage == "deleted":
@@ -150,7 +194,6 @@ def _experiment(client: "MlflowClient", uri: str) -> str:
 def create_sqlite_store(file: Path, progress: ProgressCallback) -> None:
     """Create a SQLite store, complete or not at all: it is renamed from a temporary folder."""
     from filelock import FileLock
-    from mlflow import MlflowClient
 
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(_lock_file(file)):
@@ -164,7 +207,7 @@ def create_sqlite_store(file: Path, progress: ProgressCallback) -> None:
             atomic_path(file) as ready,
         ):
             raw = Path(folder) / "raw.db"
-            MlflowClient(f"sqlite:///{raw.as_posix()}").search_experiments()
+            open_client(f"sqlite:///{raw.as_posix()}").search_experiments()
             with (
                 closing(sqlite3.connect(raw)) as source,
                 closing(sqlite3.connect(ready)) as target,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.monitor import NullTracker, tracked
+from llmctl.monitor import Tracker, tracked
 from llmctl.monitor.read import query
 from llmctl.monitor.read.files import RunFile, list_files, write_export
 from llmctl.monitor.read.lineage import Lineage, LineageNode
@@ -22,18 +22,18 @@ from llmctl.monitor.read.query import (
     summarize_metrics,
     x_values,
 )
-from llmctl.monitor.read.record import finite_or_none, run_to_dict
+from llmctl.monitor.read.record import RunReader, finite_or_none, run_to_dict
 from llmctl.monitor.read.runs import (
     SHORT_ID_CHARS,
     RunNotFoundError,
-    RunReader,
     find_run,
     find_runs,
     open_runs,
 )
-from llmctl.monitor.store import URI_VARIABLE, sqlite_path, store_uri
+from llmctl.monitor.store import URI_VARIABLE, redact, sqlite_path, store_uri
+from llmctl.monitor.write import spool
 from llmctl.monitor.write.sanitize import check_tag
-from llmctl.types import MetricPoint, RunRecord
+from llmctl.types import TAG_NOTE, MetricPoint, RunRecord
 
 __all__ = [
     "SHORT_ID_CHARS",
@@ -227,7 +227,7 @@ def remove(
             changes.purge(store, runs, done)
             return
         for run in runs:
-            changes.move_to_trash(store, run)
+            store.client.delete_run(run.run_id)
             done(run)
 
 
@@ -238,7 +238,7 @@ def restore(references: Sequence[str], tracking_uri: str | None = None) -> list[
 
     with changes.open_writable_store(tracking_uri) as store:
         for run in runs:
-            changes.restore(store, run)
+            store.client.restore_run(run.run_id)
     return runs
 
 
@@ -268,7 +268,7 @@ def write_note(reference: str, text: str, tracking_uri: str | None = None) -> Ru
     from llmctl.monitor.read import changes
 
     with changes.open_writable_store(tracking_uri) as store:
-        changes.set_note(store, run.run_id, text)
+        changes.set_tag(store, run.run_id, TAG_NOTE, text)
     return run
 
 
@@ -301,7 +301,7 @@ def write_tags(
 def server_url(tracking_uri: str | None = None) -> str | None:
     """Return the URL of the store if it is a server, which has its own web UI; else None."""
     uri = store_uri(tracking_uri)
-    return uri if uri.startswith(("http://", "https://")) else None
+    return redact(uri) if uri.startswith(("http://", "https://")) else None
 
 
 def missing_store_message(tracking_uri: str | None = None) -> str | None:
@@ -314,6 +314,11 @@ def missing_store_message(tracking_uri: str | None = None) -> str | None:
         return None
     named = tracking_uri or os.environ.get(URI_VARIABLE)
     return f"no runs yet: {file} does not exist" if named else "no runs yet"
+
+
+def count_waiting_runs(tracking_uri: str | None = None) -> int:
+    """Return the number of runs that wait on the disk because the store was not reached yet."""
+    return spool.count_waiting_runs(store_uri(tracking_uri))
 
 
 def ui(port: int, ready: Callable[[str], None], tracking_uri: str | None = None) -> NoReturn:
@@ -331,7 +336,7 @@ def ui(port: int, ready: Callable[[str], None], tracking_uri: str | None = None)
     from llmctl.monitor.read.ui import check_port, run_ui_server
 
     port = check_port(port)
-    with tracked(NullTracker()):  # SIGTERM becomes an exception like Ctrl-C
+    with tracked(Tracker()):  # SIGTERM becomes an exception like Ctrl-C
         with changes.open_writable_store(tracking_uri) as store:
             uri, experiment_id = store.uri, store.experiment_id
         run_ui_server(uri, experiment_id, port, ready)

@@ -10,9 +10,9 @@ from typing import Any, Final
 from llmctl.errors import LlmctlError
 from llmctl.monitor.read.client import translated_store_errors
 from llmctl.monitor.read.files import local_artifact_folder
-from llmctl.monitor.store import TrackingStore, import_mlflow, open_store, store_uri
+from llmctl.monitor.store import TrackingStore, open_store, redact, store_uri
 from llmctl.monitor.write.liveness import mark_dead_runs
-from llmctl.types import TAG_NOTE, RunRecord
+from llmctl.types import RunRecord
 
 _TRACES_AT_ONCE: Final = 100
 
@@ -28,16 +28,10 @@ def open_writable_store(tracking_uri: str | None = None) -> Iterator[TrackingSto
         LlmctlError: the store does not answer, or rejects the change.
     """
     uri = store_uri(tracking_uri)
-    import_mlflow()
     with translated_store_errors(uri):
         store = open_store(uri)
         mark_dead_runs(store.client, [store.experiment_id])
         yield store
-
-
-def set_note(store: TrackingStore, run_id: str, text: str) -> None:
-    """Replace the note of a run; an empty text removes it."""
-    set_tag(store, run_id, TAG_NOTE, text)
 
 
 def set_tag(store: TrackingStore, run_id: str, key: str, value: str) -> None:
@@ -46,16 +40,6 @@ def set_tag(store: TrackingStore, run_id: str, key: str, value: str) -> None:
         store.client.set_tag(run_id, key, value)
     elif key in store.client.get_run(run_id).data.tags:
         store.client.delete_tag(run_id, key)
-
-
-def move_to_trash(store: TrackingStore, run: RunRecord) -> None:
-    """Move a run to the trash; `restore` takes it back."""
-    store.client.delete_run(run.run_id)
-
-
-def restore(store: TrackingStore, run: RunRecord) -> None:
-    """Take a run out of the trash."""
-    store.client.restore_run(run.run_id)
 
 
 def purge(
@@ -71,7 +55,12 @@ def purge(
     Raises:
         LlmctlError: the store is a server, which deletes permanently only on its own machine.
     """
-    backend = _backend(store)
+    backend: Any = store.client._tracking_client.store
+    if not hasattr(backend, "_hard_delete_run"):
+        raise LlmctlError(
+            f"the server {redact(store.uri)} does not delete permanently",
+            hint="`mlflow gc` on its machine empties the trash; leave out --purge to use the trash",
+        )
     for run in runs:
         _delete_traces(store, run.run_id)
         if run.model_id is not None:
@@ -84,29 +73,13 @@ def purge(
         done(run)
 
 
-def _backend(store: TrackingStore) -> Any:
-    """Return the store object with permanent deletion. Servers do not offer it."""
-    backend: Any = store.client._tracking_client.store
-    if not hasattr(backend, "_hard_delete_run"):
-        raise LlmctlError(
-            f"the server {store.uri} does not delete permanently",
-            hint="`mlflow gc` on its machine empties the trash; leave out --purge to use the trash",
-        )
-    return backend
-
-
 def _delete_traces(store: TrackingStore, run_id: str) -> None:
-    while True:
-        traces = store.client.search_traces(
-            locations=[store.experiment_id],
-            run_id=run_id,
-            max_results=_TRACES_AT_ONCE,
-            include_spans=False,
-        )
-        if not traces:
-            return
+    experiment = store.client.get_run(run_id).info.experiment_id
+    while traces := store.client.search_traces(
+        locations=[experiment], run_id=run_id, max_results=_TRACES_AT_ONCE, include_spans=False
+    ):
         ids = [trace.info.trace_id for trace in traces]
-        store.client.delete_traces(store.experiment_id, trace_ids=ids)
+        store.client.delete_traces(experiment, trace_ids=ids)
 
 
 def _delete_model(store: TrackingStore, backend: Any, model_id: str) -> None:

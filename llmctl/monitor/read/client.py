@@ -1,13 +1,12 @@
 """Reading of runs through MLflow's client: from a server, or a database with an unknown schema."""
 
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.monitor.read.record import dataset_use, restore_infinity, run_record
-from llmctl.monitor.store import EXPERIMENT, import_mlflow
+from llmctl.monitor.read.record import RunReader, dataset_use, restore_infinity, run_record
+from llmctl.monitor.store import EXPERIMENT, experiment_name, open_client, redact
 from llmctl.types import MetricPoint, RunRecord
 
 if TYPE_CHECKING:
@@ -17,25 +16,19 @@ _PAGE = 1000
 _TRACE_PAGE = 100
 
 
-class ClientRunReader:
+class ClientRunReader(RunReader):
     """Reads any store; does not create a missing experiment."""
 
     def __init__(self, uri: str) -> None:
         """Open the store. Raises `LlmctlError` if it does not answer or needs an upgrade."""
-        import_mlflow()
-        from mlflow import MlflowClient
-
         self._uri = uri
         with translated_store_errors(uri):
-            self._client = MlflowClient(uri, registry_uri=uri)
-            found = self._client.get_experiment_by_name(EXPERIMENT)
-        self._experiments = [] if found is None else [found.experiment_id]
-
-    def close(self) -> None:
-        pass
+            self._client = open_client(uri)
+            names = {EXPERIMENT, experiment_name()}
+            found = map(self._client.get_experiment_by_name, sorted(names))
+            self._experiments = [one.experiment_id for one in found if one is not None]
 
     def runs(self, *, deleted: bool = False) -> list[RunRecord]:
-        """Return every run of llmctl, or every deleted one, newest first."""
         if not self._experiments:
             return []
         from mlflow.entities import ViewType
@@ -54,7 +47,6 @@ class ClientRunReader:
                     return runs
 
     def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:
-        """Return the points of every metric, ordered by step."""
         found = {}
         with translated_store_errors(self._uri):
             for key in sorted(self._client.get_run(run_id).data.metrics):
@@ -66,7 +58,6 @@ class ClientRunReader:
         return found
 
     def count_traces(self, run_id: str) -> int:
-        """Return the number of traces of a run."""
         count, token = 0, None
         with translated_store_errors(self._uri):
             while True:
@@ -91,23 +82,25 @@ def translated_store_errors(uri: str) -> Iterator[None]:
         ConfigError: the store rejects a value.
         LlmctlError: the store does not answer, or cannot be used now.
     """
-    from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
     try:
         yield
-    except (MlflowException, RequestException, sqlite3.Error, OSError) as error:
-        reason = next(iter(str(error).strip().splitlines()), repr(error))[:300]
+    except LlmctlError:
+        raise
+    except Exception as error:  # of MLflow, SQLAlchemy, requests and database drivers
+        shown = redact(uri)
+        reason = redact(next(iter(str(error).strip().splitlines()), repr(error)))[:300]
         if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
-            raise ConfigError(f"the tracking store {uri} rejects the value: {reason}") from error
+            raise ConfigError(f"the tracking store {shown} rejects the value: {reason}") from error
         hint = "check --tracking-uri and MLFLOW_TRACKING_URI, or start the server"
         if isinstance(error.__context__, RequestException):
             reason = "it does not answer"
         if "out-of-date database schema" in reason:
-            hint = f"`mlflow db upgrade {uri}` upgrades it, and so does the next run"
+            hint = f"`mlflow db upgrade {shown}` upgrades it, and so does the next run"
         if "database is locked" in reason:
             reason, hint = "it stays locked", "another program writes it; try again"
-        raise LlmctlError(f"the tracking store {uri} failed: {reason}", hint=hint) from error
+        raise LlmctlError(f"the tracking store {shown} failed: {reason}", hint=hint) from error
 
 
 def _record(run: "Run") -> RunRecord:

@@ -14,7 +14,7 @@ from urllib.request import url2pathname
 
 from llmctl.atomic_files import atomic_folder
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.monitor.store import store_uri
+from llmctl.monitor.store import open_client, store_uri
 from llmctl.types import MetricPoint, RunRecord
 
 
@@ -52,13 +52,9 @@ def list_files(run: RunRecord, tracking_uri: str | None) -> list[RunFile]:
 
 def _remote_files(run: RunRecord, uri: str) -> Iterator[RunFile]:
     from llmctl.monitor.read.client import translated_store_errors
-    from llmctl.monitor.store import import_mlflow
-
-    import_mlflow()
-    from mlflow import MlflowClient
 
     with translated_store_errors(uri):
-        client = MlflowClient(uri, registry_uri=uri)
+        client = open_client(uri)
         folders: list[str | None] = [None]
         while folders:
             for found in client.list_artifacts(run.run_id, folders.pop()):
@@ -79,14 +75,11 @@ def copy_files(run: RunRecord, target: Path, tracking_uri: str | None) -> None:
         return
     uri = store_uri(tracking_uri)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowClient
-
     from llmctl.monitor.read.client import translated_store_errors
 
     target.mkdir()
     with translated_store_errors(uri):
-        client = MlflowClient(uri, registry_uri=uri)
-        client.download_artifacts(run.run_id, "", str(target))
+        open_client(uri).download_artifacts(run.run_id, "", str(target))
 
 
 @contextmanager

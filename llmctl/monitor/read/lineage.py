@@ -6,7 +6,7 @@ models by the id of their LoggedModel.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from llmctl.types import TAG_ADAPTER, DatasetUse, RunRecord
@@ -77,14 +77,14 @@ class Lineage:
     ) -> LineageNode:
         key = (node.kind, node.id)
         if key in seen:  # reached by two paths, or part of a cycle
-            return _with(node, seen=bool(self._next(node, up=up)))
+            return replace(node, seen=bool(self._next(node, up=up)))
         seen.add(key)
         branches = [
             self._grow(following, up=up, seen=seen, above=node.id)
             for following in self._next(node, up)
             if following.run is None or following.id != above  # not the run itself
         ]
-        return _with(node, branches=tuple(branches))
+        return replace(node, branches=tuple(branches))
 
     def _next(self, node: LineageNode, up: bool) -> list[LineageNode]:
         if node.run is not None:
@@ -124,11 +124,3 @@ class Lineage:
 
     def _node_of(self, run: RunRecord, role: str = "") -> LineageNode:
         return LineageNode("run", run.run_id, run.name, role, run=run)
-
-
-def _with(
-    node: LineageNode, *, branches: tuple[LineageNode, ...] = (), seen: bool = False
-) -> LineageNode:
-    return LineageNode(
-        node.kind, node.id, node.name, node.role, node.run, node.dataset, branches, seen
-    )

@@ -19,6 +19,7 @@ from llmctl.types import (
     TAG_PROCESS,
     TAG_USED_MODEL_ID,
     DatasetUse,
+    MetricPoint,
     RunRecord,
     RunStatus,
 )
@@ -34,6 +35,25 @@ STATUSES: Final[Mapping[str, RunStatus]] = {
 _MIN_INFINITE: Final = 1.7e308
 """MLflow stores infinity as the largest finite number, because not every database has infinity."""
 _DEFAULT_KEY_METRICS: Final = ("eval/ceval", "eval/loss", "train/loss", "serve/tokens_per_s")
+
+
+class RunReader:
+    """Reads the runs of one store. This class is the reader of a missing store."""
+
+    def runs(self, *, deleted: bool = False) -> list[RunRecord]:  # noqa: ARG002  holds nothing
+        """Return every run of llmctl, or every deleted one, newest first."""
+        return []
+
+    def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:  # noqa: ARG002  holds nothing
+        """Return the points of every metric, ordered by step."""
+        return {}
+
+    def count_traces(self, run_id: str) -> int:  # noqa: ARG002  holds nothing
+        """Return the number of traces of a run."""
+        return 0
+
+    def close(self) -> None:
+        """Close the store."""
 
 
 def run_record(

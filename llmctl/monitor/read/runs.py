@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from llmctl.errors import ConfigError, LlmctlError
+from llmctl.monitor.read.record import RunReader
 from llmctl.monitor.read.sqlite import SqliteRunReader
-from llmctl.monitor.store import open_store, sqlite_path, store_uri
+from llmctl.monitor.store import open_store, redact, sqlite_path, store_uri
 from llmctl.monitor.write.spool import orphaned_spools
-from llmctl.types import MetricPoint, RunRecord
+from llmctl.types import RunRecord
 
 SHORT_ID_CHARS: Final = 8
 """Number of displayed characters of an id."""
@@ -33,38 +34,6 @@ class RunNotFoundError(LlmctlError):
         self.reference = reference
 
 
-class RunReader(Protocol):
-    """Reads the runs of one store. Every method raises `LlmctlError` if that fails."""
-
-    def runs(self, *, deleted: bool = False) -> list[RunRecord]:
-        """Return every run of llmctl, or every deleted one, newest first."""
-
-    def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:
-        """Return the points of every metric, ordered by step."""
-
-    def count_traces(self, run_id: str) -> int:
-        """Return the number of traces of a run."""
-
-    def close(self) -> None:
-        """Close the store."""
-
-
-class EmptyRunReader:
-    """The reader of a missing store."""
-
-    def runs(self, *, deleted: bool = False) -> list[RunRecord]:  # noqa: ARG002  holds nothing
-        return []
-
-    def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:  # noqa: ARG002  holds nothing
-        return {}
-
-    def count_traces(self, run_id: str) -> int:  # noqa: ARG002  holds nothing
-        return 0
-
-    def close(self) -> None:
-        pass
-
-
 @contextmanager
 def open_runs(tracking_uri: str | None = None) -> Iterator[RunReader]:
     """Open the store for reading.
@@ -77,13 +46,15 @@ def open_runs(tracking_uri: str | None = None) -> Iterator[RunReader]:
         LlmctlError: the store does not answer, or is not a tracking store.
     """
     uri = store_uri(tracking_uri)
+    if orphaned_spools(uri):
+        from llmctl.monitor.write.recovery import deliver_orphaned_spools
+
+        try:
+            deliver_orphaned_spools(open_store(uri), _log.warning)
+        except Exception as error:  # they stay on the disk
+            _log.info("spools are not delivered: %s", redact(str(error)))
     reader = _reader(uri, sqlite_path(uri))
     try:
-        if orphaned_spools(uri) and not isinstance(reader, EmptyRunReader):
-            from llmctl.monitor.write.recovery import deliver_orphaned_spools
-
-            with suppress(Exception):  # undelivered spools stay on the disk
-                deliver_orphaned_spools(open_store(uri), _log.warning)
         yield reader
     finally:
         reader.close()
@@ -92,7 +63,7 @@ def open_runs(tracking_uri: str | None = None) -> Iterator[RunReader]:
 def _reader(uri: str, file: Path | None) -> RunReader:
     if file is not None:
         if not file.exists() or not file.stat().st_size:
-            return EmptyRunReader()
+            return RunReader()
         direct = SqliteRunReader.open(file)
         if direct is not None:
             return direct

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from llmctl.errors import LlmctlError
-from llmctl.monitor.read.record import dataset_use, restore_infinity, run_record
-from llmctl.monitor.store import EXPERIMENT
+from llmctl.monitor.read.record import RunReader, dataset_use, restore_infinity, run_record
+from llmctl.monitor.store import EXPERIMENT, experiment_name
 from llmctl.types import DatasetUse, MetricPoint, RunRecord
 
 KNOWN_SCHEMAS: Final = frozenset(
@@ -36,11 +36,11 @@ KNOWN_SCHEMAS: Final = frozenset(
 _BUSY_S = 10.0
 _OURS = (
     "FROM runs JOIN experiments USING (experiment_id) "
-    "WHERE experiments.name = ? AND runs.lifecycle_stage = ?"
+    "WHERE experiments.name IN (?, ?) AND runs.lifecycle_stage = ?"
 )
 
 
-class SqliteRunReader:
+class SqliteRunReader(RunReader):
     """Reads a store in a SQLite file, also while another process writes it."""
 
     @classmethod
@@ -86,8 +86,7 @@ class SqliteRunReader:
         return bool(versions) and versions <= KNOWN_SCHEMAS
 
     def runs(self, *, deleted: bool = False) -> list[RunRecord]:
-        """Return every run of llmctl, or every deleted one, newest first."""
-        which = (EXPERIMENT, "deleted" if deleted else "active")
+        which = (EXPERIMENT, experiment_name(), "deleted" if deleted else "active")
         params = self._texts("params", which)
         tags = self._texts("tags", which)
         metrics: dict[str, dict[str, float]] = defaultdict(dict)
@@ -120,7 +119,6 @@ class SqliteRunReader:
         ]
 
     def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:
-        """Return the points of every metric, ordered by step."""
         found: dict[str, list[MetricPoint]] = defaultdict(list)
         for key, step, time_ms, value, is_nan in self._read(
             "SELECT key, step, timestamp, value, is_nan FROM metrics WHERE run_uuid = ? "
@@ -131,7 +129,6 @@ class SqliteRunReader:
         return dict(found)
 
     def count_traces(self, run_id: str) -> int:
-        """Return the number of traces of a run."""
         ((count,),) = self._read(
             "SELECT COUNT(*) FROM trace_request_metadata "
             "WHERE key = 'mlflow.sourceRun' AND value = ?",
@@ -139,7 +136,7 @@ class SqliteRunReader:
         )
         return int(count)
 
-    def _texts(self, table: str, which: tuple[str, str]) -> dict[str, dict[str, str]]:
+    def _texts(self, table: str, which: tuple[str, ...]) -> dict[str, dict[str, str]]:
         found: dict[str, dict[str, str]] = defaultdict(dict)
         for run_id, key, value in self._read(
             f"SELECT run_uuid, key, value FROM {table} WHERE run_uuid IN "

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import IO, Final, NoReturn
 
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.monitor.store import artifacts_folder
+from llmctl.monitor.store import artifacts_folder, redact
 
 HOST: Final = "127.0.0.1"
 _START_S: Final = 120.0
@@ -42,8 +42,9 @@ def run_ui_server(
     """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            _command(uri, port),
-            env=os.environ | _SETTINGS,
+            _command(port),
+            # Not in the arguments, which every user of the machine sees: it may hold a password.
+            env=os.environ | _SETTINGS | {"MLFLOW_BACKEND_STORE_URI": uri},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -59,11 +60,11 @@ def run_ui_server(
             _end(process)
 
 
-def _command(uri: str, port: int) -> list[str]:
+def _command(port: int) -> list[str]:
     folder = artifacts_folder()
     return [
         *(sys.executable, "-m", "mlflow", "server"),
-        *("--backend-store-uri", uri, "--artifacts-destination", folder.as_uri()),
+        *("--artifacts-destination", folder.as_uri()),
         *("--host", HOST, "--port", str(port), "--workers", "1"),
     ]
 
@@ -105,7 +106,7 @@ def _ended(process: subprocess.Popen[bytes], log: IO[bytes]) -> LlmctlError:
 def _tail(log: IO[bytes]) -> str:
     log.seek(0)
     lines = log.read().decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
-    return ":\n" + "\n".join(lines) if lines else ""
+    return redact(":\n" + "\n".join(lines)) if lines else ""
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -2,16 +2,19 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llmctl.monitor.store import TrackingStore
+from llmctl.atomic_files import write_atomically
+from llmctl.monitor.store import TrackingStore, redact
 from llmctl.monitor.write.events import (
     DatasetEvent,
     Event,
     FileEvent,
+    IdFileEvent,
     MetricEvent,
     ModelInputEvent,
     ModelOutputEvent,
@@ -19,14 +22,16 @@ from llmctl.monitor.write.events import (
     StatusEvent,
     TagEvent,
     TraceEvent,
+    encode,
 )
 from llmctl.monitor.write.liveness import DIED_ERROR, process_identity
-from llmctl.monitor.write.sanitize import TAG_CHARS, sanitize_key, truncate
+from llmctl.monitor.write.sanitize import TAG_CHARS, sanitize_key, truncate, valid_text
 from llmctl.monitor.write.traces import build_trace
 from llmctl.types import (
     TAG_ADAPTER,
     TAG_CHANGED_PREFIX,
     TAG_ERROR,
+    TAG_HEARTBEAT,
     TAG_MODEL_ID,
     TAG_PROCESS,
     TAG_USED_MODEL_ID,
@@ -63,9 +68,12 @@ _NAMES: Final[Mapping[type[Event], str]] = {
     DatasetEvent: "a dataset",
     ModelOutputEvent: "the output model",
     ModelInputEvent: "the input model",
+    IdFileEvent: "the run id",
     TraceEvent: "a trace",
     StatusEvent: "the status",
 }
+_MAX_REFUSALS: Final = 3
+"""Number of times that a store may refuse an event while it accepts others."""
 _DIGEST_CHARS: Final = 36
 """MLflow's limit. The profile of the dataset holds the whole digest."""
 _TAG_EVENT: Final = "llmctl.made"
@@ -94,17 +102,29 @@ class Delivery:
         """Ids of LoggedModels by the keys of their events."""
         self._on_rejected = on_rejected
         self._params = dict(params or {})
+        self.is_refusing = False
+        """Whether the last delivery left events that the store refused."""
+        self._refusals: dict[str, int] = {}
+        """Number of refusals of each event, by its encoded form."""
 
     def deliver(self, events: list[Event]) -> None:
         """Write events, and remove from the list those that were written or rejected for good.
 
+        An event that the store refuses while it accepts others stays in the list, and does not
+        hold up the others. It is rejected the third time, unless the connection or the disk failed.
+
         Raises:
             Exception: the store cannot be reached or written now; the rest stays in the list.
         """
-        while events:
-            count = _batch_size(events)
-            self._send(events[:count])
-            del events[:count]
+        refused: list[Event] = []
+        try:
+            while events:
+                count = _batch_size(events)
+                refused += self._send(events[:count])
+                del events[:count]
+        finally:
+            events[:0] = refused
+            self.is_refusing = bool(refused)
 
     def mark_running(self) -> None:
         """Mark the run as RUNNING if another process marked it as dead during an outage."""
@@ -116,20 +136,35 @@ class Delivery:
         if run.data.tags.get(TAG_ERROR) == DIED_ERROR:
             client.delete_tag(self.run_id, TAG_ERROR)
 
-    def _send(self, events: list[Event]) -> None:
+    def _send(self, events: list[Event]) -> list[Event]:
+        """Write events; return those that the store refused, but may accept later."""
+        first = events[0]
         try:
             self._write(events)
+            return []
         except Exception as error:
-            if not _is_final(error, events[0]):
-                raise
+            final = _is_final(error, first)
+            if not final:  # raises if the store accepts nothing at all
+                self.store.client.set_tag(self.run_id, TAG_HEARTBEAT, f"{time.time():.0f}")
             if len(events) > 1:  # isolate the rejected event and deliver the others
                 half = len(events) // 2
-                self._send(events[:half])
-                self._send(events[half:])
-                return
-            self._on_rejected(f"{_NAMES[type(events[0])]} was rejected: {error}")
-            if isinstance(events[0], MetricEvent) and events[0].model_id is not None:
-                self._send([replace(events[0], model_id=None)])
+                return self._send(events[:half]) + self._send(events[half:])
+            if not final and not self._is_refused_for_good(error, first):
+                return events
+            self._on_rejected(redact(f"{_NAMES[type(first)]} was rejected: {error}"))
+        if isinstance(first, MetricEvent) and first.model_id is not None:
+            return self._send([replace(first, model_id=None)])
+        return []
+
+    def _is_refused_for_good(self, error: Exception, event: Event) -> bool:
+        """Count the refusal of an event. Failures of connections and disks do not count."""
+        from requests.exceptions import ConnectionError, Timeout
+
+        if isinstance(error, OSError) or isinstance(error.__context__, ConnectionError | Timeout):
+            return False
+        key = encode(event)
+        self._refusals[key] = self._refusals.get(key, 0) + 1
+        return self._refusals[key] >= _MAX_REFUSALS
 
     def _write(self, events: list[Event]) -> None:
         match events[0]:
@@ -143,6 +178,8 @@ class Delivery:
                 self._write_model(event)
             case ModelInputEvent() as event:
                 self._write_used(event)
+            case IdFileEvent() as event:
+                self._complete_ids(Path(event.path))
             case StatusEvent(status="running"):
                 self.store.client.update_run(self.run_id, _STATUS["running"])
             case StatusEvent() as event:
@@ -199,7 +236,7 @@ class Delivery:
         ref, inputs = event.dataset, self.store.client.get_run(self.run_id).inputs
         for used in inputs.dataset_inputs if inputs is not None else ():
             same = (used.dataset.name, used.dataset.digest) == (
-                ref.name,
+                valid_text(ref.name),
                 ref.digest[:_DIGEST_CHARS],
             )
             if same and all(tag.value != event.context for tag in used.tags):
@@ -244,6 +281,18 @@ class Delivery:
         self.store.client.set_tag(self.run_id, TAG_USED_MODEL_ID, event.model_id)
         self.store.client.log_inputs(self.run_id, models=[LoggedModelInput(event.model_id)])
 
+    def _complete_ids(self, file: Path) -> None:
+        if not file.exists():  # deleted or moved by the user
+            return
+        values = json.loads(file.read_text(encoding="utf-8"))
+        tags = self.store.client.get_run(self.run_id).data.tags
+        known = {"run_id": self.run_id, "model_id": tags.get(TAG_MODEL_ID)}
+        values.setdefault("run_id", None)
+        missing = {name: known[name] for name in known if values.get(name, "") is None}
+        if missing and values.get("run_id") in (None, self.run_id):
+            text = json.dumps(values | missing, indent=2, ensure_ascii=False) + "\n"
+            write_atomically(file, text)
+
     def _write_traces(self, events: list[Event]) -> None:
         # Tracing through the client uses global state and a queue that drops failed spans.
         from mlflow.tracing.client import TracingClient
@@ -284,6 +333,8 @@ def _is_final(error: Exception, event: Event) -> bool:
         if error.error_code == "ENDPOINT_NOT_FOUND":  # also the page of a proxy during a restart
             return isinstance(event, TraceEvent)
         return error.error_code in _FINAL
+    if isinstance(event, IdFileEvent):
+        return isinstance(error, OSError | ValueError | AttributeError)
     if isinstance(event, FileEvent):
         return isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError)
     return isinstance(error, TypeError | ValueError)
@@ -295,9 +346,9 @@ def _dataset(ref: DatasetRef) -> "Dataset":
     local = Path(ref.source).is_absolute()
     profile = {"num_rows": ref.rows, "format": ref.format, "digest": ref.digest}
     return RunDataset(
-        name=ref.name,
+        name=valid_text(ref.name),
         digest=ref.digest[:_DIGEST_CHARS],
         source_type="local" if local else "hugging_face",
-        source=json.dumps({"uri" if local else "path": ref.source}),
+        source=json.dumps({"uri" if local else "path": valid_text(ref.source)}),
         profile=json.dumps(profile),
     )

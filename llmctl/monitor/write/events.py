@@ -73,6 +73,13 @@ class ModelInputEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class IdFileEvent:
+    """A JSON file whose null fields `run_id` and `model_id` get the ids of the run."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class TraceEvent:
     """A request that a server answered."""
 
@@ -98,6 +105,7 @@ Event = (
     | DatasetEvent
     | ModelOutputEvent
     | ModelInputEvent
+    | IdFileEvent
     | TraceEvent
     | StatusEvent
 )
@@ -110,6 +118,7 @@ _CLASSES: Final[dict[str, type[Event]]] = {
     "Data": DatasetEvent,
     "Made": ModelOutputEvent,
     "Used": ModelInputEvent,
+    "Ids": IdFileEvent,
     "Traced": TraceEvent,
     "Status": StatusEvent,
 }
@@ -118,8 +127,8 @@ _KINDS: Final = {cls: kind for kind, cls in _CLASSES.items()}
 
 
 def encode(event: Event) -> str:
-    """Return an event as one line of JSON, without the line break."""
-    return json.dumps([_KINDS[type(event)], asdict(event)], ensure_ascii=False, default=str)
+    """Return an event as one line of ASCII, which also holds paths that are not UTF-8."""
+    return json.dumps([_KINDS[type(event)], asdict(event)], default=str)
 
 
 def decode(line: str) -> Event:

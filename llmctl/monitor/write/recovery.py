@@ -9,11 +9,14 @@ from llmctl.monitor.write.delivery import Delivery
 from llmctl.monitor.write.events import StatusEvent, TagEvent
 from llmctl.monitor.write.liveness import is_alive, last_seen
 from llmctl.monitor.write.spool import Spool, SpoolContents, orphaned_spools, spool_folder
-from llmctl.monitor.write.start import start_run
+from llmctl.monitor.write.start import find_stored_run, start_run
 from llmctl.types import TAG_HEARTBEAT, TAG_PROCESS
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+_ATTEMPTS = 3
+"""Number of deliveries, after which an event that the store always refuses is rejected."""
 
 
 def deliver_orphaned_spools(store: TrackingStore, on_rejected: Callable[[str], None]) -> int:
@@ -39,8 +42,6 @@ def deliver_orphaned_spools(store: TrackingStore, on_rejected: Callable[[str], N
 
 
 def _deliver(store: TrackingStore, spool: Spool, on_rejected: Callable[[str], None]) -> int:
-    from mlflow.exceptions import MlflowException
-
     contents, changed = spool.read(), spool.file.stat().st_mtime
     events = list(contents.events)
     if events:  # the writer was alive when it last wrote the file
@@ -56,21 +57,23 @@ def _deliver(store: TrackingStore, spool: Spool, on_rejected: Callable[[str], No
             process=contents.process,
             is_retry=True,
         )
-        spool.set_run_id(delivery.run_id)
-        delivery.deliver(events)
-    elif events:
-        try:
-            run = store.client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            on_rejected(f"run {run_id} is not in the store any more; its events are dropped")
-        else:
-            if not _is_current(run, contents):
-                events = [e for e in events if not isinstance(e, StatusEvent | TagEvent)]
-            Delivery(store, run_id, on_rejected, run.data.params).deliver(events)
-    spool.remove()
-    return len(contents.events)
+        run_id = delivery.run_id
+        spool.set_run_id(run_id)
+    elif (run := find_stored_run(store, run_id)) is None:
+        on_rejected(f"run {run_id} is not in the store any more; its events are dropped")
+        events = []
+    else:
+        if not _is_current(run, contents):
+            events = [e for e in events if not isinstance(e, StatusEvent | TagEvent)]
+        delivery = Delivery(store, run_id, on_rejected, run.data.params)
+    for _ in range(_ATTEMPTS):
+        if events:
+            delivery.deliver(events)
+    if events:
+        spool.replace(run_id, events)
+    else:
+        spool.remove()
+    return len(contents.events) - len(events)
 
 
 def _is_current(run: "Run", contents: SpoolContents) -> bool:

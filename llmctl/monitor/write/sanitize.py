@@ -2,8 +2,10 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Final
 
 from llmctl.errors import ConfigError
@@ -24,6 +26,34 @@ def sanitize_key(name: str) -> str:
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:KEY_CHARS] or "_"
 
 
+class KeyNames:
+    """Valid names for the metrics, parameters and tags of one run, each different."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, str] = {}
+
+    def assign(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the valid name of each name.
+
+        If several names have the same valid name (`C#` and `C+`), the ones that had to be changed
+        get a digest of the original as suffix.
+        """
+        names = [str(name) for name in names]
+        new = {name: sanitize_key(name) for name in names if name not in self._keys}
+        counts, used = Counter(new.values()), set(self._keys.values())
+        for name, key in new.items():
+            if key in used or (counts[key] > 1 and name != key):
+                digest = blake2b(valid_text(name).encode(), digest_size=3).hexdigest()
+                key = f"{key[: KEY_CHARS - 7]}-{digest}"
+            self._keys[name] = key
+        return {name: self._keys[name] for name in names}
+
+
+def valid_text(text: str) -> str:
+    """Return a text that UTF-8 can encode: bytes of a path that are not UTF-8 become `\\udcXX`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def check_tag(name: str, text: str) -> None:
     """Raise `ConfigError` for a tag that the store would reject or truncate."""
     plain = name.replace(":", "_")
@@ -40,22 +70,20 @@ def check_tag(name: str, text: str) -> None:
         )
 
 
-def flatten_params(params: Mapping[str, object]) -> dict[str, str]:
+def flatten_params(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     """Return parameters as texts; a nested mapping becomes `outer.inner`, None is left out."""
     flat: dict[str, str] = {}
     for name, value in params.items():
         if isinstance(value, Mapping):
-            flat |= {
-                f"{sanitize_key(name)}.{inner}": text
-                for inner, text in flatten_params(value).items()
-            }
+            flat |= flatten_params(value, f"{prefix}{name}.")
         elif value is not None:
-            flat[sanitize_key(name)] = _text(value)
+            flat[f"{prefix}{name}"] = _text(value)
     return flat
 
 
 def truncate(text: str, limit: int) -> str:
-    """Return a text of at most `limit` characters; a longer one ends with a note."""
+    """Return a valid text of at most `limit` characters; a longer one ends with a note."""
+    text = valid_text(text)
     return text if len(text) <= limit else text[: limit - len(_CUT)] + _CUT
 
 

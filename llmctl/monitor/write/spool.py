@@ -22,6 +22,8 @@ from llmctl.monitor.write.liveness import is_alive, process_identity
 from llmctl.types import RunStart
 
 _START_FIELDS: Final = ("kind", "model", "parent_run_id", "resume_run_id")
+_open_files: set[Path] = set()
+"""Spool files that this process writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +65,17 @@ class Spool:
             "name": name,
             "started_ms": started_ms,
         }
-        spool.file.write_text(json.dumps(header, ensure_ascii=False) + "\n", encoding="utf-8")
+        spool._append(json.dumps(header) + "\n")
         _open_files.add(spool.file)
         return spool
 
     def append(self, events: Iterable[Event]) -> None:
         """Append events."""
-        self._write("a", "".join(f"{encode(event)}\n" for event in events))
+        self._append("".join(f"{encode(event)}\n" for event in events))
 
     def set_run_id(self, run_id: str) -> None:
         """Append the id of the run, once the store has it."""
-        self._write("a", json.dumps({"run_id": run_id}) + "\n")
+        self._append(json.dumps({"run_id": run_id}) + "\n")
 
     def replace(self, run_id: str | None, events: Iterable[Event]) -> None:
         """Replace all events."""
@@ -109,22 +111,15 @@ class Spool:
         try:
             fields: dict[str, Any] = json.loads(header)
             run_id, events = None, []
-            for line in lines:
-                if line.startswith("{"):
-                    with suppress(ValueError):
+            for line in filter(None, lines):
+                with suppress(ValueError):
+                    if line.startswith("{"):
                         run_id = json.loads(line)["run_id"]
-                elif line:
-                    with suppress(ValueError):
+                    else:
                         events.append(decode(line))
-            return SpoolContents(
-                RunStart(**fields["start"]),
-                fields["name"],
-                fields["started_ms"],
-                fields["process"],
-                run_id,
-                tuple(events),
-            )
-        except (KeyError, TypeError) as error:
+            start = RunStart(**fields.pop("start"))
+            return SpoolContents(start, run_id=run_id, events=tuple(events), **fields)
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{self.file} is not a spool") from error
 
     def remove(self) -> None:
@@ -132,7 +127,7 @@ class Spool:
         shutil.rmtree(self.files_folder, ignore_errors=True)
         with suppress(OSError):
             self.file.unlink(missing_ok=True)
-        _open_files.discard(self.file)
+        self.abandon()
 
     def touch(self) -> None:
         """Update the modification time, the heartbeat for other machines."""
@@ -143,29 +138,39 @@ class Spool:
         """Leave the spool to the next llmctl that opens the store."""
         _open_files.discard(self.file)
 
-    def _write(self, mode: str, text: str) -> None:
-        with self.file.open(mode, encoding="utf-8") as file:
+    def _append(self, text: str) -> None:
+        with self.file.open("a", encoding="utf-8") as file:
             file.write(text)
-
-
-_open_files: set[Path] = set()
-"""Spool files that this process writes."""
 
 
 def orphaned_spools(uri: str) -> list[Spool]:
     """Return the spools of dead processes for this store, oldest first."""
     found = []
-    for file in spool_folder().glob(f"{_store_digest(uri)}-*.jsonl"):
-        if file in _open_files:
-            continue
-        with suppress(OSError, ValueError):
+    for file in _files(uri):
+        with suppress(OSError, ValueError, AttributeError):
             changed = file.stat().st_mtime
             with file.open(encoding="utf-8") as opened:
                 process = str(json.loads(opened.readline()).get("process", ""))
-            if process == process_identity() or not is_alive(process, changed):
+            ours = process == process_identity() and file not in _open_files
+            if ours or not is_alive(process, changed):
                 found.append((changed, Spool(file)))
     return [spool for _, spool in sorted(found, key=lambda pair: pair[0])]
 
 
+def count_waiting_runs(uri: str) -> int:
+    """Return the number of runs that this store does not hold yet."""
+    count = 0
+    for file in _files(uri):
+        with suppress(OSError, ValueError, AttributeError), file.open(encoding="utf-8") as lines:
+            start = json.loads(next(lines, "")).get("start", {})
+            known = start.get("resume_run_id") or any(line.startswith("{") for line in lines)
+            count += not known
+    return count
+
+
+def _files(uri: str) -> Iterable[Path]:
+    return spool_folder().glob(f"{_store_digest(uri)}-*.jsonl")
+
+
 def _store_digest(uri: str) -> str:
-    return hashlib.sha256(uri.encode()).hexdigest()[:12]
+    return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()[:12]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from llmctl.monitor.store import TrackingStore
 from llmctl.monitor.write.delivery import Delivery
 from llmctl.monitor.write.liveness import process_identity
+from llmctl.monitor.write.sanitize import valid_text
 from llmctl.types import (
     TAG_ERROR,
     TAG_HEARTBEAT,
@@ -73,8 +74,8 @@ def start_run(
         "mlflow.source.name": f"llmctl {start.kind}",
         "mlflow.source.type": "LOCAL",
     }
-    tags = {name: value for name, value in tags.items() if value}
-    run = store.client.create_run(store.experiment_id, started_ms, tags, name)
+    tags = {name: valid_text(value) for name, value in tags.items() if value}
+    run = store.client.create_run(store.experiment_id, started_ms, tags, valid_text(name))
     return Delivery(store, run.info.run_id, on_rejected)
 
 
@@ -82,21 +83,27 @@ def _find_created(store: TrackingStore, name: str, started_ms: int) -> "Run | No
     runs = store.client.search_runs(
         [store.experiment_id], f"attributes.start_time = {started_ms}", max_results=100
     )
-    return next((run for run in runs if run.info.run_name == name), None)
+    return next((run for run in runs if run.info.run_name == valid_text(name)), None)
+
+
+def find_stored_run(store: TrackingStore, run_id: str) -> "Run | None":
+    """Return a run, which may be in the trash; None if the store does not hold it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return store.client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
 
 
 def _resume(
     store: TrackingStore, run_id: str, on_rejected: Callable[[str], None]
 ) -> Delivery | None:
-    from mlflow.exceptions import MlflowException
-
-    client = store.client
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
+    client, run = store.client, find_stored_run(store, run_id)
+    if run is None:
+        return None
     if run.info.lifecycle_stage == "deleted":
         client.restore_run(run_id)
     # The new process first: another llmctl must not find a RUNNING run of the dead process.

@@ -5,6 +5,7 @@ from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
 from llmctl.monitor.write.events import TraceEvent
+from llmctl.monitor.write.sanitize import valid_text
 
 if TYPE_CHECKING:
     from mlflow.entities import Span, TraceInfo
@@ -49,9 +50,12 @@ def build_trace(event: TraceEvent, experiment_id: str, run_id: str) -> "tuple[Tr
             "name": "request",
             "start_time_unix_nano": started_ns,
             "end_time_unix_nano": ended_ns,
-            "status": {"code": "ERROR" if trace.error else "OK", "message": trace.error},
+            "status": {
+                "code": "ERROR" if trace.error else "OK",
+                "message": valid_text(trace.error),
+            },
             "attributes": {
-                name: json.dumps(value, ensure_ascii=False, default=str)
+                name: valid_text(json.dumps(value, ensure_ascii=False, default=str))
                 for name, value in attributes.items()
                 if value is not None
             },
@@ -73,7 +77,7 @@ def build_trace(event: TraceEvent, experiment_id: str, run_id: str) -> "tuple[Tr
         state=TraceState.ERROR if trace.error else TraceState.OK,
         request_preview=_preview(trace.prompt),
         response_preview=_preview(trace.answer),
-        client_request_id=trace.request_id,
+        client_request_id=valid_text(trace.request_id),
         trace_metadata=metadata,
         tags={TraceTagKey.TRACE_NAME: "request"},
     )
@@ -88,4 +92,4 @@ def _preview(value: object) -> str | None:
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text[:_PREVIEW_CHARS]
+    return valid_text(text)[:_PREVIEW_CHARS]

@@ -1,9 +1,8 @@
-"""A background thread that writes the events of a run in batches, and spools them in outages.
+"""A background thread that spools the events of a run, and writes them to the store in batches.
 
-The caller only appends to a list. The thread writes the collected events, then pauses for 100 times
-the duration of the write (between 1 s and 10 s), so that it takes about 1 % of a core. During
-pauses and outages events go to the spool on the disk: a killed process loses only events of about
-the last second.
+The caller only appends to a list. The thread spools the collected events twice a second, so that a
+killed process loses only events of about the last second. After a write it pauses for 100 times the
+duration of the write (between 1 s and 10 s), so that it takes about 1 % of a core.
 """
 
 import math
@@ -14,6 +13,7 @@ from contextlib import suppress
 from typing import Final
 
 from llmctl.errors import LlmctlError
+from llmctl.monitor.store import redact
 from llmctl.monitor.write.delivery import Delivery
 from llmctl.monitor.write.events import Event, MetricEvent, TagEvent, TraceEvent
 from llmctl.monitor.write.spool import Spool
@@ -22,15 +22,13 @@ from llmctl.types import TAG_HEARTBEAT
 MAX_PENDING: Final = 200_000
 """Maximum number of events in memory, about 60 MB. Further metrics and traces are dropped."""
 END_WAIT_S: Final = 30.0
-"""Maximum time that `end` waits for a slow store."""
+"""Maximum time that `end` waits for a store that answers."""
 OUTAGE_WAIT_S: Final = 3.0
-"""Maximum time that `end` waits for an unavailable store."""
+"""The same for a store that does not answer yet, or refuses the rest."""
 _PAUSE_S: Final = (1.0, 10.0)
 """Shortest and longest pause between two writes."""
-_OUTAGE_SPOOL_S: Final = 2.0
-"""Interval of spooling during an outage."""
-_PAUSE_SPOOL_S: Final = 0.5
-"""Shortest interval of spooling during a pause; else 100 times the duration of the spooling."""
+_SPOOL_S: Final = 0.5
+"""Shortest interval of spooling; else 100 times the duration of the spooling."""
 _RETRY_S: Final = (1.0, 30.0)
 """First and longest wait between two attempts in an outage."""
 _BUSY_HEARTBEAT_S: Final = 10.0
@@ -71,13 +69,11 @@ class EventWriter:
         self._lock, self._spool_lock = threading.Lock(), threading.Lock()
         self._incoming: list[Event] = []
         self._batch: list[Event] = []
-        """Events to write next. Only the thread changes it."""
-        self._spooled = 0
-        """Number of leading events of the batch that are in the spool."""
+        """Events to write next, all of them in the spool. Only the thread changes it."""
         self._dropped = 0
-        self._warned = False
-        self._pause_s, self._spool_s, self._retry_s = _PAUSE_S[0], _PAUSE_SPOOL_S, _RETRY_S[0]
-        self._retry_at = self._heartbeat_at = 0.0
+        self._answered = self._warned = False
+        self._retry_s = _RETRY_S[0]
+        self._due = self._tried = self._heartbeat_at = 0.0
         self._wake, self._flush, self._done = (threading.Event() for _ in range(3))
         self._ending = self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="llmctl-tracking", daemon=True)
@@ -105,8 +101,6 @@ class EventWriter:
     def end(self) -> None:
         """Write the rest and stop. Events not delivered in time stay in the spool."""
         self._ending = True
-        if self._retry_at < math.inf:
-            self._retry_at = 0.0
         self.flush()
         began = time.monotonic()
         try:
@@ -119,115 +113,88 @@ class EventWriter:
             self._report(f"{self._dropped:,} metrics and traces were dropped: too many pending")
 
     def _end_wait_s(self) -> float:
-        if not self.is_unavailable:
+        refusing = self.target is not None and self.target.is_refusing
+        if (self._answered or not self.is_unavailable) and not refusing:
             return END_WAIT_S
-        return OUTAGE_WAIT_S if self._retry_at < math.inf else 0.0
+        return OUTAGE_WAIT_S if self._due < math.inf else 0.0
 
     def _run(self) -> None:
         while True:
-            self._step()
+            began = time.monotonic()
+            self._collect()
+            spool_s = max(100 * (time.monotonic() - began), _SPOOL_S)
+            hurry = self._ending or (self._flush.is_set() and not self.is_unavailable)
+            self._flush.clear()
+            if began >= self._due or (hurry and self._due < math.inf):
+                self._write()
             self.attempted.set()
             if self._abandoned or (self._ending and not self._batch and not self._incoming):
                 break
-            self._wait()
+            if self._batch or self.is_unavailable or time.monotonic() < self._due:
+                self._flush.wait(_SPOOL_S if self._ending else spool_s)
+            else:
+                self._wake.wait(_IDLE_HEARTBEAT_S)
+            self._wake.clear()
         with self._spool_lock:
             if self._spool is not None:
                 self._spool.remove()
         self._done.set()
 
-    def _wait(self) -> None:
-        if self.is_unavailable:
-            self._flush.wait(_OUTAGE_SPOOL_S)
-        elif self._wake.wait(_IDLE_HEARTBEAT_S):
-            self._pause()
-        self._wake.clear()
-        self._flush.clear()
+    def _collect(self) -> None:
+        """Move the incoming events to the batch and the spool, with a heartbeat if one is due."""
+        now = time.monotonic()
+        with self._lock:
+            events, self._incoming = self._incoming, []
+            busy = bool(self._batch or events)
+            if now - self._heartbeat_at >= (_BUSY_HEARTBEAT_S if busy else _IDLE_HEARTBEAT_S - 1):
+                self._heartbeat_at = now
+                events.append(TagEvent(TAG_HEARTBEAT, f"{time.time():.0f}"))
+            self._batch += events
+        with self._spool_lock, suppress(Exception):  # `_abandon` reports a disk that stays full
+            if self._spool is not None and events:
+                self._spool.append(events)
 
-    def _pause(self) -> None:
-        """Wait until the next write, and spool the events that arrive in the meantime."""
-        deadline = time.monotonic() + self._pause_s
-        while not self._flush.wait(min(self._spool_s, max(0.0, deadline - time.monotonic()))):
-            began = time.monotonic()
-            if began >= deadline:
-                return
-            self._collect()
-            self._spool_batch()
-            self._spool_s = max(100 * (time.monotonic() - began), _PAUSE_SPOOL_S)
-
-    def _step(self) -> None:
-        self._collect()
-        if self.is_unavailable and time.monotonic() < self._retry_at:
-            self._spool_batch()
-            return
-        is_first, count = self.target is None, len(self._batch)
+    def _write(self) -> None:
+        is_first = self.target is None
         try:
             if self.target is None:
-                self.target = self._connect(self.is_unavailable)
-                self._spool_run_id(self.target.run_id)
+                target = self._connect(self.is_unavailable)
+                with self._spool_lock, suppress(OSError):
+                    if self._spool is not None:
+                        self._spool.set_run_id(target.run_id)
+                self.target = target
             elif self.is_unavailable:
                 self.target.mark_running()
+            self._answered = True
             began = time.monotonic()
             self.target.deliver(self._batch)
         except Exception as error:  # no error of the store may stop the work
-            self._spooled = max(0, self._spooled - (count - len(self._batch)))
-            self._spool_batch()
             self._fail(error)
             return
-        took_s = time.monotonic() - began
-        self._pause_s = min(max(100 * took_s, _PAUSE_S[0]), _PAUSE_S[1])
-        self._recover()
+        now = time.monotonic()
+        self._due = now + min(max(100 * (now - began), _PAUSE_S[0]), _PAUSE_S[1])
+        self.is_unavailable, self._retry_s = False, _RETRY_S[0]
+        with self._spool_lock, suppress(Exception):
+            if self._spool is not None:
+                self._spool.replace(self.target.run_id, self._batch)
         if is_first:
             self.attempted.set()
             with suppress(Exception):
                 self._on_connected(self.target)
 
-    def _collect(self) -> None:
-        """Move the incoming events to the batch, with a heartbeat if one is due."""
-        now = time.monotonic()
-        with self._lock:
-            self._batch += self._incoming
-            self._incoming = []
-        if now - self._heartbeat_at >= (
-            _BUSY_HEARTBEAT_S if self._batch else _IDLE_HEARTBEAT_S - 1
-        ):
-            self._heartbeat_at = now
-            self._batch.append(TagEvent(TAG_HEARTBEAT, f"{time.time():.0f}"))
-            with self._spool_lock:
-                if self._spool is not None:
-                    self._spool.touch()
-
     def _fail(self, error: Exception) -> None:
         self._retry_s = min(2 * self._retry_s, _RETRY_S[1]) if self.is_unavailable else _RETRY_S[0]
-        self._retry_at = time.monotonic() + self._retry_s
-        if isinstance(error, LlmctlError):  # the user must act first
-            self._retry_at = math.inf
-        self.is_unavailable = True
+        # An error of llmctl stays until the user acts.
+        lasting = isinstance(error, LlmctlError)
+        self._due = math.inf if lasting else time.monotonic() + self._retry_s
+        self.is_unavailable, self._answered = True, False
         if not self._warned:
             self._warned = True
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            reason = redact(str(error).strip() or type(error).__name__).splitlines()[0][:200]
             self._report(
                 f"the tracking store does not answer ({reason}); the work continues, and the "
                 "record is kept on the disk until it does"
             )
-
-    def _recover(self) -> None:
-        self.is_unavailable, self._retry_s = False, _RETRY_S[0]
-        with self._spool_lock, suppress(OSError):
-            if self._spooled and self._spool is not None and self.target is not None:
-                self._spool.replace(self.target.run_id, ())
-        self._spooled = 0
-
-    def _spool_run_id(self, run_id: str) -> None:
-        with self._spool_lock, suppress(OSError):
-            if self._spool is not None:
-                self._spool.set_run_id(run_id)
-
-    def _spool_batch(self) -> None:
-        """Append the events of the batch that are not in the spool yet."""
-        with self._spool_lock, suppress(OSError):
-            if self._spool is not None and self._spooled < len(self._batch):
-                self._spool.append(self._batch[self._spooled :])
-        self._spooled = len(self._batch)
 
     def _abandon(self) -> None:
         """Spool all undelivered events for the next llmctl that opens the store."""

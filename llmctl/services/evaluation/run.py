@@ -17,6 +17,7 @@ from llmctl.evaluation.results.loaded_run import LoadedRun
 from llmctl.evaluation.results.results_dir import (
     PAGE_FILE,
     REPORT_FILE,
+    RUN_FILE,
     TABLE_FILE,
     ResultsDir,
     split_remaining,
@@ -146,6 +147,7 @@ class _Run:
         )
         with tracked(tracker):
             self.folder.save_run_id(tracker.run_id)
+            tracker.complete_ids(self.folder.path / RUN_FILE)
             log_start(tracker, self.plans, info.logged_model_id)
             report, results = self._evaluate(answered, progress)
             report = replace(report, run_id=tracker.run_id)

@@ -23,7 +23,7 @@ def run_start(
 ) -> RunStart:
     """Return the start of the tracked run, with the setup of each benchmark as parameters."""
     setups = {
-        plan.suite: {
+        plan.suite if plan.suite not in params else f"benchmark/{plan.suite}": {
             "mode": plan.mode,
             "shots": plan.shots,
             "prompt_hash": plan.prompt_hash,
@@ -67,7 +67,8 @@ def log_end(tracker: Tracker, report: EvalReport, folder: Path, model_id: str | 
 def benchmark_metrics(score: BenchmarkScore) -> dict[str, float]:
     """Return the metrics of a benchmark: `eval/ceval`, `eval/ceval/stem`, `eval/ceval/law`, ...
 
-    `eval/ceval` is the macro average if the benchmark has subjects, as OpenCompass reports it.
+    `eval/ceval` is the macro average if the benchmark has subjects, as OpenCompass reports it. A
+    category or subject whose name is taken becomes `eval/ceval/category/...` or `.../subject/...`.
     """
     name, overall = f"eval/{score.suite}", score.overall
     values = {
@@ -80,6 +81,10 @@ def benchmark_metrics(score: BenchmarkScore) -> dict[str, float]:
         f"{name}/answered": float(overall.answered),
         f"{name}/failed": float(overall.failed),
     }
-    for part in (*score.categories, *(score.subjects if len(score.subjects) > 1 else ())):
-        values[f"{name}/{part.name}"] = part.accuracy if part.macro is None else part.macro
+    for kind, parts in (("category", score.categories), ("subject", score.subjects)):
+        for part in parts if kind == "category" or len(parts) > 1 else ():
+            key = f"{name}/{part.name}"
+            if key in values:  # a subject may be called `low` or have the name of a category
+                key = f"{name}/{kind}/{part.name}"
+            values[key] = part.accuracy if part.macro is None else part.macro
     return {key: value for key, value in values.items() if value is not None}

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from llmctl.engine.models.provenance import Provenance
+from llmctl.engine.models.provenance import PROVENANCE_FILE, Provenance
 from llmctl.errors import LlmctlError
 from llmctl.monitor import open_tracker, tracked
 from llmctl.monitor.base import Terminated
@@ -191,6 +191,7 @@ class _TrackedTraining:
         """Write the run lock; log it, the datasets and the counts of the plan."""
         prepared, tracker = self._prepared, self._tracker
         self._run_lock.write(prepared.job.folder)
+        tracker.complete_ids(prepared.job.folder / LOCK_FILE)
         tracker.log_artifact(prepared.job.folder / LOCK_FILE)
         tracker.log_dataset(prepared.data.data, "training")
         if prepared.data.eval_data is not None:
@@ -264,8 +265,9 @@ class _TrackedTraining:
                 "llmctl.template": self._provenance.template or "",
             },
         )
-        provenance = replace(self._provenance, model_id=model_id)
+        provenance = replace(self._provenance, model_id=model_id, run_id=tracker.run_id)
         provenance.write(job.folder)
+        tracker.complete_ids(job.folder / PROVENANCE_FILE)
         write_model_card(job.folder, provenance, report, {"tokens per epoch": prepared.plan.tokens})
         final = {"train/seconds": report.seconds, "sys/peak_memory_gb": report.peak_bytes / 1e9}
         if report.predicted_bytes:
@@ -286,5 +288,6 @@ class _TrackedTraining:
     def _mark_finished(self) -> None:
         """Write the run lock as finished: the run cannot be resumed any more."""
         folder = self._prepared.job.folder
-        replace(self._run_lock, finished=True).write(folder)
+        replace(self._run_lock, finished=True, run_id=self._tracker.run_id).write(folder)
+        self._tracker.complete_ids(folder / LOCK_FILE)
         self._tracker.log_artifact(folder / LOCK_FILE)

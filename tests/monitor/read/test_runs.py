@@ -15,7 +15,8 @@ from llmctl.errors import ConfigError, LlmctlError
 from llmctl.monitor.read.client import ClientRunReader
 from llmctl.monitor.read.lineage import Lineage, LineageNode
 from llmctl.monitor.read.query import RunFilter, best_run, metric_direction, parse_time, sort_runs
-from llmctl.monitor.read.runs import EmptyRunReader, find_run, open_runs
+from llmctl.monitor.read.record import RunReader
+from llmctl.monitor.read.runs import find_run, open_runs
 from llmctl.monitor.read.sqlite import KNOWN_SCHEMAS, SqliteRunReader
 from llmctl.monitor.store import store_uri
 from llmctl.monitor.write.liveness import DIED_ERROR
@@ -84,7 +85,7 @@ def test_a_missing_store_has_no_runs_and_is_not_created(
     monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with open_runs() as store:
-        assert isinstance(store, EmptyRunReader)
+        assert type(store) is RunReader
         assert store.runs() == []
     assert not (tmp_path / "home").exists()
 

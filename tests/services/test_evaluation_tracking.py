@@ -1,0 +1,41 @@
+"""Metrics and parameters of an evaluation run keep their names apart."""
+
+from llmctl.services.evaluation.tracking import benchmark_metrics
+from llmctl.types import AggregateScore, BenchmarkScore
+
+
+def aggregate(name: str, accuracy: float) -> AggregateScore:
+    return AggregateScore(
+        name, name, 10, 10, int(10 * accuracy), 0, 0, 0, accuracy, 0.1, accuracy - 0.1, 1.0
+    )
+
+
+def test_subjects_with_the_name_of_a_figure_or_a_category_do_not_overwrite_it() -> None:
+    subjects = [aggregate(name, 0.5) for name in ("low", "failed", "stem", "law")]
+    score = BenchmarkScore(
+        suite="exam",
+        mode="ppl",
+        shots=0,
+        prompt_hash="",
+        data_hash="",
+        data_source="",
+        chance=0.25,
+        overall=aggregate("exam", 0.9),
+        categories=(aggregate("stem", 0.7), aggregate("high", 0.6)),
+        subjects=tuple(subjects),
+        letters={},
+    )
+    metrics = benchmark_metrics(score)
+    expected = {
+        "eval/exam": 0.9,
+        "eval/exam/low": 0.8,
+        "eval/exam/high": 1.0,
+        "eval/exam/failed": 0.0,
+        "eval/exam/stem": 0.7,
+        "eval/exam/law": 0.5,
+        "eval/exam/category/high": 0.6,
+        "eval/exam/subject/low": 0.5,
+        "eval/exam/subject/failed": 0.5,
+        "eval/exam/subject/stem": 0.5,
+    }
+    assert {name: round(metrics[name], 6) for name in expected} == expected
