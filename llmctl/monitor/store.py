@@ -31,8 +31,12 @@ _PASSWORDS: Final = re.compile(
     r"""|([?&](?:password|sslpassword|token)=)[^\s&'"]+""",
     re.IGNORECASE,
 )
-_DRIVERS: Final = {"postgresql": "psycopg2-binary", "mysql": "pymysql", "mssql": "pymssql"}
-"""Packages that MLflow's documentation names for its databases."""
+_DRIVERS: Final = {
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+}
+"""Modules of database drivers whose package has another name."""
 _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 # Defaults unless the user sets them: no telemetry, no links on stdout; the writer does the retries.
 _SETTINGS = {
@@ -95,10 +99,10 @@ def open_client(uri: str) -> "MlflowClient":
     try:
         return MlflowClient(uri, registry_uri=uri)
     except ImportError as error:
-        kind = re.split(r"[:+]", uri, maxsplit=1)[0]
+        module = error.name or str(error)
         raise ConfigError(
-            f"the tracking store {redact(uri)} needs the Python package {error.name or error}",
-            hint=f"pip install {_DRIVERS.get(kind, error.name)}, or use another --tracking-uri",
+            f"the tracking store {redact(uri)} needs the Python package {module}",
+            hint=f"pip install {_DRIVERS.get(module, module)}, or use another --tracking-uri",
         ) from error
     except Exception as error:
         from sqlalchemy.exc import ArgumentError
