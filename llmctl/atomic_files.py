@@ -54,9 +54,12 @@ def atomic_path(path: Path, *, mode: int | None = None, sync: bool = True) -> It
 
 
 def write_atomically(path: Path, text: str, *, mode: int | None = None, sync: bool = True) -> None:
-    """Write a text file in UTF-8. Arguments and errors as `atomic_path`."""
+    """Write a text file in UTF-8. Arguments and errors as `atomic_path`.
+
+    Bytes of a path that are not UTF-8 become `\\udcXX`, which JSON parsers read as the same text.
+    """
     with atomic_path(path, mode=mode, sync=sync) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

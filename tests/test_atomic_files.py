@@ -1,5 +1,6 @@
 """Atomic writing of files and folders."""
 
+import json
 import os
 import signal
 import subprocess
@@ -33,6 +34,12 @@ def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
         write_atomically(file, text)
         assert file.read_text(encoding="utf-8") == text
     assert names(tmp_path) == ["f.json"]
+
+
+def test_bytes_of_a_path_that_are_not_utf8_are_escaped_and_read_back(tmp_path: Path) -> None:
+    path = os.fsdecode(b"caf\xe9")
+    write_atomically(tmp_path / "a.json", json.dumps({"path": path}, ensure_ascii=False))
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"path": path}
 
 
 def test_the_mode_of_a_file_is_restricted_from_the_beginning(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ class _Entry:
         return from_json(cls, json.loads((folder / _REPORT).read_text(encoding="utf-8")))
 
     def write(self, folder: Path) -> None:
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        text = json.dumps(asdict(self), indent=1)  # ASCII, because a path may not be UTF-8
         (folder / _REPORT).write_text(text, encoding="utf-8")
 
 

@@ -48,7 +48,7 @@ class FinetuneCard:
 
     def write(self, folder: Path) -> None:
         """Write `README.md` into a folder."""
-        (folder / "README.md").write_text(self.text(), encoding="utf-8")
+        (folder / "README.md").write_text(self.text(), encoding="utf-8", errors="backslashreplace")
 
     def text(self) -> str:
         sections = [self._metadata(), f"# {self.name}", self._summary(), self._usage()]

@@ -51,7 +51,7 @@ def launch(
     events.write_text("", encoding="utf-8")
     request_file = folder / "request.json"
     content = {**request, "events": str(events), "work": str(folder)}
-    request_file.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    request_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
     # OpenCompass writes into its working directory.
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)

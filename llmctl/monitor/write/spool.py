@@ -19,6 +19,7 @@ from llmctl.atomic_files import write_atomically
 from llmctl.config import store_home
 from llmctl.monitor.write.events import Event, decode, encode
 from llmctl.monitor.write.liveness import is_alive, process_identity
+from llmctl.monitor.write.sanitize import valid_text
 from llmctl.types import RunStart
 
 _START_FIELDS: Final = ("kind", "model", "parent_run_id", "resume_run_id")
@@ -88,7 +89,7 @@ class Spool:
 
     def copy_in(self, path: Path) -> Path:
         """Copy a file or folder into the spool; return the copy."""
-        target = self.new_path(path.name)
+        target = self.new_path(valid_text(path.name))
         if path.is_dir():
             shutil.copytree(path, target)
         else:

@@ -63,12 +63,18 @@ def resolve_settings(request: FinetuneRequest) -> ResolvedRequest:
     """
     chosen = [read_config_file(request.file)] if request.file else []
     chosen.append(request.options)
+    output = _output(chosen)
+    if output is not None:
+        _check_output(output)
     if request.resume:
         if request.from_run:
             raise ConfigError(
                 "--resume continues a run and --from-run starts a new one: use one of them"
             )
-        output = _output(chosen)
+        if output is None:
+            raise ConfigError(
+                "--resume needs the output folder of the run", hint="--resume --output FOLDER"
+            )
         before = RunLock.read(Path(output).expanduser())
         if before.finished:
             raise ConfigError(
@@ -91,14 +97,22 @@ def resolve_settings(request: FinetuneRequest) -> ResolvedRequest:
     return ResolvedRequest(build_config(TrainConfig, *chosen), None)
 
 
-def _output(sources: list[ConfigSource]) -> str:
+def _output(sources: list[ConfigSource]) -> str | None:
     for source in reversed(sources):
         for name, setting in source.items():
             if field_keys(TrainConfig).get(name, name) == "output" and setting.value is not None:
                 return str(setting.value)
-    raise ConfigError(
-        "--resume needs the output folder of the run", hint="--resume --output FOLDER"
-    )
+    return None
+
+
+def _check_output(output: str) -> None:
+    try:
+        output.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"--output {output} is not valid UTF-8",
+            hint="choose another folder: the tokenizers library cannot write to this one",
+        ) from error
 
 
 def _find_run_lock(reference: str, tracking_uri: str | None) -> RunLock:

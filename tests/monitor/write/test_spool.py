@@ -9,6 +9,7 @@ from llmctl.monitor.write.events import (
     DatasetEvent,
     Event,
     FileEvent,
+    IdFileEvent,
     MetricEvent,
     ModelInputEvent,
     ModelOutputEvent,
@@ -32,6 +33,7 @@ EVENTS: list[Event] = [
     ModelInputEvent("m-1"),
     TraceEvent("0" * 32, RequestTrace("r", 1.0, 2.0, prompt=[{"role": "user", "content": "你好"}])),
     StatusEvent("killed", 5),
+    IdFileEvent("/caf\udce9/llmctl.json"),
 ]
 URI = "http://tracking.example:5000"
 

@@ -25,3 +25,19 @@ def test_the_config_file_is_read_once_so_it_may_be_a_pipe(
     os.close(reader)
     assert done.returncode == 0, error_lines(done.stderr)
     assert "7 steps" in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="paths are Unicode on Windows")
+def test_an_output_folder_that_is_not_utf8_is_refused_before_the_training(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    output = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    done = run_in_process(
+        "finetune",
+        *("--model", str(tiny_folder), "--data", str(rows), "--output", output),
+        LLMCTL_HOME=str(tmp_path / "store"),
+    )
+    assert done.returncode == 2
+    assert "is not valid UTF-8" in done.stderr
+    assert not Path(output).exists()

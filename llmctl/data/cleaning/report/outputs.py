@@ -84,5 +84,7 @@ def write_outputs(
                 }
             )
         report_file.write_text(
-            json.dumps(report.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+            json.dumps(report.to_dict(), ensure_ascii=False, indent=2) + "\n",
+            encoding="utf-8",
+            errors="backslashreplace",  # a path may not be UTF-8
         )
