@@ -28,10 +28,6 @@ from llmctl.types import RequestTrace
 PERIOD_S: Final = 60.0
 
 
-def _no_gauges() -> Mapping[str, float]:
-    return {}
-
-
 class ServingMonitor:
     """Aggregates the requests of a server run. Close it before the run ends.
 
@@ -51,7 +47,7 @@ class ServingMonitor:
         share: float = 0.0,
         log_content: bool = False,
         model_id: str | None = None,
-        gauges: Callable[[], Mapping[str, float]] = _no_gauges,
+        gauges: Callable[[], Mapping[str, float]] = dict,
         period_s: float = PERIOD_S,
     ) -> None:
         self.log_content = log_content

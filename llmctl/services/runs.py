@@ -98,7 +98,7 @@ def show(reference: str, tracking_uri: str | None = None) -> RunDetails:
         run = _find_anywhere(store, runs, reference)
         curves = store.curves(run.run_id)
         traces = store.count_traces(run.run_id)
-    lineage = Lineage.of([run, *runs] if run.deleted else runs)
+    lineage = Lineage([run, *runs] if run.deleted else runs)
     return RunDetails(
         run=run,
         summaries=summarize_metrics(curves),
@@ -305,10 +305,7 @@ def server_url(tracking_uri: str | None = None) -> str | None:
 
 
 def missing_store_message(tracking_uri: str | None = None) -> str | None:
-    """Return a message if the SQLite store does not exist; None otherwise.
-
-    The message names the file if the user chose it.
-    """
+    """Return a message, with the file if the user chose it, if the SQLite store does not exist."""
     file = sqlite_path(store_uri(tracking_uri))
     if file is None or file.exists():
         return None

@@ -35,16 +35,16 @@ class ClientRunReader(RunReader):
 
         view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         runs: list[RunRecord] = []
-        token = None
+        token: str | None = ""
+        order = ["attributes.start_time DESC"]
         with translated_store_errors(self._uri):
-            while True:
+            while token is not None:
                 page = self._client.search_runs(
-                    self._experiments, "", view, _PAGE, ["attributes.start_time DESC"], token
+                    self._experiments, "", view, _PAGE, order, token or None
                 )
                 runs += map(_record, page)
-                token = page.token
-                if not token:
-                    return runs
+                token = page.token or None
+        return runs
 
     def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:
         found = {}
@@ -58,20 +58,20 @@ class ClientRunReader(RunReader):
         return found
 
     def count_traces(self, run_id: str) -> int:
-        count, token = 0, None
+        count = 0
+        token: str | None = ""
         with translated_store_errors(self._uri):
-            while True:
+            while token is not None:
                 page = self._client.search_traces(
                     locations=self._experiments,
                     run_id=run_id,
                     max_results=_TRACE_PAGE,
-                    page_token=token,
+                    page_token=token or None,
                     include_spans=False,
                 )
                 count += len(page)
-                token = page.token
-                if not token:
-                    return count
+                token = page.token or None
+        return count
 
 
 @contextmanager
@@ -120,7 +120,7 @@ def _record(run: "Run") -> RunRecord:
         run.info.status,
         run.info.start_time,
         run.info.end_time,
-        artifact_uri=run.info.artifact_uri,
+        run.info.artifact_uri,
         params=dict(sorted(run.data.params.items())),
         metrics={name: restore_infinity(value) for name, value in sorted(run.data.metrics.items())},
         tags=dict(sorted(run.data.tags.items())),

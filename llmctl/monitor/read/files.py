@@ -67,19 +67,16 @@ def _remote_files(run: RunRecord, uri: str) -> Iterator[RunFile]:
 def copy_files(run: RunRecord, target: Path, tracking_uri: str | None) -> None:
     """Copy the artifacts of a run to a new folder; without artifacts there is no folder."""
     folder = local_artifact_folder(run.artifact_uri) if run.artifact_uri else None
-    if folder is not None:
-        if folder.is_dir():
-            shutil.copytree(folder, target)
-        return
-    if not list_files(run, tracking_uri):
-        return
-    uri = store_uri(tracking_uri)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from llmctl.monitor.read.client import translated_store_errors
+    if folder is not None and folder.is_dir():
+        shutil.copytree(folder, target)
+    elif folder is None and list_files(run, tracking_uri):
+        from llmctl.monitor.read.client import translated_store_errors
 
-    target.mkdir()
-    with translated_store_errors(uri):
-        open_client(uri).download_artifacts(run.run_id, "", str(target))
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        target.mkdir()
+        uri = store_uri(tracking_uri)
+        with translated_store_errors(uri):
+            open_client(uri).download_artifacts(run.run_id, "", str(target))
 
 
 @contextmanager

@@ -5,8 +5,8 @@ models by the id of their LoggedModel.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmctl.types import TAG_ADAPTER, DatasetUse, RunRecord
@@ -31,33 +31,26 @@ class LineageNode:
     """Its branches are at its first occurrence in the tree."""
 
 
-@dataclass(slots=True)
 class Lineage:
     """The relations between all runs of a store."""
 
-    _runs: dict[str, RunRecord] = field(default_factory=dict)
-    _made_by: dict[tuple[LineageNodeKind, str], list[RunRecord]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-    _used_by: dict[tuple[LineageNodeKind, str], list[RunRecord]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-
-    @classmethod
-    def of(cls, runs: Iterable[RunRecord]) -> "Lineage":
-        links = cls()
+    def __init__(self, runs: Iterable[RunRecord]) -> None:
+        self._runs: dict[str, RunRecord] = {}
+        self._made_by: defaultdict[tuple[str, str], list[RunRecord]] = defaultdict(list)
+        """Runs by the kind and id of an output."""
+        self._used_by: defaultdict[tuple[str, str], list[RunRecord]] = defaultdict(list)
+        """Runs by the kind and id of an input."""
         for run in sorted(runs, key=lambda run: run.started):
-            links._runs[run.run_id] = run
+            self._runs[run.run_id] = run
             for use in run.datasets:
-                side = links._made_by if use.context == "output" else links._used_by
+                side = self._made_by if use.context == "output" else self._used_by
                 side["dataset", use.digest].append(run)
             if run.model_id:
-                links._made_by["model", run.model_id].append(run)
+                self._made_by["model", run.model_id].append(run)
             if run.used_model_id:
-                links._used_by["model", run.used_model_id].append(run)
+                self._used_by["model", run.used_model_id].append(run)
             if run.parent_run_id:
-                links._used_by["run", run.parent_run_id].append(run)
-        return links
+                self._used_by["run", run.parent_run_id].append(run)
 
     def sources(self, run: RunRecord) -> LineageNode:
         """Return the tree of the inputs of a run."""
@@ -68,12 +61,7 @@ class Lineage:
         return self._grow(self._node_of(run), up=False, seen=set())
 
     def _grow(
-        self,
-        node: LineageNode,
-        *,
-        up: bool,
-        seen: set[tuple[LineageNodeKind, str]],
-        above: str = "",
+        self, node: LineageNode, *, up: bool, seen: set[tuple[str, str]], above: str = ""
     ) -> LineageNode:
         key = (node.kind, node.id)
         if key in seen:  # reached by two paths, or part of a cycle
@@ -101,23 +89,19 @@ class Lineage:
         if up:
             if run.used_model_id:
                 found.append(self._model(run.used_model_id))
-            if run.parent_run_id:
-                parent = self._runs.get(run.parent_run_id)
-                found.append(
-                    self._node_of(parent, "whole")
-                    if parent is not None
-                    else LineageNode(
-                        "run", run.parent_run_id, "not in this store any more", "whole"
-                    )
-                )
+            if run.parent_run_id in self._runs:
+                found.append(self._node_of(self._runs[run.parent_run_id], "whole"))
+            elif run.parent_run_id:
+                missing = "not in this store any more"
+                found.append(LineageNode("run", run.parent_run_id, missing, "whole"))
             return found
         if run.model_id:
             found.append(self._model(run.model_id))
-        parts: Sequence[RunRecord] = self._used_by.get(("run", run.run_id), ())
+        parts = self._used_by.get(("run", run.run_id), ())
         return found + [self._node_of(part, "part") for part in parts]
 
     def _model(self, model_id: str) -> LineageNode:
-        key: tuple[LineageNodeKind, str] = ("model", model_id)
+        key = ("model", model_id)
         known = [*self._made_by.get(key, ()), *self._used_by.get(key, ())]
         folders = (run.tags[TAG_ADAPTER] for run in known if TAG_ADAPTER in run.tags)
         return LineageNode("model", model_id, next(folders, model_id), "model")

@@ -12,7 +12,6 @@ from llmctl.types import MetricPoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
 Curves = Mapping[str, Sequence[MetricPoint]]
@@ -53,12 +52,13 @@ def plot_curves(
     Raises:
         LlmctlError: the file cannot be written.
     """
-    from matplotlib import rc_context
+    from matplotlib import font_manager, rc_context
     from matplotlib.figure import Figure
 
     columns = 1 if len(metrics) == 1 else 2
     rows = math.ceil(len(metrics) / columns)
-    fonts = _fonts()
+    installed = set(font_manager.get_font_names())
+    fonts = ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)]
     with rc_context({"font.family": fonts, "axes.unicode_minus": False}):
         figure = Figure(figsize=(6.5 * columns, 0.6 + 3.4 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
@@ -83,7 +83,11 @@ def plot_curves(
             frameon=False,
             fontsize=9,
         )
-        _save(figure, path)
+        try:
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, format="png", dpi=150)
+        except OSError as error:
+            raise LlmctlError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _line(axes: "Axes", points: Sequence[MetricPoint], index: int, label: str) -> "Line2D":
@@ -100,18 +104,3 @@ def _line(axes: "Axes", points: Sequence[MetricPoint], index: int, label: str) -
         label=label,
     )
     return line
-
-
-def _fonts() -> list[str]:
-    from matplotlib import font_manager
-
-    installed = set(font_manager.get_font_names())
-    return ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)]
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=150)
-    except OSError as error:
-        raise LlmctlError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -168,14 +168,14 @@ class RunComparison:
 
 def summarize_metrics(curves: Mapping[str, Sequence[MetricPoint]]) -> list[MetricSummary]:
     """Summarize every metric that has a point."""
-    return [_summary(name, points) for name, points in curves.items() if points]
-
-
-def _summary(name: str, points: Sequence[MetricPoint]) -> MetricSummary:
-    numbers = [point.value for point in points if not math.isnan(point.value)] or [math.nan]
-    return MetricSummary(
-        name, points[0].value, points[-1].value, min(numbers), max(numbers), len(points)
-    )
+    summaries = []
+    for name, points in curves.items():
+        values = [point.value for point in points]
+        numbers = [value for value in values if not math.isnan(value)] or [math.nan]
+        if values:
+            ends = (values[0], values[-1], min(numbers), max(numbers))
+            summaries.append(MetricSummary(name, *ends, len(values)))
+    return summaries
 
 
 def compare_runs(runs: Sequence[RunRecord]) -> RunComparison:
@@ -198,12 +198,11 @@ def _metric_row(name: str, runs: Sequence[RunRecord]) -> MetricComparison:
         return MetricComparison(name, values, direction)
     low, high = min(numbers), max(numbers)
     best, worst = (low, high) if direction == "lower" else (high, low)
-    best_runs, worst_runs = (_indices_of(values, end) for end in (best, worst))
-    return MetricComparison(name, values, direction, best_runs, worst_runs)
-
-
-def _indices_of(values: Sequence[float | None], wanted: float) -> frozenset[int]:
-    return frozenset(index for index, value in enumerate(values) if value == wanted)
+    places = (
+        frozenset(index for index, value in enumerate(values) if value == end)
+        for end in (best, worst)
+    )
+    return MetricComparison(name, values, direction, *places)
 
 
 def x_values(points: Sequence[MetricPoint]) -> tuple[list[float], str]:

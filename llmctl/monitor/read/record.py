@@ -62,8 +62,8 @@ def run_record(
     status: str,
     started_ms: int | None,
     ended_ms: int | None,
+    artifact_uri: str | None,
     *,
-    artifact_uri: str,
     params: Mapping[str, str],
     metrics: Mapping[str, float],
     tags: Mapping[str, str],
@@ -74,9 +74,7 @@ def run_record(
 
     A RUNNING run whose process is dead gets the status `killed`.
     """
-    key_metric = tags.get(TAG_KEY_METRIC)
-    if key_metric is None:
-        key_metric = next((name for name in _DEFAULT_KEY_METRICS if name in metrics), None)
+    default = next((name for name in _DEFAULT_KEY_METRICS if name in metrics), None)
     run = RunRecord(
         run_id=run_id,
         name=name or run_id[:8],
@@ -90,18 +88,14 @@ def run_record(
         tags=tags,
         error=tags.get(TAG_ERROR, ""),
         note=tags.get(TAG_NOTE, ""),
-        key_metric=key_metric,
+        key_metric=tags.get(TAG_KEY_METRIC, default),
         parent_run_id=tags.get(TAG_PARENT),
         model_id=tags.get(TAG_MODEL_ID),
         used_model_id=tags.get(TAG_USED_MODEL_ID),
-        artifact_uri=artifact_uri,
+        artifact_uri=artifact_uri or "",
         datasets=tuple(sorted(datasets, key=lambda use: (use.name, use.digest))),
         deleted=deleted,
     )
-    return _with_liveness(run)
-
-
-def _with_liveness(run: RunRecord) -> RunRecord:
     process = run.tags.get(TAG_PROCESS)
     if run.status != "running" or process is None or is_alive(process, last_seen(run.tags)):
         return run

@@ -50,40 +50,34 @@ class SqliteRunReader(RunReader):
         Raises:
             LlmctlError: the file is not a tracking store, or cannot be read.
         """
+        reader = cls(file)
+        known = False
+        try:
+            tables = {name for (name,) in reader._read("SELECT name FROM sqlite_master")}
+            if not {"alembic_version", "experiments"} <= tables:
+                raise LlmctlError(
+                    f"{file} is not a tracking store of MLflow",
+                    hint="give another file to --tracking-uri, or leave out the option",
+                )
+            versions = {version for (version,) in reader._read("SELECT * FROM alembic_version")}
+            known = bool(versions) and versions <= KNOWN_SCHEMAS
+        finally:
+            if not known:
+                reader.close()
+        return reader if known else None
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
         # Not mode=ro, which cannot roll back the unfinished transaction of a killed writer.
         uri = f"{file.resolve().as_uri()}?mode=rw"
         try:
-            connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S)
+            self._connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S)
+            self._connection.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:
             raise _unreadable(file, error) from error
-        store = cls(file, connection)
-        try:
-            known = store._has_known_tables()
-        except LlmctlError:
-            store.close()
-            raise
-        if not known:
-            store.close()
-            return None
-        return store
-
-    def __init__(self, file: Path, connection: sqlite3.Connection) -> None:
-        self._file = file
-        self._connection = connection
 
     def close(self) -> None:
         self._connection.close()
-
-    def _has_known_tables(self) -> bool:
-        self._read("PRAGMA query_only = ON")
-        tables = {name for (name,) in self._read("SELECT name FROM sqlite_master")}
-        if not {"alembic_version", "experiments"} <= tables:
-            raise LlmctlError(
-                f"{self._file} is not a tracking store of MLflow",
-                hint="give another file to --tracking-uri, or leave out the option",
-            )
-        versions = {version for (version,) in self._read("SELECT * FROM alembic_version")}
-        return bool(versions) and versions <= KNOWN_SCHEMAS
 
     def runs(self, *, deleted: bool = False) -> list[RunRecord]:
         which = (EXPERIMENT, experiment_name(), "deleted" if deleted else "active")
@@ -97,25 +91,21 @@ class SqliteRunReader(RunReader):
         ):
             metrics[run_id][key] = _number(value, is_nan)
         datasets = self._datasets()
+        rows = self._read(
+            "SELECT run_uuid, runs.name, status, start_time, end_time, artifact_uri "
+            f"{_OURS} ORDER BY start_time DESC, run_uuid",
+            which,
+        )
         return [
             run_record(
-                run_id,
-                name,
-                status,
-                started_ms,
-                ended_ms,
-                artifact_uri=artifact_uri or "",
-                params=params[run_id],
-                metrics=metrics[run_id],
-                tags=tags[run_id],
-                datasets=datasets[run_id],
+                *run,
+                params=params[run[0]],
+                metrics=metrics[run[0]],
+                tags=tags[run[0]],
+                datasets=datasets[run[0]],
                 deleted=deleted,
             )
-            for run_id, name, status, started_ms, ended_ms, artifact_uri in self._read(
-                "SELECT run_uuid, runs.name, status, start_time, end_time, artifact_uri "
-                f"{_OURS} ORDER BY start_time DESC, run_uuid",
-                which,
-            )
+            for run in rows
         ]
 
     def curves(self, run_id: str) -> dict[str, list[MetricPoint]]:

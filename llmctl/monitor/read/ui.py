@@ -40,9 +40,12 @@ def run_ui_server(
     Raises:
         LlmctlError: the server did not start, or exited.
     """
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command += ["--host", HOST, "--port", str(port)]
+    command += ["--artifacts-destination", artifacts_folder().as_uri()]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            _command(port),
+            command,
             # Not in the arguments, which every user of the machine sees: it may hold a password.
             env=os.environ | _SETTINGS | {"MLFLOW_BACKEND_STORE_URI": uri},
             stdin=subprocess.DEVNULL,
@@ -58,15 +61,6 @@ def run_ui_server(
             raise _ended(process, log)
         finally:
             _end(process)
-
-
-def _command(port: int) -> list[str]:
-    folder = artifacts_folder()
-    return [
-        *(sys.executable, "-m", "mlflow", "server"),
-        *("--artifacts-destination", folder.as_uri()),
-        *("--host", HOST, "--port", str(port), "--workers", "1"),
-    ]
 
 
 def check_port(port: int) -> int:
@@ -117,11 +111,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(psutil.Error):
         parent = psutil.Process(process.pid)
         processes = [*parent.children(recursive=True), parent]
-    for process_ in processes:
-        with suppress(psutil.Error):
-            process_.terminate()
-    _, left = psutil.wait_procs(processes, timeout=_END_S)
-    for process_ in left:
-        with suppress(psutil.Error):
-            process_.kill()
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for one in processes:
+            with suppress(psutil.Error):
+                end(one)
+        _, processes = psutil.wait_procs(processes, timeout=_END_S)
     process.wait()

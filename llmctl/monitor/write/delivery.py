@@ -22,6 +22,7 @@ from llmctl.monitor.write.events import (
     StatusEvent,
     TagEvent,
     TraceEvent,
+    describe,
     encode,
 )
 from llmctl.monitor.write.liveness import DIED_ERROR, process_identity
@@ -60,18 +61,6 @@ _FINAL: Final = (
     "NOT_FOUND",
     "NOT_IMPLEMENTED",
 )
-_NAMES: Final[Mapping[type[Event], str]] = {
-    MetricEvent: "a metric",
-    ParamEvent: "a parameter",
-    TagEvent: "a tag",
-    FileEvent: "a file",
-    DatasetEvent: "a dataset",
-    ModelOutputEvent: "the output model",
-    ModelInputEvent: "the input model",
-    IdFileEvent: "the run id",
-    TraceEvent: "a trace",
-    StatusEvent: "the status",
-}
 _MAX_REFUSALS: Final = 3
 """Number of times that a store may refuse an event while it accepts others."""
 _DIGEST_CHARS: Final = 36
@@ -151,7 +140,7 @@ class Delivery:
                 return self._send(events[:half]) + self._send(events[half:])
             if not final and not self._is_refused_for_good(error, first):
                 return events
-            self._on_rejected(redact(f"{_NAMES[type(first)]} was rejected: {error}"))
+            self._on_rejected(redact(f"{describe(first)} was rejected: {error}"))
         if isinstance(first, MetricEvent) and first.model_id is not None:
             return self._send([replace(first, model_id=None)])
         return []

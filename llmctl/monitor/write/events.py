@@ -9,7 +9,12 @@ from llmctl.types import DatasetContext, DatasetRef, RequestTrace, RunStatus
 
 
 @dataclass(frozen=True, slots=True)
-class MetricEvent:
+class Event:
+    """Something that a run records."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricEvent(Event):
     """One point of a metric."""
 
     key: str
@@ -22,7 +27,7 @@ class MetricEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class ParamEvent:
+class ParamEvent(Event):
     """One parameter of the run."""
 
     key: str
@@ -30,7 +35,7 @@ class ParamEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class TagEvent:
+class TagEvent(Event):
     """One tag of the run."""
 
     key: str
@@ -38,7 +43,7 @@ class TagEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class FileEvent:
+class FileEvent(Event):
     """A copy of a file or folder, made when it was logged and deleted after delivery."""
 
     path: str
@@ -47,7 +52,7 @@ class FileEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class DatasetEvent:
+class DatasetEvent(Event):
     """A dataset that the run read or wrote."""
 
     dataset: DatasetRef
@@ -55,7 +60,7 @@ class DatasetEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelOutputEvent:
+class ModelOutputEvent(Event):
     """A model that the run produced. Its files stay in `folder`."""
 
     key: str
@@ -66,21 +71,21 @@ class ModelOutputEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelInputEvent:
+class ModelInputEvent(Event):
     """A LoggedModel that the run uses."""
 
     model_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class IdFileEvent:
+class IdFileEvent(Event):
     """A JSON file whose null fields `run_id` and `model_id` get the ids of the run."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
-class TraceEvent:
+class TraceEvent(Event):
     """A request that a server answered."""
 
     trace_id: str
@@ -89,7 +94,7 @@ class TraceEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class StatusEvent:
+class StatusEvent(Event):
     """A change of the status of the run."""
 
     status: RunStatus
@@ -97,38 +102,30 @@ class StatusEvent:
     """Unix milliseconds."""
 
 
-Event = (
-    MetricEvent
-    | ParamEvent
-    | TagEvent
-    | FileEvent
-    | DatasetEvent
-    | ModelOutputEvent
-    | ModelInputEvent
-    | IdFileEvent
-    | TraceEvent
-    | StatusEvent
-)
-
-_CLASSES: Final[dict[str, type[Event]]] = {
-    "Point": MetricEvent,
-    "Param": ParamEvent,
-    "Tag": TagEvent,
-    "File": FileEvent,
-    "Data": DatasetEvent,
-    "Made": ModelOutputEvent,
-    "Used": ModelInputEvent,
-    "Ids": IdFileEvent,
-    "Traced": TraceEvent,
-    "Status": StatusEvent,
+_KINDS: Final[dict[type[Event], tuple[str, str]]] = {
+    MetricEvent: ("Point", "a metric"),
+    ParamEvent: ("Param", "a parameter"),
+    TagEvent: ("Tag", "a tag"),
+    FileEvent: ("File", "a file"),
+    DatasetEvent: ("Data", "a dataset"),
+    ModelOutputEvent: ("Made", "the output model"),
+    ModelInputEvent: ("Used", "the input model"),
+    IdFileEvent: ("Ids", "the run id"),
+    TraceEvent: ("Traced", "a trace"),
+    StatusEvent: ("Status", "the status"),
 }
-"""Kind in a spool file -> class. The kinds are part of the file format."""
-_KINDS: Final = {cls: kind for kind, cls in _CLASSES.items()}
+"""Kind in a spool file, which is part of the file format, and name in messages."""
+_CLASSES: Final = {kind: cls for cls, (kind, _) in _KINDS.items()}
+
+
+def describe(event: Event) -> str:
+    """Return what an event records, as messages name it."""
+    return _KINDS[type(event)][1]
 
 
 def encode(event: Event) -> str:
     """Return an event as one line of ASCII, which also holds paths that are not UTF-8."""
-    return json.dumps([_KINDS[type(event)], asdict(event)], default=str)
+    return json.dumps([_KINDS[type(event)][0], asdict(event)], default=str)
 
 
 def decode(line: str) -> Event:

@@ -61,29 +61,27 @@ def start_run(
         if resumed is not None:
             return resumed
         on_rejected(f"run {start.resume_run_id} does not exist; this is a new run")
-    created = _find_created(store, name, started_ms) if is_retry else None
-    if created is not None:
-        return Delivery(store, created.info.run_id, on_rejected, created.data.params)
+    if is_retry:
+        at = f"attributes.start_time = {started_ms}"
+        for run in store.client.search_runs([store.experiment_id], at, max_results=100):
+            if run.info.run_name == valid_text(name):
+                return Delivery(store, run.info.run_id, on_rejected, run.data.params)
+    user = ""
+    with suppress(OSError, KeyError, ImportError):
+        user = getpass.getuser()
     tags = {
         TAG_PROCESS: process or process_identity(),
         TAG_HEARTBEAT: f"{time.time() if process is None else started_ms / 1000:.0f}",
         TAG_KIND: start.kind,
         TAG_MODEL: start.model,
         TAG_PARENT: start.parent_run_id or "",
-        "mlflow.user": _user(),
+        "mlflow.user": user,
         "mlflow.source.name": f"llmctl {start.kind}",
         "mlflow.source.type": "LOCAL",
     }
     tags = {name: valid_text(value) for name, value in tags.items() if value}
     run = store.client.create_run(store.experiment_id, started_ms, tags, valid_text(name))
     return Delivery(store, run.info.run_id, on_rejected)
-
-
-def _find_created(store: TrackingStore, name: str, started_ms: int) -> "Run | None":
-    runs = store.client.search_runs(
-        [store.experiment_id], f"attributes.start_time = {started_ms}", max_results=100
-    )
-    return next((run for run in runs if run.info.run_name == valid_text(name)), None)
 
 
 def find_stored_run(store: TrackingStore, run_id: str) -> "Run | None":
@@ -113,9 +111,3 @@ def _resume(
     if TAG_ERROR in run.data.tags:
         client.delete_tag(run_id, TAG_ERROR)
     return Delivery(store, run_id, on_rejected, run.data.params)
-
-
-def _user() -> str:
-    with suppress(OSError, KeyError, ImportError):
-        return getpass.getuser()
-    return ""

@@ -193,7 +193,7 @@ def test_a_reference_without_a_match_is_an_error(reference: str) -> None:
 def test_lineage_spans_from_the_raw_data_to_the_server(
     runs: list[RunRecord], tracking_history: TrackingHistory
 ) -> None:
-    lineage = Lineage.of(runs)
+    lineage = Lineage(runs)
     ids = tracking_history.ids
 
     def outline(node: LineageNode) -> object:
@@ -217,7 +217,7 @@ def test_lineage_spans_from_the_raw_data_to_the_server(
 def test_a_run_with_equal_input_and_output_is_not_its_own_source() -> None:
     same = (DatasetUse("d", "x", "source"), DatasetUse("d (output)", "x", "output"))
     first, second = run("a", datasets=same), run("b", datasets=same, started=1.0)
-    lineage = Lineage.of([first, second])
+    lineage = Lineage([first, second])
     (data,) = lineage.sources(second).branches
     (before,) = data.branches
     assert (before.id, [(node.id, node.seen) for node in before.branches]) == ("a", [("x", True)])
@@ -227,10 +227,10 @@ def test_a_run_with_equal_input_and_output_is_not_its_own_source() -> None:
 
 def test_child_runs_are_linked_to_their_parent() -> None:
     whole, part = run("a"), run("b", parent_run_id="a")
-    lineage = Lineage.of([whole, part])
+    lineage = Lineage([whole, part])
     assert [node.id for node in lineage.results(whole).branches] == ["b"]
     assert [node.id for node in lineage.sources(part).branches] == ["a"]
-    (lost,) = Lineage.of([part]).sources(part).branches
+    (lost,) = Lineage([part]).sources(part).branches
     assert "not in this store" in lost.name
 
 
