@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from llmctl.engine.loading.adapters import (
     BASE_PRESERVING_INITS,
     META_ADAPTER_NAME,
-    adapter_vocab_size,
     attach_static_adapter,
+    holds_vocabulary,
     inject_adapter,
     lora_layers,
     read_adapter_config,
+    separate_shared_weights,
 )
 from llmctl.engine.loading.safetensors_writer import SafetensorsWriter, dtype_name
 from llmctl.engine.loading.third_party import quiet_libraries
 from llmctl.engine.models.weight_files import TensorEntry, model_entries, model_files
-from llmctl.errors import ModelLoadError
+from llmctl.errors import ConfigError, ModelLoadError
 from llmctl.types import Progress, ProgressCallback, ignore_progress
 
 MergeDType = Literal["bfloat16", "float16", "float32"]
@@ -171,10 +172,14 @@ def _lay_out(config: Any, adapter: Path, entries: _Entries) -> _Weights | None:
         or settings.ensure_weight_tying
         or settings.bias != "none"
         or settings.init_lora_weights not in BASE_PRESERVING_INITS
+        or holds_vocabulary(adapter, config.get_text_config().vocab_size)
     ):
         return None
-    text = config.get_text_config()
-    text.vocab_size = adapter_vocab_size(adapter) or text.vocab_size
+    if settings.lora_bias:
+        raise ConfigError(
+            f"{adapter} has biases (lora_bias), for which the layers of the model have no place",
+            hint=f"use it without merging: --model {adapter}",
+        )
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     names = {module: f"{path}.weight" for path, module in skeleton.named_modules()}
@@ -259,5 +264,6 @@ def _merge_at_once(base: Path, adapter: Path, target: Path, dtype: torch.dtype) 
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     merged = attach_static_adapter(str(adapter), model, quantised=False)
+    separate_shared_weights(merged)
     merged.to(dtype).save_pretrained(target)
     return MergedWeights(0, (), sum(file.stat().st_size for file in model_files(target)))

@@ -1,5 +1,6 @@
 """Loading of LoRA adapters in PEFT's format."""
 
+import re
 from collections.abc import Collection
 from copy import deepcopy
 from pathlib import Path
@@ -76,8 +77,26 @@ def read_adapter_config(path: str) -> Any:
         raise ConfigError(f"{path}/{ADAPTER_CONFIG} cannot be read: {error}") from error
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind != "LORA":
-        raise ConfigError(f"{path} is a {kind} adapter; only LoRA adapters are supported")
+        raise ConfigError(
+            f"{path} is a {kind} adapter; only LoRA adapters are supported", hint=_merge_hint(path)
+        )
+    if str(config.init_lora_weights).startswith("pissa_niter"):
+        raise ConfigError(
+            f"{path} was initialised with {config.init_lora_weights!r}: PEFT computes its base "
+            "weights anew at every load, from random numbers",
+            hint="save it as plain LoRA with PEFT's "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+        )
     return config
+
+
+def _merge_hint(path: str) -> str:
+    """Return the lines of PEFT that make a model of an adapter, if its kind can be merged."""
+    return (
+        "where its kind can be merged, PEFT makes a model of it: "
+        f"AutoPeftModelForCausalLM.from_pretrained({path!r}).merge_and_unload()"
+        ".save_pretrained('FOLDER')"
+    )
 
 
 def inject_adapter(path: str, meta_model: Any) -> None:
@@ -125,7 +144,8 @@ def attach_static_adapter(path: str, model: Any, *, quantised: bool) -> Any:
     """
     from peft import PeftModel
 
-    if read_adapter_config(path).use_dora and getattr(model, "is_loaded_in_8bit", False):
+    config = read_adapter_config(path)
+    if config.use_dora and getattr(model, "is_loaded_in_8bit", False):
         # PEFT 0.21 loses the scales of the 8-bit weights.
         raise ConfigError(
             f"{path} uses DoRA, which does not support --quant 8bit",
@@ -136,16 +156,80 @@ def attach_static_adapter(path: str, model: Any, *, quantised: bool) -> Any:
         if vocab_size not in (None, model.get_input_embeddings().weight.shape[0]):
             model.resize_token_embeddings(vocab_size, mean_resizing=False)
         adapted: Any = PeftModel.from_pretrained(model, path)
-        return adapted.base_model.model if quantised else adapted.merge_and_unload()
+        if quantised or config.lora_bias:  # a bias has no place in a layer without one
+            return adapted.base_model.model
+        separate_shared_weights(adapted.base_model.model)
+        return adapted.merge_and_unload()
+    except IndexError as error:
+        raise ConfigError(
+            f"{path} trained tokens {config.trainable_token_indices}, some beyond the model's "
+            "vocabulary, and its file has no embedding for them",
+            hint="save it with PEFT's save_pretrained(..., save_embedding_layers=True)",
+        ) from error
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"cannot add the adapter {path} to this model: {reason}") from error
 
 
+def separate_shared_weights(model: Any) -> None:
+    """Give each layer a weight of its own where layers share one. Tied embeddings stay tied if none
+    is adapted.
+
+    `layer_replication` makes layers share weights. Merging would add the adapter of one layer to
+    all of them, and a file holds each weight once.
+
+    Args:
+        model: of Transformers, with or without PEFT's layers.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    uses: dict[int, list[tuple[Any, str]]] = {}
+    adapted: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            adapted.add(id(module.get_base_layer()))
+        for name, weight in module.named_parameters(recurse=False):
+            uses.setdefault(id(weight), []).append((module, name))
+    ends = [_base_layer(model.get_input_embeddings()), _base_layer(model.get_output_embeddings())]
+    for shared in uses.values():
+        users = [module for module, _ in shared]
+        are_tied = all(any(user is end for end in ends) for user in users)
+        if len(users) < 2 or (are_tied and not any(id(user) in adapted for user in users)):
+            continue
+        kept = next((user for user in users if id(user) not in adapted), users[0])
+        for module, name in shared:
+            if module is not kept:
+                copy = getattr(module, name).detach().clone()
+                setattr(module, name, nn.Parameter(copy, requires_grad=False))
+    if ends[1] is not None and ends[0].weight is not ends[1].weight:
+        model.config.get_text_config(decoder=True).tie_word_embeddings = False
+
+
+def _base_layer(module: Any) -> Any:
+    """Return the layer of the model inside a layer of PEFT."""
+    for name in ("base_layer", "original_module"):
+        module = getattr(module, name, module)
+    return module
+
+
 def adapter_vocab_size(folder: Path) -> int | None:
-    """Return the vocabulary size of an adapter's own embedding; `None` if it has none."""
+    """Return the vocabulary size of an adapter's own embedding or head; `None` if it has none."""
     entries = read_entries([folder / ADAPTER_WEIGHTS])
-    return next((e.shape[0] for n, e in entries.items() if n.endswith("embed_tokens.weight")), None)
+    return next((e.shape[0] for name, e in entries.items() if _VOCABULARY.search(name)), None)
+
+
+def holds_vocabulary(folder: Path, vocab_size: int) -> bool:
+    """Whether an adapter changes embedding or head by LoRA, or has a vocabulary of another size."""
+    names = read_entries([folder / ADAPTER_WEIGHTS])
+    size = adapter_vocab_size(folder)
+    return size not in (None, vocab_size) or any(
+        ".lora_embedding_" in name or ".base_layer." in name for name in names
+    )
+
+
+_VOCABULARY = re.compile(
+    r"(?:embed_tokens|wte|embed_in|lm_head|embed_out)(?:\.base_layer|\.modules_to_save)?\.weight$"
+)
 
 
 def _unsupported_part(config: Any, names: Collection[str]) -> str | None:

@@ -11,7 +11,9 @@ from llmctl.engine.batching.forward.int4 import int4_supported
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.loading import adapters
 from llmctl.engine.loading.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
+from llmctl.engine.loading.sampling_defaults import sampling_defaults
 from llmctl.engine.loading.third_party import library_errors, quiet_libraries
+from llmctl.engine.loading.weights import check_quantisation_method, read_weights
 from llmctl.engine.memory.estimate import ModelShape, shape_from_config
 from llmctl.engine.memory.hardware import choose_device, choose_dtype
 from llmctl.engine.memory.plan import plan_memory
@@ -26,7 +28,6 @@ from llmctl.types import (
     ModelSpec,
     Progress,
     ProgressCallback,
-    Quant,
     SamplingParams,
     ignore_progress,
 )
@@ -112,7 +113,7 @@ def load_model(
     model.eval().requires_grad_(False)
     if spec.quant == "4bit" and device.type == "cpu" and not int4:
         _avoid_packed_kernel(model)
-    defaults = model.generation_config
+    defaults, default_notes = sampling_defaults(model.generation_config)
     return LoadedModel(
         info=EngineInfo(
             model_id=resolved.model_id,
@@ -133,6 +134,7 @@ def load_model(
             training_run_id=check.run_id,
             notes=(
                 *_notes(spec, device, template, int4=int4),
+                *default_notes,
                 *check.notes,
                 *([f"{adapter} is added permanently: {static_reason}"] if static_reason else []),
                 *plan.notes,
@@ -145,8 +147,8 @@ def load_model(
         adapter=None if static_reason else adapter,
         has_static_adapter=static_reason is not None,
         vocab_size=model.get_input_embeddings().weight.shape[0],
-        eos_ids=eos_token_ids(defaults, tokenizer),
-        sampling_defaults=_sampling_defaults(defaults),
+        eos_ids=eos_token_ids(model.generation_config, tokenizer),
+        sampling_defaults=defaults,
     )
 
 
@@ -207,7 +209,9 @@ def read_model_config(spec: ModelSpec, resolved: ResolvedModel) -> Any:
 
     if resolved.gguf_file is not None:
         return AutoConfig.from_pretrained(resolved.path, gguf_file=resolved.gguf_file)
-    return AutoConfig.from_pretrained(resolved.path, trust_remote_code=spec.trust_remote_code)
+    config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=spec.trust_remote_code)
+    check_quantisation_method(config, resolved.model_id)
+    return config
 
 
 def read_tokenizer(spec: ModelSpec, resolved: ResolvedModel) -> Any:
@@ -221,68 +225,16 @@ def read_tokenizer(spec: ModelSpec, resolved: ResolvedModel) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             model.path, trust_remote_code=spec.trust_remote_code
         )
-    if resolved.base is None or not model_folder.has_tokenizer(
-        model_folder.file_names(resolved.path)
-    ):
+    adapter = adapter_folder(spec, resolved)
+    folder = None if adapter is None else Path(adapter).expanduser()
+    if folder is None or not folder.is_dir():
         return tokenizer
-    own = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=spec.trust_remote_code)
+    if not model_folder.has_tokenizer(model_folder.file_names(folder)):
+        return tokenizer
+    own = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     if own.chat_template is None:  # some tools do not save it
         own.chat_template = tokenizer.chat_template
     return own
-
-
-def read_weights(
-    spec: ModelSpec,
-    resolved: ResolvedModel,
-    config: Any,
-    device: torch.device,
-    dtype: torch.dtype,
-    attention: str | None = None,
-    *,
-    int4: bool = False,
-) -> Any:
-    """Read the weights of a full model.
-
-    Args:
-        attention: Transformers' name of an implementation.
-        int4: whether 4bit is `Int4Linear`, which has no gradients, instead of NF4.
-    """
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
-    if (gguf_file := resolved.gguf_file) is not None:
-        options |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
-    else:
-        options |= {"config": config, "use_safetensors": None if spec.allow_pickle else True}
-        if (quantisation := _quantisation(spec.quant, dtype, int4=int4)) is not None:
-            options["quantization_config"] = quantisation
-    return AutoModelForCausalLM.from_pretrained(
-        resolved.path,
-        dtype=dtype,
-        device_map={"": device},
-        trust_remote_code=spec.trust_remote_code,
-        **options,
-    )
-
-
-def _quantisation(quant: Quant, compute_dtype: torch.dtype, *, int4: bool) -> Any:
-    """Return the config of `Int4Linear`, of NF4 with double quantisation, or of LLM.int8()."""
-    if quant == "none":
-        return None
-    if quant == "4bit" and int4:
-        from llmctl.engine.loading.int4_quantizer import Int4Config
-
-        return Int4Config()
-    from transformers import BitsAndBytesConfig
-
-    if quant == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
 
 
 def _avoid_packed_kernel(model: nn.Module) -> None:
@@ -311,18 +263,6 @@ def eos_token_ids(defaults: Any, tokenizer: Any) -> tuple[int, ...]:
     ids = defaults.eos_token_id
     listed = ids if isinstance(ids, list) else [ids]
     return tuple(sorted({i for i in (*listed, tokenizer.eos_token_id) if i is not None}))
-
-
-def _sampling_defaults(defaults: Any) -> SamplingParams:
-    if not defaults.do_sample:
-        return SamplingParams()
-    return SamplingParams(
-        temperature=defaults.temperature,
-        top_p=defaults.top_p,
-        top_k=defaults.top_k,
-        min_p=defaults.min_p,
-        repetition_penalty=defaults.repetition_penalty,
-    )
 
 
 def _notes(

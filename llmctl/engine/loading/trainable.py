@@ -13,9 +13,9 @@ from llmctl.engine.loading.load import (
     model_shape,
     read_model_config,
     read_tokenizer,
-    read_weights,
 )
 from llmctl.engine.loading.third_party import library_errors, quiet_libraries
+from llmctl.engine.loading.weights import read_weights
 from llmctl.engine.memory.estimate import ModelShape
 from llmctl.engine.memory.hardware import choose_device, choose_dtype
 from llmctl.engine.models import resolve

@@ -1,0 +1,220 @@
+"""Table of the model types of Transformers: how each runs, and whether its replies are right.
+
+Run `python -m tests.compat.architectures [TYPE ...]`; all types take ten minutes on two cores. Each
+type is a random model of a few thousand parameters. Sixteen prompts of very different lengths are
+generated greedily in one batch and compared with `generate()` of each alone, in float32.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+from llmctl.engine.hf_runner import HFRunner
+from llmctl.types import GenerationRequest, ModelSpec, SamplingParams
+from tests.compat.table import write_table
+from tests.tiny import byte_tokenizer
+
+# fmt: off
+_OTHER_TASKS = (
+    "bart", "bert", "bert-generation", "big_bird", "bigbird_pegasus", "blenderbot",
+    "blenderbot-small", "camembert", "data2vec-text", "electra", "ernie", "marian", "mbart",
+    "megatron-bert", "mvp", "pegasus", "plbart", "prophetnet", "rembert", "roberta",
+    "roberta-prelayernorm", "roformer", "roc_bert", "trocr", "whisper", "xlm", "xlm-roberta",
+    "xlm-roberta-xl", "xlnet", "xmod", "musicgen", "musicgen_melody", "git", "reformer", "moshi",
+)
+"""Encoders, and decoders of encoder-decoder or audio models."""
+_TINY: dict[str, Any] = {
+    "vocab_size": 260, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_size": 32, "n_embd": 32, "d_model": 32, "embedding_size": 32, "word_embed_proj_dim": 32,
+    "intermediate_size": 48, "n_inner": 48, "ffn_dim": 48, "block_dim": 32, "block_ff_dim": 48,
+    "num_hidden_layers": 4, "n_layer": 4,
+    "num_attention_heads": 4, "n_head": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "global_head_dim": 16, "num_global_key_value_heads": 1, "kv_channels": 8, "rotary_dim": 8,
+    "max_position_embeddings": 512, "n_positions": 512, "n_ctx": 512,
+    "sliding_window": 16, "attention_chunk_size": 16, "window_size": 16,
+    "attention_window_size": 16, "attention_window": 16, "lru_width": 32,
+    # Mixture of experts
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4,
+    "num_experts_per_layer": 4, "num_experts_per_tok": 2, "num_experts_per_token": 2,
+    "moe_topk": 2, "moe_k": 2, "n_shared_experts": 1, "num_shared_experts": 1, "n_group": 1,
+    "topk_group": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+    "expert_intermediate_size": 16, "shared_intermediate_size": 16,
+    "moe_shared_expert_intermediate_size": 16, "first_k_dense_replace": 1,
+    "moe_layer_start_index": 1,
+    # Latent attention, indexers
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 12, "qk_head_dim": 16, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 16,
+    # Recurrent layers
+    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "linear_conv_kernel_dim": 4, "mamba_n_heads": 4, "mamba_d_state": 8,
+    "mamba_d_conv": 4, "mamba_expand": 2, "mamba_n_groups": 1, "mamba_chunk_size": 16,
+    "mamba_d_head": 16, "mamba_dt_rank": 4, "mamba_d_ssm": 64, "mamba_num_heads": 4,
+    "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 16, "conv_kernel": 4,
+    "expand": 2, "state_size": 8, "num_heads": 4, "n_mamba_heads": 4, "mamba_headdim": 16,
+    "mamba_ngroups": 1, "conv_L_cache": 3,
+    # Embeddings per layer, shared keys and values
+    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 260, "num_kv_shared_layers": 1,
+}
+# fmt: on
+_ALTERNATING = ["mamba", "attention"] * 2
+_OWN: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+    },
+    "granitemoehybrid": {"layer_types": _ALTERNATING},
+    "bailing_hybrid": {"layer_group_size": 2, "num_key_value_heads": 4},
+    "mamba2": {"head_dim": 16},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "zamba2": {
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+        "head_dim": 16,
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "num_mem_blocks": 1,
+    },
+    "gemma4_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+    },
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4},
+    "kimi_linear": {
+        "num_key_value_heads": 4,
+        "linear_attn_config": {
+            "kda_layers": [1, 3],
+            "full_attn_layers": [2, 4],
+            "num_heads": 4,
+            "head_dim": 8,
+            "short_conv_kernel_size": 4,
+        },
+    },
+}
+_LATENT = (
+    *("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"),
+    *("glm_moe_dsa", "minicpm3", "youtu", "sarvam_mla"),
+)
+_OWN |= {name: {"num_key_value_heads": 4} for name in _LATENT}
+_LEFT_OUT = dict.fromkeys((*_LATENT, "kimi_linear", "falcon"), ("head_dim",))
+_MAX_PARAMETERS = 3_000_000
+
+
+def build(model_type: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Return a tiny random model.
+
+    Raises:
+        Exception: its configuration is not covered by the tiny values.
+    """
+    default = AutoConfig.for_model(model_type)
+    aliases = getattr(type(default), "attribute_map", {})
+    values = {n: v for n, v in _TINY.items() if n in aliases or _has(default, n)}
+    for name in _LEFT_OUT.get(model_type, ()):
+        values.pop(name, None)
+    config = AutoConfig.for_model(model_type, **(values | _OWN.get(model_type, {})))
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    if (count := sum(p.numel() for p in skeleton.parameters())) > _MAX_PARAMETERS:
+        raise ValueError(f"{count:,} parameters: its sizes have other names")
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, 0.3 if parameter.ndim == 2 else 0.2)
+    return model
+
+
+def _has(config: Any, name: str) -> bool:
+    try:
+        return hasattr(config, name)
+    except Exception:  # a value that differs by layer raises an error of its own
+        return True
+
+
+def check(model_type: str, folder: Path) -> list[str]:
+    """Return a row: type, path in float32 and bfloat16, right replies, distinct tokens, reuse."""
+    model = build(model_type)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    prompts = [[3 + (7 * i + 5 * j) % 250 for j in range(1 + 5 * i)] for i in range(16)]
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            output = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=12,
+                pad_token_id=0,
+            )
+        expected.append(output[0, len(prompt) :].tolist())
+    paths, reason, right, reused = [], "", 0, 0
+    for dtype in ("float32", "bfloat16"):
+        with HFRunner(ModelSpec(str(folder), device="cpu", dtype=dtype)) as engine:
+            engine.load()
+            paths.append(engine.path)
+            if engine.path == "serial":
+                reason = next(n for n in engine.info().notes if "one request at a time" in n)
+            if dtype == "float32":
+                found = _replies(engine, prompts)
+                right = sum(ids == own for (ids, _), own in zip(found, expected, strict=True))
+                reused = _replies(engine, [prompts[-1] + expected[-1][:5]])[0][1]
+    distinct = len({token for ids in expected for token in ids})
+    path = paths[0] if paths[0] == paths[1] else " / ".join(paths)
+    note = f" ({reason.split(': ', 1)[-1]})" if reason else ""
+    return [model_type, path + note, f"{right} of 16", str(distinct), f"{reused} of 80"]
+
+
+def _replies(engine: HFRunner, prompts: list[list[int]]) -> list[tuple[list[int], int]]:
+    """Return the ids of each reply, and how many prompt tokens came from the cache."""
+    sampling = SamplingParams(temperature=0, max_new_tokens=12, ignore_eos=True, logprobs=0)
+    streams = [
+        engine.submit(GenerationRequest(prompt=tuple(prompt), sampling=sampling))
+        for prompt in prompts
+    ]
+    replies = []
+    for stream in streams:
+        ids, cached = [], 0
+        for chunk in stream:
+            ids += [entry.chosen.token_id for entry in chunk.logprobs]
+            cached = chunk.usage.cached_tokens if chunk.usage else cached
+        replies.append((ids, cached))
+    return replies
+
+
+def main() -> None:
+    """Check all types, or those named, and write the table."""
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    rows = []
+    for model_type in sys.argv[1:] or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        if model_type in _OTHER_TASKS:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                rows.append(check(model_type, Path(folder)))
+            except Exception as error:
+                what = (str(error).splitlines() or [""])[0][:80]
+                rows.append(
+                    [model_type, f"not checked: {type(error).__name__}: {what}", "", "", ""]
+                )
+        print(rows[-1], flush=True)
+    if not sys.argv[1:]:
+        header = ["type", "path", "equal to generate()", "distinct tokens", "reused prefix"]
+        write_table("architectures", header, rows, ["transformers", "torch"])
+
+
+if __name__ == "__main__":
+    main()
