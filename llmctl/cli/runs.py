@@ -90,7 +90,7 @@ def list_(
         render.print_note(service.missing_store_message(tracking_uri) or none)
     if waiting := service.count_waiting_runs(tracking_uri):
         render.print_note(
-            f"{waiting} more {'run waits' if waiting == 1 else 'runs wait'} on the disk: the store "
+            f"{waiting} {'run waits' if waiting == 1 else 'runs wait'} on the disk: the store "
             "was not reached yet; the next llmctl that reaches it delivers the record"
         )
     if len(shown) < len(found):

@@ -19,6 +19,9 @@ from rich.cells import cell_len
 from llmctl.cli import render
 from llmctl.cli.app import main
 from llmctl.cli.views import braille_plot
+from llmctl.monitor.store import store_uri
+from llmctl.monitor.write.spool import Spool
+from llmctl.types import RunStart
 from tests.cli.process import RunningCommand, error_lines
 from tests.cli.terminal import Terminal
 from tests.monitor.tracking_history import TrackingHistory, empty_home, end_tracker, start_tracker
@@ -70,6 +73,18 @@ def on_terminal(*words: str) -> list[str]:
     with Terminal(*words, rows=50) as terminal:
         assert terminal.end() == 0, terminal.raw
     return terminal.output.splitlines()
+
+
+def test_the_list_says_how_many_runs_wait_for_the_store(own: Runs) -> None:
+    spool = Spool.create(store_uri(), RunStart("eval"), "waits", 1)
+    try:
+        done = own("list")
+        assert (done.code, done.out) == (0, "")
+        assert "1 run waits on the disk" in done.err
+        spool.set_run_id("r" * 32)
+        assert "on the disk" not in own("list").err
+    finally:
+        spool.remove()
 
 
 @pytest.mark.slow

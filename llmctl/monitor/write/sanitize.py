@@ -40,12 +40,13 @@ class KeyNames:
         """
         names = [str(name) for name in names]
         new = {name: sanitize_key(name) for name in names if name not in self._keys}
-        counts, used = Counter(new.values()), set(self._keys.values())
-        for name, key in new.items():
-            if key in used or (counts[key] > 1 and name != key):
-                digest = blake2b(valid_text(name).encode(), digest_size=3).hexdigest()
-                key = f"{key[: KEY_CHARS - 7]}-{digest}"
-            self._keys[name] = key
+        if new:
+            counts, used = Counter(new.values()), set(self._keys.values())
+            for name, key in new.items():
+                if key in used or (counts[key] > 1 and name != key):
+                    digest = blake2b(valid_text(name).encode(), digest_size=3).hexdigest()
+                    key = f"{key[: KEY_CHARS - 7]}-{digest}"
+                self._keys[name] = key
         return {name: self._keys[name] for name in names}
 
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -249,3 +251,50 @@ def test_a_damaged_spool_is_left_alone(home: Path, store: TrackingStore, begin: 
     assert isinstance(begin(), Tracker)
     assert spool.file.exists()
     assert home.is_dir()
+
+
+def purge_run(home: Path, run_id: str) -> None:
+    with closing(sqlite3.connect(home / "mlflow.db")) as connection, connection:
+        for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
+            connection.execute(f"DELETE FROM {table} WHERE run_uuid = '{run_id}'")
+
+
+def damage_store(home: Path, _: str) -> None:
+    (home / "mlflow.db").write_bytes(b"no database" * 2000)
+
+
+def drop_tables(home: Path, _: str) -> None:
+    with closing(sqlite3.connect(home / "mlflow.db")) as connection, connection:
+        for table in ("metrics", "tags", "params"):
+            connection.execute(f"DROP TABLE {table}")
+
+
+def remove_spools(home: Path, _: str) -> None:
+    shutil.rmtree(home / "tracking")
+
+
+def block_artifacts(home: Path, _: str) -> None:
+    shutil.rmtree(home / "artifacts", ignore_errors=True)
+    (home / "artifacts").write_text("a file in place of the folder")
+
+
+def remove_all(home: Path, _: str) -> None:
+    shutil.rmtree(home)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "damage", [purge_run, damage_store, drop_tables, remove_spools, block_artifacts, remove_all]
+)
+def test_no_damage_to_the_store_stops_the_work(
+    damage: Callable[[Path, str], None], home: Path, begin: Opener, tmp_path: Path
+) -> None:
+    (tmp_path / "report.md").write_text("text")
+    with tracked(begin()) as tracker:
+        tracker.log_metrics({"loss": 2.0})
+        damage(home, str(tracker.run_id))
+        tracker.log_params({"lr": 0.1, "prompt": "x" * 9000})
+        tracker.log_metrics({"loss": 1.0})
+        tracker.log_artifact(tmp_path / "report.md")
+        tracker.log_dataset(DatasetRef("d", "/d", "ab" * 32, 1), "training")
+        tracker.log_trace(RequestTrace("r", 1.8e9, 1.0))
