@@ -1,7 +1,7 @@
 """Metrics and parameters of an evaluation run keep their names apart."""
 
-from llmctl.services.evaluation.tracking import benchmark_metrics
-from llmctl.types import AggregateScore, BenchmarkScore
+from llmctl.services.evaluation.tracking import benchmark_metrics, metric_name, run_start
+from llmctl.types import AggregateScore, BenchmarkPlan, BenchmarkScore
 
 
 def aggregate(name: str, accuracy: float) -> AggregateScore:
@@ -11,7 +11,7 @@ def aggregate(name: str, accuracy: float) -> AggregateScore:
 
 
 def test_subjects_with_the_name_of_a_figure_or_a_category_do_not_overwrite_it() -> None:
-    subjects = [aggregate(name, 0.5) for name in ("low", "failed", "stem", "law")]
+    subjects = [aggregate(name, 0.5) for name in ("low", "failed", "stem", "law", "difference")]
     score = BenchmarkScore(
         suite="exam",
         mode="ppl",
@@ -37,5 +37,27 @@ def test_subjects_with_the_name_of_a_figure_or_a_category_do_not_overwrite_it() 
         "eval/exam/subject/low": 0.5,
         "eval/exam/subject/failed": 0.5,
         "eval/exam/subject/stem": 0.5,
+        "eval/exam/subject/difference": 0.5,
     }
     assert {name: round(metrics[name], 6) for name in expected} == expected
+
+
+def test_a_benchmark_called_loss_does_not_overwrite_the_loss_of_the_training() -> None:
+    assert (metric_name("exam"), metric_name("loss")) == ("eval/exam", "eval/benchmark/loss")
+
+
+def test_a_benchmark_with_the_name_of_a_setting_does_not_overwrite_it() -> None:
+    plan = BenchmarkPlan(
+        suite="seed",
+        mode="ppl",
+        shots=0,
+        prompt_hash="p",
+        data_hash="",
+        data_source="",
+        chance=None,
+        max_new_tokens=0,
+        subjects=(),
+    )
+    params = run_start("tiny", [plan], {"seed": 42}, None, None).params
+    assert params["seed"] == 42
+    assert "benchmark/seed" in params

@@ -13,6 +13,9 @@ from llmctl.types import (
     RunStart,
 )
 
+_DIFFERENCES = ("difference", "difference_low", "difference_high", "difference_p")
+"""Figures of a benchmark before and after training, which `finetune --eval` adds."""
+
 
 def run_start(
     model: str,
@@ -36,7 +39,7 @@ def run_start(
         kind="eval",
         model=model,
         params={**params, **setups},
-        tags={TAG_KEY_METRIC: f"eval/{plans[0].suite}"},
+        tags={TAG_KEY_METRIC: metric_name(plans[0].suite)},
         parent_run_id=parent_run_id,
         resume_run_id=resume_run_id,
     )
@@ -64,13 +67,18 @@ def log_end(tracker: Tracker, report: EvalReport, folder: Path, model_id: str | 
         tracker.end("failed", f"{report.failed} samples failed")
 
 
+def metric_name(suite: str) -> str:
+    """Return the metric of a benchmark. `eval/loss` is the loss on held-out rows."""
+    return f"eval/benchmark/{suite}" if suite == "loss" else f"eval/{suite}"
+
+
 def benchmark_metrics(score: BenchmarkScore) -> dict[str, float]:
     """Return the metrics of a benchmark: `eval/ceval`, `eval/ceval/stem`, `eval/ceval/law`, ...
 
     `eval/ceval` is the macro average if the benchmark has subjects, as OpenCompass reports it. A
     category or subject whose name is taken becomes `eval/ceval/category/...` or `.../subject/...`.
     """
-    name, overall = f"eval/{score.suite}", score.overall
+    name, overall = metric_name(score.suite), score.overall
     values = {
         name: overall.accuracy if overall.macro is None else overall.macro,
         f"{name}/micro": overall.accuracy,
@@ -84,7 +92,8 @@ def benchmark_metrics(score: BenchmarkScore) -> dict[str, float]:
     for kind, parts in (("category", score.categories), ("subject", score.subjects)):
         for part in parts if kind == "category" or len(parts) > 1 else ():
             key = f"{name}/{part.name}"
-            if key in values:  # a subject may be called `low` or have the name of a category
+            # A subject may be called `low`, or have the name of a category.
+            if key in values or part.name in _DIFFERENCES:
                 key = f"{name}/{kind}/{part.name}"
             values[key] = part.accuracy if part.macro is None else part.macro
     return {key: value for key, value in values.items() if value is not None}

@@ -18,7 +18,7 @@ from llmctl.services.evaluation.plans import create_plans
 from llmctl.services.evaluation.request import EvalObserver, EvalRequest
 from llmctl.services.evaluation.results import compare_evaluations
 from llmctl.services.evaluation.run import evaluate
-from llmctl.services.evaluation.tracking import benchmark_metrics
+from llmctl.services.evaluation.tracking import benchmark_metrics, metric_name
 from llmctl.types import (
     EvalReport,
     PairedComparison,
@@ -155,11 +155,12 @@ def _record(tracker: Tracker, report: EvalReport, step: int) -> None:
 def _record_differences(tracker: Tracker, comparisons: Sequence[PairedComparison]) -> None:
     """Log the difference of each benchmark, as a fraction of 1, its interval and its p-value."""
     for one in comparisons:
+        name = metric_name(one.suite)
         tracker.log_metrics(
             {
-                f"eval/{one.suite}/difference": one.second - one.first,
-                f"eval/{one.suite}/difference_low": one.low,
-                f"eval/{one.suite}/difference_high": one.high,
-                f"eval/{one.suite}/difference_p": one.p_value,
+                f"{name}/difference": one.second - one.first,
+                f"{name}/difference_low": one.low,
+                f"{name}/difference_high": one.high,
+                f"{name}/difference_p": one.p_value,
             }
         )
