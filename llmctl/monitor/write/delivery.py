@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,6 @@ from llmctl.types import (
     TAG_ADAPTER,
     TAG_CHANGED_PREFIX,
     TAG_ERROR,
-    TAG_HEARTBEAT,
     TAG_MODEL_ID,
     TAG_PROCESS,
     TAG_USED_MODEL_ID,
@@ -61,6 +59,8 @@ _FINAL: Final = (
     "NOT_FOUND",
     "NOT_IMPLEMENTED",
 )
+_TAG_PROBE: Final = "llmctl.probe"
+"""Tag that is set and deleted to learn whether the store accepts anything."""
 _MAX_REFUSALS: Final = 3
 """Number of times that a store may refuse an event while it accepts others."""
 _DIGEST_CHARS: Final = 36
@@ -134,7 +134,8 @@ class Delivery:
         except Exception as error:
             final = _is_final(error, first)
             if not final:  # raises if the store accepts nothing at all
-                self.store.client.set_tag(self.run_id, TAG_HEARTBEAT, f"{time.time():.0f}")
+                self.store.client.set_tag(self.run_id, _TAG_PROBE, "")
+                self.store.client.delete_tag(self.run_id, _TAG_PROBE)
             if len(events) > 1:  # isolate the rejected event and deliver the others
                 half = len(events) // 2
                 return self._send(events[:half]) + self._send(events[half:])

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -43,7 +44,38 @@ def test_a_metric_that_the_store_always_refuses_does_not_hold_up_others(
     run = store.client.get_run(str(tracker.run_id))
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss": 1.0, "eval": 3.0})
     assert ["a metric was rejected" in text for text in warnings] == [True]
+    assert "llmctl.probe" not in run.data.tags
     assert list((home / "tracking").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_store_that_is_read_only_for_a_while_gets_everything(
+    home: Path, store: TrackingStore, begin: Opener, warnings: list[str]
+) -> None:
+    file = home / "mlflow.db"
+    tracker = begin()
+    triggers = [
+        f"CREATE TRIGGER refuse_{event}_{table} BEFORE {event} ON {table} "
+        "BEGIN SELECT json('no JSON'); END"
+        for event in ("INSERT", "UPDATE")
+        for table in ("metrics", "tags", "params", "runs")
+    ]
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("PRAGMA busy_timeout = 10000")
+        for statement in triggers:
+            connection.execute(statement)
+    for step in range(5):
+        tracker.log_metrics({"loss": 1.0}, step=step)
+        time.sleep(1)
+    assert "does not answer" in warnings[0]
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("PRAGMA busy_timeout = 10000")
+        for statement in triggers:
+            connection.execute(f"DROP TRIGGER {statement.split()[2]}")
+    tracker.end("finished")
+    assert len(store.client.get_metric_history(str(tracker.run_id), "loss")) == 5
+    assert store.client.get_run(str(tracker.run_id)).info.status == "FINISHED"
+    assert len(warnings) == 1
 
 
 @pytest.mark.slow
