@@ -20,8 +20,9 @@ from llmctl.engine.base import (
 from llmctl.engine.batching.executor import choose_executor
 from llmctl.engine.batching.forward.threads import release_openmp_threads
 from llmctl.engine.batching.output_state import OutputState
-from llmctl.engine.batching.sampling.grammar import GrammarCompiler
+from llmctl.engine.batching.sampling.grammar import GrammarCompiler, GrammarMatcher
 from llmctl.engine.batching.sampling.logprobs import TokenBytes
+from llmctl.engine.batching.sampling.reasoning import ReasoningMatcher
 from llmctl.engine.batching.sampling.sampler import SequenceSampler
 from llmctl.engine.batching.sampling.speculation import PromptLookup
 from llmctl.engine.batching.scoring import no_token_logprobs, top_token_logprobs
@@ -164,7 +165,11 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
             response.new_parser(),
         )
         grammar = params.grammar
-        matcher = None if grammar is None else self._grammars.compile(grammar)
+        matcher: GrammarMatcher | ReasoningMatcher | None = None
+        if grammar is not None:
+            matcher = self._grammars.compile(grammar)
+            if response.reasoning is not None:
+                matcher = ReasoningMatcher(matcher, response.reasoning, loaded.eos_ids)
         sampler = SequenceSampler(params, state.prompt_ids, index, end_ids=end_ids, matcher=matcher)
         return ScheduledSequence(
             state, output, sampler, lookup=PromptLookup() if sampler.plain_greedy else None

@@ -1,11 +1,14 @@
 """Messages, tools and tool calls of a conversation."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from llmctl.errors import RequestError
+
+_log = logging.getLogger(__name__)
 
 Role = Literal["system", "user", "assistant", "developer", "tool"]
 
@@ -38,6 +41,20 @@ class ToolCall:
                 param="messages",
             )
         return value
+
+    def parsed_or_text(self) -> dict[str, object] | str:
+        """Return `parsed`, or the text if it is not a JSON object, which is logged.
+
+        Raises:
+            RequestError: they are nested too deeply.
+        """
+        try:
+            return self.parsed()
+        except RequestError as error:
+            if isinstance(error.__cause__, RecursionError):
+                raise
+            _log.warning("%s; the prompt has them as text", error)
+            return self.arguments
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ def choose_executor(
     try:
         layout = cache_layout(model)
         spare = plan.free_bytes - plan.weights_bytes - plan.reserve_bytes
-        forward = _batching_forward(model, layout, tolerance, spare)
+        forward, layout = _batching_forward(model, layout, tolerance, spare)
     except Exception as error:  # architectures fail in many ways; the serial executor remains
         _log.info("%s cannot be batched", model.config.model_type, exc_info=error)
         notes.append(
@@ -140,8 +140,8 @@ def _budget_tokens(shape: KVShape, plan: MemoryPlan) -> int:
 
 def _batching_forward(
     model: Any, layout: CacheLayout, tolerance: float, spare_bytes: int
-) -> Forward:
-    """Return the fastest forward pass that agrees with the model's own.
+) -> tuple[Forward, CacheLayout]:
+    """Return the fastest forward pass that agrees with the model's own, and its layout.
 
     Args:
         model: of Transformers.
@@ -154,7 +154,7 @@ def _batching_forward(
         Exception: whatever the model's code raises.
     """
     if model.config.model_type in FUSED_MODEL_TYPES and _fused_agrees(model, layout, tolerance):
-        return FusedForward(model, release=True)
+        return FusedForward(model, release=True), layout
     stock_attention = model.config._attn_implementation
     distances = []
     try:
@@ -169,11 +169,12 @@ def _batching_forward(
                     shape = replace(shape, dtype=torch.float32)
                 distances.append(_distance(forward, shape, expected))
                 if distances[-1] < limit:
-                    return kind(model, candidate)
+                    return kind(model, candidate), candidate
             model.set_attn_implementation(stock_attention)
             # Some models' own steps differ from their own single pass (Zamba 2).
             if min(distances) < min(2 * _step_distance(model, expected), _STEP_TOLERANCE):
-                return kind(model, layout.candidates[distances.index(min(distances))])
+                best = layout.candidates[distances.index(min(distances))]
+                return kind(model, best), best
     except BaseException:
         model.set_attn_implementation(stock_attention)
         raise

@@ -8,8 +8,9 @@ from typing import Any
 CharSpan = tuple[int, int]
 """Half-open, in characters."""
 
-# Private-use characters, which no template interprets; random, so that no user can type them.
-_FIRST_PLACEHOLDER = 0x100000 + secrets.randbelow(0xC000)
+# Rare Chinese characters (CJK extension B), which no template interprets; random, so that no user
+# can type them. A template may print a dictionary: Python prints them as they are.
+_FIRST_PLACEHOLDER = 0x20000 + secrets.randbelow(0x6000)
 
 
 class ControlTokenEscaper:
@@ -34,7 +35,7 @@ class ControlTokenEscaper:
         if self._token_pattern is None:
             return value
         if isinstance(value, dict):
-            return {key: self.escape(item) for key, item in value.items()}
+            return {self.escape(key): self.escape(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.escape(item) for item in value]
         if not isinstance(value, str):

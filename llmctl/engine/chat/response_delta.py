@@ -17,6 +17,16 @@ class ResponseDelta:
     """A call with the id of the call before it holds more of that call's arguments."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReasoningTokens:
+    """The marks around the reasoning that may precede a response restricted by a grammar."""
+
+    open_id: int
+    close_id: int
+    opened: bool
+    """Whether the prompt ends with the opening mark."""
+
+
 class ResponseParser(Protocol):
     """Separates answer, reasoning and tool calls of one response while it is generated."""
 

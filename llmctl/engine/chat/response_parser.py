@@ -1,9 +1,8 @@
 """Parsing of generated text into answer, reasoning and tool calls.
 
 Models mark these parts in different ways. Where a tokenizer has a response template, Transformers'
-parser (`transformers.utils.chat_parsing`) follows it. For two conventions that many models share
-and few declare, `<think>` and Hermes' `<tool_call>`, a response template is derived from the chat
-template.
+parser (`transformers.utils.chat_parsing`) follows it. Two conventions that many models share and
+few declare, `<think>` and Hermes' `<tool_call>`, are recognised by the chat template.
 """
 
 import copy
@@ -12,7 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmctl.engine.chat.response_delta import ResponseDelta, ResponseParser, new_tool_call_id
+from llmctl.engine.chat.marked_response import MarkedResponseParser
+from llmctl.engine.chat.response_delta import (
+    ReasoningTokens,
+    ResponseDelta,
+    ResponseParser,
+    new_tool_call_id,
+)
 from llmctl.engine.chat.template import ChatTemplate, tool_definition
 from llmctl.engine.chat.tool_choice import (
     RequiredToolCallParser,
@@ -23,44 +28,19 @@ from llmctl.engine.chat.tool_choice import (
 from llmctl.errors import UnsupportedError
 from llmctl.types import GenerationRequest, Grammar, Message, ToolCall
 
-_THINK = "<think>"
-_REASONING = {"open": _THINK, "close": "</think>", "content": "text"}
-_HERMES_CALL = {
-    # The newline between two calls belongs neither to a call nor to the answer.
-    "open_pattern": r"\s*<tool_call>",
-    "close": "</tool_call>",
-    "repeats": True,
-    "content": "json",
-    "transform": {"type": "function", "function": "{content}"},
-}
+_THINK, _END_THINK = "<think>", "</think>"
+_CALL = "<tool_call>"
 
 
-def response_template(declared: Mapping[str, Any] | None, chat_template: str | None) -> Any | None:
-    """Return a model's response template in Transformers' form; `None` if all text is answer.
-
-    Args:
-        declared: the tokenizer's own `response_template`.
-        chat_template: its Jinja source. If it renders `<think>` or Hermes' `<tool_call>` in
-            earlier messages, the model was trained to write them.
-    """
-    if declared is not None:
-        spec: dict[str, Any] = copy.deepcopy(dict(declared))
-    else:
-        fields: dict[str, Any] = {}
-        source = chat_template or ""
-        if _THINK in source or "</think>" in source:
-            fields["reasoning_content"] = dict(_REASONING)
-        if "<tool_call>" in source:
-            fields["tool_calls"] = dict(_HERMES_CALL)
-        if not fields:
-            return None
-        spec = {
-            "defaults": {"role": "assistant"},
-            # The parser gets the part of the response that the prompt begins, and nothing before.
-            "start_anchor_pattern": r"\A",
-            "fields": fields | {"content": {"content": "text"}},
-        }
-    for field in spec.get("fields", {}).values():
+def declared_template(declared: Mapping[str, Any] | None, *, calls: bool) -> Any | None:
+    """Return a tokenizer's `response_template` for a request, with or without tool calls."""
+    if declared is None:
+        return None
+    spec: dict[str, Any] = copy.deepcopy(dict(declared))
+    fields = spec.get("fields", {})
+    if not calls:
+        fields.pop("tool_calls", None)
+    for field in fields.values():
         if field.get("content") == "json":
             # A call that is not JSON becomes text; it must not end the response.
             field["content_args"] = {"allow_non_json": True} | field.get("content_args", {})
@@ -75,6 +55,8 @@ class ResponseFormat:
     """Creates the parser of one choice; `None` if all text is answer."""
     skip_special_tokens: bool = True
     """Whether special tokens are left out of the generated text."""
+    reasoning: ReasoningTokens | None = None
+    """The model may think before it writes what a grammar restricts."""
 
 
 _ALL_ANSWER = ResponseFormat(lambda: None)
@@ -85,11 +67,18 @@ class ResponseParserFactory:
 
     def __init__(self, tokenizer: Any, template: ChatTemplate) -> None:
         self._template = template
-        declared = getattr(tokenizer, "response_template", None)
-        self._is_declared = declared is not None
-        self._response_template: Any = response_template(declared, template.source)
-        written = json.dumps(self._response_template, ensure_ascii=False)
-        # Markers that are special tokens are visible only if those are decoded too.
+        self._declared: Mapping[str, Any] | None = getattr(tokenizer, "response_template", None)
+        source = (template.source or "") + (template.tool_source or "")
+        # What the template renders in earlier messages the model was trained to write.
+        self._thinks = self._declared is None and (_THINK in source or _END_THINK in source)
+        self._calls = self._declared is None and _CALL in source
+        self._think_ids = _token_ids(tokenizer, _THINK, _END_THINK) if self._thinks else None
+        # Marks that are special tokens are visible only if those are decoded too.
+        if self._declared is None:
+            marks = self._thinks * [_THINK, _END_THINK] + self._calls * [_CALL, "</tool_call>"]
+            written = " ".join(marks)
+        else:
+            written = json.dumps(self._declared, ensure_ascii=False)
         self._needs_special_tokens = any(
             str(token) in written for token in tokenizer.all_special_tokens
         )
@@ -132,23 +121,77 @@ class ResponseParserFactory:
         Args:
             prompt: the rendered prompt. It may begin the response, for example with `<think>`.
         """
-        if request.required_tools:
-            return ResponseFormat(RequiredToolCallParser)
-        template = self._response_template
-        if template is None or not request.messages or request.sampling.grammar is not None:
+        if not request.messages:
             return _ALL_ANSWER
-        tools = [tool_definition(tool) for tool in request.tools]
-        prefix = prompt if self._is_declared else _opened_reasoning(prompt)
+        skip = not self._needs_special_tokens
+        restricted = bool(request.required_tools) or request.sampling.grammar is not None
+        opened = prompt.rstrip().endswith(_THINK)
+        if restricted:
+            reasoning = self._reasoning_tokens(request, prompt, opened=opened)
+            calls = bool(request.required_tools)
+            if reasoning is None:
+                return ResponseFormat(RequiredToolCallParser) if calls else _ALL_ANSWER
+            return ResponseFormat(
+                lambda: RestrictedResponseParser(calls=calls, opened=opened), skip, reasoning
+            )
+        calls = bool(request.tools)
+        template = declared_template(self._declared, calls=calls)
+        if template is not None:
+            tools = [tool_definition(tool) for tool in request.tools]
+            return ResponseFormat(lambda: TemplateResponseParser(template, tools, prompt), skip)
+        thinks, calls = self._thinks, calls and self._calls
+        if not (thinks or calls):
+            return _ALL_ANSWER
         return ResponseFormat(
-            lambda: TemplateResponseParser(template, tools, prefix),
-            skip_special_tokens=not self._needs_special_tokens,
+            lambda: MarkedResponseParser(reasoning=thinks, calls=calls, opened=opened), skip
         )
 
+    def _reasoning_tokens(
+        self, request: GenerationRequest, prompt: str, *, opened: bool
+    ) -> ReasoningTokens | None:
+        """Return the marks of the reasoning that may precede a restricted response, if any."""
+        is_off = request.template_kwargs.get("enable_thinking") is False
+        if self._think_ids is None or is_off or prompt.rstrip().endswith(_END_THINK):
+            return None
+        return ReasoningTokens(*self._think_ids, opened=opened)
 
-def _opened_reasoning(prompt: str) -> str:
-    """Return the `<think>` at the end of a prompt with the white space after it, or nothing."""
-    end = len(prompt.rstrip())
-    return prompt[end - len(_THINK) :] if prompt[:end].endswith(_THINK) else ""
+
+def _token_ids(tokenizer: Any, first: str, second: str) -> tuple[int, int] | None:
+    """Return the ids of two tokens; `None` if one is not in the vocabulary."""
+    vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+    if first not in vocabulary or second not in vocabulary:
+        return None
+    return vocabulary[first], vocabulary[second]
+
+
+class RestrictedResponseParser:
+    """Parses a response that a grammar restricts after the reasoning.
+
+    Args:
+        calls: whether the grammar is that of required tool calls.
+        opened: whether the prompt ends with `<think>`.
+    """
+
+    def __init__(self, *, calls: bool, opened: bool) -> None:
+        self._think = MarkedResponseParser(reasoning=True, calls=False, opened=opened)
+        self._calls = RequiredToolCallParser() if calls else None
+
+    def feed(self, text: str) -> list[ResponseDelta]:
+        """See `ResponseParser.feed`."""
+        return self._converted(self._think.feed(text))
+
+    def end(self) -> list[ResponseDelta]:
+        """See `ResponseParser.end`."""
+        return self._converted(self._think.end())
+
+    def _converted(self, deltas: list[ResponseDelta]) -> list[ResponseDelta]:
+        if self._calls is None:
+            return deltas
+        return [
+            converted
+            for delta in deltas
+            for converted in (self._calls.feed(delta.text) if delta.text else [delta])
+        ]
 
 
 class TemplateResponseParser:
@@ -157,7 +200,7 @@ class TemplateResponseParser:
     White space between a marker and what it encloses belongs to the marker.
 
     Args:
-        template: as `response_template` returns it.
+        template: as `declared_template` returns it.
         tools: definitions of the tools that the request offers.
         prefix: the part of the response that the prompt begins, such as an opened `<think>`.
     """
@@ -225,7 +268,7 @@ def _tool_call_delta(value: Any) -> ResponseDelta:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         text = function if isinstance(function, str) else json.dumps(value, ensure_ascii=False)
         return ResponseDelta(text=f"<tool_call>{text}</tool_call>")
-    name, arguments = function["name"], function.get("arguments", {})
+    name, arguments = function["name"], function.get("arguments", function.get("parameters", {}))
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     return ResponseDelta(call=ToolCall(name, arguments, new_tool_call_id()))

@@ -1,18 +1,23 @@
 """Rendering of conversations into prompts with the model's own chat template."""
 
 import hashlib
+import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmctl.engine.chat.control_tokens import CharSpan, ControlTokenEscaper
 from llmctl.engine.chat.tokenize import TextTokenizer, TokenizedText
 from llmctl.errors import ConfigError, TemplateError
 from llmctl.types import Message, Tool
 
+_log = logging.getLogger(__name__)
+
+_PROBE, _PROBE_ID = "probe_of_tools", "probe0001"
 _RESERVED_VARIABLES = {
     "conversation",
     "messages",
@@ -52,9 +57,11 @@ class ChatTemplate:
     message, with an empty line between them.
     """
 
-    def __init__(self, tokenizer: Any, source: str | None) -> None:
+    def __init__(self, tokenizer: Any, source: str | None, tool_source: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._source = source
+        self.tool_source = tool_source
+        """The template named `tool_use`, for conversations with tools; `None` if there is none."""
         added = tokenizer.added_tokens_decoder.values() if source else ()
         self.escaper = ControlTokenEscaper(str(token) for token in added if token.special)
         self.tokens = TextTokenizer(tokenizer, self.escaper)
@@ -69,7 +76,8 @@ class ChatTemplate:
         if override is None:
             source = tokenizer.chat_template
             if isinstance(source, dict):  # several named templates
-                source = source.get("default")
+                default = source.get("default", source.get("tool_use"))
+                return cls(tokenizer, default, source.get("tool_use"))
             return cls(tokenizer, source)
         try:
             return cls(tokenizer, Path(override).expanduser().read_text(encoding="utf-8"))
@@ -87,12 +95,79 @@ class ChatTemplate:
     @property
     def supports_tools(self) -> bool:
         """Whether the template renders the list of tools."""
-        return "tools" in (self._source or "")
+        return self._tools_in is not None
 
-    @property
+    @cached_property
+    def _tools_in(self) -> Literal["variable", "message"] | None:
+        """Where the template reads tools: its variable, or a key of the system message (Phi-4)."""
+        probe = [tool_definition(Tool(_PROBE))]
+        turns: list[dict[str, Any]] = [
+            {"role": "system", "content": "Instruct"},
+            {"role": "user", "content": "Ask"},
+        ]
+        for start in (1, 0):  # some templates have no system role
+            if _PROBE in (self._try(turns[start:], tools=probe) or ""):
+                return "variable"
+        with_tools = [turns[0] | {"tools": json.dumps(probe)}, turns[1]]
+        return "message" if _PROBE in (self._try(with_tools) or "") else None
+
+    @cached_property
     def supports_tool_calls(self) -> bool:
         """Whether the template renders the tool calls of earlier messages."""
-        return "tool_calls" in (self._source or "")
+        call: dict[str, Any] = {"id": _PROBE_ID, "type": "function"}
+        turns: list[dict[str, Any]] = [
+            {"role": "user", "content": "Ask"},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [call | {"function": {"name": _PROBE, "arguments": {"a": 1}}}],
+            },
+            {"role": "tool", "content": "Result", "tool_call_id": _PROBE_ID, "name": _PROBE},
+        ]
+        text = self._try(turns, tools=[tool_definition(Tool(_PROBE))])
+        if text is None:  # it may want an answer after the result
+            answer: dict[str, Any] = {"role": "assistant", "content": "Answer"}
+            text = self._try([*turns, answer])
+        if text is None:
+            return "tool_calls" in (self.tool_source or self._source or "")
+        without = self._try(turns[:1], tools=[tool_definition(Tool(_PROBE))]) or ""
+        return text.count(_PROBE) > without.count(_PROBE)
+
+    @cached_property
+    def _requires_short_call_ids(self) -> bool:
+        """Whether ids of calls must have nine letters or digits (Mistral)."""
+
+        def renders(call_id: str) -> bool:
+            call = {"name": _PROBE, "arguments": {}}
+            calls = [{"id": call_id, "type": "function", "function": call}]
+            turns: list[dict[str, Any]] = [
+                {"role": "user", "content": "Ask"},
+                {"role": "assistant", "content": "", "tool_calls": calls},
+                {"role": "tool", "content": "Result", "tool_call_id": call_id, "name": _PROBE},
+            ]
+            return self._try(turns) is not None
+
+        return self.supports_tool_calls and not renders("call_1") and renders(_PROBE_ID)
+
+    def _try(self, turns: list[dict[str, Any]], tools: list[Any] | None = None) -> str | None:
+        """Render turns; return `None` if the template rejects them."""
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                turns,
+                chat_template=self._source_for(turns, tools),
+                tokenize=False,
+                tools=tools,
+                add_generation_prompt=True,
+            )
+        except Exception as error:  # a template may raise anything
+            _log.debug("the chat template rejects a probe", exc_info=error)
+            return None
+        return text
+
+    def _source_for(self, turns: Sequence[Mapping[str, Any]], tools: object) -> str | None:
+        """Return the template for a conversation: `tool_use` if it has tools or calls."""
+        has_calls = any("tool_calls" in turn or turn["role"] == "tool" for turn in turns)
+        return self.tool_source if self.tool_source and (tools or has_calls) else self._source
 
     @cached_property
     def has_generation_blocks(self) -> bool:
@@ -125,19 +200,30 @@ class ChatTemplate:
         self._check(options)
         turns, tools = self._escaped(messages, options.tools)
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                turns,
-                chat_template=self._source,
-                tokenize=False,
-                tools=tools,
-                add_generation_prompt=(
-                    options.add_generation_prompt and not options.continue_final_message
-                ),
-                continue_final_message=options.continue_final_message,
-                **options.template_kwargs,
-            )
+            try:
+                return self._render(turns, tools, options)
+            except Exception:
+                if not any(isinstance(call, str) for call in _arguments(turns)):
+                    raise
+                # Arguments that are not an object are rendered as text where the template takes it.
+                for turn in turns:
+                    _wrap_arguments(turn)
+                return self._render(turns, tools, options)
         except Exception as error:  # a template may raise anything
             raise _rejected(error) from error
+
+    def _render(self, turns: list[Any], tools: list[Any] | None, options: RenderOptions) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            turns,
+            chat_template=self._source_for(turns, tools),
+            tokenize=False,
+            tools=tools,
+            add_generation_prompt=(
+                options.add_generation_prompt and not options.continue_final_message
+            ),
+            continue_final_message=options.continue_final_message,
+            **options.template_kwargs,
+        )
         return text
 
     def render_with_assistant_spans(
@@ -156,7 +242,7 @@ class ChatTemplate:
             rendered: Any = render_jinja_template(
                 [turns],
                 tools=tools,
-                chat_template=self._source,
+                chat_template=self._source_for(turns, tools),
                 return_assistant_tokens_mask=True,
                 **(self._tokenizer.special_tokens_map | dict(options.template_kwargs)),
             )
@@ -193,6 +279,11 @@ class ChatTemplate:
             ) from error
         if turns and turns[0]["role"] == "system" and not self._has_system_role:
             turns = _fold_system(turns)
+        if definitions and self._tools_in == "message":
+            if not turns or turns[0]["role"] != "system":
+                turns = [{"role": "system", "content": ""}, *turns]
+            text = json.dumps(definitions, ensure_ascii=False)
+            return [turns[0] | {"tools": text}, *turns[1:]], None
         return turns, definitions or None
 
     @cached_property
@@ -222,17 +313,35 @@ class ChatTemplate:
         if message.tool_calls:
             turn["tool_calls"] = [
                 {
-                    "id": call.id,
+                    "id": self._call_id(call.id),
                     "type": "function",
-                    "function": {"name": call.name, "arguments": call.parsed()},
+                    "function": {"name": call.name, "arguments": call.parsed_or_text()},
                 }
                 for call in message.tool_calls
             ]
         if message.tool_call_id is not None:
-            turn["tool_call_id"] = message.tool_call_id
+            turn["tool_call_id"] = self._call_id(message.tool_call_id)
         if message.name is not None:
             turn["name"] = message.name
         return turn
+
+    def _call_id(self, call_id: str) -> str:
+        """Return an id as the template takes it; equal ids stay equal."""
+        if not self._requires_short_call_ids or re.fullmatch(r"[A-Za-z0-9]{9}", call_id):
+            return call_id
+        return hashlib.sha256(call_id.encode()).hexdigest()[:9]
+
+
+def _arguments(turns: Sequence[Mapping[str, Any]]) -> list[Any]:
+    return [c["function"]["arguments"] for turn in turns for c in turn.get("tool_calls", ())]
+
+
+def _wrap_arguments(turn: Mapping[str, Any]) -> None:
+    """Replace arguments that are text by an object that holds it."""
+    for call in turn.get("tool_calls", ()):
+        function = call["function"]
+        if isinstance(function["arguments"], str):
+            function["arguments"] = {"arguments": function["arguments"]}
 
 
 def _fold_system(turns: list[Any]) -> list[Any]:

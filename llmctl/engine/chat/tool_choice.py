@@ -169,9 +169,6 @@ def tool_messages_as_text(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Return tool calls and tool results as plain messages.
 
     Calls are written in the form that `tool_call_schema` requires, results as user messages.
-
-    Raises:
-        RequestError: the arguments of a call are not a JSON object.
     """
     plain: list[Message] = []
     names: dict[str | None, str] = {}
@@ -179,7 +176,7 @@ def tool_messages_as_text(messages: Sequence[Message]) -> tuple[Message, ...]:
     for message in messages:
         if message.tool_calls:
             names |= {call.id: call.name for call in message.tool_calls}
-            calls = [{"name": c.name, "arguments": c.parsed()} for c in message.tool_calls]
+            calls = [{"name": c.name, "arguments": c.parsed_or_text()} for c in message.tool_calls]
             text = json.dumps(calls, ensure_ascii=False)
             content = f"{message.content}\n\n{text}" if message.content else text
             plain.append(replace(message, content=content, tool_calls=()))

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import openai
 
 from llmctl.did_you_mean import did_you_mean
-from llmctl.engine.openai.think_tags import ThinkTagSplitter
+from llmctl.engine.chat.think_tags import ThinkTagSplitter
 from llmctl.errors import (
     AuthenticationError,
     ConfigError,

@@ -99,7 +99,7 @@ def _message(message: PromptMessage | AssistantMessage | ToolMessage) -> Message
     match message:
         case AssistantMessage():
             calls = tuple(
-                ToolCall(call.function.name, call.function.arguments, call.id)
+                ToolCall(call.function.name, call.function.arguments or "", call.id)
                 for call in message.tool_calls or ()
             )
             return Message(

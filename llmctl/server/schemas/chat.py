@@ -46,7 +46,8 @@ class PromptMessage(StrictModel):
 
 class MessageFunctionCall(StrictModel):
     name: str
-    arguments: str
+    arguments: str | None = None
+    """As the model wrote it: not always a JSON object."""
 
 
 class MessageToolCall(StrictModel):

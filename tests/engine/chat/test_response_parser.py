@@ -12,11 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.engine.batching.sampling.grammar import GrammarCompiler
-from llmctl.engine.chat.response_parser import (
-    ResponseParserFactory,
-    TemplateResponseParser,
-    response_template,
-)
+from llmctl.engine.chat.marked_response import MarkedResponseParser
+from llmctl.engine.chat.response_parser import ResponseParserFactory
 from llmctl.engine.chat.template import ChatTemplate, RenderOptions
 from llmctl.engine.chat.tool_choice import RequiredToolCallParser, tool_call_schema
 from llmctl.engine.hf_runner import HFRunner
@@ -25,6 +22,7 @@ from llmctl.errors import RequestError, UnsupportedError
 from llmctl.types import (
     GenerationChunk,
     GenerationRequest,
+    Grammar,
     Message,
     ModelSpec,
     SamplingParams,
@@ -34,7 +32,10 @@ from llmctl.types import (
 )
 from tests.tiny import CHATML, byte_tokenizer, save_tiny_model
 
-QWEN_TEMPLATE = response_template(None, "... <think> ... <tool_call> ...")
+WITH_CALLS = CHATML + (
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}"
+    "{% endfor %}{% endfor %}"
+)
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "ü"}}\n</tool_call>'
 ADD = Tool("add", "adds", {"type": "object", "properties": {"a": {"type": "integer"}}})
 
@@ -46,7 +47,7 @@ def pieces(text: str, cuts: Sequence[int]) -> list[str]:
 
 def parse(text: str, cuts: Sequence[int] = (), prefix: str = "") -> tuple[str, str, list[Any]]:
     """Return answer, reasoning and calls of a response that arrives in pieces."""
-    parser = TemplateResponseParser(QWEN_TEMPLATE, [], prefix)
+    parser = MarkedResponseParser(reasoning=True, calls=True, opened=bool(prefix))
     deltas = [delta for piece in pieces(text, cuts) for delta in parser.feed(piece)]
     deltas += parser.end()
     calls = [(d.call.name, json.loads(d.call.arguments)) for d in deltas if d.call is not None]
@@ -84,9 +85,53 @@ def test_an_invalid_call_is_answer_and_does_not_end_the_response(broken: str) ->
     assert answer.endswith("and so on")
 
 
-def test_a_chat_template_without_markers_has_no_response_template() -> None:
-    assert response_template(None, CHATML) is None
-    assert response_template(None, None) is None
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Qwen writes <think> first and </think> last.",
+        "The mark <tool_call> opens a call, </tool_call> closes it.",
+        'In code:\n```xml\n<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>\n```\nDone.',
+        '`<tool_call>{"name": "add"}</tool_call>` is a call.',
+    ],
+)
+@given(cuts=cuts)
+def test_an_answer_may_speak_of_the_marks(text: str, cuts: list[int]) -> None:
+    assert parse(text, cuts) == (text, "", [])
+    assert parse(f"<think>\nWell.\n</think>\n\n{text}", cuts) == (text, "Well.", [])
+
+
+@given(cuts)
+def test_arguments_may_hold_the_closing_mark(cuts: list[int]) -> None:
+    text = 'So:\n<tool_call>{"name": "add", "arguments": {"a": "</tool_call>"}}</tool_call>'
+    assert parse(text, cuts) == ("So:", "", [("add", {"a": "</tool_call>"})])
+
+
+def test_parameters_are_arguments_too() -> None:
+    call = '<tool_call>{"name": "add", "parameters": {"a": 1}}</tool_call>'
+    assert parse(call) == ("", "", [("add", {"a": 1})])
+
+
+def test_a_call_cut_off_in_its_arguments_keeps_them() -> None:
+    parser = MarkedResponseParser(reasoning=False, calls=True)
+    assert parser.feed('<tool_call>\n{"name": "add", "arguments": {"a": 1') == []
+    (delta,) = parser.end()
+    assert delta.call is not None
+    assert (delta.call.name, delta.call.arguments) == ("add", '{"a": 1')
+
+
+def parser_for(source: str, request: GenerationRequest, prompt: str = "") -> Any:
+    tokenizer = byte_tokenizer()
+    factory = ResponseParserFactory(tokenizer, ChatTemplate(tokenizer, source))
+    return factory.format(request, prompt).new_parser()
+
+
+def test_calls_are_read_only_where_tools_were_given() -> None:
+    asked = (Message("user", "?"),)
+    marked = CHATML + "{# <tool_call> #}"
+    assert parser_for(CHATML, GenerationRequest(asked)) is None
+    assert parser_for(marked, GenerationRequest(asked)) is None
+    parser = parser_for(marked, GenerationRequest(asked, tools=(ADD,)))
+    assert [delta.call.name for delta in parser.feed(CALL)] == ["add"]
 
 
 def parse_required(text: str, cuts: list[int]) -> list[tuple[str, str]]:
@@ -222,7 +267,7 @@ def test_a_tool_schema_that_no_grammar_can_enforce_is_rejected(
 
 
 def test_a_call_with_deeply_nested_arguments_is_rejected() -> None:
-    template = ChatTemplate(byte_tokenizer(), CHATML + "{# tool_calls #}")
+    template = ChatTemplate(byte_tokenizer(), WITH_CALLS)
     for levels in (900, 100_000):
         call = ToolCall("f", '{"a":' * levels + "1" + "}" * levels)
         with pytest.raises(RequestError) as caught:
@@ -309,7 +354,7 @@ def test_without_tool_calls_in_the_template_they_are_plain_messages() -> None:
 
 
 def test_with_tool_calls_in_the_template_messages_are_unchanged() -> None:
-    template = ChatTemplate(byte_tokenizer(), CHATML + "{# tool_calls #}")
+    template = ChatTemplate(byte_tokenizer(), WITH_CALLS)
     messages = ResponseParserFactory(byte_tokenizer(), template).messages(
         GenerationRequest(TOOL_CONVERSATION)
     )
@@ -331,3 +376,53 @@ def test_parsed_chunks_join_to_the_raw_text(tmp_path: Path) -> None:
     assert "".join(chunk.text for chunk in chunks) == raw.choices[0].text
     tokens = [entry.chosen.token_id for chunk in chunks for entry in chunk.logprobs]
     assert tokens == [entry.chosen.token_id for entry in raw.choices[0].logprobs]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kwargs", "expected"),
+    [
+        ("<|im_start|>assistant\n", {}, False),
+        ("<|im_start|>assistant\n<think>\n", {}, True),
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", {}, None),
+        ("<|im_start|>assistant\n", {"enable_thinking": False}, None),
+    ],
+)
+def test_a_restricted_response_may_be_preceded_by_reasoning(
+    prompt: str, kwargs: dict[str, object], expected: bool | None
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"])
+    factory = ResponseParserFactory(tokenizer, ChatTemplate(tokenizer, CHATML + "{# <think> #}"))
+    request = GenerationRequest(
+        (Message("user", "?"),),
+        template_kwargs=kwargs,
+        sampling=SamplingParams(grammar=Grammar("choice", choices=("yes", "no"))),
+    )
+    reasoning = factory.format(request, prompt).reasoning
+    assert (None if reasoning is None else reasoning.opened) == expected
+
+
+def test_a_model_thinks_before_a_grammar_restricts_it(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(CHATML + "{# <think> #}")
+    tokenizer.add_tokens(["<think>", "</think>"])
+    folder = save_tiny_model(tmp_path / "model", vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(folder)
+    opening, closing = (tokenizer.get_vocab()[mark] for mark in ("<think>", "</think>"))
+    grammar = Grammar("choice", choices=("yes", "no"))
+    with HFRunner(ModelSpec(str(folder), device="cpu", dtype="float32")) as engine:
+        engine.load()
+
+        def answer(*bias: tuple[int, float]) -> tuple[str, list[int]]:
+            params = SamplingParams(
+                temperature=0, max_new_tokens=60, grammar=grammar, logit_bias=bias, logprobs=0
+            )
+            request = GenerationRequest((Message("user", "?"),), sampling=params)
+            (choice,) = engine.generate(request).choices
+            return choice.text, [entry.chosen.token_id for entry in choice.logprobs]
+
+        text, ids = answer((opening, -100.0))
+        assert text in ("yes", "no")
+        assert opening not in ids
+        text, ids = answer((opening, 50.0), (closing, 99.0))
+        assert text in ("yes", "no")
+        assert ids[:2] == [opening, closing]

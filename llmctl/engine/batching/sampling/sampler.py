@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llmctl.engine.batching.sampling.grammar import GrammarMatcher
+from llmctl.engine.batching.sampling.reasoning import ReasoningMatcher
 from llmctl.types import SamplingParams
 
 SORTED_CANDIDATES = 256
@@ -40,7 +41,7 @@ class SequenceSampler:
         index: int = 0,
         *,
         end_ids: Collection[int] = (),
-        matcher: GrammarMatcher | None = None,
+        matcher: GrammarMatcher | ReasoningMatcher | None = None,
     ) -> None:
         self.params = params
         self._end_ids = sorted(end_ids)

@@ -1,7 +1,7 @@
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from llmctl.engine.openai.think_tags import ThinkTagSplitter
+from llmctl.engine.chat.think_tags import ThinkTagSplitter
 from llmctl.engine.openai.wire import ChunkConverter
 from llmctl.engine.stream import ResultAccumulator
 from llmctl.errors import EngineStoppedError

@@ -1,4 +1,4 @@
-"""Separation of `<think>` blocks from the answer, for servers that return both as content."""
+"""Separation of a `<think>` block at the start of a response from the answer."""
 
 from typing import Literal
 
@@ -11,11 +11,17 @@ class ThinkTagSplitter:
     """Separates a `<think>` block at the start of one response from the answer after it.
 
     A tag later in the response is part of the answer. Text that may be the beginning of a tag is
-    held back until more text has come.
+    held back until more text has come. White space between a tag and what it encloses belongs to
+    the tag.
+
+    Args:
+        opened: whether the prompt ends with the opening tag.
     """
 
-    def __init__(self) -> None:
-        self._state: Literal["start", "reasoning", "after", "answer"] = "start"
+    def __init__(self, *, opened: bool = False) -> None:
+        self._state: Literal["start", "opened", "reasoning", "after", "answer"] = (
+            "opened" if opened else "start"
+        )
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str]:
@@ -32,11 +38,17 @@ class ThinkTagSplitter:
                     return "", ""
                 self._state = "answer"
                 return text, ""
-            self._state, text = "reasoning", stripped[len(_OPEN) :].lstrip()
+            self._state, text = "opened", stripped[len(_OPEN) :]
+        if self._state == "opened":
+            text = text.lstrip()
+            if not text:
+                return "", ""
+            self._state = "reasoning"
         if self._state == "reasoning":
             reasoning, closed, text = text.partition(_CLOSE)
             if not closed:
                 end = len(reasoning) - partial_match_length(reasoning, [_CLOSE])
+                end = len(reasoning[:end].rstrip())
                 self._held = reasoning[end:]
                 return "", reasoning[:end]
             self._state, reasoning = "after", reasoning.rstrip()
