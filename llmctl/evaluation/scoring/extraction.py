@@ -1,8 +1,7 @@
 """Extraction of answers from replies: OpenCompass' strict rules and a robust alternative.
 
 The strict rules reproduce the results of OpenCompass 0.5.4, including its mistakes (`first_capital`
-reads "The answer is B" as T), because published scores use them. The robust rules look for a
-statement of the answer and return none rather than a guess.
+reads "The answer is B" as T), because published scores use them. The robust rules are in `robust`.
 """
 
 import re
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
+from llmctl.evaluation.scoring.robust import robust_number, robust_option, strip_reasoning
 from llmctl.types import EvalSample
 
 
@@ -143,83 +143,6 @@ def first_option(text: str, letters: str) -> str:
                 if letter in group:
                     return letter
     return ""
-
-
-_REASONING = re.compile(r"<think>.*?(?:</think>|\Z)|\A[^<]*</think>", re.DOTALL)
-_STATEMENTS: Final = (
-    ("boxed", r"\\boxed\{\s*(?:\\text\{)?\s*\(?([L])\)?\s*\}"),
-    (
-        "the answer is",
-        r"(?:correct |right |best |final )?(?:answer|option|choice)(?: to the question)?"
-        r"(?:\s*(?:is|would be|should be|:|：|=))+\s*(?:option|choice)?\s*[:：]?\s*"
-        r"[*_(（\[\"'“]*([L])(?![A-Za-z])",
-    ),
-    (
-        "答案",
-        r"(?:正确)?(?:答案|选项)(?:应该|应当|应|选项)?\s*(?:是|为|选|：|:)*\s*(?:选项)?\s*"
-        r"[*_(（\[\"“]*([L])(?![A-Za-z])",
-    ),
-    ("故选", r"(?:故|应|应该|因此|所以)\s*(?:选择|选)\s*[:：]?\s*[*_(（]*([L])(?![A-Za-z])"),
-    ("是对的", r"(?:只有)?(?:选项)?\s*([L])\s*(?:选项)?\s*(?:是正确|是对|正确)"),
-)
-_LETTER_ALONE = re.compile(r"^[\s*_(（\[\"'“]*([A-Z])[\s*_)）\]\"'”.:：,，。、]*(?:$|\n|\s)")
-
-
-def strip_reasoning(text: str) -> str:
-    """Return the text without the reasoning between `<think>` and `</think>`."""
-    return _REASONING.sub("", text)
-
-
-def robust_option(text: str, letters: str, options: tuple[str, ...]) -> tuple[str, str]:
-    """Return the option that a reply states, and the rule; the last statement counts.
-
-    A reply without a statement that contains the text of exactly one option selects that option.
-    """
-    text = strip_reasoning(text).strip()
-    if (
-        (alone := _LETTER_ALONE.match(text))
-        and alone[1] in letters
-        and (
-            # In "A dog barks" the A is an article, not an answer.
-            alone[1] != "A" or not re.match(r"^[\s*_(（\[\"'“]*A [a-z]", text)
-        )
-    ):
-        return alone[1], "letter"
-    for rule, pattern in _STATEMENTS:
-        matches = re.findall(pattern.replace("[L]", f"[{letters}]"), text, re.IGNORECASE)
-        stated = [letter.upper() for letter in matches if letter.upper() in letters]
-        if stated:
-            return stated[-1], rule
-    contained = [
-        letter
-        for letter, option in zip(letters, options, strict=False)
-        if _normalize(option) and _normalize(option) in _normalize(text)
-    ]
-    if len(contained) == 1:
-        return contained[0], "option's text"
-    single = set(re.findall(rf"(?<![A-Za-z])([{letters}])(?![A-Za-z'’])", text)) - (
-        {"A"} if re.search(r"\bA (?!or\b|and\b|is\b)[a-z]", text) else set()
-    )
-    if len(single) == 1:
-        return single.pop(), "only letter"
-    return "", "ambiguous" if contained or single else "none"
-
-
-_NUMBER = r"-?\$?\s?\d[\d,]*(?:\.\d+)?|-?\.\d+"
-
-
-def robust_number(text: str) -> tuple[str, str]:
-    """Return the number that a reply states or ends with, and the rule; commas are removed."""
-    text = re.split(r"\n\s*(?:Question|Q)\s*:", strip_reasoning(text))[0]
-    for rule, pattern in (
-        ("boxed", rf"\\boxed\{{\s*({_NUMBER})"),
-        ("####", rf"####\s*({_NUMBER})"),
-        ("the answer is", rf"(?:answer|答案)\s*(?:is|are|=|:|：|是|为)+\s*[*_]*({_NUMBER})"),
-        ("last number", rf"({_NUMBER})"),
-    ):
-        if matches := re.findall(pattern, text, re.IGNORECASE):
-            return re.sub(r"[^\d.-]", "", matches[-1]).rstrip("."), rule
-    return "", "none"
 
 
 def _equal_numbers(number: str, gold: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Final
 
 from llmctl.engine.base import BaseEngine
 from llmctl.errors import ConfigError, LlmctlError, RequestError
-from llmctl.evaluation.scoring.extraction import strip_reasoning
+from llmctl.evaluation.scoring.robust import strip_reasoning
 from llmctl.types import (
     BenchmarkPlan,
     EvalSample,

@@ -5,9 +5,8 @@ from llmctl.evaluation.scoring.extraction import (
     first_capital,
     first_option,
     last_number,
-    robust_number,
-    robust_option,
 )
+from llmctl.evaluation.scoring.robust import robust_number, robust_option
 from llmctl.types import EvalSample
 
 
