@@ -1,8 +1,10 @@
 """Readers of the data files of each benchmark; their errors name file and line."""
 
+import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -93,16 +95,42 @@ def read_bytes(file: Path, expected: str) -> bytes:
 
 
 def decode(file: Path, content: bytes) -> str:
-    """Return the text of a file, without a byte order mark. Raises `BenchmarkDataError`."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BenchmarkDataError(f"cannot read {file}: {error}") from error
+    """Return the text of a file, without a byte order mark.
+
+    It is UTF-8, or as spreadsheets save it: UTF-16 with a byte order mark, or GB18030.
+
+    Raises:
+        BenchmarkDataError: it is in none of them.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encodings = ["utf-16"]
+    else:
+        encodings = ["utf-8-sig", "gb18030"]
+    errors = []
+    for encoding in encodings:
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError as error:
+            errors.append(error)
+            continue
+        if encoding != "gb18030" or _CHINESE.search(text):
+            return text
+    raise BenchmarkDataError(
+        f"cannot read {file}: {errors[0]}", hint="save it as UTF-8"
+    ) from errors[0]
 
 
-def iter_csv_records(text: str) -> Iterator[FileRecord]:
-    """Yield the rows of a CSV text as lists of cells; empty lines are skipped."""
-    reader = csv.reader(io.StringIO(text, newline=""))
+_CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
+def iter_csv_records(text: str, *, has_header: bool = True) -> Iterator[FileRecord]:
+    """Yield the rows of a CSV text as lists of cells; empty lines are skipped.
+
+    The separator is comma, semicolon or tab, whichever the header has most of.
+    """
+    header = text.partition("\n")[0]
+    separator = max(",;\t", key=header.count) if has_header else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     for values in reader:
         if values:
             yield FileRecord(reader.line_num, values)
@@ -139,7 +167,7 @@ def read_ceval_csv(file: Path, text: str) -> Iterator[Doc]:
 
 def read_mmlu_csv(file: Path, text: str) -> Iterator[Doc]:
     """Read MMLU's six columns without a header: question, four options, label."""
-    for line, values in iter_csv_records(text):
+    for line, values in iter_csv_records(text, has_header=False):
         if len(values) != 6:
             raise BenchmarkDataError(f"{file}:{line}: {len(values)} columns")
         yield _choice_doc(file, line, values[0], values[1:5], values[5])
