@@ -47,7 +47,11 @@ def main() -> None:
                         )
                     folder = Path(tempfile.mkdtemp(dir=root))
                     adapter = folder / "adapter"
-                    expected = save(kind, base, adapter)
+                    try:
+                        expected = save(kind, base, adapter)
+                    except Exception as error:  # PEFT does not run on every shape
+                        print(kind, model_type, "PEFT fails:", type(error).__name__, flush=True)
+                        continue
                     results["served"].add(
                         compare(expected, lambda b=base, a=adapter: served(b, a))  # type: ignore[misc]
                     )
