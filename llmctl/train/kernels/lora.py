@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 class _LoraLinear(torch.autograd.Function):
     """`x @ weight.T + bias + scale * (x @ down.T) @ up.T`, gradients for x, down and up.
 
-    Shapes: x (..., in), weight (out, in), bias (out,) or None, down (rank, in), up (out, rank).
+    Shapes: x (rows, in), weight (out, in), bias (out,) or None, down (rank, in), up (out, rank).
     Without a weight it is the adapter's term alone.
     """
 
@@ -32,22 +32,17 @@ class _LoraLinear(torch.autograd.Function):
         up: Tensor,
         scale: float,
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
         narrow, wide = down.to(x.dtype), (up * scale).to(x.dtype)
-        inner = rows @ narrow.T
-        if weight is None:
-            out = inner @ wide.T
-        else:
-            out = F.linear(rows, weight, bias).addmm_(inner, wide.T)
-        ctx.save_for_backward(rows, inner, weight, narrow, wide)
-        ctx.shape, ctx.scale, ctx.type = x.shape, scale, down.dtype
-        return out.view(*x.shape[:-1], -1)
+        inner = x @ narrow.T
+        out = inner @ wide.T if weight is None else F.linear(x, weight, bias).addmm_(inner, wide.T)
+        ctx.save_for_backward(x, inner, weight, narrow, wide)
+        ctx.scale, ctx.type = scale, down.dtype
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, weight, narrow, wide = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
         grad_inner = grad @ wide
         grad_x = None
         if ctx.needs_input_grad[0]:
@@ -55,7 +50,6 @@ class _LoraLinear(torch.autograd.Function):
                 grad_x = grad_inner @ narrow
             else:
                 grad_x = (grad @ weight).addmm_(grad_inner, narrow)
-            grad_x = grad_x.view(ctx.shape)
         grad_down = (grad_inner.T @ rows).to(ctx.type)
         grad_up = (grad.T @ inner).to(ctx.type).mul_(ctx.scale)
         return grad_x, None, None, grad_down, grad_up, None
@@ -75,8 +69,14 @@ def use_fused_lora(model: nn.Module) -> bool:
     return len(plain) == len(layers)
 
 
+_PLAIN = frozenset(("Linear", "Linear4bit", "Linear8bitLt"))
+"""PEFT's classes for linear layers. `ParamWrapper`, for the experts of a mixture, is another."""
+
+
 def _is_plain(layer: Any) -> bool:
     names = list(layer.lora_A)
+    if type(layer).__name__ not in _PLAIN:
+        return False
     if len(names) != 1 or layer.lora_variant or getattr(layer, "fan_in_fan_out", False):
         return False
     (name,) = names
@@ -93,9 +93,11 @@ def _forward(layer: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
     (name,) = layer.lora_A
     adapter = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
     apply: Any = _LoraLinear.apply
+    # Outside of the function: a model may change the output in place, but not a view of its making.
+    rows = x.reshape(-1, x.shape[-1])
     whole: Tensor
     if type(base) is nn.Linear:
-        whole = apply(x, base.weight, base.bias, *adapter)
+        whole = apply(rows, base.weight, base.bias, *adapter).view(*x.shape[:-1], -1)
     else:  # a quantized layer, with its own forward and backward
-        whole = base(x) + apply(x, None, None, *adapter)
+        whole = base(x) + apply(rows, None, None, *adapter).view(*x.shape[:-1], -1)
     return whole

@@ -29,7 +29,7 @@ class _RmsNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, weight = ctx.saved_tensors
-        normed = x.float().mul_(scale)
+        normed = x.float() * scale  # in float32 the input itself must stay
         weighted = (grad * weight).float()
         along = (weighted * normed).mean(-1, keepdim=True)
         return weighted.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), None, None
@@ -52,6 +52,9 @@ class _GatedSilu(torch.autograd.Function):
 
 
 def _norm(layer: Any, epsilon: float, x: Tensor) -> Tensor:
+    if x.shape[-1] != layer.weight.shape[-1]:  # the layer serves inputs of several widths
+        own: Tensor = type(layer).forward(layer, x)
+        return own
     apply: Any = _RmsNorm.apply
     normed: Tensor = apply(x, layer.weight, epsilon)
     return normed

@@ -106,6 +106,27 @@ class StorageTracker(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
+@contextlib.contextmanager
+def _grouped_products_of_any_type() -> Iterator[None]:
+    """Let the experts of a mixture be multiplied in float32 too.
+
+    On fake tensors PyTorch 2.13 accepts bfloat16 alone. Transformers has an operator of its own for
+    other cases, with the same inputs and outputs.
+    """
+    try:
+        from transformers.integrations import moe
+    except ImportError:  # before transformers 5
+        yield
+        return
+    library: Any = moe
+    stock = getattr(library, "_can_use_grouped_mm", None)
+    library._can_use_grouped_mm = lambda *_: False
+    try:
+        yield
+    finally:
+        library._can_use_grouped_mm = stock
+
+
 def _step(
     model: Any,
     mode: contextlib.AbstractContextManager[None],
@@ -121,7 +142,7 @@ def _step(
         Bytes at the output layer; peak from there to the gradient of the embedding; peak after it.
         Each is linear in the number of layers.
     """
-    with FakeTensorMode():
+    with FakeTensorMode(), _grouped_products_of_any_type():
         _make_fake(model, accumulates)
         ids = torch.zeros((rows, length), dtype=torch.long)
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}

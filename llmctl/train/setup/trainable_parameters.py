@@ -13,6 +13,11 @@ from llmctl.train.kernels import attention
 from llmctl.train.kernels.lora import use_fused_lora
 from llmctl.train.kernels.memory_efficient_layers import use_memory_efficient_layers
 
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_MAMBA_TYPES = frozenset(("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"))
+_REFUSED_IN_MAMBA = frozenset(("out_proj", "conv1d"))
+"""Layers that PEFT 0.21 does not adapt in models of these types."""
+
 
 def make_trainable(model: Any, config: TrainConfig, adapter: str | None) -> Any:
     """Return the model with trainable parameters, in training mode; all others stay frozen.
@@ -40,7 +45,7 @@ def make_trainable(model: Any, config: TrainConfig, adapter: str | None) -> Any:
             warnings.simplefilter("ignore", FutureWarning)
             if adapter is not None:
                 return PeftModel.from_pretrained(model, adapter, is_trainable=True).train()
-            return get_peft_model(model, _lora_config(config)).train()
+            return get_peft_model(model, _lora_config(config, model)).train()
     except ValueError as error:
         if "arget modules" in str(error):
             message = f"the model has no layers named {', '.join(config.target_modules)}"
@@ -48,21 +53,50 @@ def make_trainable(model: Any, config: TrainConfig, adapter: str | None) -> Any:
             message = f"LoRA does not support all layers of {model.config.model_type} models"
             names -= {"out_proj"}
         else:
-            raise
+            message = f"PEFT rejects these settings: {' '.join(str(error).split())}"
         options = " ".join(f"--target-modules {name}" for name in sorted(names))
         raise ConfigError(message, hint=f"choose from {options}") from error
 
 
-def _lora_config(config: TrainConfig) -> Any:
+def default_target_modules(model: Any) -> tuple[str, ...]:
+    """Return the names of the layers that get an adapter by default.
+
+    These are all linear layers but the output layer. In a mixture of experts PEFT's "all-linear"
+    would take the router and the experts' matrices along, which are trained by name only; and in
+    models like Mamba layers that PEFT refuses.
+    """
+    text = model.config.get_text_config(decoder=True)
+    experts = {getattr(text, name, None) for name in _EXPERT_COUNTS} - {None}
+    if not experts and text.model_type not in _MAMBA_TYPES:
+        return ("all-linear",)
+    head = model.get_output_embeddings()
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+    routers = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if "router" in name.rsplit(".", 1)[-1].lower()
+        or "router" in type(module).__name__.lower()
+        or (isinstance(module, nn.Linear) and module.out_features in experts)
+    }
+    refused = _REFUSED_IN_MAMBA if text.model_type in _MAMBA_TYPES else frozenset[str]()
+    return tuple(sorted(names - routers - refused))
+
+
+def _lora_config(config: TrainConfig, model: Any) -> Any:
     from peft import LoraConfig, TaskType
 
     alpha: Any = config.lora_alpha
+    targets = config.target_modules or default_target_modules(model)
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.rank,
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
         lora_dropout=config.dropout,
-        target_modules=list(config.target_modules) or "all-linear",
+        target_modules=targets[0] if targets == ("all-linear",) else list(targets),
         use_dora=config.method == "dora",
         use_rslora=config.method == "rslora",
         bias="none",
