@@ -16,6 +16,9 @@ class Grammar:
     choices: tuple[str, ...] = ()
     param: str = ""
     """Name of its field in the API request, for errors; empty for the usual one of its kind."""
+    open_objects: bool = False
+    """Whether objects of the schema have other properties too, unless `additionalProperties` says
+    otherwise."""
 
     def __post_init__(self) -> None:
         if self.kind == "choice" and (not self.choices or "" in self.choices):

@@ -133,7 +133,8 @@ def _add_sampling(
 def _add_grammar(grammar: Grammar, fields: dict[str, Any], extra: dict[str, Any]) -> None:
     match grammar.kind:
         case "json_schema":
-            schema = {"name": "reply", "schema": json.loads(grammar.source), "strict": True}
+            schema = {"name": "reply", "schema": json.loads(grammar.source)}
+            schema["strict"] = not grammar.open_objects
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         case "json_object":
             fields["response_format"] = {"type": "json_object"}

@@ -76,7 +76,9 @@ def _grammar(body: SamplingFields, response_format: ResponseFormat | None) -> Gr
             grammars["response_format"] = Grammar("json_object")
         case JSONSchemaFormat(json_schema=json_schema):
             source = json.dumps(json_schema.schema_, ensure_ascii=False)
-            grammars["response_format"] = Grammar("json_schema", source)
+            grammars["response_format"] = Grammar(
+                "json_schema", source, open_objects=json_schema.strict is False
+            )
     if body.regex is not None:
         grammars["regex"] = Grammar("regex", body.regex)
     if body.choice is not None:

@@ -84,9 +84,9 @@ def _grammar(body: ResponseRequest) -> Grammar | None:
     match None if body.text is None else body.text.format:
         case JSONObjectFormat():
             return Grammar("json_object")
-        case ResponseSchemaFormat(schema_=schema):
+        case ResponseSchemaFormat(schema_=schema, strict=strict):
             source = json.dumps(schema, ensure_ascii=False)
-            return Grammar("json_schema", source, param="text.format")
+            return Grammar("json_schema", source, param="text.format", open_objects=strict is False)
         case _:
             return None
 

@@ -85,7 +85,8 @@ class JSONSchema(StrictModel):
     # The name `schema` is taken: pydantic's models have a method of that name.
     schema_: Annotated[dict[str, Any], Field(alias="schema", min_length=1)]
     strict: bool | None = None
-    """Without effect: a schema is always enforced completely, or refused."""
+    """`False` leaves objects open where `additionalProperties` is not given. A schema is always
+    enforced completely, or refused."""
 
 
 class JSONSchemaFormat(StrictModel):

@@ -240,7 +240,10 @@ def nested(levels: int) -> dict[str, object]:
         ({"$defs": [1]}, "'f' have '.defs' that is not an object"),
         ({"definitions": "x"}, "'f' have 'definitions' that is not an object"),
         (nested(900), "nested too deeply"),
-        ({"properties": {"a": {"not": {}}}}, 'cannot enforce these tools: Unimplemented.*"not"'),
+        (
+            {"properties": {"a": {"not": {"type": "null"}}}},
+            "cannot enforce these tools: 'not' at #/.defs/tool0/properties/a ",
+        ),
         ({"properties": {"a": {"$ref": "#/$defs/b"}}}, "does not exist"),
     ],
     ids=["defs", "definitions", "deep", "not", "ref"],

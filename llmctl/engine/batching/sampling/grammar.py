@@ -3,6 +3,7 @@
 A grammar that cannot be enforced is refused: no keyword of JSON Schema is silently ignored.
 """
 
+import json
 import math
 import re
 import threading
@@ -17,6 +18,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from llmctl.engine.batching.sampling.json_position import JsonPosition, JsonVocabulary
+from llmctl.engine.batching.sampling.json_schema import NormalizedSchema, normalize
 from llmctl.engine.batching.sampling.logprobs import TokenBytes
 from llmctl.errors import RequestError
 from llmctl.types import Grammar
@@ -38,6 +41,10 @@ _PARAMS = {
     "choice": "choice",
 }
 
+_LOCATED_PARTS = 200
+_MESSAGE_LENGTH = 600
+"""Of the reason of a refusal: names in a schema can be of any length."""
+
 _NO_TEXT = "this model's vocabulary has no text that fits"
 
 
@@ -56,7 +63,7 @@ class GrammarCompiler:
         self._eos_ids = [i for i in eos_ids if i < vocab_size]
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="llmctl-grammar")
         # Built at the first request: it can take seconds.
-        self._built: LLTokenizer | None = None
+        self._built: tuple[LLTokenizer, JsonVocabulary] | None = None
         # Guards _built: the first requests may come from several threads at once.
         self._lock = threading.Lock()
         self._compiled = lru_cache(CACHED_GRAMMARS)(self._build)
@@ -71,23 +78,52 @@ class GrammarCompiler:
 
     def _build(self, grammar: Grammar) -> LLMatcher:
         try:
+            if grammar.kind in ("json_schema", "json_object"):
+                return self._build_json(grammar)
             text = _llguidance_grammar(grammar)
         except ValueError as error:
             raise _unsupported(grammar, str(error)) from error
-        start = LLMatcher(self._llguidance_tokenizer(), text, log_level=0, limits=_LIMITS)
+        return self._start(grammar, text)
+
+    def _build_json(self, grammar: Grammar) -> LLMatcher:
+        source = grammar.source if grammar.kind == "json_schema" else '{"type": "object"}'
+        normalized = normalize(source, open_objects=grammar.open_objects)
+        try:
+            return self._start(grammar, _json_grammar(normalized.schema))
+        except RequestError as error:
+            place = self._place(normalized, grammar, str(error))
+            if place is None:
+                raise
+            raise RequestError(f"{error} (at {place})", param=error.param) from error
+
+    def _place(self, normalized: NormalizedSchema, grammar: Grammar, message: str) -> str | None:
+        """Return where the innermost part is that has the same error by itself."""
+        for path, part in normalized.parts[:_LOCATED_PARTS]:
+            try:
+                self._start(grammar, _json_grammar(part))
+            except RequestError as error:
+                if str(error) == message:
+                    return path
+        return None
+
+    def _start(self, grammar: Grammar, text: str) -> LLMatcher:
+        tokenizer, _ = self._vocabulary()
+        start = LLMatcher(tokenizer, text, log_level=0, limits=_LIMITS)
         if start.is_error():
             raise _unsupported(grammar, _error_message(start.get_error()))
         self._matcher(grammar, start).next_mask()
         return start
 
     def _matcher(self, grammar: Grammar, state: LLMatcher) -> "GrammarMatcher":
-        return GrammarMatcher(grammar, state, self._vocab_size, self._eos_ids, self._pool)
+        _, words = self._vocabulary()
+        return GrammarMatcher(grammar, state, words, self._vocab_size, self._eos_ids, self._pool)
 
-    def _llguidance_tokenizer(self) -> LLTokenizer:
+    def _vocabulary(self) -> tuple[LLTokenizer, JsonVocabulary]:
         with self._lock:
             if self._built is None:
                 words = _Vocabulary(self._tokenizer, self._vocab_size, self._eos_ids)
-                self._built = LLTokenizer(TokenizerWrapper(words))
+                tokenizer = LLTokenizer(TokenizerWrapper(words))
+                self._built = tokenizer, JsonVocabulary(words.tokens)
             return self._built
 
 
@@ -98,12 +134,15 @@ class GrammarMatcher:
         self,
         grammar: Grammar,
         state: LLMatcher,
+        words: JsonVocabulary,
         vocab_size: int,
         eos_ids: list[int],
         pool: ThreadPoolExecutor,
     ) -> None:
         self._grammar = grammar
         self._state = state
+        self._words = words
+        self._json = JsonPosition() if grammar.kind in ("json_schema", "json_object") else None
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
         self._pool = pool
@@ -153,6 +192,8 @@ class GrammarMatcher:
             self._finished = True
         elif self._state.consume_token(token_id):
             self._finished = self._state.is_stopped()
+            if self._json is not None:
+                self._json.feed(self._words.words[token_id])
         else:
             raise _unsupported(self._grammar, _error_message(self._state.get_error()))
 
@@ -167,6 +208,8 @@ class GrammarMatcher:
         allowed[self._eos_ids] = complete
         if not complete and not allowed.any():
             raise _unsupported(self._grammar, _NO_TEXT)
+        if self._json is not None:
+            self._json.restrict(allowed, self._words)
         return torch.from_numpy(allowed == 0)
 
     def _wait_for_mask(self) -> None:
@@ -230,29 +273,22 @@ class _Vocabulary:
 
 
 def _llguidance_grammar(grammar: Grammar) -> str:
-    """Return a grammar in the format of llguidance.
+    """Return a regular expression or choice in the format of llguidance.
 
     Raises:
-        ValueError: the schema is not a JSON object, the text is not Unicode, or the regular
-            expression ends within an escape.
+        ValueError: the text is not Unicode, or the regular expression ends within an escape.
     """
-    match grammar.kind:
-        case "json_object":
-            return _json_grammar('{"type": "object"}')
-        case "json_schema":
-            return _json_grammar(grammar.source)
-        case "choice":
-            return LLMatcher.grammar_from_regex("|".join(map(_literal, grammar.choices)))
-        case "regex":
-            if (len(grammar.source) - len(grammar.source.rstrip("\\"))) % 2:
-                # llguidance would drop it.
-                raise ValueError("it ends in a backslash that escapes nothing")
-            return LLMatcher.grammar_from_regex(grammar.source)
+    if grammar.kind == "choice":
+        return LLMatcher.grammar_from_regex("|".join(map(_literal, grammar.choices)))
+    if (len(grammar.source) - len(grammar.source.rstrip("\\"))) % 2:
+        # llguidance would drop it.
+        raise ValueError("it ends in a backslash that escapes nothing")
+    return LLMatcher.grammar_from_regex(grammar.source)
 
 
-def _json_grammar(schema: str) -> str:
+def _json_grammar(schema: dict[str, Any]) -> str:
     return LLMatcher.grammar_from_json_schema(
-        schema,
+        json.dumps(schema, ensure_ascii=False),
         # They override a schema's own "x-guidance", which could turn the checks off.
         overrides={
             "whitespace_pattern": WHITESPACE,
@@ -283,4 +319,6 @@ def _error_message(error: str) -> str:
 def _unsupported(grammar: Grammar, reason: str) -> RequestError:
     param = grammar.param or _PARAMS[grammar.kind]
     which = "these" if param == "tools" else "this"
+    if len(reason) > _MESSAGE_LENGTH:
+        reason = f"{reason[:_MESSAGE_LENGTH]}..."
     return RequestError(f"cannot enforce {which} {param}: {reason}", param=param)

@@ -396,7 +396,7 @@ UNSUPPORTED: list[tuple[Any, str]] = [
     ({"$ref": "https://example.org/schema.json"}, "example.org"),
     ({"type": "integer", "minimum": 5, "maximum": 4}, "greater than maximum"),
     ({"properties": 5}, "properties"),
-    ("{", "EOF"),
+    ("{", "is not JSON"),
     ("true", "object"),
     ('{"const": "\\ud800"}', "escape"),
     ('{"items": ' * 500 + "{}" + "}" * 500, "recursion limit"),
