@@ -7,7 +7,7 @@ logits and equal tokens.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmctl.engine.loading.gguf_tokenizer import read_tokenizer
+from llmctl.engine.loading.gguf_pre_tokenizers import DIGIT_SPLIT, GPT2_SPLIT, find_name
+from llmctl.engine.loading.gguf_tokenizer import end_token_ids, read_tokenizer
 from llmctl.engine.loading.third_party import quiet_libraries
 from llmctl.engine.models.weight_files import TensorEntry, model_entries
 from llmctl.errors import UnsupportedError
@@ -36,17 +37,6 @@ _PROBES: Final = (
 )
 _MAX_DISTANCE = 1e-3
 """Relative distance of the logits. The types are equal, so only the order of summation differs."""
-_SPLIT: Final = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_PRE: Final[Mapping[tuple[str, ...], str]] = {
-    ("words",): "gpt-2",
-    ("digits", "words"): "smollm",
-    (_SPLIT % "", "bytes"): "qwen2",
-    (_SPLIT % "{1,3}", "bytes"): "llama-bpe",
-}
-"""Pre-tokenizers -> llama.cpp's `tokenizer.ggml.pre`."""
 
 
 def check_gguf_supported(folder: Path) -> None:
@@ -88,7 +78,8 @@ def _write(folder: Path, file: Path, progress: ProgressCallback) -> None:
     _check_config(config)
     writer = GGUFWriter(file, _ARCHITECTURES[config.model_type])
     _add_settings(writer, config, folder.name)
-    _add_tokenizer(writer, AutoTokenizer.from_pretrained(folder), config.vocab_size)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    _add_tokenizer(writer, tokenizer, config.vocab_size, _end_token_ids(folder))
     entries = _named(model_entries(folder), config)
     for name, (_, entry) in entries.items():
         kind = _kind(entry)
@@ -117,6 +108,16 @@ def _check_config(config: Any) -> None:
     layers = getattr(config, "layer_types", None) or []
     if "sliding_attention" in layers or (config.model_type == "mistral" and config.sliding_window):
         raise _unsupported("the format has no key for its sliding window attention")
+
+
+def _end_token_ids(folder: Path) -> list[int]:
+    """Return the ids that end a generation by the model's `generation_config.json`."""
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").is_file():
+        return []
+    ids = GenerationConfig.from_pretrained(folder).eos_token_id
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def _add_settings(writer: Any, config: Any, name: str) -> None:
@@ -198,26 +199,30 @@ def _tokenizer_kind(tokenizer: Any) -> str:
         raise _unsupported("its tokenizer is not byte-level BPE")
     if (backend["normalizer"] or {"type": "NFC"})["type"] != "NFC":
         raise _unsupported(f"its tokenizer has the normalizer {backend['normalizer']['type']}")
-    first = backend["pre_tokenizer"]
-    parts = first.get("pretokenizers", [first])
-    kind = _PRE.get(tuple(_pretokenizer_kind(part) for part in parts))
-    if kind is None:
+    first = backend["pre_tokenizer"] or {"type": None}
+    splits = [_split(part) for part in first.get("pretokenizers", [first])]
+    kind = find_name(
+        [split for split in splits if split],
+        ignore_merges=bool(backend["model"].get("ignore_merges")),
+    )
+    if kind is None or None in splits:
         raise _unsupported("its pre-tokenizer has no known name in llama.cpp")
     return kind
 
 
-def _pretokenizer_kind(part: Mapping[str, Any]) -> str:
+def _split(part: Mapping[str, Any]) -> str | None:
+    """Return the regular expression of a pre-tokenizer, "" for none, `None` for another kind."""
     match part:
         case {"type": "Digits", "individual_digits": True}:
-            return "digits"
+            return DIGIT_SPLIT
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": use_regex}:
-            return "words" if use_regex else "bytes"
+            return GPT2_SPLIT if use_regex else ""
         case {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"}:
             return str(regex)
-    return "unknown"
+    return None
 
 
-def _add_tokenizer(writer: Any, tokenizer: Any, size: int) -> None:
+def _add_tokenizer(writer: Any, tokenizer: Any, size: int, ends: Sequence[int]) -> None:
     from gguf import TokenType
 
     vocab = {number: text for text, number in tokenizer.get_vocab().items()}
@@ -241,9 +246,18 @@ def _add_tokenizer(writer: Any, tokenizer: Any, size: int) -> None:
     for name in ("bos", "eos", "pad", "unk"):
         if (number := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(number)
-    writer.add_add_bos_token(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    ids = tokenizer("a").input_ids
+    writer.add_add_bos_token(ids[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(ids[-1] == tokenizer.eos_token_id)
+    # The format has two more ids that end a generation: of a turn and of a message.
+    more = [number for number in ends if number != tokenizer.eos_token_id]
+    for name, number in zip(("eot", "eom"), more, strict=False):
+        getattr(writer, f"add_{name}_token_id")(number)
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):
+        templates = [{"name": name, "template": text} for name, text in templates.items()]
+    if templates:
+        writer.add_chat_template(templates)
 
 
 def _check(folder: Path, file: Path) -> None:
@@ -259,6 +273,8 @@ def _check(folder: Path, file: Path) -> None:
     ):
         if one != other:
             raise _unsupported(f"its {what} cannot be read back from the file unchanged")
+    if missing := set(_end_token_ids(folder)) - end_token_ids(file):
+        raise _unsupported(f"the format has no key for all tokens that end its replies: {missing}")
     texts = sample_texts(folder)
     model = load_reference_model(folder)
     expected, dtype = compute_logits(model, texts), model.dtype

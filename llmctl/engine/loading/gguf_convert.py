@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
-
-from llmctl.engine.loading.gguf_tokenizer import read_tokenizer
+from llmctl.engine.loading.gguf_reader import FastGGUFReader
+from llmctl.engine.loading.gguf_tokenizer import end_token_ids, read_tokenizer
+from llmctl.engine.loading.third_party import quiet_libraries
 from llmctl.engine.subprocess_runner import exit_with_parent
 
 _PROBE = "In 2024,  3 caf\u00e9s sold 12.50 kg of\n    \u4f60\u597d don't <|x|>"
@@ -19,32 +19,34 @@ _PROBE = "In 2024,  3 caf\u00e9s sold 12.50 kg of\n    \u4f60\u597d don't <|x|>"
 
 def convert(gguf: Path, target: Path) -> None:
     """Write bfloat16 safetensors, tokenizer, chat template and generation settings to `target`."""
-    GGUFReader(gguf)  # rejects an invalid file before the slow imports
+    FastGGUFReader(gguf)  # rejects an invalid file before the slow imports
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-    )
+    with quiet_libraries():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
     tokenizer = read_tokenizer(gguf)
+    ends = end_token_ids(gguf)
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.generation_config.update(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=sorted(ends) if len(ends) > 1 else tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    _check_tokenizer(tokenizer, target)
+    _check_tokenizer(tokenizer, target, model.generation_config.eos_token_id)
     # safetensors writes files that only their owner can read.
     for file in target.glob("*.safetensors"):
         shutil.copymode(target / "config.json", file)
 
 
-def _check_tokenizer(tokenizer: Any, target: Path) -> None:
+def _check_tokenizer(tokenizer: Any, target: Path, ends: int | list[int]) -> None:
     """Raise `ValueError` if the saved tokenizer differs from the one that was read."""
     from transformers import AutoTokenizer, GenerationConfig
 
@@ -55,7 +57,7 @@ def _check_tokenizer(tokenizer: Any, target: Path) -> None:
         ("chat template", tokenizer.chat_template, saved.chat_template),
         ("vocabulary", len(tokenizer), len(saved)),
         ("tokens", tokenizer(_PROBE)["input_ids"], saved(_PROBE)["input_ids"]),
-        ("end-of-text id", tokenizer.eos_token_id, eos),
+        ("end-of-text ids", ends, eos),
     ):
         if before != after:
             raise ValueError(f"saving changed the tokenizer: {what} {before!r} became {after!r}")

@@ -10,6 +10,7 @@ from torch import nn
 from llmctl.engine.batching.forward.int4 import int4_supported
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.loading import adapters
+from llmctl.engine.loading.gguf_tokenizer import end_token_ids as gguf_end_token_ids
 from llmctl.engine.loading.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
 from llmctl.engine.loading.sampling_defaults import sampling_defaults
 from llmctl.engine.loading.third_party import library_errors, quiet_libraries
@@ -147,7 +148,7 @@ def load_model(
         adapter=None if static_reason else adapter,
         has_static_adapter=static_reason is not None,
         vocab_size=model.get_input_embeddings().weight.shape[0],
-        eos_ids=eos_token_ids(model.generation_config, tokenizer),
+        eos_ids=eos_token_ids(model.generation_config, tokenizer, resolved),
         sampling_defaults=defaults,
     )
 
@@ -258,11 +259,14 @@ def _tokenizer_limit(tokenizer: Any) -> int:
     return limit if limit < 10**9 else _FALLBACK_CONTEXT
 
 
-def eos_token_ids(defaults: Any, tokenizer: Any) -> tuple[int, ...]:
+def eos_token_ids(defaults: Any, tokenizer: Any, resolved: ResolvedModel) -> tuple[int, ...]:
     """Return the ids that end a reply; `defaults` is the model's generation config."""
     ids = defaults.eos_token_id
     listed = ids if isinstance(ids, list) else [ids]
-    return tuple(sorted({i for i in (*listed, tokenizer.eos_token_id) if i is not None}))
+    found = {i for i in (*listed, tokenizer.eos_token_id) if i is not None}
+    if resolved.full_model.gguf_file is not None:
+        found |= gguf_end_token_ids(resolved.full_model.weights_path)
+    return tuple(sorted(found))
 
 
 def _notes(

@@ -57,9 +57,12 @@ def library_errors(path: Path, spec: ModelSpec) -> Iterator[None]:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Suppress the progress bars and warnings of the libraries."""
+    """Suppress the progress bars and warnings of the libraries, and read GGUF metadata fast."""
+    import gguf
     from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging as transformers_logging
+
+    from llmctl.engine.loading.gguf_reader import FastGGUFReader
 
     # On a CPU it warns at import about an optional package, and at every call of an 8-bit layer.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -68,9 +71,13 @@ def quiet_libraries() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     # No setting disables this bar (transformers 5.23).
-    gguf: Any = modeling_gguf_pytorch_utils
-    gguf_bar = gguf.tqdm
-    gguf.tqdm = lambda items, **_: items
+    loader: Any = modeling_gguf_pytorch_utils
+    bar = loader.tqdm
+    loader.tqdm = lambda items, **_: items
+    # Transformers reads the whole file for its config, and again for the weights.
+    package: Any = gguf
+    reader = package.GGUFReader
+    package.GGUFReader = FastGGUFReader
     try:
         with warnings.catch_warnings():
             # For developers: about tied embeddings and names that will change.
@@ -78,7 +85,8 @@ def quiet_libraries() -> Iterator[None]:
                 warnings.filterwarnings("ignore", module=rf"{library}\b")
             yield
     finally:
-        gguf.tqdm = gguf_bar
+        loader.tqdm = bar
+        package.GGUFReader = reader
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()

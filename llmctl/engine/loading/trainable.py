@@ -69,7 +69,7 @@ def load_model_metadata(
             shape=model_shape(spec, resolved, config),
             device=device,
             dtype=choose_dtype(spec.dtype, device),
-            eos_ids=eos_token_ids(defaults, tokenizer),
+            eos_ids=eos_token_ids(defaults, tokenizer, resolved),
         )
 
 

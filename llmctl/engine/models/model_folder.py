@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ _TRAINING_STATE = ("optimizer", "scheduler", "rng_state", "scaler", "training_ar
 """Prefixes of the pickle files of a Trainer checkpoint that are not weights."""
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json")
 _VOCABULARY_SUFFIXES = (".model", ".tiktoken")
+_GGUF_PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +155,24 @@ def reject_other_kinds(names: Collection[str], where: str) -> None:
             hint=f"`hf download {where} --local-dir FOLDER`, and then --model FOLDER",
         )
     if ggufs := sorted(name for name in names if name.endswith(".gguf")):
+        reject_split_gguf(ggufs, where)
         raise ModelLoadError(
             f"{where} holds only GGUF files",
             hint=f"give the path of one of them on this machine, such as ./{ggufs[0]}",
         )
+
+
+def reject_split_gguf(names: Collection[str], where: str) -> None:
+    """Raise `ModelLoadError` if all GGUF files are parts of one model; they are read whole only."""
+    parts = [part for name in names if (part := _GGUF_PART.fullmatch(name))]
+    if not parts or len(parts) < len(names) or int(parts[0]["count"]) < 2:
+        return
+    stem, count = parts[0]["stem"], parts[0]["count"]
+    raise ModelLoadError(
+        f"{where}: {parts[0][0]} is one of {int(count)} parts of a GGUF file, which is read "
+        "whole only",
+        hint=f"`llama-gguf-split --merge {stem}-00001-of-{count}.gguf {stem}.gguf` joins the parts",
+    )
 
 
 def read_folder_metadata(folder: Path) -> FolderMetadata:

@@ -199,6 +199,7 @@ def _resolve_path(path: Path, allow_pickle: bool) -> ResolvedModel:
             raise ModelNotFoundError(
                 f"{path} is a file, but not a .gguf file", hint="give the folder of the model"
             )
+        model_folder.reject_split_gguf([path.name], str(path))
         return ResolvedModel(path.stem, path.parent, path.name, "local", None)
     model_folder.check_complete(path, allow_pickle=allow_pickle)
     return ResolvedModel(path.resolve().name, path, None, "local", None)
