@@ -41,7 +41,8 @@ class FastGGUFReader(GGUFReader):
     def _strings(self, start: int, count: int) -> tuple[list[Any], int]:
         """Return length and bytes of each string in turn, and the size of all in bytes."""
         data: Any = np.asarray(self.data)
-        parts, offset = [], start
+        parts: list[Any] = []
+        offset = start
         for _ in range(count):
             length = data[offset : offset + 8]
             end = offset + 8 + _STRING_ITEM.unpack(length.tobytes())[0]

@@ -38,8 +38,11 @@ def read_tokenizer(gguf: Path) -> Any:
         ValueError: the file has no tokenizer, or one that Transformers cannot build.
     """
     from transformers import PreTrainedTokenizerFast
-    from transformers.integrations.gguf import get_gguf_tokenizer, read_gguf_metadata
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import select_tokenizer_builder
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import (
+        get_gguf_tokenizer,
+        select_tokenizer_builder,
+    )
+    from transformers.integrations.gguf.reader import read_gguf_metadata
 
     metadata, _ = read_gguf_metadata(str(gguf))
     if "tokenizer.ggml.tokens" not in metadata:
@@ -74,7 +77,7 @@ def end_token_ids(gguf: Path) -> frozenset[int]:
     These are the end of text, of a turn (`eot`) and of a message (`eom`), and the control tokens
     that llama.cpp knows to end a turn. `<|end|>` ends a message only where `<|return|>` exists.
     """
-    from transformers.integrations.gguf import read_gguf_metadata
+    from transformers.integrations.gguf.reader import read_gguf_metadata
 
     metadata, _ = read_gguf_metadata(str(gguf), ("tokenizer.ggml.tokens",))
     tokens = metadata.get("tokenizer.ggml.tokens") or []
