@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from llmctl.engine.auto_model import auto_model_class
 from llmctl.engine.loading.adapters import (
     BASE_PRESERVING_INITS,
     META_ADAPTER_NAME,
@@ -162,8 +163,6 @@ class _Weights:
 
 def _lay_out(config: Any, adapter: Path, entries: _Entries) -> _Weights | None:
     """Return the merged tensors; `None` if they cannot be merged one tensor at a time."""
-    from transformers import AutoModelForCausalLM
-
     settings = read_adapter_config(str(adapter))
     if (
         settings.trainable_token_indices
@@ -181,7 +180,7 @@ def _lay_out(config: Any, adapter: Path, entries: _Entries) -> _Weights | None:
             hint=f"use it without merging: --model {adapter}",
         )
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        skeleton = auto_model_class(config).from_config(config, dtype=torch.float32)
     names = {module: f"{path}.weight" for path, module in skeleton.named_modules()}
     ends = skeleton.get_input_embeddings(), skeleton.get_output_embeddings()
     tied = (names[ends[0]], names[ends[1]]) if ends[0].weight is ends[1].weight else None
@@ -260,9 +259,10 @@ def _write_config(base: Path, target: Path, dtype: torch.dtype, weights: _Weight
 
 def _merge_at_once(base: Path, adapter: Path, target: Path, dtype: torch.dtype) -> MergedWeights:
     """Merge the whole model with PEFT, in float32: for adapters beyond single tensors."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    kind = auto_model_class(AutoConfig.from_pretrained(base))
+    model = kind.from_pretrained(base, dtype=torch.float32)
     merged = attach_static_adapter(str(adapter), model, quantised=False)
     separate_shared_weights(merged)
     merged.to(dtype).save_pretrained(target)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 
+from llmctl.engine.auto_model import auto_model_class
 from llmctl.engine.chat.template import ChatTemplate, RenderOptions
 from llmctl.engine.loading.adapters import adapter_vocab_size
 from llmctl.engine.loading.third_party import quiet_libraries
@@ -163,10 +164,11 @@ def _base_logits(
 
 def load_reference_model(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
     """Load a model with Transformers, in evaluation mode."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     with quiet_libraries():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        kind = auto_model_class(AutoConfig.from_pretrained(folder))
+        return kind.from_pretrained(folder, dtype=dtype).eval()
 
 
 @torch.inference_mode()

@@ -115,9 +115,7 @@ def build(model_type: str, dtype: torch.dtype = torch.float32) -> Any:
     Raises:
         Exception: its configuration is not covered by the tiny values.
     """
-    default = AutoConfig.for_model(model_type)
-    aliases = getattr(type(default), "attribute_map", {})
-    values = {n: v for n, v in _TINY.items() if n in aliases or _has(default, n)}
+    values = tiny_values(AutoConfig.for_model(model_type))
     for name in _LEFT_OUT.get(model_type, ()):
         values.pop(name, None)
     config = AutoConfig.for_model(model_type, **(values | _OWN.get(model_type, {})))
@@ -132,6 +130,12 @@ def build(model_type: str, dtype: torch.dtype = torch.float32) -> Any:
             if parameter.ndim >= 2:
                 parameter.normal_(0, 0.3 if parameter.ndim == 2 else 0.2)
     return model
+
+
+def tiny_values(config: Any) -> dict[str, Any]:
+    """Return the tiny values of the options that a config has."""
+    aliases = getattr(type(config), "attribute_map", {})
+    return {n: v for n, v in _TINY.items() if n in aliases or _has(config, n)}
 
 
 def _has(config: Any, name: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from llmctl.config.settings import Setting
 from llmctl.engine.hf_runner import HFRunner
@@ -14,6 +14,7 @@ from llmctl.services.finetuning.run import FinetuneRequest, finetune
 from llmctl.types import ModelSpec, ScoreRequest, TrainEvent, TrainStep
 from tests.compat.architectures import build
 from tests.tiny import byte_tokenizer
+from tests.vision import build_vision_model
 
 TEXT = tuple(b"say 3, it is 21")
 TYPES = {
@@ -28,14 +29,18 @@ TYPES = {
 }
 
 
+VISION = ("qwen3_vl", "mistral3")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", [*TYPES, *VISION])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_adapter_is_trained_and_served_with_the_numbers_of_peft(
     model_type: str, dtype: str, tmp_path: Path
 ) -> None:
     base, output, data = tmp_path / "base", tmp_path / "adapter", tmp_path / "rows.jsonl"
-    build(model_type).save_pretrained(base)
+    model = build_vision_model(model_type) if model_type in VISION else build(model_type)
+    model.save_pretrained(base)
     byte_tokenizer().save_pretrained(base)
     rows = [{"prompt": f"say {i}", "completion": f"it is {7 * i}"} for i in range(8)]
     data.write_text("\n".join(map(json.dumps, rows)))
@@ -60,7 +65,8 @@ def test_an_adapter_is_trained_and_served_with_the_numbers_of_peft(
     finetune(FinetuneRequest(options=settings, track=False), listener)
     assert len(losses) == 2
 
-    stock = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    kind = AutoModelForImageTextToText if model_type in VISION else AutoModelForCausalLM
+    stock = kind.from_pretrained(base, dtype=torch.float32)
     ids = torch.tensor(TEXT)
     with torch.inference_mode():
         before = stock(ids[None]).logits[0].log_softmax(-1)

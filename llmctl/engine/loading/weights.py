@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from llmctl.engine.auto_model import auto_model_class
 from llmctl.engine.models.resolved import ResolvedModel
 from llmctl.engine.models.weight_files import model_entries
 from llmctl.errors import ModelLoadError
@@ -49,7 +50,7 @@ def read_weights(
         ModelLoadError: the files lack tensors, or have others or of other shapes; or a package for
             their quantisation is missing.
     """
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import GgufConfig
 
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     if (gguf_file := resolved.gguf_file) is not None:
@@ -61,7 +62,7 @@ def read_weights(
         if (prefix := _prefix(resolved)) is not None:
             options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_model_class(config).from_pretrained(
             resolved.path,
             dtype=dtype,
             device_map={"": device},

@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import nn
 
+from llmctl.engine.auto_model import auto_model_class
 from llmctl.engine.batching.forward.cache_layout import batched_cache_layers
 from llmctl.engine.batching.forward.int4 import BYTES_PER_WEIGHT
 from llmctl.engine.batching.forward.packed import PREFILL_CHUNK_TOKENS
@@ -196,10 +197,8 @@ def _count_parameters(config: Any, trust_remote_code: bool) -> tuple[int, int, i
 
     The model is created on the meta device, without memory.
     """
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = auto_model_class(config).from_config(config, trust_remote_code=trust_remote_code)
     head = model.get_output_embeddings()
     sizes = [
         module.weight.numel()

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from llmctl.config import TrainConfig
+from llmctl.engine.auto_model import auto_model_class
 from llmctl.engine.loading.third_party import quiet_libraries
 from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.train.setup.trainable_parameters import make_trainable, optimize_for_training
@@ -202,10 +203,8 @@ def _skeleton(
     config: TrainConfig, metadata: ModelMetadata, layers: int, dtype: torch.dtype
 ) -> tuple[Any, bool]:
     """Return the model with fewer layers on the meta device, and whether it needs autocast."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
+        model = auto_model_class(metadata.config).from_config(
             _with_layers(metadata.config, layers),
             dtype=dtype,
             # SDPA keeps the same tensors as flash attention.

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from llmctl.config import TrainConfig
+from llmctl.engine.auto_model import auto_model_class
 from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.errors import ConfigError
 from llmctl.train.kernels import attention
@@ -141,10 +142,8 @@ def count_trainable(config: TrainConfig, metadata: ModelMetadata) -> int:
     """Count the trainable parameters from shapes alone. Raises as `make_trainable`."""
     if metadata.adapter is not None:
         return metadata.shape.adapter_parameters
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
+        model = auto_model_class(metadata.config).from_config(
             metadata.config, trust_remote_code=metadata.spec.trust_remote_code
         )
         trainable = make_trainable(model.requires_grad_(False), config, None)
