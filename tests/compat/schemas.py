@@ -18,7 +18,7 @@ import jsonschema
 import torch
 
 from llmctl.engine.batching.sampling.grammar import GrammarCompiler
-from llmctl.engine.batching.sampling.json_schema.normalize import REFUSED
+from llmctl.engine.batching.sampling.json_schema.keywords import REFUSED
 from llmctl.engine.batching.sampling.logprobs import TokenBytes
 from llmctl.errors import RequestError
 from llmctl.types import Grammar
@@ -78,6 +78,8 @@ class SchemaGenerator:
 
     def schema(self) -> dict[str, Any]:
         """Return a schema, of an object in most cases, with a recursive definition in some."""
+        if self._rng.random() < 0.05:
+            return self._sets()
         root = self._object(3) if self._rng.random() < 0.8 else self._any(3)
         if self._rng.random() < 0.3:
             node = {
@@ -98,6 +100,14 @@ class SchemaGenerator:
                     "maxItems": 3,
                 }
         return root
+
+    def _sets(self) -> dict[str, Any]:
+        items = [{"type": "string"}, {"type": "integer"}, {"enum": ["a", 0, None]}]
+        fields = {
+            name: {"type": "array", "items": self._rng.choice(items), "uniqueItems": True}
+            for name in self._rng.sample(_NAMES, 2)
+        }
+        return {"type": "object", "properties": fields, "required": list(fields)}
 
     def _any(self, depth: int) -> dict[str, Any]:
         simple: list[Callable[[int], dict[str, Any]]] = [

@@ -3,6 +3,7 @@
 A grammar that cannot be enforced is refused: no keyword of JSON Schema is silently ignored.
 """
 
+import copy
 import json
 import math
 import re
@@ -74,22 +75,24 @@ class GrammarCompiler:
         Raises:
             RequestError: the grammar is invalid, cannot be enforced, or matches no text.
         """
-        return self._matcher(grammar, self._compiled(grammar).deep_copy())
+        state, position = self._compiled(grammar)
+        return self._matcher(grammar, state.deep_copy(), copy.copy(position))
 
-    def _build(self, grammar: Grammar) -> LLMatcher:
+    def _build(self, grammar: Grammar) -> tuple[LLMatcher, JsonPosition | None]:
         try:
             if grammar.kind in ("json_schema", "json_object"):
                 return self._build_json(grammar)
             text = _llguidance_grammar(grammar)
         except ValueError as error:
             raise _unsupported(grammar, str(error)) from error
-        return self._start(grammar, text)
+        return self._start(grammar, text), None
 
-    def _build_json(self, grammar: Grammar) -> LLMatcher:
+    def _build_json(self, grammar: Grammar) -> tuple[LLMatcher, JsonPosition]:
         source = grammar.source if grammar.kind == "json_schema" else '{"type": "object"}'
         normalized = normalize(source, open_objects=grammar.open_objects)
         try:
-            return self._start(grammar, _json_grammar(normalized.schema))
+            start = self._start(grammar, _json_grammar(normalized.schema))
+            return start, JsonPosition(unique_items=normalized.unique_items)
         except RequestError as error:
             place = self._place(normalized, grammar, str(error))
             if place is None:
@@ -111,12 +114,16 @@ class GrammarCompiler:
         start = LLMatcher(tokenizer, text, log_level=0, limits=_LIMITS)
         if start.is_error():
             raise _unsupported(grammar, _error_message(start.get_error()))
-        self._matcher(grammar, start).next_mask()
+        self._matcher(grammar, start, None).next_mask()
         return start
 
-    def _matcher(self, grammar: Grammar, state: LLMatcher) -> "GrammarMatcher":
+    def _matcher(
+        self, grammar: Grammar, state: LLMatcher, position: JsonPosition | None
+    ) -> "GrammarMatcher":
         _, words = self._vocabulary()
-        return GrammarMatcher(grammar, state, words, self._vocab_size, self._eos_ids, self._pool)
+        return GrammarMatcher(
+            grammar, state, position, words, self._vocab_size, self._eos_ids, self._pool
+        )
 
     def _vocabulary(self) -> tuple[LLTokenizer, JsonVocabulary]:
         with self._lock:
@@ -134,6 +141,7 @@ class GrammarMatcher:
         self,
         grammar: Grammar,
         state: LLMatcher,
+        position: JsonPosition | None,
         words: JsonVocabulary,
         vocab_size: int,
         eos_ids: list[int],
@@ -142,7 +150,7 @@ class GrammarMatcher:
         self._grammar = grammar
         self._state = state
         self._words = words
-        self._json = JsonPosition() if grammar.kind in ("json_schema", "json_object") else None
+        self._json = position
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
         self._pool = pool

@@ -36,17 +36,18 @@ class JsonVocabulary:
 class JsonPosition:
     """Position in JSON text: the open containers with their keys, the string, the number."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, unique_items: bool = False) -> None:
+        self._unique_items = unique_items
         self._open: tuple[frozenset[bytes] | None, ...] = ()
-        """Keys of each open object; `None` for an array."""
+        """Keys of each open object, items of each array without equal ones; `None` for others."""
         self._at_key = False
-        """Whether the current or next string is a key."""
+        """Whether the current or next string is a key or such an item."""
         self._string: bytes | None = None
         self._escaped = False
         self._number = b""
 
     def feed(self, text: bytes) -> bool:
-        """Advance; return whether the text has no key twice in one object."""
+        """Advance; return whether no key or item is a second one where that is forbidden."""
         unique = True
         for at in range(len(text)):
             byte = text[at : at + 1]
@@ -55,7 +56,11 @@ class JsonPosition:
                 continue
             if byte[0] in (_DIGITS if self._number else _NUMBER_START):
                 self._number += byte
+                # It equals 0, and as an integer cannot be continued.
+                unique &= not (self._at_key and self._number == b"-0")
                 continue
+            if self._number and self._at_key:
+                unique &= self._add(b"#%d" % int(self._number))
             self._number = b""
             match byte:
                 case b'"':
@@ -63,7 +68,8 @@ class JsonPosition:
                 case b"{":
                     self._open, self._at_key = (*self._open, frozenset()), True
                 case b"[":
-                    self._open, self._at_key = (*self._open, None), False
+                    items = frozenset[bytes]() if self._unique_items else None
+                    self._open, self._at_key = (*self._open, items), self._unique_items
                 case b"}" | b"]":
                     self._open, self._at_key = self._open[:-1], False
                 case b",":
@@ -80,11 +86,15 @@ class JsonPosition:
             self._string = text + byte if self._at_key else text
             return True
         self._string = None
-        keys = self._open[-1] if self._open else None
-        if not self._at_key or keys is None:
+        return self._add(b'"' + text) if self._at_key else True
+
+    def _add(self, entry: bytes) -> bool:
+        """Add a key or item to the innermost container; return whether it is the first one."""
+        entries = self._open[-1] if self._open else None
+        if entries is None:
             return True
-        self._open = (*self._open[:-1], keys | {text})
-        return text not in keys
+        self._open = (*self._open[:-1], entries | {entry})
+        return entry not in entries
 
     def restrict(self, allowed: Mask, vocabulary: JsonVocabulary) -> None:
         """Set to 0 what would exceed the limits, in place, unless nothing would be left.
@@ -95,14 +105,19 @@ class JsonPosition:
         Args:
             allowed: (vocab,), 1 for tokens that may come next.
         """
-        drop: list[int] | npt.NDArray[np.int64] = []
+        drop: list[int] = []
         if self._string is None and self._number:
+            if self._at_key:
+                ids = np.flatnonzero(allowed).tolist()
+                drop = [i for i in ids if not copy.copy(self).feed(vocabulary.words[i])]
             if len(self._number) >= _FREE_LENGTH or b"e" in self._number.lower():
-                drop = [
+                drop += [
                     i for i in _of(allowed, vocabulary.numeric) if not self._fits(vocabulary, i)
                 ]
         elif self._at_key and self._open and self._open[-1]:
             ids = _of(allowed, vocabulary.quotes)
+            if self._unique_items:
+                ids += _of(allowed, vocabulary.numeric)
             drop = [i for i in ids if not copy.copy(self).feed(vocabulary.words[i])]
         _remove(allowed, drop)
         _remove(allowed, vocabulary.escapes[self._escaped])

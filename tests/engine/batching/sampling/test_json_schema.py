@@ -15,7 +15,7 @@ import pytest
 from openai.lib._parsing import type_to_response_format_param
 
 from llmctl.engine.batching.sampling.json_schema import normalize
-from llmctl.engine.batching.sampling.json_schema.normalize import REFUSED
+from llmctl.engine.batching.sampling.json_schema.keywords import REFUSED
 from llmctl.errors import RequestError
 from tests.compat.schemas import RandomTexts, SchemaGenerator, problem
 
@@ -87,6 +87,22 @@ DOG = {"type": "object", "properties": {"kind": {"enum": ["dog"]}}, "required": 
         ({"type": "array", "items": [{"const": 1}], "additionalItems": False}, ["[1]"], ["[1,1]"]),
         ({"type": "string", "nullable": True}, ['"x"', "null"], ["1"]),
         ({"type": "object", "properties": {"a": {"not": {}}}}, ["{}"], ['{"a":1}']),
+        # Unique items
+        (
+            {"type": "array", "items": string(), "uniqueItems": True, "minItems": 2},
+            ['["a","b"]', '["","a", "ab"]'],
+            ['["a","a"]', '["a", "b","a"]'],
+        ),
+        (
+            {"type": "array", "items": integer(), "uniqueItems": True},
+            ["[1,2,12]", "[]"],
+            ["[1,1]", "[0,-0]", "[1,2,1 ]"],
+        ),
+        (
+            {"type": "array", "items": {"enum": ["a", 1, None]}, "uniqueItems": True},
+            ['[1,"a",null]', "[]", "[null]"],
+            ["[1,1]", '["a",null,"a"]'],
+        ),
         # Names of properties
         ({"type": "object", "propertyNames": {"type": "string"}}, ['{"x":1}'], []),
         ({"type": "object", "propertyNames": {"enum": ["a", "b"]}}, ['{"b":1}'], ['{"c":1}']),
@@ -131,6 +147,20 @@ def test_exactly_the_valid_texts_are_allowed(
     [
         ({"properties": {"a": {"not": A}}}, "'not' at #/properties/a "),
         ({"items": {"uniqueItems": True}}, "'uniqueItems' at #/items "),
+        (
+            {
+                "properties": {
+                    "x": {"type": "array", "items": string(), "uniqueItems": True},
+                    "y": {},
+                }
+            },
+            "'uniqueItems' at #/properties/x ",
+        ),
+        (
+            {"properties": {"x": {"type": "array", "items": string(), "uniqueItems": True}}}
+            | {"additionalProperties": {"prefixItems": [integer(), integer()], "items": False}},
+            "'uniqueItems' at #/properties/x ",
+        ),
         ({"properties": {"x": string(pattern="(?=a)")}}, "(at #/properties/x)"),
         ({"properties": {"x": string(format="iri")}}, "'format' at #/properties/x is 'iri'"),
         ({"properties": {"x": {"type": "strong"}}}, "'type' at #/properties/x is \"strong\""),
@@ -231,6 +261,9 @@ PYDANTIC: dict[str, Any] = {
     "pair": tuple[int, str],
     "point": Point,
     "many": tuple[int, ...],
+    "set": set[str],
+    "numbers": frozenset[int],
+    "colours": set[Colour],
     "mapping": Mapping[str, int],
     "by_choice": dict[Literal["a", "b"], int],
     "by_identity": dict[uuid.UUID, int],

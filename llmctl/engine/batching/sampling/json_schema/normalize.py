@@ -10,32 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmctl.engine.batching.sampling.json_schema.formats import string_keywords, without_nul
+from llmctl.engine.batching.sampling.json_schema.keywords import (
+    COMBINING,
+    CONSTRAINTS,
+    COUNTS,
+    MOST_LEVELS,
+    OTHER_TYPES,
+    REFUSED,
+    TYPES,
+    levels_of,
+    refusal,
+    schema_list,
+)
 from llmctl.engine.batching.sampling.json_schema.numbers import KEYWORDS, number_schemas
 from llmctl.engine.batching.sampling.json_schema.property_names import apply_property_names
 from llmctl.engine.batching.sampling.json_schema.references import SchemaDocument
 from llmctl.engine.batching.sampling.json_schema.satisfiable import without_endless
-
-REFUSED = {
-    "not": "a grammar has no complement of a schema",
-    "if": "its alternatives depend on the whole value; use 'anyOf'",
-    "dependentRequired": "properties depend on each other; use 'anyOf'",
-    "dependentSchemas": "properties depend on each other; use 'anyOf'",
-    "dependencies": "properties depend on each other; use 'anyOf'",
-    "uniqueItems": "a grammar cannot compare items; leave it out and remove duplicates afterwards",
-    "contains": "it counts items that fit; describe the items with 'prefixItems'",
-    "unevaluatedProperties": "beside other schemas it depends on which of them fit",
-    "unevaluatedItems": "it depends on which schemas fit; use 'items'",
-    "$dynamicRef": "its target depends on the way to it; use '$ref'",
-    "$recursiveRef": "its target depends on the way to it; use '$ref'",
-}
-"""Keywords that are refused, with the reasons."""
-
-_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
-_OBJECT = ("properties", "required", "additionalProperties", "patternProperties", "propertyNames")
-_CONSTRAINTS = (
-    *("type", "const", "enum", "format", "pattern", "items", "prefixItems", "additionalItems"),
-    *(*_COUNTS, *_OBJECT, *KEYWORDS, "anyOf", "oneOf", "allOf", "$ref", "nullable", *REFUSED),
-)
+from llmctl.engine.batching.sampling.json_schema.unique_items import is_any_text, permutations_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +36,8 @@ class NormalizedSchema:
     schema: dict[str, Any]
     parts: tuple[tuple[str, dict[str, Any]], ...]
     """Places of the schemas it was built from and these, innermost first, to locate errors."""
+    unique_items: bool
+    """Whether no array of strings or integers may have an item twice."""
 
 
 def normalize(source: str, *, open_objects: bool = False) -> NormalizedSchema:
@@ -84,19 +77,23 @@ class _Normalizer:
         self._names: dict[tuple[str, bool], str] = {}
         self._pending: list[tuple[str, Any, bool, str]] = []
         self._parts: list[tuple[str, dict[str, Any]]] = []
+        self._unique: list[str] = []
+        """Places of arrays without equal items."""
+        self._repeats = False
+        """Whether another array may have equal items."""
 
     def run(self) -> NormalizedSchema:
         """Return the whole schema."""
         found = self.schema(self._root, "#", self._closes)
-        levels = _levels(found)
+        levels = levels_of(found)
         definitions: dict[str, Any] = {}
         while self._pending:
             name, target, closes, path = self._pending.pop()
             definitions[name] = self.schema(target, path, closes)
-            levels += _levels(definitions[name])
-            if levels > _MOST_LEVELS:
+            levels += levels_of(definitions[name])
+            if levels > MOST_LEVELS:
                 raise ValueError(
-                    f"its definitions have more than {_MOST_LEVELS} levels of nesting together"
+                    f"its definitions have more than {MOST_LEVELS} levels of nesting together"
                 )
         found, definitions = without_endless(found, definitions)
         if found is False:
@@ -104,7 +101,9 @@ class _Normalizer:
         defs = {"$defs": {name.rsplit("/", 1)[1]: value for name, value in definitions.items()}}
         parts = [(path, part | defs) for path, part in self._parts]
         found = {} if found is True else found
-        return NormalizedSchema(found | defs, tuple(parts))
+        if self._unique and self._repeats:
+            raise ValueError(refusal("uniqueItems", self._unique[0]))
+        return NormalizedSchema(found | defs, tuple(parts), bool(self._unique))
 
     def schema(self, value: Any, path: str, closes: bool) -> Any:
         """Return a normalized schema.
@@ -122,16 +121,28 @@ class _Normalizer:
 
     def _schema(self, value: Any, path: str, closes: bool) -> Any:
         if isinstance(value, bool):
+            self._repeats |= value
             return value
         if not isinstance(value, dict):
             raise ValueError(f"the schema at {path} is neither an object nor true or false")
-        schema = {key: value[key] for key in _CONSTRAINTS if value.get(key) is not None}
+        schema = {key: value[key] for key in CONSTRAINTS if value.get(key) is not None}
         if "const" in value:
             schema["const"] = value["const"]
         if schema.pop("nullable", None) is True:  # OpenAPI 3.0
             return {"anyOf": [self.schema(schema, path, closes), {"type": "null"}]}
         if schema.get("not") in ({}, True):
             return False
+        if schema.get("uniqueItems") is True and schema.get("type") == "array":
+            items = self._document.target(schema.get("items", True), path)
+            if (options := permutations_of(schema, items)) is not None:
+                repeats = self._repeats
+                found = self.schema({"anyOf": options}, path, closes)
+                self._repeats = repeats
+                return found
+            if is_any_text(schema, items):
+                del schema["uniqueItems"]
+                self._unique.append(path)
+                return schema
         self._check(schema, path)
         if "$ref" in schema and len(schema) == 1:
             return {"$ref": self._reference(schema["$ref"], path, closes)}
@@ -140,7 +151,7 @@ class _Normalizer:
             return self._plain(schema, path, closes)
         if combined in (["anyOf"], ["oneOf"]):
             return self._alternatives(schema, combined[0], path, closes)
-        members = [*_list(schema.pop("allOf", []), "allOf", path)]
+        members = [*schema_list(schema.pop("allOf", []), "allOf", path)]
         members += [{key: schema.pop(key)} for key in combined if key in schema]
         return self._all_of([*members, schema] if schema else members, path, closes)
 
@@ -152,13 +163,13 @@ class _Normalizer:
             del schema["not"]
         if schema.get("unevaluatedProperties") is True:
             del schema["unevaluatedProperties"]
-        elif schema.get("unevaluatedProperties") is False and not schema.keys() & _COMBINING:
+        elif schema.get("unevaluatedProperties") is False and not schema.keys() & COMBINING:
             del schema["unevaluatedProperties"]
             schema.setdefault("additionalProperties", False)
         for key in schema:
             if key in REFUSED:
-                raise ValueError(f"'{key}' at {path} is not supported: {REFUSED[key]}")
-        for key in _COUNTS:
+                raise ValueError(refusal(key, path))
+        for key in COUNTS:
             if key in schema:
                 count = schema[key]
                 if isinstance(count, bool) or not isinstance(count, int | float) or count < 0:
@@ -185,7 +196,7 @@ class _Normalizer:
         return {"allOf": [self.schema(member, path, False) for member in members]}
 
     def _alternatives(self, schema: dict[str, Any], key: str, path: str, closes: bool) -> Any:
-        options = _list(schema.pop(key), key, path)
+        options = schema_list(schema.pop(key), key, path)
         if key == "oneOf":
             for at, option in enumerate(options):
                 for other in options[at + 1 :]:
@@ -217,9 +228,9 @@ class _Normalizer:
             target = self._document.target(member, path)
             if not isinstance(target, dict) or depth == 0:
                 return None
-            keys = {key for key in _CONSTRAINTS if target.get(key) is not None}
+            keys = {key for key in CONSTRAINTS if target.get(key) is not None}
             if keys == {"allOf"}:
-                target = self._merged(_list(target["allOf"], "allOf", path), path, depth - 1)
+                target = self._merged(schema_list(target["allOf"], "allOf", path), path, depth - 1)
                 if target is None:
                     return None
                 keys = set()
@@ -238,8 +249,8 @@ class _Normalizer:
     def _plain(self, schema: dict[str, Any], path: str, closes: bool) -> Any:
         kinds = schema.get("type")
         types = kinds if isinstance(kinds, list) else [] if kinds is None else [kinds]
-        if "type" in schema and not all(kind in _TYPES for kind in types):
-            raise ValueError(f"'type' at {path} is {json.dumps(kinds)[:80]}; known are {_TYPES}")
+        if "type" in schema and not all(kind in TYPES for kind in types):
+            raise ValueError(f"'type' at {path} is {json.dumps(kinds)[:80]}; known are {TYPES}")
         kept = ("type", "const", "enum", "minLength", "maxLength")
         found: dict[str, Any] = {key: schema[key] for key in kept if key in schema}
         both: list[Any] = []
@@ -247,7 +258,7 @@ class _Normalizer:
             text = string_keywords(schema, path)
             both += [{"type": "string", **part} for part in text.pop("allOf", [])]
             if both and len(types) != 1:
-                both = [{"anyOf": [part, {"type": _OTHERS}]} for part in both]
+                both = [{"anyOf": [part, {"type": OTHER_TYPES}]} for part in both]
             found |= text
         integer = "integer" in types and "number" not in types
         if (not types or integer or "number" in types) and (
@@ -256,9 +267,10 @@ class _Normalizer:
             numbers = number_schemas(schema, integer=integer, path=path)
             if len(types) == 1 and not found.keys() & {"const", "enum"}:
                 return numbers[0] if len(numbers) == 1 else {"anyOf": numbers}
-            others = [kind for kind in types or _TYPES if kind not in ("number", "integer")]
+            others = [kind for kind in types or TYPES if kind not in ("number", "integer")]
             both.append({"anyOf": [*numbers, *({"type": kind} for kind in others)]})
         if not types or "array" in types:
+            self._repeats |= schema.get("maxItems") not in (0, 1)
             found |= self._array(schema, path)
         if not types or "object" in types:
             found |= self._object(schema, path, closes)
@@ -273,7 +285,7 @@ class _Normalizer:
         if first is not None:
             found["prefixItems"] = [
                 self.schema(item, f"{path}/prefixItems/{at}", self._closes)
-                for at, item in enumerate(_list(first, "prefixItems", path))
+                for at, item in enumerate(schema_list(first, "prefixItems", path))
             ]
         if items is not None:
             found["items"] = self.schema(items, f"{path}/items", self._closes)
@@ -331,23 +343,3 @@ class _Normalizer:
                 f"'minProperties' above 1 at {path} is not supported with patterns of names"
             )
         return counts
-
-
-_TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-_COMBINING = {"$ref", "allOf", "anyOf", "oneOf", "if"}
-_MOST_LEVELS = 1200
-"""The library follows references by recursion on the stack."""
-_OTHERS = ["null", "boolean", "number", "array", "object"]
-
-
-def _levels(value: Any) -> int:
-    """Return how deep objects are nested."""
-    if isinstance(value, dict):
-        return 1 + max(map(_levels, value.values()), default=0)
-    return max(map(_levels, value), default=0) if isinstance(value, list) else 0
-
-
-def _list(value: Any, key: str, path: str) -> list[Any]:
-    if not isinstance(value, list) or (not value and key != "prefixItems"):
-        raise ValueError(f"'{key}' at {path} is not a list of schemas")
-    return value

@@ -38,6 +38,8 @@ def number_schemas(schema: dict[str, Any], *, integer: bool, path: str) -> list[
         least, most = _FORMATS[schema["format"]]
         low = (least, False) if low is None or low[0] < least else low
         high = (most, False) if high is None or high[0] > most else high
+    if low is not None and high is not None and low[0] > high[0]:
+        raise ValueError(f"the minimum {low[0]} at {path} is greater than maximum {high[0]}")
     beyond = (low is not None and low[0] > _EXACT) or (high is not None and high[0] < -_EXACT)
     integer = integer or beyond
     step = schema.get("multipleOf")
@@ -49,8 +51,6 @@ def number_schemas(schema: dict[str, Any], *, integer: bool, path: str) -> list[
         limit = _LARGEST if integer else _EXACT
         low = (-limit, False) if low is None or low[0] < -limit else low
         high = (limit, False) if high is None or high[0] > limit else high
-    if low is not None and high is not None and low[0] > high[0]:
-        raise ValueError(f"the minimum {low[0]} at {path} is greater than maximum {high[0]}")
     ranges = [_integers(low, high)] if integer else _numbers(low, high)
     found = [bounds | rest for bounds in ranges if bounds is not None]
     if not found:
