@@ -1,6 +1,7 @@
 """Error responses: every failure answered with OpenAI's envelope, with all four keys."""
 
 import logging
+import re
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request, Response
@@ -43,10 +44,21 @@ def log_failure(request_id: str, error: Exception) -> None:
         logger.error("request %s failed", request_id, exc_info=error)
 
 
+_MAX_WORD, _MAX_MESSAGE = 200, 2000
+_LONG_WORD = re.compile(rf"\S{{{_MAX_WORD + 1},}}")
+
+
+def shorten(message: str) -> str:
+    """Cut words and messages that quote much of a request, in characters."""
+    message = _LONG_WORD.sub(lambda word: f"{word[0][:_MAX_WORD]}\u2026", message)
+    return message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}\u2026"
+
+
 def error_response(
     status: int, body: ErrorBody, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Return a response with the envelope."""
+    """Return a response with the envelope; long quotations of the request are shortened."""
+    body = body.model_copy(update={"message": shorten(body.message)})
     return Response(
         ErrorResponse(error=body).model_dump_json(),
         status_code=status,

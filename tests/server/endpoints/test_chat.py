@@ -181,6 +181,16 @@ def test_the_response_names_the_model_as_the_request_does() -> None:
     assert reply.json()["model"] == "gpt-4o"
 
 
+@pytest.mark.parametrize("field", ["model", "tool_choice", "role"])
+@pytest.mark.parametrize("word", ["x", "x "])
+def test_an_error_quotes_little_of_a_long_request(field: str, word: str) -> None:
+    long = word * 500_000
+    value: Any = [{"role": long, "content": "hi"}] if field == "role" else long
+    response = post_chat(**{"messages" if field == "role" else field: value})
+    assert response.status_code in (400, 404)
+    assert len(response.text) < 3000
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_unknown_model_is_404_and_lists_the_served_ones(stream: bool) -> None:
     response = post_chat(model="gpt-4o", stream=stream)
