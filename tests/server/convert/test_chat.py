@@ -71,6 +71,17 @@ def test_a_json_schema_keeps_its_order_of_keys(extra: dict[str, Any]) -> None:
     assert json.dumps(json.loads(grammar.source)) == json.dumps(schema)
 
 
+@pytest.mark.parametrize(("strict", "is_open"), [(None, False), (True, False), (False, True)])
+def test_only_an_explicit_strict_false_leaves_objects_open(
+    strict: bool | None, is_open: bool
+) -> None:
+    schema = {"name": "a", "schema": {"type": "object"}, "strict": strict}
+    wire = {"type": "json_schema", "json_schema": schema}
+    grammar = converted(response_format=wire).sampling.grammar
+    assert grammar is not None
+    assert grammar.open_objects is is_open
+
+
 def test_a_text_format_can_be_combined_with_a_regex() -> None:
     sampling = converted(response_format={"type": "text"}, regex="a").sampling
     assert sampling.grammar == Grammar("regex", "a")
