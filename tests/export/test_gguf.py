@@ -7,9 +7,16 @@ import pytest
 import torch
 from gguf import GGUFReader
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
 from llmctl.engine.hf_runner import HFRunner
+from llmctl.engine.loading.gguf_pre_tokenizers import PRE_TOKENIZERS
+from llmctl.engine.loading.gguf_tokenizer import end_token_ids, read_tokenizer
 from llmctl.errors import UnsupportedError
 from llmctl.export.gguf import check_gguf_supported, write_gguf
 from llmctl.export.ollama import write_modelfile
@@ -96,6 +103,39 @@ def test_the_file_gives_the_logits_tokens_and_template_of_the_folder(
             (Message("user", "hello"),), sampling=SamplingParams(max_new_tokens=4)
         )
         assert engine.generate(request).choices
+
+
+@pytest.mark.slow
+def test_end_tokens_templates_and_unmerged_tokens_are_written_and_read_back(
+    tmp_path: Path,
+) -> None:
+    folder = save(tmp_path / "tiny", "llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = {"default": CHATML, "tool_use": CHATML + "{{ tools }}"}
+    PRE_TOKENIZERS["llama-bpe"].apply(tokenizer.backend_tokenizer)
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(eos_token_id=[1, 2, 0]).save_pretrained(folder)
+    file = folder / "tiny.gguf"
+    write_gguf(folder, file)
+    fields = GGUFReader(file).fields
+    written = [
+        fields[f"tokenizer.{name}"].contents()
+        for name in ("ggml.pre", "ggml.eos_token_id", "ggml.eot_token_id", "ggml.eom_token_id")
+    ]
+    assert written == ["llama-bpe", 1, 2, 0]
+    assert end_token_ids(file) >= {0, 1, 2}
+    read = read_tokenizer(file)
+    assert read.chat_template == tokenizer.chat_template
+    text = "It's 2024, hello  world\n\n"
+    assert read(text).input_ids == tokenizer(text).input_ids
+
+
+@pytest.mark.slow
+def test_more_end_tokens_than_the_format_has_are_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "tiny", "llama")
+    GenerationConfig(eos_token_id=[1, 50, 51, 52]).save_pretrained(folder)
+    with pytest.raises(UnsupportedError, match="no key for all tokens that end its replies"):
+        write_gguf(folder, folder / "tiny.gguf")
 
 
 @pytest.mark.parametrize(
