@@ -77,11 +77,16 @@ class LlamaCpp:
             ctypes.c_bool,
         ]
 
-    def token_ids(self, file: Path) -> list[list[int]]:
-        """Return the token ids of `TEXTS` without special tokens around them."""
+    def token_ids(self, file: Path) -> list[list[int]] | None:
+        """Return the token ids of `TEXTS` without special tokens around them.
+
+        `None` if this version does not know the pre-tokenizer.
+        """
         parameters = self._library.llama_model_default_params()
         parameters.vocab_only = True
         model = self._library.llama_model_load_from_file(str(file).encode(), parameters)
+        if not model:
+            return None
         vocabulary = self._library.llama_model_get_vocab(model)
         found = []
         for text in TEXTS:
@@ -114,17 +119,26 @@ def _pre_tokenizers(reference: LlamaCpp, vocabulary: Path) -> list[list[str]]:
     groups: dict[PreTokenizer, list[str]] = defaultdict(list)
     for name, kind in PRE_TOKENIZERS.items():
         groups[kind].append(name)
-    rows = []
+    rows, unknown = [], []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "vocabulary.gguf"
         for names in groups.values():
             different: set[str] = set()
+            _with_pre_tokenizer(vocabulary, file, names[0])
+            tokenizer = read_tokenizer(file)
+            own = [_ids(tokenizer, text) for text in TEXTS]
             for name in names:
                 _with_pre_tokenizer(vocabulary, file, name)
-                own = [_ids(read_tokenizer(file), text) for text in TEXTS]
-                pairs = zip(TEXTS, own, reference.token_ids(file), strict=True)
+                if (expected := reference.token_ids(file)) is None:
+                    unknown.append(name)
+                    continue
+                pairs = zip(TEXTS, own, expected, strict=True)
                 different |= {text for text, one, other in pairs if one != other}
-            rows.append([", ".join(names), f"{len(TEXTS) - len(different)} of {len(TEXTS)}"])
+            known = [name for name in names if name not in unknown]
+            if known:
+                rows.append([", ".join(known), f"{len(TEXTS) - len(different)} of {len(TEXTS)}"])
+    if unknown:
+        rows.append([", ".join(unknown), "not in this version of llama.cpp"])
     return rows
 
 
