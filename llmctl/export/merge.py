@@ -19,8 +19,9 @@ from llmctl.engine.auto_model import auto_model_class
 from llmctl.engine.loading.adapters import (
     BASE_PRESERVING_INITS,
     META_ADAPTER_NAME,
+    adapter_vocab_size,
     attach_static_adapter,
-    holds_vocabulary,
+    holds_base_weights,
     inject_adapter,
     lora_layers,
     read_adapter_config,
@@ -171,7 +172,7 @@ def _lay_out(config: Any, adapter: Path, entries: _Entries) -> _Weights | None:
         or settings.ensure_weight_tying
         or settings.bias != "none"
         or settings.init_lora_weights not in BASE_PRESERVING_INITS
-        or holds_vocabulary(adapter, config.get_text_config().vocab_size)
+        or holds_base_weights(adapter, config.get_text_config().vocab_size)
     ):
         return None
     if settings.lora_bias:
@@ -179,6 +180,8 @@ def _lay_out(config: Any, adapter: Path, entries: _Entries) -> _Weights | None:
             f"{adapter} has biases (lora_bias), for which the layers of the model have no place",
             hint=f"use it without merging: --model {adapter}",
         )
+    text = config.get_text_config()
+    text.vocab_size = adapter_vocab_size(adapter) or text.vocab_size
     with torch.device("meta"):
         skeleton = auto_model_class(config).from_config(config, dtype=torch.float32)
     names = {module: f"{path}.weight" for path, module in skeleton.named_modules()}

@@ -218,13 +218,15 @@ def adapter_vocab_size(folder: Path) -> int | None:
     return next((e.shape[0] for name, e in entries.items() if _VOCABULARY.search(name)), None)
 
 
-def holds_vocabulary(folder: Path, vocab_size: int) -> bool:
-    """Whether an adapter changes embedding or head by LoRA, or has a vocabulary of another size."""
-    names = read_entries([folder / ADAPTER_WEIGHTS])
-    size = adapter_vocab_size(folder)
-    return size not in (None, vocab_size) or any(
-        ".lora_embedding_" in name or ".base_layer." in name for name in names
-    )
+def holds_base_weights(folder: Path, vocab_size: int) -> bool:
+    """Whether an adapter brings weights of the layers that it adapts, or trained a new vocabulary.
+
+    PEFT saves the weights of an adapted embedding or head with the adapter.
+    """
+    if any(".base_layer." in name for name in read_entries([folder / ADAPTER_WEIGHTS])):
+        return True
+    config = read_adapter_config(str(folder))
+    return bool(config.modules_to_save) and adapter_vocab_size(folder) not in (None, vocab_size)
 
 
 _VOCABULARY = re.compile(

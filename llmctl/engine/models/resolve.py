@@ -220,6 +220,13 @@ def _find_local(parsed: _ModelName, hub_cache: Hub, allow_pickle: bool) -> Resol
             return ResolvedModel(parsed.model_id, path, None, "hub", path.name)
         except ModelNotFoundError as error:
             reasons.append(str(error))
+    if parsed.entry is None and parsed.revision is None and parsed.repo is not None:
+        # A hub id of the catalogue: the store may have the model under its short name.
+        repo = parsed.repo.lower()
+        names = [entry.name for entry in CATALOG if entry.repo.lower() == repo]
+        for name in names:
+            if name in store.names():
+                return _resolve_in_store(name)
     raise ModelNotFoundError(" and ".join(reasons) or "the store has no revisions")
 
 

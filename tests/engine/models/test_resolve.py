@@ -190,6 +190,16 @@ def test_the_store_precedes_the_hugging_face_cache(home: Path) -> None:
     assert resolve_local(f"{DEFAULT_MODEL}@main").source == "hub"
 
 
+def test_a_hub_id_finds_the_copy_in_the_store_under_its_short_name(home: Path) -> None:
+    with pytest.raises(ModelNotFoundError):
+        resolve_local(SMALL)
+    stored = write_files(home / "llmctl/models" / DEFAULT_MODEL, model_files())
+    for name in (SMALL, SMALL.upper()):
+        assert resolve_local(name).path == stored
+    with pytest.raises(ModelNotFoundError):
+        resolve_local(f"{SMALL}@main")
+
+
 def test_a_folder_in_the_store_has_its_name_as_model_id(home: Path) -> None:
     stored = write_files(home / "llmctl/models/merged", model_files())
     assert resolve_model("merged").path == stored
