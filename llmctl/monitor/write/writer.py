@@ -19,6 +19,8 @@ from llmctl.monitor.write.events import Event, MetricEvent, TagEvent, TraceEvent
 from llmctl.monitor.write.spool import Spool
 from llmctl.types import TAG_HEARTBEAT
 
+_LAST_ATTEMPT_S = 1.0
+"""Wait for an attempt to reach the store before its spool is left to others."""
 MAX_PENDING: Final = 200_000
 """Maximum number of events in memory, about 60 MB. Further metrics and traces are dropped."""
 END_WAIT_S: Final = 30.0
@@ -125,7 +127,7 @@ class EventWriter:
             spool_s = max(100 * (time.monotonic() - began), _SPOOL_S)
             hurry = self._ending or (self._flush.is_set() and not self.is_unavailable)
             self._flush.clear()
-            if began >= self._due or (hurry and self._due < math.inf):
+            if not self._abandoned and (began >= self._due or (hurry and self._due < math.inf)):
                 self._write()
             self.attempted.set()
             if self._abandoned or (self._ending and not self._batch and not self._incoming):
@@ -201,8 +203,14 @@ class EventWriter:
         self._abandoned = True
         with self._spool_lock:
             spool, self._spool = self._spool, None
+        # An attempt that is under way must not succeed after another process took the spool.
+        self.flush()
+        self._done.wait(_LAST_ATTEMPT_S)
         with self._lock:
             events = [*self._batch, *self._incoming]
+        if self.target is not None and not events and spool is not None:
+            spool.remove()
+            return
         try:
             if spool is None:
                 raise OSError
