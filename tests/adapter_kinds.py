@@ -113,7 +113,7 @@ def save(kind: str, base: Path, folder: Path) -> Tensor:
                     parameter.add_(scale * torch.randn_like(parameter))
         adapted.save_pretrained(str(folder))
         tokenizer.save_pretrained(folder)
-        return _logprobs(PeftModel.from_pretrained(read(), str(folder)).eval())
+        return logprobs(PeftModel.from_pretrained(read(), str(folder)).eval())
 
 
 def served(base: Path, adapter: Path) -> Tensor:
@@ -133,12 +133,13 @@ def merged(base: Path, adapter: Path, folder: Path) -> Tensor:
             adapter=str(adapter), base=str(base), output=folder, dtype="float32", verify=False
         )
     )
-    return _logprobs(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    return logprobs(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
 
 
-def _logprobs(model: Any) -> Tensor:
+def logprobs(model: Any) -> Tensor:
+    """Return the log-probabilities of `TEXT` after its first token."""
     ids = torch.tensor(TEXT)
     with torch.inference_mode():
         table = model(ids[None]).logits[0].log_softmax(-1)
-    logprobs: Tensor = table[:-1].gather(1, ids[1:, None]).squeeze(1).clone()
-    return logprobs
+    found: Tensor = table[:-1].gather(1, ids[1:, None]).squeeze(1).clone()
+    return found

@@ -1,5 +1,6 @@
 """Loading of LoRA adapters in PEFT's format."""
 
+import logging
 import re
 from collections.abc import Collection
 from copy import deepcopy
@@ -13,6 +14,8 @@ from llmctl.engine.batching.forward.lora import LoraAdapter, LoraWeights
 from llmctl.engine.models.adapter_metadata import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llmctl.engine.models.weight_files import read_entries
 from llmctl.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 META_ADAPTER_NAME = "a"
 """Name of the adapter that `inject_adapter` adds to a model."""
@@ -48,11 +51,30 @@ def unsupported_per_request(path: str) -> str | None:
     from safetensors import SafetensorError
 
     config = read_adapter_config(path)
+    _warn_of_overlapping_patterns(path, config)
     try:
         names = read_entries([Path(path).expanduser() / ADAPTER_WEIGHTS])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigError(f"cannot load the adapter {path}: {ADAPTER_WEIGHTS}: {error}") from error
     return _unsupported_part(config, names)
+
+
+def _warn_of_overlapping_patterns(path: str, config: Any) -> None:
+    """Log patterns of which several match one layer.
+
+    PEFT takes the first, and sorts them when it saves: they may not mean what they meant in
+    training.
+    """
+    for name in ("rank_pattern", "alpha_pattern"):
+        patterns = list(getattr(config, name, None) or {})
+        for first in patterns:
+            for second in patterns:
+                if first != second and re.search(rf"(?:^|\.){first}$", second):
+                    _log.warning(
+                        "%s: the keys %r and %r of %s match the same layers, and PEFT has sorted "
+                        "them; if they were in another order in training, the adapter differs",
+                        *(path, first, second, name),
+                    )
 
 
 def read_adapter_config(path: str) -> Any:
@@ -221,14 +243,18 @@ def adapter_vocab_size(folder: Path) -> int | None:
 def holds_base_weights(folder: Path, vocab_size: int) -> bool:
     """Whether an adapter brings weights of the layers that it adapts, or trained a new vocabulary.
 
-    PEFT saves the weights of an adapted embedding or head with the adapter.
+    PEFT saves the weights of an adapted embedding or head with the adapter. Adapters of single
+    experts count too: their names are those of other layers.
     """
-    if any(".base_layer." in name for name in read_entries([folder / ADAPTER_WEIGHTS])):
+    names = read_entries([folder / ADAPTER_WEIGHTS])
+    if any(".base_layer." in name or _SINGLE_EXPERT.search(name) for name in names):
         return True
     config = read_adapter_config(str(folder))
     return bool(config.modules_to_save) and adapter_vocab_size(folder) not in (None, vocab_size)
 
 
+_SINGLE_EXPERT = re.compile(r"\.experts\.\d+\.")
+"""In names of Transformers 4, where each expert had layers of its own; PEFT converts them."""
 _VOCABULARY = re.compile(
     r"(?:embed_tokens|wte|embed_in|lm_head|embed_out)(?:\.base_layer|\.modules_to_save)?\.weight$"
 )
@@ -236,6 +262,7 @@ _VOCABULARY = re.compile(
 
 def _unsupported_part(config: Any, names: Collection[str]) -> str | None:
     other = next((n for n in names if ".lora_A." not in n and ".lora_B." not in n), None)
+    experts = any(map(_SINGLE_EXPERT.search, names))
     reasons = {
         "it uses DoRA": config.use_dora,
         "it trained whole modules beside LoRA (modules_to_save)": config.modules_to_save,
@@ -243,6 +270,7 @@ def _unsupported_part(config: Any, names: Collection[str]) -> str | None:
         "it trained parameters outside linear layers (target_parameters)": config.target_parameters,
         "it trained biases": config.bias != "none" or config.lora_bias,
         "it repeats layers (layer_replication)": config.layer_replication,
+        "it trained the experts of a mixture one by one": experts,
         f"init_lora_weights={config.init_lora_weights!r} changed the base model's weights": (
             config.init_lora_weights not in BASE_PRESERVING_INITS
         ),
