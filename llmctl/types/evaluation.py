@@ -24,6 +24,7 @@ EvalBackend = Literal["native", "opencompass"]
 Extraction = Literal[
     "first_capital",
     "first_option",
+    "option_set",
     "last_number",
     "exact",
     "numeric",

@@ -1,7 +1,8 @@
 """Custom benchmarks: CSV or JSON-lines files written by the user.
 
 Multiple choice: `question`, `A`, `B`, ... (or `options`, a list) and `answer`: a letter, the text
-of an option, or its index from 0 as a JSON number. Without options the reply itself is scored
+of an option, or its index from 0 as a JSON number; several right options as a list or as letters
+(`BD`), of which a reply must state all and no other. Without options the reply itself is scored
 against `answer` by `match`: `exact` (ignoring case and white space), `numeric`, `contains`, `regex`
 or `judge` (a judge model compares). `subject` groups the rows. Rows with `split` `example` are
 few-shot examples and are not evaluated. Unknown fields are errors.
@@ -67,6 +68,14 @@ _CHOICE_PROMPTS: Final[Mapping[EvalMode, PromptTemplate]] = {
         for mode in ("logprob", "logprob_norm")
     },
 }
+_OPTION_SET_PROMPTS: Final[Mapping[EvalMode, PromptTemplate]] = {
+    "gen": ChatPrompt(
+        "{question}\n{options}\nAnswer with the letters of all right options alone.",
+        "{answer}",
+        "option_set",
+        256,
+    )
+}
 _FREE_FORM_PROMPTS: Final[Mapping[EvalMode, PromptTemplate]] = {
     "gen": ChatPrompt("{question}", "{answer}", "exact", 256)
 }
@@ -99,6 +108,12 @@ def load_custom_benchmark(file: Path) -> Benchmark:
             f"{file} has questions with options and questions without",
             hint="put them in two files: they use different prompts",
         )
+    if with_options == {False}:
+        prompts = _FREE_FORM_PROMPTS
+    elif any(len(doc.gold) > 1 for doc in data.docs):
+        prompts = _OPTION_SET_PROMPTS
+    else:
+        prompts = _CHOICE_PROMPTS
     names = list(dict.fromkeys(doc.subject or file.stem for doc in data.docs))
     return Benchmark(
         file.stem,
@@ -114,7 +129,7 @@ def load_custom_benchmark(file: Path) -> Benchmark:
             loaded={file: data},
         ),
         (".",),
-        _CHOICE_PROMPTS if with_options == {True} else _FREE_FORM_PROMPTS,
+        prompts,
     )
 
 
@@ -133,9 +148,12 @@ def _parse(file: Path, content: bytes) -> DataFile:
         except ValueError as error:
             errors.append(f"{file}:{line}: {error}")
             continue
-        answer = value["answer"]
-        if doc.options and isinstance(answer, int) and str(answer) not in doc.options:
-            answer_indices.add(answer)
+        answers = value["answer"] if isinstance(value["answer"], list) else [value["answer"]]
+        answer_indices.update(
+            answer
+            for answer in answers
+            if doc.options and isinstance(answer, int) and str(answer) not in doc.options
+        )
         target = examples if is_example else docs
         target.append(replace(doc, index=len(target)))
     if answer_indices and 0 not in answer_indices:
@@ -164,7 +182,6 @@ def _doc(value: Mapping[str, Any]) -> tuple[Doc, bool]:
     if "" in value:
         raise ValueError("more cells than the header has columns: quote text with commas")
     question = _text(value, "question")
-    gold = _text(value, "answer")
     options = _options(value)
     subject = str(value.get("subject") or "")
     is_example = str(value.get("split") or "") == "example"
@@ -172,8 +189,9 @@ def _doc(value: Mapping[str, Any]) -> tuple[Doc, bool]:
     if options:
         if match is not None:
             raise ValueError("match is for questions without options")
-        label = _label(value["answer"], options)
-        return Doc(question, label, options, subject=subject), is_example
+        gold = _gold_labels(value, options)
+        return Doc(question, gold, options, subject=subject), is_example
+    gold = _text(value, "answer")
     if match is not None and match not in MATCH_METHODS:
         raise ValueError(f"match is {match!r}; it must be one of {', '.join(MATCH_METHODS)}")
     if match == "regex":
@@ -196,6 +214,29 @@ def _text(value: Mapping[str, Any], name: str) -> str:
     if isinstance(text, bool | list | dict):
         raise ValueError(f"{name} is {json.dumps(text)[:40]}; it must be text")
     return str(text).strip()
+
+
+def _gold_labels(value: Mapping[str, Any], options: Sequence[str]) -> str:
+    """Return the labels of the right options, sorted."""
+    answers = value.get("answer")
+    if isinstance(answers, str) and answers.lstrip().startswith("["):
+        try:
+            answers = json.loads(answers)
+        except ValueError:
+            answers = value["answer"]
+    if not isinstance(answers, list):
+        text = _text(value, "answer")
+        letters = re.sub(r"[\s,，、;]", "", text.upper())
+        several = len(letters) > 1 and set(letters) <= set(LABELS[: len(options)])
+        answers = list(letters) if several and text not in options else [answers]
+    elif not answers:
+        raise ValueError("answer is an empty list")
+    for answer in answers:
+        _text({"answer": answer}, "answer")
+    labels = [_label(answer, options) for answer in answers]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"the answer {value['answer']!r} names an option twice")
+    return "".join(sorted(labels))
 
 
 def _label(answer: str | int, options: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ class Doc:
 
     question: str
     gold: str
-    """The right label, or the reference answer."""
+    """The right label, several as sorted letters, or the reference answer."""
     options: tuple[str, ...] = ()
     solution: str = ""
     """Worked solution, shown if the doc is used as a few-shot example."""

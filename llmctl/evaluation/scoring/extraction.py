@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from llmctl.evaluation.scoring.robust import robust_number, robust_option, strip_reasoning
+from llmctl.evaluation.scoring.robust import (
+    robust_number,
+    robust_option,
+    robust_option_set,
+    strip_reasoning,
+)
 from llmctl.types import EvalSample
 
 
@@ -41,6 +46,9 @@ def extract_answer(sample: EvalSample, reply: str) -> ExtractedAnswer:
         strict = first_capital(reply) if rule == "first_capital" else first_option(reply, letters)
         robust, matched = robust_option(reply, letters, sample.options)
         return ExtractedAnswer(strict, strict == gold, robust, robust == gold, matched)
+    if rule == "option_set":
+        stated, matched = robust_option_set(reply, "".join(sample.labels))
+        return ExtractedAnswer(stated, stated == gold, stated, stated == gold, matched)
     return _match_free_form(sample, reply)
 
 

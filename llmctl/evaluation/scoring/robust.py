@@ -84,6 +84,61 @@ def robust_option(text: str, letters: str, options: tuple[str, ...]) -> tuple[st
     return "", "ambiguous" if set(re.findall(f"[{letters}]", text)) else "none"
 
 
+_SET = (
+    r"[(\[\"'“「]*(?P<set>[L](?:[)\]\"'”」]*\s*(?:,|，|、|;|；|/|&|\+|(?i:and)\b|和|与|及)?"
+    r"\s*(?:(?i:and)\b\s*)?(?i:options?\s+)?[(\[\"'“「]*[L])*)(?![A-Za-z'’])"
+)
+_SET_STATEMENTS: Final = (
+    rf"\\boxed\{{\s*{_SET}\s*\}}",
+    rf"(?i:answers?|options?|choices?)(?i: to the question)?\s*(?i:is|are|should be|:|：|=)\s*"
+    rf"(?i:options?|choices?)?\s*[:：]?\s*{_SET}{_AFTER_LETTER}",
+    rf"(?i:choose|select|pick)\s*(?i:options?|choices?)?\s*{_SET}{_AFTER_LETTER}",
+    rf"(?:答案|选项)(?:应该|应当|应)?(?:是|为|选|：|:|\s)+(?:选项)?\s*{_SET}{_AFTER_LETTER}",
+    rf"{_NOT}(?:应该选|应当选|应选|故选|选择|选)(?:项)?\s*[:：]?\s*{_SET}{_AFTER_LETTER}",
+    rf"(?m:^)[\s*]*{_SET}[)\]\"'”.。\s*]*(?m:$)",
+)
+_LISTED: Final = _LABELLED.replace(r"\S", r"(?![A-Z]\b)\S")
+_CALLED_RIGHT: Final = (
+    rf"{_SET}[)\]]*\s*(?:选项|项)?\s*(?:都|均)?(?:是正确|是对的|正确|"
+    r"(?:is|are)(?: both| all)? (?:the )?(?:correct|right)(?! if| when))"
+)
+
+
+def robust_option_set(text: str, letters: str) -> tuple[str, str]:
+    """Return all options that a reply states, as sorted letters; the last statement counts.
+
+    Args:
+        text: the reply to a question with any number of right options, in English or Chinese.
+        letters: of the options, capitals.
+
+    Returns:
+        The letters and the name of the rule; an empty text and `none` otherwise.
+    """
+    text = _prepared(text)
+    statements = [
+        (match.start("set"), match["set"])
+        for pattern in _SET_STATEMENTS
+        for match in re.finditer(pattern.replace("[L]", f"[{letters}]"), text)
+    ]
+    if statements:
+        return _sorted_letters(max(statements)[1], letters), "statement"
+    called_right = re.finditer(_CALLED_RIGHT.replace("[L]", f"[{letters}]"), text)
+    if found := _sorted_letters(" ".join(match["set"] for match in called_right), letters):
+        return found, "called right"
+    lines = [line for line in text.split("\n") if line.strip()]
+    labels = [re.match(_LISTED.replace("[L]", f"[{letters}]"), line) for line in lines]
+    listed = "".join(match["letter"] for match in labels if match)
+    # All options in a row repeat the question.
+    if 0 < len(listed) == len(lines) < len(letters):
+        return _sorted_letters(listed, letters), "listed"
+    return "", "none"
+
+
+def _sorted_letters(stated: str, letters: str) -> str:
+    stated = re.sub(r"(?i:and|options?)", "", stated)
+    return "".join(sorted(set(re.findall(f"[{letters}]", stated))))
+
+
 def _letters(pattern: str, text: str, letters: str) -> Iterator[tuple[int, str]]:
     """Yield place and letter of each match; a small letter counts where it cannot be a word."""
     both = letters + letters.lower()

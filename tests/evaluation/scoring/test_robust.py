@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmctl.evaluation.scoring.robust import robust_number, robust_option
+from llmctl.evaluation.scoring.robust import robust_number, robust_option, robust_option_set
 
 SHAPES = ("a circle", "a square", "a triangle", "a line")
 CITIES = ("Paris", "London", "New York", "New York City")
@@ -122,6 +122,59 @@ REPLIES_WITH_NUMBERS = [
     ("I do not know.", ""),
     ("It costs 12,000", "12000"),
 ]
+REPLIES_WITH_SEVERAL_OPTIONS = [
+    ("BD", "BD"),
+    ("B, D", "BD"),
+    ("B and D", "BD"),
+    ("D and B.", "BD"),
+    ("The answers are A, C and D.", "ACD"),
+    ("答案是AC。", "AC"),
+    ("答案：A、C", "AC"),
+    ("选BCD", "BCD"),
+    ("The answer is B.", "B"),
+    ("(A), (C)", "AC"),
+    ("**B**, **D**", "BD"),
+    ("\\boxed{A, B}", "AB"),
+    ("Options A and B look right.\n\nAnswer: A, B", "AB"),
+    ("I do not know", ""),
+    ("A dog", ""),
+    ("The answer is a cat", ""),
+    ("B", "B"),
+    ("Reasoning here.\nAC", "AC"),
+    ("Answer: B, C, because A is wrong.", "BC"),
+    ("应选AC，不选B。", "AC"),
+    ("不选B", ""),
+    ("The answer is A triangle.", ""),
+    ("**Answer:** B, D", "BD"),
+    ("The answers are A and C, not B.", "AC"),
+    ("故选BD。", "BD"),
+    ("The answer is not B.", ""),
+    ("A and C are correct.", "AC"),
+    ("A is wrong. B and D are correct.", "BD"),
+    ("选项A和C正确，B错误。", "AC"),
+    ("不正确的是A", ""),
+    ("Answer: A, B, C, and D", "ABCD"),
+    ("A, B, and C", "ABC"),
+    ("ＡＣ", "AC"),
+    ("The correct options are options B and option C.", "BC"),
+    ("A、B、D都正确", "ABD"),
+    ("<think>Maybe A</think>\nBC", "BC"),
+    ("CAB", "ABC"),
+    ("A. red\nC. blue", "AC"),
+    ("正确答案为 A、D", "AD"),
+    ("A不正确，B正确", "B"),
+    ("A and B are not correct", ""),
+    ("If A and B are right then C is too; answer: ABC", "ABC"),
+    ("答案不是A", ""),
+    ("BAD idea", ""),
+    ("a, c", ""),
+    ("Answers: A; C", "AC"),
+    ("ABE", ""),
+    ("A is correct. C is correct.", "AC"),
+    ("A正确，B错误，C正确。", "AC"),
+    ("A) red\nC) blue", "AC"),
+    ("B. D.", ""),
+]
 
 
 @pytest.mark.parametrize(("reply", "options", "answer"), REPLIES)
@@ -132,3 +185,8 @@ def test_the_stated_option_is_read(reply: str, options: tuple[str, ...], answer:
 @pytest.mark.parametrize(("reply", "answer"), REPLIES_WITH_NUMBERS)
 def test_the_stated_number_is_read(reply: str, answer: str) -> None:
     assert robust_number(reply)[0] == answer
+
+
+@pytest.mark.parametrize(("reply", "answer"), REPLIES_WITH_SEVERAL_OPTIONS)
+def test_all_stated_options_are_read(reply: str, answer: str) -> None:
+    assert robust_option_set(reply, "ABCD")[0] == answer
