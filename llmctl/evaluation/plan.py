@@ -13,7 +13,7 @@ from llmctl.evaluation.benchmarks.prompts import ChatPrompt, CompletionPrompt, D
 from llmctl.evaluation.benchmarks.readers import DataFile
 from llmctl.evaluation.benchmarks.registry import Benchmark
 from llmctl.evaluation.benchmarks.subjects import Subject
-from llmctl.types import BenchmarkPlan, EvalMode, SubjectPlan
+from llmctl.types import BenchmarkPlan, EvalMode, EvalSample, SubjectPlan
 
 T = TypeVar("T")
 
@@ -136,7 +136,12 @@ def chance_accuracy(plans: Sequence[SubjectPlan]) -> float | None:
     samples = [sample for plan in plans for sample in plan.questions]
     if not samples or not all(sample.labels for sample in samples):
         return None
-    return sum(1 / len(sample.labels) for sample in samples) / len(samples)
+    return sum(1 / _possible_answers(sample) for sample in samples) / len(samples)
+
+
+def _possible_answers(sample: EvalSample) -> int:
+    options = len(sample.labels)
+    return 2**options - 1 if sample.extraction == "option_set" else options
 
 
 def _selected_subjects(benchmark: Benchmark, names: Sequence[str]) -> list[Subject]:

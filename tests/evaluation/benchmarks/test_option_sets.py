@@ -8,6 +8,7 @@ import pytest
 from llmctl.evaluation.benchmarks.custom_benchmark import load_custom_benchmark
 from llmctl.evaluation.benchmarks.readers import BenchmarkDataError
 from llmctl.evaluation.benchmarks.registry import Benchmark
+from llmctl.evaluation.plan import EvalSelection, plan_benchmark
 from llmctl.evaluation.scoring.extraction import extract_answer
 
 OPTIONS = {"question": "Which are prime?", "A": "two", "B": "four", "C": "five", "D": "AB"}
@@ -29,6 +30,8 @@ def test_several_answers_are_letters_texts_or_indices(tmp_path: Path) -> None:
     benchmark = _benchmark(tmp_path, *answers)
     assert _golds(tmp_path / "primes.jsonl") == ["AC", "AC", "AC", "AC", "AC", "A", "D", "A"]
     assert set(benchmark.prompts) == {"gen"}
+    plan = plan_benchmark(benchmark, tmp_path, EvalSelection())
+    assert plan.chance == pytest.approx(1 / 15)
 
 
 def test_a_file_with_single_answers_keeps_all_modes(tmp_path: Path) -> None:
@@ -42,9 +45,8 @@ def test_a_reply_states_all_right_options_and_no_other(
     tmp_path: Path, reply: str, correct: bool
 ) -> None:
     benchmark = _benchmark(tmp_path, ["A", "C"])
-    [subject] = benchmark.subjects
-    [doc] = benchmark.reader.read(tmp_path / "primes.jsonl").docs
-    sample = benchmark.prompt("gen").render("primes", subject.name, subject.name, doc, ())
+    plan = plan_benchmark(benchmark, tmp_path, EvalSelection())
+    [sample] = plan.subjects[0].questions
     extracted = extract_answer(sample, reply)
     assert extracted.correct == extracted.robust_correct == correct
 
