@@ -61,7 +61,7 @@ def main() -> None:
                             lambda b=base, a=adapter, f=folder: merged(b, a, f / "merged"),  # type: ignore[misc]
                         )
                     )
-            rows.append([kind, *(", ".join(sorted(found)[-1:]) for found in results.values())])
+            rows.append([kind, *(", ".join(sorted(found)) for found in results.values())])
             print(rows[-1], flush=True)
     header = ["adapter", "served", "merged"]
     write_table("adapters", header, rows, ["peft", "transformers", "torch"])
