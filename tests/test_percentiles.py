@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.bench.config import BenchConfig
 from llmctl.bench.stats import summarize_level
+from llmctl.config.bench import BenchConfig
 from llmctl.monitor import ServingMonitor
 from llmctl.percentiles import observed_percentiles, percentile
 from llmctl.types import RequestTrace

@@ -6,10 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
-from llmctl.bench.config import BenchConfig
 from llmctl.bench.host import MemorySampler
 from llmctl.bench.prompts import PromptBatch
 from llmctl.bench.target import BenchTarget, TimedReply
+from llmctl.config.bench import BenchConfig
 from llmctl.errors import LlmctlError
 from llmctl.types import Message
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmctl.bench.prompts import PromptSet
 from llmctl.bench.report import BenchReport, SummaryRow
+from llmctl.config.bench import PromptSet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,8 @@ def draw_report(report: BenchReport, path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = report.rows()
-    sets = [prompts for prompts in report.config.prompts if any(r.prompts == prompts for r in rows)]
+    measured = {row.prompts for row in rows}
+    sets = [prompts for prompts in report.config.prompt_sets if prompts in measured]
     figure = Figure(figsize=(12, 0.9 + 3.1 * len(sets)), layout="constrained")
     grid = figure.subplots(len(sets), len(_PANELS), squeeze=False)
     for axes_row, prompts in zip(grid, sets, strict=True):
@@ -64,7 +65,7 @@ def draw_report(report: BenchReport, path: Path) -> None:
 
 def _footer(report: BenchReport) -> str:
     config, host = report.config, report.host
-    rounds = f", median of {config.rounds} rounds" if config.rounds > 1 else ""
+    rounds = f", median of {config.round_count} rounds" if config.round_count > 1 else ""
     hardware = ", ".join((host.cpu, f"{host.cores} cores", *host.gpus))
     return (
         f"{config.max_tokens} tokens per reply, {config.requests} conversations per stream{rounds}"

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Literal, get_args
 
-PromptSet = Literal["short", "long", "shared", "multiturn"]
-PROMPT_SETS: tuple[PromptSet, ...] = get_args(PromptSet)
+from llmctl.config.bench import PromptSet
+
 PREFIX_CACHE_SETS: frozenset[PromptSet] = frozenset({"shared", "multiturn"})
 """Sets that measure the prefix cache; prompts of the other sets differ from the first words on."""
 

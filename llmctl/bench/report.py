@@ -5,10 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmctl import __version__
-from llmctl.bench.config import BenchConfig
 from llmctl.bench.host import HostInfo
-from llmctl.bench.prompts import PromptSet
 from llmctl.bench.stats import LevelMetrics, LevelResult, median_metrics, metric_ratios
+from llmctl.config.bench import BenchConfig, PromptSet
 from llmctl.types import ModelSpec
 
 
@@ -56,7 +55,7 @@ class BenchReport:
         """Summarise the rounds of every measured level."""
         return [
             row
-            for prompts in self.config.prompts
+            for prompts in self.config.prompt_sets
             for concurrency in self.config.concurrency
             if (row := self._row(prompts, concurrency)) is not None
         ]
@@ -117,7 +116,7 @@ class BenchReport:
             "date": self.date,
             "complete": self.complete,
             "machine": asdict(self.host),
-            "settings": asdict(self.config),
+            "settings": self.config.measurement(),
             "sides": [asdict(side) for side in self.sides],
             "summary": [asdict(row) for row in self.rows()],
             "levels": [asdict(level) for level in self.levels],

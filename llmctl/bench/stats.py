@@ -7,10 +7,10 @@ from itertools import pairwise
 from statistics import median
 from typing import Literal
 
-from llmctl.bench.config import BenchConfig
 from llmctl.bench.load import LevelRun
-from llmctl.bench.prompts import PREFIX_CACHE_SETS, PromptSet
+from llmctl.bench.prompts import PREFIX_CACHE_SETS
 from llmctl.bench.target import TimedReply
+from llmctl.config.bench import BenchConfig, PromptSet
 from llmctl.percentiles import percentile
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
-from llmctl.bench.config import BenchConfig
+from llmctl.config.bench import BenchConfig
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.openai.client import create_client, find_model
 from llmctl.engine.openai.wire import api_url, completion_arguments, translate_api_error

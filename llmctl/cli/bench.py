@@ -1,14 +1,14 @@
 """The `llmctl bench` command: measure the speed of a model or of servers."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from llmctl.bench.config import BenchEngine, BenchServer
-from llmctl.bench.options import BenchOptions
 from llmctl.cli import options, render
 from llmctl.cli.config_options import given_fields, resolve_config, with_config_options
+from llmctl.config.bench import BenchConfig, BenchEngine, BenchServer
 from llmctl.config.settings import ResolvedConfig
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.types import ApiEndpoint
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llmctl.bench.stats import LevelResult
 
 
-@with_config_options(BenchOptions)
+@with_config_options(BenchConfig)
 def bench(
     context: typer.Context,
     *,
@@ -34,9 +34,8 @@ def bench(
     ttft is the time to first token and itl the inter-token latency, in milliseconds; each and sum
     are output tokens per second of one stream and of all; prefill is prompt tokens per second.
     """
-    resolved = resolve_config(BenchOptions, context, values, config)
+    resolved = resolve_config(BenchConfig, context, values, config)
     chosen = resolved.values
-    plan = chosen.bench_config()
     _check(resolved)
     sides = _sides(resolved)
     plot = None if chosen.plot is None else Path(chosen.plot)
@@ -44,8 +43,8 @@ def bench(
     from llmctl.services import bench as service  # openai begins here, and torch without a URL
 
     with render.show_progress() as progress:
-        session = service.open_session(plan, sides, progress)
-    with session:
+        session = service.open_session(chosen, sides, progress)
+    with closing(session):
         for side in session.sides:
             render.print_note(f"{side.label}: {side.model}, {side.where}{side.details}")
         levels: list[LevelResult] = []
@@ -64,7 +63,7 @@ def bench(
         raise LlmctlError(f"{' and '.join(side.label for side in failed)} answered no request")
 
 
-def _sides(resolved: ResolvedConfig[BenchOptions]) -> list[BenchServer | BenchEngine]:
+def _sides(resolved: ResolvedConfig[BenchConfig]) -> list[BenchServer | BenchEngine]:
     chosen = resolved.values
     urls = [chosen.base_url] if chosen.vs is None else [chosen.base_url, chosen.vs]
     labels = [*chosen.label, *map(_host, urls[len(chosen.label) :])]
@@ -104,7 +103,7 @@ def _print_report(report: "BenchReport", as_json: bool, plot: Path | None) -> No
         render.print_note(f"written: {plot}")
 
 
-def _check(resolved: ResolvedConfig[BenchOptions]) -> None:
+def _check(resolved: ResolvedConfig[BenchConfig]) -> None:
     """Reject options that would be ignored, or would fail only after the measurement.
 
     Raises:

@@ -1,5 +1,6 @@
 """The `llmctl eval` commands: evaluate a model on benchmarks, show and compare results."""
 
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,7 +56,7 @@ def evaluate(
         track=not no_track,
         tracking_uri=tracking_uri,
     )
-    with eval_view.EvalView() as view:
+    with closing(eval_view.EvalView()) as view:
         try:
             report = service.evaluate(request, view, view.progress)
         except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or another signal

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -76,8 +77,10 @@ def finetune(
     from llmctl.services.finetuning import run as service  # torch and transformers begin here
 
     with (
-        train_view.TrainView(quiet=not first, plan_is_result=dry_run and not as_json) as view,
-        eval_view.EvalView(view.close_bars) as benchmark_view,
+        closing(
+            train_view.TrainView(quiet=not first, plan_is_result=dry_run and not as_json)
+        ) as view,
+        closing(eval_view.EvalView(view.close_bars)) as benchmark_view,
     ):
         report = service.finetune(request, view, view.progress, benchmark_view, resolved)
     if not first:

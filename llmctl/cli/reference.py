@@ -12,11 +12,11 @@ from typing import Any, Final, get_type_hints
 import typer
 import typer.main
 
-from llmctl.bench.options import BenchOptions
 from llmctl.cli import render
 from llmctl.cli.app import app
 from llmctl.cli.config_options import field_docs, option_help, option_type_name
 from llmctl.config import EvalConfig, ServeConfig, TrainConfig
+from llmctl.config.bench import BenchConfig
 from llmctl.config.chat import ChatConfig
 from llmctl.config.data import (
     CheckConfig,
@@ -38,7 +38,7 @@ CONFIG_CLASSES: Final[dict[str, type]] = {
     "chat": ChatConfig,
     "finetune": TrainConfig,
     "eval": EvalConfig,
-    "bench": BenchOptions,
+    "bench": BenchConfig,
     "data check": CheckConfig,
     "data show": ShowConfig,
     "data clean": CleanConfig,

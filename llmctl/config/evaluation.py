@@ -9,16 +9,16 @@ from typing import Annotated
 
 from annotated_types import Ge, Lt, MinLen
 
-from llmctl.config.model import DEFAULT_MODEL, spec_from_config
+from llmctl.config.model import DEFAULT_MODEL, ModelConfig
 from llmctl.config.option import Option
 from llmctl.errors import ConfigError
-from llmctl.types import DType, EvalBackend, EvalMode, ModelSpec, Quant
+from llmctl.types import EvalBackend, EvalMode
 
 _Count = Annotated[int, Ge(1)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalConfig:
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(ModelConfig):
     """The settings of one evaluation."""
 
     dataset: Annotated[tuple[str, ...], MinLen(1), Option(short="-d")]
@@ -62,25 +62,6 @@ class EvalConfig:
     """Folder with benchmark data, searched before the store."""
     output: Annotated[str | None, Option(short="-o")] = None
     """Results folder. [default: a new one in the store]"""
-
-    quant: Annotated[Quant, Option(variable="LLMCTL_QUANT")] = "none"
-    """Weights in 4 bits (NF4; on a CPU groups of 32) or 8 bits (LLM.int8)."""
-    dtype: DType = "auto"
-    """Number type of the computation."""
-    device: Annotated[str, Option(variable="LLMCTL_DEVICE")] = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
-    adapter: str | None = None
-    """Folder of a LoRA adapter to apply to the model."""
-    chat_template: str | None = None
-    """Jinja file that replaces the model's chat template."""
-    trust_remote_code: bool = False
-    """Run Python code from the model's repository."""
-    allow_pickle: bool = False
-    """Also load .bin weights, which can run code."""
-
-    def model_spec(self) -> ModelSpec:
-        """Return the local model to evaluate."""
-        return spec_from_config(self)
 
     def __post_init__(self) -> None:
         if self.base_url is not None and self.adapter is not None:

@@ -48,7 +48,7 @@ def clean_dataset(
     bands = Banding.for_threshold(near.threshold).bands if near.is_on else 0
     with (
         tempfile.TemporaryDirectory(prefix=".llmctl-clean-", dir=folder) as spool,
-        RowIndex(Path(spool), bands, max_kept_errors) as index,
+        closing(RowIndex(Path(spool), bands, max_kept_errors)) as index,
     ):
         rows = _read_checked(source, job, progress)
         with closing(rows), closing(clean_chunks(rows, job, workers)) as chunks:

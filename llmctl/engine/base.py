@@ -7,7 +7,6 @@ is the one place that rejects a backend without a capability.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Protocol, Self, TypeVar, runtime_checkable
 
 from llmctl.engine.stream import GenerationStream, collect_result
@@ -83,12 +82,7 @@ class BaseEngine(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

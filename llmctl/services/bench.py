@@ -7,16 +7,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
-from types import TracebackType
-from typing import Self
 
-from llmctl.bench.config import BenchConfig, BenchEngine, BenchServer
 from llmctl.bench.host import MemorySampler, describe_host
 from llmctl.bench.load import run_level
-from llmctl.bench.prompts import PromptSet, prompt_batch
+from llmctl.bench.prompts import prompt_batch
 from llmctl.bench.report import BenchReport, Side
 from llmctl.bench.stats import LevelResult, summarize_level
 from llmctl.bench.target import BenchTarget, EngineTarget, ServerTarget
+from llmctl.config.bench import BenchConfig, BenchEngine, BenchServer, PromptSet
 from llmctl.engine.registry import create_engine
 from llmctl.types import Progress, ProgressCallback, ignore_progress
 
@@ -29,7 +27,7 @@ class _OpenSide:
 
 
 class BenchSession:
-    """The opened sides of a benchmark; a context manager that closes them."""
+    """The opened sides of a benchmark; `close` closes them."""
 
     def __init__(
         self,
@@ -57,8 +55,8 @@ class BenchSession:
         Raises:
             LlmctlError: a warm-up failed. Later errors are counted in the results.
         """
-        for prompts in self._config.prompts:
-            for round_ in range(self._config.rounds):
+        for prompts in self._config.prompt_sets:
+            for round_ in range(self._config.round_count):
                 on_done = self._progress_counter(prompts, round_, progress)
                 if round_ == 0 and self._config.warmup:
                     self._warm_up(prompts)
@@ -71,9 +69,8 @@ class BenchSession:
     ) -> Callable[[], None]:
         """Return a callback that reports a finished conversation of a round."""
         config = self._config
-        stage = (
-            f"{prompts}, round {round_ + 1} of {config.rounds}" if config.rounds > 1 else prompts
-        )
+        rounds = config.round_count
+        stage = f"{prompts}, round {round_ + 1} of {rounds}" if rounds > 1 else prompts
         total = sum(config.concurrency) * config.requests * len(self._open_sides)
         numbers = count(1)
         progress(Progress(stage, 0, total))
@@ -119,15 +116,7 @@ class BenchSession:
             self._date, self._host, self._config, self.sides, tuple(levels), complete
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._resources.close()
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from llmctl.config import DEFAULT_MODEL
+from llmctl.config.model import ModelConfig
 from llmctl.data.formats.columns import validate_format_options
 from llmctl.data.formats.parse import parse_row
 from llmctl.data.io.reader import RawRow, read_rows
@@ -117,7 +117,7 @@ def _target_model(
     spec: ModelSpec | None, max_length: int | None, progress: ProgressCallback
 ) -> TargetModel | None:
     if spec is None:
-        spec = ModelSpec(DEFAULT_MODEL)
+        spec = ModelConfig().model_spec()
         try:
             found = resolve.resolve_local(spec.model)
         except ModelNotFoundError:

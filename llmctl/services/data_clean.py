@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from llmctl.config import DEFAULT_MODEL
+from llmctl.config.model import ModelConfig
 from llmctl.config.settings import ConfigSource
 from llmctl.data.cleaner import clean_dataset
 from llmctl.data.cleaning.pipeline.chunk import CleanJob
@@ -133,7 +133,7 @@ def _cleaned(
 ) -> Iterator[tuple[CleanedDataset, TokenCounter | None]]:
     spec = request.spec
     if spec is None and request.settings.length.is_on:
-        spec = ModelSpec(DEFAULT_MODEL)
+        spec = ModelConfig().model_spec()
     # First in this process: errors of other processes are reported less clearly.
     counter = None if spec is None else load_token_counter(spec)
     job = CleanJob(

@@ -1,11 +1,11 @@
 """Replies, levels and reports with simple times."""
 
-from llmctl.bench.config import BenchConfig
 from llmctl.bench.host import HostInfo
 from llmctl.bench.load import LevelRun
 from llmctl.bench.report import BenchReport, Side
 from llmctl.bench.stats import LevelResult, summarize_level
 from llmctl.bench.target import TimedReply
+from llmctl.config.bench import BenchConfig
 from llmctl.errors import LlmctlError
 
 HOST = HostInfo("a cpu", 2, 8 * 2**30, (), "a system", "3.11", 0.0, {})

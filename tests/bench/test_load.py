@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from llmctl.bench.config import BenchConfig
 from llmctl.bench.host import MemorySampler, describe_host
 from llmctl.bench.load import LevelRun, run_level
 from llmctl.bench.prompts import PromptBatch
 from llmctl.bench.target import TimedReply
+from llmctl.config.bench import BenchConfig
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.types import Message
 from tests.bench.records import reply

@@ -2,7 +2,8 @@
 
 import pytest
 
-from llmctl.bench.prompts import LONG_WORDS, PROMPT_SETS, PromptSet, prompt_batch
+from llmctl.bench.prompts import LONG_WORDS, prompt_batch
+from llmctl.config.bench import PROMPT_SETS, PromptSet
 
 
 @pytest.mark.parametrize("prompts", PROMPT_SETS)

@@ -5,9 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from llmctl.bench.config import BenchConfig
 from llmctl.bench.load import LevelRun
-from llmctl.bench.prompts import PromptSet
 from llmctl.bench.stats import (
     LevelMetrics,
     LevelResult,
@@ -16,6 +14,7 @@ from llmctl.bench.stats import (
     metric_ratios,
     summarize_level,
 )
+from llmctl.config.bench import BenchConfig, PromptSet
 from tests.bench.records import level_run, reply
 
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)

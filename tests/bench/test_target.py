@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from llmctl.bench.config import BenchConfig
 from llmctl.bench.target import EngineTarget, ServerTarget, TimedReply
+from llmctl.config.bench import BenchConfig
 from llmctl.engine.openai.wire import api_url
 from llmctl.errors import (
     AuthenticationError,

@@ -24,7 +24,7 @@ _LINE_S = 15.0
 
 
 class EvalView:
-    """Shows the progress of an evaluation on stderr. A context manager that ends its bars."""
+    """Shows the progress of an evaluation on stderr. `close` ends its bars."""
 
     def __init__(self, clear: Callable[[], None] = lambda: None) -> None:
         """`clear` is called before drawing, to end the bars of another view."""
@@ -37,10 +37,7 @@ class EvalView:
         self._started = self._last_line = 0.0
         self._folder: Path | None = None
 
-    def __enter__(self) -> "EvalView":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._open.close()
 
     def progress(self, report: Progress) -> None:

@@ -26,7 +26,7 @@ _CURVE = (64, 8)
 
 
 class TrainView:
-    """Shows a training run on stderr. A context manager that ends its bars."""
+    """Shows a training run on stderr. `close` ends its bars."""
 
     def __init__(self, *, quiet: bool = False, plan_is_result: bool = False) -> None:
         """Args:
@@ -40,10 +40,7 @@ class TrainView:
         self._bars: Any = None
         self._last_line = 0.0
 
-    def __enter__(self) -> "TrainView":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._open.close()
 
     def progress(self, report: Progress) -> None:
@@ -199,7 +196,10 @@ def _show_samples(before: Sequence[SampleReply], after: Sequence[SampleReply]) -
     known = {reply.prompt: reply.reply for reply in before}
     render.print_table(
         ("PROMPT", "BEFORE", "AFTER"),
-        [(now.prompt, known.get(now.prompt, ""), now.reply + "" * now.complete) for now in after],
+        [
+            (now.prompt, known.get(now.prompt, ""), now.reply + ("" if now.complete else "..."))
+            for now in after
+        ],
     )
 
 

@@ -103,7 +103,6 @@ string_or_object = Discriminator(
 )
 
 Unsupported = Annotated[None, accept_only()]
-Metadata = Annotated[dict[str, str], max_keys(MAX_ITEMS)]
 ToolMode = Annotated[Literal["none", "auto", "required"], Tag("string")]
 
 
@@ -121,6 +120,17 @@ class StrictModel(BaseModel):
         known = {field.alias or name for name, field in cls.model_fields.items()}
         unknown = next((name for name in value if name not in known), None)
         return {name: v for name, v in value.items() if name in known or name == unknown}
+
+
+class IgnoredFields(StrictModel):
+    """Fields without effect: they concern OpenAI's service, not the reply. Nothing is stored."""
+
+    user: str | None = None
+    store: bool | None = None
+    metadata: Annotated[dict[str, str], max_keys(MAX_ITEMS)] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: str | None = None
 
 
 class StreamOptions(StrictModel):

@@ -9,8 +9,8 @@ from llmctl.server.schemas.base import (
     MAX_TOOLS,
     CompletionUsage,
     FunctionDefinition,
+    IgnoredFields,
     JSONObjectFormat,
-    Metadata,
     SamplingFields,
     StreamOptions,
     StrictModel,
@@ -113,7 +113,7 @@ ToolChoice = Annotated[ToolMode | Annotated[NamedTool, Tag("object")], string_or
 ResponseFormat = Annotated[TextFormat | JSONObjectFormat | JSONSchemaFormat, Discriminator("type")]
 
 
-class ChatCompletionRequest(SamplingFields):
+class ChatCompletionRequest(SamplingFields, IgnoredFields):
     model: str
     messages: Annotated[
         list[Annotated[PromptMessage | AssistantMessage | ToolMessage, Discriminator("role")]],
@@ -136,14 +136,6 @@ class ChatCompletionRequest(SamplingFields):
     # Extensions of OpenAI's fields.
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
-
-    # Accepted without effect: they concern OpenAI's service, not the reply.
-    user: str | None = None
-    store: bool | None = None
-    metadata: Metadata | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    service_tier: str | None = None
 
     modalities: Annotated[list[str] | None, accept_only(["text"])] = None
     audio: Unsupported = None

@@ -7,8 +7,8 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 from llmctl.server.schemas.base import (
     MAX_TOOLS,
     FunctionDefinition,
+    IgnoredFields,
     JSONObjectFormat,
-    Metadata,
     StrictModel,
     TextFormat,
     ToolMode,
@@ -119,7 +119,7 @@ class ResponseText(StrictModel):
     verbosity: Unsupported = None
 
 
-class ResponseRequest(StrictModel):
+class ResponseRequest(IgnoredFields):
     model: str
     input: Annotated[
         Annotated[str, Tag("string")] | Annotated[list[InputItem], list_length(1), Tag("array")],
@@ -144,13 +144,6 @@ class ResponseRequest(StrictModel):
     seed: Annotated[int, sampling_range("seed")] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    # Accepted without effect: this server stores nothing, whatever `store` is.
-    store: bool | None = None
-    user: str | None = None
-    metadata: Metadata | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    service_tier: str | None = None
     include: (
         Annotated[list[Annotated[str, accept_only(*IGNORED_INCLUDES)]], list_length()] | None
     ) = None

@@ -5,8 +5,6 @@ import pickle
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +23,7 @@ from llmctl.data.rows.row_errors import RowErrorLog
 class RowIndex:
     """Collects chunks in order; after `finish` returns any row by its index from 0.
 
-    Use it as a context manager: it holds open files in `folder`.
+    `close` closes its files in `folder`.
 
     Args:
         folder: an empty folder for its files.
@@ -50,15 +48,7 @@ class RowIndex:
         self.rows = np.zeros(0, ROW_DTYPE)
         """Shape (rows,), of type `ROW_DTYPE`; filled by `finish`."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._spool.close()
         self._contents.close()
         if self.sketches is not None:
