@@ -164,9 +164,9 @@ def _report_unknown_format(value: Mapping[str, object], collector: RowErrorColle
         fix = f"rename it, or --column messages={turns}"
         collector.add("unknown-column", (turns,), "unknown; did you mean 'messages'?", fix)
         return
-    collector.add(
-        "unknown-format", (), f"no known format has the columns {join_names(value)}", _KNOWN_FORMATS
-    )
+    what = f"no known format has the columns {join_names(value)}"
+    table = ", in the first row of the file" if collector.is_table else ""
+    collector.add("unknown-format", (), what, _KNOWN_FORMATS + table)
 
 
 _CLOSE = 0.85

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from llmctl.data.formats.columns import validate_format_options
 from llmctl.data.formats.parse import parse_row
 from llmctl.data.io.json_stream import MAX_ROW_BYTES, JsonStream, row_too_long
-from llmctl.data.io.sources import DataSource, FileKind, SourceFile, list_source_files, open_binary
+from llmctl.data.io.sources import DataSource, FileKind, SourceFile, list_source_files, open_text
 from llmctl.data.rows.json_text import ParseError, invalid_utf8, json_type_name, parse_json
 from llmctl.data.rows.row import RawRow
 from llmctl.data.rows.row_errors import OnRowError, RowError
@@ -141,12 +141,12 @@ def _text_file(
     file: str, kind: FileKind, shown: str, progress: ProgressCallback
 ) -> Iterator[RawRow]:
     path = Path(file).expanduser()
-    stream, on_disk = open_binary(path)
+    stream, on_disk = open_text(path, shown)
     with stream:
         total = path.stat().st_size
         line = 0
         try:
-            for number, row in enumerate(_text_rows(file, kind, stream)):
+            for number, row in enumerate(read_text_rows(file, kind, stream)):
                 line = row.origin.line
                 if number % _PROGRESS_ROWS == 0:
                     progress(Progress(f"reading {shown}", on_disk.tell(), total, "B"))
@@ -161,15 +161,13 @@ def _text_file(
             )
 
 
-def _text_rows(file: str, kind: FileKind, stream: BinaryIO) -> Iterator[RawRow]:
+def read_text_rows(file: str, kind: FileKind, stream: BinaryIO) -> Iterator[RawRow]:
+    """Yield the rows of a stream of `open_utf8`; `file` is the name for their origins."""
     start = _peek(stream)
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start[:64]:
-        what = "the text is UTF-16 or UTF-32" if b"\0" in start else "the text is UTF-16"
+    if b"\0" in start[:64]:
+        what = "the text has null bytes: it may be UTF-16 or UTF-32, or no text"
         yield _file_error(file, 1, "utf8", what, "save the file as UTF-8")
         return
-    if start.startswith(_BYTE_ORDER_MARK):
-        stream.read(len(_BYTE_ORDER_MARK))
-        start = start[len(_BYTE_ORDER_MARK) :]
     if kind == "csv":
         from llmctl.data.io.tables import read_csv_rows
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from llmctl.data.io.text_encoding import open_utf8
 from llmctl.data.rows.row_errors import DataError
 from llmctl.did_you_mean import did_you_mean
 from llmctl.errors import ConfigError
@@ -127,8 +128,11 @@ def parse_hub_id(name: str) -> tuple[str, str | None, str | None]:
     return found["name"], found["revision"], found["split"]
 
 
-def open_binary(path: Path) -> tuple[BinaryIO, BinaryIO]:
-    """Open a file for reading, decompressed if it is gzip.
+def open_text(path: Path, name: str) -> tuple[BinaryIO, BinaryIO]:
+    """Open a file for reading as UTF-8, decompressed if it is gzip, as `open_utf8` describes.
+
+    Args:
+        name: of the file, for the log.
 
     Returns:
         the content, and the file on disk, whose position is the progress in bytes. Closing the
@@ -144,7 +148,7 @@ def open_binary(path: Path) -> tuple[BinaryIO, BinaryIO]:
     stream: BinaryIO = on_disk
     if on_disk.peek(2)[:2] == b"\x1f\x8b":
         stream = _Decompressed(on_disk)
-    return stream, on_disk
+    return open_utf8(stream, name), on_disk
 
 
 class _Decompressed(io.BufferedReader):
@@ -194,9 +198,9 @@ def _kind_by_suffix(path: Path) -> FileKind | None:
 
 
 def _kind_by_content(path: Path) -> FileKind:
-    stream, _ = open_binary(path)
+    stream, _ = open_text(path, str(path))
     with stream:
-        start = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+        start = stream.read(4096).lstrip()
     if start.startswith(b"PAR1"):
         return "parquet"
     if start.startswith((b"{", b"[")):

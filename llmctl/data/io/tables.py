@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from llmctl.data.formats.columns import FORMATS, format_columns
 from llmctl.data.io.json_stream import MAX_ROW_BYTES
@@ -18,25 +18,32 @@ _TEXT_FIELDS = {"content", "value"}.union(*map(format_columns, FORMATS)) - {
 """Fields whose objects are taken for answers that are JSON."""
 
 
-def read_csv_rows(
-    stream: BinaryIO,
-) -> Iterator[tuple[int, bytes, dict[str, object] | None, tuple[ParseError, ...]]]:
-    """Yield the rows of a CSV file: first line, bytes, cells by column, and errors.
+class CsvRecord(NamedTuple):
+    """One record of a CSV file."""
 
-    The first row names the columns. The separator is comma, semicolon or tab, whichever that row
-    has most of; otherwise RFC 4180 applies.
-    """
+    line: int
+    """The first line, from 1."""
+    raw: bytes
+    cells: list[str]
+    error: ParseError | None
+
+
+def detect_separator(stream: BinaryIO) -> str:
+    """Return comma, semicolon or tab, whichever the first line of a buffered stream has most of."""
+    first_line = stream.peek(2**16).split(b"\n", 1)[0]  # type: ignore[attr-defined]
+    return max(",;\t", key=lambda sign: first_line.count(sign.encode()))
+
+
+def read_csv_records(stream: BinaryIO, separator: str) -> Iterator[CsvRecord]:
+    """Yield the records of a CSV file in UTF-8 as in RFC 4180; blank lines are skipped."""
     lines = _Lines(stream)
-    header_text = stream.peek(2**16).split(b"\n", 1)[0]  # type: ignore[attr-defined]
-    separator = max(",;\t", key=lambda sign: header_text.count(sign.encode()))
     csv.field_size_limit(MAX_ROW_BYTES)
     reader = csv.reader(lines, delimiter=separator, strict=True)
-    header: list[str] | None = None
     while True:
         first = lines.number + 1
+        error = None
         try:
             cells = next(reader, None)
-            error = None
         except csv.Error as csv_error:
             cells, error = [], _csv_error(str(csv_error), lines.number - first + 1)
         raw = lines.taken()
@@ -46,15 +53,27 @@ def read_csv_rows(
             raw.decode()
         except UnicodeDecodeError as decode_error:
             error = invalid_utf8(raw, decode_error)
-        if error is None and not cells:
-            continue  # a blank line
-        if header is None:
-            header = _names(cells)
-            error = error or _header_error(header)
-            if error is not None:
-                yield first, raw, None, (error,)
-                return
-            continue
+        if cells or error is not None:
+            yield CsvRecord(first, raw, cells, error)
+
+
+def read_csv_rows(
+    stream: BinaryIO,
+) -> Iterator[tuple[int, bytes, dict[str, object] | None, tuple[ParseError, ...]]]:
+    """Yield the rows of a CSV file: first line, bytes, cells by column, and errors.
+
+    The first record names the columns.
+    """
+    separator = detect_separator(stream)
+    records = read_csv_records(stream, separator)
+    for first in records:
+        header = _names(first.cells)
+        error = first.error or _header_error(header)
+        if error is not None:
+            yield first.line, first.raw, None, (error,)
+            return
+        break
+    for line, raw, cells, error in records:
         if error is None and len(cells) != len(header):
             error = ParseError(
                 "cells",
@@ -63,7 +82,7 @@ def read_csv_rows(
                 "",
             )
         value = None if error else dict[str, object](zip(header, cells, strict=True))
-        yield first, raw, value, (error,) if error else ()
+        yield line, raw, value, (error,) if error else ()
 
 
 def read_parquet_rows(

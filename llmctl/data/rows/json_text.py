@@ -93,9 +93,11 @@ def invalid_utf8(raw: bytes, error: UnicodeDecodeError) -> ParseError:
     else:
         if any("\u4e00" <= char <= "\u9fff" for char in text):
             fix = "the text looks like GB18030: save the file as UTF-8"
+    byte = raw[error.start]
     return ParseError(
         "utf8",
-        f"the byte 0x{raw[error.start]:02x} is not valid UTF-8",
+        # 0xFF stands for what is invalid in a file of another encoding.
+        f"the byte 0x{byte:02x} is not valid UTF-8" if byte != 0xFF else "bytes that are no text",
         fix,
         f"column {column}",
         raw.count(b"\n", 0, error.start),

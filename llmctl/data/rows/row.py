@@ -17,7 +17,7 @@ class RawRow:
 
     origin: SourceLocation
     raw: bytes
-    """The bytes in the file; for Parquet files and hub datasets, the row as JSON. Empty where the
+    """The row's text as UTF-8; for Parquet files and hub datasets, the row as JSON. Empty where the
     error belongs to the file rather than to one row, such as an array that is not closed."""
     value: Mapping[str, object] = field(default_factory=dict)
     """Empty where there are errors."""

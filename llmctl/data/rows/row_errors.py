@@ -88,6 +88,11 @@ class RowErrorCollector:
         self._columns = columns
         self.errors: list[RowError] = []
 
+    @property
+    def is_table(self) -> bool:
+        """Whether the row is of a CSV file, whose rows are no JSON."""
+        return not self._raw.startswith(b"{")
+
     def add(self, kind: str, path: FieldPath, what: str, fix: str = "") -> None:
         """Add one error; `path` has canonical column names."""
         if path and isinstance(path[0], str):

@@ -1,4 +1,4 @@
-"""Custom benchmarks: CSV or JSON-lines files written by the user.
+"""Custom benchmarks: CSV or JSON files written by the user.
 
 Multiple choice: `question`, `A`, `B`, ... (or `options`, a list) and `answer`: a letter, the text
 of an option, or its index from 0 as a JSON number; several right options as a list or as letters
@@ -8,14 +8,16 @@ or `judge` (a judge model compares). `subject` groups the rows. Rows with `split
 few-shot examples and are not evaluated. Unknown fields are errors.
 """
 
-import csv
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
+from llmctl.data.io.text_encoding import open_utf8
+from llmctl.data.rows.row_errors import join_names
 from llmctl.did_you_mean import did_you_mean
 from llmctl.evaluation.benchmarks.prompts import (
     LABELS,
@@ -29,9 +31,8 @@ from llmctl.evaluation.benchmarks.readers import (
     DataFile,
     DatasetReader,
     FileRecord,
-    decode,
     iter_csv_records,
-    iter_jsonl_records,
+    iter_json_records,
     read_bytes,
 )
 from llmctl.evaluation.benchmarks.registry import Benchmark
@@ -46,6 +47,7 @@ _FIELDS: Final = ("question", *_OPTION_LISTS, "answer", "match", "subject", "spl
 _IGNORED: Final = ("id", "explanation", "source", "comment")
 _KNOWN: Final = frozenset(("", *_FIELDS, *_IGNORED, *LABELS))
 _MAX_ERRORS: Final = 20
+_TABLES: Final = (".csv", ".tsv")
 
 _CHOICE_PROMPTS: Final[Mapping[EvalMode, PromptTemplate]] = {
     "ppl": CompletionPrompt(
@@ -83,7 +85,7 @@ _FREE_FORM_PROMPTS: Final[Mapping[EvalMode, PromptTemplate]] = {
 
 def is_benchmark_file(name: str) -> bool:
     """Return whether a dataset name is the path of a custom benchmark, by its suffix."""
-    return Path(name).suffix.lower() in (".csv", ".jsonl", ".json")
+    return Path(name).suffix.lower() in (*_TABLES, ".jsonl", ".json")
 
 
 def load_custom_benchmark(file: Path) -> Benchmark:
@@ -96,8 +98,6 @@ def load_custom_benchmark(file: Path) -> Benchmark:
     content = read_bytes(file, _EXPECTED)
     try:
         data = _parse(file, content)
-    except csv.Error as error:
-        raise BenchmarkDataError(f"cannot read {file}: {error}") from error
     except BenchmarkDataError as error:
         raise BenchmarkDataError(str(error), hint=f"expected: {_EXPECTED}") from error
     if not data.docs:
@@ -123,7 +123,7 @@ def load_custom_benchmark(file: Path) -> Benchmark:
         tuple(Subject(name, name) for name in names),
         DatasetReader(
             file.name,
-            lambda path, text: iter(_parse(path, text.encode()).docs),
+            lambda path, stream: iter(_parse(path, stream.read()).docs),
             _EXPECTED,
             file.name,
             loaded={file: data},
@@ -139,7 +139,7 @@ def _parse(file: Path, content: bytes) -> DataFile:
     errors: list[str] = []
     unknown: set[str] = set()
     answer_indices: set[int] = set()
-    for line, value in _records(file, decode(file, content)):
+    for line, value in _records(file, open_utf8(io.BytesIO(content), str(file))):
         new = [name for name in value if name not in _KNOWN | unknown]
         unknown.update(new)
         errors += [f"{file}:{line}: {_unknown_field(name)}" for name in new]
@@ -165,12 +165,17 @@ def _parse(file: Path, content: bytes) -> DataFile:
     return DataFile(content, tuple(docs), tuple(examples))
 
 
-def _records(file: Path, text: str) -> Iterator[FileRecord]:
-    if file.suffix.lower() != ".csv":
-        yield from iter_jsonl_records(file, text)
+def _records(file: Path, stream: BinaryIO) -> Iterator[FileRecord]:
+    if file.suffix.lower() not in _TABLES:
+        yield from iter_json_records(file, stream)
         return
-    records = iter_csv_records(text)
-    header = next(records, FileRecord(0, [])).value
+    records = iter_csv_records(file, stream)
+    header = [name.strip() for name in next(records, FileRecord(0, [])).value]
+    if header and not {"question", "answer"} & set(header):
+        raise BenchmarkDataError(
+            f"{file}:1: the first row names no column question or answer: it has "
+            f"{join_names(header)}"
+        )
     for line, values in records:
         extra = values[len(header) :]
         cells = dict(zip(header, values, strict=False)) | ({"": extra} if extra else {})

@@ -1,15 +1,14 @@
 """Readers of the data files of each benchmark; their errors name file and line."""
 
-import codecs
-import csv
 import io
-import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+from llmctl.data.io.reader import read_text_rows
+from llmctl.data.io.tables import detect_separator, read_csv_records
+from llmctl.data.io.text_encoding import open_utf8
 from llmctl.errors import ConfigError
 from llmctl.evaluation.benchmarks.prompts import LABELS, Doc
 from llmctl.evaluation.benchmarks.subjects import Subject
@@ -23,7 +22,7 @@ class FileRecord(NamedTuple):
     """One record of a data file."""
 
     line: int
-    """From 1; the last line of a record that spans several."""
+    """From 1; the first line of a record that spans several."""
     value: Any
 
 
@@ -37,8 +36,8 @@ class DataFile:
     """Few-shot examples in the same file; empty if the docs of an examples file are examples."""
 
 
-Parser = Callable[[Path, str], Iterator[Doc]]
-"""Yields the docs of a file from its path, for messages, and its text."""
+Parser = Callable[[Path, BinaryIO], Iterator[Doc]]
+"""Yields the docs of a file from its path, for messages, and its text as UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +72,8 @@ class DatasetReader:
             return self.loaded[file]
         content = read_bytes(file, self.expected)
         try:
-            parsed = self.parse(file, decode(file, content))
+            parsed = self.parse(file, open_utf8(io.BytesIO(content), str(file)))
             docs = tuple(replace(doc, index=index) for index, doc in enumerate(parsed))
-        except csv.Error as error:
-            raise BenchmarkDataError(f"cannot read {file}: {error}") from error
         except BenchmarkDataError as error:
             raise BenchmarkDataError(str(error), hint=f"expected: {self.expected}") from error
         if not docs:
@@ -94,65 +91,38 @@ def read_bytes(file: Path, expected: str) -> bytes:
         raise BenchmarkDataError(f"cannot read {file}: {error}") from error
 
 
-def decode(file: Path, content: bytes) -> str:
-    """Return the text of a file, without a byte order mark.
-
-    It is UTF-8, or as spreadsheets save it: UTF-16 with a byte order mark, or GB18030.
-
-    Raises:
-        BenchmarkDataError: it is in none of them.
-    """
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encodings = ["utf-16"]
-    else:
-        encodings = ["utf-8-sig", "gb18030"]
-    errors = []
-    for encoding in encodings:
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError as error:
-            errors.append(error)
-            continue
-        if encoding != "gb18030" or _CHINESE.search(text):
-            return text
-    raise BenchmarkDataError(
-        f"cannot read {file}: {errors[0]}", hint="save it as UTF-8"
-    ) from errors[0]
-
-
-_CHINESE = re.compile("[\u4e00-\u9fff]")
-
-
-def iter_csv_records(text: str, *, has_header: bool = True) -> Iterator[FileRecord]:
-    """Yield the rows of a CSV text as lists of cells; empty lines are skipped.
+def iter_csv_records(
+    file: Path, stream: BinaryIO, *, has_header: bool = True
+) -> Iterator[FileRecord]:
+    """Yield the records of a CSV file as lists of cells; blank lines are skipped.
 
     The separator is comma, semicolon or tab, whichever the header has most of.
+
+    Raises:
+        BenchmarkDataError: a record is malformed or not text.
     """
-    header = text.partition("\n")[0]
-    separator = max(",;\t", key=header.count) if has_header else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    for values in reader:
-        if values:
-            yield FileRecord(reader.line_num, values)
+    separator = detect_separator(stream) if has_header else ","
+    for line, _, cells, error in read_csv_records(stream, separator):
+        if error is not None:
+            raise BenchmarkDataError(f"{file}:{line + error.line}: {error.what} ({error.fix})")
+        yield FileRecord(line, cells)
 
 
-def iter_jsonl_records(file: Path, text: str) -> Iterator[FileRecord]:
-    """Yield the objects of a JSON-lines text. Raises `BenchmarkDataError`."""
-    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise BenchmarkDataError(f"{file}:{number}: not valid JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise BenchmarkDataError(f"{file}:{number}: not a JSON object")
-        yield FileRecord(number, value)
+def iter_json_records(file: Path, stream: BinaryIO) -> Iterator[FileRecord]:
+    """Yield the objects of a file of JSON lines, or of a JSON array.
+
+    Raises:
+        BenchmarkDataError: a row is malformed or no object.
+    """
+    for row in read_text_rows(str(file), "json", stream):
+        if row.errors:
+            raise BenchmarkDataError("\n".join(map(str, row.errors)))
+        yield FileRecord(row.origin.line, row.value)
 
 
-def read_ceval_csv(file: Path, text: str) -> Iterator[Doc]:
+def read_ceval_csv(file: Path, stream: BinaryIO) -> Iterator[Doc]:
     """Read C-Eval's `id,question,A,B,C,D,answer` with a header; further columns are ignored."""
-    records = iter_csv_records(text)
+    records = iter_csv_records(file, stream)
     header = next(records, FileRecord(0, [])).value
     missing = {"question", "A", "B", "C", "D", "answer"} - set(header)
     if missing:
@@ -165,17 +135,17 @@ def read_ceval_csv(file: Path, text: str) -> Iterator[Doc]:
         yield _choice_doc(file, line, cells["question"], options, cells["answer"])
 
 
-def read_mmlu_csv(file: Path, text: str) -> Iterator[Doc]:
+def read_mmlu_csv(file: Path, stream: BinaryIO) -> Iterator[Doc]:
     """Read MMLU's six columns without a header: question, four options, label."""
-    for line, values in iter_csv_records(text, has_header=False):
+    for line, values in iter_csv_records(file, stream, has_header=False):
         if len(values) != 6:
             raise BenchmarkDataError(f"{file}:{line}: {len(values)} columns")
         yield _choice_doc(file, line, values[0], values[1:5], values[5])
 
 
-def read_cmmlu_csv(file: Path, text: str) -> Iterator[Doc]:
+def read_cmmlu_csv(file: Path, stream: BinaryIO) -> Iterator[Doc]:
     """Read CMMLU's seven columns with a header: index, question, four options, label."""
-    records = iter_csv_records(text)
+    records = iter_csv_records(file, stream)
     next(records, None)
     for line, values in records:
         if len(values) != 7:
@@ -183,9 +153,9 @@ def read_cmmlu_csv(file: Path, text: str) -> Iterator[Doc]:
         yield _choice_doc(file, line, values[1], values[2:6], values[6])
 
 
-def read_arc_jsonl(file: Path, text: str) -> Iterator[Doc]:
+def read_arc_jsonl(file: Path, stream: BinaryIO) -> Iterator[Doc]:
     """Read AI2's objects; like OpenCompass, skip questions that do not have four options."""
-    for line, value in iter_jsonl_records(file, text):
+    for line, value in iter_json_records(file, stream):
         try:
             choices = value["question"]["choices"]
             if len(choices) != 4:
@@ -197,9 +167,9 @@ def read_arc_jsonl(file: Path, text: str) -> Iterator[Doc]:
             raise _malformed(file, line, error) from error
 
 
-def read_gsm8k_jsonl(file: Path, text: str) -> Iterator[Doc]:
+def read_gsm8k_jsonl(file: Path, stream: BinaryIO) -> Iterator[Doc]:
     """Read `{"question", "answer"}`; the answer ends in `#### NUMBER`."""
-    for line, value in iter_jsonl_records(file, text):
+    for line, value in iter_json_records(file, stream):
         try:
             solution, gold = value["answer"].split("#### ")
             yield Doc(value["question"], gold.strip().replace(",", ""), solution=solution)
@@ -207,9 +177,9 @@ def read_gsm8k_jsonl(file: Path, text: str) -> Iterator[Doc]:
             raise _malformed(file, line, error) from error
 
 
-def read_truthfulqa_csv(file: Path, text: str) -> Iterator[Doc]:
+def read_truthfulqa_csv(file: Path, stream: BinaryIO) -> Iterator[Doc]:
     """Read the authors' table as MC1: the best answer, which is A, then the incorrect ones."""
-    records = iter_csv_records(text)
+    records = iter_csv_records(file, stream)
     header = next(records, FileRecord(0, [])).value
     for line, values in records:
         cells = dict(zip(header, values, strict=False))
@@ -222,9 +192,9 @@ def read_truthfulqa_csv(file: Path, text: str) -> Iterator[Doc]:
             raise _malformed(file, line, error) from error
 
 
-def read_hellaswag_jsonl(file: Path, text: str) -> Iterator[Doc]:
+def read_hellaswag_jsonl(file: Path, stream: BinaryIO) -> Iterator[Doc]:
     """Read OpenCompass' `{"query", "choices", "gold"}`."""
-    for line, value in iter_jsonl_records(file, text):
+    for line, value in iter_json_records(file, stream):
         try:
             context = value["query"].split(": ", 2)[-1]
             yield Doc(context, LABELS[value["gold"]], tuple(value["choices"]))

@@ -64,7 +64,7 @@ CORPUS: list[tuple[str, bytes, str]] = [
     # Invalid text.
     ("latin.jsonl", GOOD + '{"prompt": "café"}'.encode("latin-1"), "2:column 16: the byte 0xe9 is not valid UTF-8 (save the file as UTF-8)"),
     ("gbk.jsonl", '{"prompt": "你好吗"}'.encode("gb18030"), "1:column 13: the byte 0xc4 is not valid UTF-8 (the text looks like GB18030: save the file as UTF-8)"),
-    ("utf16.jsonl", GOOD.decode().encode("utf-16"), "1: the text is UTF-16 or UTF-32 (save the file as UTF-8)"),
+    ("utf32.jsonl", GOOD.decode().encode("utf-32-le"), "1: the text has null bytes: it may be UTF-16 or UTF-32, or no text (save the file as UTF-8)"),
     ("latin.txt", "first\ncafé\n".encode("latin-1"), "2:column 4: the byte 0xe9 is not valid UTF-8 (save the file as UTF-8)"),
     ("packed.jsonl.gz", gzip.compress(GOOD * 500)[:-20], "the gzip data end or are corrupt here (is the file complete? the rows before are read)"),
     # Invalid arrays of rows.
@@ -95,6 +95,7 @@ CORPUS: list[tuple[str, bytes, str]] = [
     ("case.jsonl", row(Text="a"), "1:Text: unknown; did you mean 'text'? (rename it, or --column text=Text)"),
     ("other.jsonl", row(instruction="a", reply="b"), "1:output: missing; the row has instruction, reply (name the column to use: --column output=YOURS)"),
     ("strange.jsonl", row(id=1, url="x"), "1: no known format has the columns id, url (messages | instruction + output | prompt + completion | chosen + rejected | text, or --column NAME=YOURS)"),
+    ("headless.csv", b"Where is it?,Here\n1,2\n", "or --column NAME=YOURS, in the first row of the file)"),
     ("nothing.jsonl", b"{}", "1: the row is empty (messages | "),
     ("null.jsonl", row(prompt="a", completion=None), "1:completion: null (a string)"),
     # Types and empty fields.

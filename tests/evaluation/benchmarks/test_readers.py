@@ -1,10 +1,17 @@
 """Benchmark files as spreadsheets save them."""
 
+import io
 from pathlib import Path
 
 import pytest
 
-from llmctl.evaluation.benchmarks.readers import BenchmarkDataError, decode, read_ceval_csv
+from llmctl.data.io.text_encoding import open_utf8
+from llmctl.evaluation.benchmarks.readers import (
+    BenchmarkDataError,
+    DatasetReader,
+    read_ceval_csv,
+    read_mmlu_csv,
+)
 
 ROWS = (
     ("id", "question", "A", "B", "C", "D", "answer"),
@@ -26,12 +33,27 @@ def test_a_table_is_read_in_every_encoding_and_with_every_separator(
     separator: str, encoding: str
 ) -> None:
     file = Path("law_val.csv")
-    docs = list(read_ceval_csv(file, decode(file, content(separator, encoding))))
+    stream = open_utf8(io.BytesIO(content(separator, encoding)), "law_val.csv")
+    docs = list(read_ceval_csv(file, stream))
     assert [doc.question for doc in docs] == [row[1] for row in ROWS[1:]]
     assert [doc.options for doc in docs] == [row[2:6] for row in ROWS[1:]]
 
 
-def test_text_in_another_encoding_is_refused() -> None:
-    with pytest.raises(BenchmarkDataError, match=r"law\.csv.*utf-8") as caught:
-        decode(Path("law.csv"), "question,é\n".encode("latin-1"))
-    assert "UTF-8" in str(caught.value.hint)
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1,2,3\n".encode(), "law.csv:1: 3 columns"),
+        ("q,a,b,c,d,A\nq,é,b,c,d,A\n".encode("latin-1"), "law.csv:2: the byte 0xe9 is not valid"),
+        (b'q,a,b,c,d,A\nq,"a,b,c,d,A\n', "law.csv:2: a quote in this row is never closed"),
+        (b'q,"a"b,b,c,d,A\n', "law.csv:1: text after a closing quote"),
+    ],
+)
+def test_a_malformed_table_is_an_error_with_its_line(
+    tmp_path: Path, text: bytes, expected: str
+) -> None:
+    file = tmp_path / "law.csv"
+    file.write_bytes(text)
+    with pytest.raises(BenchmarkDataError) as caught:
+        DatasetReader("law.csv", read_mmlu_csv, "six columns").read(file)
+    assert expected in str(caught.value)
+    assert caught.value.hint == "expected: six columns"
