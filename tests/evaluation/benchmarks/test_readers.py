@@ -42,7 +42,7 @@ def test_a_table_is_read_in_every_encoding_and_with_every_separator(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("1,2,3\n".encode(), "law.csv:1: 3 columns"),
+        (b"1,2,3\n", "law.csv:1: 3 columns"),
         ("q,a,b,c,d,A\nq,é,b,c,d,A\n".encode("latin-1"), "law.csv:2: the byte 0xe9 is not valid"),
         (b'q,a,b,c,d,A\nq,"a,b,c,d,A\n', "law.csv:2: a quote in this row is never closed"),
         (b'q,"a"b,b,c,d,A\n', "law.csv:1: text after a closing quote"),
