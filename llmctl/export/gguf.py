@@ -19,11 +19,11 @@ from torch import Tensor
 from llmctl.engine.loading.gguf_pre_tokenizers import DIGIT_SPLIT, GPT2_SPLIT, find_name
 from llmctl.engine.loading.gguf_tokenizer import end_token_ids, read_tokenizer
 from llmctl.engine.loading.third_party import quiet_libraries
+from llmctl.engine.loading.weights import read_original_weights
 from llmctl.engine.models.weight_files import TensorEntry, model_entries
-from llmctl.errors import UnsupportedError
+from llmctl.errors import ModelLoadError, UnsupportedError
 from llmctl.export.verify import (
     compute_logits,
-    load_reference_model,
     relative_distance,
     sample_texts,
 )
@@ -261,7 +261,7 @@ def _add_tokenizer(writer: Any, tokenizer: Any, size: int, ends: Sequence[int]) 
 
 
 def _check(folder: Path, file: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoTokenizer
 
     before: Any = AutoTokenizer.from_pretrained(folder)
     with quiet_libraries():
@@ -276,21 +276,15 @@ def _check(folder: Path, file: Path) -> None:
     if missing := set(_end_token_ids(folder)) - end_token_ids(file):
         raise _unsupported(f"the format has no key for all tokens that end its replies: {missing}")
     texts = sample_texts(folder)
-    model = load_reference_model(folder)
+    model = read_original_weights(folder)
     expected, dtype = compute_logits(model, texts), model.dtype
     del model
     try:
-        with quiet_libraries():
-            read: Any = AutoModelForCausalLM.from_pretrained(
-                file.parent,
-                gguf_file=file.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=dtype,
-            )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        read = read_original_weights(file, dtype)
+    except (OSError, ValueError, RuntimeError, KeyError, ModelLoadError) as error:
         reason = " ".join(str(error).split())
         raise _unsupported(f"the file could not be read back: {reason}") from error
-    difference = relative_distance(compute_logits(read.eval(), texts), expected)
+    difference = relative_distance(compute_logits(read, texts), expected)
     if not difference <= _MAX_DISTANCE:
         raise _unsupported(
             f"the logits of the file differ by {difference:.1%}, above the limit of "

@@ -29,6 +29,7 @@ from llmctl.engine.loading.adapters import (
 )
 from llmctl.engine.loading.safetensors_writer import SafetensorsWriter, dtype_name
 from llmctl.engine.loading.third_party import quiet_libraries
+from llmctl.engine.loading.weights import check_weights, read_original_weights
 from llmctl.engine.models.weight_files import TensorEntry, model_entries, model_files
 from llmctl.errors import ConfigError, ModelLoadError
 from llmctl.types import Progress, ProgressCallback, ignore_progress
@@ -65,7 +66,7 @@ def write_merged_weights(
 
     Raises:
         ConfigError: the adapter does not fit this model.
-        ModelLoadError: the original weights of the base are missing or unreadable.
+        ModelLoadError: the original weights of the base are missing, incomplete or unreadable.
     """
     from transformers import AutoConfig
 
@@ -80,6 +81,7 @@ def write_merged_weights(
             f"{base} does not have the original weights in safetensors, which merging needs",
             hint="name a model that has them with --base MODEL: quantized weights lose the changes",
         )
+    check_weights(base)
     with quiet_libraries():
         weights = _lay_out(config, adapter, entries)
         if weights is None:
@@ -262,10 +264,7 @@ def _write_config(base: Path, target: Path, dtype: torch.dtype, weights: _Weight
 
 def _merge_at_once(base: Path, adapter: Path, target: Path, dtype: torch.dtype) -> MergedWeights:
     """Merge the whole model with PEFT, in float32: for adapters beyond single tensors."""
-    from transformers import AutoConfig
-
-    kind = auto_model_class(AutoConfig.from_pretrained(base))
-    model = kind.from_pretrained(base, dtype=torch.float32)
+    model = read_original_weights(base, torch.float32)
     merged = attach_static_adapter(str(adapter), model, quantised=False)
     separate_shared_weights(merged)
     merged.to(dtype).save_pretrained(target)

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its name everywhere
 from torch import Tensor, nn
 
-from llmctl.engine.auto_model import auto_model_class
 from llmctl.engine.chat.template import ChatTemplate, RenderOptions
 from llmctl.engine.loading.adapters import adapter_vocab_size
-from llmctl.engine.loading.third_party import quiet_libraries
+from llmctl.engine.loading.weights import read_original_weights
 from llmctl.engine.memory.estimate import format_gib
 from llmctl.engine.models.model_folder import disk_bytes
 from llmctl.errors import OutOfMemoryError
@@ -96,7 +95,7 @@ def compare_merged_logits(
     progress(Progress("comparing the merged model with base and adapter"))
     plain, adapted, rounded = _base_logits(base, adapter, texts, kind)
     gc.collect()
-    result = compute_logits(load_reference_model(merged), texts)
+    result = compute_logits(read_original_weights(merged), texts)
     return MergeComparison(
         tokens=sum(map(len, texts)),
         largest=max(
@@ -149,26 +148,17 @@ def _base_logits(
     """Return the logits of the base, of base and adapter, and of the base rounded to `dtype`."""
     from peft import PeftModel
 
-    model = load_reference_model(base)
+    model = read_original_weights(base)
     plain = rounded = compute_logits(model, texts)
     if model.dtype != dtype:
-        model = load_reference_model(base, dtype)
+        model = read_original_weights(base, dtype)
         rounded = compute_logits(model, texts)
-        model = load_reference_model(base)
+        model = read_original_weights(base)
     if (rows := adapter_vocab_size(adapter)) is not None:
         model.resize_token_embeddings(rows, mean_resizing=False)
     with warnings.catch_warnings(action="ignore"):
         adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
     return plain, compute_logits(adapted, texts), rounded
-
-
-def load_reference_model(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
-    """Load a model with Transformers, in evaluation mode."""
-    from transformers import AutoConfig
-
-    with quiet_libraries():
-        kind = auto_model_class(AutoConfig.from_pretrained(folder))
-        return kind.from_pretrained(folder, dtype=dtype).eval()
 
 
 @torch.inference_mode()

@@ -270,3 +270,16 @@ def test_a_merge_that_cannot_work_is_refused_before_anything_is_written(
         merge(MergeOptions(adapter=str(adapter), base=str(base), output=output))
     assert "--no-verify" in caught.value.hint
     assert not output.exists()
+
+
+@pytest.mark.parametrize("kind", ["lora", "tokens"])
+def test_a_base_that_lacks_tensors_is_refused(tmp_path: Path, kind: str) -> None:
+    base = save_tiny_model(tmp_path / "base")
+    adapter = save_adapter(tmp_path / "v1", base, **KINDS[kind])
+    file = base / "model.safetensors"
+    weights = {name: t for name, t in load_file(file).items() if "layers.1.mlp" not in name}
+    save_file(weights, file, metadata={"format": "pt"})
+    output = tmp_path / "out"
+    with pytest.raises(ModelLoadError, match=r"lack model\.layers\.1\.mlp"):
+        merge(MergeOptions(adapter=str(adapter), output=output, verify=False))
+    assert not output.exists()

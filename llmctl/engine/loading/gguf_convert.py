@@ -11,7 +11,6 @@ from typing import Any
 
 from llmctl.engine.loading.gguf_reader import FastGGUFReader
 from llmctl.engine.loading.gguf_tokenizer import end_token_ids, read_tokenizer
-from llmctl.engine.loading.third_party import quiet_libraries
 from llmctl.engine.subprocess_runner import exit_with_parent
 
 _PROBE = "In 2024,  3 caf\u00e9s sold 12.50 kg of\n    \u4f60\u597d don't <|x|>"
@@ -21,15 +20,10 @@ def convert(gguf: Path, target: Path) -> None:
     """Write bfloat16 safetensors, tokenizer, chat template and generation settings to `target`."""
     FastGGUFReader(gguf)  # rejects an invalid file before the slow imports
     import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
 
-    with quiet_libraries():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.bfloat16,
-        )
+    from llmctl.engine.loading.weights import read_original_weights
+
+    model = read_original_weights(gguf, torch.bfloat16)
     tokenizer = read_tokenizer(gguf)
     ends = end_token_ids(gguf)
     tokenizer.model_max_length = model.config.max_position_embeddings

@@ -2,27 +2,37 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from llmctl.engine.auto_model import auto_model_class
+from llmctl.engine.error_translation import is_out_of_memory
+from llmctl.engine.loading.third_party import quiet_libraries
 from llmctl.engine.models.resolved import ResolvedModel
-from llmctl.engine.models.weight_files import model_entries
+from llmctl.engine.models.weight_files import tensor_names
 from llmctl.errors import ModelLoadError
 from llmctl.types import ModelSpec, Quant
 
-_PREFIXES = ("_orig_mod.", "base_model.model.", "module.")
-"""What `torch.compile`, PEFT and data parallelism put before the names of tensors."""
-_IGNORED = re.compile(
-    r"rotary_emb\.|\.inv_freq$|masked_bias$|attn\.bias$|attention\.bias$|^mtp\.|\.mtp\."
-    r"|vision|visual|multi_modal|mm_projector|image_newline|audio|speech|embed_vision|vqmodel"
+_OUTER_WRAPPERS = r"^(?:(?:module|_orig_mod|base_model\.model)\.)+"
+"""What data parallelism, `torch.compile` and PEFT put before all names of tensors."""
+_INNER_WRAPPERS = r"(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+"""What `torch.compile`, FSDP and activation checkpointing put into names, a layer at a time."""
+_COMPUTED = re.compile(
+    r"rotary_emb\.|\.inv_freq$|masked_bias$|attn\.bias$|attention\.bias$"
     r"|[kvq]_scale$|(?:input|output)_scale$|num_batches_tracked$"
 )
-"""Tensors that a causal language model does not need: tables that it computes, layers for
-multi-token prediction, the other parts of multimodal models, scales of quantised caches."""
+"""Tables that a model computes, and scales of quantised caches and activations."""
+_OTHER_PARTS = re.compile(
+    r"(?:\w*_)?(?:vision|visual|audio|speech|image|multi_modal|multimodal|mm|vq|vqmodel)(?:_\w+)?"
+    r"|mtp(?:_\w+)?"
+)
+"""Modules of a multimodal model beside the text, and those of multi-token prediction."""
+_PREDICTION_LAYER = re.compile(r"\.(?:eh_proj|enorm|hnorm|shared_head)\.")
+"""Modules that only a layer of multi-token prediction has (DeepSeek-V3, section 2.2)."""
+_ADAPTER = re.compile(r"\.(?:base_layer|lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\b")
 _SHOWN = 3
-_HINT = "the files are incomplete or of another model: `llmctl models rm` and `pull` download anew"
 
 
 def read_weights(
@@ -50,42 +60,89 @@ def read_weights(
         ModelLoadError: the files lack tensors, or have others or of other shapes; or a package for
             their quantisation is missing.
     """
-    from transformers import GgufConfig
-
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     if (gguf_file := resolved.gguf_file) is not None:
-        options |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+        options |= _gguf_options(gguf_file)
     else:
         options |= {"config": config, "use_safetensors": None if spec.allow_pickle else True}
         if (quantisation := _quantisation(spec.quant, dtype, int4=int4)) is not None:
             options["quantization_config"] = quantisation
-        if (prefix := _prefix(resolved)) is not None:
-            options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
     try:
-        loaded: Any = auto_model_class(config).from_pretrained(
-            resolved.path,
-            dtype=dtype,
-            device_map={"": device},
-            trust_remote_code=spec.trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below with all others
-            **options,
-        )
-    except ImportError as error:
-        if (method := _quantisation_method(config)) is None:
+        return _read_checked(resolved, config, dtype, {"": device}, spec.trust_remote_code, options)
+    except (ImportError, ValueError, RuntimeError) as error:
+        method = _quantisation_method(config)
+        if method is None or is_out_of_memory(error):
             raise
+        reason = str(error).strip().splitlines()[0]
+        install = "install that package, or " if isinstance(error, ImportError) else ""
         raise ModelLoadError(
-            f"{resolved.model_id} is quantised with {method}: {str(error).strip().splitlines()[0]}",
-            hint=_OTHER_FORMATS,
+            f"{resolved.model_id} is quantised with {method}: {reason}",
+            hint=f"{install}{_OTHER_FORMATS}",
         ) from error
-    model, report = loaded
-    _check_tensors(model, report, resolved, is_gguf=gguf_file is not None)
+
+
+def read_original_weights(path: Path, dtype: torch.dtype | str = "auto") -> Any:
+    """Read the weights of a model folder or a GGUF file on the CPU, in evaluation mode.
+
+    Raises:
+        ModelLoadError: the files lack tensors, or have others or of other shapes.
+    """
+    return _read_path(path, dtype, "cpu").eval()
+
+
+def check_weights(folder: Path) -> None:
+    """Check that a model folder has all tensors, without reading them.
+
+    Raises:
+        ModelLoadError: the files lack tensors, or have others or of other shapes.
+    """
+    _read_path(folder, "auto", "meta")
+
+
+def _read_path(path: Path, dtype: torch.dtype | str, device: str) -> Any:
+    from transformers import AutoConfig
+
+    is_file = path.is_file()
+    folder, gguf_file = (path.parent, path.name) if is_file else (path, None)
+    resolved = ResolvedModel(path.name, folder, gguf_file, "local", None)
+    file_option = {"gguf_file": gguf_file} if is_file else {}
+    config = AutoConfig.from_pretrained(folder, **file_option)
+    options = _gguf_options(gguf_file) if gguf_file is not None else {"config": config}
+    with quiet_libraries():
+        return _read_checked(resolved, config, dtype, {"": device}, False, options)
+
+
+def _gguf_options(gguf_file: str) -> dict[str, Any]:
+    from transformers import GgufConfig
+
+    return {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+
+
+def _read_checked(
+    resolved: ResolvedModel,
+    config: Any,
+    dtype: torch.dtype | str,
+    device_map: dict[str, Any],
+    trust_remote_code: bool,
+    options: dict[str, Any],
+) -> Any:
+    is_gguf = resolved.gguf_file is not None
+    if not is_gguf and (mapping := _key_mapping(resolved.path)):
+        options = {**options, "key_mapping": mapping}
+    model, report = auto_model_class(config).from_pretrained(
+        resolved.path,
+        dtype=dtype,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported below with all others
+        **options,
+    )
+    _check_tensors(model, report, resolved, is_gguf=is_gguf)
     return model
 
 
-_OTHER_FORMATS = (
-    "install that package, or take the unquantised safetensors with --quant 4bit, or a GGUF file"
-)
+_OTHER_FORMATS = "take the unquantised safetensors with --quant 4bit or 8bit, or a GGUF file"
 
 
 def check_quantisation_method(config: Any, model_id: str) -> None:
@@ -101,14 +158,16 @@ def check_quantisation_method(config: Any, model_id: str) -> None:
     if method is not None and method not in known:
         raise ModelLoadError(
             f"{model_id} is quantised with {method!r}, which Transformers does not read",
-            hint="take its unquantised safetensors with --quant 4bit or 8bit, or a GGUF file",
+            hint=_OTHER_FORMATS,
         )
 
 
 def _quantisation_method(config: Any) -> str | None:
     own = getattr(config, "quantization_config", None)
     if own is None:
-        return None
+        # MLX writes a key of its own, with its groups and bits.
+        mlx = getattr(config, "quantization", None)
+        return "MLX" if isinstance(mlx, dict) and "bits" in mlx else None
     if isinstance(own, dict):
         method = own.get("quant_method")
     else:
@@ -138,16 +197,18 @@ def _quantisation(quant: Quant, compute_dtype: torch.dtype, *, int4: bool) -> An
     )
 
 
-def _prefix(resolved: ResolvedModel) -> str | None:
-    """Return the known prefix that all tensors of the files have, if any."""
+def _key_mapping(folder: Path) -> dict[str, str]:
+    """Return the patterns of `from_pretrained` that remove known wrappers from names of tensors."""
     try:
-        names = list(model_entries(resolved.path))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # reading the weights reports what is wrong
-    for prefix in _PREFIXES:
-        if names and all(name.startswith(prefix) for name in names):
-            return prefix
-    return None
+        names = tensor_names(folder)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return {}  # reading the weights reports what is wrong
+    mapping = {}
+    if names and all(re.match(_OUTER_WRAPPERS, name) for name in names):
+        mapping[_OUTER_WRAPPERS] = ""
+    if any(re.search(_INNER_WRAPPERS, re.sub(_OUTER_WRAPPERS, "", name)) for name in names):
+        mapping[_INNER_WRAPPERS] = ""
+    return mapping
 
 
 def _check_tensors(model: Any, report: Any, resolved: ResolvedModel, *, is_gguf: bool) -> None:
@@ -163,22 +224,50 @@ def _check_tensors(model: Any, report: Any, resolved: ResolvedModel, *, is_gguf:
         ("have tensors that the model does not:", unexpected),
     ]
     parts = [f"{what} {_some(names)}" for what, names in problems if names]
-    if parts:
-        raise ModelLoadError(f"the weights of {resolved.model_id} {', '.join(parts)}", hint=_HINT)
+    if not parts:
+        return
+    if any(_ADAPTER.search(name) for name in unexpected):
+        hint = "they hold an adapter that is not merged: save merge_and_unload() of the PEFT model"
+    elif resolved.source == "local":
+        hint = "the files are incomplete, or config.json is of another model: save or copy it again"
+    else:
+        hint = "the files are incomplete: `llmctl models rm` and `pull` download them anew"
+    raise ModelLoadError(f"the weights of {resolved.model_id} {', '.join(parts)}", hint=hint)
 
 
 def _unknown(names: Iterable[str], model: Any) -> list[str]:
     """Return the tensors that may matter, and that the model does not have."""
-    text = model.config.get_text_config(decoder=True)
-    layers = getattr(text, "num_hidden_layers", None)
-    found = []
-    for name in sorted(names):
-        number = re.search(r"\.layers\.(\d+)\.", name)
-        # Layers after the last one are for multi-token prediction (DeepSeek-V3, section 2.2).
-        is_extra = number is not None and layers is not None and int(number[1]) >= layers
-        if not is_extra and not _IGNORED.search(name):
-            found.append(name)
-    return found
+    known = _prediction_layers(names, model.config.get_text_config(decoder=True))
+    return sorted(
+        name
+        for name in names
+        if _layer(name) not in known and not _COMPUTED.search(name) and not _is_other_part(name)
+    )
+
+
+def _layer(name: str) -> int | None:
+    number = re.search(r"\.layers\.(\d+)\.", name)
+    return None if number is None else int(number[1])
+
+
+def _prediction_layers(names: Iterable[str], text: Any) -> set[int]:
+    """Return the layers for multi-token prediction, which are numbered after those of the model."""
+    if (count := getattr(text, "num_hidden_layers", None)) is None:
+        return set()
+    declared = [
+        value
+        for key, value in text.to_dict().items()
+        if ("nextn" in key or "mtp" in key) and type(value) is int
+    ]
+    recognised = {_layer(name) for name in names if _PREDICTION_LAYER.search(name)}
+    found = {*range(count, count + max(declared, default=0)), *recognised}
+    return {number for number in found if number is not None and number >= count}
+
+
+def _is_other_part(name: str) -> bool:
+    """Return whether a module around the layers is not one of the text model."""
+    around, _, _ = name.partition(".layers.")
+    return any(map(_OTHER_PARTS.fullmatch, around.split(".")))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -64,6 +64,25 @@ def model_entries(folder: Path) -> dict[str, TensorEntry]:
     return read_entries(model_files(folder))
 
 
+def tensor_names(folder: Path) -> list[str]:
+    """Return the names of a model's tensors, in safetensors or in files of `torch.save`.
+
+    Raises:
+        RuntimeError: a file of `torch.save` is not valid; others as `read_entries`.
+    """
+    if entries := model_entries(folder):
+        return list(entries)
+    index = folder / "pytorch_model.bin.index.json"
+    if index.is_file():
+        return list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    single = folder / "pytorch_model.bin"
+    if not single.is_file():
+        return []
+    import torch
+
+    return list(torch.load(single, map_location="meta", mmap=True, weights_only=True))
+
+
 def fingerprint(path: Path) -> str:
     """Return a fingerprint of weights, 16 hex digits of a SHA-256, within milliseconds.
 

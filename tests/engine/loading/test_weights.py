@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from llmctl.engine.loading.load import LoadedModel, load_model
 from llmctl.errors import ModelLoadError
@@ -47,9 +49,12 @@ def change_weights(folder: Path, change: Callable[[Weights], Weights]) -> Weight
         lambda name: f"_orig_mod.{name}",
         lambda name: f"base_model.model.{name}",
         lambda name: f"module.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: name.replace("layers.1.", "layers.1._orig_mod."),
+        lambda name: f"_orig_mod.{name.replace('.mlp.', '._checkpoint_wrapped_module.mlp.')}",
         lambda name: name.removeprefix("model."),
     ],
-    ids=["torch.compile", "peft", "data parallel", "without model."],
+    ids=["compile", "peft", "parallel", "both", "one layer", "outer and inner", "without model."],
 )
 def test_known_prefixes_of_the_names_are_removed(
     folder: Path, rename: Callable[[str], str]
@@ -57,6 +62,16 @@ def test_known_prefixes_of_the_names_are_removed(
     before = change_weights(folder, lambda w: {rename(name): t for name, t in w.items()})
     loaded = dict(load(folder).model.named_parameters())
     assert all(torch.equal(loaded[name], tensor) for name, tensor in before.items())
+
+
+def test_known_prefixes_are_removed_in_files_of_torch_save(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in weights.items()}
+    torch.save(wrapped, folder / "pytorch_model.bin")
+    spec = ModelSpec(str(folder), device="cpu", dtype="float32", allow_pickle=True)
+    loaded = dict(load_model(spec).model.named_parameters())
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
 
 
 @pytest.mark.parametrize("quant", ["none", "4bit", "8bit"])
@@ -93,17 +108,60 @@ def test_unknown_and_misshapen_tensors_are_refused(
 
 
 @pytest.mark.parametrize(
-    "name",
+    "names",
     [
-        "model.layers.0.self_attn.rotary_emb.inv_freq",
-        "model.layers.2.mlp.up_proj.weight",
-        "mtp.layers.0.mlp.up_proj.weight",
-        "vision_tower.patch_embed.weight",
+        ["model.layers.0.self_attn.rotary_emb.inv_freq"],
+        ["model.layers.2.mlp.up_proj.weight", "model.layers.2.eh_proj.weight"],
+        ["mtp.layers.0.mlp.up_proj.weight"],
+        ["model.mtp_block.0.linear.weight"],
+        ["vision_tower.encoder.layers.7.mlp.fc1.weight"],
+        ["model.audio_tower.conv1.weight"],
     ],
 )
-def test_tensors_that_the_text_does_not_need_are_left_out(folder: Path, name: str) -> None:
-    change_weights(folder, lambda w: w | {name: torch.zeros(4)})
+def test_tensors_that_the_text_does_not_need_are_left_out(folder: Path, names: list[str]) -> None:
+    change_weights(folder, lambda w: w | {name: torch.zeros(4) for name in names})
     load(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "accepted"),
+    [({}, False), ({"num_nextn_predict_layers": 1}, True), ({"num_hidden_layers": 1}, False)],
+)
+def test_layers_after_the_last_are_refused_unless_they_predict_further_tokens(
+    folder: Path, config: dict[str, int], accepted: bool
+) -> None:
+    change_file(folder, "config.json", config)
+    change_weights(folder, lambda w: w | {"model.layers.2.mlp.up_proj.weight": torch.zeros(64, 32)})
+    if accepted:
+        load(folder)
+        return
+    with pytest.raises(ModelLoadError, match=r"does not: model\.layers\.[12]\."):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.supervision.weight", "model.layers.1.mlp.vision_mlp.weight"]
+)
+def test_unknown_parts_of_a_layer_are_refused_whatever_their_names_hold(
+    folder: Path, name: str
+) -> None:
+    change_weights(folder, lambda w: w | {name: torch.zeros(4)})
+    with pytest.raises(ModelLoadError, match="does not: "):
+        load(folder)
+
+
+def test_weights_with_an_adapter_that_is_not_merged_are_named(folder: Path) -> None:
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder), LoraConfig(target_modules=["q_proj"])
+    )
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(ModelLoadError) as caught:
+        load(folder)
+    assert "merge_and_unload()" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +176,12 @@ def test_an_unusable_quantisation_is_named(folder: Path, method: str, message: s
     with pytest.raises(ModelLoadError, match=message) as caught:
         load(folder)
     assert "GGUF" in str(caught.value.hint)
+
+
+def test_weights_of_mlx_are_named(folder: Path) -> None:
+    change_file(folder, "config.json", {"quantization": {"group_size": 64, "bits": 4}})
+    with pytest.raises(ModelLoadError, match="quantised with 'MLX'"):
+        load(folder)
 
 
 @pytest.mark.parametrize(
