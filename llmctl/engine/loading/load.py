@@ -10,9 +10,9 @@ from torch import nn
 from llmctl.engine.batching.forward.int4 import int4_supported
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.loading import adapters
+from llmctl.engine.loading.generation_defaults import read_generation_config, sampling_defaults
 from llmctl.engine.loading.gguf_tokenizer import end_token_ids as gguf_end_token_ids
 from llmctl.engine.loading.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
-from llmctl.engine.loading.sampling_defaults import sampling_defaults
 from llmctl.engine.loading.third_party import library_errors, quiet_libraries
 from llmctl.engine.loading.weights import check_quantisation_method, read_weights
 from llmctl.engine.memory.estimate import ModelShape, shape_from_config
@@ -114,7 +114,8 @@ def load_model(
     model.eval().requires_grad_(False)
     if spec.quant == "4bit" and device.type == "cpu" and not int4:
         _avoid_packed_kernel(model)
-    defaults, default_notes = sampling_defaults(model.generation_config)
+    generation, generation_notes = read_generation_config(resolved.full_model, config)
+    defaults, default_notes = sampling_defaults(generation, resolved.full_model.path)
     return LoadedModel(
         info=EngineInfo(
             model_id=resolved.model_id,
@@ -135,6 +136,7 @@ def load_model(
             training_run_id=check.run_id,
             notes=(
                 *_notes(spec, device, template, int4=int4),
+                *generation_notes,
                 *default_notes,
                 *check.notes,
                 *([f"{adapter} is added permanently: {static_reason}"] if static_reason else []),
@@ -148,7 +150,7 @@ def load_model(
         adapter=None if static_reason else adapter,
         has_static_adapter=static_reason is not None,
         vocab_size=model.get_input_embeddings().weight.shape[0],
-        eos_ids=eos_token_ids(model.generation_config, tokenizer, resolved),
+        eos_ids=eos_token_ids(generation, tokenizer, resolved),
         sampling_defaults=defaults,
     )
 
@@ -260,10 +262,10 @@ def _tokenizer_limit(tokenizer: Any) -> int:
 
 
 def eos_token_ids(defaults: Any, tokenizer: Any, resolved: ResolvedModel) -> tuple[int, ...]:
-    """Return the ids that end a reply; `defaults` is the model's generation config."""
-    ids = defaults.eos_token_id
-    listed = ids if isinstance(ids, list) else [ids]
-    found = {i for i in (*listed, tokenizer.eos_token_id) if i is not None}
+    """Return the ids that end a reply; `defaults` is of `read_generation_config`."""
+    found = {*(defaults.eos_token_id or ())}
+    if tokenizer.eos_token_id is not None:
+        found.add(tokenizer.eos_token_id)
     if resolved.full_model.gguf_file is not None:
         found |= gguf_end_token_ids(resolved.full_model.weights_path)
     return tuple(sorted(found))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from llmctl.engine.chat.template import ChatTemplate
+from llmctl.engine.loading.generation_defaults import read_generation_config
 from llmctl.engine.loading.load import (
     adapter_folder,
     eos_token_ids,
@@ -46,8 +47,6 @@ def load_model_metadata(
     spec: ModelSpec, progress: ProgressCallback = ignore_progress
 ) -> ModelMetadata:
     """Resolve a model and read its metadata. Raises as `load_model`."""
-    from transformers import GenerationConfig
-
     device = choose_device(spec.device)
     resolved = resolve.resolve_model(
         spec.model, revision=spec.revision, allow_pickle=spec.allow_pickle, progress=progress
@@ -55,10 +54,7 @@ def load_model_metadata(
     with library_errors(resolved.path, spec), quiet_libraries():
         config = read_model_config(spec, resolved.full_model)
         tokenizer = read_tokenizer(spec, resolved)
-        if (resolved.full_model.path / "generation_config.json").is_file():
-            defaults = GenerationConfig.from_pretrained(resolved.full_model.path)
-        else:
-            defaults = GenerationConfig.from_model_config(config)
+        defaults, _ = read_generation_config(resolved.full_model, config)
         return ModelMetadata(
             spec=spec,
             resolved=resolved,

@@ -9,6 +9,7 @@ import torch
 
 from llmctl.engine.auto_model import auto_model_class
 from llmctl.engine.error_translation import is_out_of_memory
+from llmctl.engine.loading.generation_defaults import read_generation_config
 from llmctl.engine.loading.third_party import quiet_libraries
 from llmctl.engine.models.resolved import ResolvedModel
 from llmctl.engine.models.weight_files import tensor_names
@@ -60,7 +61,10 @@ def read_weights(
         ModelLoadError: the files lack tensors, or have others or of other shapes; or a package for
             their quantisation is missing.
     """
-    options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    generation, _ = read_generation_config(resolved, config)
+    options: dict[str, Any] = {"generation_config": generation}
+    if attention is not None:
+        options["attn_implementation"] = attention
     if (gguf_file := resolved.gguf_file) is not None:
         options |= _gguf_options(gguf_file)
     else:

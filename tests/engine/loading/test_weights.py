@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmctl.engine.loading.load import LoadedModel, load_model
+from llmctl.engine.loading.trainable import load_model_metadata
 from llmctl.errors import ModelLoadError
 from llmctl.types import ModelSpec, Quant
 from tests.tiny import save_tiny_model
@@ -192,6 +193,7 @@ def test_weights_of_mlx_are_named(folder: Path) -> None:
         ({"top_k": -1, "do_sample": True}, (None, None, 0)),
         ({"temperature": 3.0, "top_p": 1.5}, (2.0, 1.0, None)),
         ({"temperature": "hot"}, (None, None, None)),
+        ({"top_k": 0.5}, (None, None, None)),
     ],
 )
 def test_generation_config_gives_the_defaults_and_never_refuses_a_model(
@@ -202,5 +204,26 @@ def test_generation_config_gives_the_defaults_and_never_refuses_a_model(
     defaults = loaded.sampling_defaults
     assert (defaults.temperature, defaults.top_p, defaults.top_k) == expected
     assert defaults.max_new_tokens == 7
-    noted = [note for note in loaded.info.notes if "generation_config.json" in note]
-    assert len(noted) == {3.0: 2, "hot": 1}.get(values.get("temperature", 0), 0)
+    path = str(folder / "generation_config.json")
+    noted = [note for note in loaded.info.notes if note.startswith(path)]
+    odd = {3.0: 2, "hot": 1}.get(values.get("temperature", 0), 0) + (values.get("top_k") == 0.5)
+    assert len(noted) == odd
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{bad",
+        "[1]",
+        '{"eos_token_id": "x"}',
+        '{"eos_token_id": [2, "x"]}',
+        '{"cache_implementation": "unknown"}',
+    ],
+)
+def test_an_invalid_generation_config_is_noted_and_ignored(folder: Path, text: str) -> None:
+    (folder / "generation_config.json").write_text(text)
+    loaded = load(folder)
+    assert [note for note in loaded.info.notes if "generation_config.json" in note]
+    trained = load_model_metadata(ModelSpec(str(folder), device="cpu"))
+    assert trained.eos_ids == loaded.eos_ids
+    assert (2 in loaded.eos_ids) == ("2" in text)
