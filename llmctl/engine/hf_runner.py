@@ -91,8 +91,7 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
         if loaded.adapter is not None:
             self._adapters[None] = ""
             executor.put_adapter("", read_adapter(loaded.adapter, loaded.model))
-        info = replace(loaded.info, notes=loaded.info.notes + notes)
-        self._loaded = replace(loaded, info=info)
+        self._loaded = replace(loaded, info=replace(loaded.info, notes=loaded.info.notes + notes))
         release_openmp_threads()  # the worker thread creates its own
         self._worker = EngineWorker(executor)
         # A thread inside torch at the exit of the interpreter crashes the process.
@@ -187,26 +186,19 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
             rendered = template.render(self._responses.messages(request), options)
             return rendered.ids, rendered.text
         assert request.prompt is not None
-        ids = self._encode(request.prompt)
+        ids = self.tokenize(request.prompt)
         if not ids:
             raise RequestError("the prompt is empty: give at least one token", param="prompt")
         return ids, ""
 
-    def _encode(self, text: str | Sequence[int]) -> list[int]:
-        """Tokenise raw text, with the BOS token if the tokenizer adds one; check token ids."""
-        if isinstance(text, str):
-            check_unicode(text, param="prompt")
-            ids: list[int] = self._ready.tokenizer(text, verbose=False).input_ids
-            return ids
-        self._check_token_ids(text, "prompt")
-        return list(text)
-
     def tokenize(self, text: str | Sequence[int], *, add_special_tokens: bool = True) -> list[int]:
-        if add_special_tokens or not isinstance(text, str):
-            return self._encode(text)
+        if not isinstance(text, str):
+            self._check_token_ids(text, "prompt")
+            return list(text)
         check_unicode(text, param="prompt")
-        tokenizer = self._ready.tokenizer
-        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        ids: list[int] = self._ready.tokenizer(
+            text, add_special_tokens=add_special_tokens, verbose=False
+        ).input_ids
         return ids
 
     def detokenize(self, ids: Sequence[int]) -> str:
@@ -216,11 +208,8 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
 
     def _check_token_ids(self, ids: Sequence[int], param: str) -> None:
         size = self._ready.vocab_size
-        for token_id in ids:
-            if not 0 <= token_id < size:
-                raise RequestError(
-                    f"token id {token_id} is outside the vocabulary of {size}", param=param
-                )
+        if (wrong := next((i for i in ids if not 0 <= i < size), None)) is not None:
+            raise RequestError(f"token id {wrong} is outside the vocabulary of {size}", param=param)
 
     def _tokens_left(self, prompt_tokens: int, param: str) -> int:
         limit = self._ready.info.context_length
@@ -253,7 +242,7 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
     def submit_embeddings(
         self, texts: Sequence[str | Sequence[int]], adapter: str | None = None
     ) -> Future[list[tuple[float, ...]]]:
-        encoded = [self._encode(text) for text in texts]
+        encoded = [self.tokenize(text) for text in texts]
         for ids in encoded:
             if not ids:
                 raise RequestError("a text is empty: give at least one token", param="input")
@@ -265,18 +254,16 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
         self, context: str | tuple[int, ...], continuation: str | tuple[int, ...]
     ) -> tuple[list[int], int]:
         """Return the ids of both together, and how many of them are the continuation."""
-        context_ids = self._encode(context)
+        context_ids = self.tokenize(context)
         if isinstance(context, str) and isinstance(continuation, str):
-            ids = self._encode(context + continuation)
+            ids = self.tokenize(context + continuation)
         else:
-            ids = context_ids + self._encode(continuation)
+            ids = context_ids + self.tokenize(continuation)
         # Without a BOS and a context, nothing predicts the first token.
         context_length = max(len(context_ids), 1)
         if len(ids) <= context_length:
-            raise RequestError(
-                f"nothing to score: {continuation!r} adds no token to its context",
-                param="continuations",
-            )
+            message = f"nothing to score: {continuation!r} adds no token to its context"
+            raise RequestError(message, param="continuations")
         self._tokens_left(len(ids) - 1, "prompt")
         return ids, len(ids) - context_length
 
@@ -329,7 +316,7 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
 
     def count_tokens(self, text: str | Sequence[Message]) -> int:
         if isinstance(text, str):
-            return len(self._encode(text))
+            return len(self.tokenize(text))
         return len(self._ready.template.render(text).ids)
 
     def count_prompt(self, request: GenerationRequest) -> int:

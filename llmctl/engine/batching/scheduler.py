@@ -210,8 +210,10 @@ class Scheduler:
         for sequence in decoding:
             if sequence.cache is None or not self._reserve_next_token(sequence):
                 continue  # it was preempted, for its own next token or that of an older sequence
-            speculate = len(self._running) <= SPECULATION_MAX_ROWS
-            draft = self._draft(sequence) if speculate else []
+            draft = sequence.draft() if len(self._running) <= SPECULATION_MAX_ROWS else []
+            # No sequence is preempted for a draft.
+            if not self._pool.reserve(sequence.cache, sequence.cache.length + 1 + len(draft)):
+                draft = []
             ids = sequence.next_ids(1) + draft
             indices = tuple(range(len(ids))) if draft else (-1,)
             batch.append((sequence, BatchItem(sequence.cache, ids, indices)))
@@ -225,17 +227,6 @@ class Scheduler:
         # A sequence may have been preempted after it was put into the batch.
         kept = [(s, item) for s, item in batch if s.cache is item.cache]
         return sorted(kept, key=lambda pair: pair[0].adapter or "")
-
-    def _draft(self, sequence: ScheduledSequence) -> list[int]:
-        """Return draft tokens, or none where the cache has no space for them."""
-        if sequence.lookup is None or sequence.cache is None or not sequence.cache.can_truncate:
-            return []
-        output = sequence.output
-        limit = output.max_new_tokens - len(output.token_ids) - 1
-        draft = sequence.lookup.propose(sequence.token_ids)[:limit]
-        # No sequence is preempted for a draft.
-        needed = sequence.cache.length + 1 + len(draft)
-        return draft if self._pool.reserve(sequence.cache, needed) else []
 
     def _reserve_next_token(self, sequence: ScheduledSequence) -> bool:
         """Reserve cache space for one more token, preempting the youngest sequences if needed.
@@ -305,8 +296,7 @@ class Scheduler:
                 break  # it has ended, or the rest was computed after a wrong token
             cache.token_ids.append(token_id)
             accepted += 1
-        output = sequence.output
-        sequence.lookup.record_result(accepted, len(output.prompt_ids) + len(output.token_ids))
+        sequence.lookup.record_result(accepted, sequence.length)
 
     def _isolate_failure(
         self, batch: list[tuple[ScheduledSequence, BatchItem]], error: Exception
@@ -320,10 +310,9 @@ class Scheduler:
             self._fail(sequence, error)
             return
         for sequence, item in batch:
-            if sequence.cache is not item.cache:
-                continue  # it was preempted
-            if sequence.pending > len(item.token_ids):
-                continue  # its state is lost: it is computed again from the last saved one
+            # Preempted, or without its state, which is computed again from the last saved one.
+            if sequence.cache is not item.cache or sequence.pending > len(item.token_ids):
+                continue
             try:
                 logits = self._forward.run([item])
             except Exception as own:

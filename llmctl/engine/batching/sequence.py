@@ -55,10 +55,21 @@ class ScheduledSequence:
         return self.output.prompt_ids + self.output.token_ids
 
     @property
+    def length(self) -> int:
+        """Tokens of the prompt and of the output so far."""
+        return len(self.output.prompt_ids) + len(self.output.token_ids)
+
+    @property
     def pending(self) -> int:
         """Tokens that are not in the cache yet: one while decoding, more during prefill."""
-        cached = 0 if self.cache is None else self.cache.length
-        return len(self.output.prompt_ids) + len(self.output.token_ids) - cached
+        return self.length - (0 if self.cache is None else self.cache.length)
+
+    def draft(self) -> list[int]:
+        """Return draft tokens, fewer than the output may still have; none without speculation."""
+        if self.lookup is None or self.cache is None or not self.cache.can_truncate:
+            return []
+        left = self.output.max_new_tokens - len(self.output.token_ids)
+        return self.lookup.propose(self.token_ids)[: left - 1]
 
     def next_ids(self, limit: int) -> list[int]:
         """Return the next tokens to compute, at most `limit`. The sequence must have a cache."""
