@@ -61,6 +61,20 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "vocab_size_per_layer_input": 259,
         },
     ),
+    # Attention within chunks; the others scale queries by their positions.
+    "llama4_text": (
+        "batched",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 48,
+            "attention_chunk_size": 8,
+            "floor_scale": 10,
+            "attn_scale": 0.5,
+            "no_rope_layers": [1, 0],
+            "head_dim": 8,
+        },
+    ),
     # Latent attention.
     "deepseek_v3": (
         "batched",

@@ -81,6 +81,7 @@ def show(name: NameArg, as_json: options.JsonOpt = False) -> None:
         "chat template": {True: "yes", False: "no", None: None}[card.has_chat_template],
         "licence": card.licence,
         "note": card.note,
+        "runs": _execution(card),
         "weights in memory": ", ".join(
             f"{render.format_bytes(count)} ({quant})"
             for quant, count in (card.weight_memory or {}).items()
@@ -115,6 +116,12 @@ def rm(name: NameArg) -> None:
 
 
 app.command()(models_merge.merge)
+
+
+def _execution(card: "ModelInfo") -> str | None:
+    if card.execution_path is None:
+        return card.execution_reason or None
+    return f"{card.execution_path} ({card.execution_reason})"
 
 
 def _adapter(metadata: "AdapterMetadata | None") -> dict[str, str | None]:

@@ -55,8 +55,16 @@ def engine_summary_lines(info: EngineInfo) -> list[str]:
         f"{info.model_id}: {info.parameter_count / 1e6:,.0f} M parameters, {info.dtype}{quant} "
         f"on {info.device}, {format_bytes(info.weight_bytes)}, "
         f"context {info.context_length:,} tokens",
+        *_path_lines(info),
         *(f"note: {line}" for line in info.notes),
     ]
+
+
+def _path_lines(info: EngineInfo) -> list[str]:
+    """Return how the model runs; for a serial model its notes say so."""
+    if info.execution_path in (None, "serial"):
+        return []
+    return [f"runs {info.execution_path}: {info.execution_reason}"]
 
 
 def is_terminal() -> bool:

@@ -1,4 +1,4 @@
-"""The class of Transformers that loads a model for text."""
+"""The class of Transformers that loads a model for text, and the part before the head."""
 
 from typing import Any
 
@@ -14,8 +14,15 @@ def auto_model_class(config: Any) -> Any:
 
     kind = getattr(config, "model_type", None)
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    only_vision = (
-        kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-        and kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    only_vision = kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and (
+        # The causal class of Mllama is not created from the configuration of a checkpoint.
+        kind == "mllama" or kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     )
     return AutoModelForImageTextToText if only_vision and not remote else AutoModelForCausalLM
+
+
+def model_body(model: Any) -> Any:
+    """Return the part of a causal language model that computes the states before the head."""
+    body = model.base_model
+    # The name of the attribute may differ from the one that the class declares (Llama 4).
+    return model.get_decoder() if body is model else body

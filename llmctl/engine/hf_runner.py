@@ -58,7 +58,7 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
 
     Attributes:
         spec: the model to load, and how.
-        path: how the model runs, as `choose_executor` returns it; set by `load`.
+        path: how the model runs; set by `load`.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -81,19 +81,26 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
         self._token_bytes = TokenBytes(loaded.tokenizer)
         self._responses = ResponseParserFactory(loaded.tokenizer, loaded.template)
         self._grammars = GrammarCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
-        executor, self.path, notes = choose_executor(
+        chosen = choose_executor(
             loaded.model,
             self._token_bytes,
             loaded.plan,
             quant=loaded.info.quant,
             kv_quant=self.spec.limits.kv_quant,
         )
+        self.path = chosen.path
         if loaded.adapter is not None:
             self._adapters[None] = ""
-            executor.put_adapter("", read_adapter(loaded.adapter, loaded.model))
-        self._loaded = replace(loaded, info=replace(loaded.info, notes=loaded.info.notes + notes))
+            chosen.executor.put_adapter("", read_adapter(loaded.adapter, loaded.model))
+        info = replace(
+            loaded.info,
+            execution_path=chosen.path,
+            execution_reason=chosen.reason,
+            notes=loaded.info.notes + chosen.notes,
+        )
+        self._loaded = replace(loaded, info=info)
         release_openmp_threads()  # the worker thread creates its own
-        self._worker = EngineWorker(executor)
+        self._worker = EngineWorker(chosen.executor)
         # A thread inside torch at the exit of the interpreter crashes the process.
         atexit.register(self.close)
 

@@ -1,5 +1,6 @@
 """Service of `llmctl models`: list, show, download and delete models, without loading weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from llmctl.engine.models import inventory, resolve, store
@@ -22,7 +23,7 @@ def list_models(folder: Path | None = None) -> list[ModelInfo]:
 
 
 def show(name: str) -> ModelInfo:
-    """Describe one model, with the memory its weights need at each `--quant`.
+    """Describe one model: the memory of its weights at each `--quant`, and how it would run.
 
     Args:
         name: catalogue name, hub id with or without `@revision`, folder of a model or an adapter,
@@ -33,7 +34,11 @@ def show(name: str) -> ModelInfo:
         ModelNotFoundError: it is neither on this machine nor in the catalogue.
         ModelLoadError: the model at this path is incomplete.
     """
-    return inventory.show(name)
+    from llmctl.engine.loading.load import path_from_files
+
+    info = inventory.show(name)
+    path, reason = path_from_files(name)
+    return replace(info, execution_path=path, execution_reason=reason)
 
 
 def pull(

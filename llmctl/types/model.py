@@ -9,6 +9,9 @@ from llmctl.errors import ConfigError
 Quant = Literal["none", "4bit", "8bit"]
 KVQuant = Literal["none", "8bit"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
+ExecutionPath = Literal["fused", "batched", "serial"]
+"""How a model runs: by the engine's own layers, by its own layers with all sequences in one step,
+or one request at a time."""
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -100,6 +103,10 @@ class EngineInfo:
     """Id of the LoggedModel of these weights in the tracking store."""
     training_run_id: str | None = None
     """Id of the run in the tracking store that trained these weights."""
+    execution_path: ExecutionPath | None = None
+    """`None` on a server that does not report it."""
+    execution_reason: str = ""
+    """Why the model runs this way."""
     notes: tuple[str, ...] = ()
     """Notes for the user, a sentence each."""
 

@@ -40,6 +40,7 @@ def test_list_and_show_an_adapter_folder(adapter: Path) -> None:
     fields = dict(line.split(None, 1) for line in done.stdout.splitlines())
     assert fields["adapter"] == "lora, rank 4, alpha 8"
     assert fields["data"] == "manners.jsonl, 200 rows"
+    assert fields["runs"].startswith("fused (layers of llama")
     shown = json.loads(run_in_process("models", "show", str(adapter), "--json").stdout)
     assert shown["adapter"]["run_id"] == "5eed"
 

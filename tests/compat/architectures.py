@@ -1,7 +1,8 @@
 """Table of the model types of Transformers: how each runs, and whether its replies are right.
 
-Run `python -m tests.compat.architectures [TYPE ...]`; all types take ten minutes on two cores. Each
-type is a random model of a few thousand parameters. Sixteen prompts of very different lengths are
+Run `python -m tests.compat.architectures [TYPE ...]`; all types take twenty minutes on two cores.
+Each type is a random model of a few thousand parameters; of vision-language models the text part is
+tested. Sixteen prompts of very different lengths are
 generated greedily in one batch and compared with `generate()` of each alone, in float32.
 """
 
@@ -11,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.utils import logging
 
+from llmctl.engine.auto_model import auto_model_class
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.types import GenerationRequest, ModelSpec, SamplingParams
 from tests.compat.table import write_table
@@ -27,8 +32,12 @@ _OTHER_TASKS = (
     "megatron-bert", "mvp", "pegasus", "plbart", "prophetnet", "rembert", "roberta",
     "roberta-prelayernorm", "roformer", "roc_bert", "trocr", "whisper", "xlm", "xlm-roberta",
     "xlm-roberta-xl", "xlnet", "xmod", "musicgen", "musicgen_melody", "git", "reformer", "moshi",
+    "florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder", "pi0",
+    "evolla",
+    "blip", "blip-2", "instructblip", "instructblipvideo", "idefics", "kosmos-2", "kosmos-2.5",
+    "diffusion_gemma", "pp_chart2table",
 )
-"""Encoders, and decoders of encoder-decoder or audio models."""
+"""Encoders, encoder-decoders, and models that need an image or audio."""
 _TINY: dict[str, Any] = {
     "vocab_size": 260, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     "hidden_size": 32, "n_embd": 32, "d_model": 32, "embedding_size": 32, "word_embed_proj_dim": 32,
@@ -88,6 +97,8 @@ _OWN: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "num_kv_shared_layers": 2,
     },
+    "qwen3_vl_moe_text": {"sliding_window": None},  # it has no windows
+    "ernie4_5_vl_moe_text": {"moe_intermediate_size": [16, 16]},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4},
     "kimi_linear": {
         "num_key_value_heads": 4,
@@ -100,13 +111,51 @@ _OWN: dict[str, dict[str, Any]] = {
         },
     },
 }
+_VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "embed_dim": 32,
+    "intermediate_size": 48,
+    "out_hidden_size": 32,
+    "num_hidden_layers": 2,
+    "depth": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_heads": 4,
+    "head_dim": 8,
+    "patch_size": 14,
+    "image_size": 28,
+    "deepstack_visual_indexes": [0, 1],
+    "fullatt_block_indexes": [1],
+    "num_position_embeddings": 16,
+}
+_MULTIMODAL_ROPE = ("glm4v", "glm46v", "glm_ocr", "qwen2_vl", "qwen2_5_vl", "paddleocr_vl", "omni")
+"""Parts of the names of types whose rotary embeddings have three sections."""
+_OWN_VISION: dict[str, dict[str, Any]] = {}
+_WHOLE: dict[str, dict[str, Any]] = {
+    "chameleon": {"vocabulary_map": {"<image>": 5}},
+    "emu3": {"vocabulary_map": {"<image>": 5}},
+}
+_TOKENS = {
+    "image_token_id": 5,
+    "image_token_index": 5,
+    "video_token_id": 6,
+    "pad_token_id": 0,
+    "vision_start_token_id": 7,
+    "vision_end_token_id": 8,
+}
 _LATENT = (
     *("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"),
-    *("glm_moe_dsa", "minicpm3", "youtu", "sarvam_mla"),
+    *("glm_moe_dsa", "minicpm3", "youtu", "sarvam_mla", "mistral4"),
 )
 _OWN |= {name: {"num_key_value_heads": 4} for name in _LATENT}
 _LEFT_OUT = dict.fromkeys((*_LATENT, "kimi_linear", "falcon"), ("head_dim",))
-_MAX_PARAMETERS = 3_000_000
+_MAX_PARAMETERS = 40_000_000
+
+
+def causal_types() -> list[str]:
+    """Return the types of language models, and of vision-language models with a text part."""
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+    return sorted(known.difference(_OTHER_TASKS))
 
 
 def build(model_type: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -115,21 +164,54 @@ def build(model_type: str, dtype: torch.dtype = torch.float32) -> Any:
     Raises:
         Exception: its configuration is not covered by the tiny values.
     """
-    values = tiny_values(AutoConfig.for_model(model_type))
-    for name in _LEFT_OUT.get(model_type, ()):
-        values.pop(name, None)
-    config = AutoConfig.for_model(model_type, **(values | _OWN.get(model_type, {})))
+    config = tiny_config(model_type)
+    # Checkpoints of vision-language models are whole.
+    whole = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    model_class: Any = AutoModelForImageTextToText if whole else auto_model_class(config)
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
+        skeleton = model_class.from_config(config)
     if (count := sum(p.numel() for p in skeleton.parameters())) > _MAX_PARAMETERS:
         raise ValueError(f"{count:,} parameters: its sizes have other names")
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    model: Any = model_class.from_config(config, dtype=dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(0, 0.3 if parameter.ndim == 2 else 0.2)
     return model
+
+
+def tiny_config(model_type: str, **text: Any) -> Any:
+    """Return a tiny configuration; `text` changes that of the text part."""
+    default = AutoConfig.for_model(model_type)
+    parts = {
+        name: _part_values(name, part, text)
+        for name in getattr(default, "sub_configs", {})
+        if isinstance(part := getattr(default, name, None), PreTrainedConfig)
+    }
+    own = _own_values(default, model_type) if "text_config" not in parts else {}
+    own |= {n: v for n, v in _TOKENS.items() if hasattr(default, n)}
+    return AutoConfig.for_model(model_type, **(own | parts | _WHOLE.get(model_type, {})))
+
+
+def _part_values(name: str, part: Any, text: dict[str, Any]) -> dict[str, Any]:
+    if name == "text_config":
+        values = _own_values(part, part.model_type) | text
+    else:
+        tiny = _VISION | _OWN_VISION.get(part.model_type, {})
+        values = {n: v for n, v in tiny.items() if _has(part, n)}
+    return values | {"model_type": part.model_type}
+
+
+def _own_values(config: Any, model_type: str) -> dict[str, Any]:
+    values = tiny_values(config)
+    for name in _LEFT_OUT.get(model_type, ()):
+        values.pop(name, None)
+    if any(mark in model_type for mark in _MULTIMODAL_ROPE):
+        part = getattr(config, "rope_parameters", {}).get("partial_rotary_factor", 1)
+        section = [1, 1, 2] if part == 1 else [1, 1, 0]
+        values["rope_parameters"] = config.rope_parameters | {"mrope_section": section}
+    return values | _OWN.get(model_type, {})
 
 
 def tiny_values(config: Any) -> dict[str, Any]:
@@ -151,6 +233,10 @@ def check(model_type: str, folder: Path) -> list[str]:
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
+    if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        loaded_class = auto_model_class(AutoConfig.from_pretrained(folder))
+        model = loaded_class.from_pretrained(folder, dtype=torch.float32)
+        model.generation_config.eos_token_id = None
     prompts = [[3 + (7 * i + 5 * j) % 250 for j in range(1 + 5 * i)] for i in range(16)]
     expected = []
     for prompt in prompts:
@@ -170,14 +256,14 @@ def check(model_type: str, folder: Path) -> list[str]:
             engine.load()
             paths.append(engine.path)
             if engine.path == "serial":
-                reason = next(n for n in engine.info().notes if "one request at a time" in n)
+                reason = engine.info().execution_reason
             if dtype == "float32":
                 found = _replies(engine, prompts)
                 right = sum(ids == own for (ids, _), own in zip(found, expected, strict=True))
                 reused = _replies(engine, [prompts[-1] + expected[-1][:5]])[0][1]
     distinct = len({token for ids in expected for token in ids})
     path = paths[0] if paths[0] == paths[1] else " / ".join(paths)
-    note = f" ({reason.split(': ', 1)[-1]})" if reason else ""
+    note = f" ({reason})" if reason else ""
     return [model_type, path + note, f"{right} of 16", str(distinct), f"{reused} of 80"]
 
 
@@ -203,14 +289,12 @@ def main() -> None:
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     rows = []
-    for model_type in sys.argv[1:] or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        if model_type in _OTHER_TASKS:
-            continue
+    for model_type in sys.argv[1:] or causal_types():
         with tempfile.TemporaryDirectory() as folder:
             try:
                 rows.append(check(model_type, Path(folder)))
             except Exception as error:
-                what = (str(error).splitlines() or [""])[0][:80]
+                what = (str(error).strip().splitlines() or [""])[0][:80]
                 rows.append(
                     [model_type, f"not checked: {type(error).__name__}: {what}", "", "", ""]
                 )

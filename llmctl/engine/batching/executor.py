@@ -1,14 +1,16 @@
 """Choice of the executor of a model: batched where its logits agree, else one request at a time."""
 
 import logging
+import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from llmctl.engine.batching.expected_path import FUSED_MODEL_TYPES
 from llmctl.engine.batching.forward.cache_layout import (
     CacheLayout,
     UnsupportedCacheError,
@@ -27,12 +29,9 @@ from llmctl.engine.batching.scheduler import Scheduler
 from llmctl.engine.batching.scoring import LogprobsFn, TokenizedContinuation
 from llmctl.engine.batching.sequence import ScheduledSequence
 from llmctl.engine.batching.serial import SerialExecutor
-from llmctl.types import EngineState, KVQuant, MemoryPlan, Quant, Score
+from llmctl.types import EngineState, ExecutionPath, KVQuant, MemoryPlan, Quant, Score
 
 _log = logging.getLogger(__name__)
-
-FUSED_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Values of `model_type` whose layers have the structure that `FusedForward` implements."""
 
 _PROBE_TOKENS = 24
 _PROBE_LIMIT = 7
@@ -73,9 +72,20 @@ class Executor(Protocol):
     def fail_all(self, error: BaseException) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class ChosenExecutor:
+    """An executor, and why it was chosen."""
+
+    executor: Executor
+    path: ExecutionPath
+    reason: str
+    notes: tuple[str, ...] = ()
+    """Notes for the user."""
+
+
 def choose_executor(
     model: Any, token_bytes: TokenBytes, plan: MemoryPlan, *, quant: Quant, kv_quant: KVQuant
-) -> tuple[Executor, str, tuple[str, ...]]:
+) -> ChosenExecutor:
     """Return the fastest executor that reproduces the model's own logits.
 
     Each batched forward pass is tested on a few tokens and used only if it agrees with the stock
@@ -87,11 +97,7 @@ def choose_executor(
         plan: limits of rows and cache.
         quant: of the weights; decides how exactly logits must agree.
         kv_quant: of the KV cache.
-
-    Returns:
-        The executor, its name (`fused`, `batched` or `serial`), and notes for the user.
     """
-    notes: list[str] = []
     if quant != "none":
         tolerance = _QUANT_TOLERANCE
     else:
@@ -99,16 +105,16 @@ def choose_executor(
     try:
         layout = cache_layout(model)
         spare = plan.free_bytes - plan.weights_bytes - plan.reserve_bytes
-        forward, layout = _batching_forward(model, layout, tolerance, spare)
+        forward, layout, reason = _batching_forward(model, layout, tolerance, spare)
     except Exception as error:  # architectures fail in many ways; the serial executor remains
         _log.info("%s cannot be batched", model.config.model_type, exc_info=error)
-        notes.append(
-            f"runs one request at a time, through Transformers' generate(): {_reason(error)}"
-        )
-        return SerialExecutor(model, token_bytes), "serial", tuple(notes)
+        reason = _reason(error)
+        note = f"runs one request at a time, through Transformers' generate(): {reason}"
+        return ChosenExecutor(SerialExecutor(model, token_bytes), "serial", reason, (note,))
     shape = replace(layout.shape, quant=kv_quant)
     pool = KVPool(shape, _budget_tokens(shape, plan))
-    name = "fused" if isinstance(forward, FusedForward) else "batched"
+    path: ExecutionPath = "fused" if isinstance(forward, FusedForward) else "batched"
+    notes: list[str] = []
     if shape.device.type == "cpu" and not layout.is_recurrent:
         cpu_load, all_threads = CpuLoadMonitor(), torch.get_num_threads()
         count = measure_decode_threads(forward, pool, cpu_load)
@@ -117,7 +123,8 @@ def choose_executor(
             "programs are busy"
         )
         forward = ThreadedForward(forward, count, cpu_load)
-    return Scheduler(forward, pool, plan.max_rows, token_bytes), name, tuple(notes)
+    scheduler = Scheduler(forward, pool, plan.max_rows, token_bytes)
+    return ChosenExecutor(scheduler, path, reason, tuple(notes))
 
 
 def _reason(error: Exception) -> str:
@@ -140,8 +147,8 @@ def _budget_tokens(shape: KVShape, plan: MemoryPlan) -> int:
 
 def _batching_forward(
     model: Any, layout: CacheLayout, tolerance: float, spare_bytes: int
-) -> tuple[Forward, CacheLayout]:
-    """Return the fastest forward pass that agrees with the model's own, and its layout.
+) -> tuple[Forward, CacheLayout, str]:
+    """Return the fastest forward pass that agrees with the model's own, its layout, and why.
 
     Args:
         model: of Transformers.
@@ -153,8 +160,12 @@ def _batching_forward(
         UnsupportedCacheError: none does.
         Exception: whatever the model's code raises.
     """
-    if model.config.model_type in FUSED_MODEL_TYPES and _fused_agrees(model, layout, tolerance):
-        return FusedForward(model, release=True), layout
+    not_fused = ""
+    if model.config.model_type in FUSED_MODEL_TYPES:
+        distance, not_fused = _fused_distance(model, layout)
+        if distance < tolerance:
+            return FusedForward(model, release=True), layout, _agreement(distance)
+        not_fused = f"; the fused layers are not used: {not_fused or _agreement(distance)}"
     stock_attention = model.config._attn_implementation
     distances = []
     try:
@@ -169,12 +180,14 @@ def _batching_forward(
                     shape = replace(shape, dtype=torch.float32)
                 distances.append(_distance(forward, shape, expected))
                 if distances[-1] < limit:
-                    return kind(model, candidate), candidate
+                    reason = _agreement(distances[-1]) + not_fused
+                    return kind(model, candidate), candidate, reason
             model.set_attn_implementation(stock_attention)
             # Some models' own steps differ from their own single pass (Zamba 2).
             if min(distances) < min(2 * _step_distance(model, expected), _STEP_TOLERANCE):
                 best = layout.candidates[distances.index(min(distances))]
-                return kind(model, best), best
+                reason = f"{_agreement(min(distances))}, as far as those of its own steps"
+                return kind(model, best), best, reason
     except BaseException:
         model.set_attn_implementation(stock_attention)
         raise
@@ -182,6 +195,10 @@ def _batching_forward(
     raise UnsupportedCacheError(
         f"batched logits differ from the model's own by {min(distances):.2g}, more than {limit}"
     )
+
+
+def _agreement(distance: float) -> str:
+    return f"its logits differ by at most {distance:.1g} of their length from the model's own"
 
 
 @contextmanager
@@ -207,16 +224,20 @@ def _in_float32(model: Any, spare_bytes: int) -> Iterator[bool]:
             tensor.data = original
 
 
-def _fused_agrees(model: Any, layout: CacheLayout, tolerance: float) -> bool:
-    """Test the fused pass on the first layer; with all layers the weights would be held twice."""
+def _fused_distance(model: Any, layout: CacheLayout) -> tuple[float, str]:
+    """Test the fused pass on the first layer; with all layers the weights would be held twice.
+
+    Returns:
+        The distance of its logits, infinite if it fails, and then the reason.
+    """
     layers, count = model.model.layers, model.config.num_hidden_layers
     model.model.layers, model.config.num_hidden_layers = layers[:1], 1
     try:
         expected = _stock_logits(model)
-        return _distance(FusedForward(model), layout.shape, expected) < tolerance
+        return _distance(FusedForward(model), layout.shape, expected), ""
     except (AttributeError, TypeError, RuntimeError) as error:
         _log.info("the fused forward pass does not run on this model", exc_info=error)
-        return False
+        return math.inf, _reason(error)
     finally:
         model.model.layers, model.config.num_hidden_layers = layers, count
 

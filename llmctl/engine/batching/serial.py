@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llmctl.engine.batching.embedding import normalize
 from llmctl.engine.batching.forward.lora import AdapterSegments, HookedAdapters, LoraAdapter
+from llmctl.engine.batching.forward.packed import last_hidden_state
 from llmctl.engine.batching.sampling.logprobs import TokenBytes, token_logprobs
 from llmctl.engine.batching.sampling.sampler import sample
 from llmctl.engine.batching.scoring import (
@@ -122,8 +123,8 @@ class SerialExecutor:
         self._segments.set_all(adapter)
         with torch.inference_mode():
             inputs = torch.tensor([list(ids)], device=self._model.device)
-            output = self._model.base_model(input_ids=inputs, use_cache=False)
-            total = output.last_hidden_state[0].float().sum(0).cpu()
+            states = last_hidden_state(self._model, {"input_ids": inputs, "use_cache": False})
+            total = states[0].float().sum(0).cpu()
         yield
         return normalize(total)
 

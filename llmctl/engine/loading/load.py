@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmctl.engine.batching.expected_path import expected_path
 from llmctl.engine.batching.forward.int4 import int4_supported
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.loading import adapters
@@ -22,9 +23,10 @@ from llmctl.engine.memory.request import MemoryRequest, TargetDevice
 from llmctl.engine.models import adapter_metadata, model_folder, provenance, resolve
 from llmctl.engine.models.resolved import ResolvedModel
 from llmctl.engine.models.weight_files import fingerprint
-from llmctl.errors import ConfigError
+from llmctl.errors import ConfigError, LlmctlError, ModelNotFoundError
 from llmctl.types import (
     EngineInfo,
+    ExecutionPath,
     MemoryPlan,
     ModelSpec,
     Progress,
@@ -159,6 +161,23 @@ def read_shape(spec: ModelSpec, resolved: ResolvedModel) -> ModelShape:
     """Read a model's dimensions for the memory plan from its config. Raises as `load_model`."""
     with library_errors(resolved.path, spec), quiet_libraries():
         return model_shape(spec, resolved, read_model_config(spec, resolved.full_model))
+
+
+def path_from_files(model: str) -> tuple[ExecutionPath | None, str]:
+    """Return how a model is expected to run, from its config on this machine, and why.
+
+    Returns:
+        `None` and a reason if its config cannot be read; without one if it is not on this machine.
+    """
+    spec = ModelSpec(model, allow_pickle=True)
+    try:
+        resolved = resolve.resolve_local(model, allow_pickle=True)
+        with library_errors(resolved.path, spec), quiet_libraries():
+            return expected_path(read_model_config(spec, resolved.full_model))
+    except ModelNotFoundError:
+        return None, ""
+    except LlmctlError as error:
+        return None, f"unknown: {error}"
 
 
 def adapter_folder(spec: ModelSpec, resolved: ResolvedModel) -> str | None:

@@ -11,7 +11,7 @@ from llmctl.engine.models.catalog import CATALOG, CatalogEntry, find_entry
 from llmctl.engine.models.hub import Hub
 from llmctl.engine.models.resolved import ModelSource, ResolvedModel
 from llmctl.errors import ConfigError, LlmctlError, ModelLoadError, ModelNotFoundError
-from llmctl.types import Quant
+from llmctl.types import ExecutionPath, Quant
 
 ModelState = Literal["downloaded", "partial", "available"]
 
@@ -42,6 +42,9 @@ class ModelInfo:
     note: str = ""
     weight_memory: Mapping[Quant, int] | None = None
     """Estimated bytes of the loaded weights; only `show` computes it."""
+    execution_path: ExecutionPath | None = None
+    """How the model is expected to run; only `show` computes it."""
+    execution_reason: str = ""
     adapter: AdapterMetadata | None = None
     """Metadata of an adapter. The other fields are then those of its base model, if that is on
     this machine, except for the path and the size on disk."""

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from llmctl.config import TrainConfig
-from llmctl.engine.auto_model import auto_model_class
+from llmctl.engine.auto_model import auto_model_class, model_body
 from llmctl.engine.loading.third_party import quiet_libraries
 from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.train.setup.trainable_parameters import make_trainable, optimize_for_training
@@ -163,7 +163,7 @@ def _step(
                 embedded.register_hook(at_embedding_gradient)
 
         _unwrap(model).get_input_embeddings().register_forward_hook(hook_embedding)
-        forward = model if full_logits else _unwrap(model).base_model
+        forward = model if full_logits else model_body(_unwrap(model))
         with tracker:
             with mode, contextlib.nullcontext() if config.packing else _skip_packing_detection():
                 output = forward(**inputs)[0]

@@ -1,6 +1,8 @@
 """Trainable parameters by method, and the kernels that a model trains with."""
 
+import re
 import warnings
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -71,14 +73,15 @@ def default_target_modules(model: Any) -> tuple[str, ...]:
     if not experts and text.model_type not in _MAMBA_TYPES:
         return ("all-linear",)
     head = model.get_output_embeddings()
+    decoder = model.get_decoder()
     names = {
         name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
+        for name, module in decoder.named_modules()
         if isinstance(module, nn.Linear) and module is not head
     }
     routers = {
         name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
+        for name, module in decoder.named_modules()
         if "router" in name.rsplit(".", 1)[-1].lower()
         or "router" in type(module).__name__.lower()
         or (isinstance(module, nn.Linear) and module.out_features in experts)
@@ -87,17 +90,34 @@ def default_target_modules(model: Any) -> tuple[str, ...]:
     return tuple(sorted(names - routers - refused))
 
 
+def parts_without_text(model: Any) -> tuple[str, ...]:
+    """Return the names of the parts of a model that text does not pass: of images and audio."""
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    names = {id(module): name for name, module in model.named_modules()}
+    path = names[id(decoder)].split(".")
+    parts = set()
+    for name, module in model.named_modules():
+        own = name.split(".")
+        if list(module.children()) or module is head or own[: len(path)] == path:
+            continue
+        shared = next(n for n, (a, b) in enumerate(zip_longest(own, path)) if a != b)
+        parts.add(".".join(own[: shared + 1]))
+    return tuple(sorted(parts))
+
+
 def _lora_config(config: TrainConfig, model: Any) -> Any:
     from peft import LoraConfig, TaskType
 
     alpha: Any = config.lora_alpha
     targets = config.target_modules or default_target_modules(model)
+    excluded = "|".join(map(re.escape, parts_without_text(model)))
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.rank,
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
         lora_dropout=config.dropout,
         target_modules=targets[0] if targets == ("all-linear",) else list(targets),
+        exclude_modules=rf"({excluded})(\..+)?" if excluded else None,
         use_dora=config.method == "dora",
         use_rslora=config.method == "rslora",
         bias="none",

@@ -2,6 +2,7 @@
 
 import pytest
 
+from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import EngineStoppedError
 from llmctl.types import EngineInfo, EngineState
 from tests.fakes import FakeEngine
@@ -37,6 +38,12 @@ def test_models_are_the_model_id_and_the_served_names() -> None:
         assert model.keys() == {"id", "object", "created", "owned_by", "max_model_len"}
         assert model["object"] == "model"
         assert model["max_model_len"] == 128
+
+
+def test_models_say_how_they_run_and_why(tiny: HFRunner) -> None:
+    (model,) = send_request(tiny, "GET", "/v1/models").json()["data"]
+    assert model["execution_path"] == "fused"
+    assert "differ by at most" in model["execution_reason"]
 
 
 @pytest.mark.parametrize("path", ["me/mine", "me%2Fmine"])

@@ -165,7 +165,7 @@ MODELS = obj(
                     "created": SECONDS,
                     "owned_by": STRING,
                 },
-                {"max_model_len": COUNT},
+                {"max_model_len": COUNT, "execution_path": STRING, "execution_reason": STRING},
             )
         ),
     }

@@ -199,8 +199,6 @@ def _attention_shapes(model: Any, probe: Tensor, argument: str) -> dict[int, Lay
     def record(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, None]:
-        if getattr(module, "attn_temperature_tuning", False):
-            raise UnsupportedCacheError("its attention scales with the place in the batch")
         seen[layer_index(module, updated[0])] = LayerShape(
             key.shape[1], key.shape[3], value.shape[3]
         )

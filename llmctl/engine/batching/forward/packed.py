@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from llmctl.engine.auto_model import model_body
 from llmctl.engine.batching.bucket_size import bucket_size
 from llmctl.engine.batching.forward import attention
 from llmctl.engine.batching.forward.cache_layout import CacheLayout
@@ -82,6 +83,8 @@ class PackedForward:
         kept = torch.tensor(indices, dtype=torch.long, device=self.model.device)
         with current_step(step):
             logits: Tensor = self.model(**inputs, logits_to_keep=kept).logits[0]
+        if len(logits) != len(indices):  # some models compute all of them (VideoLLaMA 3)
+            logits = logits.index_select(0, kept)
         append_computed_tokens(batch)
         return logits
 
@@ -118,7 +121,7 @@ class PackedForward:
 
 def last_hidden_state(model: Any, inputs: dict[str, Any]) -> Tensor:
     """Return the states (rows, tokens, hidden) before the head."""
-    states: Tensor = model.base_model(**inputs)[0]
+    states: Tensor = model_body(model)(**inputs)[0]
     return states
 
 

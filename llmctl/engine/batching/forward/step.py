@@ -143,6 +143,31 @@ class PackedStep:
             return layer
         return self._sources[key.data_ptr()]
 
+    def temperature(self, query: Tensor, floor_scale: float, attn_scale: float) -> Tensor:
+        """Return factors (1, 1, tokens, 1) that scale queries by their positions (Llama 4).
+
+        The layer has scaled them by their places in the packed batch, which the factors undo.
+
+        Args:
+            query: (1, heads, tokens, head_dim).
+            floor_scale: positions with the same scale.
+            attn_scale: weight of the logarithm.
+        """
+        key = "temperature", floor_scale, attn_scale
+        if key not in self._masks:
+            places = torch.arange(query.shape[2], dtype=torch.float32)
+            own = places.clone()
+            for segment in self.segments:
+                positions = torch.tensor(segment.positions, dtype=torch.float32)
+                own[segment.start : segment.start + segment.count] = positions
+            wanted, given = (
+                torch.log1p(torch.floor((at + 1.0) / floor_scale)) * attn_scale + 1.0
+                for at in (own, places)
+            )
+            factors = (wanted / given)[None, None, :, None]
+            self._masks[key] = factors.to(query.device, query.dtype)
+        return self._masks[key]
+
     def mask(self, query: Tensor, segment: Segment, begin: int, size: int, how: Scores) -> Tensor:
         """Return an additive mask, made once for all layers.
 
