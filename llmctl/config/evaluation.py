@@ -18,7 +18,26 @@ _Count = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(ModelConfig):
+class EvalSelection:
+    """Which samples of a benchmark are evaluated, and how they are prompted."""
+
+    mode: EvalMode | None = None
+    """ppl compares the full text with each option; logprob and logprob_norm only the option's text,
+    which suits small models; gen generates a reply. [default: the benchmark's own]"""
+    shots: Annotated[int, Ge(0)] | None = None
+    """Few-shot examples in each prompt. [default: the benchmark's own]"""
+    subjects: tuple[str, ...] = ()
+    """Subject or category, such as law or stem; may be repeated. [default: all]"""
+    limit: _Count | None = None
+    """Maximum number of samples per subject."""
+    seed: Annotated[int, Ge(0), Lt(2**32)] | None = None
+    """Select the limited samples at random with this seed. [default: the first ones]"""
+    max_new_tokens: _Count | None = None
+    """Maximum tokens of a reply in mode gen. [default: the benchmark's own]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(EvalSelection, ModelConfig):
     """The settings of one evaluation."""
 
     dataset: Annotated[tuple[str, ...], MinLen(1), Option(short="-d")]
@@ -43,19 +62,6 @@ class EvalConfig(ModelConfig):
     """API key of the judge's server."""
     backend: EvalBackend = "native"
     """Evaluation code: native (llmctl's own) or opencompass."""
-    mode: EvalMode | None = None
-    """ppl compares the full text with each option; logprob and logprob_norm only the option's text,
-    which suits small models; gen generates a reply. [default: the benchmark's own]"""
-    shots: Annotated[int, Ge(0)] | None = None
-    """Few-shot examples in each prompt. [default: the benchmark's own]"""
-    subjects: tuple[str, ...] = ()
-    """Subject or category, such as law or stem; may be repeated. [default: all]"""
-    limit: _Count | None = None
-    """Maximum number of samples per subject."""
-    seed: Annotated[int, Ge(0), Lt(2**32)] | None = None
-    """Select the limited samples at random with this seed. [default: the first ones]"""
-    max_new_tokens: _Count | None = None
-    """Maximum tokens of a reply in mode gen. [default: the benchmark's own]"""
     batch_size: _Count = 8
     """Samples per batch in the other modes; it does not change the scores."""
     data_dir: str | None = None

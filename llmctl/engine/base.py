@@ -189,10 +189,6 @@ class SupportsAdapters(Protocol):
         """
         ...
 
-    def unload_adapter(self, name: str) -> None:
-        """Unload an adapter as `begin_unload_adapter` does, and block until it is removed."""
-        self.begin_unload_adapter(name).result()
-
 
 @runtime_checkable
 class SupportsModelList(Protocol):

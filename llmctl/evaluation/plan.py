@@ -3,38 +3,21 @@
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from llmctl.config.evaluation import EvalSelection
 from llmctl.did_you_mean import close_matches
 from llmctl.errors import ConfigError
 from llmctl.evaluation.benchmarks.prompts import ChatPrompt, CompletionPrompt, Doc, PromptTemplate
 from llmctl.evaluation.benchmarks.readers import DataFile
 from llmctl.evaluation.benchmarks.registry import Benchmark
 from llmctl.evaluation.benchmarks.subjects import Subject
-from llmctl.types import BenchmarkPlan, EvalMode, EvalSample, SubjectPlan
+from llmctl.types import BenchmarkPlan, EvalSample, SubjectPlan
 
 T = TypeVar("T")
 
 _MAX_ERRORS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class EvalSelection:
-    """Which samples to evaluate, and how to prompt for them."""
-
-    mode: EvalMode | None = None
-    """None: the benchmark's default."""
-    shots: int | None = None
-    """Few-shot examples; None: the benchmark's default."""
-    limit: int | None = None
-    """Maximum number of samples per subject."""
-    subjects: tuple[str, ...] = ()
-    """Names of subjects or categories; empty selects all."""
-    seed: int | None = None
-    """Select the limited samples at random; None takes the first ones."""
-    max_new_tokens: int | None = None
 
 
 class _DataFiles:

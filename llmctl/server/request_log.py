@@ -5,7 +5,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol, TextIO
+from typing import Protocol
 
 from llmctl.types import Usage
 
@@ -66,17 +66,14 @@ class RequestObserver(Protocol):
 class RequestLog:
     """Writes a line of JSON for every request; prompt and answer only if the record holds them."""
 
-    def __init__(self, file: TextIO | None = None) -> None:
-        """`file` defaults to the `sys.stderr` of the time when a line is written."""
-        self._file = file
-
     def observe(self, record: RequestRecord) -> None:
         """Write the line. A log that cannot be written does not fail the request."""
         if record.path in _PROBE_PATHS and record.status == 200:
             return
         line = json.dumps(_entry(record), ensure_ascii=False)
         try:
-            print(line, file=self._file or sys.stderr, flush=True)
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
         except (OSError, ValueError):
             return
 

@@ -40,7 +40,6 @@ def build_provenance(
     base: BaseModelRef,
     data: DatasetRef,
     run_id: str | None,
-    model_id: str | None = None,
 ) -> Provenance:
     """Return the provenance of the weights of a run."""
     names = [
@@ -55,7 +54,6 @@ def build_provenance(
         hyperparameters={name: getattr(config, name) for name in names},
         data=data,
         run_id=run_id,
-        model_id=model_id,
     )
 
 

@@ -24,12 +24,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from llmctl.config.evaluation import EvalSelection
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.models import resolve
 from llmctl.evaluation.benchmarks.data_paths import locate_data
 from llmctl.evaluation.benchmarks.registry import get_benchmark
 from llmctl.evaluation.opencompass import venv
-from llmctl.evaluation.plan import EvalSelection, plan_benchmark
+from llmctl.evaluation.plan import plan_benchmark
 from llmctl.evaluation.runner import NativeBackend
 from llmctl.types import BenchmarkPlan, ModelSpec, ignore_progress
 

@@ -5,8 +5,9 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from llmctl.config.evaluation import EvalSelection
 from llmctl.evaluation.benchmarks.registry import get_benchmark
-from llmctl.evaluation.plan import EvalSelection, plan_benchmark
+from llmctl.evaluation.plan import plan_benchmark
 from llmctl.types import BenchmarkPlan, EvalMode
 
 CEVAL_SUBJECTS = ("law", "logic", "marxism")

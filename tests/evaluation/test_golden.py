@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from llmctl.config.evaluation import EvalSelection
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.openai.batch_client import OpenAIBatchClient
 from llmctl.evaluation.backend import Backend
 from llmctl.evaluation.benchmarks.data_paths import locate_data
 from llmctl.evaluation.benchmarks.registry import get_benchmark
 from llmctl.evaluation.opencompass import OpenCompassBackend, venv
-from llmctl.evaluation.plan import EvalSelection, plan_benchmark
+from llmctl.evaluation.plan import plan_benchmark
 from llmctl.evaluation.runner import NativeBackend
 from llmctl.evaluation.scoring.aggregate import score_benchmark
 from llmctl.services.private_server import serve_privately

@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 
+from llmctl.config.evaluation import EvalSelection
 from llmctl.errors import ConfigError
 from llmctl.evaluation.benchmarks.custom_benchmark import load_custom_benchmark
 from llmctl.evaluation.benchmarks.data_paths import locate_data
 from llmctl.evaluation.benchmarks.registry import BENCHMARKS, get_benchmark
-from llmctl.evaluation.plan import EvalSelection, plan_benchmark
+from llmctl.evaluation.plan import plan_benchmark
 from llmctl.evaluation.scoring.aggregate import score_benchmark
 from llmctl.types import SampleResult
 from tests.evaluation.benchmark_files import write_ceval_dir, write_custom_benchmark, write_jsonl
@@ -18,7 +19,9 @@ def test_examples_are_chat_turns_or_text(tmp_path: Path) -> None:
     benchmark = get_benchmark("ceval")
     folder = locate_data(benchmark, write_ceval_dir(tmp_path, ["law"]))
     chat, text = (
-        plan_benchmark(benchmark, folder, EvalSelection(mode, shots=2, limit=1, subjects=("law",)))
+        plan_benchmark(
+            benchmark, folder, EvalSelection(mode=mode, shots=2, limit=1, subjects=("law",))
+        )
         .subjects[0]
         .questions[0]
         for mode in ("gen", "ppl")

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from llmctl.config.evaluation import EvalSelection
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.openai.batch_client import OpenAIBatchClient
 from llmctl.errors import ConfigError, EngineStoppedError
 from llmctl.evaluation.benchmarks.custom_benchmark import load_custom_benchmark
-from llmctl.evaluation.plan import EvalSelection, plan_benchmark
+from llmctl.evaluation.plan import plan_benchmark
 from llmctl.evaluation.runner import NativeBackend
 from llmctl.evaluation.scoring.aggregate import score_benchmark
 from llmctl.evaluation.scoring.judge import Judge
@@ -23,7 +24,7 @@ from tests.server.servers import running_server
 
 def plan_custom(folder: Path, mode: EvalMode) -> BenchmarkPlan:
     file = write_custom_benchmark(folder)
-    return plan_benchmark(load_custom_benchmark(file), folder, EvalSelection(mode))
+    return plan_benchmark(load_custom_benchmark(file), folder, EvalSelection(mode=mode))
 
 
 @contextmanager

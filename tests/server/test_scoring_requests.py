@@ -63,9 +63,6 @@ class PendingEngine(FakeEngine, SupportsEmbed):
     def begin_unload_adapter(self, name: str) -> Future[None]:  # noqa: ARG002  a fake
         return self._add_pending()
 
-    def unload_adapter(self, name: str) -> None:
-        self.begin_unload_adapter(name).result()
-
 
 class Connection:
     """A request to the bare app, whose client can disconnect."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.cli import render
+from llmctl.services.evaluation.request import EvalObserver
 from llmctl.types import (
     BenchmarkPlan,
     EngineInfo,
@@ -23,7 +24,7 @@ _LINE_S = 15.0
 """Interval of progress lines where stderr is not a terminal."""
 
 
-class EvalView:
+class EvalView(EvalObserver):
     """Shows the progress of an evaluation on stderr. `close` ends its bars."""
 
     def __init__(self, clear: Callable[[], None] = lambda: None) -> None:

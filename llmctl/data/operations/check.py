@@ -213,10 +213,6 @@ class _RowStatistics:
             self.index.add(example)
             yield example
 
-    def unused_columns(self) -> dict[str, tuple[str, ...]]:
-        """Return the columns that are not read, by format."""
-        return {name: tuple(sorted(columns)) for name, columns in self.unused.items() if columns}
-
     def _add_conversation(self, example: Example) -> None:
         roles = [message.role for message in example.messages]
         if roles:

@@ -95,16 +95,6 @@ class TokenizeReport:
     notes: tuple[str, ...]
     """Remarks for the user, one sentence each."""
 
-    @property
-    def dropped_rows(self) -> int:
-        """Number of dropped rows."""
-        return sum(rows.count for rows in self.dropped)
-
-    @property
-    def truncated_rows(self) -> int:
-        """Number of truncated rows."""
-        return sum(rows.count for rows in self.truncated)
-
 
 def tokenize_examples(
     examples: Iterable[Example],

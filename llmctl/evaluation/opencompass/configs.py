@@ -5,13 +5,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from llmctl.config.evaluation import EvalSelection
 from llmctl.did_you_mean import close_matches
 from llmctl.errors import ConfigError
 from llmctl.evaluation.benchmarks.data_paths import store_dirs
 from llmctl.evaluation.benchmarks.registry import BENCHMARKS
 from llmctl.evaluation.opencompass.launch import Event, OpenCompassError, launch
 from llmctl.evaluation.opencompass.venv import VERSION, setup_venv
-from llmctl.evaluation.plan import EvalSelection, chance_accuracy, select_docs
+from llmctl.evaluation.plan import chance_accuracy, select_docs
 from llmctl.types import (
     BenchmarkPlan,
     EvalSample,

@@ -43,14 +43,6 @@ Categories = Mapping[tuple[str, str], tuple[str, ...]]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Prompts:
-    """Content of `prompts.jsonl`."""
-
-    samples: Mapping[SampleKey, EvalSample]
-    categories: Categories
-
-
 class ResultsDir:
     """The results folder of one run. Only one process may write to it."""
 
@@ -139,15 +131,16 @@ class ResultsDir:
         )
         self.write_text(PROMPTS_FILE, "".join(f"{line}\n" for line in lines))
 
-    def prompts(self) -> Prompts:
-        """Read the samples of the run."""
+    def prompts(self) -> tuple[dict[SampleKey, EvalSample], Categories]:
+        """Read the samples of the run, and the categories of its subjects."""
         file = self.path / PROMPTS_FILE
-        samples, categories = {}, {}
+        samples: dict[SampleKey, EvalSample] = {}
+        categories: dict[tuple[str, str], tuple[str, ...]] = {}
         for value in _read_json_lines(file):
             sample = _parse(EvalSample, value, file)
             samples[sample.key] = sample
             categories[sample.suite, sample.subject] = tuple(value.get("categories", ()))
-        return Prompts(samples, categories)
+        return samples, categories
 
     def report(self) -> EvalReport:
         """Read the scores.
@@ -171,6 +164,41 @@ class ResultsDir:
     def write_text(self, name: str, text: str) -> None:
         """Write a text file atomically."""
         write_atomically(self.path / name, text)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRun:
+    """A finished run."""
+
+    report: EvalReport
+    samples: Mapping[SampleKey, EvalSample]
+    results: Mapping[SampleKey, SampleResult]
+    """The last result of each sample."""
+    categories: Categories
+
+    @classmethod
+    def read(cls, folder: ResultsDir) -> "LoadedRun":
+        """Read a run from its folder.
+
+        Raises:
+            ConfigError: the run has not ended, or its files are invalid.
+        """
+        report, (samples, categories) = folder.report(), folder.prompts()
+        results = {result.key: result for result in folder.results()}
+        return cls(report, samples, results, categories)
+
+    @classmethod
+    def from_plans(
+        cls, report: EvalReport, plans: Sequence[BenchmarkPlan], results: Iterable[SampleResult]
+    ) -> "LoadedRun":
+        """Return a run that has just ended."""
+        subjects = [subject for plan in plans for subject in plan.subjects]
+        return cls(
+            report,
+            {sample.key: sample for subject in subjects for sample in subject.questions},
+            {result.key: result for result in results},
+            {(subject.suite, subject.subject): subject.categories for subject in subjects},
+        )
 
 
 def split_remaining(

@@ -51,12 +51,11 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, float(Fraction(2 * tail, 2**flipped)))
 
 
-def paired_bootstrap(differences: Sequence[int], seed: int = 0) -> tuple[float, float]:
+def paired_bootstrap(differences: Sequence[int]) -> tuple[float, float]:
     """Return the 95 % interval of a mean of paired differences (percentile bootstrap).
 
     Args:
         differences: 1, 0 or -1 for each sample; not empty.
-        seed: of the random generator.
     """
     import numpy as np
 
@@ -64,7 +63,7 @@ def paired_bootstrap(differences: Sequence[int], seed: int = 0) -> tuple[float, 
     gained, lost = differences.count(1), differences.count(-1)
     # Resampling with replacement is a draw of how many of each value occur: a multinomial.
     shares = [gained / count, lost / count, (count - gained - lost) / count]
-    draws = np.random.default_rng(seed).multinomial(count, shares, size=_RESAMPLES)
+    draws = np.random.default_rng(0).multinomial(count, shares, size=_RESAMPLES)
     means = (draws[:, 0] - draws[:, 1]) / count
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

@@ -9,7 +9,7 @@ from llmctl.errors import ConfigError
 from llmctl.evaluation.benchmarks.custom_benchmark import is_benchmark_file, load_custom_benchmark
 from llmctl.evaluation.benchmarks.data_paths import locate_data
 from llmctl.evaluation.benchmarks.registry import get_benchmark, is_benchmark
-from llmctl.evaluation.plan import EvalSelection, plan_benchmark
+from llmctl.evaluation.plan import plan_benchmark
 from llmctl.types import BenchmarkPlan, ProgressCallback
 
 
@@ -35,14 +35,6 @@ def create_plans(config: EvalConfig, progress: ProgressCallback) -> list[Benchma
 
 def _create_plan(dataset: str, config: EvalConfig, progress: ProgressCallback) -> BenchmarkPlan:
     data_dir = None if config.data_dir is None else Path(config.data_dir)
-    selection = EvalSelection(
-        config.mode,
-        config.shots,
-        config.limit,
-        config.subjects,
-        config.seed,
-        config.max_new_tokens,
-    )
     if is_benchmark_file(dataset):
         if config.backend == "opencompass":
             raise ConfigError(
@@ -50,18 +42,18 @@ def _create_plan(dataset: str, config: EvalConfig, progress: ProgressCallback) -
                 hint="--backend native",
             )
         file = Path(dataset).expanduser().resolve()
-        return plan_benchmark(load_custom_benchmark(file), file.parent, selection)
+        return plan_benchmark(load_custom_benchmark(file), file.parent, config)
     if config.backend == "opencompass" and not is_benchmark(dataset):
         from llmctl.evaluation.opencompass.configs import plan_config
 
-        return plan_config(dataset, data_dir, selection, progress)
+        return plan_config(dataset, data_dir, config, progress)
     from llmctl.evaluation.benchmarks.download import download_if_missing
 
     benchmark = get_benchmark(dataset)
     if config.mode is None and config.base_url is not None and "gen" in benchmark.prompts:
-        selection = replace(selection, mode="gen")  # the mode that every server supports
+        config = replace(config, mode="gen")  # the mode that every server supports
     download_if_missing(benchmark, data_dir, progress)
-    return plan_benchmark(benchmark, locate_data(benchmark, data_dir), selection)
+    return plan_benchmark(benchmark, locate_data(benchmark, data_dir), config)
 
 
 def output_dir(config: EvalConfig) -> Path:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
 
 from llmctl.config.settings import ConfigSource
 from llmctl.types import BenchmarkPlan, EngineInfo, Progress, SampleResult
@@ -24,8 +23,8 @@ class EvalRequest:
     """Parent of the tracked run; None: the fine-tuning run of the model, if llmctl trained it."""
 
 
-class EvalObserver(Protocol):
-    """Receives the events of a run, for display."""
+class EvalObserver:
+    """Receives the events of a run, for display. This class shows nothing."""
 
     def begin(
         self, plans: Sequence[BenchmarkPlan], known: Sequence[SampleResult], folder: Path
@@ -43,27 +42,3 @@ class EvalObserver(Protocol):
 
     def progress(self, report: Progress) -> None:
         """Progress of a step before the first sample, such as a download."""
-
-
-class _SilentObserver:
-    """Ignores all events."""
-
-    def begin(
-        self, plans: Sequence[BenchmarkPlan], known: Sequence[SampleResult], folder: Path
-    ) -> None:
-        pass
-
-    def loaded(self, info: EngineInfo) -> None:
-        pass
-
-    def result(self, result: SampleResult) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def progress(self, report: Progress) -> None:
-        pass
-
-
-SILENT_OBSERVER: Final[EvalObserver] = _SilentObserver()

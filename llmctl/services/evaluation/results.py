@@ -8,8 +8,7 @@ from llmctl.errors import ConfigError
 from llmctl.evaluation.benchmarks.data_paths import find_data
 from llmctl.evaluation.benchmarks.download import download_benchmark
 from llmctl.evaluation.benchmarks.registry import BENCHMARKS, get_benchmark
-from llmctl.evaluation.results.loaded_run import LoadedRun
-from llmctl.evaluation.results.results_dir import RUN_FILE, ResultsDir
+from llmctl.evaluation.results.results_dir import RUN_FILE, LoadedRun, ResultsDir
 from llmctl.evaluation.results.table import markdown_table
 from llmctl.evaluation.scoring.compare import (
     BenchmarkComparison,
@@ -87,7 +86,7 @@ def read_samples(
         ConfigError: there is no such run, or it has no such subject.
     """
     folder = find_run(run)
-    samples = folder.prompts().samples
+    samples, _ = folder.prompts()
     latest = {result.key: result for result in folder.results()}
     subjects = {result.subject for result in latest.values()}
     if subject is not None and subject not in subjects:
@@ -113,7 +112,7 @@ def compare_evaluations(first: str, second: str) -> BenchmarkComparison:
     pairs = paired_results(one.results(), two.results())
     if not pairs:
         raise ConfigError(f"{first} and {second} have no sample in common")
-    comparisons, flipped = compare_results(pairs, one.prompts().categories)
+    comparisons, flipped = compare_results(pairs, one.prompts()[1])
     warnings = comparability_warnings(one.setups(), two.setups())
     return BenchmarkComparison(tuple(comparisons), tuple(flipped), tuple(warnings))
 

@@ -13,12 +13,12 @@ from llmctl.engine.base import BaseEngine
 from llmctl.errors import ConfigError, EngineStoppedError
 from llmctl.evaluation.backend import Backend
 from llmctl.evaluation.results.html_report import render_html
-from llmctl.evaluation.results.loaded_run import LoadedRun
 from llmctl.evaluation.results.results_dir import (
     PAGE_FILE,
     REPORT_FILE,
     RUN_FILE,
     TABLE_FILE,
+    LoadedRun,
     ResultsDir,
     split_remaining,
 )

@@ -10,8 +10,7 @@ from llmctl.config import EvalConfig, TrainConfig
 from llmctl.config.settings import ConfigSource, Setting, build_config
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.evaluation.results.html_report import render_html
-from llmctl.evaluation.results.loaded_run import LoadedRun
-from llmctl.evaluation.results.results_dir import PAGE_FILE, REPORT_FILE, ResultsDir
+from llmctl.evaluation.results.results_dir import PAGE_FILE, REPORT_FILE, LoadedRun, ResultsDir
 from llmctl.monitor import Tracker
 from llmctl.monitor.base import Terminated
 from llmctl.services.evaluation.plans import create_plans

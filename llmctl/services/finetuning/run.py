@@ -10,7 +10,7 @@ from llmctl.engine.models.provenance import PROVENANCE_FILE, Provenance
 from llmctl.errors import LlmctlError
 from llmctl.monitor import open_tracker, tracked
 from llmctl.monitor.base import Terminated
-from llmctl.services.evaluation.request import SILENT_OBSERVER, EvalObserver
+from llmctl.services.evaluation.request import EvalObserver
 from llmctl.services.finetuning.benchmarks import TrainingBenchmarks
 from llmctl.services.finetuning.settings import (
     FinetuneRequest,
@@ -65,7 +65,7 @@ def finetune(
     request: FinetuneRequest,
     listener: TrainListener,
     progress: ProgressCallback = ignore_progress,
-    benchmark_observer: EvalObserver = SILENT_OBSERVER,
+    benchmark_observer: EvalObserver = EvalObserver(),  # noqa: B008  without state
     resolved: ResolvedRequest | None = None,
 ) -> TrainReport | TrainPlan:
     """Fine-tune a model; a dry run returns the plan only.

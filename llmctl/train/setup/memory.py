@@ -93,7 +93,6 @@ class TrainMemoryEstimator:
     Args:
         metadata: the model, and the device to train on.
         world_size: devices that train together, each with the whole model.
-        chunked_loss: the loss is computed by `ChunkedCrossEntropy`.
         free_bytes: free memory of the device; measured if not given.
     """
 
@@ -102,12 +101,10 @@ class TrainMemoryEstimator:
         metadata: ModelMetadata,
         *,
         world_size: int = 1,
-        chunked_loss: bool = True,
         free_bytes: int | None = None,
     ) -> None:
         self._metadata = metadata
         self._world_size = world_size
-        self._chunked_loss = chunked_loss
         self._device = TargetDevice.here(metadata.device, metadata.dtype)
         self._held = psutil.Process().memory_info().rss if metadata.device.type == "cpu" else 0
         self._free = self._device.free_bytes + self._held if free_bytes is None else free_bytes
@@ -136,7 +133,7 @@ class TrainMemoryEstimator:
         if config.method == "dpo":
             loss, kept = self._pair_loss(rows * length, targets)
         else:
-            loss, kept = self._loss(config, targets) if self._chunked_loss else (0, 0)
+            loss, kept = self._loss(config, targets)
         dynamic = max(step.saved + loss, step.peak + kept)
         if accumulates:
             dynamic += 4 * trainable
@@ -231,7 +228,6 @@ class TrainMemoryEstimator:
                 length=length,
                 dtype=weights_dtype(config),
                 accumulates=accumulates,
-                full_logits=not self._chunked_loss,
             )
         return self._traces[key]
 

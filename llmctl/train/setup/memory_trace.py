@@ -47,14 +47,12 @@ def trace_step(
     length: int,
     dtype: torch.dtype,
     accumulates: bool,
-    full_logits: bool = False,
 ) -> TracedMemory:
-    """Trace a micro-batch of `rows` sequences of `length` tokens.
+    """Trace a micro-batch of `rows` sequences of `length` tokens, without output layer and loss.
 
     Args:
         dtype: of the weights.
         accumulates: gradients of earlier micro-batches already exist.
-        full_logits: the model computes its own loss from all logits. Else the loss is left out.
     """
     total = metadata.config.get_text_config().num_hidden_layers
     traces = []
@@ -62,7 +60,7 @@ def trace_step(
         with quiet_libraries():
             model, mixed = _skeleton(config, metadata, count, dtype)
         mode = _autocast(config) if mixed else contextlib.nullcontext()
-        traces.append(_step(model, mode, config, rows, length, accumulates, full_logits))
+        traces.append(_step(model, mode, config, rows, length, accumulates))
     factor = (total - _FEW) / (_MORE - _FEW)
     saved, *peaks = (
         int(few + factor * (more - few)) for few, more in zip(traces[0], traces[-1], strict=True)
@@ -135,7 +133,6 @@ def _step(
     rows: int,
     length: int,
     accumulates: bool,
-    full_logits: bool,
 ) -> tuple[int, int, int]:
     """Run one step on fake tensors, in the order of a real step.
 
@@ -149,8 +146,6 @@ def _step(
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if config.packing:
             inputs["position_ids"] = ids
-        if full_logits:
-            inputs |= {"labels": ids, "num_items_in_batch": torch.ones(())}
         tracker = StorageTracker(model)
         before_embedding = 0
 
@@ -163,10 +158,9 @@ def _step(
                 embedded.register_hook(at_embedding_gradient)
 
         _unwrap(model).get_input_embeddings().register_forward_hook(hook_embedding)
-        forward = model if full_logits else model_body(_unwrap(model))
         with tracker:
             with mode, contextlib.nullcontext() if config.packing else _skip_packing_detection():
-                output = forward(**inputs)[0]
+                output = model_body(_unwrap(model))(**inputs)[0]
             saved = tracker.peak = tracker.now
             output.sum().backward()
         return saved, before_embedding, tracker.peak

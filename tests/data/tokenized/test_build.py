@@ -119,14 +119,14 @@ def test_a_conversation_without_a_reply_that_fits_is_dropped_and_counted(
     (dropped,) = report.dropped
     assert dropped.reason == "its first reply ends after 150 tokens"
     assert dropped.origins == (SourceLocation("a.jsonl", 1),)
-    assert report.dropped_rows == 1
+    assert [rows.count for rows in report.dropped] == [1]
 
 
 def test_the_drop_policy_drops_rows_that_truncate_would_cut(tokenized: Tokenizer) -> None:
     rows = (chat(1, "Hi", "Hello", "More", "x" * 200), text(2, "y" * 200), chat(3, "Hi", "Hello"))
     report = tokenized(*rows, options=TokenizeOptions(max_length=150, overlong="drop"))
     assert tokenized.lines == [3]
-    assert report.dropped_rows == 2
+    assert sum(rows.count for rows in report.dropped) == 2
 
 
 def test_long_plain_text_is_split_so_that_each_token_is_in_the_loss_once(
@@ -139,7 +139,7 @@ def test_long_plain_text_is_split_so_that_each_token_is_in_the_loss_once(
     assert CHATML.tokenizer().decode(trained) == words[1:] + "<|im_end|>"
     assert report.length_max == 8
     assert report.supervised_tokens == 100
-    assert report.truncated_rows == 1
+    assert [rows.count for rows in report.truncated] == [1]
 
 
 def test_replies_that_do_not_end_with_a_stop_token_are_an_error(tokenized: Tokenizer) -> None:

@@ -177,4 +177,4 @@ def test_an_adapter_of_the_server_is_selected_by_name(
         assert reply == tiny.generate(request).choices[0].text
         assert reply != tiny.generate(replace(request, adapter=None)).choices[0].text
     finally:
-        tiny.unload_adapter("manners")
+        tiny.begin_unload_adapter("manners").result()

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from llmctl.config.evaluation import EvalSelection
 from llmctl.evaluation.benchmarks.custom_benchmark import load_custom_benchmark
 from llmctl.evaluation.benchmarks.readers import BenchmarkDataError
 from llmctl.evaluation.benchmarks.registry import Benchmark
-from llmctl.evaluation.plan import EvalSelection, plan_benchmark
+from llmctl.evaluation.plan import plan_benchmark
 from llmctl.evaluation.scoring.extraction import extract_answer
 
 OPTIONS = {"question": "Which are prime?", "A": "two", "B": "four", "C": "five", "D": "AB"}

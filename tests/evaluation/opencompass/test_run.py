@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from llmctl.config.evaluation import EvalSelection
 from llmctl.engine.base import BaseEngine
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.openai.batch_client import OpenAIBatchClient
 from llmctl.errors import ConfigError
 from llmctl.evaluation.opencompass import OpenCompassBackend, venv
 from llmctl.evaluation.opencompass.configs import plan_config
-from llmctl.evaluation.plan import EvalSelection
 from llmctl.evaluation.runner import NativeBackend
 from llmctl.services.private_server import serve_privately
 from llmctl.types import (

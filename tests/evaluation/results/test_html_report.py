@@ -7,8 +7,7 @@ import pytest
 
 from llmctl.errors import ConfigError
 from llmctl.evaluation.results.html_report import render_html
-from llmctl.evaluation.results.loaded_run import LoadedRun
-from llmctl.evaluation.results.results_dir import REPORT_FILE, ResultsDir
+from llmctl.evaluation.results.results_dir import REPORT_FILE, LoadedRun, ResultsDir
 from llmctl.evaluation.scoring.aggregate import score_benchmark
 from llmctl.types import BenchmarkPlan, EvalReport, SampleResult
 from tests.evaluation.benchmark_files import plan_small_benchmark, write_ceval

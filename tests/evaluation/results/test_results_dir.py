@@ -71,9 +71,9 @@ def test_samples_are_read_back_as_written(tmp_path: Path) -> None:
     subject = SubjectPlan("s", "law", "Law", ("hard",), (sample,))
     folder = ResultsDir(tmp_path)
     folder.write_prompts([BenchmarkPlan("s", "gen", 0, "p", "d", "here", 0.5, 9, (subject,))])
-    prompts = folder.prompts()
-    assert prompts.samples == {sample.key: sample}
-    assert prompts.categories == {("s", "law"): ("hard",)}
+    samples, categories = folder.prompts()
+    assert samples == {sample.key: sample}
+    assert categories == {("s", "law"): ("hard",)}
 
 
 def test_unknown_keys_are_ignored_and_wrong_types_are_errors(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_prompts_and_reports_of_the_first_release_are_read(tmp_path: Path) -> No
     }  # fmt: skip
     (tmp_path / REPORT_FILE).write_text(json.dumps(report))
     folder = ResultsDir(tmp_path)
-    (sample,), (answer,) = folder.prompts().samples.values(), folder.results()
+    (sample,), (answer,) = folder.prompts()[0].values(), folder.results()
     assert sample.prompt == "[user] One and one?"
     assert (answer.reply, answer.truncated, answer.naive_tokens) == ("ab", True, 49)
     loaded = folder.report()

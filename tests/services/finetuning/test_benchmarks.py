@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from llmctl.config.evaluation import EvalSelection
 from llmctl.config.settings import Setting
 from llmctl.engine.models.provenance import Provenance
 from llmctl.errors import ConfigError
 from llmctl.evaluation.benchmarks.custom_benchmark import load_custom_benchmark
-from llmctl.evaluation.plan import EvalSelection, plan_benchmark
+from llmctl.evaluation.plan import plan_benchmark
 from llmctl.monitor.read.runs import open_runs
-from llmctl.services.evaluation.request import SILENT_OBSERVER
+from llmctl.services.evaluation.request import EvalObserver
 from llmctl.services.evaluation.results import compare_evaluations, read_samples
 from llmctl.services.evaluation.run import EvalRequest, evaluate
 from llmctl.services.finetuning.run import FinetuneRequest, finetune
@@ -102,7 +103,7 @@ def test_training_on_a_benchmark_improves_its_score_in_report_and_tracking_store
     }
     options = {name: Setting(value, "option") for name, value in chosen.items()}
     evaluate(
-        EvalRequest(options={**options, "dtype": Setting("float32", "option")}), SILENT_OBSERVER
+        EvalRequest(options={**options, "dtype": Setting("float32", "option")}), EvalObserver()
     )
     separate = compare_evaluations(str(output / "benchmarks" / "before"), str(again)).comparisons[0]
     assert (separate.first, separate.second) == (comparison.first, comparison.second)

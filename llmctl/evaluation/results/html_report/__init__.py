@@ -20,7 +20,7 @@ from llmctl.evaluation.results.html_report.sections import (
     summary_text,
     warning_list,
 )
-from llmctl.evaluation.results.loaded_run import LoadedRun
+from llmctl.evaluation.results.results_dir import LoadedRun
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmctl.evaluation.benchmarks.registry import BENCHMARKS
 from llmctl.evaluation.results.html_report.charts import COLOR_COUNT, ScorePerRun
-from llmctl.evaluation.results.loaded_run import LoadedRun
+from llmctl.evaluation.results.results_dir import LoadedRun
 from llmctl.evaluation.results.table import describe_setup, percent
 from llmctl.evaluation.scoring.compare import (
     comparability_warnings,

@@ -80,7 +80,7 @@ def llama(llama_engine: HFRunner) -> Iterator[HFRunner]:
     """The engine of the module, without any adapter before and after a test."""
     yield llama_engine
     for name in llama_engine.adapters:
-        llama_engine.unload_adapter(name)
+        llama_engine.begin_unload_adapter(name).result()
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_a_new_adapter_under_an_old_name_reuses_nothing(
 ) -> None:
     llama.load_adapter("x", str(llama_loras["a"]))
     llama.generate(greedy("prompt", "x"))
-    llama.unload_adapter("x")
+    llama.begin_unload_adapter("x").result()
     llama.load_adapter("x", str(llama_loras["b"]))
     assert llama.generate(greedy("prompt", "x")).usage.cached_tokens == 0
     expected = llama_reference.generate("prompt", "b")
@@ -208,7 +208,7 @@ def test_adapters_are_loaded_and_unloaded_while_requests_run(
     for name, path in llama_loras.items():
         llama.load_adapter(name, str(path))
         llama.generate(greedy("beside", name))
-        llama.unload_adapter(name)
+        llama.begin_unload_adapter(name).result()
     assert [[e.chosen.token_id for chunk in stream for e in chunk.logprobs]] == before
 
 
@@ -218,7 +218,7 @@ def test_an_adapter_is_removed_after_its_last_request(
     llama.load_adapter("a", str(llama_loras["a"]))
     expected = llama_reference.generate("long", "a")
     streams = [llama.submit(greedy("long", "a", logprobs=0, max_new_tokens=200)) for _ in range(3)]
-    llama.unload_adapter("a")
+    llama.begin_unload_adapter("a").result()
     assert llama.in_flight == 0
     for stream in streams:
         ids = [entry.chosen.token_id for chunk in stream for entry in chunk.logprobs]
@@ -240,7 +240,7 @@ def test_closing_ends_a_pending_unload_with_an_error(
 
     def unload() -> None:
         try:
-            engine.unload_adapter("a")
+            engine.begin_unload_adapter("a").result()
         except EngineStoppedError as error:
             caught.append(error)
 
@@ -263,7 +263,7 @@ def test_unknown_and_duplicate_adapter_names_are_refused(
     calls: list[Callable[[], Any]] = [
         lambda: llama.submit(greedy("x", "unknown")),
         lambda: llama.score([ScoreRequest("x", ("y",), adapter="unknown")]),
-        lambda: llama.unload_adapter("unknown"),
+        lambda: llama.begin_unload_adapter("unknown").result(),
     ]
     for call in calls:
         with pytest.raises(RequestError, match=r"'unknown' does not exist. Loaded: a") as caught:
