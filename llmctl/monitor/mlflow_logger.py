@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 from llmctl.monitor.base import Tracker
-from llmctl.monitor.store import open_store, redact, sqlite_path, store_uri
+from llmctl.monitor.store import check_store_uri, open_store, redact, sqlite_path, store_uri
 from llmctl.monitor.write.delivery import Delivery
 from llmctl.monitor.write.events import (
     DatasetEvent,
@@ -67,6 +67,16 @@ _REASON_CHARS: Final = 300
 _NOT_IN_MODEL_NAMES: Final = re.compile(r"""[/:.%"']""")
 
 
+def check_tracking_uri(tracking_uri: str | None = None, *, enabled: bool = True) -> None:
+    """Check the address that `open_tracker` will open, before work that takes long.
+
+    Raises:
+        ConfigError: the address of the store cannot be used.
+    """
+    if enabled:
+        check_store_uri(tracking_uri)
+
+
 def open_tracker(
     start: RunStart,
     *,
@@ -89,6 +99,7 @@ def open_tracker(
     """
     if not enabled or os.environ.get("RANK", "0") not in ("", "0"):
         return Tracker()
+    check_store_uri(tracking_uri)
     uri = store_uri(tracking_uri)
     for name, hint in _IGNORED_VARIABLES.items():
         if os.environ.get(name):

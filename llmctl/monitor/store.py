@@ -12,8 +12,10 @@ import sys
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from llmctl.atomic_files import atomic_path
 from llmctl.config import store_home
@@ -37,6 +39,14 @@ _DRIVERS: Final = {
     "MySQLdb": "mysqlclient",
 }
 """Modules of database drivers whose package has another name."""
+_DRIVER_MODULES: Final = {
+    "postgresql": "psycopg2",
+    "mysql": "MySQLdb",
+    "mysql+mysqldb": "MySQLdb",
+    "mysql+mysqlconnector": "mysql",
+    "mssql": "pyodbc",
+}
+"""Modules of the drivers that an address does not name."""
 _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 # Defaults unless the user sets them: no telemetry, no links on stdout; the writer does the retries.
 _SETTINGS = {
@@ -72,8 +82,45 @@ def store_uri(option: str | None = None) -> str:
             hint="use http://HOST:PORT or sqlite:///FILE.db; MLflow does not support plain folders "
             "any more",
         )
+    if uri.startswith(("http:", "https:")):
+        try:
+            parts = urlsplit(uri)
+            _ = parts.port  # raises if it is no number
+        except ValueError as error:
+            raise _bad_address(uri, error) from error
+        if not parts.hostname:
+            raise _bad_address(uri, "it has no host")
     file = sqlite_path(uri)
     return uri if file is None else f"sqlite:///{file.as_posix()}"
+
+
+def check_store_uri(option: str | None = None) -> None:
+    """Check the address of the store without a connection and without importing MLflow.
+
+    Raises:
+        ConfigError: as `store_uri`, or the Python package for the database is missing.
+    """
+    uri = store_uri(option)
+    scheme = uri.partition("://")[0]
+    database, _, driver = scheme.partition("+")
+    if database in ("postgresql", "mysql", "mssql"):
+        module = _DRIVER_MODULES.get(scheme, driver)
+        if find_spec(module) is None:
+            raise _missing_driver(uri, module)
+
+
+def _bad_address(uri: str, reason: object) -> ConfigError:
+    return ConfigError(
+        f"{redact(uri)} is not the address of a tracking store: {redact(str(reason))}",
+        hint=f"check --tracking-uri and {URI_VARIABLE}",
+    )
+
+
+def _missing_driver(uri: str, module: str) -> ConfigError:
+    return ConfigError(
+        f"the tracking store {redact(uri)} needs the Python package {module}",
+        hint=f"pip install {_DRIVERS.get(module, module)}, or use another --tracking-uri",
+    )
 
 
 def redact(text: str) -> str:
@@ -99,20 +146,13 @@ def open_client(uri: str) -> "MlflowClient":
     try:
         return MlflowClient(uri, registry_uri=uri)
     except ImportError as error:
-        module = error.name or str(error)
-        raise ConfigError(
-            f"the tracking store {redact(uri)} needs the Python package {module}",
-            hint=f"pip install {_DRIVERS.get(module, module)}, or use another --tracking-uri",
-        ) from error
+        raise _missing_driver(uri, error.name or str(error)) from error
     except Exception as error:
         from sqlalchemy.exc import ArgumentError
 
         if not isinstance(error, ArgumentError | ValueError):
             raise
-        raise ConfigError(
-            f"{redact(uri)} is not the address of a tracking store: {redact(str(error))}",
-            hint="check --tracking-uri and MLFLOW_TRACKING_URI",
-        ) from error
+        raise _bad_address(uri, error) from error
 
 
 def sqlite_path(uri: str) -> Path | None:

@@ -1,7 +1,6 @@
 """Error responses: every failure answered with OpenAI's envelope, with all four keys."""
 
 import logging
-import re
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request, Response
@@ -44,21 +43,10 @@ def log_failure(request_id: str, error: Exception) -> None:
         logger.error("request %s failed", request_id, exc_info=error)
 
 
-_MAX_WORD, _MAX_MESSAGE = 200, 2000
-_LONG_WORD = re.compile(rf"\S{{{_MAX_WORD + 1},}}")
-
-
-def shorten(message: str) -> str:
-    """Cut words and messages that quote much of a request, in characters."""
-    message = _LONG_WORD.sub(lambda word: f"{word[0][:_MAX_WORD]}\u2026", message)
-    return message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}\u2026"
-
-
 def error_response(
     status: int, body: ErrorBody, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Return a response with the envelope; long quotations of the request are shortened."""
-    body = body.model_copy(update={"message": shorten(body.message)})
+    """Return a response with the envelope."""
     return Response(
         ErrorResponse(error=body).model_dump_json(),
         status_code=status,
@@ -104,11 +92,12 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     """Answer an error that the framework raised: an unknown route or a wrong method."""
     assert isinstance(error, HTTPException)
+    path = request.url.path[:200]
     match error.status_code:
         case 404:
-            error.detail = f"Invalid URL ({request.method} {request.url.path})"
+            error.detail = f"Invalid URL ({request.method} {path})"
         case 405:
-            error.detail = f"Not allowed to {request.method} on {request.url.path}."
+            error.detail = f"Not allowed to {request.method} on {path}."
     return http_error_response(error, request.state.record)
 
 

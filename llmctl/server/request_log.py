@@ -78,20 +78,27 @@ class RequestLog:
             return
 
 
+_MAX_LENGTH = 200
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}\u2026"
+
+
 def _entry(record: RequestRecord) -> dict[str, object]:
     entry: dict[str, object] = {
         "time": datetime.fromtimestamp(record.started, UTC).isoformat(timespec="milliseconds"),
         "request_id": record.request_id,
         "client": record.client,
         "method": record.method,
-        "path": record.path,
+        "path": _shortened(record.path),
         "status": record.status,
         "ms": round(record.duration_s * 1000),
     }
     if record.error is not None:
         entry["error"] = record.error
     if record.model is not None:
-        entry |= {"model": record.model, "stream": record.stream}
+        entry |= {"model": _shortened(record.model), "stream": record.stream}
     if record.first_token_s is not None:
         entry["first_token_ms"] = round(record.first_token_s * 1000)
     if record.usage is not None:

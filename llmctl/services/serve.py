@@ -12,7 +12,7 @@ from llmctl.config import ServeConfig
 from llmctl.engine.base import BaseEngine, SupportsAdapters, require
 from llmctl.engine.registry import create_engine
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.monitor import open_tracker, tracked
+from llmctl.monitor import check_tracking_uri, open_tracker, tracked
 from llmctl.monitor.serving_monitor import ServingMonitor
 from llmctl.server.app import create_app
 from llmctl.server.request_log import RequestObserver, RequestRecord
@@ -52,6 +52,7 @@ def serve(
     """
     config = expand_paths(config)
     _check_certificate(config)
+    check_tracking_uri(config.tracking_uri, enabled=config.track)
     # The port first: if it is taken, the user learns it before minutes of loading.
     with (
         closing(bind(config.host, config.port)) as sock,

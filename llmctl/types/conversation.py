@@ -53,7 +53,7 @@ class ToolCall:
         except RequestError as error:
             if isinstance(error.__cause__, RecursionError):
                 raise
-            _log.warning("%s; the prompt has them as text", error)
+            _log.warning("%.400s; the prompt has them as text", error)
             return self.arguments
 
 

@@ -4,6 +4,7 @@ Requests are strict: no value is coerced and no field is ignored silently. Field
 that this server does not support are declared too, so that the error can name them.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -203,10 +204,34 @@ class CompletionUsage(BaseModel):
     prompt_tokens_details: PromptTokensDetails
 
 
+_MAX_QUOTED, _MAX_RUN, _MAX_MESSAGE = 200, 400, 2000
+_LONG_WORD = re.compile(rf"\S{{{_MAX_QUOTED + 1},}}")
+_LONG_QUOTATION = re.compile(rf"(?<=['\"`])[^'\"`]{{{_MAX_RUN + 1},}}")
+
+
+def shorten(text: str) -> str:
+    """Cut words, quotations and texts that repeat much of a request, in characters.
+
+    Our own words after a quotation are no longer than `_MAX_RUN`.
+    """
+    for long in (_LONG_WORD, _LONG_QUOTATION):
+        text = long.sub(lambda part: f"{part[0][:_MAX_QUOTED]}\u2026", text)
+    return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}\u2026"
+
+
+def shorten_path(path: str | None) -> str | None:
+    """Cut the path of a field whose keys are long."""
+    if path is None or len(path) <= _MAX_QUOTED:
+        return path
+    return f"{path[:_MAX_QUOTED]}\u2026"
+
+
 class ErrorBody(BaseModel):
-    message: str
+    """OpenAI's error object; long quotations of the request are shortened."""
+
+    message: Annotated[str, AfterValidator(shorten)]
     type: str
-    param: str | None
+    param: Annotated[str | None, AfterValidator(shorten_path)]
     code: str | None
 
 

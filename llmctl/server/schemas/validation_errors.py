@@ -7,7 +7,7 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 
 from llmctl.errors import RequestError
-from llmctl.server.schemas.base import ErrorBody
+from llmctl.server.schemas.base import ErrorBody, shorten_path
 
 _EXPECTED = {
     "string_type": "a string",
@@ -57,12 +57,14 @@ def _field_error(kind: str, param: str, error: Mapping[str, Any]) -> ErrorBody:
         discriminator = context["discriminator"].strip("'")
         # The discriminator of items is a function, which reads their type.
         param = f"{param}.{'type' if discriminator.endswith('()') else discriminator}"
+    is_argument = param == error["loc"][-1]
+    param = shorten_path(param) or ""
     match kind:
         case "missing" | "union_tag_not_found":
             return _error_body(
                 f"Missing required parameter: '{param}'.", param, "missing_required_parameter"
             )
-        case "extra_forbidden" if param == error["loc"][-1]:
+        case "extra_forbidden" if is_argument:
             return _error_body(f"Unrecognized request argument supplied: {param}", None, None)
         case "extra_forbidden":
             return _error_body(f"Unknown parameter: '{param}'.", param, "unknown_parameter")

@@ -26,7 +26,7 @@ from llmctl.evaluation.results.table import markdown_table
 from llmctl.evaluation.runner import NativeBackend
 from llmctl.evaluation.scoring.aggregate import score_benchmark
 from llmctl.evaluation.scoring.judge import Judge, require_judge
-from llmctl.monitor import open_tracker, tracked
+from llmctl.monitor import check_tracking_uri, open_tracker, tracked
 from llmctl.services.evaluation.model_under_test import (
     model_identity,
     open_judge,
@@ -63,6 +63,7 @@ def evaluate(
     config = resolved.values
     if request.resume and config.output is None:
         raise ConfigError("--resume needs the folder of the run", hint="--resume --output FOLDER")
+    check_tracking_uri(request.tracking_uri, enabled=request.track)
     plans = create_plans(config, progress)
     folder = ResultsDir(output_dir(config))
     require_judge(plans, has_judge=config.judge_base_url is not None)

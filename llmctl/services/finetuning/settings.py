@@ -14,6 +14,7 @@ from llmctl.config.settings import (
     read_config_file,
 )
 from llmctl.errors import ConfigError
+from llmctl.monitor import check_tracking_uri
 from llmctl.monitor.read.files import local_artifact_folder
 from llmctl.monitor.read.runs import find_run, open_runs
 from llmctl.train.setup.run_lock import PATH_SETTINGS, RunLock
@@ -61,6 +62,7 @@ def resolve_settings(request: FinetuneRequest) -> ResolvedRequest:
     Raises:
         ConfigError: settings are invalid, or the run cannot be resumed or repeated.
     """
+    check_tracking_uri(request.tracking_uri, enabled=request.track)
     chosen = [read_config_file(request.file)] if request.file else []
     chosen.append(request.options)
     output = _output(chosen)
