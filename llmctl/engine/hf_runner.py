@@ -19,14 +19,13 @@ from llmctl.engine.base import (
 )
 from llmctl.engine.batching.executor import choose_executor
 from llmctl.engine.batching.forward.threads import release_openmp_threads
-from llmctl.engine.batching.output_state import OutputState
 from llmctl.engine.batching.sampling.grammar import GrammarCompiler, GrammarMatcher
 from llmctl.engine.batching.sampling.logprobs import TokenBytes
 from llmctl.engine.batching.sampling.reasoning import ReasoningMatcher
 from llmctl.engine.batching.sampling.sampler import SequenceSampler
 from llmctl.engine.batching.sampling.speculation import PromptLookup
 from llmctl.engine.batching.scoring import no_token_logprobs, top_token_logprobs
-from llmctl.engine.batching.sequence import RequestState, ScheduledSequence
+from llmctl.engine.batching.sequence import OutputState, RequestState, ScheduledSequence
 from llmctl.engine.batching.worker import EngineWorker
 from llmctl.engine.chat.detokenize import incremental_decoder
 from llmctl.engine.chat.response_parser import ResponseFormat, ResponseParserFactory

@@ -22,11 +22,15 @@ from llmctl.types.evaluation import (
     SubjectPlan,
 )
 from llmctl.types.generation import (
+    DEFAULT_SAMPLING,
+    SAMPLING_RANGES,
     Choice,
     FinishReason,
     GenerationChunk,
     GenerationRequest,
     GenerationResult,
+    Grammar,
+    SamplingParams,
     TokenLogprob,
     TokenProb,
     Usage,
@@ -68,7 +72,6 @@ from llmctl.types.runs import (
     RunStart,
     RunStatus,
 )
-from llmctl.types.sampling import DEFAULT_SAMPLING, SAMPLING_RANGES, Grammar, SamplingParams
 from llmctl.types.scoring import Score, ScoreRequest
 from llmctl.types.training import (
     SampleReply,

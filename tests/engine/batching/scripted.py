@@ -11,12 +11,11 @@ from torch import Tensor
 from llmctl.engine.batching.forward.packed import PREFILL_CHUNK_TOKENS, BatchItem
 from llmctl.engine.batching.kv_cache import KVShape
 from llmctl.engine.batching.kv_pool import KVPool
-from llmctl.engine.batching.output_state import OutputState
 from llmctl.engine.batching.sampling.logprobs import TokenBytes
 from llmctl.engine.batching.sampling.sampler import SequenceSampler, sample
 from llmctl.engine.batching.sampling.speculation import PromptLookup
 from llmctl.engine.batching.scheduler import MIXED_CHUNK_TOKENS, Scheduler
-from llmctl.engine.batching.sequence import RequestState, ScheduledSequence
+from llmctl.engine.batching.sequence import OutputState, RequestState, ScheduledSequence
 from llmctl.engine.stream import GenerationStream, StreamItem
 from llmctl.errors import LlmctlError
 from llmctl.types import DEFAULT_SAMPLING, GenerationChunk, SamplingParams

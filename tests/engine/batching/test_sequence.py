@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llmctl.engine.batching.output_state import OutputState
+from llmctl.engine.batching.sequence import OutputState
 from llmctl.engine.chat.detokenize import incremental_decoder
 from llmctl.types import GenerationChunk, SamplingParams, TokenLogprob, TokenProb
 from tests.tiny import byte_tokenizer
