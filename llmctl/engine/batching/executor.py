@@ -135,13 +135,10 @@ def _reason(error: Exception) -> str:
 
 
 def _budget_tokens(shape: KVShape, plan: MemoryPlan) -> int:
-    """Return the budget in tokens; that of the plan, which does not count states, plus states."""
+    """Return the budget in tokens; at least one sequence of the whole context."""
     if not shape.state_bytes:
         return plan.kv_budget_bytes // shape.token_bytes if shape.token_bytes else 0
-    states = plan.max_rows * shape.state_tokens * shape.unit_bytes
-    used = plan.weights_bytes + plan.activation_bytes + plan.reserve_bytes + plan.kv_budget_bytes
-    free = max(plan.free_bytes - used, 0)
-    tokens = (plan.kv_budget_bytes + min(2 * states, free)) // shape.unit_bytes
+    tokens = plan.kv_budget_bytes // shape.unit_bytes
     return max(tokens, shape.state_tokens + plan.context_length)
 
 

@@ -3,6 +3,7 @@
 Nothing here reads weights. `request` combines the estimates, `plan` divides the memory.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,16 @@ from llmctl.engine.auto_model import auto_model_class
 from llmctl.engine.batching.forward.cache_layout import batched_cache_layers
 from llmctl.engine.batching.forward.int4 import BYTES_PER_WEIGHT
 from llmctl.engine.batching.forward.packed import PREFILL_CHUNK_TOKENS
+from llmctl.engine.batching.kv_cache import MAX_SAVED_STATES
+from llmctl.engine.memory.cache_sizes import CacheSizes, cache_sizes
 from llmctl.errors import ModelLoadError
 from llmctl.types import KVQuant, Quant
+
+_log = logging.getLogger(__name__)
 
 # Bytes per parameter. 4bit is NF4: half a byte, and doubly quantised scales with 64 weights per
 # block (Dettmers et al. 2023, QLoRA, section 3: 0.127 bits per weight).
 _QUANT_BYTES: dict[Quant, float] = {"4bit": 0.516, "8bit": 1.0}
-_KV_SCALE_BYTES = 4
-"""An 8-bit head of keys or values has one float32 scale per token."""
 _QUERY_BLOCK = 256
 """Queries whose attention scores over the whole context are held at once
 (batching/forward/attention.py)."""
@@ -30,24 +33,6 @@ _SCORE_COPIES = 5
 larger block cannot reuse."""
 _LOGIT_COPIES = 4
 """Logits in float32, with penalties, divided by the temperature, and as probabilities."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerKV:
-    """The keys and values of one attention layer per token."""
-
-    heads: int
-    key_dim: int
-    value_dim: int
-    window: int | None = None
-    """Most tokens that the cache of `generate()` keeps; `None`: all."""
-
-    def token_bytes(self, itemsize: int, quant: KVQuant) -> int:
-        """Return the bytes of one token's keys and values; `itemsize` is that of the dtype."""
-        numbers = self.heads * (self.key_dim + self.value_dim)
-        if quant == "8bit":
-            return numbers + 2 * self.heads * _KV_SCALE_BYTES
-        return numbers * itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +46,7 @@ class ModelShape:
     """Width of the feed-forward layer; with experts, of all experts of one token."""
     vocab: int
     query_heads: int
-    attention: tuple[LayerKV, ...]
-    """The layers with keys and values, in order."""
-    stateful_layers: int
-    """Number of layers with a state of fixed size, instead of keys and values or in addition."""
+    cache: CacheSizes
     batched: bool
     """Whether rows can share forward passes. Other models run with `generate()`, one request at a
     time."""
@@ -98,8 +80,16 @@ class ModelShape:
         return sum(
             layer.token_bytes(itemsize, quant)
             * (tokens if self.batched or layer.window is None else min(tokens, layer.window))
-            for layer in self.attention
+            for layer in self.cache.attention
         )
+
+    def state_bytes(self, itemsize: int) -> int:
+        """Return the size of the states of one row, which does not depend on its tokens.
+
+        A batched row also has copies, saved for the reuse of prefixes.
+        """
+        copies = 1 + MAX_SAVED_STATES if self.batched else 1
+        return copies * self.cache.state_bytes(itemsize)
 
     def activation_bytes(self, context: int, rows: int, itemsize: int, quant: Quant) -> int:
         """Return the peak memory of a step besides weights, keys and values.
@@ -139,30 +129,24 @@ def shape_from_config(
     Raises:
         ModelLoadError: one of them is missing.
     """
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
     text = config.get_text_config(decoder=True)
     try:
-        # The cache that Transformers creates shows what each layer keeps.
-        kinds: list[Any] = DynamicCache(config=text).layers
-        attention = tuple(
-            _layer_kv(text, index, getattr(kind, "sliding_window", None))
-            for index, kind in enumerate(kinds)
-            if isinstance(kind, DynamicLayer)
-        )
         hidden, vocab, intermediate = text.hidden_size, text.vocab_size, _intermediate(text)
+        kinds = _cache_layers(text)
+        model = _meta_model(config, trust_remote_code)
+        sizes = cache_sizes(model, kinds)
     except AttributeError as error:
-        raise ModelLoadError(f"config.json lacks a value of the memory plan: {error}") from (error)
-    linear, other, largest = _count_parameters(config, trust_remote_code)
+        raise ModelLoadError(f"config.json lacks a value of the memory plan: {error}") from error
+    linear, other, largest = _count_parameters(model)
     return ModelShape(
         context_length=context_length,
         hidden=hidden,
         intermediate=intermediate,
         vocab=vocab,
         query_heads=getattr(text, "num_attention_heads", None) or 0,
-        attention=attention,
-        stateful_layers=sum(hasattr(kind, "recurrent_states") for kind in kinds),
-        batched=bool(kinds) and all(type(kind) in batched_cache_layers() for kind in kinds),
+        cache=sizes,
+        batched=bool(sizes.attention or sizes.stateful_layers)
+        and all(type(kind) in batched_cache_layers() for kind in kinds),
         linear_parameters=linear,
         other_parameters=other,
         largest_linear=largest,
@@ -172,17 +156,16 @@ def shape_from_config(
     )
 
 
-def _layer_kv(text: Any, index: int, window: int | None) -> LayerKV:
-    own = text.per_layer_config[index] if getattr(text, "is_heterogeneous", False) else text
-    # The current token does not need the cache to attend to itself.
-    kept = None if window is None else window - 1
-    if latent := getattr(own, "kv_lora_rank", None):
-        # Multi-head latent attention (DeepSeek-V2, section 2.1): one compressed vector for all
-        # heads, and the rotary part of the keys.
-        return LayerKV(1, latent, own.qk_rope_head_dim, kept)
-    dim = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
-    heads = getattr(own, "num_key_value_heads", None) or own.num_attention_heads
-    return LayerKV(heads, dim, dim, kept)
+def _cache_layers(text: Any) -> list[Any]:
+    """Return the layers of the cache that Transformers creates; none where it creates no cache."""
+    from transformers.cache_utils import DynamicCache
+
+    try:
+        layers: list[Any] = DynamicCache(config=text).layers
+    except AttributeError as error:  # RWKV, xLSTM: states of a class of their own
+        _log.info("%s has no cache of Transformers: %s", text.model_type, error)
+        return []
+    return layers
 
 
 def _intermediate(text: Any) -> int:
@@ -192,13 +175,16 @@ def _intermediate(text: Any) -> int:
     return max(widest, experts * (getattr(text, "moe_intermediate_size", None) or 0))
 
 
-def _count_parameters(config: Any, trust_remote_code: bool) -> tuple[int, int, int]:
-    """Count the parameters of linear layers but the head, of the rest, and of the largest layer.
-
-    The model is created on the meta device, without memory.
-    """
+def _meta_model(config: Any, trust_remote_code: bool) -> Any:
+    """Return the model on the meta device, without memory."""
     with torch.device("meta"):
-        model = auto_model_class(config).from_config(config, trust_remote_code=trust_remote_code)
+        return auto_model_class(config).from_config(
+            config, trust_remote_code=trust_remote_code, dtype=torch.bfloat16
+        )
+
+
+def _count_parameters(model: Any) -> tuple[int, int, int]:
+    """Count the parameters of linear layers but the head, of the rest, and of the largest layer."""
     head = model.get_output_embeddings()
     sizes = [
         module.weight.numel()

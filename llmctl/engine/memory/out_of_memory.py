@@ -19,7 +19,7 @@ _NOTHING_FITS = (
 def out_of_memory_error(request: MemoryRequest) -> OutOfMemoryError:
     """Return the error for one row of the shortest context, with the settings that would fit."""
     context, target = request.min_context, request.target
-    kv, activations = request.kv_bytes(context), request.activation_bytes(context)
+    kv, activations = request.row_bytes(context), request.activation_bytes(context)
     row = f"one row of {context:,} tokens"
     if request.kv_limit < min(kv, target.free_bytes):
         is_set = request.limits.kv_bytes is not None
@@ -110,6 +110,6 @@ def _quantise_cache(request: MemoryRequest) -> tuple[str, MemoryRequest] | None:
 def _enlarge_cache(request: MemoryRequest) -> tuple[str, MemoryRequest] | None:
     if request.limits.kv_bytes is None:
         return None
-    mib = -(-request.kv_bytes(request.min_context) // 2**20)
+    mib = -(-request.row_bytes(request.min_context) // 2**20)
     limits = replace(request.limits, kv_bytes=mib * 2**20)
     return f"--kv-memory {mib}MiB", replace(request, limits=limits)

@@ -33,8 +33,11 @@ def estimate_plan(request: MemoryRequest) -> MemoryPlan:
         # A size set by the user may exceed what the rows need: the rest caches prefixes.
         is_set = request.limits.kv_bytes is not None
         available = request.available_kv_bytes(context)
-        budget = available if is_set else min(available, request.rows * request.kv_bytes(context))
-        tokens = budget // per_token if request.shape.batched and per_token else context
+        row = request.row_bytes(context)
+        budget = available if is_set else min(available, request.rows * row)
+        states = min(budget // row, request.rows) * request.state_bytes if row else 0
+        batched = request.shape.batched and per_token
+        tokens = (budget - states) // per_token if batched else context
     return MemoryPlan(
         weights_bytes=request.weight_bytes,
         kv_bytes_per_token=per_token,
@@ -100,9 +103,14 @@ def _notes(request: MemoryRequest, context: int, budget: int) -> list[str]:
         notes.append(
             f"{format_gib(budget)} of the {format_gib(limits.kv_bytes)} for the KV cache fit"
         )
-    if shape.stateful_layers:
+    if states := request.state_bytes:
         notes.append(
-            f"{shape.stateful_layers} layers keep a state of fixed size per row, "
+            f"{shape.cache.stateful_layers} layers keep a state of fixed size: "
+            f"{format_gib(states)} per row, with saved copies"
+        )
+    elif shape.cache.stateful_layers:
+        notes.append(
+            f"{shape.cache.stateful_layers} layers keep a state of fixed size per row, "
             "which is counted when the model is loaded"
         )
     if limits.max_rows is not None and request.rows < limits.max_rows:

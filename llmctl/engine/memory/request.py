@@ -107,6 +107,15 @@ class MemoryRequest:
         """Keys and values of one row of `tokens`."""
         return self.shape.kv_bytes(tokens, self.target.dtype.itemsize, self.limits.kv_quant)
 
+    def row_bytes(self, tokens: int) -> int:
+        """Keys, values and states of one row of `tokens`."""
+        return self.kv_bytes(tokens) + self.state_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """States of one row, with saved copies."""
+        return self.shape.state_bytes(self.target.dtype.itemsize)
+
     def activation_bytes(self, context: int) -> int:
         itemsize = self.target.dtype.itemsize
         return self.shape.activation_bytes(context, self.rows, itemsize, self.quant)
@@ -125,7 +134,7 @@ class MemoryRequest:
         fitting = bisect_left(
             range(1, longest + 1),
             1,
-            key=lambda c: self.kv_bytes(c) > self.available_kv_bytes(c),
+            key=lambda c: self.row_bytes(c) > self.available_kv_bytes(c),
         )
         return fitting if fitting == longest else fitting // CONTEXT_STEP * CONTEXT_STEP
 

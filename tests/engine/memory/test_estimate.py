@@ -7,9 +7,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig
 
+from llmctl.engine.batching.forward.cache_layout import cache_layout
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.loading.load import load_model, read_shape
-from llmctl.engine.memory.estimate import LayerKV, ModelShape, format_gib, shape_from_config
+from llmctl.engine.memory.cache_sizes import LayerKV
+from llmctl.engine.memory.estimate import ModelShape, format_gib, shape_from_config
 from llmctl.engine.memory.plan import estimate_plan, plan_memory, plan_weights
 from llmctl.engine.memory.request import MemoryRequest, TargetDevice
 from llmctl.engine.models import resolve
@@ -21,6 +23,7 @@ from llmctl.types import (
     ModelSpec,
     Quant,
 )
+from tests.compat.architectures import build
 from tests.tiny import SHAPE, save_tiny_model
 
 LLAMA_3B: dict[str, Any] = {
@@ -103,7 +106,7 @@ def llama() -> ModelShape:
 
 
 def test_kv_bytes_of_a_llama(llama: ModelShape) -> None:
-    assert llama.attention == (LayerKV(8, 128, 128),) * 28
+    assert llama.cache.attention == (LayerKV(8, 128, 128),) * 28
     assert llama.kv_bytes(1, 2, "none") == 2 * 28 * 8 * 128 * 2 == 114_688
     assert llama.kv_bytes(5000, 2, "none") == 5000 * 114_688
     assert llama.batched
@@ -122,7 +125,7 @@ def test_kv_bytes_in_8_bits_include_a_scale_per_head(qwen: ModelShape) -> None:
 
 def test_sliding_windows_limit_only_the_cache_of_generate() -> None:
     gemma = shape("gemma3_text", GEMMA_4B)
-    windows = [layer.window for layer in gemma.attention]
+    windows = [layer.window for layer in gemma.cache.attention]
     assert (windows.count(1023), windows.count(None)) == (29, 5)
     per_layer = 2 * 4 * 256 * 2
     # Batched rows keep complete prefixes, for reuse by later requests.
@@ -136,12 +139,17 @@ def test_sliding_windows_limit_only_the_cache_of_generate() -> None:
 @pytest.mark.slow
 def test_only_the_attention_layers_of_a_hybrid_model_have_keys_and_values() -> None:
     hybrid = shape("qwen3_5_text", HYBRID_4B)
-    assert len(hybrid.attention) == 8
-    assert hybrid.stateful_layers == 24
+    assert len(hybrid.cache.attention) == 8
+    assert hybrid.cache.stateful_layers == 24
+    # The state of a gated delta net is (value heads, key dim, value dim); its convolution keeps
+    # the last four inputs. States are in float32. A row has three saved copies.
+    state = 24 * (32 * 128 * 128 * 4 + (2 * 16 * 128 + 32 * 128) * 4 * 2)
+    assert hybrid.state_bytes(2) == 4 * state
     assert hybrid.kv_bytes(1, 2, "none") == 2 * 8 * 4 * 256 * 2 == 32_768
     plan = plan_memory(memory_request(hybrid, 40, max_rows=8))
     assert plan.max_rows == 8
-    assert plan.kv_budget_bytes <= 8 * plan.context_length * 32_768
+    assert plan.kv_budget_bytes <= 8 * (plan.context_length * 32_768 + 4 * state)
+    assert plan.kv_budget_tokens <= 8 * plan.context_length
     assert "24 layers keep a state" in plan.notes[-1]
 
 
@@ -175,6 +183,23 @@ def test_kv_bytes_equal_the_size_of_a_real_cache(
     alone = replace(shape_from_config(config, 256), batched=False)
     assert alone.kv_bytes(tokens, 4, "none") == sum(tensor.nbytes for tensor in tensors)
     assert tensors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        *("gemma3_text", "llama4_text", "gemma4_text", "deepseek_v3", "gpt_oss", "qwen3_5_text"),
+        *("lfm2", "mamba2", "falcon_h1", "kimi_linear", "jamba", "granitemoehybrid", "gpt2"),
+    ],
+)
+def test_the_plan_counts_what_the_cache_of_a_row_takes(model_type: str, dtype: torch.dtype) -> None:
+    model = build(model_type, dtype)
+    planned = shape_from_config(model.config, 256)
+    used = cache_layout(model).shape
+    assert planned.kv_bytes(1, dtype.itemsize, "none") == used.token_bytes
+    assert planned.cache.state_bytes(dtype.itemsize) == used.state_bytes
 
 
 @pytest.mark.parametrize(
