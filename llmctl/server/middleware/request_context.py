@@ -21,7 +21,7 @@ class RequestContextMiddleware:
     Plain ASGI, because Starlette's BaseHTTPMiddleware hides disconnects from the routes.
     """
 
-    def __init__(self, app: ASGIApp, observers: Sequence[RequestObserver]) -> None:
+    def __init__(self, app: ASGIApp, *, observers: Sequence[RequestObserver] = ()) -> None:
         self._app = app
         self._observers = tuple(observers)
 
