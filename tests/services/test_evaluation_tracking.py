@@ -1,7 +1,14 @@
 """Metrics and parameters of an evaluation run keep their names apart."""
 
+from typing import Any
+
 from llmctl.services.evaluation.tracking import benchmark_metrics, metric_name, run_start
 from llmctl.types import AggregateScore, BenchmarkPlan, BenchmarkScore
+
+SETUP: dict[str, Any] = {
+    "mode": "ppl", "shots": 0, "prompt_hash": "p", "data_hash": "", "data_source": "",
+    "chance": None,
+}  # fmt: skip
 
 
 def aggregate(name: str, accuracy: float) -> AggregateScore:
@@ -14,12 +21,7 @@ def test_subjects_with_the_name_of_a_figure_or_a_category_do_not_overwrite_it() 
     subjects = [aggregate(name, 0.5) for name in ("low", "failed", "stem", "law", "difference")]
     score = BenchmarkScore(
         suite="exam",
-        mode="ppl",
-        shots=0,
-        prompt_hash="",
-        data_hash="",
-        data_source="",
-        chance=0.25,
+        **SETUP,
         overall=aggregate("exam", 0.9),
         categories=(aggregate("stem", 0.7), aggregate("high", 0.6)),
         subjects=tuple(subjects),
@@ -47,17 +49,7 @@ def test_a_benchmark_called_loss_does_not_overwrite_the_loss_of_the_training() -
 
 
 def test_a_benchmark_with_the_name_of_a_setting_does_not_overwrite_it() -> None:
-    plan = BenchmarkPlan(
-        suite="seed",
-        mode="ppl",
-        shots=0,
-        prompt_hash="p",
-        data_hash="",
-        data_source="",
-        chance=None,
-        max_new_tokens=0,
-        subjects=(),
-    )
+    plan = BenchmarkPlan(suite="seed", **SETUP, max_new_tokens=0, subjects=())
     params = run_start("tiny", [plan], {"seed": 42}, None, None).params
     assert params["seed"] == 42
     assert "benchmark/seed" in params
