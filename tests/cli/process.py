@@ -9,9 +9,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from typing import IO, Self
+from pathlib import Path
+from typing import IO, NamedTuple, Self
 from unittest.mock import patch
 
 from llmctl.cli.app import main
@@ -99,6 +100,32 @@ def run_in_process(*words: str, stdin: str = "", **env: str) -> subprocess.Compl
             code = end.code
     assert isinstance(code, int)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+class Ended(NamedTuple):
+    """An ended command: its exit code, and what it wrote to stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """Cells of the table on stdout."""
+        return [line.split("\t") for line in self.out.splitlines()]
+
+
+CommandRunner = Callable[..., Ended]
+
+
+def command_runner(*first: str) -> CommandRunner:
+    """Return a function that runs a command in this process with further words."""
+
+    def run(*words: str | Path) -> Ended:
+        done = run_in_process(*first, *map(str, words))
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    return run
 
 
 def error_lines(stderr: str) -> Sequence[str]:

@@ -6,50 +6,32 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from llmctl.cli.app import main
 from llmctl.engine.stream import GenerationStream
 from llmctl.errors import EngineFailedError
 from llmctl.types import GenerationRequest
-from tests.cli.process import RunningCommand, error_lines, run_process
+from tests.cli.process import (
+    CommandRunner,
+    RunningCommand,
+    command_runner,
+    error_lines,
+    run_process,
+)
 from tests.fakes import FakeEngine
 from tests.server.servers import running_server, wait_until
 
 SMALL = ("--concurrency", "1,2", "--requests", "1", "--max-tokens", "2")
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def cells(self) -> list[list[str]]:
-        return [line.split("\t") for line in self.out.splitlines()]
-
-
-Bench = Callable[..., Ended]
-
-
 @pytest.fixture
-def bench(capsys: pytest.CaptureFixture[str]) -> Bench:
-    """Runs the command in this process."""
-
-    def run_here(*words: str) -> Ended:
-        with pytest.raises(SystemExit) as end:
-            main(["bench", *SMALL, *words])
-        assert isinstance(end.value.code, int)
-        return Ended(end.value.code, *capsys.readouterr())
-
-    return run_here
+def bench() -> CommandRunner:
+    return command_runner("bench", *SMALL)
 
 
-def test_server_is_measured_at_each_level(bench: Bench) -> None:
+def test_server_is_measured_at_each_level(bench: CommandRunner) -> None:
     engine = FakeEngine()
     with running_server(engine) as url:
         done = bench("--base-url", url)
@@ -61,7 +43,7 @@ def test_server_is_measured_at_each_level(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_two_servers_take_turns_with_the_same_prompts(bench: Bench, tmp_path: Path) -> None:
+def test_two_servers_take_turns_with_the_same_prompts(bench: CommandRunner, tmp_path: Path) -> None:
     first, second = FakeEngine(), FakeEngine(("Hello",))
     picture = tmp_path / "figures.png"
     with running_server(first) as url, running_server(second) as other:
@@ -82,7 +64,7 @@ def test_two_servers_take_turns_with_the_same_prompts(bench: Bench, tmp_path: Pa
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_rounds_and_runs_have_different_prompts(bench: Bench) -> None:
+def test_rounds_and_runs_have_different_prompts(bench: CommandRunner) -> None:
     engine = FakeEngine()
     with running_server(engine) as url:
         for _ in range(2):
@@ -91,7 +73,7 @@ def test_rounds_and_runs_have_different_prompts(bench: Bench) -> None:
     assert len(set(prompts)) == len(prompts) == 2 * (1 + 2 * 3)
 
 
-def test_engine_in_this_process_is_measured(bench: Bench, tiny_folder: Path) -> None:
+def test_engine_in_this_process_is_measured(bench: CommandRunner, tiny_folder: Path) -> None:
     model = ("-m", str(tiny_folder), "--device", "cpu")
     done = bench(*model, "--concurrency", "1", "--max-tokens", "32", "--json")
     report = json.loads(done.out)
@@ -110,7 +92,7 @@ def test_unreachable_server_is_one_error() -> None:
     assert "llmctl serve" in hint
 
 
-def test_server_that_fails_all_requests_exits_1(bench: Bench) -> None:
+def test_server_that_fails_all_requests_exits_1(bench: CommandRunner) -> None:
     with running_server(FakeEngine(fail=EngineFailedError("it broke"))) as url:
         done = bench("--base-url", url, "--warmup", "0")
     assert done.code == 1
@@ -157,7 +139,9 @@ def test_ctrl_c_prints_completed_levels_and_exits_130() -> None:
         (["--plot", "nowhere/figures.png"], "figures.png"),
     ],
 )
-def test_invalid_options_are_rejected_first(bench: Bench, words: list[str], named: str) -> None:
+def test_invalid_options_are_rejected_first(
+    bench: CommandRunner, words: list[str], named: str
+) -> None:
     done = bench(*words)
     assert done.code == 2
     assert named in error_lines(done.err)[0]

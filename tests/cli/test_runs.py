@@ -8,61 +8,44 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import pytest
 from rich.cells import cell_len
 
 from llmctl.cli import render
-from llmctl.cli.app import main
 from llmctl.cli.views import braille_plot
 from llmctl.monitor.store import store_uri
 from llmctl.monitor.write.spool import Spool
 from llmctl.types import RunStart
-from tests.cli.process import RunningCommand, error_lines
+from tests.cli.process import (
+    CommandRunner,
+    Ended,
+    RunningCommand,
+    command_runner,
+    error_lines,
+)
 from tests.cli.terminal import Terminal
 from tests.monitor.tracking_history import TrackingHistory, empty_home, end_tracker, start_tracker
 from tests.server.servers import wait_until
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def cells(self) -> list[list[str]]:
-        return [line.split("\t") for line in self.out.splitlines()]
-
-
-Runs = Callable[..., Ended]
-
-
 @pytest.fixture
-def runs(
-    tracking_history: TrackingHistory,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Runs:
-    """Run the command in this process, on the store with a history."""
+def runs(tracking_history: TrackingHistory, monkeypatch: pytest.MonkeyPatch) -> CommandRunner:
+    """Runs the command on the store with a history."""
     tracking_history.enter(monkeypatch)
-
-    def run_here(*words: str) -> Ended:
-        with pytest.raises(SystemExit) as end:
-            main(["runs", *words])
-        assert isinstance(end.value.code, int)
-        return Ended(end.value.code, *capsys.readouterr())
-
-    return run_here
+    return command_runner("runs")
 
 
 @pytest.fixture
 def own(
-    tracking_history: TrackingHistory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
-) -> Runs:
+    tracking_history: TrackingHistory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    runs: CommandRunner,
+) -> CommandRunner:
     """The same with an empty store, which a test may change."""
     empty_home(tracking_history, tmp_path / "home", monkeypatch)
     return runs
@@ -75,7 +58,7 @@ def on_terminal(*words: str) -> list[str]:
     return terminal.output.splitlines()
 
 
-def test_the_list_says_how_many_runs_wait_for_the_store(own: Runs) -> None:
+def test_the_list_says_how_many_runs_wait_for_the_store(own: CommandRunner) -> None:
     spool = Spool.create(store_uri(), RunStart("eval"), "waits", 1)
     try:
         done = own("list")
@@ -89,7 +72,7 @@ def test_the_list_says_how_many_runs_wait_for_the_store(own: Runs) -> None:
 
 @pytest.mark.slow
 def test_runs_without_a_subcommand_lists_the_newest_first(
-    runs: Runs, tracking_history: TrackingHistory
+    runs: CommandRunner, tracking_history: TrackingHistory
 ) -> None:
     done = runs()
     assert [cells[0] for cells in done.cells] == [
@@ -119,7 +102,7 @@ def test_runs_without_a_subcommand_lists_the_newest_first(
     ],
 )
 def test_list_is_filtered_and_sorted(
-    runs: Runs, tracking_history: TrackingHistory, words: tuple[str, ...], names: list[str]
+    runs: CommandRunner, tracking_history: TrackingHistory, words: tuple[str, ...], names: list[str]
 ) -> None:
     done = runs("list", *words)
     assert done.code == 0
@@ -128,13 +111,13 @@ def test_list_is_filtered_and_sorted(
         assert done.err == "no matching runs\n"
 
 
-def test_list_reports_omitted_runs(runs: Runs) -> None:
+def test_list_reports_omitted_runs(runs: CommandRunner) -> None:
     assert runs("list", "--limit", "2").err == "2 of 6 runs; --limit 0 shows all\n"
     assert runs("list", "--limit", "0").err == ""
 
 
 def test_missing_store_has_no_runs_and_is_not_created(
-    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: CommandRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "nowhere"))
     for words in ((), ("list",), ("ui",)):
@@ -151,7 +134,9 @@ def test_missing_store_has_no_runs_and_is_not_created(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_show_prints_all_sections_in_order(runs: Runs, tracking_history: TrackingHistory) -> None:
+def test_show_prints_all_sections_in_order(
+    runs: CommandRunner, tracking_history: TrackingHistory
+) -> None:
     done = runs("show", "微调-fast")
     assert done.code == 0
     parts = ["parameters", "metrics", "train/loss", "made from", "led to", "files"]
@@ -164,13 +149,15 @@ def test_show_prints_all_sections_in_order(runs: Runs, tracking_history: Trackin
     assert "config.yaml\t11 B" in tree
 
 
-def test_show_of_a_failed_run_has_its_error_and_finite_values(runs: Runs) -> None:
+def test_show_of_a_failed_run_has_its_error_and_finite_values(runs: CommandRunner) -> None:
     done = runs("show", "broken")
     assert re.search(r"^error +the loss is NaN$", done.out, re.MULTILINE)
     assert "train/loss\t2\tinf\t2\tinf\t3" in done.out.splitlines()
 
 
-def test_show_as_json_has_lineage_and_files(runs: Runs, tracking_history: TrackingHistory) -> None:
+def test_show_as_json_has_lineage_and_files(
+    runs: CommandRunner, tracking_history: TrackingHistory
+) -> None:
     shown: dict[str, Any] = json.loads(runs("show", "@", "--json").out)
     assert shown["id"] == tracking_history.ids["broken"]
     assert [one["highest"] for one in shown["curves"]] == [None]
@@ -181,7 +168,7 @@ def test_show_as_json_has_lineage_and_files(runs: Runs, tracking_history: Tracki
     assert [file["path"] for file in shown["files"]] == ["reports/report.md"]
 
 
-def test_compare_marks_the_better_value(runs: Runs, tmp_path: Path) -> None:
+def test_compare_marks_the_better_value(runs: CommandRunner, tmp_path: Path) -> None:
     picture = tmp_path / "both.png"
     done = runs("compare", "微调-slow", "微调-fast", "-o", str(picture))
     rows = {cells[0]: cells[1:] for cells in done.cells}
@@ -195,7 +182,7 @@ def test_compare_marks_the_better_value(runs: Runs, tmp_path: Path) -> None:
     assert plain["equal"] == {"batch": "8", "lora.rank": "16"}
 
 
-def test_best_shows_one_run(runs: Runs, tracking_history: TrackingHistory) -> None:
+def test_best_shows_one_run(runs: CommandRunner, tracking_history: TrackingHistory) -> None:
     done = runs("best", "--metric", "eval/loss")
     assert [cells[0] for cells in done.cells] == [tracking_history.ids["fast"][:8]]
     assert done.err == "lowest eval/loss: 1.400\n"
@@ -222,14 +209,14 @@ def test_best_shows_one_run(runs: Runs, tracking_history: TrackingHistory) -> No
     ],
 )
 def test_invalid_arguments_are_one_error(
-    runs: Runs, words: list[str], code: int, named: str
+    runs: CommandRunner, words: list[str], code: int, named: str
 ) -> None:
     done = runs(*words)
     assert done.code == code
     assert named in error_lines(done.err)[0]
 
 
-def test_note_tag_trash_restore_and_purge(own: Runs) -> None:
+def test_note_tag_trash_restore_and_purge(own: CommandRunner) -> None:
     end_tracker(start_tracker("bench", name="一次"))
     assert own("note", "一次", "the good one").code == 0
     assert own("note", "@").out == "the good one\n"
@@ -289,7 +276,7 @@ def test_ui_serves_the_runs_and_ends_with_all_its_processes(
     assert wait_until(lambda: not any(member.is_running() for member in family), within_s=5)
 
 
-def test_ui_rejects_a_port_in_use(runs: Runs) -> None:
+def test_ui_rejects_a_port_in_use(runs: CommandRunner) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

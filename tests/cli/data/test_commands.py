@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.cli.app import main
-from tests.cli.process import run_process
+from tests.cli.process import CommandRunner, command_runner, run_process
 from tests.cli.terminal import Terminal
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"
@@ -17,23 +16,9 @@ GOOD = '{"prompt": "Where is the key?", "completion": "Under the mat."}\n'
 BAD = '{"prompt": "Where is the key?", "compeltion": "Under the mat."}\n'
 
 
-class DataCommand:
-    """Runs a `llmctl data` command in this process; returns exit code, stdout and stderr."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *words: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(["data", *map(str, words)])
-        output = self._capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, output.out, output.err
-
-
 @pytest.fixture
-def data(capsys: pytest.CaptureFixture[str]) -> DataCommand:
-    return DataCommand(capsys)
+def data() -> CommandRunner:
+    return command_runner("data")
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +31,7 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_check_of_valid_files(data: DataCommand) -> None:
+def test_check_of_valid_files(data: CommandRunner) -> None:
     code, out, _ = data("check", SAMPLES)
     assert code == 0
     found = {line.split("  ")[0]: line for line in out.splitlines()}
@@ -56,7 +41,7 @@ def test_check_of_valid_files(data: DataCommand) -> None:
     assert "not counted" in found["tokens"]
 
 
-def test_check_exits_1_and_lists_all_row_errors(data: DataCommand, tmp_path: Path) -> None:
+def test_check_exits_1_and_lists_all_row_errors(data: CommandRunner, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", GOOD, BAD, GOOD, "{\n")
     code, out, _ = data("check", file)
     assert code == 1
@@ -68,7 +53,7 @@ def test_check_exits_1_and_lists_all_row_errors(data: DataCommand, tmp_path: Pat
     ]
 
 
-def test_check_limits_similar_errors_unless_all(data: DataCommand, tmp_path: Path) -> None:
+def test_check_limits_similar_errors_unless_all(data: CommandRunner, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", BAD * 50, GOOD, "{\n")
     _, out, _ = data("check", file)
     assert out.count("did you mean") == 3
@@ -79,7 +64,7 @@ def test_check_limits_similar_errors_unless_all(data: DataCommand, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_check_as_json(data: DataCommand, tmp_path: Path, tiny_folder: Path) -> None:
+def test_check_as_json(data: CommandRunner, tmp_path: Path, tiny_folder: Path) -> None:
     file = write(tmp_path / "a.jsonl", GOOD, BAD, GOOD)
     held = write(tmp_path / "b.jsonl", GOOD)
     code, out, _ = data(
@@ -99,7 +84,7 @@ def test_check_as_json(data: DataCommand, tmp_path: Path, tiny_folder: Path) -> 
 
 
 def test_check_uses_the_context_of_the_model(
-    data: DataCommand, tmp_path: Path, tiny_folder: Path
+    data: CommandRunner, tmp_path: Path, tiny_folder: Path
 ) -> None:
     long = json.dumps({"prompt": "Sing.", "completion": "la" * 200})
     code, out, _ = data("check", write(tmp_path / "a.jsonl", GOOD, long), "-m", tiny_folder)
@@ -111,7 +96,7 @@ def test_check_uses_the_context_of_the_model(
     )
 
 
-def test_show_marks_trained_tokens(data: DataCommand, tiny_folder: Path) -> None:
+def test_show_marks_trained_tokens(data: CommandRunner, tiny_folder: Path) -> None:
     code, out, _ = data("show", SAMPLES / "messages.jsonl", "4", "-m", tiny_folder)
     assert code == 0
     assert "[W][h][o][ ][i][s]" in out
@@ -120,7 +105,7 @@ def test_show_marks_trained_tokens(data: DataCommand, tiny_folder: Path) -> None
     assert "[trained] context|" in out
 
 
-def test_show_as_json_has_all_tokens_and_the_text(data: DataCommand, tiny_folder: Path) -> None:
+def test_show_as_json_has_all_tokens_and_the_text(data: CommandRunner, tiny_folder: Path) -> None:
     _, out, _ = data("show", SAMPLES / "alpaca.json", "--line", "7", "-m", tiny_folder, "--json")
     (row,) = json.loads(out)
     (sequence,) = row["sequences"]
@@ -133,7 +118,7 @@ def test_show_as_json_has_all_tokens_and_the_text(data: DataCommand, tiny_folder
 
 
 def test_show_reports_invalid_and_missing_rows(
-    data: DataCommand, tmp_path: Path, tiny_folder: Path
+    data: CommandRunner, tmp_path: Path, tiny_folder: Path
 ) -> None:
     file = write(tmp_path / "a.jsonl", GOOD, BAD)
     code, out, err = data("show", file, "2", "-m", tiny_folder)
@@ -165,7 +150,7 @@ def test_show_uses_colour_on_a_terminal(tiny_folder: Path) -> None:
     assert all(one != next_one for one, next_one in pairwise(shades))
 
 
-def test_convert_writes_and_reports_counts(data: DataCommand, tmp_path: Path) -> None:
+def test_convert_writes_and_reports_counts(data: CommandRunner, tmp_path: Path) -> None:
     out_file = tmp_path / "out.jsonl"
     code, out, err = data("convert", SAMPLES / "alpaca.json", "--to", "messages", "-o", out_file)
     assert (code, out) == (0, "")
@@ -174,7 +159,7 @@ def test_convert_writes_and_reports_counts(data: DataCommand, tmp_path: Path) ->
     assert len(out_file.read_text().splitlines()) == 3
 
 
-def test_convert_writes_nothing_if_rows_do_not_fit(data: DataCommand, tmp_path: Path) -> None:
+def test_convert_writes_nothing_if_rows_do_not_fit(data: CommandRunner, tmp_path: Path) -> None:
     words = ("convert", SAMPLES / "messages.jsonl", "--to", "alpaca", "-o", tmp_path / "out.jsonl")
     code, _, err = data(*words)
     assert code == 1
@@ -186,7 +171,7 @@ def test_convert_writes_nothing_if_rows_do_not_fit(data: DataCommand, tmp_path: 
     assert "4 rows read, 3 of them skipped" in err
 
 
-def test_columns_are_renamed_by_option(data: DataCommand, tmp_path: Path) -> None:
+def test_columns_are_renamed_by_option(data: CommandRunner, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", '{"ask": "a", "reply": "b"}\n')
     assert data("check", file)[0] == 1
     code, out, _ = data("check", file, "--column", "prompt=ask", "--column", "completion=reply")
@@ -223,14 +208,14 @@ def test_columns_are_renamed_by_option(data: DataCommand, tmp_path: Path) -> Non
     ],
 )
 def test_invalid_arguments_exit_2_with_a_message(
-    data: DataCommand, words: tuple[str, ...], message: str
+    data: CommandRunner, words: tuple[str, ...], message: str
 ) -> None:
     code, out, err = data(*words)
     assert (code, out) == (2, "")
     assert message in err
 
 
-def test_merge_undoes_split(data: DataCommand, tmp_path: Path) -> None:
+def test_merge_undoes_split(data: CommandRunner, tmp_path: Path) -> None:
     rows = [json.dumps({"prompt": f"What is {n}?", "completion": str(n)}) for n in range(60)]
     file = write(tmp_path / "all.jsonl", "\n".join(rows))
     train, held, back = (tmp_path / f"{name}.jsonl" for name in ("train", "eval", "back"))
@@ -241,7 +226,7 @@ def test_merge_undoes_split(data: DataCommand, tmp_path: Path) -> None:
     assert data("check", train, "--eval-file", held)[0] == 0
 
 
-def test_merge_applies_source_weights(data: DataCommand, tmp_path: Path) -> None:
+def test_merge_applies_source_weights(data: CommandRunner, tmp_path: Path) -> None:
     a, b = write(tmp_path / "a.jsonl", GOOD), SAMPLES / "text.jsonl"
     code, _, err = data("merge", f"{a}=3", b, "-o", tmp_path / "out.jsonl")
     assert code == 0
