@@ -4,7 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -68,5 +77,50 @@ def save_tiny_model(
     for name, value in (generation or {}).items():
         setattr(model.generation_config, name, value)
     model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+_QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_TEXTS = [
+    "Say hello, then say it 12 times: hello hello hello!",
+    "你好，世界。 it's 2024\n\n  x = 3",
+] * 5
+
+
+def save_gguf_model(folder: Path, kind: str, **shape: Any) -> Path:
+    """Write a tiny model with a byte-level BPE tokenizer that has a few merges."""
+    backend = Tokenizer(models.BPE())
+    bytes_: Any = pre_tokenizers.ByteLevel
+    if kind.startswith("qwen"):
+        backend.normalizer = normalizers.NFC()
+        split = pre_tokenizers.Split(Regex(_QWEN_SPLIT), behavior="isolated")
+        words = [split, bytes_(add_prefix_space=False, use_regex=False)]
+    else:
+        words = [
+            pre_tokenizers.Digits(individual_digits=True),
+            bytes_(add_prefix_space=False, use_regex=True),
+        ]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(words)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=bytes_.alphabet(),
+        special_tokens=["<|im_start|>", "<|im_end|>", "<|end|>"],
+        show_progress=False,
+    )
+    backend.train_from_iterator(_TEXTS, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|end|>",
+        eos_token="<|im_end|>",
+        pad_token="<|end|>",
+        chat_template=CHATML,
+    )
+    # More rows than tokens, as many models have them.
+    save_tiny_model(folder, model_type=kind, vocab_size=len(tokenizer) + 5, **shape)
     tokenizer.save_pretrained(folder)
     return folder

@@ -30,7 +30,7 @@ from llmctl.engine.batching.worker import EngineWorker
 from llmctl.engine.chat.detokenize import incremental_decoder
 from llmctl.engine.chat.response_parser import ResponseFormat, ResponseParserFactory
 from llmctl.engine.chat.template import RenderOptions
-from llmctl.engine.loading.adapters import read_adapter
+from llmctl.engine.loading.adapters import read_adapter, warn_of_other_tokenizer
 from llmctl.engine.loading.load import LoadedModel, load_model
 from llmctl.engine.models import provenance
 from llmctl.engine.stream import GenerationStream
@@ -292,6 +292,7 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
             )
         provenance.check_chat_template(Path(path).expanduser(), loaded.template.fingerprint)
         adapter = read_adapter(path, loaded.model)
+        warn_of_other_tokenizer(path, loaded.tokenizer)
         key = f"{name}#{next(self._adapter_numbers)}"
         with self._lock:
             change = self._running_worker.change_adapter(key, adapter)

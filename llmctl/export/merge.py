@@ -16,15 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from llmctl.engine.auto_model import auto_model_class
-from llmctl.engine.loading.adapters import (
+from llmctl.engine.loading.adapter_config import (
     BASE_PRESERVING_INITS,
+    read_adapter_config,
+    variants,
+)
+from llmctl.engine.loading.adapters import (
     META_ADAPTER_NAME,
     adapter_vocab_size,
     attach_static_adapter,
     holds_base_weights,
     inject_adapter,
     lora_layers,
-    read_adapter_config,
     separate_shared_weights,
 )
 from llmctl.engine.loading.safetensors_writer import SafetensorsWriter, dtype_name
@@ -173,6 +176,7 @@ def _lay_out(config: Any, adapter: Path, entries: _Entries) -> _Weights | None:
         or settings.layer_replication
         or settings.ensure_weight_tying
         or settings.bias != "none"
+        or variants(settings)
         or settings.init_lora_weights not in BASE_PRESERVING_INITS
         or holds_base_weights(adapter, config.get_text_config().vocab_size)
     ):

@@ -6,12 +6,10 @@ from typing import Any
 import pytest
 import torch
 from gguf import GGUFReader
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    PreTrainedTokenizerFast,
 )
 
 from llmctl.engine.hf_runner import HFRunner
@@ -21,51 +19,7 @@ from llmctl.errors import UnsupportedError
 from llmctl.export.gguf import check_gguf_supported, write_gguf
 from llmctl.export.ollama import write_modelfile
 from llmctl.types import GenerationRequest, Message, ModelSpec, SamplingParams
-from tests.tiny import CHATML, save_tiny_model
-
-QWEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-CORPUS = [
-    "Say hello, then say it 12 times: hello hello hello!",
-    "你好，世界。 it's 2024\n\n  x = 3",
-] * 5
-
-
-def save(folder: Path, kind: str, **shape: Any) -> Path:
-    """Write a tiny model with a byte-level BPE tokenizer that has a few merges."""
-    backend = Tokenizer(models.BPE())
-    bytes_: Any = pre_tokenizers.ByteLevel
-    if kind.startswith("qwen"):
-        backend.normalizer = normalizers.NFC()
-        split = pre_tokenizers.Split(Regex(QWEN), behavior="isolated")
-        words = [split, bytes_(add_prefix_space=False, use_regex=False)]
-    else:
-        words = [
-            pre_tokenizers.Digits(individual_digits=True),
-            bytes_(add_prefix_space=False, use_regex=True),
-        ]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(words)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        initial_alphabet=bytes_.alphabet(),
-        special_tokens=["<|im_start|>", "<|im_end|>", "<|end|>"],
-        show_progress=False,
-    )
-    backend.train_from_iterator(CORPUS, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<|end|>",
-        eos_token="<|im_end|>",
-        pad_token="<|end|>",
-        chat_template=CHATML,
-    )
-    # More rows than tokens, as many models have them.
-    save_tiny_model(folder, model_type=kind, vocab_size=len(tokenizer) + 5, **shape)
-    tokenizer.save_pretrained(folder)
-    return folder
+from tests.tiny import CHATML, save_gguf_model, save_tiny_model
 
 
 @pytest.mark.slow
@@ -82,7 +36,7 @@ def save(folder: Path, kind: str, **shape: Any) -> Path:
 def test_the_file_gives_the_logits_tokens_and_template_of_the_folder(
     tmp_path: Path, kind: str, shape: dict[str, Any]
 ) -> None:
-    folder = save(tmp_path / "tiny", kind, **shape)
+    folder = save_gguf_model(tmp_path / "tiny", kind, **shape)
     file = folder / "tiny.gguf"
     stages = set()
     write_gguf(folder, file, lambda progress: stages.add(progress.stage))
@@ -109,7 +63,7 @@ def test_the_file_gives_the_logits_tokens_and_template_of_the_folder(
 def test_end_tokens_templates_and_unmerged_tokens_are_written_and_read_back(
     tmp_path: Path,
 ) -> None:
-    folder = save(tmp_path / "tiny", "llama")
+    folder = save_gguf_model(tmp_path / "tiny", "llama")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = {"default": CHATML, "tool_use": CHATML + "{{ tools }}"}
     PRE_TOKENIZERS["llama-bpe"].apply(tokenizer.backend_tokenizer)
@@ -132,7 +86,7 @@ def test_end_tokens_templates_and_unmerged_tokens_are_written_and_read_back(
 
 @pytest.mark.slow
 def test_more_end_tokens_than_the_format_has_are_refused(tmp_path: Path) -> None:
-    folder = save(tmp_path / "tiny", "llama")
+    folder = save_gguf_model(tmp_path / "tiny", "llama")
     GenerationConfig(eos_token_id=[1, 50, 51, 52]).save_pretrained(folder)
     with pytest.raises(UnsupportedError, match="no key for all tokens that end its replies"):
         write_gguf(folder, folder / "tiny.gguf")
@@ -153,7 +107,7 @@ def test_more_end_tokens_than_the_format_has_are_refused(tmp_path: Path) -> None
 def test_an_unsupported_model_is_refused_before_anything_is_written(
     tmp_path: Path, kind: str, shape: dict[str, Any], reason: str
 ) -> None:
-    folder = save(tmp_path / "tiny", kind, **shape)
+    folder = save_gguf_model(tmp_path / "tiny", kind, **shape)
     with pytest.raises(UnsupportedError, match=reason) as caught:
         check_gguf_supported(folder)
     assert "convert_hf_to_gguf.py" in caught.value.hint
@@ -165,7 +119,7 @@ def test_an_unknown_pre_tokenizer_is_refused(tiny_folder: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_back_is_deleted(tmp_path: Path) -> None:
-    folder = save(tmp_path / "tiny", "qwen3", head_dim=8)
+    folder = save_gguf_model(tmp_path / "tiny", "qwen3", head_dim=8)
     with pytest.raises(UnsupportedError, match="read back"):
         write_gguf(folder, folder / "tiny.gguf")
     assert not (folder / "tiny.gguf").exists()

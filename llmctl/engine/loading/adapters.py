@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections.abc import Collection
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from llmctl.engine.batching.forward.lora import LoraAdapter, LoraWeights
-from llmctl.engine.models.adapter_metadata import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from llmctl.engine.loading.adapter_config import (
+    SINGLE_EXPERT,
+    read_adapter_config,
+    unsupported_per_request,
+)
+from llmctl.engine.models import model_folder
+from llmctl.engine.models.adapter_metadata import ADAPTER_WEIGHTS
 from llmctl.engine.models.weight_files import read_entries
 from llmctl.errors import ConfigError
 
@@ -19,8 +24,6 @@ _log = logging.getLogger(__name__)
 
 META_ADAPTER_NAME = "a"
 """Name of the adapter that `inject_adapter` adds to a model."""
-BASE_PRESERVING_INITS = (True, False, "gaussian", "eva", "orthogonal")
-"""Values of `init_lora_weights` that do not change the base model's weights."""
 
 
 def read_adapter(path: str, model: Any) -> LoraAdapter:
@@ -38,87 +41,6 @@ def read_adapter(path: str, model: Any) -> LoraAdapter:
         meta_model = type(model)(deepcopy(model.config))
     inject_adapter(path, meta_model)
     return _lora_weights(path, meta_model)
-
-
-def unsupported_per_request(path: str) -> str | None:
-    """Return why an adapter cannot be selected per request, or `None` if it can.
-
-    An adapter that can consists only of low-rank matrices for linear layers.
-
-    Raises:
-        ConfigError: it is not a LoRA adapter in PEFT's format.
-    """
-    from safetensors import SafetensorError
-
-    config = read_adapter_config(path)
-    _warn_of_overlapping_patterns(path, config)
-    try:
-        names = read_entries([Path(path).expanduser() / ADAPTER_WEIGHTS])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ConfigError(f"cannot load the adapter {path}: {ADAPTER_WEIGHTS}: {error}") from error
-    return _unsupported_part(config, names)
-
-
-def _warn_of_overlapping_patterns(path: str, config: Any) -> None:
-    """Log patterns of which several match one layer.
-
-    PEFT takes the first, and sorts them when it saves: they may not mean what they meant in
-    training.
-    """
-    for name in ("rank_pattern", "alpha_pattern"):
-        patterns = list(getattr(config, name, None) or {})
-        for first in patterns:
-            for second in patterns:
-                if first != second and re.search(rf"(?:^|\.){first}$", second):
-                    _log.warning(
-                        "%s: the keys %r and %r of %s match the same layers, and PEFT has sorted "
-                        "them; if they were in another order in training, the adapter differs",
-                        *(path, first, second, name),
-                    )
-
-
-def read_adapter_config(path: str) -> Any:
-    """Read PEFT's config of a LoRA adapter.
-
-    Raises:
-        ConfigError: the folder has no adapter, or one of another kind.
-    """
-    from peft import PeftConfig
-
-    folder = Path(path).expanduser()
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise ConfigError(f"{path} is not the folder of an adapter: it has no {ADAPTER_CONFIG}")
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ConfigError(
-            f"{path} has no {ADAPTER_WEIGHTS}",
-            hint="load it with PEFT and save it with save_pretrained()",
-        )
-    try:
-        config: Any = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{path}/{ADAPTER_CONFIG} cannot be read: {error}") from error
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
-    if kind != "LORA":
-        raise ConfigError(
-            f"{path} is a {kind} adapter; only LoRA adapters are supported", hint=_merge_hint(path)
-        )
-    if str(config.init_lora_weights).startswith("pissa_niter"):
-        raise ConfigError(
-            f"{path} was initialised with {config.init_lora_weights!r}: PEFT computes its base "
-            "weights anew at every load, from random numbers",
-            hint="save it as plain LoRA with PEFT's "
-            "save_pretrained(..., path_initial_model_for_weight_conversion=...)",
-        )
-    return config
-
-
-def _merge_hint(path: str) -> str:
-    """Return the lines of PEFT that make a model of an adapter, if its kind can be merged."""
-    return (
-        "where its kind can be merged, PEFT makes a model of it: "
-        f"AutoPeftModelForCausalLM.from_pretrained({path!r}).merge_and_unload()"
-        ".save_pretrained('FOLDER')"
-    )
 
 
 def inject_adapter(path: str, meta_model: Any) -> None:
@@ -247,36 +169,15 @@ def holds_base_weights(folder: Path, vocab_size: int) -> bool:
     experts count too: their names are those of other layers.
     """
     names = read_entries([folder / ADAPTER_WEIGHTS])
-    if any(".base_layer." in name or _SINGLE_EXPERT.search(name) for name in names):
+    if any(".base_layer." in name or SINGLE_EXPERT.search(name) for name in names):
         return True
     config = read_adapter_config(str(folder))
     return bool(config.modules_to_save) and adapter_vocab_size(folder) not in (None, vocab_size)
 
 
-_SINGLE_EXPERT = re.compile(r"\.experts\.\d+\.")
-"""In names of Transformers 4, where each expert had layers of its own; PEFT converts them."""
 _VOCABULARY = re.compile(
     r"(?:embed_tokens|wte|embed_in|lm_head|embed_out)(?:\.base_layer|\.modules_to_save)?\.weight$"
 )
-
-
-def _unsupported_part(config: Any, names: Collection[str]) -> str | None:
-    other = next((n for n in names if ".lora_A." not in n and ".lora_B." not in n), None)
-    experts = any(map(_SINGLE_EXPERT.search, names))
-    reasons = {
-        "it uses DoRA": config.use_dora,
-        "it trained whole modules beside LoRA (modules_to_save)": config.modules_to_save,
-        "it trained single tokens (trainable_token_indices)": config.trainable_token_indices,
-        "it trained parameters outside linear layers (target_parameters)": config.target_parameters,
-        "it trained biases": config.bias != "none" or config.lora_bias,
-        "it repeats layers (layer_replication)": config.layer_replication,
-        "it trained the experts of a mixture one by one": experts,
-        f"init_lora_weights={config.init_lora_weights!r} changed the base model's weights": (
-            config.init_lora_weights not in BASE_PRESERVING_INITS
-        ),
-        f"it has {other}, which is not a LoRA matrix of a linear layer": other,
-    }
-    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
 def _lora_weights(path: str, meta_model: Any) -> LoraAdapter:
@@ -290,6 +191,63 @@ def _lora_weights(path: str, meta_model: Any) -> LoraAdapter:
             raise ConfigError(f"{path} was trained on another model: it has no weights for {name}")
         weights[name] = LoraWeights(down.T, up.T * layer.scaling[META_ADAPTER_NAME])
     return weights
+
+
+def read_own_tokenizer(adapter: str | None, tokenizer: Any, *, trust_remote_code: bool) -> Any:
+    """Return the tokenizer in an adapter's folder, or that of its model if there is none.
+
+    Args:
+        adapter: folder of the adapter.
+        tokenizer: of the model; its chat template is taken where the adapter has none.
+    """
+    from transformers import AutoTokenizer
+
+    folder = None if adapter is None else Path(adapter).expanduser()
+    if folder is None or not folder.is_dir():
+        return tokenizer
+    if not model_folder.has_tokenizer(model_folder.file_names(folder)):
+        return tokenizer
+    own = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if own.chat_template is None:  # some tools do not save it
+        own.chat_template = tokenizer.chat_template
+    return own
+
+
+_SAMPLE = (
+    "In 2024,  3 caf\u00e9s sold 12.50 kg of\n    \u4f60\u597d don't <|x|>\r\n"
+    "def f(x):\n\treturn x ** 2  # \u041f\u0440\u0438\u0432\u0435\u0442 "
+    "\uc548\ub155 \U0001f642 'Ll"
+)
+
+
+def tokenizer_difference(own: Any, other: Any) -> str | None:
+    """Describe where one tokenizer gives other tokens than another; `None` if nowhere found."""
+    mine, others = own.get_vocab(), other.get_vocab()
+    moved = sum(mine[token] != others[token] for token in mine.keys() & others.keys())
+    counts = {
+        "more tokens": len(mine.keys() - others.keys()),
+        "fewer tokens": len(others.keys() - mine.keys()),
+        "tokens with another id": moved,
+    }
+    parts = [f"{count:,} {what}" for what, count in counts.items() if count]
+    if not parts and own(_SAMPLE).input_ids != other(_SAMPLE).input_ids:
+        parts.append("another division of text into tokens")
+    if own.eos_token != other.eos_token:
+        parts.append(f"another end token ({own.eos_token!r} for {other.eos_token!r})")
+    if own.chat_template != other.chat_template:
+        parts.append("another chat template")
+    return ", ".join(parts) or None
+
+
+def warn_of_other_tokenizer(adapter: str, tokenizer: Any) -> None:
+    """Log where the tokenizer in an adapter's folder differs from the one that is used with it."""
+    own = read_own_tokenizer(adapter, tokenizer, trust_remote_code=False)
+    if difference := tokenizer_difference(own, tokenizer):
+        _log.warning(
+            "%s was saved with another tokenizer than is used for it: %s; --model MODEL --adapter "
+            "%s uses its own",
+            *(adapter, difference, adapter),
+        )
 
 
 def lora_layers(model: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from llmctl.engine.batching.expected_path import expected_path
 from llmctl.engine.batching.forward.int4 import int4_supported
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.loading import adapters
+from llmctl.engine.loading.adapter_config import unsupported_per_request
 from llmctl.engine.loading.generation_defaults import read_generation_config, sampling_defaults
 from llmctl.engine.loading.gguf_tokenizer import end_token_ids as gguf_end_token_ids
 from llmctl.engine.loading.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
@@ -90,7 +91,11 @@ def load_model(
     progress(Progress(f"loading {resolved.model_id} on {device}"))
     with library_errors(resolved.path, spec), quiet_libraries():
         config = read_model_config(spec, resolved.full_model)
-        tokenizer = read_tokenizer(spec, resolved)
+        model_tokenizer = _read_model_tokenizer(spec, resolved.full_model)
+        tokenizer = adapters.read_own_tokenizer(
+            adapter, model_tokenizer, trust_remote_code=spec.trust_remote_code
+        )
+        difference = adapters.tokenizer_difference(tokenizer, model_tokenizer)
         template = ChatTemplate.of(tokenizer, spec.chat_template)
         check = provenance.check_provenance(
             resolved,
@@ -98,7 +103,7 @@ def load_model(
             template=template.fingerprint,
             template_chosen=spec.chat_template is not None,
         )
-        static_reason = None if adapter is None else adapters.unsupported_per_request(adapter)
+        static_reason = None if adapter is None else unsupported_per_request(adapter)
         shape = model_shape(spec, resolved, config)
         plan = plan_memory(
             MemoryRequest(shape, TargetDevice.here(device, dtype), spec.quant, spec.limits)
@@ -141,6 +146,7 @@ def load_model(
                 *generation_notes,
                 *default_notes,
                 *check.notes,
+                *([f"{adapter} brings its own tokenizer: {difference}"] if difference else []),
                 *([f"{adapter} is added permanently: {static_reason}"] if static_reason else []),
                 *plan.notes,
             ),
@@ -238,25 +244,17 @@ def read_model_config(spec: ModelSpec, resolved: ResolvedModel) -> Any:
 
 def read_tokenizer(spec: ModelSpec, resolved: ResolvedModel) -> Any:
     """Read a model's tokenizer with its chat template; that of an adapter if it has one."""
+    tokenizer = _read_model_tokenizer(spec, resolved.full_model)
+    adapter = adapter_folder(spec, resolved)
+    return adapters.read_own_tokenizer(adapter, tokenizer, trust_remote_code=spec.trust_remote_code)
+
+
+def _read_model_tokenizer(spec: ModelSpec, model: ResolvedModel) -> Any:
     from transformers import AutoTokenizer
 
-    model = resolved.full_model
     if model.gguf_file is not None:
-        tokenizer = read_gguf_tokenizer(model.path / model.gguf_file)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(
-            model.path, trust_remote_code=spec.trust_remote_code
-        )
-    adapter = adapter_folder(spec, resolved)
-    folder = None if adapter is None else Path(adapter).expanduser()
-    if folder is None or not folder.is_dir():
-        return tokenizer
-    if not model_folder.has_tokenizer(model_folder.file_names(folder)):
-        return tokenizer
-    own = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
-    if own.chat_template is None:  # some tools do not save it
-        own.chat_template = tokenizer.chat_template
-    return own
+        return read_gguf_tokenizer(model.path / model.gguf_file)
+    return AutoTokenizer.from_pretrained(model.path, trust_remote_code=spec.trust_remote_code)
 
 
 def _avoid_packed_kernel(model: nn.Module) -> None:

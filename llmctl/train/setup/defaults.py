@@ -15,7 +15,7 @@ from llmctl.config import TrainConfig
 from llmctl.config.finetune import TrainMethod, largest_divisor
 from llmctl.config.settings import ResolvedConfig
 from llmctl.data.dataset import TokenizedDataset
-from llmctl.engine.loading.adapters import read_adapter_config
+from llmctl.engine.loading.adapter_config import read_adapter_config
 from llmctl.engine.loading.trainable import ModelMetadata
 from llmctl.errors import ConfigError
 from llmctl.percentiles import percentile
