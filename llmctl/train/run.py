@@ -24,6 +24,7 @@ from llmctl.train.data.dataloaders import DataLoaders
 from llmctl.train.kernels.cross_entropy import ChunkedCrossEntropy, matches_model_loss
 from llmctl.train.samples import SampleGenerator, SampleLog
 from llmctl.train.setup.plan import TrainingJob
+from llmctl.train.setup.target_modules import may_train_experts
 from llmctl.train.setup.trainable_parameters import (
     make_trainable,
     optimize_for_training,
@@ -100,6 +101,7 @@ class TrainRun:
             job.metadata,
             dtype=weights_dtype(config),
             attention=_ATTENTION.get(config.attention, config.attention),
+            experts=not may_train_experts(config.target_modules),
             progress=progress,
         )
         self._model = make_trainable(model, config, job.metadata.adapter)

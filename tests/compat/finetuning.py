@@ -32,14 +32,14 @@ from tests.tiny import byte_tokenizer
 TEXT = tuple(b"say 3, it is 21")
 
 
-def train(model_type: str, dtype: str, folder: Path) -> list[float]:
+def train(model_type: str, dtype: str, folder: Path, **settings: str) -> list[float]:
     """Save a tiny model to `folder/base`, train an adapter in `folder/adapter`; return losses."""
     base, data = folder / "base", folder / "rows.jsonl"
     build(model_type).save_pretrained(base)
     byte_tokenizer().save_pretrained(base)
     rows = [{"prompt": f"say {i}", "completion": f"it is {7 * i}"} for i in range(8)]
     data.write_text("\n".join(map(json.dumps, rows)))
-    options = {
+    options = settings | {
         "model": str(base),
         "data": str(data),
         "output": str(folder / "adapter"),
@@ -56,8 +56,8 @@ def train(model_type: str, dtype: str, folder: Path) -> list[float]:
         if isinstance(event, TrainStep):
             losses.append(event.loss)
 
-    settings = {name: Setting(value, "option") for name, value in options.items()}
-    finetune(FinetuneRequest(options=settings, track=False), listener)
+    chosen = {name: Setting(value, "option") for name, value in options.items()}
+    finetune(FinetuneRequest(options=chosen, track=False), listener)
     return losses
 
 

@@ -14,6 +14,11 @@ from transformers.quantizers.quantizers_utils import get_module_from_name, shoul
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llmctl.engine.batching.forward.int4 import GROUP_SIZE, Int4Linear
+from llmctl.engine.loading.expert_quantizer import (
+    LinearsAndExperts,
+    is_expert_weight,
+    replace_experts,
+)
 
 _NAME = "llmctl-int4"
 
@@ -49,13 +54,15 @@ class _Int4Quantizer(HfQuantizer):
                 and module.in_features % GROUP_SIZE == 0
             ):
                 model.set_submodule(path, _empty(module))
+        replace_experts(model, _quantised, GROUP_SIZE)
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         module, name = get_module_from_name(model, param_name)
-        return isinstance(module, Int4Linear) and name == "weight"
+        is_linear = isinstance(module, Int4Linear) and name == "weight"
+        return is_linear or is_expert_weight(model, param_name)
 
     def get_quantize_ops(self) -> ConversionOps:
-        return _Quantise()
+        return LinearsAndExperts(_Quantise())
 
     def is_serializable(self) -> bool:
         return False
@@ -63,6 +70,12 @@ class _Int4Quantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False
+
+
+def _quantised(weight: Tensor) -> Int4Linear:
+    layer = Int4Linear(weight.shape[1], weight.shape[0])
+    layer.quantise(weight)
+    return layer
 
 
 def _empty(module: nn.Linear) -> Int4Linear:

@@ -37,6 +37,8 @@ from llmctl.types import (
 )
 
 _FALLBACK_CONTEXT = 2048
+_EXPERTS_NDIM = 3
+"""Dimensions of a tensor with the matrices of all experts."""
 _QUANT_BLOCK = 64
 """Number of weights that share a scale in bitsandbytes' 4-bit format."""
 
@@ -114,7 +116,15 @@ def load_model(
             and static_reason is None
             and (int4_supported() if allow_int4 is None else allow_int4)
         )
-        model = read_weights(spec, resolved.full_model, config, device, dtype, int4=int4)
+        model = read_weights(
+            spec,
+            resolved.full_model,
+            config,
+            device,
+            dtype,
+            int4=int4,
+            experts=static_reason is None,
+        )
         if adapter is not None and static_reason is not None:
             quantised = getattr(model, "is_quantized", False)
             model = adapters.attach_static_adapter(adapter, model, quantised=quantised)
@@ -142,7 +152,7 @@ def load_model(
             logged_model_id=check.model_id,
             training_run_id=check.run_id,
             notes=(
-                *_notes(spec, device, template, int4=int4),
+                *_notes(spec, device, template, model, int4=int4),
                 *generation_notes,
                 *default_notes,
                 *check.notes,
@@ -227,6 +237,7 @@ def model_shape(spec: ModelSpec, resolved: ResolvedModel, config: Any) -> ModelS
         trust_remote_code=spec.trust_remote_code,
         stored_bytes=model_folder.disk_bytes(model.path) if quantised else None,
         quantisable=not quantised and model.gguf_file is None,
+        experts=adapter is None or adapters.unsupported_per_request(adapter) is None,
         adapter_parameters=(adapter and adapter_metadata.parameter_count(Path(adapter))) or 0,
     )
 
@@ -289,13 +300,20 @@ def eos_token_ids(defaults: Any, tokenizer: Any, resolved: ResolvedModel) -> tup
 
 
 def _notes(
-    spec: ModelSpec, device: torch.device, template: ChatTemplate, *, int4: bool
+    spec: ModelSpec, device: torch.device, template: ChatTemplate, model: Any, *, int4: bool
 ) -> tuple[str, ...]:
     notes = []
     if spec.quant == "4bit" and int4:
         notes.append("on a CPU --quant 4bit is faster for one reply at a time, not for many")
     elif spec.quant != "none" and device.type == "cpu":
         notes.append(f"on a CPU --quant {spec.quant} saves memory, not time")
+    numbers = [(p.numel(), p.ndim) for p in model.parameters() if p.is_floating_point()]
+    kept = sum(count for count, ndim in numbers if ndim == _EXPERTS_NDIM)
+    if spec.quant != "none" and kept > sum(count for count, _ in numbers) / 10:
+        notes.append(
+            f"{kept / 1e6:,.0f} M parameters of experts keep {str(model.dtype).split('.')[-1]}: "
+            f"--quant {spec.quant} takes linear layers and the experts of most types only"
+        )
     if not template:
         notes.append("the model has no chat template: it can complete text, not chat")
     return tuple(notes)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from llmctl.engine.chat.template import ChatTemplate
+from llmctl.engine.loading.adapters import unsupported_per_request
 from llmctl.engine.loading.generation_defaults import read_generation_config
 from llmctl.engine.loading.load import (
     adapter_folder,
@@ -74,6 +75,7 @@ def load_for_training(
     *,
     dtype: torch.dtype,
     attention: str,
+    experts: bool = True,
     progress: ProgressCallback = ignore_progress,
 ) -> Any:
     """Read the weights, all frozen, in evaluation mode.
@@ -84,6 +86,7 @@ def load_for_training(
     Args:
         dtype: of the weights.
         attention: Transformers' name of an implementation.
+        experts: whether quantisation includes the experts of a mixture; not if they are adapted.
 
     Raises:
         LlmctlError: as `load_model`.
@@ -92,7 +95,14 @@ def load_for_training(
     progress(Progress(f"loading {resolved.model_id} on {metadata.device}"))
     with library_errors(resolved.path, spec), quiet_libraries():
         model = read_weights(
-            spec, resolved.full_model, metadata.config, metadata.device, dtype, attention
+            spec,
+            resolved.full_model,
+            metadata.config,
+            metadata.device,
+            dtype,
+            attention,
+            experts=experts
+            and (metadata.adapter is None or unsupported_per_request(metadata.adapter) is None),
         )
     model.eval().requires_grad_(False)
     model.config.use_cache = False

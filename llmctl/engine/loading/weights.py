@@ -45,6 +45,7 @@ def read_weights(
     attention: str | None = None,
     *,
     int4: bool = False,
+    experts: bool = True,
 ) -> Any:
     """Read the weights of a full model.
 
@@ -56,6 +57,8 @@ def read_weights(
         dtype: of weights that are not quantised.
         attention: Transformers' name of an implementation.
         int4: whether 4bit is `Int4Linear`, which has no gradients, instead of NF4.
+        experts: whether the experts of a mixture are quantised too; adapters of them need theirs
+            unquantised.
 
     Raises:
         ModelLoadError: the files lack tensors, or have others or of other shapes; or a package for
@@ -69,7 +72,9 @@ def read_weights(
         options |= _gguf_options(gguf_file)
     else:
         options |= {"config": config, "use_safetensors": None if spec.allow_pickle else True}
-        if (quantisation := _quantisation(spec.quant, dtype, int4=int4)) is not None:
+        if (
+            quantisation := _quantisation(spec.quant, dtype, int4=int4, experts=experts)
+        ) is not None:
             options["quantization_config"] = quantisation
     try:
         return _read_checked(resolved, config, dtype, {"": device}, spec.trust_remote_code, options)
@@ -181,7 +186,7 @@ def _quantisation_method(config: Any) -> str | None:
     return str(getattr(method, "value", method))
 
 
-def _quantisation(quant: Quant, compute_dtype: torch.dtype, *, int4: bool) -> Any:
+def _quantisation(quant: Quant, compute_dtype: torch.dtype, *, int4: bool, experts: bool) -> Any:
     """Return the config of `Int4Linear`, of NF4 with double quantisation, or of LLM.int8()."""
     if quant == "none":
         return None
@@ -189,16 +194,11 @@ def _quantisation(quant: Quant, compute_dtype: torch.dtype, *, int4: bool) -> An
         from llmctl.engine.loading.int4_quantizer import Int4Config
 
         return Int4Config()
-    from transformers import BitsAndBytesConfig
+    from llmctl.engine.loading.bitsandbytes_quantizers import Int8Config, NF4Config
 
     if quant == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
+        return Int8Config(experts=experts)
+    return NF4Config(compute_dtype, experts=experts)
 
 
 def _key_mapping(folder: Path) -> dict[str, str]:

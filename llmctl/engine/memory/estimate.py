@@ -13,6 +13,7 @@ from torch import nn
 
 from llmctl.engine.auto_model import auto_model_class
 from llmctl.engine.batching.forward.cache_layout import batched_cache_layers
+from llmctl.engine.batching.forward.experts import QuantisedExperts
 from llmctl.engine.batching.forward.int4 import BYTES_PER_WEIGHT
 from llmctl.engine.batching.forward.packed import PREFILL_CHUNK_TOKENS
 from llmctl.engine.batching.kv_cache import MAX_SAVED_STATES
@@ -51,7 +52,8 @@ class ModelShape:
     """Whether rows can share forward passes. Other models run with `generate()`, one request at a
     time."""
     linear_parameters: int
-    """Parameters of the layers that quantisation replaces: matrices except embeddings and head."""
+    """Parameters of the layers that quantisation replaces: matrices except embeddings and head,
+    those of experts included."""
     other_parameters: int
     largest_linear: int
     """Parameters of the largest of those layers."""
@@ -123,8 +125,18 @@ def shape_from_config(
     stored_bytes: int | None = None,
     quantisable: bool = True,
     adapter_parameters: int = 0,
+    experts: bool = True,
 ) -> ModelShape:
     """Read the dimensions from a Transformers config.
+
+    Args:
+        config: of the model.
+        context_length: in tokens.
+        trust_remote_code: whether code of the model may run.
+        stored_bytes: size of weights that are quantised on disk.
+        quantisable: whether `--quant` can be applied.
+        adapter_parameters: of the loaded adapter.
+        experts: whether quantisation includes the experts of a mixture.
 
     Raises:
         ModelLoadError: one of them is missing.
@@ -137,7 +149,7 @@ def shape_from_config(
         sizes = cache_sizes(model, kinds)
     except AttributeError as error:
         raise ModelLoadError(f"config.json lacks a value of the memory plan: {error}") from error
-    linear, other, largest = _count_parameters(model)
+    linear, other, largest = _count_parameters(model, experts=experts)
     return ModelShape(
         context_length=context_length,
         hidden=hidden,
@@ -183,16 +195,20 @@ def _meta_model(config: Any, trust_remote_code: bool) -> Any:
         )
 
 
-def _count_parameters(model: Any) -> tuple[int, int, int]:
+def _count_parameters(model: Any, *, experts: bool) -> tuple[int, int, int]:
     """Count the parameters of linear layers but the head, of the rest, and of the largest layer."""
     head = model.get_output_embeddings()
-    sizes = [
-        module.weight.numel()
+    matrices = [
+        module.weight.shape
         for module in model.modules()
         if isinstance(module, nn.Linear) and module is not head
     ]
-    linear = sum(sizes)
-    return linear, sum(p.numel() for p in model.parameters()) - linear, max(sizes, default=0)
+    if experts:
+        for module in filter(QuantisedExperts.replaces, model.modules()):
+            matrices += [p.shape for p in module.parameters(recurse=False) if p.ndim == 3]
+    linear = sum(shape.numel() for shape in matrices)
+    largest = max((shape[-2:].numel() for shape in matrices), default=0)
+    return linear, sum(p.numel() for p in model.parameters()) - linear, largest
 
 
 def estimate_weight_bytes(

@@ -207,8 +207,9 @@ def _count_parameters(folder: Path, config: dict[str, Any]) -> tuple[int, int] |
         shapes.pop("lm_head.weight", None)
     linear = sum(
         math.prod(shape)
-        for shape in shapes.values()
-        if len(shape) == 2 and config.get("vocab_size") not in shape
+        for name, shape in shapes.items()
+        if (len(shape) == 2 and config.get("vocab_size") not in shape)
+        or (len(shape) == 3 and ".experts." in name)
     )
     return sum(math.prod(shape) for shape in shapes.values()), linear
 

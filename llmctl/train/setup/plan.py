@@ -27,7 +27,7 @@ from llmctl.train.setup.defaults import (
 )
 from llmctl.train.setup.memory import TrainMemoryEstimate, TrainMemoryEstimator
 from llmctl.train.setup.run_lock import RunLock, config_to_json
-from llmctl.train.setup.trainable_parameters import count_trainable
+from llmctl.train.setup.trainable_parameters import count_trainable, mixture_note
 from llmctl.types import Progress, ProgressCallback, TrainPlan, ignore_progress
 
 
@@ -189,6 +189,8 @@ def _plan(
     shape = metadata.shape
     eval_rows = len(job.eval_set) if job.eval_set else 0
     notes = [*provenance_notes, *data.notes]
+    if (note := mixture_note(config, metadata)) is not None:
+        notes.append(note)
     if eval_rows == 0:
         notes.append(
             "there is no evaluation set, so overfitting cannot be detected: use --eval-data, or "

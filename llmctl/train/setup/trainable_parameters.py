@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -15,11 +14,12 @@ from llmctl.errors import ConfigError
 from llmctl.train.kernels import attention
 from llmctl.train.kernels.lora import use_fused_lora
 from llmctl.train.kernels.memory_efficient_layers import use_memory_efficient_layers
-
-_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_MAMBA_TYPES = frozenset(("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"))
-_REFUSED_IN_MAMBA = frozenset(("out_proj", "conv1d"))
-"""Layers that PEFT 0.21 does not adapt in models of these types."""
+from llmctl.train.setup.target_modules import (
+    UNREADABLE,
+    default_target_modules,
+    describe_mixture,
+    parts_without_text,
+)
 
 
 def make_trainable(model: Any, config: TrainConfig, adapter: str | None) -> Any:
@@ -39,6 +39,12 @@ def make_trainable(model: Any, config: TrainConfig, adapter: str | None) -> Any:
         return model.train()
     from peft import PeftModel, get_peft_model
 
+    kind = model.config.get_text_config(decoder=True).model_type
+    if unreadable := UNREADABLE.get(kind, frozenset()).intersection(config.target_modules or ()):
+        raise ConfigError(
+            f"PEFT cannot read back adapters of {', '.join(sorted(unreadable))} in {kind} models",
+            hint=" ".join(f"--target-modules {name}" for name in default_target_modules(model)),
+        )
     names = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     # The initial adapter must not depend on earlier use of the random generator.
     torch.manual_seed(config.seed)
@@ -59,50 +65,6 @@ def make_trainable(model: Any, config: TrainConfig, adapter: str | None) -> Any:
             message = f"PEFT rejects these settings: {' '.join(str(error).split())}"
         options = " ".join(f"--target-modules {name}" for name in sorted(names))
         raise ConfigError(message, hint=f"choose from {options}") from error
-
-
-def default_target_modules(model: Any) -> tuple[str, ...]:
-    """Return the names of the layers that get an adapter by default.
-
-    These are all linear layers but the output layer. In a mixture of experts PEFT's "all-linear"
-    would take the router and the experts' matrices along, which are trained by name only; and in
-    models like Mamba layers that PEFT refuses.
-    """
-    text = model.config.get_text_config(decoder=True)
-    experts = {getattr(text, name, None) for name in _EXPERT_COUNTS} - {None}
-    if not experts and text.model_type not in _MAMBA_TYPES:
-        return ("all-linear",)
-    head = model.get_output_embeddings()
-    decoder = model.get_decoder()
-    names = {
-        name.rsplit(".", 1)[-1]
-        for name, module in decoder.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
-    routers = {
-        name.rsplit(".", 1)[-1]
-        for name, module in decoder.named_modules()
-        if "router" in name.rsplit(".", 1)[-1].lower()
-        or "router" in type(module).__name__.lower()
-        or (isinstance(module, nn.Linear) and module.out_features in experts)
-    }
-    refused = _REFUSED_IN_MAMBA if text.model_type in _MAMBA_TYPES else frozenset[str]()
-    return tuple(sorted(names - routers - refused))
-
-
-def parts_without_text(model: Any) -> tuple[str, ...]:
-    """Return the names of the parts of a model that text does not pass: of images and audio."""
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    names = {id(module): name for name, module in model.named_modules()}
-    path = names[id(decoder)].split(".")
-    parts = set()
-    for name, module in model.named_modules():
-        own = name.split(".")
-        if list(module.children()) or module is head or own[: len(path)] == path:
-            continue
-        shared = next(n for n, (a, b) in enumerate(zip_longest(own, path)) if a != b)
-        parts.add(".".join(own[: shared + 1]))
-    return tuple(sorted(parts))
 
 
 def _lora_config(config: TrainConfig, model: Any) -> Any:
@@ -162,9 +124,20 @@ def count_trainable(config: TrainConfig, metadata: ModelMetadata) -> int:
     """Count the trainable parameters from shapes alone. Raises as `make_trainable`."""
     if metadata.adapter is not None:
         return metadata.shape.adapter_parameters
+    trainable = _trainable_skeleton(config, metadata)
+    return sum(p.numel() for p in trainable.parameters() if p.requires_grad)
+
+
+def mixture_note(config: TrainConfig, metadata: ModelMetadata) -> str | None:
+    """Return which layers of a mixture of experts get an adapter; `None` for other models."""
+    if metadata.adapter is not None or config.method == "full":
+        return None
+    return describe_mixture(_trainable_skeleton(config, metadata))
+
+
+def _trainable_skeleton(config: TrainConfig, metadata: ModelMetadata) -> Any:
     with torch.device("meta"):
         model = auto_model_class(metadata.config).from_config(
             metadata.config, trust_remote_code=metadata.spec.trust_remote_code
         )
-        trainable = make_trainable(model.requires_grad_(False), config, None)
-    return sum(p.numel() for p in trainable.parameters() if p.requires_grad)
+        return make_trainable(model.requires_grad_(False), config, None)
