@@ -62,14 +62,14 @@ def test_the_router_and_the_experts_of_a_mixture_are_left_out_by_default() -> No
 @pytest.mark.parametrize(
     ("model_type", "targets", "note"),
     [
-        ("mixtral", None, "trained in k_proj, o_proj, q_proj, v_proj; the routers and the routed"),
-        ("granitemoehybrid", None, "input_linear, k_proj, o_proj, out_proj, output_linear"),
+        ("mixtral", (), "trained in k_proj, o_proj, q_proj, v_proj; the routers and the routed"),
+        ("granitemoehybrid", (), "input_linear, k_proj, o_proj, out_proj, output_linear"),
         ("qwen3_moe", ("q_proj", "gate_proj", "up_proj"), "in q_proj and in the experts"),
-        ("llama", None, None),
+        ("llama", (), None),
     ],
 )
 def test_the_plan_of_a_mixture_says_which_layers_get_adapters(
-    model_type: str, targets: tuple[str, ...] | None, note: str | None
+    model_type: str, targets: tuple[str, ...], note: str | None
 ) -> None:
     config = TrainConfig(data=("",), output="", target_modules=targets)
     text = describe_mixture(make_trainable(build(model_type).requires_grad_(False), config, None))

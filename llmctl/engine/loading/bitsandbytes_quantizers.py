@@ -33,7 +33,7 @@ class NF4Config(BitsAndBytesConfig):
     def __init__(
         self, compute_dtype: torch.dtype = torch.float32, *, experts: bool = True, **_: Any
     ) -> None:
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -52,7 +52,7 @@ class Int8Config(BitsAndBytesConfig):
     """
 
     def __init__(self, *, experts: bool = True, **_: Any) -> None:
-        super().__init__(load_in_8bit=True)
+        super().__init__(load_in_8bit=True)  # type: ignore[no-untyped-call]
         self.quant_method: Any = _INT8
         self.experts = experts
 
@@ -84,35 +84,37 @@ class _WithExperts:
 
 
 @register_quantizer(_NF4)
-class _NF4Quantizer(_WithExperts, Bnb4BitHfQuantizer):
+class _NF4Quantizer(_WithExperts, Bnb4BitHfQuantizer):  # type: ignore[misc]
     def _new_layer(self, weight: Tensor) -> nn.Module:
-        from bitsandbytes.nn import Linear4bit, Params4bit
+        from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
         options: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
         dtype = self.quantization_config.bnb_4bit_compute_dtype
         outputs, inputs = weight.shape
-        layer: Any = Linear4bit(
+        layer: Any = Linear4bit(  # type: ignore[no-untyped-call]
             inputs, outputs, bias=False, compute_dtype=dtype, device="meta", **options
         )
-        layer.weight = Params4bit(weight, requires_grad=False, **options).to(weight.device)
+        quantised: Any = Params4bit(weight, requires_grad=False, **options)
+        layer.weight = quantised.to(weight.device)
         return layer  # type: ignore[no-any-return]
 
 
 @register_quantizer(_INT8)
-class _Int8Quantizer(_WithExperts, Bnb8BitHfQuantizer):
+class _Int8Quantizer(_WithExperts, Bnb8BitHfQuantizer):  # type: ignore[misc]
     def _new_layer(self, weight: Tensor) -> nn.Module:
-        from bitsandbytes.nn import Int8Params, Linear8bitLt
+        from bitsandbytes.nn.modules import Int8Params, Linear8bitLt
 
         outputs, inputs = weight.shape
         options: dict[str, Any] = {"has_fp16_weights": False}
         layer: Any = Linear8bitLt(
             inputs, outputs, bias=False, threshold=6.0, device="meta", **options
         )
-        layer.weight = Int8Params(weight, requires_grad=False, **options).to(weight.device)
+        quantised: Any = Int8Params(weight, requires_grad=False, **options)
+        layer.weight = quantised.to(weight.device)
         return layer  # type: ignore[no-any-return]
 
     def _process_model_after_weight_loading(self, model: Any, **given: Any) -> Any:
-        from bitsandbytes.nn import Linear8bitLt
+        from bitsandbytes.nn.modules import Linear8bitLt
 
         for module in model.modules():
             if isinstance(module, Linear8bitLt):

@@ -237,7 +237,7 @@ def model_shape(spec: ModelSpec, resolved: ResolvedModel, config: Any) -> ModelS
         trust_remote_code=spec.trust_remote_code,
         stored_bytes=model_folder.disk_bytes(model.path) if quantised else None,
         quantisable=not quantised and model.gguf_file is None,
-        experts=adapter is None or adapters.unsupported_per_request(adapter) is None,
+        experts=adapter is None or unsupported_per_request(adapter) is None,
         adapter_parameters=(adapter and adapter_metadata.parameter_count(Path(adapter))) or 0,
     )
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from llmctl.engine.chat.template import ChatTemplate
-from llmctl.engine.loading.adapters import unsupported_per_request
+from llmctl.engine.loading.adapter_config import unsupported_per_request
 from llmctl.engine.loading.generation_defaults import read_generation_config
 from llmctl.engine.loading.load import (
     adapter_folder,

@@ -52,7 +52,7 @@ def default_target_modules(model: Any) -> tuple[str, ...]:
 
 
 def _expert_counts(text: Any) -> set[int]:
-    return {getattr(text, name, None) for name in _EXPERT_COUNTS} - {None}
+    return {count for name in _EXPERT_COUNTS if isinstance(count := getattr(text, name, None), int)}
 
 
 def _names_of_experts(model: Any, names: Collection[str]) -> set[str]:

@@ -60,7 +60,8 @@ def test_a_quantised_mixture_computes_with_the_dequantised_weights(
     )
     stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     for path, experts in replaced.items():
-        first = next(iter(experts.layers.values()))[0]
+        layers: Any = next(iter(experts.layers.values()))
+        first = layers[0]
         assert isinstance(first, Int4Linear) == int4
         own = reference.get_submodule(path)
         for name in experts.layers:
