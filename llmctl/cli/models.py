@@ -81,6 +81,7 @@ def show(name: NameArg, as_json: options.JsonOpt = False) -> None:
         "chat template": {True: "yes", False: "no", None: None}[card.has_chat_template],
         "licence": card.licence,
         "note": card.note,
+        "recommended sampling": ", ".join(f"{n} {v}" for n, v in card.sampling.items()),
         "runs": _execution(card),
         "weights in memory": ", ".join(
             f"{render.format_bytes(count)} ({quant})"

@@ -54,7 +54,7 @@ def _estimate_from_catalog(
             hint=not_local.hint or f"download it with `llmctl models pull {spec.model}`",
         ) from not_local
     linear, other = entry.linear_parameters, entry.parameters - entry.linear_parameters
-    plan = plan_weights(linear, other, target, spec.quant)
+    plan = plan_weights(linear, other, target, spec.quant, stored_bytes=entry.stored_bytes)
     error = weights_out_of_memory_error(plan, spec.quant, target.device)
     return _estimate(spec, target, entry.name, plan, error)
 

@@ -89,6 +89,18 @@ def test_a_tied_matrix_that_is_stored_twice_is_counted_once(home: Path) -> None:
     assert models.show(str(folder)).parameters == 32 + 32 + 24
 
 
+def test_show_has_the_recommended_sampling_and_context_of_the_catalogue() -> None:
+    card = models.show("lfm2.5-1.2b")
+    assert card.context_length == 32768
+    assert card.sampling == {
+        "temperature": 0.1,
+        "top_k": 50,
+        "top_p": 0.1,
+        "repetition_penalty": 1.05,
+    }
+    assert models.show("gpt-oss-20b").weight_memory == {"none": 13_761_264_768}
+
+
 def test_show_gives_the_memory_of_a_catalogue_model_that_is_not_downloaded() -> None:
     card = models.show("Qwen3-8B")
     assert (card.model_id, card.state, card.repo) == ("qwen3-8b", "available", "Qwen/Qwen3-8B")

@@ -1,5 +1,6 @@
 """Loading of a model and its tokenizer from a `ModelSpec`."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from llmctl.engine.memory.hardware import choose_device, choose_dtype
 from llmctl.engine.memory.plan import plan_memory
 from llmctl.engine.memory.request import MemoryRequest, TargetDevice
 from llmctl.engine.models import adapter_metadata, model_folder, provenance, resolve
+from llmctl.engine.models.catalog import find_entry
 from llmctl.engine.models.resolved import ResolvedModel
 from llmctl.engine.models.weight_files import fingerprint
-from llmctl.errors import ConfigError, LlmctlError, ModelNotFoundError
+from llmctl.errors import ConfigError, ModelNotFoundError
 from llmctl.types import (
     EngineInfo,
     ExecutionPath,
@@ -35,6 +37,8 @@ from llmctl.types import (
     SamplingParams,
     ignore_progress,
 )
+
+_log = logging.getLogger(__name__)
 
 _FALLBACK_CONTEXT = 2048
 _EXPERTS_NDIM = 3
@@ -133,6 +137,8 @@ def load_model(
         _avoid_packed_kernel(model)
     generation, generation_notes = read_generation_config(resolved.full_model, config)
     defaults, default_notes = sampling_defaults(generation, resolved.full_model.path)
+    if (entry := find_entry(resolved.full_model.model_id)) is not None:
+        defaults = defaults.with_defaults(entry.sampling)
     return LoadedModel(
         info=EngineInfo(
             model_id=resolved.model_id,
@@ -192,7 +198,8 @@ def path_from_files(model: str) -> tuple[ExecutionPath | None, str]:
             return expected_path(read_model_config(spec, resolved.full_model))
     except ModelNotFoundError:
         return None, ""
-    except LlmctlError as error:
+    except Exception as error:  # a damaged file must not hide what else is known of a model
+        _log.info("the config of %s cannot be read", model, exc_info=error)
         return None, f"unknown: {error}"
 
 

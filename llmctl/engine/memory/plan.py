@@ -58,18 +58,25 @@ def estimate_plan(request: MemoryRequest) -> MemoryPlan:
     )
 
 
-def plan_weights(linear: int, other: int, target: TargetDevice, quant: Quant) -> WeightsPlan:
+def plan_weights(
+    linear: int, other: int, target: TargetDevice, quant: Quant, *, stored_bytes: int | None = None
+) -> WeightsPlan:
     """Plan the weights alone, for a model whose config is not on this machine.
 
     Args:
         linear: number of `ModelShape.linear_parameters`.
         other: number of `ModelShape.other_parameters`.
+        target: the device.
+        quant: chosen for the weights.
+        stored_bytes: size of weights that are quantised as published.
     """
     available = target.free_bytes - target.reserve_bytes
     int4 = target.kind == "cpu"
     sizes = {q: estimate_weight_bytes(linear, other, target.dtype, q, int4=int4) for q in QUANTS}
+    if stored_bytes is not None and target.kind == "cuda":
+        sizes = {"none": stored_bytes}
     return WeightsPlan(
-        weights_bytes=sizes[quant],
+        weights_bytes=sizes.get(quant, sizes["none"]),
         free_bytes=target.free_bytes,
         reserve_bytes=target.reserve_bytes,
         alternatives=tuple(

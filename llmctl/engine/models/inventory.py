@@ -1,9 +1,9 @@
 """The models on this machine and in the catalogue, with their metadata."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from llmctl.engine.models import adapter_metadata, hub, model_folder, resolve, store
 from llmctl.engine.models.adapter_metadata import AdapterMetadata
@@ -42,6 +42,10 @@ class ModelInfo:
     note: str = ""
     weight_memory: Mapping[Quant, int] | None = None
     """Estimated bytes of the loaded weights; only `show` computes it."""
+    stored_bytes: int | None = None
+    """Size of weights that are quantised as published."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Values that the model card recommends."""
     execution_path: ExecutionPath | None = None
     """How the model is expected to run; only `show` computes it."""
     execution_reason: str = ""
@@ -200,6 +204,9 @@ def _with_catalog_data(info: ModelInfo, entry: CatalogEntry) -> ModelInfo:
         note=entry.note,
         parameters=info.parameters or entry.parameters,
         linear_parameters=info.linear_parameters or entry.linear_parameters,
+        context_length=info.context_length or entry.context_length,
+        stored_bytes=entry.stored_bytes,
+        sampling={n: v for n, v in asdict(entry.sampling).items() if v is not None},
     )
 
 
@@ -262,6 +269,8 @@ def _describe_folder(
 
 
 def _weight_memory(info: ModelInfo) -> Mapping[Quant, int] | None:
+    if info.stored_bytes is not None:
+        return {"none": info.stored_bytes}
     if info.parameters is None or info.linear_parameters is None:
         return None
     import torch

@@ -66,6 +66,26 @@ HYBRID_4B: dict[str, Any] = {
     "vocab_size": 248320,
     "max_position_embeddings": 262144,
 }
+QWEN_3_5_0_8B: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 3584,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 16,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "vocab_size": 248320,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 262144,
+}
+GPT_OSS_20B: dict[str, Any] = {
+    "num_hidden_layers": 24,
+    "num_local_experts": 32,
+    "max_position_embeddings": 131072,
+}
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
     "head_dim": 4,
@@ -204,7 +224,13 @@ def test_the_plan_counts_what_the_cache_of_a_row_takes(model_type: str, dtype: t
 
 @pytest.mark.parametrize(
     ("name", "model_type", "config"),
-    [("llama-3.2-3b", "llama", LLAMA_3B), ("qwen2.5-7b", "qwen2", QWEN_7B)],
+    [
+        ("llama-3.2-3b", "llama", LLAMA_3B),
+        ("qwen2.5-7b", "qwen2", QWEN_7B),
+        ("deepseek-r1-7b", "qwen2", QWEN_7B),
+        ("qwen3.5-0.8b", "qwen3_5_text", QWEN_3_5_0_8B),
+        ("gpt-oss-20b", "gpt_oss", GPT_OSS_20B),
+    ],
 )
 def test_counted_parameters_equal_those_of_the_catalogue(
     name: str, model_type: str, config: dict[str, Any]
