@@ -101,6 +101,7 @@ def test_a_killed_process_leaves_files_but_no_model(installation: Installation) 
     assert installation.left_files
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_installs_and_nothing_else_is_left(installation: Installation) -> None:
     folder = installation.folder
     assert [lines[-1] for lines in installation.outputs] == [str(folder)] * 2
@@ -126,6 +127,7 @@ def test_of_two_processes_one_installs_and_nothing_else_is_left(installation: In
     assert all(Path(file).stat().st_mode & 0o044 for file in installation.files)
 
 
+@pytest.mark.slow
 def test_an_installed_model_loads_in_transformers(installation: Installation) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
