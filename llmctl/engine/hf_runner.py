@@ -165,7 +165,7 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
             params,
             limit,
             end_ids,
-            incremental_decoder(loaded.tokenizer, skip_special_tokens=response.skip_special_tokens),
+            incremental_decoder(loaded.tokenizer, response.kept_tokens),
             state.emit,
             response.new_parser(),
         )

@@ -1,5 +1,6 @@
 """Incremental detokenization: token ids to whole characters."""
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from tokenizers.decoders import DecodeStream
@@ -14,15 +15,35 @@ class TokenDecoder(Protocol):
         """Return the text that this token completes, which may be empty."""
 
 
-def incremental_decoder(tokenizer: Any, *, skip_special_tokens: bool = True) -> TokenDecoder:
+def incremental_decoder(tokenizer: Any, kept_tokens: Collection[int] = ()) -> TokenDecoder:
     """Return the decoder for a Transformers tokenizer.
+
+    Special tokens have no text, except those of `kept_tokens`.
 
     A character whose bytes are spread over several tokens is returned with its last token, and is
     dropped if that token does not come. Bytes that are not valid UTF-8 become U+FFFD.
     """
+    decoder: TokenDecoder
     if tokenizer.is_fast:
-        return _FastDecoder(tokenizer.backend_tokenizer, skip_special_tokens)
-    return _WindowDecoder(tokenizer, skip_special_tokens)
+        decoder = _FastDecoder(tokenizer.backend_tokenizer, not kept_tokens)
+    else:
+        decoder = _WindowDecoder(tokenizer, not kept_tokens)
+    if not kept_tokens:
+        return decoder
+    added = tokenizer.added_tokens_decoder.items()
+    special = {token_id for token_id, token in added if token.special}
+    return _SelectiveDecoder(decoder, special.union(tokenizer.all_special_ids) - set(kept_tokens))
+
+
+class _SelectiveDecoder:
+    """Decodes with another decoder, but without some tokens."""
+
+    def __init__(self, decoder: TokenDecoder, skipped: Collection[int]) -> None:
+        self._decoder = decoder
+        self._skipped = frozenset(skipped)
+
+    def push(self, token_id: int) -> str:
+        return "" if token_id in self._skipped else self._decoder.push(token_id)
 
 
 class _FastDecoder:

@@ -1,8 +1,8 @@
 """Parsing of generated text into answer, reasoning and tool calls.
 
-Models mark these parts in different ways. Where a tokenizer has a response template, Transformers'
-parser (`transformers.utils.chat_parsing`) follows it. Two conventions that many models share and
-few declare, `<think>` and Hermes' `<tool_call>`, are recognised by the chat template.
+The formats of calls and reasoning are those of `formats.registry`, recognised by what the chat
+template prints and says, or named by the user. A tokenizer whose format is not known may have a
+response template, which Transformers' parser (`transformers.utils.chat_parsing`) follows.
 """
 
 import copy
@@ -11,25 +11,41 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmctl.engine.chat.marked_response import MarkedResponseParser
+from llmctl.engine.chat.formats.families import GENERIC
+from llmctl.engine.chat.formats.format_parser import (
+    FormatParser,
+    format_marks,
+    reasoning_parser,
+    response_reader,
+)
+from llmctl.engine.chat.formats.registry import (
+    ReasoningFormat,
+    TemplateTexts,
+    ToolCallFormat,
+    named_format,
+    reasoning_formats,
+    recognise_calls,
+    recognise_reasoning,
+    tool_call_formats,
+)
 from llmctl.engine.chat.response_delta import (
     ReasoningTokens,
     ResponseDelta,
     ResponseParser,
     new_tool_call_id,
 )
-from llmctl.engine.chat.template import ChatTemplate, tool_definition
+from llmctl.engine.chat.template import ChatTemplate
+from llmctl.engine.chat.template_probe import tool_definition
 from llmctl.engine.chat.tool_choice import (
     RequiredToolCallParser,
     tool_call_schema,
     tool_messages_as_text,
     tools_as_text,
 )
-from llmctl.errors import UnsupportedError
 from llmctl.types import GenerationRequest, Grammar, Message, ToolCall
 
-_THINK, _END_THINK = "<think>", "</think>"
-_CALL = "<tool_call>"
+NO_FORMAT = "none"
+"""Name that turns the reading of calls or of reasoning off."""
 
 
 def declared_template(declared: Mapping[str, Any] | None, *, calls: bool) -> Any | None:
@@ -53,8 +69,8 @@ class ResponseFormat:
 
     new_parser: Callable[[], ResponseParser | None]
     """Creates the parser of one choice; `None` if all text is answer."""
-    skip_special_tokens: bool = True
-    """Whether special tokens are left out of the generated text."""
+    kept_tokens: frozenset[int] = frozenset()
+    """Ids of special tokens that are part of the generated text: the marks of the format."""
     reasoning: ReasoningTokens | None = None
     """The model may think before it writes what a grammar restricts."""
 
@@ -63,44 +79,70 @@ _ALL_ANSWER = ResponseFormat(lambda: None)
 
 
 class ResponseParserFactory:
-    """Creates the response parsers of one model."""
+    """Creates the response parsers of one model.
 
-    def __init__(self, tokenizer: Any, template: ChatTemplate) -> None:
+    Args:
+        tokenizer: of Transformers.
+        template: the chat template.
+        tool_call_parser: name of the format of calls; `None` chooses by the template.
+        reasoning_parser: name of the format of reasoning; `None` chooses by the template.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: ChatTemplate,
+        *,
+        tool_call_parser: str | None = None,
+        reasoning_parser: str | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
         self._template = template
-        self._declared: Mapping[str, Any] | None = getattr(tokenizer, "response_template", None)
+        self._vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+        self.calls: ToolCallFormat | None = None
+        """Format in which the model is asked for calls."""
+        self.reasoning: ReasoningFormat | None = None
+        texts = self._texts() if template else TemplateTexts()
+        # A template may print calls and leave it to the user to tell the model of the tools.
+        printed = texts if template.supports_tools else TemplateTexts(texts.call)
+        known = recognise_calls(printed)
+        if tool_call_parser is not None:
+            if tool_call_parser != NO_FORMAT:
+                self.calls = named_format(tool_call_parser, tool_call_formats(), "tool-call parser")
+        elif template:
+            self.calls = known or GENERIC
+        if reasoning_parser is None:
+            self.reasoning = recognise_reasoning(texts)
+        elif reasoning_parser != NO_FORMAT:
+            self.reasoning = named_format(reasoning_parser, reasoning_formats(), "reasoning parser")
+        self._indent = template.probe.answer_indent if template else ""
+        self._declared: Mapping[str, Any] | None = None
+        if not (known or tool_call_parser or self.reasoning):
+            self._declared = getattr(tokenizer, "response_template", None)
+
+    def _texts(self) -> TemplateTexts:
+        template = self._template
         source = (template.source or "") + (template.tool_source or "")
-        # What the template renders in earlier messages the model was trained to write.
-        self._thinks = self._declared is None and (_THINK in source or _END_THINK in source)
-        self._calls = self._declared is None and _CALL in source
-        self._think_ids = _token_ids(tokenizer, _THINK, _END_THINK) if self._thinks else None
-        # Marks that are special tokens are visible only if those are decoded too.
-        if self._declared is None:
-            marks = self._thinks * [_THINK, _END_THINK] + self._calls * [_CALL, "</tool_call>"]
-            written = " ".join(marks)
-        else:
-            written = json.dumps(self._declared, ensure_ascii=False)
-        self._needs_special_tokens = any(
-            str(token) in written for token in tokenizer.all_special_tokens
-        )
+        tokens = {str(token) for token in self._tokenizer.added_tokens_decoder.values()}
+        probe = template.probe
+        return TemplateTexts(probe.call_text, f"{source}\n{probe.reasoning_text}", tokens)
+
+    @property
+    def tells_tools_in_words(self) -> bool:
+        """Whether tools are described in the prompt because the template does not render them."""
+        return bool(self._template) and not self._template.supports_tools
 
     def messages(self, request: GenerationRequest) -> tuple[Message, ...]:
-        """Return the conversation, with tools and tool calls as text where the template lacks them.
-
-        Raises:
-            UnsupportedError: the chat template has no tools, and the request requires none.
-        """
+        """Return the conversation, with tools and calls as text where the template lacks them."""
         messages = request.messages
         if not self._template.supports_tool_calls:
             messages = tool_messages_as_text(messages)
         if not request.tools or self._template.supports_tools:
             return messages
-        if not request.required_tools:
-            raise UnsupportedError(
-                "this model's chat template has no tools, so the model cannot choose one itself",
-                hint="set tool_choice to 'required' or name a function, or use a model with tools",
-                param="tools",
-            )
-        text = tools_as_text(request.tools)
+        text = tools_as_text(request.tools, (self.calls or GENERIC).example)
         first, *rest = messages
         if first.role in ("system", "developer"):
             return (replace(first, content=f"{text}\n\n{first.content}"), *rest)
@@ -119,70 +161,99 @@ class ResponseParserFactory:
         """Return how the responses to a request are parsed.
 
         Args:
+            request: the request.
             prompt: the rendered prompt. It may begin the response, for example with `<think>`.
         """
         if not request.messages:
             return _ALL_ANSWER
-        skip = not self._needs_special_tokens
-        restricted = bool(request.required_tools) or request.sampling.grammar is not None
-        opened = prompt.rstrip().endswith(_THINK)
-        if restricted:
-            reasoning = self._reasoning_tokens(request, prompt, opened=opened)
-            calls = bool(request.required_tools)
-            if reasoning is None:
-                return ResponseFormat(RequiredToolCallParser) if calls else _ALL_ANSWER
-            return ResponseFormat(
-                lambda: RestrictedResponseParser(calls=calls, opened=opened), skip, reasoning
-            )
-        calls = bool(request.tools)
-        template = declared_template(self._declared, calls=calls)
-        if template is not None:
+        end = prompt.rstrip()
+        opened = self.reasoning is not None and end.endswith(self.reasoning.open.rstrip())
+        if request.required_tools or request.sampling.grammar is not None:
+            return self._restricted(request, end, opened=opened)
+        offered = bool(request.tools)
+        declared = declared_template(self._declared, calls=offered)
+        if declared is not None:
             tools = [tool_definition(tool) for tool in request.tools]
-            return ResponseFormat(lambda: TemplateResponseParser(template, tools, prompt), skip)
-        thinks, calls = self._thinks, calls and self._calls
-        if not (thinks or calls):
+            marks = json.dumps(declared, ensure_ascii=False)
+            return ResponseFormat(
+                lambda: TemplateResponseParser(declared, tools, prompt), self._kept_in([marks])
+            )
+        calls = self.calls if offered else None
+        read = response_reader(
+            calls, self.reasoning, offered=offered, opened=opened, indent=self._indent
+        )
+        if read is None:
             return _ALL_ANSWER
         return ResponseFormat(
-            lambda: MarkedResponseParser(reasoning=thinks, calls=calls, opened=opened), skip
+            lambda: FormatParser(read, request.tools),
+            self._kept_in(format_marks(calls, self.reasoning)),
+        )
+
+    def _restricted(
+        self, request: GenerationRequest, prompt: str, *, opened: bool
+    ) -> ResponseFormat:
+        """Return how a response that a grammar restricts is parsed."""
+        tokens = self._reasoning_tokens(request, prompt, opened=opened)
+        calls = bool(request.required_tools)
+        if tokens is None:
+            return ResponseFormat(RequiredToolCallParser) if calls else _ALL_ANSWER
+        reasoning = self.reasoning
+        assert reasoning is not None
+        return ResponseFormat(
+            lambda: RestrictedResponseParser(
+                reasoning_parser(reasoning, opened=opened), calls=calls
+            ),
+            self._kept_in(format_marks(None, self.reasoning)),
+            tokens,
+        )
+
+    def _kept_in(self, marks: Sequence[str]) -> frozenset[int]:
+        """Return the ids of the special tokens that are part of marks."""
+        special = {
+            str(token): token_id
+            for token_id, token in self._tokenizer.added_tokens_decoder.items()
+            if token.special
+        }
+        special |= dict(
+            zip(self._tokenizer.all_special_tokens, self._tokenizer.all_special_ids, strict=True)
+        )
+        return frozenset(
+            token_id for text, token_id in special.items() if any(text in mark for mark in marks)
         )
 
     def _reasoning_tokens(
         self, request: GenerationRequest, prompt: str, *, opened: bool
     ) -> ReasoningTokens | None:
         """Return the marks of the reasoning that may precede a restricted response, if any."""
+        marks = self.reasoning
         is_off = request.template_kwargs.get("enable_thinking") is False
-        if self._think_ids is None or is_off or prompt.rstrip().endswith(_END_THINK):
+        if marks is None or marks.channels is not None or is_off or prompt.endswith(marks.close):
             return None
-        return ReasoningTokens(*self._think_ids, opened=opened)
-
-
-def _token_ids(tokenizer: Any, first: str, second: str) -> tuple[int, int] | None:
-    """Return the ids of two tokens; `None` if one is not in the vocabulary."""
-    vocabulary: Mapping[str, int] = tokenizer.get_vocab()
-    if first not in vocabulary or second not in vocabulary:
-        return None
-    return vocabulary[first], vocabulary[second]
+        ids = self._vocabulary.get(marks.open), self._vocabulary.get(marks.close)
+        if ids[0] is None or ids[1] is None:
+            return None
+        return ReasoningTokens(ids[0], ids[1], opened=opened)
 
 
 class RestrictedResponseParser:
     """Parses a response that a grammar restricts after the reasoning.
 
     Args:
+        reasoning: separates the reasoning.
         calls: whether the grammar is that of required tool calls.
-        opened: whether the prompt ends with `<think>`.
     """
 
-    def __init__(self, *, calls: bool, opened: bool) -> None:
-        self._think = MarkedResponseParser(reasoning=True, calls=False, opened=opened)
+    def __init__(self, reasoning: ResponseParser, *, calls: bool) -> None:
+        self._reasoning = reasoning
         self._calls = RequiredToolCallParser() if calls else None
 
     def feed(self, text: str) -> list[ResponseDelta]:
         """See `ResponseParser.feed`."""
-        return self._converted(self._think.feed(text))
+        return self._converted(self._reasoning.feed(text))
 
     def end(self) -> list[ResponseDelta]:
         """See `ResponseParser.end`."""
-        return self._converted(self._think.end())
+        return self._converted(self._reasoning.end())
 
     def _converted(self, deltas: list[ResponseDelta]) -> list[ResponseDelta]:
         if self._calls is None:

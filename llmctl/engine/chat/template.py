@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from llmctl.engine.chat.control_tokens import CharSpan, ControlTokenEscaper
+from llmctl.engine.chat.template_probe import TemplateProbe, tool_definition
 from llmctl.engine.chat.tokenize import TextTokenizer, TokenizedText
 from llmctl.errors import ConfigError, TemplateError
-from llmctl.types import Message, Tool
+from llmctl.types import Message, Tool, ToolCall
 
 _log = logging.getLogger(__name__)
 
-_PROBE, _PROBE_ID = "probe_of_tools", "probe0001"
 _RESERVED_VARIABLES = {
     "conversation",
     "messages",
@@ -95,61 +95,24 @@ class ChatTemplate:
     @property
     def supports_tools(self) -> bool:
         """Whether the template renders the list of tools."""
-        return self._tools_in is not None
+        return self.probe.tools_in is not None
 
-    @cached_property
-    def _tools_in(self) -> Literal["variable", "message"] | None:
-        """Where the template reads tools: its variable, or a key of the system message (Phi-4)."""
-        probe = [tool_definition(Tool(_PROBE))]
-        turns: list[dict[str, Any]] = [
-            {"role": "system", "content": "Instruct"},
-            {"role": "user", "content": "Ask"},
-        ]
-        for start in (1, 0):  # some templates have no system role
-            if _PROBE in (self._try(turns[start:], tools=probe) or ""):
-                return "variable"
-        with_tools = [turns[0] | {"tools": json.dumps(probe)}, turns[1]]
-        return "message" if _PROBE in (self._try(with_tools) or "") else None
-
-    @cached_property
+    @property
     def supports_tool_calls(self) -> bool:
         """Whether the template renders the tool calls of earlier messages."""
-        call: dict[str, Any] = {"id": _PROBE_ID, "type": "function"}
-        turns: list[dict[str, Any]] = [
-            {"role": "user", "content": "Ask"},
-            {
-                "role": "assistant",
-                "content": "",
-                "tool_calls": [call | {"function": {"name": _PROBE, "arguments": {"a": 1}}}],
-            },
-            {"role": "tool", "content": "Result", "tool_call_id": _PROBE_ID, "name": _PROBE},
-        ]
-        text = self._try(turns, tools=[tool_definition(Tool(_PROBE))])
-        if text is None:  # it may want an answer after the result
-            answer: dict[str, Any] = {"role": "assistant", "content": "Answer"}
-            text = self._try([*turns, answer])
-        if text is None:
-            return "tool_calls" in (self.tool_source or self._source or "")
-        without = self._try(turns[:1], tools=[tool_definition(Tool(_PROBE))]) or ""
-        return text.count(_PROBE) > without.count(_PROBE)
+        return self.probe.renders_calls
 
     @cached_property
-    def _requires_short_call_ids(self) -> bool:
-        """Whether ids of calls must have nine letters or digits (Mistral)."""
+    def probe(self) -> TemplateProbe:
+        """What is known about the template from rendering examples."""
+        return TemplateProbe(self._try, self.tool_source or self._source or "")
 
-        def renders(call_id: str) -> bool:
-            call = {"name": _PROBE, "arguments": {}}
-            calls = [{"id": call_id, "type": "function", "function": call}]
-            turns: list[dict[str, Any]] = [
-                {"role": "user", "content": "Ask"},
-                {"role": "assistant", "content": "", "tool_calls": calls},
-                {"role": "tool", "content": "Result", "tool_call_id": call_id, "name": _PROBE},
-            ]
-            return self._try(turns) is not None
-
-        return self.supports_tool_calls and not renders("call_1") and renders(_PROBE_ID)
-
-    def _try(self, turns: list[dict[str, Any]], tools: list[Any] | None = None) -> str | None:
+    def _try(
+        self,
+        turns: list[dict[str, Any]],
+        tools: list[Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str | None:
         """Render turns; return `None` if the template rejects them."""
         try:
             text: str = self._tokenizer.apply_chat_template(
@@ -157,7 +120,7 @@ class ChatTemplate:
                 chat_template=self._source_for(turns, tools),
                 tokenize=False,
                 tools=tools,
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
             )
         except Exception as error:  # a template may raise anything
             _log.debug("the chat template rejects a probe", exc_info=error)
@@ -277,30 +240,14 @@ class ChatTemplate:
                 "the arguments of a call, or the description of a tool, are nested too deeply",
                 param="tools" if tools else "messages",
             ) from error
-        if turns and turns[0]["role"] == "system" and not self._has_system_role:
+        if turns and turns[0]["role"] == "system" and not self.probe.has_system_role:
             turns = _fold_system(turns)
-        if definitions and self._tools_in == "message":
+        if definitions and self.probe.tools_in == "message":
             if not turns or turns[0]["role"] != "system":
                 turns = [{"role": "system", "content": ""}, *turns]
             text = json.dumps(definitions, ensure_ascii=False)
             return [turns[0] | {"tools": text}, *turns[1:]], None
         return turns, definitions or None
-
-    @cached_property
-    def _has_system_role(self) -> bool:
-        def renders(*turns: tuple[str, str]) -> bool:
-            try:
-                text = self._tokenizer.apply_chat_template(
-                    [{"role": role, "content": content} for role, content in turns],
-                    chat_template=self._source,
-                    tokenize=False,
-                )
-            except Exception:
-                return False
-            return all(content in text for _, content in turns)
-
-        # A template that cannot render a single user message proves nothing.
-        return renders(("system", "Instruct"), ("user", "Ask")) or not renders(("user", "Ask"))
 
     def _turn(self, message: Message) -> dict[str, object]:
         """Return a message as chat templates expect it (Transformers' documentation)."""
@@ -309,13 +256,13 @@ class ChatTemplate:
             role = "system"  # OpenAI's earlier name for the role
         turn: dict[str, object] = {"role": role, "content": message.content}
         if message.reasoning is not None:
-            turn["reasoning_content"] = message.reasoning
+            turn |= self.probe.reasoning_fields(message.content, message.reasoning)
         if message.tool_calls:
             turn["tool_calls"] = [
                 {
                     "id": self._call_id(call.id),
                     "type": "function",
-                    "function": {"name": call.name, "arguments": call.parsed_or_text()},
+                    "function": {"name": call.name, "arguments": self._arguments(call)},
                 }
                 for call in message.tool_calls
             ]
@@ -325,9 +272,16 @@ class ChatTemplate:
             turn["name"] = message.name
         return turn
 
+    def _arguments(self, call: ToolCall) -> dict[str, object] | str:
+        """Return arguments as the template takes them: as an object, or as JSON."""
+        arguments = call.parsed_or_text()
+        if self.probe.arguments_as_text and isinstance(arguments, dict):
+            return json.dumps(arguments, ensure_ascii=False)
+        return arguments
+
     def _call_id(self, call_id: str) -> str:
         """Return an id as the template takes it; equal ids stay equal."""
-        if not self._requires_short_call_ids or re.fullmatch(r"[A-Za-z0-9]{9}", call_id):
+        if not self.probe.requires_short_call_ids or re.fullmatch(r"[A-Za-z0-9]{9}", call_id):
             return call_id
         return hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
@@ -356,10 +310,3 @@ def _fold_system(turns: list[Any]) -> list[Any]:
 
 def _rejected(error: Exception) -> TemplateError:
     return TemplateError(f"the chat template rejects this conversation: {error}", param="messages")
-
-
-def tool_definition(tool: Tool) -> dict[str, object]:
-    """Return a tool in OpenAI's JSON form, which chat templates take too."""
-    parameters = tool.parameters or {"type": "object", "properties": {}}
-    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
-    return {"type": "function", "function": function}

@@ -154,21 +154,30 @@ def _rebased(tool: Tool, root: str) -> dict[str, Any]:
     return result
 
 
-def tools_as_text(tools: Sequence[Tool]) -> str:
-    """Describe tools for a model whose chat template does not render them."""
-    lines = [
-        "You can call these functions; answer with the name of one and its arguments, as JSON."
-    ]
+def tools_as_text(tools: Sequence[Tool], example: str) -> str:
+    """Describe tools for a model whose chat template does not render them.
+
+    Args:
+        tools: of the request.
+        example: a call of a function `add` with the arguments a=1 and b="x".
+    """
+    lines = ["You can call these functions:"]
     for tool in tools:
         schema = json.dumps(tool.parameters or {}, ensure_ascii=False)
         lines.append(f"- {tool.name}: {tool.description} Arguments: {schema}")
+    lines += [
+        "",
+        "To call functions, write only the calls. A call of a function `add` would be:",
+        example,
+        "The results come in the next message. Answer in words if no function is needed.",
+    ]
     return "\n".join(lines)
 
 
 def tool_messages_as_text(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Return tool calls and tool results as plain messages.
 
-    Calls are written in the form that `tool_call_schema` requires, results as user messages.
+    Calls are written in the format `json` of `formats.families`, results as user messages.
     """
     plain: list[Message] = []
     names: dict[str | None, str] = {}
@@ -177,8 +186,9 @@ def tool_messages_as_text(messages: Sequence[Message]) -> tuple[Message, ...]:
         if message.tool_calls:
             names |= {call.id: call.name for call in message.tool_calls}
             calls = [{"name": c.name, "arguments": c.parsed_or_text()} for c in message.tool_calls]
-            text = json.dumps(calls, ensure_ascii=False)
-            content = f"{message.content}\n\n{text}" if message.content else text
+            texts = [json.dumps(call, ensure_ascii=False) for call in calls]
+            text = "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in texts)
+            content = f"{message.content}\n{text}" if message.content else text
             plain.append(replace(message, content=content, tool_calls=()))
         elif message.role == "tool":
             name = message.name or names.get(message.tool_call_id, "the function")

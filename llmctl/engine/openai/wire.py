@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 import openai
 
 from llmctl.did_you_mean import did_you_mean
-from llmctl.engine.chat.think_tags import ThinkTagSplitter
+from llmctl.engine.chat.formats.format_parser import FormatParser, reasoning_parser
+from llmctl.engine.chat.formats.reasoning_families import THINK
+from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.errors import (
     AuthenticationError,
     ConfigError,
@@ -181,7 +183,7 @@ class ChunkConverter:
     def __init__(self) -> None:
         self._finish_reasons: dict[int, FinishReason] = {}
         self._calls: dict[tuple[int, int], ToolCall] = {}
-        self._splitters: dict[int, ThinkTagSplitter] = {}
+        self._parsers: dict[int, FormatParser] = {}
         self._usage: Usage | None = None
         self._chunks = 0
 
@@ -204,8 +206,9 @@ class ChunkConverter:
                 self._finish_reasons[choice.index] = reason
             if content or separate:
                 self._chunks += 1
-                splitter = self._splitters.setdefault(choice.index, ThinkTagSplitter())
-                text, reasoning = splitter.feed(content)
+                if choice.index not in self._parsers:
+                    self._parsers[choice.index] = reasoning_parser(THINK)
+                text, reasoning = _joined(self._parsers[choice.index].feed(content))
                 if text or separate or reasoning:
                     yield GenerationChunk(text, choice.index, reasoning=separate + reasoning)
 
@@ -220,8 +223,8 @@ class ChunkConverter:
 
     def flush(self) -> Iterator[GenerationChunk]:
         """Yield text that is held back, of a response that ends now."""
-        for index, splitter in self._splitters.items():
-            text, reasoning = splitter.flush()
+        for index, parser in self._parsers.items():
+            text, reasoning = _joined(parser.end())
             if text or reasoning:
                 yield GenerationChunk(text, index, reasoning=reasoning)
 
@@ -247,6 +250,11 @@ class ChunkConverter:
                     call for (owner, _), call in sorted(self._calls.items()) if owner == index
                 ),
             )
+
+
+def _joined(deltas: Sequence[ResponseDelta]) -> tuple[str, str]:
+    """Return answer and reasoning."""
+    return "".join(d.text for d in deltas), "".join(d.reasoning for d in deltas)
 
 
 def connection_lost_error(url: str) -> EngineStoppedError:

@@ -12,13 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.engine.batching.sampling.grammar import GrammarCompiler
-from llmctl.engine.chat.marked_response import MarkedResponseParser
+from llmctl.engine.chat.formats.families import TOOL_CALL_FORMATS
+from llmctl.engine.chat.formats.format_parser import FormatParser, response_reader
+from llmctl.engine.chat.formats.reasoning_families import THINK
+from llmctl.engine.chat.formats.registry import named_format
+from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.engine.chat.response_parser import ResponseParserFactory
 from llmctl.engine.chat.template import ChatTemplate, RenderOptions
 from llmctl.engine.chat.tool_choice import RequiredToolCallParser, tool_call_schema
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.stream import ResultAccumulator
-from llmctl.errors import RequestError, UnsupportedError
+from llmctl.errors import RequestError
 from llmctl.types import (
     GenerationChunk,
     GenerationRequest,
@@ -45,12 +49,29 @@ def pieces(text: str, cuts: Sequence[int]) -> list[str]:
     return [text[a:b] for a, b in pairwise(at)]
 
 
+def hermes_parser(*, opened: bool = False) -> FormatParser:
+    hermes = named_format("hermes", TOOL_CALL_FORMATS, "format")
+    read = response_reader(hermes, THINK, offered=True, opened=opened)
+    assert read is not None
+    return FormatParser(read, [ADD])
+
+
+def joined_calls(deltas: Sequence[ResponseDelta]) -> list[tuple[str, str]]:
+    """Return name and arguments of each call."""
+    calls: dict[str, tuple[str, str]] = {}
+    for delta in deltas:
+        if delta.call is not None:
+            _, arguments = calls.get(delta.call.id, ("", ""))
+            calls[delta.call.id] = delta.call.name, arguments + delta.call.arguments
+    return list(calls.values())
+
+
 def parse(text: str, cuts: Sequence[int] = (), prefix: str = "") -> tuple[str, str, list[Any]]:
     """Return answer, reasoning and calls of a response that arrives in pieces."""
-    parser = MarkedResponseParser(reasoning=True, calls=True, opened=bool(prefix))
+    parser = hermes_parser(opened=bool(prefix))
     deltas = [delta for piece in pieces(text, cuts) for delta in parser.feed(piece)]
     deltas += parser.end()
-    calls = [(d.call.name, json.loads(d.call.arguments)) for d in deltas if d.call is not None]
+    calls = [(name, json.loads(arguments)) for name, arguments in joined_calls(deltas)]
     return "".join(d.text for d in deltas), "".join(d.reasoning for d in deltas), calls
 
 
@@ -112,11 +133,9 @@ def test_parameters_are_arguments_too() -> None:
 
 
 def test_a_call_cut_off_in_its_arguments_keeps_them() -> None:
-    parser = MarkedResponseParser(reasoning=False, calls=True)
-    assert parser.feed('<tool_call>\n{"name": "add", "arguments": {"a": 1') == []
-    (delta,) = parser.end()
-    assert delta.call is not None
-    assert (delta.call.name, delta.call.arguments) == ("add", '{"a": 1')
+    parser = hermes_parser()
+    deltas = parser.feed('<tool_call>\n{"name": "add", "arguments": {"a": 1')
+    assert joined_calls(deltas + parser.end()) == [("add", '{"a": 1')]
 
 
 def parser_for(source: str, request: GenerationRequest, prompt: str = "") -> Any:
@@ -313,12 +332,21 @@ def test_a_required_tool_is_called_with_valid_arguments(engine: HFRunner, parall
         assert len(choice.tool_calls) == 1
 
 
-def test_without_tools_in_the_template_a_tool_must_be_required(tiny: HFRunner) -> None:
-    request = GenerationRequest((Message("user", "?"),), tools=(ADD,))
-    with pytest.raises(UnsupportedError, match="has no tools") as caught:
-        tiny.submit(request)
-    assert caught.value.param == "tools"
-    assert "required" in caught.value.hint
+def test_without_tools_in_the_template_they_are_told_in_words_and_calls_are_read() -> None:
+    tokenizer = byte_tokenizer()
+    template = ChatTemplate(tokenizer, CHATML)
+    factory = ResponseParserFactory(tokenizer, template)
+    assert factory.tells_tools_in_words
+    request = GenerationRequest((Message("system", "Short."), Message("user", "?")), tools=(ADD,))
+    prompt = template.render(factory.messages(request)).text
+    assert "add: adds" in prompt
+    assert '"a": {"type": "integer"}' in prompt
+    assert "Short." in prompt
+    for written in (CALL, '{"name": "add", "arguments": {"a": 1, "b": "ü"}}'):
+        parser = factory.format(request, prompt).new_parser()
+        assert parser is not None
+        calls = joined_calls(parser.feed(written) + parser.end())
+        assert [(n, json.loads(a)) for n, a in calls] == [("add", {"a": 1, "b": "ü"})]
 
 
 TOOL_CONVERSATION = (
@@ -345,15 +373,13 @@ def test_without_tool_calls_in_the_template_they_are_plain_messages() -> None:
     )
     assert template.render(messages).text == (
         "<|im_start|>user\nWeather?<|im_end|>\n"
-        '<|im_start|>assistant\n[{"name": "weather", "arguments": {"city": "Genève"}}, '
-        '{"name": "weather", "arguments": {"city": "Rome"}}]<|im_end|>\n'
+        "<|im_start|>assistant\n"
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Genève"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call><|im_end|>\n'
         "<|im_start|>user\nResult of weather: 22C\nResult of weather: 30C<|im_end|>\n"
         "<|im_start|>assistant\nWarm.<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    weather = Tool("weather", "", {"properties": {"city": {"type": "string"}}})
-    called = json.loads(messages[1].content)
-    jsonschema.validate(called, tool_call_schema([weather], parallel=True))
 
 
 def test_with_tool_calls_in_the_template_messages_are_unchanged() -> None:

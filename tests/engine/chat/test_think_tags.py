@@ -1,7 +1,8 @@
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from llmctl.engine.chat.think_tags import ThinkTagSplitter
+from llmctl.engine.chat.formats.format_parser import reasoning_parser
+from llmctl.engine.chat.formats.reasoning_families import THINK
 from llmctl.engine.openai.wire import ChunkConverter
 from llmctl.engine.stream import ResultAccumulator
 from llmctl.errors import EngineStoppedError
@@ -25,11 +26,11 @@ def pieces(text: str, size: int) -> list[str]:
 def test_the_split_does_not_depend_on_how_the_text_is_cut(
     text: str, reasoning: str, answer: str, size: int
 ) -> None:
-    splitter = ThinkTagSplitter()
-    parts = [splitter.feed(piece) for piece in pieces(text, size)]
-    parts.append(splitter.flush())
-    assert "".join(part for _, part in parts).strip() == reasoning
-    assert "".join(part for part, _ in parts) == answer
+    parser = reasoning_parser(THINK)
+    deltas = [delta for piece in pieces(text, size) for delta in parser.feed(piece)]
+    deltas += parser.end()
+    assert "".join(delta.reasoning for delta in deltas) == reasoning
+    assert "".join(delta.text for delta in deltas) == answer
 
 
 def server_chunk(index: int, finish_reason: str | None = None, **delta: str) -> ChatCompletionChunk:

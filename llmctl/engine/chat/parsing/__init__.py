@@ -1,0 +1,1 @@
+"""Reading of responses piece by piece, for every format."""

@@ -1,0 +1,383 @@
+"""Every format of tool calls: what a template in it prints is read back as the same calls."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+
+from llmctl.engine.chat.formats import registry
+from llmctl.engine.chat.formats.families import GENERIC, TOOL_CALL_FORMATS
+from llmctl.engine.chat.formats.format_parser import FormatParser, response_reader
+from llmctl.engine.chat.formats.reasoning_families import REASONING_FORMATS
+from llmctl.engine.chat.formats.registry import ToolCallFormat, named_format
+from llmctl.engine.chat.response_delta import ResponseDelta
+from llmctl.engine.chat.response_parser import ResponseParserFactory
+from llmctl.engine.chat.template import ChatTemplate, RenderOptions
+from llmctl.errors import ConfigError
+from llmctl.types import GenerationRequest, Message, Tool, ToolCall
+from tests.tiny import byte_tokenizer
+
+PAINT = Tool(
+    "paint",
+    "paints",
+    {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": "integer"},
+            "opts": {"type": "object"},
+        },
+    },
+)
+ADD = Tool(
+    "add",
+    "adds",
+    {"type": "object", "properties": {"a": {"type": "number"}, "b": {"type": "string"}}},
+)
+TOOLS = (PAINT, ADD)
+ARGUMENTS = {"city": 'Genève "x"\n', "days": 3, "opts": {"a": [1, "x", True], "b": {"c": "}]"}}}
+CALLS = (
+    ToolCall("paint", json.dumps(ARGUMENTS, ensure_ascii=False), "abcdefgh1"),
+    ToolCall("add", '{"a": 1.5, "b": "12"}', "abcdefgh2"),
+)
+
+ARGS = "{{ c.function.arguments | tojson }}"
+NAME = "{{ c.function.name }}"
+OBJECT = f'{{"name": "{NAME}", "arguments": {ARGS}}}'
+EACH = "{% for c in m.tool_calls %}"
+COMMA = "{{ ', ' if not loop.last }}"
+END = "{% endfor %}"
+PARAMETERS = "{% for k, v in c.function.arguments.items() %}"
+VALUE = "{{ v if v is string else v | tojson }}"
+
+
+def elements(call: str, key: str, close: str, end: str) -> str:
+    """Return a snippet for calls of one element per parameter; `@` is where names go."""
+    key = key.replace("@", "{{ k }}")
+    return f"{EACH}{call.replace('@', NAME)}{PARAMETERS}{key}{VALUE}{close}{END}{end}{END}"
+
+
+def python_values() -> str:
+    return PARAMETERS + '{{ k }}={{ "\'" ~ v ~ "\'" if v is string else v | tojson }}' + COMMA + END
+
+
+def dsml(section: str) -> str:
+    mark = "｜DSML｜"
+    key = f'<{mark}parameter name="@" string="{{{{ "true" if v is string else "false" }}}}">'
+    inner = elements(
+        f'<{mark}invoke name="@">\n', key, f"</{mark}parameter>\n", f"</{mark}invoke>\n"
+    )
+    return f"\n\n<{mark}{section}>\n{inner}</{mark}{section}>"
+
+
+def keyed(tag: str = "", separator: str = "\n") -> str:
+    return elements(
+        f"\n<tool_call{tag}>@{separator}",
+        f"<arg_key{tag}>@</arg_key{tag}>\n<arg_value{tag}>",
+        f"</arg_value{tag}>\n",
+        f"</tool_call{tag}>",
+    )
+
+
+# What each format prints for the calls of a turn, in Jinja.
+SNIPPETS = {
+    "qwen3_coder": elements(
+        "\n<tool_call>\n<function=@>\n",
+        "<parameter=@>\n",
+        "\n</parameter>\n",
+        "</function>\n</tool_call>",
+    ),
+    "seed_oss": elements(
+        "\n<seed:tool_call>\n<function=@>\n",
+        "<parameter=@>",
+        "</parameter>\n",
+        "</function>\n</seed:tool_call>",
+    ),
+    "minicpm5": elements('<function name="@">', '<param name="@">', "</param>", "</function>\n"),
+    "minimax_m2": "<minimax:tool_call>\n"
+    + elements('<invoke name="@">\n', '<parameter name="@">', "</parameter>\n", "</invoke>\n")
+    + "</minimax:tool_call>",
+    "deepseek_v32": dsml("function_calls"),
+    "deepseek_v4": dsml("tool_calls"),
+    "deepseek_v3": "<｜tool▁calls▁begin｜>"
+    + EACH
+    + f"<｜tool▁call▁begin｜>{NAME}<｜tool▁sep｜>{ARGS}<｜tool▁call▁end｜>"
+    + END
+    + "<｜tool▁calls▁end｜>",
+    "kimi_k3": "<|open|>tools<|sep|>"
+    + elements(
+        '<|open|>call tool="@" index="{{ loop.index }}"<|sep|>',
+        '<|open|>argument key="@" type="{{ "string" if v is string else "object" }}"<|sep|>',
+        "<|close|>argument<|sep|>",
+        "<|close|>call<|sep|>",
+    )
+    + "<|close|>tools<|sep|>",
+    "kimi_k2": "<|tool_calls_section_begin|>"
+    + EACH
+    + f"<|tool_call_begin|>functions.{NAME}:{{{{ loop.index0 }}}}<|tool_call_argument_begin|>"
+    + f"{ARGS}<|tool_call_end|>{END}<|tool_calls_section_end|>",
+    "solar_open": "<|tool_calls|>"
+    + EACH
+    + f"<|tool_call:begin|>{{{{ c.id }}}}<|tool_call:name|>{NAME}<|tool_call:args|>{ARGS}"
+    + f"<|tool_call:end|>{END}<|calls|>",
+    "gemma4": EACH
+    + f"<|tool_call>call:{NAME}{{{{ '{{' }}}}{PARAMETERS}"
+    + '{{ k }}:{{ \'<|"|>\' ~ v ~ \'<|"|>\' if v is string else v | tojson }}'
+    + f"{{{{ ',' if not loop.last }}}}{END}}}<tool_call|>{END}",
+    "mistral": f"{EACH}[TOOL_CALLS]{NAME}[ARGS]{ARGS}{END}",
+    "command": "<|START_ACTION|>[\n"
+    + EACH
+    + f'{{"tool_call_id": "0", "tool_name": "{NAME}", "parameters": {ARGS}}}{COMMA}\n{END}'
+    + "]<|END_ACTION|>",
+    "command_r": "{{ '\n' }}Action:\n```json\n[\n"
+    + EACH
+    + f'{{"tool_name": "{NAME}", "parameters": {ARGS}}}{COMMA}\n{END}]```',
+    "lfm2": f"<|tool_call_start|>[{EACH}{NAME}({python_values()}){COMMA}{END}]<|tool_call_end|>",
+    "olmo3": f"<function_calls>\n{EACH}{NAME}({python_values()})\n{END}</function_calls>",
+    "llama4": f"<|python_start|>[{EACH}{NAME}({python_values()}){COMMA}{END}]<|python_end|>",
+    "pythonic": f"[{EACH}{NAME}({python_values()}){COMMA}{END}]",
+    "apertus": f'<|tools_prefix|>[{EACH}{{"{NAME}": {ARGS}}}{COMMA}{END}]<|tools_suffix|>',
+    "nemotron": f"<TOOLCALL>[{EACH}{OBJECT}{COMMA}{END}]</TOOLCALL>",
+    "hunyuan": "<tool_calls:opensource>"
+    + keyed(":opensource", "<tool_sep:opensource>\n")
+    + "\n</tool_calls:opensource>",
+    "glm45": keyed(),
+    "tool_calls": f"\n<tool_calls>[{EACH}{OBJECT}{COMMA}{END}]</tool_calls>",
+    "gigachat": f"{EACH}<|function_call|>{OBJECT}{END}",
+    "phi4_mini": f"<|tool_call|>[{EACH}{OBJECT}{COMMA}{END}]<|/tool_call|>",
+    "granite": f"<|tool_call|>[{EACH}{OBJECT}{COMMA}{END}]",
+    "functools": f" functools[{EACH}{OBJECT}{COMMA}{END}]",
+    "internlm": "<|action_start|><|plugin|>\n"
+    + f'{EACH}{{"name": "{NAME}", "parameters": {ARGS}}}\n{END}<|action_end|>',
+    "functionary_v31": f"{EACH}<function={NAME}>{ARGS}</function>{END}",
+    "hermes": f"{EACH}{{{{ '\n' }}}}<tool_call>\n{OBJECT}\n</tool_call>{END}",
+    "llama3_json": f'{EACH}{{"name": "{NAME}", "parameters": {ARGS}}}'
+    + f'{{{{ "; " if not loop.last }}}}{END}',
+    "json": f"[{EACH}{OBJECT}{COMMA}{END}]",
+}  # fmt: skip
+HEAD = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}"
+TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.tool_calls %}@{% endif %}<|im_end|>\n"
+TAIL = "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+TEMPLATES = {name: HEAD + TURN.replace("@", snippet) + TAIL for name, snippet in SNIPPETS.items()}
+# Formats of several messages, and the one whose prompt begins the answer.
+TEMPLATES |= {
+    "gpt_oss": HEAD
+    + "{% if m.role != 'assistant' %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>"
+    + "{% else %}{% if m.content %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}"
+    + f"<|end|>{{% endif %}}{EACH}<|start|>assistant to=functions.{NAME}<|channel|>commentary json"
+    + f"<|message|>{ARGS}<|call|>{END}{{% endif %}}{END}"
+    + "{% if add_generation_prompt %}<|start|>assistant{% endif %}",
+    "muse": HEAD
+    + "{% if m.role != 'assistant' %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|eot|>"
+    + "{% else %}{% if m.content %}<|start|>assistant to=user<|message|>{{ m.content }}<|eom|>"
+    + f"{{% endif %}}{EACH}<|start|>assistant to={NAME}<|message|><atem:function_calls>\n"
+    + f'<atem:invoke name="{NAME}">\n{PARAMETERS}<atem:parameter name="{{{{ k }}}}">{VALUE}'
+    + f"</atem:parameter>\n{END}</atem:invoke>\n</atem:function_calls><|eom|>{END}{{% endif %}}"
+    + f"{END}{{% if add_generation_prompt %}}<|start|>assistant{{% endif %}}",
+    "functionary": HEAD
+    + "{% if m.role != 'assistant' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>"
+    + "{% else %}<|im_start|>assistant\n{% if m.content %}>>>all\\n{{ m.content }}{% endif %}"
+    + f"{EACH}>>>{NAME}\n{ARGS}{END}<|im_end|>{{% endif %}}{END}"
+    + "{% if add_generation_prompt %}<|im_start|>assistant\n>>>{% endif %}",
+}
+TEMPLATES["functionary"] = TEMPLATES["functionary"].replace("all\\n", "all\n{# all\\n #}")
+ASKED = (Message("user", "?"),)
+# Its values are elements; its marks cannot be in a text.
+NESTED = "minimax_m3"
+FORMATS = {known.name: known for known in TOOL_CALL_FORMATS}
+
+
+def joined(deltas: Sequence[ResponseDelta]) -> tuple[str, str, list[ToolCall]]:
+    """Return answer, reasoning and calls; ids that are made up are left out."""
+    calls: dict[str, ToolCall] = {}
+    for delta in deltas:
+        if delta.call is not None:
+            before = calls.get(delta.call.id, replace(delta.call, arguments=""))
+            arguments = before.arguments + delta.call.arguments
+            calls[delta.call.id] = replace(before, arguments=arguments)
+    shown = [replace(c, id="" if c.id.startswith("call_") else c.id) for c in calls.values()]
+    return "".join(d.text for d in deltas), "".join(d.reasoning for d in deltas), shown
+
+
+def read(known: ToolCallFormat, pieces: Sequence[str]) -> tuple[str, str, list[ToolCall]]:
+    reader = response_reader(known, None, offered=True, opened=False)
+    assert reader is not None
+    parser = FormatParser(reader, TOOLS)
+    deltas = [delta for piece in pieces for delta in parser.feed(piece)]
+    return joined([*deltas, *parser.end()])
+
+
+def cuts(text: str) -> Iterator[list[str]]:
+    yield list(text)
+    for at in range(1, len(text)):
+        yield [text[:at], text[at:]]
+
+
+class Model:
+    """A template, the format chosen for it, and what it prints."""
+
+    def __init__(self, name: str) -> None:
+        tokenizer = byte_tokenizer(TEMPLATES[name])
+        self.template = ChatTemplate.of(tokenizer)
+        self.parsers = ResponseParserFactory(tokenizer, self.template)
+        self.prompt = self.text(ASKED, add_generation_prompt=True)
+
+    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        options = RenderOptions(tools=TOOLS, add_generation_prompt=add_generation_prompt)
+        text = self.template.render_text(messages, options)
+        return self.template.escaper.unescape(text)
+
+    def written(self, turn: Message) -> str:
+        text = self.text([*ASKED, turn])
+        assert text.startswith(self.prompt)
+        return text[len(self.prompt) :].removesuffix("\n").removesuffix("<|im_end|>")
+
+    def read(self, pieces: Sequence[str]) -> tuple[str, str, list[ToolCall]]:
+        request = GenerationRequest(ASKED, tools=TOOLS)
+        parser = self.parsers.format(request, self.prompt).new_parser()
+        assert parser is not None
+        deltas = [delta for piece in pieces for delta in parser.feed(piece)]
+        return joined([*deltas, *parser.end()])
+
+
+@pytest.fixture(scope="module", params=sorted(TEMPLATES))
+def model(request: pytest.FixtureRequest) -> Model:
+    return Model(request.param)
+
+
+def test_every_format_has_a_template_here() -> None:
+    assert set(TEMPLATES) | {NESTED} == set(FORMATS)
+
+
+def test_the_format_is_recognised_by_what_the_template_prints(model: Model) -> None:
+    assert model.parsers.calls is not None
+    assert model.template.probe.call_text
+    assert TEMPLATES[model.parsers.calls.name] == model.template.source
+
+
+@pytest.mark.parametrize(("content", "count"), [("", 2), ("I ask.", 1)])
+def test_what_the_template_prints_is_read_back_however_it_is_cut(
+    model: Model, content: str, count: int
+) -> None:
+    assert model.parsers.calls is not None
+    if content and model.parsers.calls.name in ("llama3_json", "pythonic", "json"):
+        pytest.skip("a call without a mark is the whole response")
+    turn = Message("assistant", content, tool_calls=CALLS[:count])
+    written = model.written(turn)
+    whole = text, _, calls = model.read([written])
+    assert text == content
+    assert [(c.name, json.loads(c.arguments)) for c in calls] == [
+        (c.name, json.loads(c.arguments)) for c in turn.tool_calls
+    ]
+    for pieces in cuts(written) if count == 2 else [list(written)]:
+        assert model.read(pieces) == whole
+    again = replace(turn, tool_calls=tuple(calls))
+    assert model.written(again) == written
+
+
+def test_the_arguments_of_a_call_may_hold_its_marks(model: Model) -> None:
+    assert model.parsers.calls is not None
+    for mark in model.parsers.calls.reader.marks:
+        arguments = json.dumps({"city": f"Write {mark} at the end"})
+        turn = Message("assistant", "", tool_calls=(ToolCall("paint", arguments, "abcdefgh1"),))
+        written = model.written(turn)
+        if mark == '<|"|>':
+            continue  # it ends a string; the template cannot escape it
+        for pieces in ([written], list(written)):
+            text, _, calls = model.read(pieces)
+            assert (text, [c.name for c in calls]) == ("", ["paint"])
+            assert json.loads(calls[0].arguments) == json.loads(arguments)
+
+
+@pytest.mark.parametrize("known", TOOL_CALL_FORMATS, ids=lambda known: known.name)
+def test_the_example_of_a_format_is_a_call_in_it(known: ToolCallFormat) -> None:
+    for pieces in cuts(known.example):
+        text, _, (call,) = read(known, pieces)
+        assert text == ""
+        assert (call.name, json.loads(call.arguments)) == ("add", {"a": 1, "b": "x"})
+
+
+@pytest.mark.parametrize("known", TOOL_CALL_FORMATS, ids=lambda known: known.name)
+def test_a_call_that_is_cut_off_is_seen_as_call_or_as_text(known: ToolCallFormat) -> None:
+    for length in range(1, len(known.example)):
+        part = known.example[:length]
+        text, _, calls = read(known, [part])
+        if calls:
+            assert calls[0].name == "add"
+            assert text == ""
+        else:
+            assert text.strip() == part.strip() or known.name in ("gpt_oss", "muse")
+
+
+@pytest.mark.parametrize("known", TOOL_CALL_FORMATS, ids=lambda known: known.name)
+def test_marks_in_an_answer_without_a_call_are_answer(known: ToolCallFormat) -> None:
+    openings = () if known.name in ("gpt_oss", "muse") else known.reader.openings  # type: ignore[union-attr]
+    for opening in openings:
+        for text in (f"So {opening} opens it; and so on.", f"{opening}! No.", f"`{opening}`"):
+            for pieces in cuts(text):
+                assert read(known, pieces) == (text, "", [])
+    code = f"Like this:\n```\n{known.example}\n```\nDone."
+    if openings and known.name not in ("command_r", "functionary", "minimax_m3"):
+        assert read(known, list(code)) == (code, "", [])
+
+
+def test_a_format_may_be_forced_or_turned_off() -> None:
+    tokenizer = byte_tokenizer(TEMPLATES["hermes"])
+    template = ChatTemplate.of(tokenizer)
+    forced = ResponseParserFactory(tokenizer, template, tool_call_parser="glm47")
+    assert forced.calls is FORMATS["glm45"]
+    off = ResponseParserFactory(tokenizer, template, tool_call_parser="none")
+    request = GenerationRequest(ASKED, tools=TOOLS)
+    assert off.format(request, "").new_parser() is None
+    with pytest.raises(ConfigError, match="unknown tool-call parser 'qwen9'") as caught:
+        ResponseParserFactory(tokenizer, template, tool_call_parser="qwen9")
+    assert "hermes" in caught.value.hint
+    with pytest.raises(ConfigError, match="unknown reasoning parser"):
+        ResponseParserFactory(tokenizer, template, reasoning_parser="qwen9")
+
+
+@pytest.mark.parametrize("known", REASONING_FORMATS, ids=lambda known: known.name)
+@pytest.mark.parametrize("opened", [False, True])
+def test_reasoning_is_separated_however_it_is_cut(
+    known: registry.ReasoningFormat, opened: bool
+) -> None:
+    if known.channels is not None:
+        opened = False
+    answer = {
+        "gpt_oss": "<|start|>assistant<|channel|>final<|message|>Yes.",
+        "muse": "<|start|>assistant to=user<|message|>Yes.",
+    }.get(known.name, f"{known.frames[0] if known.frames else ''}Yes.")
+    text = f"{'' if opened else known.open}Well.\n\nSo.\n{known.close}{answer}"
+    reader = response_reader(None, known, offered=False, opened=opened)
+    assert reader is not None
+    for pieces in cuts(text):
+        parser = FormatParser(reader)
+        deltas = [delta for piece in pieces for delta in parser.feed(piece)] + parser.end()
+        assert joined(deltas) == ("Yes.", "Well.\n\nSo.", [])
+
+
+def test_names_and_aliases_are_unique() -> None:
+    for formats in (TOOL_CALL_FORMATS, REASONING_FORMATS):
+        names = [name for known in formats for name in (known.name, *known.aliases)]
+        assert len(names) == len(set(names))
+    assert named_format("xlam", TOOL_CALL_FORMATS, "format") is GENERIC
+
+
+def test_a_number_as_text_stays_text_where_the_schema_wants_a_string() -> None:
+    written = "<tool_call>\n<function=add>\n<parameter=a>\n12\n</parameter>\n<parameter=b>\n12"
+    written += "\n</parameter>\n<parameter=c>\n12\n</parameter>\n</function>\n</tool_call>"
+    _, _, (call,) = read(FORMATS["qwen3_coder"], [written])
+    assert json.loads(call.arguments) == {"a": 12, "b": "12", "c": 12}
+
+
+def test_the_name_is_known_before_the_arguments_and_these_come_in_pieces() -> None:
+    for known in (FORMATS["hermes"], FORMATS["qwen3_coder"], FORMATS["kimi_k2"]):
+        reader = response_reader(known, None, offered=True, opened=False)
+        assert reader is not None
+        parser = FormatParser(reader, TOOLS)
+        deltas = [delta for char in known.example for delta in parser.feed(char)]
+        calls = [delta.call for delta in deltas if delta.call is not None]
+        assert calls[0].name == "add"
+        assert len(calls) > 5
+        assert len({call.id for call in calls}) == 1
