@@ -18,10 +18,12 @@ from llmctl.engine.chat.formats.format_parser import (
     reasoning_parser,
     response_reader,
 )
-from llmctl.engine.chat.formats.registry import (
+from llmctl.engine.chat.formats.format_types import (
     ReasoningFormat,
     TemplateTexts,
     ToolCallFormat,
+)
+from llmctl.engine.chat.formats.registry import (
     named_format,
     reasoning_formats,
     recognise_calls,

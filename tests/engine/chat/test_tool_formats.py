@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from llmctl.engine.chat.formats import registry
 from llmctl.engine.chat.formats.families import GENERIC, TOOL_CALL_FORMATS
 from llmctl.engine.chat.formats.format_parser import FormatParser, response_reader
+from llmctl.engine.chat.formats.format_types import ReasoningFormat, ToolCallFormat
 from llmctl.engine.chat.formats.reasoning_families import REASONING_FORMATS
-from llmctl.engine.chat.formats.registry import ToolCallFormat, named_format
+from llmctl.engine.chat.formats.registry import named_format
 from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.engine.chat.response_parser import ResponseParserFactory
 from llmctl.engine.chat.template import ChatTemplate, RenderOptions
@@ -339,9 +339,7 @@ def test_a_format_may_be_forced_or_turned_off() -> None:
 
 @pytest.mark.parametrize("known", REASONING_FORMATS, ids=lambda known: known.name)
 @pytest.mark.parametrize("opened", [False, True])
-def test_reasoning_is_separated_however_it_is_cut(
-    known: registry.ReasoningFormat, opened: bool
-) -> None:
+def test_reasoning_is_separated_however_it_is_cut(known: ReasoningFormat, opened: bool) -> None:
     if known.channels is not None:
         opened = False
     answer = {

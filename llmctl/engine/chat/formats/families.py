@@ -1,5 +1,6 @@
 """The families whose formats of calls are known."""
 
+from llmctl.engine.chat.formats.format_types import ToolCallFormat
 from llmctl.engine.chat.formats.gemma_calls import GemmaCalls
 from llmctl.engine.chat.formats.json_calls import JsonCalls
 from llmctl.engine.chat.formats.message_families import GPT_OSS, MUSE
@@ -11,7 +12,6 @@ from llmctl.engine.chat.formats.named_calls import (
 )
 from llmctl.engine.chat.formats.parameter_families import PARAMETER_FORMATS
 from llmctl.engine.chat.formats.pythonic_calls import PythonicCalls
-from llmctl.engine.chat.formats.registry import ToolCallFormat
 
 _OBJECT = '{"name": "add", "arguments": {"a": 1, "b": "x"}}'
 _ARGS = '{"a": 1, "b": "x"}'

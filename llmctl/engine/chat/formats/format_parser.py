@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from llmctl.engine.chat.formats.registry import ReasoningFormat, ToolCallFormat
+from llmctl.engine.chat.formats.format_types import ReasoningFormat, ToolCallFormat
 from llmctl.engine.chat.parsing.call_reader import CallReader
 from llmctl.engine.chat.parsing.channels import Channels
 from llmctl.engine.chat.parsing.response_layout import ReasoningMarks, read_response

@@ -1,8 +1,8 @@
 """The families that write one element per parameter."""
 
 from llmctl.engine.chat.formats.element_calls import ElementCalls
+from llmctl.engine.chat.formats.format_types import ToolCallFormat
 from llmctl.engine.chat.formats.parameter_calls import ParameterCalls
-from llmctl.engine.chat.formats.registry import ToolCallFormat
 
 
 def _xml(call: str, end: str, **changes: object) -> ParameterCalls:

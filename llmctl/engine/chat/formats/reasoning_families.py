@@ -1,7 +1,7 @@
 """The families whose reasoning is known."""
 
+from llmctl.engine.chat.formats.format_types import ReasoningFormat
 from llmctl.engine.chat.formats.message_families import GPT_OSS, MUSE
-from llmctl.engine.chat.formats.registry import ReasoningFormat
 
 THINK = ReasoningFormat(
     "think",
