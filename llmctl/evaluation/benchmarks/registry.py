@@ -65,12 +65,11 @@ class Benchmark:
         return tuple(name for name in (subject.category, *extra) if name)
 
 
-def _answer_text(question: str, gap: str = " ", shots: int = 0) -> dict[EvalMode, PromptTemplate]:
+def _answer_text(question: str, gap: str = " ") -> dict[EvalMode, PromptTemplate]:
     prompt = CompletionPrompt(
         example=f"{question}{gap}{{answer_text}}\n\n",
         body=question,
         ending=f"{gap}{{text}}",
-        shots=shots,
     )
     return {"logprob": prompt, "logprob_norm": prompt}
 
