@@ -1,6 +1,7 @@
 """What many tests share: no network by accident, and models loaded once per run."""
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,14 +54,28 @@ def smollm() -> Iterator["HFRunner"]:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tracking store without runs, to be copied: making one takes seconds."""
-    from llmctl.monitor.store import create_sqlite_store, import_mlflow
+    """A tracking store without runs, to be copied; made once for all workers, in seconds."""
+    from llmctl.monitor.store import create_sqlite_store
     from llmctl.types import ignore_progress
 
-    import_mlflow()
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    create_sqlite_store(file, ignore_progress)
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    file = shared / "empty-store" / "mlflow.db"
+    create_sqlite_store(file, ignore_progress)  # returns at once if another worker has made it
     return file
+
+
+@pytest.fixture
+def own_store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home folder of llmctl for one test; for a slow one, with an empty tracking store."""
+    home = tmp_path / "store"
+    home.mkdir()
+    monkeypatch.setenv("LLMCTL_HOME", str(home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if request.node.get_closest_marker("slow"):
+        shutil.copy(request.getfixturevalue("empty_store"), home)
 
 
 @pytest.fixture(scope="session")

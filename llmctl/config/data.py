@@ -75,15 +75,11 @@ class CheckConfig(TokenizerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowConfig(ReadConfig):
+class ShowConfig(TokenizerConfig):
     """The settings of `llmctl data show`."""
 
     model: Annotated[str, Option(short="-m", variable="LLMCTL_MODEL")] = DEFAULT_MODEL
     """Model whose tokenizer and chat template are used."""
-    chat_template: str | None = None
-    """Jinja file to use instead of the model's chat template."""
-    trust_remote_code: bool = False
-    """Run Python code of the model repository."""
 
     def model_spec(self) -> ModelSpec:
         """Return the model whose tokenizer is used."""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import threading
 import time
@@ -20,11 +19,7 @@ from tests.evaluation.model_servers import chat_reply, flaky_server, scripted_se
 from tests.fakes import FakeEngine
 from tests.server.servers import running_server
 
-
-@pytest.fixture(autouse=True)
-def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "store"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+pytestmark = pytest.mark.usefixtures("own_store")
 
 
 def run_eval(*words: str) -> int:
@@ -213,10 +208,8 @@ def test_samples_beyond_the_context_are_reported_without_a_retry_hint(
 
 @pytest.mark.slow
 def test_stopped_evaluation_resumes_in_the_same_tracked_run(
-    tmp_path: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "store").mkdir()
-    shutil.copy(empty_store, tmp_path / "store")
     left = threading.Event()
     held: list[bool] = []
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import pytest
 
 from llmctl.cli.app import main
 from tests.cli.process import RunningCommand, error_lines, run_in_process, run_process
+
+pytestmark = pytest.mark.usefixtures("own_store")
 
 
 @pytest.fixture
@@ -36,14 +37,6 @@ def settings(tiny_folder: Path, rows: Path, tmp_path: Path) -> Path:
         "sample_tokens: 4\n"
     )
     return file
-
-
-@pytest.fixture(autouse=True)
-def own_store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "store").mkdir()
-    shutil.copy(empty_store, tmp_path / "store")
-    monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "store"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 def fails(*words: str) -> int:

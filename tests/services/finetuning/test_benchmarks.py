@@ -1,5 +1,4 @@
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,7 @@ from llmctl.services.finetuning.run import FinetuneRequest, finetune
 from llmctl.types import TrainNote, TrainReport
 from tests.evaluation.benchmark_files import write_custom_benchmark
 
-
-@pytest.fixture(autouse=True)
-def own_store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "store").mkdir()
-    shutil.copy(empty_store, tmp_path / "store")
-    monkeypatch.setenv("LLMCTL_HOME", str(tmp_path / "store"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+pytestmark = pytest.mark.usefixtures("own_store")
 
 
 def write_training_rows(benchmark: Path, file: Path) -> Path:
