@@ -2,7 +2,8 @@
 
 Run `python tests/benchmarks/families.py`. To compare with another checkout of llmctl, run both in
 turns, this one with `PYTHONPATH=CHECKOUT`. The weights are float32 and random; every stream has a
-prompt of its own of about 110 tokens and generates 64 tokens.
+prompt of its own of about 110 tokens and generates 64 tokens. `--five-shot` measures an evaluation
+in place of streams: 100 questions with four options each, below the same five examples.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.types import GenerationRequest, ModelSpec, SamplingParams
+from llmctl.types import GenerationRequest, ModelSpec, SamplingParams, ScoreRequest
 from tests.tiny import byte_tokenizer
 
 _COMMON: dict[str, Any] = {
@@ -86,13 +87,33 @@ def streams_per_s(engine: HFRunner, count: int, tag: str) -> float:
     return count * 64 / (time.perf_counter() - begin)
 
 
+def evaluation_s(engine: HFRunner) -> float:
+    """Return the seconds of an evaluation of 100 questions with five examples (1,050 tokens)."""
+    shots = "".join(
+        f"Question {n}: which of these is the number {n}?\n" + "A text of the same length.\n" * 5
+        for n in range(5)
+    )
+    answers = (" A", " B", " C", " D")
+    requests = [
+        ScoreRequest(f"{shots}Question: what is {n} times {n + 1}? Answer:", answers)
+        for n in range(100)
+    ]
+    begin = time.perf_counter()
+    engine.submit_scores(requests).result()
+    return time.perf_counter() - begin
+
+
 def main() -> None:
     """Measure the families that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("families", nargs="*", default=list(FAMILIES))
+    parser.add_argument("--five-shot", action="store_true")
+    options = parser.parse_args()
     logging.set_verbosity_error()
-    print("| model | parameters | path | 1 stream | 8 streams |\n| --- | --- | --- | --- | --- |")
-    for family in parser.parse_args().families:
+    columns = ["1 stream", "8 streams"] if not options.five_shot else ["100 questions, s"]
+    header = ["model", "parameters", "path", *columns]
+    print(f"| {' | '.join(header)} |\n|{' --- |' * len(header)}")
+    for family in options.families:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / family
             torch.manual_seed(0)
@@ -105,10 +126,15 @@ def main() -> None:
             with HFRunner(ModelSpec(str(folder), dtype="float32", device="cpu")) as engine:
                 engine.load()
                 streams_per_s(engine, 2, "warm up")
-                one = max(streams_per_s(engine, 1, f"a{n}") for n in range(2))
-                eight = max(streams_per_s(engine, 8, f"b{n}") for n in range(2))
+                if options.five_shot:
+                    figures = [evaluation_s(engine)]
+                else:
+                    figures = [
+                        max(streams_per_s(engine, rows, f"{rows} {n}") for n in range(2))
+                        for rows in (1, 8)
+                    ]
                 path = engine.path
-        cells = [family, f"{count / 1e6:.0f}M", path, f"{one:.1f}", f"{eight:.1f}"]
+        cells = [family, f"{count / 1e6:.0f}M", path, *(f"{figure:.1f}" for figure in figures)]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -19,8 +19,6 @@ def expected_path(config: Any) -> tuple[ExecutionPath, str]:
     """
     from transformers.cache_utils import DynamicCache
 
-    if getattr(config, "is_encoder_decoder", False):
-        return "serial", "it is an encoder-decoder"
     text = config.get_text_config(decoder=True)
     try:
         layers: list[Any] = DynamicCache(config=text).layers

@@ -26,7 +26,7 @@ from llmctl.engine.models import adapter_metadata, model_folder, provenance, res
 from llmctl.engine.models.catalog import find_entry
 from llmctl.engine.models.resolved import ResolvedModel
 from llmctl.engine.models.weight_files import fingerprint
-from llmctl.errors import ConfigError, ModelNotFoundError
+from llmctl.errors import ConfigError, ModelLoadError, ModelNotFoundError
 from llmctl.types import (
     EngineInfo,
     ExecutionPath,
@@ -257,6 +257,12 @@ def read_model_config(spec: ModelSpec, resolved: ResolvedModel) -> Any:
         return AutoConfig.from_pretrained(resolved.path, gguf_file=resolved.gguf_file)
     config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=spec.trust_remote_code)
     check_quantisation_method(config, resolved.model_id)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelLoadError(
+            f"{resolved.model_id} ({config.model_type}) is an encoder-decoder: its replies do not "
+            "continue the prompt, and llmctl runs decoders only",
+            hint="choose one of `llmctl models list`, or another model for text generation",
+        )
     return config
 
 

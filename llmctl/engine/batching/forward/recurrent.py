@@ -23,6 +23,7 @@ from llmctl.engine.batching.forward.cache_layout import (
 )
 from llmctl.engine.batching.forward.lora import AdapterSegments, HookedAdapters, LoraAdapter
 from llmctl.engine.batching.forward.packed import BatchItem, last_hidden_state
+from llmctl.engine.batching.forward.recurrent_steps import use_cpu_steps
 from llmctl.engine.batching.forward.step import PackedStep, Segment, current_step
 from llmctl.engine.batching.kv_cache import States
 from llmctl.engine.batching.recurrent_cache import RecurrentCache
@@ -44,6 +45,8 @@ class RecurrentForward:
         self._kinds: list[tuple[int, str, int]] = []
         # The batch of the last step: its rows keep their places while they stay the same.
         self._last: tuple[Any, States, list[States]] | None = None
+        if model.device.type == "cpu":
+            use_cpu_steps(model)
         attention.register()
         model.set_attn_implementation(attention.NAME)
 
