@@ -79,6 +79,7 @@ def show(name: NameArg, as_json: options.JsonOpt = False) -> None:
         "vocabulary": None if card.vocab_size is None else f"{card.vocab_size:,} tokens",
         "dtype": card.dtype,
         "chat template": {True: "yes", False: "no", None: None}[card.has_chat_template],
+        "responses": str(card.response_formats) if card.response_formats else None,
         "licence": card.licence,
         "note": card.note,
         "recommended sampling": ", ".join(f"{n} {v}" for n, v in card.sampling.items()),

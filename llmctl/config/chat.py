@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-from llmctl.config.model import ModelConfig
+from llmctl.config.model import ModelConfig, ParserConfig
 from llmctl.config.option import Option
 from llmctl.types import DEFAULT_SAMPLING, SAMPLING_RANGES, SamplingParams
 
@@ -19,7 +19,7 @@ _TEMPERATURE = f"the model's, else {DEFAULT_SAMPLING.temperature}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatConfig(ModelConfig):
+class ChatConfig(ParserConfig, ModelConfig):
     """The settings of a chat."""
 
     base_url: Annotated[str | None, Option(variable="LLMCTL_BASE_URL")] = None

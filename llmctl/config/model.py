@@ -33,6 +33,21 @@ class LoadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParserConfig:
+    """How the responses of a model are read."""
+
+    tool_call_parser: Annotated[
+        str | None, Option(metavar="NAME", default="by the chat template")
+    ] = None
+    """Format of the model's tool calls, such as hermes or qwen3_coder (docs/tools.md); none reads
+    no calls."""
+    reasoning_parser: Annotated[
+        str | None, Option(metavar="NAME", default="by the chat template")
+    ] = None
+    """Format of the model's reasoning, such as think; none leaves it in the answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig(LoadConfig):
     """How a model is loaded, with at most one adapter."""
 
@@ -60,6 +75,16 @@ def spec_from_config(config: "DataclassInstance", **settings: Any) -> ModelSpec:
 
 
 LOAD_OPTIONS = frozenset(
-    {"quant", "device", "dtype", "adapter", "chat_template", "trust_remote_code", "allow_pickle"}
+    {
+        "quant",
+        "device",
+        "dtype",
+        "adapter",
+        "chat_template",
+        "tool_call_parser",
+        "reasoning_parser",
+        "trust_remote_code",
+        "allow_pickle",
+    }
 )
 """Fields that only apply to a model in this process, not to a server."""

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 
 from annotated_types import Ge, Le
 
-from llmctl.config.model import LoadConfig, spec_from_config
+from llmctl.config.model import LoadConfig, ParserConfig, spec_from_config
 from llmctl.config.option import Option, parse_size
 from llmctl.errors import ConfigError
 from llmctl.types import DEFAULT_MAX_ROWS, KVQuant, MemoryLimits, ModelSpec
@@ -23,7 +23,7 @@ def _parse_kv_quant(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(LoadConfig):
+class ServeConfig(ParserConfig, LoadConfig):
     """The settings of a server."""
 
     host: Annotated[str, Option(variable="LLMCTL_HOST")] = "127.0.0.1"

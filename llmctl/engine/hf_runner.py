@@ -28,7 +28,7 @@ from llmctl.engine.batching.scoring import no_token_logprobs, top_token_logprobs
 from llmctl.engine.batching.sequence import OutputState, RequestState, ScheduledSequence
 from llmctl.engine.batching.worker import EngineWorker
 from llmctl.engine.chat.detokenize import incremental_decoder
-from llmctl.engine.chat.response_parser import ResponseFormat, ResponseParserFactory
+from llmctl.engine.chat.response_parser import ResponseFormat, ResponseParserFactory, check_names
 from llmctl.engine.chat.template import RenderOptions
 from llmctl.engine.loading.adapters import read_adapter, warn_of_other_tokenizer
 from llmctl.engine.loading.load import LoadedModel, load_model
@@ -75,10 +75,16 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
         self._closing = False
 
     def load(self, progress: ProgressCallback = ignore_progress) -> None:
+        check_names(self.spec.tool_call_parser, self.spec.reasoning_parser)
         loaded = load_model(self.spec, progress)
         progress(Progress(f"choosing how to run {loaded.info.model_id}"))
         self._token_bytes = TokenBytes(loaded.tokenizer)
-        self._responses = ResponseParserFactory(loaded.tokenizer, loaded.template)
+        self._responses = ResponseParserFactory(
+            loaded.tokenizer,
+            loaded.template,
+            tool_call_parser=self.spec.tool_call_parser,
+            reasoning_parser=self.spec.reasoning_parser,
+        )
         self._grammars = GrammarCompiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids)
         chosen = choose_executor(
             loaded.model,
@@ -95,6 +101,7 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
             loaded.info,
             execution_path=chosen.path,
             execution_reason=chosen.reason,
+            response_formats=self._responses.names if loaded.template else None,
             notes=loaded.info.notes + chosen.notes,
         )
         self._loaded = replace(loaded, info=info)

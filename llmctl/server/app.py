@@ -25,7 +25,7 @@ from llmctl.server.middleware.request_context import REQUEST_ID_HEADER, RequestC
 from llmctl.server.middleware.strict_json import StrictJSONRoute
 from llmctl.server.request_log import RequestLog, RequestObserver
 from llmctl.server.schemas.base import ErrorResponse
-from llmctl.server.served_model import DROPPED_MESSAGES_HEADER, ServedModel
+from llmctl.server.served_model import DROPPED_MESSAGES_HEADER, TOOLS_HEADER, ServedModel
 
 DEFAULTS = ServeConfig(log_requests=False)
 
@@ -70,7 +70,12 @@ def create_app(
             allow_methods=["GET", "POST", "DELETE"],
             # OpenAI's client sends a dozen headers of its own, which change with its versions.
             allow_headers=["*"],
-            expose_headers=[REQUEST_ID_HEADER, DROPPED_MESSAGES_HEADER, "retry-after"],
+            expose_headers=[
+                REQUEST_ID_HEADER,
+                DROPPED_MESSAGES_HEADER,
+                TOOLS_HEADER,
+                "retry-after",
+            ],
         )
     # A page that rebinds its name to this server does not know a key, so keys are sufficient.
     if config.allowed_hosts or not config.api_keys:

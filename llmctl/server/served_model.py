@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 DROPPED_MESSAGES_HEADER = "x-llmctl-dropped-messages"
 """Response header with the number of messages that `--overflow truncate-oldest` dropped."""
+TOOLS_HEADER = "x-llmctl-tools"
+"""Response header that is `in-words` if the prompt describes the tools in words, because the
+model's chat template does not have them."""
 
 
 class ServedModel:
@@ -100,11 +103,16 @@ class ServedModel:
         conversation that is too long even then.
 
         Returns:
-            The request, and a response header with the number of dropped messages, if any.
+            The request, and response headers: the number of dropped messages, and whether the
+            prompt describes the tools in words.
         """
+        formats = self.engine.info().response_formats
+        headers: dict[str, str] = {}
+        if request.tools and formats is not None and formats.tools_in_words:
+            headers[TOOLS_HEADER] = "in-words"
         starts = _possible_starts(request.messages)
         if self.config.overflow != "truncate-oldest" or not starts:
-            return request, {}
+            return request, headers
         first = starts[0]
         budget = prompt_budget(self.engine.info().context_length, request.sampling.max_new_tokens)
 
@@ -119,8 +127,8 @@ class ServedModel:
         fitting = await asyncio.to_thread(first_fitting, starts, count, budget)
         start = starts[-1] if fitting is None else fitting
         if start == first:
-            return request, {}
-        return without(start), {DROPPED_MESSAGES_HEADER: str(start - first)}
+            return request, headers
+        return without(start), headers | {DROPPED_MESSAGES_HEADER: str(start - first)}
 
     async def await_result(self, submit: Callable[[], Future[T]]) -> T:
         """Return the result of scoring or embedding; see `async_bridge.await_result`.

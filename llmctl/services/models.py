@@ -1,11 +1,15 @@
 """Service of `llmctl models`: list, show, download and delete models, without loading weights."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 from llmctl.engine.models import inventory, resolve, store
 from llmctl.engine.models.inventory import ModelInfo, Removal
-from llmctl.types import ProgressCallback, ignore_progress
+from llmctl.errors import ModelNotFoundError
+from llmctl.types import ModelSpec, ProgressCallback, ResponseFormats, ignore_progress
+
+_log = logging.getLogger(__name__)
 
 
 def list_models(folder: Path | None = None) -> list[ModelInfo]:
@@ -38,7 +42,34 @@ def show(name: str) -> ModelInfo:
 
     info = inventory.show(name)
     path, reason = path_from_files(name)
-    return replace(info, execution_path=path, execution_reason=reason)
+    formats = _response_formats(name) if info.has_chat_template else None
+    return replace(info, execution_path=path, execution_reason=reason, response_formats=formats)
+
+
+def _response_formats(model: str) -> ResponseFormats | None:
+    """Return how the calls and the reasoning of a model are read, from its chat template.
+
+    Returns:
+        `None` if the model is not on this machine, has no chat template, or cannot be read, which
+        is logged.
+    """
+    from llmctl.engine.chat.response_parser import ResponseParserFactory
+    from llmctl.engine.chat.template import ChatTemplate
+    from llmctl.engine.loading.load import read_tokenizer
+    from llmctl.engine.loading.third_party import library_errors, quiet_libraries
+
+    spec = ModelSpec(model, allow_pickle=True)
+    try:
+        resolved = resolve.resolve_local(model, allow_pickle=True)
+        with library_errors(resolved.path, spec), quiet_libraries():
+            tokenizer = read_tokenizer(spec, resolved)
+            template = ChatTemplate.of(tokenizer)
+            return ResponseParserFactory(tokenizer, template).names if template else None
+    except ModelNotFoundError:
+        return None
+    except Exception as error:  # a damaged file must not hide what else is known of a model
+        _log.info("the tokenizer of %s cannot be read", model, exc_info=error)
+        return None
 
 
 def pull(

@@ -48,6 +48,7 @@ from llmctl.types.model import (
     MemoryLimits,
     ModelSpec,
     Quant,
+    ResponseFormats,
 )
 from llmctl.types.progress import Progress, ProgressCallback, ignore_progress
 from llmctl.types.runs import (
@@ -138,6 +139,7 @@ __all__ = [
     "Quant",
     "QuantFit",
     "RequestTrace",
+    "ResponseFormats",
     "ResultCallback",
     "Role",
     "RunKind",

@@ -57,6 +57,10 @@ class ModelSpec:
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     chat_template: str | None = None
     """Path of a Jinja file used in place of the model's own chat template."""
+    tool_call_parser: str | None = None
+    """Format of tool calls, `none` for none; without it the template decides."""
+    reasoning_parser: str | None = None
+    """Format of reasoning, `none` for none; without it the template decides."""
     trust_remote_code: bool = False
     allow_pickle: bool = False
     """Also accept `.bin` weights, which can run code when they are read."""
@@ -77,6 +81,23 @@ class ApiEndpoint:
     model: str | None = None
     """Its name on the server; `None` is the first model that the server lists."""
     api_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseFormats:
+    """Names of the formats in which a model's responses are read."""
+
+    tool_calls: str | None
+    reasoning: str | None
+    tools_in_words: bool
+    """Whether the prompt describes tools in words, because the chat template does not have them."""
+
+    def __str__(self) -> str:
+        tools = "tool calls not read"
+        if self.tool_calls is not None:
+            words = ", tools described in words" if self.tools_in_words else ""
+            tools = f"tool calls in the format {self.tool_calls}{words}"
+        return f"{tools}; reasoning {self.reasoning or 'not separated'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +128,8 @@ class EngineInfo:
     """`None` on a server that does not report it."""
     execution_reason: str = ""
     """Why the model runs this way."""
+    response_formats: ResponseFormats | None = None
+    """`None` for a model on a server, and without a chat template."""
     notes: tuple[str, ...] = ()
     """Notes for the user, a sentence each."""
 

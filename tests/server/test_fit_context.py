@@ -1,13 +1,15 @@
 """`--overflow truncate-oldest`: dropping the oldest turns of a conversation."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.types import GenerationRequest, Message, Tool
+from llmctl.types import GenerationRequest, Message, ModelSpec, Tool
 from tests.fakes import FakeEngine
 from tests.server.servers import CHAT, chat_body, error_body, send_request
+from tests.tiny import save_tiny_model
 
 SYSTEM = {"role": "system", "content": "s" * 10}
 
@@ -82,6 +84,24 @@ def test_tool_definitions_count_against_the_context() -> None:
     body = chat_body(messages=conversation(4), max_tokens=20, tools=[tool])
     send_request(engine, "POST", CHAT, json=body, overflow="truncate-oldest")
     assert 128 - 90 < engine.count_tokens(engine.requests[0].messages) <= 128 - 70
+
+
+def test_a_response_header_says_that_the_prompt_describes_tools_in_words(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model", max_position_embeddings=1024)
+    tool = {"type": "function", "function": {"name": "add"}}
+    with HFRunner(ModelSpec(str(folder), device="cpu")) as engine:
+        engine.load()
+        body = chat_body(model=engine.info().model_id, max_tokens=2)
+        reply = send_request(engine, "POST", CHAT, json=body)
+        assert reply.status_code == 200
+        assert "x-llmctl-tools" not in reply.headers
+        for stream in (False, True):
+            more = {"tools": [tool], "tool_choice": "auto", "stream": stream}
+            reply = send_request(engine, "POST", CHAT, json=body | more)
+            assert reply.headers["x-llmctl-tools"] == "in-words"
+        assert str(engine.info().response_formats) == (
+            "tool calls in the format json, tools described in words; reasoning not separated"
+        )
 
 
 def test_the_count_includes_required_tools(tiny: HFRunner) -> None:

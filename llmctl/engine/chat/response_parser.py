@@ -44,7 +44,7 @@ from llmctl.engine.chat.tool_choice import (
     tool_messages_as_text,
     tools_as_text,
 )
-from llmctl.types import GenerationRequest, Grammar, Message, ToolCall
+from llmctl.types import GenerationRequest, Grammar, Message, ResponseFormats, ToolCall
 
 NO_FORMAT = "none"
 """Name that turns the reading of calls or of reasoning off."""
@@ -63,6 +63,28 @@ def declared_template(declared: Mapping[str, Any] | None, *, calls: bool) -> Any
             # A call that is not JSON becomes text; it must not end the response.
             field["content_args"] = {"allow_non_json": True} | field.get("content_args", {})
     return spec
+
+
+def check_names(tool_call_parser: str | None, reasoning_parser: str | None) -> None:
+    """Check the names of formats that a user gave.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    _named_calls(tool_call_parser)
+    _named_reasoning(reasoning_parser)
+
+
+def _named_calls(name: str | None) -> ToolCallFormat | None:
+    if name is None or name == NO_FORMAT:
+        return None
+    return named_format(name, tool_call_formats(), "tool-call parser")
+
+
+def _named_reasoning(name: str | None) -> ReasoningFormat | None:
+    if name is None or name == NO_FORMAT:
+        return None
+    return named_format(name, reasoning_formats(), "reasoning parser")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +126,18 @@ class ResponseParserFactory:
         self._tokenizer = tokenizer
         self._template = template
         self._vocabulary: Mapping[str, int] = tokenizer.get_vocab()
-        self.calls: ToolCallFormat | None = None
-        """Format in which the model is asked for calls."""
-        self.reasoning: ReasoningFormat | None = None
         texts = self._texts() if template else TemplateTexts()
         # A template may print calls and leave it to the user to tell the model of the tools.
         printed = texts if template.supports_tools else TemplateTexts(texts.call)
         known = recognise_calls(printed)
-        if tool_call_parser is not None:
-            if tool_call_parser != NO_FORMAT:
-                self.calls = named_format(tool_call_parser, tool_call_formats(), "tool-call parser")
-        elif template:
+        self.calls = _named_calls(tool_call_parser)
+        """Format in which the model is asked for calls."""
+        if tool_call_parser is None and template:
             self.calls = known or GENERIC
+        self.reasoning = _named_reasoning(reasoning_parser)
+        """Format of its reasoning."""
         if reasoning_parser is None:
             self.reasoning = recognise_reasoning(texts)
-        elif reasoning_parser != NO_FORMAT:
-            self.reasoning = named_format(reasoning_parser, reasoning_formats(), "reasoning parser")
         self._indent = template.probe.answer_indent if template else ""
         self._declared: Mapping[str, Any] | None = None
         if not (known or tool_call_parser or self.reasoning):
@@ -131,6 +149,15 @@ class ResponseParserFactory:
         tokens = {str(token) for token in self._tokenizer.added_tokens_decoder.values()}
         probe = template.probe
         return TemplateTexts(probe.call_text, f"{source}\n{probe.reasoning_text}", tokens)
+
+    @property
+    def names(self) -> ResponseFormats:
+        """The names of the formats."""
+        return ResponseFormats(
+            None if self.calls is None else self.calls.name,
+            None if self.reasoning is None else self.reasoning.name,
+            self.calls is not None and self.tells_tools_in_words,
+        )
 
     @property
     def tells_tools_in_words(self) -> bool:

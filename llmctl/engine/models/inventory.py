@@ -11,7 +11,7 @@ from llmctl.engine.models.catalog import CATALOG, CatalogEntry, find_entry
 from llmctl.engine.models.hub import Hub
 from llmctl.engine.models.resolved import ModelSource, ResolvedModel
 from llmctl.errors import ConfigError, LlmctlError, ModelLoadError, ModelNotFoundError
-from llmctl.types import ExecutionPath, Quant
+from llmctl.types import ExecutionPath, Quant, ResponseFormats
 
 ModelState = Literal["downloaded", "partial", "available"]
 
@@ -49,6 +49,8 @@ class ModelInfo:
     execution_path: ExecutionPath | None = None
     """How the model is expected to run; only `show` computes it."""
     execution_reason: str = ""
+    response_formats: ResponseFormats | None = None
+    """How calls and reasoning are read; only `show` finds it out."""
     adapter: AdapterMetadata | None = None
     """Metadata of an adapter. The other fields are then those of its base model, if that is on
     this machine, except for the path and the size on disk."""
