@@ -1,7 +1,7 @@
 """Robust extraction of the answer that a reply states, or of none rather than a guess."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 _REASONING = re.compile(r"<think>.*?(?:</think>|\Z)|\A[^<]*</think>", re.DOTALL)
@@ -26,37 +26,59 @@ def _prepared(text: str) -> str:
     return re.sub(r"\*\*|__|\\text\{([^}]*)\}", r"\1", text).strip()
 
 
-# A letter of an option: not an article, and not the first of several.
-_OPEN = r"[(\[\"'“「]*"
+_OPEN = r"[(\[\"'“「]{0,4}"
 _AFTER_LETTER = (
     r"(?=[)\]\"'”」]*(?:\s*(?:$|[.。,，:：;；!！?？\n、)]|[\u4e00-\u9fff])"
     r"|\s+(?:because|since|as|for|which|and not|rather|\(|-|–|—)))"
 )
 _SEVERAL = r"(?!\s*(?:or|and|/|,|或|和|、|与)\s*(?:option\s*)?[A-Z](?![A-Za-z]))"
 _LETTER = rf"{_OPEN}(?P<letter>[L]){_AFTER_LETTER}{_SEVERAL}"
-_NOT = r"(?<!not )(?<!n't )(?<!不)(?<!非)(?<!否)"
-_CONCLUSIONS: Final = (
-    rf"(?:answer|option|choice)(?: to the question)?\s*(?:is|would be|should be|:|：|=)\s*"
-    rf"(?:definitely|clearly|therefore)?\s*(?:option|choice)?\s*[:：]?\s*{_LETTER}",
-    rf"(?:choose|select|pick|go with|opt for)\s*(?:option|choice)?\s*{_LETTER}",
-    rf"(?:答案|选项)(?:应该|应当|应)?(?:是|为|选|：|:|\s)+(?:选项)?\s*{_LETTER}",
-    rf"{_NOT}(?:应该选|应当选|应选|故选|选择|选)(?:项)?\s*[:：]?\s*{_LETTER}",
-    rf"(?:只有)?(?:选项|option\s*)?{_OPEN}(?P<letter>[L])[)\]]*\s*(?:选项|项)?\s*"
-    r"(?:是正确|是对的|正确|is (?:the )?(?:correct|right))",
+"""A letter of an option: not an article, and not the first of several."""
+_SET = (
+    rf"{_OPEN}(?P<letter>[L](?:[)\]\"'”」]*\s*(?:[,，、;；/&+和与及]\s*)?(?:(?i:and)\b\s*)?"
+    rf"(?:(?i:options?)\s+)?{_OPEN}[L]){{0,25}})(?![A-Za-z'’])"
 )
+"""Up to 26 letters."""
+_BEFORE_ANSWER: Final = (
+    r"(?i:answers?|options?|choices?)(?i: to the question)?\s*"
+    r"(?:(?i:is|are|would be|should be)|:|：|=)\s*(?i:definitely|clearly|therefore)?\s*"
+    r"(?i:options?|choices?)?\s*[:：]?\s*",
+    r"(?i:choose|select|pick|go with|opt for)\s*(?i:options?|choices?)?\s*",
+    r"(?:答案|选项)(?:应该|应当|应)?(?:是|为|选|：|:|\s)+(?:选项)?\s*",
+    r"(?:应该选|应当选|应选|故选|选择|选)(?:项)?\s*[:：]?\s*",
+)
+_RIGHT = r"(?:是正确|是对的|正确|(?i:is (?:the )?(?:correct|right)(?! if| when)))"
+_ALL_RIGHT = (
+    rf"(?:都|均)?(?:{_RIGHT}|(?i:are (?:both |all )?(?:the )?(?:correct|right)(?! if| when)))"
+)
+_AFTER_OPTION = r"[)\]]*\s*(?:选项|项)?\s*"
+_BEFORE_RIGHT = r"(?:只有)?(?:选项|(?i:option)\s*)?"
 _BOXED = r"\\boxed\{\s*\(?(?P<letter>[L])\)?\s*\}"
 _ALONE = r"^[\s(\[\"'“]*(?P<letter>[L])[\s)\]\"'”.。,，:：、]*$"
 _LABELLED = r"^\s*\(?(?P<letter>[L])[).．:：、]\s*\S"
 _RULED_OUT: Final = (
     r"(?:选项)?(?P<letter>[L])\s*(?:选项|项)?\s*(?:是)?(?:错误|不正确|不对|错)",
-    r"(?:option\s*)?(?P<letter>[L])\s+(?:is|are)\s*(?:n't| not)?\s*(?:wrong|incorrect|false|not)",
-    r"(?:不选|排除|不是|rule out|eliminate|is not|isn't|not)\s*(?:option|选项)?\s*(?P<letter>[L])",
+    r"(?i:option\s*)?(?P<letter>[L])\s+(?i:is|are)\s*(?i:n't| not)?\s*"
+    r"(?i:wrong|incorrect|false|not)",
+    r"(?:排除|不是|(?i:rule out|eliminate|not|n't))\s*(?:(?i:options?)|选项)?\s*(?P<letter>[L])",
+    *(rf"(?:不|非|否|(?i:not|n't)\s*){cue}(?:(?i:options?)\s*)?{_SET}" for cue in _BEFORE_ANSWER),
 )
 _SINGLE = r"(?<![A-Za-z'’])(?P<letter>[L])(?![A-Za-z'’])"
 _STATED_TEXT = re.compile(
     r"(?:answer|option|choice)\s*(?:is|:|：|=)\s*|(?:答案|选项)(?:应该)?(?:是|为|：|:)+\s*|\A[=\s]*",
     re.IGNORECASE,
 )
+_STATEMENTS: Final = (
+    *(cue + _LETTER for cue in _BEFORE_ANSWER),
+    rf"{_BEFORE_RIGHT}{_OPEN}(?P<letter>[L]){_AFTER_OPTION}{_RIGHT}",
+)
+_SET_STATEMENTS: Final = (
+    rf"\\boxed\{{\s*{_SET}\s*\}}",
+    *(cue + _SET + _AFTER_LETTER for cue in _BEFORE_ANSWER),
+    rf"^[\s*]*{_SET}[)\]\"'”.。\s*]*$",
+)
+_SET_CALLED_RIGHT = _SET + _AFTER_OPTION + _ALL_RIGHT
+_LISTED: Final = _LABELLED.replace(r"\S", r"(?![A-Z]\b)\S")
 
 
 def robust_option(text: str, letters: str, options: tuple[str, ...]) -> tuple[str, str]:
@@ -71,37 +93,14 @@ def robust_option(text: str, letters: str, options: tuple[str, ...]) -> tuple[st
         The letter and the name of the rule; an empty text and `none` or `ambiguous` otherwise.
     """
     text = _prepared(text)
-    rules: tuple[tuple[str, Callable[[], str]], ...] = (
-        ("boxed", lambda: _last(_BOXED, text, letters)),
-        ("statement", lambda: _statement(text, letters)),
-        ("letter", lambda: _alone(text, letters)),
-        ("option's text", lambda: _option_text(text, letters, options)),
-        ("only letter", lambda: _only_letter(text, letters)),
+    return (
+        _named("boxed", _last(_BOXED, text, letters))
+        or _named("statement", _statement(text, letters))
+        or _named("letter", _alone(text, letters))
+        or _named("option's text", _option_text(text, letters, options))
+        or _named("only letter", _only_letter(text, letters))
+        or ("", "ambiguous" if set(re.findall(f"[{letters}]", text)) else "none")
     )
-    for name, rule in rules:
-        if found := rule():
-            return found, name
-    return "", "ambiguous" if set(re.findall(f"[{letters}]", text)) else "none"
-
-
-_SET = (
-    r"[(\[\"'“「]*(?P<set>[L](?:[)\]\"'”」]*\s*(?:,|，|、|;|；|/|&|\+|(?i:and)\b|和|与|及)?"
-    r"\s*(?:(?i:and)\b\s*)?(?i:options?\s+)?[(\[\"'“「]*[L])*)(?![A-Za-z'’])"
-)
-_SET_STATEMENTS: Final = (
-    rf"\\boxed\{{\s*{_SET}\s*\}}",
-    rf"(?i:answers?|options?|choices?)(?i: to the question)?\s*(?i:is|are|should be|:|：|=)\s*"
-    rf"(?i:options?|choices?)?\s*[:：]?\s*{_SET}{_AFTER_LETTER}",
-    rf"(?i:choose|select|pick)\s*(?i:options?|choices?)?\s*{_SET}{_AFTER_LETTER}",
-    rf"(?:答案|选项)(?:应该|应当|应)?(?:是|为|选|：|:|\s)+(?:选项)?\s*{_SET}{_AFTER_LETTER}",
-    rf"{_NOT}(?:应该选|应当选|应选|故选|选择|选)(?:项)?\s*[:：]?\s*{_SET}{_AFTER_LETTER}",
-    rf"(?m:^)[\s*]*{_SET}[)\]\"'”.。\s*]*(?m:$)",
-)
-_LISTED: Final = _LABELLED.replace(r"\S", r"(?![A-Z]\b)\S")
-_CALLED_RIGHT: Final = (
-    rf"{_SET}[)\]]*\s*(?:选项|项)?\s*(?:都|均)?(?:是正确|是对的|正确|"
-    r"(?:is|are)(?: both| all)? (?:the )?(?:correct|right)(?! if| when))"
-)
 
 
 def robust_option_set(text: str, letters: str) -> tuple[str, str]:
@@ -115,23 +114,42 @@ def robust_option_set(text: str, letters: str) -> tuple[str, str]:
         The letters and the name of the rule; an empty text and `none` otherwise.
     """
     text = _prepared(text)
-    statements = [
-        (match.start("set"), match["set"])
-        for pattern in _SET_STATEMENTS
-        for match in re.finditer(pattern.replace("[L]", f"[{letters}]"), text)
-    ]
-    if statements:
-        return _sorted_letters(max(statements)[1], letters), "statement"
-    called_right = re.finditer(_CALLED_RIGHT.replace("[L]", f"[{letters}]"), text)
-    if found := _sorted_letters(" ".join(match["set"] for match in called_right), letters):
-        return found, "called right"
+    return (
+        _named("statement", _set_statement(text, letters))
+        or _named("called right", _called_right(text, letters))
+        or _named("listed", _listed(text, letters))
+        or ("", "none")
+    )
+
+
+def _named(rule: str, found: str) -> tuple[str, str] | None:
+    return (found, rule) if found else None
+
+
+def _set_statement(text: str, letters: str) -> str:
+    """Return the letters of the last statement that is not negated."""
+    ruled_out = _ruled_out(text, letters)
+    found = (match for pattern in _SET_STATEMENTS for match in _sets(pattern, text, letters))
+    stated = [(m.start("letter"), m["letter"]) for m in found if m.start("letter") not in ruled_out]
+    return _sorted_letters(max(stated, default=(0, ""))[1], letters)
+
+
+def _called_right(text: str, letters: str) -> str:
+    found = _sets(_SET_CALLED_RIGHT, text, letters)
+    return _sorted_letters(" ".join(match["letter"] for match in found), letters)
+
+
+def _listed(text: str, letters: str) -> str:
+    """Return the labels of a reply whose lines are some of the options."""
     lines = [line for line in text.split("\n") if line.strip()]
     labels = [re.match(_LISTED.replace("[L]", f"[{letters}]"), line) for line in lines]
     listed = "".join(match["letter"] for match in labels if match)
     # All options in a row repeat the question.
-    if 0 < len(listed) == len(lines) < len(letters):
-        return _sorted_letters(listed, letters), "listed"
-    return "", "none"
+    return _sorted_letters(listed, letters) if 0 < len(listed) == len(lines) < len(letters) else ""
+
+
+def _sets(pattern: str, text: str, letters: str) -> Iterator[re.Match[str]]:
+    return re.finditer(pattern.replace("[L]", f"[{letters}]"), text, re.M)
 
 
 def _sorted_letters(stated: str, letters: str) -> str:
@@ -152,18 +170,17 @@ def _last(pattern: str, text: str, letters: str) -> str:
     return max(_letters(pattern, text, letters), default=(0, ""))[1]
 
 
+def _ruled_out(text: str, letters: str) -> dict[int, str]:
+    """Return place and letters of the options that a reply calls wrong or does not choose."""
+    found = (pair for rule in _RULED_OUT for pair in _letters(rule, text, letters))
+    return {place: _sorted_letters(stated, letters) for place, stated in found}
+
+
 def _statement(text: str, letters: str) -> str:
     """Return the letter of the last statement that is not negated."""
-    ruled_out = {place for rule in _RULED_OUT for place, _ in _letters(rule, text, letters)}
-    return max(
-        (
-            (place, letter)
-            for rule in _CONCLUSIONS
-            for place, letter in _letters(rule, text, letters)
-            if place not in ruled_out
-        ),
-        default=(0, ""),
-    )[1]
+    ruled_out = _ruled_out(text, letters)
+    found = (pair for rule in _STATEMENTS for pair in _letters(rule, text, letters))
+    return max((pair for pair in found if pair[0] not in ruled_out), default=(0, ""))[1]
 
 
 def _alone(text: str, letters: str) -> str:
@@ -209,7 +226,7 @@ def _only_letter(text: str, letters: str) -> str:
         if match["letter"] != "A"
         or not re.match(r"\s+(?!or\b|and\b|is\b)[a-z]", text[match.end() :])
     }
-    out = {letter for rule in _RULED_OUT for _, letter in _letters(rule, text, letters)}
+    out = set("".join(_ruled_out(text, letters).values()))
     # "Vitamin C", "D is a letter": a word that a letter belongs to, or a sentence about it.
     stated = {
         letter

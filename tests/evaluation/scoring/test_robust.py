@@ -58,6 +58,13 @@ REPLIES: list[tuple[str, tuple[str, ...], str]] = [
     ("A和B都不对，只有选项C是对的", (), "C"),
     ("排除A和B，选C。", (), "C"),
     ("不选A，选D。", (), "D"),
+    ("不选option B", (), ""),
+    ("不应该选B", (), ""),
+    ("不选B和C", (), ""),
+    ("Do not choose B.", (), ""),
+    ("You can't pick option B; go with D.", (), "D"),
+    ("B and C are correct.", (), ""),
+    ("Option B is right if it rains.", (), ""),
     ("Option A is incorrect. Option B is correct.", (), "B"),
     ("A is wrong, so the answer is D.", (), "D"),
     ("The answer is not A. The answer is C.", (), "C"),
@@ -123,6 +130,10 @@ REPLIES_WITH_NUMBERS = [
     ("It costs 12,000", "12000"),
 ]
 REPLIES_WITH_SEVERAL_OPTIONS = [
+    ("Do not choose A and C.", ""),
+    ("不应该选AB，应该选CD。", "CD"),
+    ("You can't pick B; go with D", "D"),
+    ("The correct choices would be A and D.", "AD"),
     ("BD", "BD"),
     ("B, D", "BD"),
     ("B and D", "BD"),
@@ -190,3 +201,11 @@ def test_the_stated_number_is_read(reply: str, answer: str) -> None:
 @pytest.mark.parametrize(("reply", "answer"), REPLIES_WITH_SEVERAL_OPTIONS)
 def test_all_stated_options_are_read(reply: str, answer: str) -> None:
     assert robust_option_set(reply, "ABCD")[0] == answer
+
+
+@pytest.mark.parametrize(
+    "unit", ["A,", "A ", "A and ", "(", "选 ", "不选", "not ", "answer is ", "option "]
+)
+def test_a_reply_that_repeats_itself_is_read(unit: str) -> None:
+    assert len(robust_option(unit * 4000, "ABCD", ())) == 2
+    assert len(robust_option_set(unit * 4000, "ABCD")) == 2
