@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from llmctl.atomic_files import atomic_path
@@ -67,20 +66,10 @@ class RowWriter:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+    def __exit__(self, *raised: Any) -> None:
+        self._stack.__exit__(*raised)
 
-    def _close(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,  # noqa: ARG002  the signature of `__exit__`
-        trace: TracebackType | None,  # noqa: ARG002  signature of __exit__
-    ) -> None:
+    def _close(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 self._finish()

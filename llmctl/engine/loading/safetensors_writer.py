@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Final, Self
 
 import torch
@@ -64,15 +63,10 @@ class SafetensorsWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None and not self._remaining:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and not self._remaining:
             self._stream.flush()
             os.fsync(self._stream.fileno())
         self._stream.close()
-        if error is None and self._remaining:
+        if kind is None and self._remaining:
             raise ValueError(f"{self._remaining[0][0]} was never written")
