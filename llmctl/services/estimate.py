@@ -1,7 +1,7 @@
 """Service of `llmctl serve --estimate`: a memory plan without loading the model."""
 
 from llmctl.engine.loading.load import read_shape
-from llmctl.engine.memory.hardware import choose_device, choose_dtype
+from llmctl.engine.memory.hardware import choose_device, choose_dtype, stores_float16
 from llmctl.engine.memory.out_of_memory import weights_out_of_memory_error
 from llmctl.engine.memory.plan import estimate_plan, plan_memory, plan_weights
 from llmctl.engine.memory.request import MemoryRequest, TargetDevice
@@ -27,7 +27,11 @@ def estimate(spec: ModelSpec, free_bytes: int | None = None) -> Estimate:
     """
     if free_bytes is None:
         device = choose_device(spec.device)
-        target = TargetDevice.here(device, choose_dtype(spec.dtype, device))
+        target = TargetDevice.here(
+            device,
+            choose_dtype(spec.dtype, device),
+            float16_weights=stores_float16(spec.dtype, device),
+        )
     else:
         target = TargetDevice.hypothetical(spec.device, spec.dtype, free_bytes)
     try:

@@ -9,13 +9,18 @@ import torch
 from torch import nn
 
 from llmctl.engine.batching.expected_path import expected_path
-from llmctl.engine.batching.forward.int4 import int4_supported
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.loading import adapters
 from llmctl.engine.loading.adapter_config import unsupported_per_request
 from llmctl.engine.loading.generation_defaults import read_generation_config, sampling_defaults
 from llmctl.engine.loading.gguf_tokenizer import end_token_ids as gguf_end_token_ids
 from llmctl.engine.loading.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
+from llmctl.engine.loading.packed_quantizer import (
+    Packing,
+    choose_packing,
+    packed_bytes,
+    store_ends_in_float16,
+)
 from llmctl.engine.loading.third_party import library_errors, quiet_libraries
 from llmctl.engine.loading.weights import check_quantisation_method, read_weights
 from llmctl.engine.memory.estimate import ModelShape, shape_from_config
@@ -70,15 +75,15 @@ def load_model(
     spec: ModelSpec,
     progress: ProgressCallback = ignore_progress,
     *,
-    allow_int4: bool | None = None,
+    allow_packing: bool = True,
 ) -> LoadedModel:
     """Resolve, load and prepare a model.
 
     An adapter that can be selected per request is left to the caller; any other is added here.
 
     Args:
-        allow_int4: whether 4bit on a CPU may use `Int4Linear` instead of NF4; by default where
-            processor and PyTorch support it.
+        allow_packing: whether a CPU may use the packed layers of `packed_quantizer`, where
+            processor and PyTorch support them.
 
     Raises:
         ModelNotFoundError: no source has it.
@@ -111,29 +116,30 @@ def load_model(
         )
         static_reason = None if adapter is None else unsupported_per_request(adapter)
         shape = model_shape(spec, resolved, config)
-        plan = plan_memory(
-            MemoryRequest(shape, TargetDevice.here(device, dtype), spec.quant, spec.limits)
-        )
-        # PEFT adds adapters permanently to bitsandbytes' layers only.
-        int4 = (
-            device.type == "cpu"
-            and static_reason is None
-            and (int4_supported() if allow_int4 is None else allow_int4)
-        )
+        # PEFT adds adapters permanently to plain layers and bitsandbytes' only. Weights that
+        # are quantised on disk have a format of their own.
+        packing = None
+        if allow_packing and static_reason is None and shape.quantisable:
+            packing = choose_packing(spec.quant, spec.dtype, device)
+        half = packing is not None and dtype == torch.float32
+        target = TargetDevice.here(device, dtype, float16_weights=half)
+        plan = plan_memory(MemoryRequest(shape, target, spec.quant, spec.limits))
         model = read_weights(
             spec,
             resolved.full_model,
             config,
             device,
             dtype,
-            int4=int4,
+            packing=packing,
             experts=static_reason is None,
         )
+        if half:
+            store_ends_in_float16(model)
         if adapter is not None and static_reason is not None:
             quantised = getattr(model, "is_quantized", False)
             model = adapters.attach_static_adapter(adapter, model, quantised=quantised)
     model.eval().requires_grad_(False)
-    if spec.quant == "4bit" and device.type == "cpu" and not int4:
+    if spec.quant == "4bit" and device.type == "cpu" and packing is None:
         _avoid_packed_kernel(model)
     generation, generation_notes = read_generation_config(resolved.full_model, config)
     defaults, default_notes = sampling_defaults(generation, resolved.full_model.path)
@@ -148,7 +154,7 @@ def load_model(
             quant=spec.quant,
             context_length=plan.context_length,
             parameter_count=shape.linear_parameters + shape.other_parameters,
-            weight_bytes=int(model.get_memory_footprint()),
+            weight_bytes=int(model.get_memory_footprint()) + packed_bytes(model),
             has_chat_template=bool(template),
             template_fingerprint=template.fingerprint,
             weights_fingerprint=fingerprint(resolved.full_model.weights_path),
@@ -158,7 +164,7 @@ def load_model(
             logged_model_id=check.model_id,
             training_run_id=check.run_id,
             notes=(
-                *_notes(spec, device, template, model, int4=int4),
+                *_notes(spec, device, template, model, packing),
                 *generation_notes,
                 *default_notes,
                 *check.notes,
@@ -313,12 +319,18 @@ def eos_token_ids(defaults: Any, tokenizer: Any, resolved: ResolvedModel) -> tup
 
 
 def _notes(
-    spec: ModelSpec, device: torch.device, template: ChatTemplate, model: Any, *, int4: bool
+    spec: ModelSpec,
+    device: torch.device,
+    template: ChatTemplate,
+    model: Any,
+    packing: Packing | None,
 ) -> tuple[str, ...]:
     notes = []
-    if spec.quant == "4bit" and int4:
+    if packing == "int4":
         notes.append("on a CPU --quant 4bit is faster for one reply at a time, not for many")
-    elif spec.quant != "none" and device.type == "cpu":
+    elif packing == "float16":
+        notes.append("the weights are float16, the arithmetic is float32 (FBGEMM)")
+    elif packing is None and spec.quant != "none" and device.type == "cpu":
         notes.append(f"on a CPU --quant {spec.quant} saves memory, not time")
     numbers = [(p.numel(), p.ndim) for p in model.parameters() if p.is_floating_point()]
     kept = sum(count for count, ndim in numbers if ndim == _EXPERTS_NDIM)

@@ -1,38 +1,24 @@
 """Reading of a model's weights, with a check that the files have exactly those of the model."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from llmctl.engine.auto_model import auto_model_class
 from llmctl.engine.error_translation import is_out_of_memory
 from llmctl.engine.loading.generation_defaults import read_generation_config
+from llmctl.engine.loading.tensor_names import is_of_adapter, key_mapping, unknown_names
 from llmctl.engine.loading.third_party import quiet_libraries
 from llmctl.engine.models.resolved import ResolvedModel
 from llmctl.engine.models.weight_files import tensor_names
 from llmctl.errors import ModelLoadError
 from llmctl.types import ModelSpec, Quant
 
-_OUTER_WRAPPERS = r"^(?:(?:module|_orig_mod|base_model\.model)\.)+"
-"""What data parallelism, `torch.compile` and PEFT put before all names of tensors."""
-_INNER_WRAPPERS = r"(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
-"""What `torch.compile`, FSDP and activation checkpointing put into names, a layer at a time."""
-_COMPUTED = re.compile(
-    r"rotary_emb\.|\.inv_freq$|masked_bias$|attn\.bias$|attention\.bias$"
-    r"|[kvq]_scale$|(?:input|output)_scale$|num_batches_tracked$"
-)
-"""Tables that a model computes, and scales of quantised caches and activations."""
-_OTHER_PARTS = re.compile(
-    r"(?:\w*_)?(?:vision|visual|audio|speech|image|multi_modal|multimodal|mm|vq|vqmodel)(?:_\w+)?"
-    r"|mtp(?:_\w+)?"
-)
-"""Modules of a multimodal model beside the text, and those of multi-token prediction."""
-_PREDICTION_LAYER = re.compile(r"\.(?:eh_proj|enorm|hnorm|shared_head)\.")
-"""Modules that only a layer of multi-token prediction has (DeepSeek-V3, section 2.2)."""
-_ADAPTER = re.compile(r"\.(?:base_layer|lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\b")
+if TYPE_CHECKING:
+    from llmctl.engine.loading.packed_quantizer import Packing
+
 _SHOWN = 3
 
 
@@ -44,7 +30,7 @@ def read_weights(
     dtype: torch.dtype,
     attention: str | None = None,
     *,
-    int4: bool = False,
+    packing: "Packing | None" = None,
     experts: bool = True,
 ) -> Any:
     """Read the weights of a full model.
@@ -56,7 +42,8 @@ def read_weights(
         device: to load to.
         dtype: of weights that are not quantised.
         attention: Transformers' name of an implementation.
-        int4: whether 4bit is `Int4Linear`, which has no gradients, instead of NF4.
+        packing: format of packed layers, which have no gradients, instead of bitsandbytes' for
+            `spec.quant`, or of plain ones.
         experts: whether the experts of a mixture are quantised too; adapters of them need theirs
             unquantised.
 
@@ -72,9 +59,7 @@ def read_weights(
         options |= _gguf_options(gguf_file)
     else:
         options |= {"config": config, "use_safetensors": None if spec.allow_pickle else True}
-        if (
-            quantisation := _quantisation(spec.quant, dtype, int4=int4, experts=experts)
-        ) is not None:
+        if (quantisation := _quantisation(spec.quant, dtype, packing, experts=experts)) is not None:
             options["quantization_config"] = quantisation
     try:
         return _read_checked(resolved, config, dtype, {"": device}, spec.trust_remote_code, options)
@@ -136,7 +121,7 @@ def _read_checked(
     options: dict[str, Any],
 ) -> Any:
     is_gguf = resolved.gguf_file is not None
-    if not is_gguf and (mapping := _key_mapping(resolved.path)):
+    if not is_gguf and (mapping := key_mapping(_names(resolved.path))):
         options = {**options, "key_mapping": mapping}
     model, report = auto_model_class(config).from_pretrained(
         resolved.path,
@@ -186,14 +171,16 @@ def _quantisation_method(config: Any) -> str | None:
     return str(getattr(method, "value", method))
 
 
-def _quantisation(quant: Quant, compute_dtype: torch.dtype, *, int4: bool, experts: bool) -> Any:
-    """Return the config of `Int4Linear`, of NF4 with double quantisation, or of LLM.int8()."""
+def _quantisation(
+    quant: Quant, compute_dtype: torch.dtype, packing: "Packing | None", *, experts: bool
+) -> Any:
+    """Return the config of packed layers, of NF4 with double quantisation, or of LLM.int8()."""
+    if packing is not None:
+        from llmctl.engine.loading.packed_quantizer import PackingConfig
+
+        return PackingConfig(packing)
     if quant == "none":
         return None
-    if quant == "4bit" and int4:
-        from llmctl.engine.loading.int4_quantizer import Int4Config
-
-        return Int4Config()
     from llmctl.engine.loading.bitsandbytes_quantizers import Int8Config, NF4Config
 
     if quant == "8bit":
@@ -201,18 +188,11 @@ def _quantisation(quant: Quant, compute_dtype: torch.dtype, *, int4: bool, exper
     return NF4Config(compute_dtype, experts=experts)
 
 
-def _key_mapping(folder: Path) -> dict[str, str]:
-    """Return the patterns of `from_pretrained` that remove known wrappers from names of tensors."""
+def _names(folder: Path) -> list[str]:
     try:
-        names = tensor_names(folder)
+        return tensor_names(folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):
-        return {}  # reading the weights reports what is wrong
-    mapping = {}
-    if names and all(re.match(_OUTER_WRAPPERS, name) for name in names):
-        mapping[_OUTER_WRAPPERS] = ""
-    if any(re.search(_INNER_WRAPPERS, re.sub(_OUTER_WRAPPERS, "", name)) for name in names):
-        mapping[_INNER_WRAPPERS] = ""
-    return mapping
+        return []  # reading the weights reports what is wrong
 
 
 def _check_tensors(model: Any, report: Any, resolved: ResolvedModel, *, is_gguf: bool) -> None:
@@ -221,7 +201,8 @@ def _check_tensors(model: Any, report: Any, resolved: ResolvedModel, *, is_gguf:
         f"{name} {tuple(found)} instead of {tuple(expected)}"
         for name, found, expected in report["mismatched_keys"]
     ]
-    unexpected = [] if is_gguf else _unknown(report["unexpected_keys"], model)
+    text = model.config.get_text_config(decoder=True)
+    unexpected = [] if is_gguf else unknown_names(report["unexpected_keys"], text)
     problems = [
         ("lack", sorted(report["missing_keys"])),
         ("have tensors of another shape:", mismatched),
@@ -230,48 +211,13 @@ def _check_tensors(model: Any, report: Any, resolved: ResolvedModel, *, is_gguf:
     parts = [f"{what} {_some(names)}" for what, names in problems if names]
     if not parts:
         return
-    if any(_ADAPTER.search(name) for name in unexpected):
+    if any(map(is_of_adapter, unexpected)):
         hint = "they hold an adapter that is not merged: save merge_and_unload() of the PEFT model"
     elif resolved.source == "local":
         hint = "the files are incomplete, or config.json is of another model: save or copy it again"
     else:
         hint = "the files are incomplete: `llmctl models rm` and `pull` download them anew"
     raise ModelLoadError(f"the weights of {resolved.model_id} {', '.join(parts)}", hint=hint)
-
-
-def _unknown(names: Iterable[str], model: Any) -> list[str]:
-    """Return the tensors that may matter, and that the model does not have."""
-    known = _prediction_layers(names, model.config.get_text_config(decoder=True))
-    return sorted(
-        name
-        for name in names
-        if _layer(name) not in known and not _COMPUTED.search(name) and not _is_other_part(name)
-    )
-
-
-def _layer(name: str) -> int | None:
-    number = re.search(r"\.layers\.(\d+)\.", name)
-    return None if number is None else int(number[1])
-
-
-def _prediction_layers(names: Iterable[str], text: Any) -> set[int]:
-    """Return the layers for multi-token prediction, which are numbered after those of the model."""
-    if (count := getattr(text, "num_hidden_layers", None)) is None:
-        return set()
-    declared = [
-        value
-        for key, value in text.to_dict().items()
-        if ("nextn" in key or "mtp" in key) and type(value) is int
-    ]
-    recognised = {_layer(name) for name in names if _PREDICTION_LAYER.search(name)}
-    found = {*range(count, count + max(declared, default=0)), *recognised}
-    return {number for number in found if number is not None and number >= count}
-
-
-def _is_other_part(name: str) -> bool:
-    """Return whether a module around the layers is not one of the text model."""
-    around, _, _ = name.partition(".layers.")
-    return any(map(_OTHER_PARTS.fullmatch, around.split(".")))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -57,6 +57,8 @@ class ModelShape:
     other_parameters: int
     largest_linear: int
     """Parameters of the largest of those layers."""
+    tied_parameters: int = 0
+    """Parameters that embedding and head share; packed for a CPU the head has a copy."""
     stored_bytes: int | None = None
     """Size of weights that are quantised on disk."""
     quantisable: bool = True
@@ -64,13 +66,13 @@ class ModelShape:
     adapter_parameters: int = 0
     """Of the loaded adapter; they stay in float32 on a CPU."""
 
-    def weight_bytes(self, dtype: torch.dtype, quant: Quant, *, int4: bool = False) -> int:
+    def weight_bytes(self, itemsize: int, quant: Quant, *, int4: bool = False) -> int:
         """Return the size of the loaded weights with the adapter; see `estimate_weight_bytes`."""
         adapter = self.adapter_parameters * 4
         if self.stored_bytes is not None:
             return self.stored_bytes + adapter
         return adapter + estimate_weight_bytes(
-            self.linear_parameters, self.other_parameters, dtype, quant, int4=int4
+            self.linear_parameters, self.other_parameters, itemsize, quant, int4=int4
         )
 
     def kv_bytes(self, tokens: int, itemsize: int, quant: KVQuant) -> int:
@@ -150,6 +152,8 @@ def shape_from_config(
     except AttributeError as error:
         raise ModelLoadError(f"config.json lacks a value of the memory plan: {error}") from error
     linear, other, largest = _count_parameters(model, experts=experts)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    is_tied = head is not None and getattr(head, "weight", None) is embedding.weight
     return ModelShape(
         context_length=context_length,
         hidden=hidden,
@@ -162,6 +166,7 @@ def shape_from_config(
         linear_parameters=linear,
         other_parameters=other,
         largest_linear=largest,
+        tied_parameters=embedding.weight.numel() if is_tied else 0,
         stored_bytes=stored_bytes,
         quantisable=quantisable,
         adapter_parameters=adapter_parameters,
@@ -212,21 +217,19 @@ def _count_parameters(model: Any, *, experts: bool) -> tuple[int, int, int]:
 
 
 def estimate_weight_bytes(
-    linear: int, other: int, dtype: torch.dtype, quant: Quant, *, int4: bool = False
+    linear: int, other: int, itemsize: int, quant: Quant, *, int4: bool = False
 ) -> int:
     """Estimate the memory of loaded weights.
 
     Args:
         linear: parameters in the layers that quantisation replaces.
         other: parameters that are not quantised: embeddings, head, norms.
-        dtype: of parameters that are not quantised.
+        itemsize: bytes of a parameter that is not quantised.
         quant: quantisation of the linear layers.
         int4: whether 4bit is the format of `Int4Linear`, as on a CPU, instead of NF4.
     """
-    per_weight = (
-        BYTES_PER_WEIGHT if int4 and quant == "4bit" else _QUANT_BYTES.get(quant, dtype.itemsize)
-    )
-    return int(linear * per_weight + other * dtype.itemsize)
+    per_weight = BYTES_PER_WEIGHT if int4 and quant == "4bit" else _QUANT_BYTES.get(quant, itemsize)
+    return int(linear * per_weight + other * itemsize)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 import torch
 
+from llmctl.engine.batching.forward.packed_linear import fbgemm_supported
 from llmctl.errors import ConfigError
 from llmctl.types import DType
 
@@ -41,8 +42,10 @@ def choose_dtype(wanted: DType, device: torch.device) -> torch.dtype:
     """Return the dtype to compute in; `auto` is a 16-bit type if the device supports it natively.
 
     On a CPU without bfloat16 instructions `auto` is float32: bfloat16 halves the memory there and
-    multiplies the time.
+    multiplies the time. There `float16` is float32 too, with weights in float16.
     """
+    if wanted == "float16" and stores_float16(wanted, device):
+        return torch.float32
     if wanted != "auto":
         dtype: torch.dtype = getattr(torch, wanted)
         return dtype
@@ -54,8 +57,20 @@ def choose_dtype(wanted: DType, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
 
 
+def stores_float16(wanted: DType, device: torch.device) -> bool:
+    """Whether weights are float16 and arithmetic is float32: on a CPU without 16-bit arithmetic."""
+    if device.type != "cpu" or not fbgemm_supported():
+        return False
+    return wanted == "float16" or (wanted == "auto" and not cpu_has_bfloat16())
+
+
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX, Arm BF16)."""
+    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX, Arm BF16).
+
+    `ATEN_CPU_CAPABILITY=avx2` hides the instructions of newer processors, as for PyTorch's kernels.
+    """
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        return False
     if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.11
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     capabilities = torch.cpu.get_capabilities()

@@ -72,7 +72,10 @@ def plan_weights(
     """
     available = target.free_bytes - target.reserve_bytes
     int4 = target.kind == "cpu"
-    sizes = {q: estimate_weight_bytes(linear, other, target.dtype, q, int4=int4) for q in QUANTS}
+    sizes = {
+        q: estimate_weight_bytes(linear, other, target.weight_itemsize, q, int4=int4)
+        for q in QUANTS
+    }
     if stored_bytes is not None and target.kind == "cuda":
         sizes = {"none": stored_bytes}
     return WeightsPlan(

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 
 from llmctl.engine.memory.estimate import ModelShape, free_bytes
-from llmctl.engine.memory.hardware import choose_device, choose_dtype
+from llmctl.engine.memory.hardware import choose_device, choose_dtype, stores_float16
 from llmctl.types import DEFAULT_MAX_ROWS, DType, MemoryLimits, Quant
 
 MIN_CONTEXT = 2048
@@ -31,19 +31,25 @@ class TargetDevice:
 
     device: str
     dtype: torch.dtype
+    """To compute in."""
     free_bytes: int
+    float16_weights: bool = False
+    """Whether weights take two bytes, whatever `dtype` is."""
 
     @classmethod
-    def here(cls, device: torch.device, dtype: torch.dtype) -> Self:
+    def here(
+        cls, device: torch.device, dtype: torch.dtype, *, float16_weights: bool = False
+    ) -> Self:
         """Return a device of this machine with its memory that is free now."""
-        return cls(str(device), dtype, free_bytes(device))
+        return cls(str(device), dtype, free_bytes(device), float16_weights)
 
     @classmethod
     def hypothetical(cls, device: str, dtype: DType, free: int) -> Self:
         """Return a device with `free` bytes; `auto` is a CUDA device with native bfloat16."""
         if device.partition(":")[0] not in ("auto", "cuda"):
             chosen = choose_device(device)
-            return cls(str(chosen), choose_dtype(dtype, chosen), free)
+            native = choose_dtype(dtype, chosen)
+            return cls(str(chosen), native, free, stores_float16(dtype, chosen))
         native = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
         return cls("cuda" if device == "auto" else device, native, free)
 
@@ -51,6 +57,11 @@ class TargetDevice:
     def kind(self) -> str:
         """The device type: `cpu`, `cuda` or `mps`."""
         return self.device.partition(":")[0]
+
+    @property
+    def weight_itemsize(self) -> int:
+        """Bytes of a weight that is not quantised."""
+        return 2 if self.float16_weights else self.dtype.itemsize
 
     @property
     def reserve_bytes(self) -> int:
@@ -93,7 +104,9 @@ class MemoryRequest:
     @property
     def weight_bytes(self) -> int:
         target = self.target
-        return self.shape.weight_bytes(target.dtype, self.quant, int4=target.kind == "cpu")
+        int4 = target.kind == "cpu"
+        copies = 2 * self.shape.tied_parameters if target.float16_weights else 0
+        return copies + self.shape.weight_bytes(target.weight_itemsize, self.quant, int4=int4)
 
     @property
     def kv_limit(self) -> int:

@@ -275,12 +275,8 @@ def _weight_memory(info: ModelInfo) -> Mapping[Quant, int] | None:
         return {"none": info.stored_bytes}
     if info.parameters is None or info.linear_parameters is None:
         return None
-    import torch
 
     from llmctl.engine.memory.estimate import estimate_weight_bytes
 
     linear, other = info.linear_parameters, info.parameters - info.linear_parameters
-    return {
-        quant: estimate_weight_bytes(linear, other, torch.bfloat16, quant)
-        for quant in get_args(Quant)
-    }
+    return {quant: estimate_weight_bytes(linear, other, 2, quant) for quant in get_args(Quant)}

@@ -139,7 +139,7 @@ class TrainMemoryEstimator:
             dynamic += 4 * trainable
         gradients = min(4 * trainable, dynamic)
         activations = min(step.saved, dynamic - gradients)
-        weights = shape.weight_bytes(weights_dtype(config), config.weights_quant)
+        weights = shape.weight_bytes(weights_dtype(config).itemsize, config.weights_quant)
         parts: dict[MemoryPart, int] = {
             "weights": weights - 4 * shape.adapter_parameters,
             "adapter": 0 if config.method == "full" else 4 * trainable,

@@ -8,8 +8,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmctl.engine.batching.forward.experts import QuantisedExperts
-from llmctl.engine.batching.forward.int4 import Int4Linear, int4_supported
+from llmctl.engine.batching.forward.int4 import Int4Linear
+from llmctl.engine.batching.forward.packed_linear import Int8Linear
 from llmctl.engine.loading.load import load_model
+from llmctl.engine.loading.packed_quantizer import choose_packing
 from llmctl.types import ModelSpec, Quant
 from tests.compat.architectures import tiny_config
 from tests.tiny import byte_tokenizer
@@ -45,14 +47,14 @@ def dequantised(experts: QuantisedExperts, name: str) -> torch.Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quant", ["4bit", "8bit"])
-@pytest.mark.parametrize("int4", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
 def test_a_quantised_mixture_computes_with_the_dequantised_weights(
-    folder: Path, quant: Quant, int4: bool
+    folder: Path, quant: Quant, packed: bool
 ) -> None:
-    if int4 and (quant == "8bit" or not int4_supported()):
-        pytest.skip("this kind of layer does not exist")
+    if packed and choose_packing(quant, "bfloat16", torch.device("cpu")) is None:
+        pytest.skip("this processor or PyTorch does not support the layers")
     spec = ModelSpec(str(folder), quant=quant, dtype="bfloat16", device="cpu")
-    loaded = load_model(spec, allow_int4=int4)
+    loaded = load_model(spec, allow_packing=packed)
     replaced = {n: m for n, m in loaded.model.named_modules() if isinstance(m, QuantisedExperts)}
     assert replaced
     reference: Any = AutoModelForCausalLM.from_config(
@@ -62,7 +64,7 @@ def test_a_quantised_mixture_computes_with_the_dequantised_weights(
     for path, experts in replaced.items():
         layers: Any = next(iter(experts.layers.values()))
         first = layers[0]
-        assert isinstance(first, Int4Linear) == int4
+        assert isinstance(first, Int4Linear | Int8Linear) == packed
         own = reference.get_submodule(path)
         for name in experts.layers:
             matrices = dequantised(experts, name)

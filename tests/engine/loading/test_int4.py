@@ -26,7 +26,7 @@ SHAPES = [(64, 32), (100, 64), (192, 576), (2100, 1056)]
 
 def layer(weight: Tensor, bias: Tensor | None = None, **options: int) -> Int4Linear:
     quantised = Int4Linear(weight.shape[1], weight.shape[0], bias, **options)
-    quantised.quantise(weight)
+    quantised.set_weight(weight)
     return quantised
 
 
@@ -148,6 +148,6 @@ def test_without_kernel_support_4bit_is_nf4(tmp_path: Path) -> None:
     from bitsandbytes.nn.modules import Linear4bit
 
     folder = save_tiny_model(tmp_path / "m", hidden_size=64)
-    loaded = load_model(ModelSpec(str(folder), device="cpu", quant="4bit"), allow_int4=False)
+    loaded = load_model(ModelSpec(str(folder), device="cpu", quant="4bit"), allow_packing=False)
     assert isinstance(loaded.model.model.layers[0].mlp.up_proj, Linear4bit)
     assert any("saves memory, not time" in note for note in loaded.info.notes)

@@ -242,10 +242,9 @@ def test_counted_parameters_equal_those_of_the_catalogue(
 
 
 def test_weight_bytes_by_quantisation(qwen: ModelShape) -> None:
-    dtype = torch.bfloat16
-    assert qwen.weight_bytes(dtype, "none") == 2 * 7_615_616_512
-    assert qwen.weight_bytes(dtype, "8bit") == 6_525_288_448 + 2 * 1_090_328_064
-    assert qwen.weight_bytes(dtype, "4bit") == int(6_525_288_448 * 0.516) + 2 * 1_090_328_064
+    assert qwen.weight_bytes(2, "none") == 2 * 7_615_616_512
+    assert qwen.weight_bytes(2, "8bit") == 6_525_288_448 + 2 * 1_090_328_064
+    assert qwen.weight_bytes(2, "4bit") == int(6_525_288_448 * 0.516) + 2 * 1_090_328_064
 
 
 def test_activation_bytes_are_the_sum_of_their_parts(
@@ -413,7 +412,7 @@ def test_weights_quantised_on_disk_count_with_their_file_size(tmp_path: Path) ->
     found = resolve.resolve_model(spec.model)
     measured = read_shape(spec, found)
     on_disk = sum(file.stat().st_size for file in folder.iterdir())
-    assert measured.weight_bytes(torch.bfloat16, "none") == on_disk
+    assert measured.weight_bytes(2, "none") == on_disk
     plan = estimate_plan(
         MemoryRequest(measured, TargetDevice("cpu", torch.bfloat16, 2**30), "none", spec.limits)
     )

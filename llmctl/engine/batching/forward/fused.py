@@ -27,6 +27,7 @@ from llmctl.engine.batching.forward.packed import (
     pack,
     record_adapter_segments,
 )
+from llmctl.engine.batching.forward.packed_linear import Float16Linear, Int8Linear
 from llmctl.engine.batching.forward.step import Scores
 
 _REFINED_TOKENS = 16
@@ -85,12 +86,7 @@ class FusedForward:
         # Mistral's layers have no window of their own; the config's holds for all.
         window = config.sliding_window if config.model_type == "mistral" else None
         self._layers = [_layer(layer, window, release) for layer in body.layers]
-        head = model.lm_head
-        # The weight is kept beside its packed copy: a tied one is also the embedding, and `_logits`
-        # reads single rows of it.
-        plain = type(head) is nn.Linear and head.bias is None
-        self._head_weight: Tensor | None = head.weight.detach() if plain else None
-        self._head = fuse([head])
+        self._head, self._head_weight = _head(model, release)
 
     @torch.inference_mode()
     def run(self, batch: Sequence[BatchItem]) -> Tensor:
@@ -140,12 +136,12 @@ class FusedForward:
         """Return logits (rows, vocab) of float32 hidden states (rows, hidden).
 
         In bfloat16 adjacent numbers around 25 differ by an eighth, so the likeliest tokens often
-        have equal logits and the first would win. Their logits are computed again in float32.
+        have equal logits and the first would win. Their logits are computed again in float32, and
+        so are those of an 8-bit head.
         """
-        dtype = self._norm.dtype
-        logits = self._head(hidden.to(dtype))
+        logits = self._head(hidden.to(self._norm.dtype))
         weight = self._head_weight
-        if weight is None or dtype == torch.float32 or hidden.shape[0] > _MAX_REFINED_ROWS:
+        if weight is None or hidden.shape[0] > _MAX_REFINED_ROWS:
             return logits
         best = logits.topk(min(_REFINED_TOKENS, logits.shape[-1]), dim=-1).indices
         exact = torch.matmul(weight[best].float(), hidden.unsqueeze(-1)).squeeze(-1)
@@ -185,6 +181,22 @@ class FusedForward:
                 down=adapted(layer.down, tokens, mlp + "down_proj"),
             )
         self._head = adapted(self._head, self._segments.logits, "lm_head")
+
+
+def _head(model: Any, release: bool) -> tuple[Linear, Tensor | None]:
+    """Return the output layer, and its weights (vocab, hidden) if they refine the logits."""
+    head, embedding = model.lm_head, model.model.embed_tokens
+    is_plain = type(head) is nn.Linear and head.bias is None
+    is_tied = (is_plain and head.weight is embedding.weight) or getattr(embedding, "is_head", False)
+    if is_tied and isinstance(model.model.layers[0].mlp.down_proj, Int8Linear):
+        weight = embedding.weight.detach()
+        if release and isinstance(head, Float16Linear):
+            head.release_weights()
+        return Int8Linear.of(weight).multiply, weight
+    # The weight is kept beside its packed copy: a tied one is also the embedding, and `_logits`
+    # reads single rows of it.
+    refines = is_plain and head.weight.dtype != torch.float32
+    return fuse([head]), head.weight.detach() if refines else None
 
 
 def _signed(sin: Tensor) -> Tensor:

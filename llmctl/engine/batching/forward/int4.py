@@ -39,7 +39,7 @@ def int4_supported() -> bool:
 class Int4Linear(nn.Module):
     """A 4-bit `nn.Linear` whose number of inputs is a multiple of `GROUP_SIZE`.
 
-    It is created without weights; see `quantise`.
+    It is created without weights; see `set_weight`.
 
     Args:
         dequantised_weights: number of weights to dequantise at once for many rows.
@@ -70,7 +70,14 @@ class Int4Linear(nn.Module):
         self._dequantised_weights = dequantised_weights
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, False))
 
-    def quantise(self, weight: Tensor) -> None:
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
+        """Return a layer with the weights `weight` (outputs, inputs), quantised."""
+        layer = cls(weight.shape[1], weight.shape[0], bias)
+        layer.set_weight(weight)
+        return layer
+
+    def set_weight(self, weight: Tensor) -> None:
         """Set the weights to `weight` (outputs, inputs), quantised."""
         parts = [_quantise(part) for part in weight.split(_QUANTISED_OUTPUTS)]
         self._set(torch.cat([codes for codes, _ in parts]), torch.cat([s for _, s in parts], 1))

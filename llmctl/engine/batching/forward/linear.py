@@ -9,23 +9,30 @@ from torch import Tensor, nn
 
 from llmctl.engine.batching.bucket_size import bucket_size
 from llmctl.engine.batching.forward.int4 import Int4Linear
+from llmctl.engine.batching.forward.packed_linear import Float16Linear, Int8Linear
 
 Linear = Callable[[Tensor], Tensor]
 """(tokens, inputs) -> (tokens, outputs)."""
 
 
+_PACKED = (Int4Linear, Int8Linear, Float16Linear)
+
+
 def fuse(modules: Sequence[nn.Module], *, release: bool = False) -> Linear:
     """Return one function for linear layers of the same input, with concatenated outputs.
 
-    Plain layers become one matrix, and so do int4 layers. Layers of other kinds are called one by
+    Plain layers become one matrix, and so do packed layers of one kind. Others are called one by
     one.
 
     Args:
         modules: one or more, with the same input.
         release: free the modules' own weights, so that no weight is held twice.
     """
-    if all(type(m) is Int4Linear and not m.padded for m in modules):
-        return _fuse_int4([m for m in modules if isinstance(m, Int4Linear)], release)
+    kind = type(modules[0])
+    if kind in _PACKED and all(
+        type(m) is kind and not getattr(m, "padded", False) for m in modules
+    ):
+        return _fuse_packed(modules, release)
     if not all(type(m) is nn.Linear for m in modules):
         return _call_each(modules)
     plain: list[Any] = list(modules)
@@ -39,13 +46,14 @@ def fuse(modules: Sequence[nn.Module], *, release: bool = False) -> Linear:
     return packed_linear(weight, bias)
 
 
-def _fuse_int4(layers: Sequence[Int4Linear], release: bool) -> Linear:
+def _fuse_packed(layers: Sequence[Any], release: bool) -> Linear:
     if len({layer.bias is None for layer in layers}) > 1:
         return _call_each(layers)
-    fused = layers[0] if len(layers) == 1 else Int4Linear.concatenate(layers)
+    fused = layers[0] if len(layers) == 1 else type(layers[0]).concatenate(layers)
     for layer in layers if release and len(layers) > 1 else ():
         layer.release_weights()
-    return fused.multiply
+    multiply: Linear = fused.multiply
+    return multiply
 
 
 def packed_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:

@@ -64,7 +64,7 @@ class RecurrentForward:
             if not _is_row(item):
                 parts[i] += self._prompt(item)
         flat = [part for own in parts for part in own]
-        vocab: int = self.model.get_output_embeddings().weight.shape[0]
+        vocab: int = self.model.get_output_embeddings().out_features
         return torch.cat(flat) if flat else torch.zeros(0, vocab, device=self.model.device)
 
     @torch.inference_mode()
