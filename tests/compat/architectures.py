@@ -35,9 +35,9 @@ _OTHER_TASKS = (
     "florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder", "pi0",
     "evolla",
     "blip", "blip-2", "instructblip", "instructblipvideo", "idefics", "kosmos-2", "kosmos-2.5",
-    "diffusion_gemma", "pp_chart2table",
+    "diffusion_gemma", "pp_chart2table", "gemma4_assistant", "gemma4_unified_assistant",
 )
-"""Encoders, encoder-decoders, and models that need an image or audio."""
+"""Encoders, encoder-decoders, drafts of other models, and models that need an image or audio."""
 _TINY: dict[str, Any] = {
     "vocab_size": 260, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     "hidden_size": 32, "n_embd": 32, "d_model": 32, "embedding_size": 32, "word_embed_proj_dim": 32,
@@ -93,6 +93,26 @@ _OWN: dict[str, dict[str, Any]] = {
         "attention_head_dim": 16,
         "num_mem_blocks": 1,
     },
+    "gemma4_unified_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+    },
+    "zaya": {"num_experts_per_tok": 1},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+        "max_seq_len": 512,
+    },
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+    },
+    "zamba": {"num_hidden_layers": 8, "attn_layer_period": 3, "attn_layer_offset": 1},
+    "glm5_next_text": {"qk_rope_head_dim": 0, "num_key_value_heads": 4},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
     "gemma4_text": {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "num_kv_shared_layers": 2,
@@ -128,9 +148,26 @@ _VISION: dict[str, Any] = {
     "fullatt_block_indexes": [1],
     "num_position_embeddings": 16,
 }
-_MULTIMODAL_ROPE = ("glm4v", "glm46v", "glm_ocr", "qwen2_vl", "qwen2_5_vl", "paddleocr_vl", "omni")
+_MULTIMODAL_ROPE = (
+    "glm4v",
+    "glm46v",
+    "glm_ocr",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "paddleocr_vl",
+    "omni",
+    "cosmos3_edge",
+    "hy_v4_vl",
+    "ernie4_5_vl",
+    "hunyuan_vl",
+)
 """Parts of the names of types whose rotary embeddings have three sections."""
-_OWN_VISION: dict[str, dict[str, Any]] = {}
+_OWN_VISION: dict[str, dict[str, Any]] = {
+    "molmo2_vision": {"image_size": [28, 28]},
+    "inkling2_vision": {"text_hidden_size": 32},
+    "molmo2_adapter": {"vision_feature_layer": [1, 0]},
+    "radio": {"video_temporal_patch_size": 2},
+}
 _WHOLE: dict[str, dict[str, Any]] = {
     "chameleon": {"vocabulary_map": {"<image>": 5}},
     "emu3": {"vocabulary_map": {"<image>": 5}},
@@ -145,11 +182,14 @@ _TOKENS = {
 }
 _LATENT = (
     *("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"),
-    *("glm_moe_dsa", "minicpm3", "youtu", "sarvam_mla", "mistral4"),
+    *("glm_moe_dsa", "minicpm3", "youtu", "sarvam_mla", "mistral4", "longcat_flash"),
+    *("mistral_large4_text", "dots3_note_text", "glm5_next_text", "hy_v4_vl_text"),
 )
-_OWN |= {name: {"num_key_value_heads": 4} for name in _LATENT}
+for _name in _LATENT:
+    _OWN[_name] = {"num_key_value_heads": 4} | _OWN.get(_name, {})
 _LEFT_OUT = dict.fromkeys((*_LATENT, "kimi_linear", "falcon"), ("head_dim",))
-_MAX_PARAMETERS = 40_000_000
+_LEFT_OUT["xlstm"] = ("v_head_dim", "qk_head_dim")
+_MAX_PARAMETERS = 260_000_000
 
 
 def causal_types() -> list[str]:
@@ -209,7 +249,9 @@ def _own_values(config: Any, model_type: str) -> dict[str, Any]:
         values.pop(name, None)
     if any(mark in model_type for mark in _MULTIMODAL_ROPE):
         part = getattr(config, "rope_parameters", {}).get("partial_rotary_factor", 1)
-        section = [1, 1, 2] if part == 1 else [1, 1, 0]
+        section = [2, 1, 1] if part == 1 else [1, 1, 0]
+        if model_type.startswith("hunyuan"):
+            section = [1, 1, 1, 1]
         values["rope_parameters"] = config.rope_parameters | {"mrope_section": section}
     return values | _OWN.get(model_type, {})
 

@@ -57,8 +57,9 @@ def _attention_forward(
         softcap,
         s_aux,
     )
-    if getattr(module, "attn_temperature_tuning", False) and not getattr(module, "use_rope", False):
-        query = query * step.temperature(query, module.floor_scale, module.attn_scale)
+    own: Any = module
+    if getattr(own, "attn_temperature_tuning", False) and not own.use_rope:
+        query = query * step.temperature(query, own.floor_scale, own.attn_scale)
     rows, heads, tokens, _dim = query.shape
     source = step.source(layer, key)
     is_latent = layer in step.latent  # its keys and values are those of whole sequences
