@@ -1,6 +1,7 @@
 """Error translation and output control for third-party libraries while they load a model."""
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,13 @@ def library_errors(path: Path, spec: ModelSpec) -> Iterator[None]:
             raise UnsafeModelError(
                 f"{spec.model} contains Python code, which is not run by default",
                 hint="add --trust-remote-code if you trust it",
+            ) from error
+        package = re.search(r"`?(pip install [\w\[\]-]+)`?", str(error))
+        if isinstance(error, ImportError) and package is not None:
+            raise ModelLoadError(
+                f"cannot load {path}: it needs a package that is not installed: "
+                f"{reason.split(' but it was not found')[0]}",
+                hint=f"`{package[1]}` installs it",
             ) from error
         raise ModelLoadError(
             f"cannot load {path}: {reason}",

@@ -12,7 +12,9 @@ from tests.vision import build_vision_model
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", ["qwen3_vl", "mistral3", "internvl", "smolvlm"])
+@pytest.mark.parametrize(
+    "model_type", ["qwen3_vl", "mistral3", "qwen2_5_vl", "glm4v", "video_llama_3"]
+)
 def test_text_is_generated_in_a_batch_as_by_generate(model_type: str, tmp_path: Path) -> None:
     model = build_vision_model(model_type)
     model.save_pretrained(tmp_path)
