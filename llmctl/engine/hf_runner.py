@@ -30,11 +30,12 @@ from llmctl.engine.batching.worker import EngineWorker
 from llmctl.engine.chat.detokenize import incremental_decoder
 from llmctl.engine.chat.response_parser import ResponseFormat, ResponseParserFactory, check_names
 from llmctl.engine.chat.template import RenderOptions
+from llmctl.engine.input_encoder import InputEncoder
 from llmctl.engine.loading.adapters import read_adapter, warn_of_other_tokenizer
 from llmctl.engine.loading.load import LoadedModel, load_model
 from llmctl.engine.models import provenance
 from llmctl.engine.stream import GenerationStream
-from llmctl.errors import ConfigError, ContextLengthError, EngineStoppedError, RequestError
+from llmctl.errors import ConfigError, EngineStoppedError, RequestError
 from llmctl.types import (
     DEFAULT_SAMPLING,
     EngineInfo,
@@ -47,7 +48,6 @@ from llmctl.types import (
     SamplingParams,
     Score,
     ScoreRequest,
-    check_unicode,
     ignore_progress,
 )
 
@@ -117,6 +117,11 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
         return self._loaded
 
     @property
+    def _inputs(self) -> InputEncoder:
+        loaded = self._ready
+        return InputEncoder(loaded.tokenizer, loaded.vocab_size, loaded.info.context_length)
+
+    @property
     def _running_worker(self) -> EngineWorker:
         """The engine thread, which accepts work while the caller holds the lock."""
         if self._worker is None or self._closing:
@@ -131,9 +136,11 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
         )
         if (grammar := self._responses.grammar(request)) is not None:
             params = replace(params, grammar=grammar)
-        self._check_token_ids([i for i, _ in params.logit_bias or ()], "logit_bias")
-        self._check_token_ids(params.stop_token_ids or (), "stop_token_ids")
-        left = self._tokens_left(len(prompt_ids), "messages" if request.messages else "prompt")
+        self._inputs.check_ids([i for i, _ in params.logit_bias or ()], "logit_bias")
+        self._inputs.check_ids(params.stop_token_ids or (), "stop_token_ids")
+        left = self._inputs.tokens_left(
+            len(prompt_ids), "messages" if request.messages else "prompt"
+        )
         limit = left if params.max_new_tokens is None else min(params.max_new_tokens, left)
         stream = GenerationStream(request.request_id)
         state = RequestState(prompt_ids, stream)
@@ -205,38 +212,14 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
         return ids, ""
 
     def tokenize(self, text: str | Sequence[int], *, add_special_tokens: bool = True) -> list[int]:
-        if not isinstance(text, str):
-            self._check_token_ids(text, "prompt")
-            return list(text)
-        check_unicode(text, param="prompt")
-        ids: list[int] = self._ready.tokenizer(
-            text, add_special_tokens=add_special_tokens, verbose=False
-        ).input_ids
-        return ids
+        return self._inputs.tokenize(text, add_special_tokens=add_special_tokens)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        self._check_token_ids(ids, "tokens")
-        text: str = self._ready.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
-        return text
-
-    def _check_token_ids(self, ids: Sequence[int], param: str) -> None:
-        size = self._ready.vocab_size
-        if (wrong := next((i for i in ids if not 0 <= i < size), None)) is not None:
-            raise RequestError(f"token id {wrong} is outside the vocabulary of {size}", param=param)
-
-    def _tokens_left(self, prompt_tokens: int, param: str) -> int:
-        limit = self._ready.info.context_length
-        if prompt_tokens >= limit:
-            raise ContextLengthError(
-                f"This model's maximum context length is {limit} tokens. However, your {param} "
-                f"resulted in {prompt_tokens} tokens. Please reduce the length of the {param}.",
-                param=param,
-            )
-        return limit - prompt_tokens
+        return self._inputs.detokenize(ids)
 
     def submit_scores(self, requests: Sequence[ScoreRequest]) -> Future[list[tuple[Score, ...]]]:
         encoded = [
-            [self._encode_pair(request.context, c) for c in request.continuations]
+            [self._inputs.encode_pair(request.context, c) for c in request.continuations]
             for request in requests
         ]
         with self._lock:
@@ -259,26 +242,9 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
         for ids in encoded:
             if not ids:
                 raise RequestError("a text is empty: give at least one token", param="input")
-            self._tokens_left(len(ids) - 1, "input")
+            self._inputs.tokens_left(len(ids) - 1, "input")
         with self._lock:
             return self._running_worker.embed(encoded, self._adapter_key(adapter))
-
-    def _encode_pair(
-        self, context: str | tuple[int, ...], continuation: str | tuple[int, ...]
-    ) -> tuple[list[int], int]:
-        """Return the ids of both together, and how many of them are the continuation."""
-        context_ids = self.tokenize(context)
-        if isinstance(context, str) and isinstance(continuation, str):
-            ids = self.tokenize(context + continuation)
-        else:
-            ids = context_ids + self.tokenize(continuation)
-        # Without a BOS and a context, nothing predicts the first token.
-        context_length = max(len(context_ids), 1)
-        if len(ids) <= context_length:
-            message = f"nothing to score: {continuation!r} adds no token to its context"
-            raise RequestError(message, param="continuations")
-        self._tokens_left(len(ids) - 1, "prompt")
-        return ids, len(ids) - context_length
 
     @property
     def adapters(self) -> tuple[str, ...]:
