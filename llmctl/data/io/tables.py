@@ -67,8 +67,8 @@ def read_csv_rows(
     separator = detect_separator(stream)
     records = read_csv_records(stream, separator)
     for first in records:
-        header = _names(first.cells)
-        error = first.error or _header_error(header)
+        header = column_names(first.cells)
+        error = first.error or header_error(header)
         if error is not None:
             yield first.line, first.raw, None, (error,)
             return
@@ -174,13 +174,14 @@ class _Lines(Iterator[str]):
         return raw.rstrip(b"\r\n")
 
 
-def _names(cells: list[str]) -> list[str]:
+def column_names(cells: list[str]) -> list[str]:
     """Return the column names; an unnamed first column is the index that pandas writes."""
     names = [name.strip() for name in cells]
     return [names[0] or "Unnamed: 0", *names[1:]] if any(names) else names
 
 
-def _header_error(names: list[str]) -> ParseError | None:
+def header_error(names: list[str]) -> ParseError | None:
+    """Return the error of columns without a name or with one name; `None` if there is none."""
     if "" in names:
         what = f"column {names.index('') + 1} has no name"
         return ParseError("header", what, "the first row names every column", "")

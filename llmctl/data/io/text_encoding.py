@@ -100,7 +100,8 @@ class _Utf8Stream(io.RawIOBase):
             for encoding, nulls, texts in (("UTF-16-LE", 1, 0), ("UTF-16-BE", 0, 1)):
                 if data[nulls::2][:1] == b"\0" and data[texts::2][:1].isascii():
                     data = self._filled(data, _WINDOW)
-                    if "\0" not in (_decoded(data, encoding) or "\0"):
+                    text = codecs.getincrementaldecoder(encoding)(_INVALID).decode(data)
+                    if "\0" not in text and text.count("\udcff") < 0.01 * len(text):
                         self._take(encoding)
                         return data
         if not data.isascii():

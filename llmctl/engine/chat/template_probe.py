@@ -137,8 +137,9 @@ class TemplateProbe:
                 return field
         blocks = [{"type": "thinking", "thinking": _PROBE_TEXT}, {"type": "text", "text": "Answer"}]
         printed = self._printed({"role": "assistant", "content": blocks}, _PROBE_TEXT)
-        # A template that prints the list as Python does, does not read it.
-        return "blocks" if printed and "'thinking'" not in printed else _REASONING[0]
+        # A template that prints the list as JSON or as Python does, does not read it.
+        listed = re.search("""["']thinking["']""", printed)
+        return "blocks" if printed and not listed else _REASONING[0]
 
     @property
     def _tools(self) -> list[Any]:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from llmctl.data.io.tables import column_names, header_error
 from llmctl.data.io.text_encoding import open_utf8
 from llmctl.data.rows.row_errors import join_names
 from llmctl.did_you_mean import did_you_mean
@@ -44,7 +45,7 @@ _EXPECTED = "question, then A, B, ... (or options) and answer; or answer and mat
 _OPTION_LISTS: Final = ("options", "choices")
 """Fields that hold all options."""
 _FIELDS: Final = ("question", *_OPTION_LISTS, "answer", "match", "subject", "split")
-_IGNORED: Final = ("id", "explanation", "source", "comment")
+_IGNORED: Final = ("id", "explanation", "source", "comment", "Unnamed: 0")
 _KNOWN: Final = frozenset(("", *_FIELDS, *_IGNORED, *LABELS))
 _MAX_ERRORS: Final = 20
 _TABLES: Final = (".csv", ".tsv")
@@ -170,12 +171,14 @@ def _records(file: Path, stream: BinaryIO) -> Iterator[FileRecord]:
         yield from iter_json_records(file, stream)
         return
     records = iter_csv_records(file, stream)
-    header = [name.strip() for name in next(records, FileRecord(0, [])).value]
+    header = column_names(next(records, FileRecord(0, [])).value)
     if header and not {"question", "answer"} & set(header):
         raise BenchmarkDataError(
             f"{file}:1: the first row names no column question or answer: it has "
             f"{join_names(header)}"
         )
+    if (error := header_error(header)) is not None:
+        raise BenchmarkDataError(f"{file}:1: {error.what} ({error.fix})")
     for line, values in records:
         extra = values[len(header) :]
         cells = dict(zip(header, values, strict=False)) | ({"": extra} if extra else {})

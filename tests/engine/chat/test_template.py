@@ -150,3 +150,12 @@ def test_no_token_crosses_a_cut() -> None:
     assert "\n\n" in [text[a:b] for a, b in uncut.offsets]
     assert [text[a:b] for a, b in cut.offsets] == ["one", "\n", "\n"]
     assert tokens.encode([(text, (3,))]) == [uncut]
+
+
+@pytest.mark.parametrize("printed", ["{{ m['content'] | tojson }}", "{{ m['content'] }}"])
+def test_reasoning_is_left_out_where_a_template_prints_its_content_as_a_list(printed: str) -> None:
+    template = "{% for m in messages %}" + printed + "{% endfor %}"
+    messages = [Message("user", "hi"), Message("assistant", "", reasoning="So polite.")]
+    text = ChatTemplate.of(byte_tokenizer(template)).render_text(messages)
+    assert "So polite." not in text
+    assert "thinking" not in text

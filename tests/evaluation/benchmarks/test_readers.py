@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmctl.data.io.text_encoding import open_utf8
+from llmctl.evaluation.benchmarks.custom_benchmark import load_custom_benchmark
 from llmctl.evaluation.benchmarks.readers import (
     BenchmarkDataError,
     DatasetReader,
@@ -57,3 +58,26 @@ def test_a_malformed_table_is_an_error_with_its_line(
         DatasetReader("law.csv", read_mmlu_csv, "six columns").read(file)
     assert expected in str(caught.value)
     assert caught.value.hint == "expected: six columns"
+
+
+def test_the_index_column_of_pandas_is_ignored(tmp_path: Path) -> None:
+    file = tmp_path / "law.csv"
+    file.write_text(",question,answer\n0,Why?,Because.\n")
+    (doc,) = load_custom_benchmark(file).reader.read(file).docs
+    assert (doc.question, doc.gold) == ("Why?", "Because.")
+
+
+@pytest.mark.parametrize(
+    ("header", "error"),
+    [
+        ("question,answer,", "column 3 has no name"),
+        ("question,answer,answer", "are named 'answer'"),
+    ],
+)
+def test_columns_without_a_name_of_their_own_are_errors(
+    tmp_path: Path, header: str, error: str
+) -> None:
+    file = tmp_path / "law.csv"
+    file.write_text(f"{header}\nWhy?,Because.,x\n")
+    with pytest.raises(BenchmarkDataError, match=error):
+        load_custom_benchmark(file)
