@@ -25,6 +25,9 @@ _QUERY_BLOCK, _CPU_QUERY_BLOCK = 256, 128
 """Queries of a prompt per block. Larger blocks compute more scores that are masked, and scores that
 do not fit the processor's caches (docs/performance.md)."""
 
+_KEY_BLOCK = 64
+"""Keys before a window are left out in multiples of it, so that few sizes occur."""
+
 
 def register() -> None:
     """Register the attention in Transformers, without a mask function: it then passes no mask."""
@@ -209,6 +212,7 @@ def _prefill(
     on_cpu = query.device.type == "cpu"
     block_size = _CPU_QUERY_BLOCK if on_cpu else _QUERY_BLOCK
     restricted = how.window is not None or how.chunk is not None
+    first, positions = 0, segment.positions if restricted else []
     for begin in range(0, count, block_size):
         size = min(block_size, count - begin)
         mask = step.mask(query, segment, begin, size, how)
@@ -216,8 +220,12 @@ def _prefill(
         if total > keys.shape[1]:  # keys of a latent layer have no spare capacity
             total = keys.shape[1]
             mask = mask[:, :total]
+        if restricted:  # no query of the block attends to earlier keys
+            oldest = how.first_visible(min(positions[begin : begin + size]))
+            first = oldest // _KEY_BLOCK * _KEY_BLOCK
+            mask, total = mask[:, first:], total - first
         block = query.narrow(1, begin, size)
-        visible_keys, visible_values = keys.narrow(1, 0, total), values.narrow(1, 0, total)
+        visible_keys, visible_values = (part.narrow(1, first, total) for part in (keys, values))
         if on_cpu or not how.is_plain:
             # Scaling the queries and masking only the columns that need it saves two passes over
             # the scores.

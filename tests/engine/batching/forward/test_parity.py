@@ -84,6 +84,16 @@ def test_every_request_of_a_mixed_batch_equals_generate(
 
 
 @pytest.mark.slow
+def test_prompts_far_longer_than_windows_and_chunks_equal_generate(
+    engine: HFRunner, reference: Reference
+) -> None:
+    long = ["".join(chr(97 + (i * i + n) % 26) for i in range(200 + 17 * n)) for n in range(3)]
+    together = generated_ids(engine, [greedy(prompt, logprobs=0) for prompt in long])
+    for prompt, ids in zip(long, together, strict=True):
+        assert ids == reference.generate(prompt)
+
+
+@pytest.mark.slow
 def test_a_batch_of_different_parameters_equals_each_request_alone(engine: HFRunner) -> None:
     kinds: list[dict[str, Any]] = [
         {"temperature": 0},
