@@ -3,6 +3,14 @@
 `None` means "not given"; every other value, also a falsy one, is a value.
 """
 
+from llmctl.types.call_layout import (
+    ARGUMENTS,
+    CALL_ID,
+    INDEX,
+    NAME,
+    CallLayout,
+    ParameterLayout,
+)
 from llmctl.types.conversation import Message, Role, Tool, ToolCall, check_unicode
 from llmctl.types.data import DatasetRef, Example, SourceLocation
 from llmctl.types.evaluation import (
@@ -87,8 +95,12 @@ from llmctl.types.training import (
 )
 
 __all__ = [
+    "ARGUMENTS",
+    "CALL_ID",
     "DEFAULT_MAX_ROWS",
     "DEFAULT_SAMPLING",
+    "INDEX",
+    "NAME",
     "SAMPLING_RANGES",
     "TAG_ADAPTER",
     "TAG_CHANGED_PREFIX",
@@ -107,6 +119,7 @@ __all__ = [
     "BenchmarkPlan",
     "BenchmarkScore",
     "BenchmarkSetup",
+    "CallLayout",
     "Choice",
     "DType",
     "DatasetContext",
@@ -134,6 +147,7 @@ __all__ = [
     "MetricPoint",
     "ModelSpec",
     "PairedComparison",
+    "ParameterLayout",
     "Progress",
     "ProgressCallback",
     "Quant",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Self
 
 from llmctl.errors import RequestError
+from llmctl.types.call_layout import CallLayout
 from llmctl.types.conversation import Message, Tool, ToolCall, check_unicode
 
 
@@ -19,6 +20,8 @@ class Grammar:
     choices: tuple[str, ...] = ()
     param: str = ""
     """Name of its field in the API request, for errors; empty for the usual one of its kind."""
+    calls: CallLayout | None = None
+    """How calls are written, if `source` is the schema of required tool calls."""
     open_objects: bool = False
     """Whether objects of the schema have other properties too, unless `additionalProperties` says
     otherwise."""

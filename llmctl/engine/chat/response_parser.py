@@ -5,12 +5,14 @@ template prints and says, or named by the user. A tokenizer whose format is not 
 response template, which Transformers' parser (`transformers.utils.chat_parsing`) follows.
 """
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+from llmctl.engine.chat.call_layout import allows, call_layout
+from llmctl.engine.chat.declared_response import TemplateResponseParser, declared_template
 from llmctl.engine.chat.formats.families import GENERIC
 from llmctl.engine.chat.formats.format_parser import (
     FormatParser,
@@ -34,7 +36,6 @@ from llmctl.engine.chat.response_delta import (
     ReasoningTokens,
     ResponseDelta,
     ResponseParser,
-    new_tool_call_id,
 )
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.chat.template_probe import tool_definition
@@ -44,25 +45,10 @@ from llmctl.engine.chat.tool_choice import (
     tool_messages_as_text,
     tools_as_text,
 )
-from llmctl.types import GenerationRequest, Grammar, Message, ResponseFormats, ToolCall
+from llmctl.types import CallLayout, GenerationRequest, Grammar, Message, ResponseFormats
 
 NO_FORMAT = "none"
 """Name that turns the reading of calls or of reasoning off."""
-
-
-def declared_template(declared: Mapping[str, Any] | None, *, calls: bool) -> Any | None:
-    """Return a tokenizer's `response_template` for a request, with or without tool calls."""
-    if declared is None:
-        return None
-    spec: dict[str, Any] = copy.deepcopy(dict(declared))
-    fields = spec.get("fields", {})
-    if not calls:
-        fields.pop("tool_calls", None)
-    for field in fields.values():
-        if field.get("content") == "json":
-            # A call that is not JSON becomes text; it must not end the response.
-            field["content_args"] = {"allow_non_json": True} | field.get("content_args", {})
-    return spec
 
 
 def check_names(tool_call_parser: str | None, reasoning_parser: str | None) -> None:
@@ -177,14 +163,26 @@ class ResponseParserFactory:
             return (replace(first, content=f"{text}\n\n{first.content}"), *rest)
         return (Message("system", text), *messages)
 
-    @staticmethod
-    def grammar(request: GenerationRequest) -> Grammar | None:
-        """Return the grammar that restricts the response to calls of the required tools."""
+    @cached_property
+    def _layout(self) -> CallLayout | None:
+        """How the model writes calls, for a grammar of them."""
+        return None if self.calls is None else call_layout(self._template.probe, self.calls)
+
+    def grammar(self, request: GenerationRequest) -> Grammar | None:
+        """Return the grammar that restricts the response to calls of the required tools.
+
+        The calls are in the model's own format, or, where that cannot be put into a grammar, in
+        JSON.
+        """
         if not request.required_tools:
             return None
         required = [tool for tool in request.tools if tool.name in request.required_tools]
         schema = tool_call_schema(required, parallel=request.parallel_tool_calls)
-        return Grammar("json_schema", json.dumps(schema, ensure_ascii=False), param="tools")
+        layout = self._layout
+        if layout is not None and not all(allows(layout, tool) for tool in required):
+            layout = None
+        source = json.dumps(schema, ensure_ascii=False)
+        return Grammar("json_schema", source, param="tools", calls=layout)
 
     def format(self, request: GenerationRequest, prompt: str) -> ResponseFormat:
         """Return how the responses to a request are parsed.
@@ -224,6 +222,9 @@ class ResponseParserFactory:
         """Return how a response that a grammar restricts is parsed."""
         tokens = self._reasoning_tokens(request, prompt, opened=opened)
         calls = bool(request.required_tools)
+        grammar = self.grammar(request)
+        if grammar is not None and grammar.calls is not None:
+            return self._own_format(request, tokens, opened=opened)
         if tokens is None:
             return ResponseFormat(RequiredToolCallParser) if calls else _ALL_ANSWER
         reasoning = self.reasoning
@@ -233,6 +234,19 @@ class ResponseParserFactory:
                 reasoning_parser(reasoning, opened=opened), calls=calls
             ),
             self._kept_in(format_marks(None, self.reasoning)),
+            tokens,
+        )
+
+    def _own_format(
+        self, request: GenerationRequest, tokens: ReasoningTokens | None, *, opened: bool
+    ) -> ResponseFormat:
+        """Return how calls that a grammar restricts to the model's own format are parsed."""
+        reasoning = None if tokens is None else self.reasoning
+        read = response_reader(self.calls, reasoning, offered=True, opened=opened)
+        assert read is not None
+        return ResponseFormat(
+            lambda: FormatParser(read, request.tools),
+            self._kept_in(format_marks(self.calls, reasoning)),
             tokens,
         )
 
@@ -292,83 +306,3 @@ class RestrictedResponseParser:
             for delta in deltas
             for converted in (self._calls.feed(delta.text) if delta.text else [delta])
         ]
-
-
-class TemplateResponseParser:
-    """Parses a response by a response template.
-
-    White space between a marker and what it encloses belongs to the marker.
-
-    Args:
-        template: as `declared_template` returns it.
-        tools: definitions of the tools that the request offers.
-        prefix: the part of the response that the prompt begins, such as an opened `<think>`.
-    """
-
-    def __init__(self, template: Any, tools: Sequence[dict[str, object]], prefix: str) -> None:
-        from transformers.utils.chat_parsing import ResponseParser as TransformersParser
-
-        self._parser = TransformersParser(template, prefix=prefix, tools=list(tools) or None)
-        self._failed = False
-        self._white_space = ""
-        """White space that is returned once it is known not to lie next to a marker."""
-        self._after_marker = bool(prefix)
-
-    def feed(self, text: str) -> list[ResponseDelta]:
-        """See `ResponseParser.feed`."""
-        if self._failed:
-            return [ResponseDelta(text)] if text else []
-        try:
-            return self._deltas(self._parser.feed(text))
-        except ValueError:
-            # The response breaks the model's own format: the rest of it is plain text.
-            self._failed = True
-            return [ResponseDelta(text)]
-
-    def end(self) -> list[ResponseDelta]:
-        """See `ResponseParser.end`."""
-        if self._failed:
-            return []
-        try:
-            deltas = self._deltas(self._parser.finalize()[1])
-        except ValueError:
-            deltas = []
-        return [*deltas, ResponseDelta(self._white_space)] if self._white_space else deltas
-
-    def _deltas(self, events: Sequence[Mapping[str, Any]]) -> list[ResponseDelta]:
-        deltas: list[ResponseDelta] = []
-        for event in events:
-            kind, field = event["type"], event["field"]
-            if kind == "region_chunk" and not event.get("dirty"):
-                text = self._trimmed(event["text"])
-                if field == "content":
-                    deltas.append(ResponseDelta(text=text))
-                elif field in ("reasoning_content", "thinking"):
-                    deltas.append(ResponseDelta(reasoning=text))
-                continue
-            if kind == "region_close" and field == "tool_calls":
-                deltas.append(_tool_call_delta(event["value"]))
-            if field != "content":
-                self._white_space, self._after_marker = "", True
-        return [delta for delta in deltas if delta != ResponseDelta()]
-
-    def _trimmed(self, text: str) -> str:
-        if self._after_marker:
-            text = text.lstrip()
-            self._after_marker = not text
-        text, self._white_space = self._white_space + text, ""
-        stripped = text.rstrip()
-        self._white_space = text[len(stripped) :]
-        return stripped
-
-
-def _tool_call_delta(value: Any) -> ResponseDelta:
-    """Return a parsed call; a value that is not a call is returned as text."""
-    function = value.get("function") if isinstance(value, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        text = function if isinstance(function, str) else json.dumps(value, ensure_ascii=False)
-        return ResponseDelta(text=f"<tool_call>{text}</tool_call>")
-    name, arguments = function["name"], function.get("arguments", function.get("parameters", {}))
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    return ResponseDelta(call=ToolCall(name, arguments, new_tool_call_id()))

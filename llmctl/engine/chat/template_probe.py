@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
 from llmctl.types import Tool
 
 PROBE = "probe_of_tools"
-_PROBE_ID = "probe0001"
+PROBE_ID = "probe0001"
 _PROBE_TEXT = "Probe of text."
 _ARGUMENT = "probe_value"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -61,13 +61,13 @@ class TemplateProbe:
     @cached_property
     def renders_calls(self) -> bool:
         """Whether the template renders the tool calls of earlier messages."""
-        turns = self._called(_PROBE_ID, self._call_turn({"a": 1}))
+        turns = self._called(PROBE_ID, self._call_turn({"a": 1}))
         text = self._render(turns, self._tools, True)
         if text is None:  # it may want an answer after the result
             answer: Turn = {"role": "assistant", "content": "Answer"}
             text = self._render([*turns, answer], self._tools, True)
         if text is None and self.arguments_as_text:
-            turns = self._called(_PROBE_ID, self._call_turn('{"a": 1}'))
+            turns = self._called(PROBE_ID, self._call_turn('{"a": 1}'))
             text = self._render(turns, self._tools, True)
         if text is None:
             return "tool_calls" in self._source
@@ -79,7 +79,7 @@ class TemplateProbe:
         """Whether the template takes the arguments of a call as JSON text only (DeepSeek V3)."""
 
         def rendered(arguments: object) -> str | None:
-            turns = self._called(_PROBE_ID, self._call_turn(arguments))
+            turns = self._called(PROBE_ID, self._call_turn(arguments))
             return self._render(turns, self._tools, False)
 
         arguments = {_ARGUMENT: "x"}
@@ -96,7 +96,7 @@ class TemplateProbe:
             turns = self._called(call_id, self._call_turn({}, call_id))
             return self._render(turns, None, True) is not None
 
-        return self.renders_calls and not renders("call_1") and renders(_PROBE_ID)
+        return self.renders_calls and not renders("call_1") and renders(PROBE_ID)
 
     @cached_property
     def call_text(self) -> str:
@@ -105,6 +105,20 @@ class TemplateProbe:
         if self.arguments_as_text:
             arguments = json.dumps(arguments)
         return self._printed(self._call_turn(arguments), PROBE)
+
+    def calls_text(self, arguments: Mapping[str, object], count: int) -> str:
+        """Return what the template prints for a turn with calls, after its header, or nothing.
+
+        Args:
+            arguments: of each call.
+            count: how many calls of the tool PROBE.
+        """
+        value = json.dumps(arguments) if self.arguments_as_text else arguments
+        calls = [
+            self._call_turn(value, f"{PROBE_ID[:-1]}{number}")["tool_calls"][0]
+            for number in range(1, count + 1)
+        ]
+        return self._printed({"role": "assistant", "content": "", "tool_calls": calls}, PROBE)
 
     @cached_property
     def reasoning_text(self) -> str:
@@ -146,7 +160,7 @@ class TemplateProbe:
         return [tool_definition(Tool(PROBE))]
 
     @staticmethod
-    def _call_turn(arguments: object, call_id: str = _PROBE_ID) -> Turn:
+    def _call_turn(arguments: object, call_id: str = PROBE_ID) -> Turn:
         function = {"name": PROBE, "arguments": arguments}
         call = {"id": call_id, "type": "function", "function": function}
         return {"role": "assistant", "content": "", "tool_calls": [call]}

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from llmctl.engine.batching.sampling.grammar import GrammarCompiler, GrammarMatcher
 from llmctl.engine.chat.formats.families import GENERIC, TOOL_CALL_FORMATS
 from llmctl.engine.chat.formats.format_parser import FormatParser, response_reader
 from llmctl.engine.chat.formats.format_types import ReasoningFormat, ToolCallFormat
@@ -14,9 +16,10 @@ from llmctl.engine.chat.formats.registry import named_format
 from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.engine.chat.response_parser import ResponseParserFactory
 from llmctl.engine.chat.template import ChatTemplate, RenderOptions
+from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import ConfigError
-from llmctl.types import GenerationRequest, Message, Tool, ToolCall
-from tests.tiny import byte_tokenizer
+from llmctl.types import GenerationRequest, Message, ModelSpec, SamplingParams, Tool, ToolCall
+from tests.tiny import byte_tokenizer, save_tiny_model
 
 PAINT = Tool(
     "paint",
@@ -320,6 +323,75 @@ def test_marks_in_an_answer_without_a_call_are_answer(known: ToolCallFormat) -> 
     code = f"Like this:\n```\n{known.example}\n```\nDone."
     if openings and known.name not in ("command_r", "functionary", "minimax_m3"):
         assert read(known, list(code)) == (code, "", [])
+
+
+# Formats that no grammar is made of: required calls are JSON there.
+WITHOUT_GRAMMAR = {"lfm2", "olmo3", "llama4", "pythonic", "gemma4", "muse"}
+
+
+def allowed(matcher: GrammarMatcher, ids: Sequence[int]) -> bool:
+    """Whether a grammar allows tokens and then the end."""
+    for token_id in ids:
+        if matcher.next_mask()[token_id]:
+            return False
+        matcher.accept(token_id)
+    return not matcher.next_mask()[257]
+
+
+def test_required_calls_are_constrained_in_the_format_of_the_template(model: Model) -> None:
+    assert model.parsers.calls is not None
+    name = model.parsers.calls.name
+    calls = CALLS[: 1 if name in ("gpt_oss",) else 2]
+    written = model.written(Message("assistant", "", tool_calls=calls)).rstrip("\n")
+    request = GenerationRequest(ASKED, tools=TOOLS, required_tools=("paint", "add"))
+    grammar = model.parsers.grammar(request)
+    assert grammar is not None
+    assert (grammar.calls is None) == (name in WITHOUT_GRAMMAR)
+    if grammar.calls is None:
+        return
+    tokenizer = byte_tokenizer()
+    compiler = GrammarCompiler(tokenizer, len(tokenizer), [257])
+    if name == "gpt_oss":
+        written = written.removesuffix("<|call|>") + "<|call|>"
+    assert allowed(compiler.compile(grammar), tokenizer(written).input_ids)
+    wrong = written.replace("3", "three", 1)
+    assert wrong != written
+    assert not allowed(compiler.compile(grammar), tokenizer(wrong).input_ids)
+    assert not allowed(compiler.compile(grammar), tokenizer("No." + written).input_ids)
+    parser = model.parsers.format(request, model.prompt).new_parser()
+    assert parser is not None
+    text, _, read_calls = joined([*parser.feed(written), *parser.end()])
+    assert text == ""
+    assert [c.name for c in read_calls] == [c.name for c in calls]
+
+
+def test_marks_that_are_special_tokens_are_read_and_constrained(tmp_path: Path) -> None:
+    marks = ("section_begin", "call_begin", "call_argument_begin", "call_end", "section_end")
+    names = [f"<|tool_{mark.replace('section', 'calls_section')}|>" for mark in marks]
+    tokenizer = byte_tokenizer(TEMPLATES["kimi_k2"])
+    tokenizer.add_special_tokens({"additional_special_tokens": names})
+    folder = save_tiny_model(
+        tmp_path / "model", vocab_size=len(tokenizer), max_position_embeddings=1024
+    )
+    tokenizer.save_pretrained(folder)
+    choice = {"type": "string", "enum": ["red", "blue"]}
+    paint = Tool("paint", "", {"properties": {"c": choice}, "required": ["c"]})
+    with HFRunner(ModelSpec(str(folder), device="cpu", dtype="float32")) as engine:
+        engine.load()
+        request = GenerationRequest(
+            ASKED,
+            tools=(paint,),
+            required_tools=("paint",),
+            parallel_tool_calls=False,
+            sampling=SamplingParams(seed=1, temperature=1.0, logprobs=0),
+        )
+        (answer,) = engine.generate(request).choices
+    (call,) = answer.tool_calls
+    assert (call.name, call.id) == ("paint", "functions.paint:0")
+    assert json.loads(call.arguments)["c"] in ("red", "blue")
+    assert (answer.text, answer.finish_reason) == ("", "tool_calls")
+    written = [entry.chosen.token_id for entry in answer.logprobs]
+    assert set(tokenizer.convert_tokens_to_ids(names)) <= set(written)
 
 
 def test_a_format_may_be_forced_or_turned_off() -> None:

@@ -10,20 +10,23 @@ import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from tokenizers import Tokenizer
 from torch import Tensor
 
+from llmctl.engine.batching.sampling.call_grammar import CallGrammar
 from llmctl.engine.batching.sampling.json_position import JsonPosition, JsonVocabulary
 from llmctl.engine.batching.sampling.json_schema import NormalizedSchema, normalize
-from llmctl.engine.batching.sampling.logprobs import TokenBytes
+from llmctl.engine.batching.sampling.vocabulary import TokenVocabulary
 from llmctl.errors import RequestError
-from llmctl.types import Grammar
+from llmctl.types import CallLayout, Grammar
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 WHITESPACE = r" |\n {0,20}"
 """Whitespace that is allowed once wherever JSON allows any: compact, spaced and indented text are
@@ -34,6 +37,14 @@ WORKERS = 2
 
 # A state takes 1 to 2 kB; all sequences of one grammar share them.
 _LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+
+_JSON_OPTIONS: "JsonCompileOptions" = {
+    "whitespace_pattern": WHITESPACE,
+    "item_separator": ",",
+    "key_separator": ":",
+    "coerce_one_of": False,
+    "lenient": False,
+}
 
 _PARAMS = {
     "json_schema": "response_format",
@@ -80,6 +91,8 @@ class GrammarCompiler:
 
     def _build(self, grammar: Grammar) -> tuple[LLMatcher, JsonPosition | None]:
         try:
+            if grammar.calls is not None:
+                return self._build_calls(grammar, grammar.calls)
             if grammar.kind in ("json_schema", "json_object"):
                 return self._build_json(grammar)
             text = _llguidance_grammar(grammar)
@@ -98,6 +111,30 @@ class GrammarCompiler:
             if place is None:
                 raise
             raise RequestError(f"{error} (at {place})", param=error.param) from error
+
+    def _build_calls(
+        self, grammar: Grammar, layout: CallLayout
+    ) -> tuple[LLMatcher, JsonPosition | None]:
+        """Build the grammar of calls in the model's own format."""
+        whole = normalize(grammar.source)
+        source = json.loads(grammar.source)
+
+        def part(place: str) -> dict[str, Any]:
+            text = json.dumps({"$ref": place, "$defs": source["$defs"]}, ensure_ascii=False)
+            return {**normalize(text).schema, "x-guidance": _JSON_OPTIONS}
+
+        added = self._tokenizer.added_tokens_decoder.items()
+        special = {str(token): i for i, token in added if token.special}
+        calls = source["items"] if source.get("type") == "array" else source
+        calls = calls.get("anyOf", [calls])
+        names = [call["properties"]["name"]["const"] for call in calls]
+        tools = [source["$defs"][f"tool{number}"] for number in range(len(names))]
+        builder = CallGrammar(layout, special, self._eos_ids, part)
+        text = builder.build(tools, names, source.get("maxItems", 1))
+        position = None
+        if layout.parameters is None:
+            position = JsonPosition(unique_items=whole.unique_items)
+        return self._start(grammar, text), position
 
     def _place(self, normalized: NormalizedSchema, grammar: Grammar, message: str) -> str | None:
         """Return where the innermost part is that has the same error by itself."""
@@ -128,7 +165,7 @@ class GrammarCompiler:
     def _vocabulary(self) -> tuple[LLTokenizer, JsonVocabulary]:
         with self._lock:
             if self._built is None:
-                words = _Vocabulary(self._tokenizer, self._vocab_size, self._eos_ids)
+                words = TokenVocabulary(self._tokenizer, self._vocab_size, self._eos_ids)
                 tokenizer = LLTokenizer(TokenizerWrapper(words))
                 self._built = tokenizer, JsonVocabulary(words.tokens)
             return self._built
@@ -229,57 +266,6 @@ class GrammarMatcher:
                 wait([self._mask])
 
 
-class _Vocabulary:
-    """A tokenizer in llguidance's interface: the bytes of each token, and a tokenize function."""
-
-    bos_token_id = None
-
-    def __init__(self, tokenizer: Any, size: int, eos_ids: Sequence[int]) -> None:
-        texts = TokenBytes(tokenizer)
-        self.tokens = [texts.of(i) for i in range(size)]
-        self.eos_token_id = eos_ids[0] if eos_ids else None
-        added = tokenizer.added_tokens_decoder.items()
-        special = {i for i, token in added if token.special}
-        self.special_token_ids = sorted(special.union(eos_ids, tokenizer.all_special_ids))
-        self._backend: Tokenizer | None = None
-        if tokenizer.is_fast:
-            # A copy, since other users change the padding and truncation of the original.
-            self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-            self._backend.no_padding()
-            self._backend.no_truncation()
-            self._backend.encode_special_tokens = True
-
-    def __call__(self, text: str) -> list[int]:
-        """Tokenize text from the middle of a reply."""
-        if self._backend is not None:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-            if b"".join(self.tokens[i] for i in ids if i < len(self.tokens)) == text.encode():
-                return ids
-        # SentencePiece adds a space before the text, and some vocabularies lack bytes.
-        return self._greedy_tokenize(text.encode())
-
-    def _greedy_tokenize(self, text: bytes) -> list[int]:
-        """Take the longest matching token repeatedly, until none matches."""
-        ids: list[int] = []
-        while text:
-            sizes = range(min(len(text), self._max_token_bytes), 0, -1)
-            size = next((n for n in sizes if text[:n] in self._ids), None)
-            if size is None:
-                break
-            ids.append(self._ids[text[:size]])
-            text = text[size:]
-        return ids
-
-    @cached_property
-    def _ids(self) -> dict[bytes, int]:
-        special = set(self.special_token_ids)
-        return {word: i for i, word in enumerate(self.tokens) if word and i not in special}
-
-    @cached_property
-    def _max_token_bytes(self) -> int:
-        return max(map(len, self._ids))
-
-
 def _llguidance_grammar(grammar: Grammar) -> str:
     """Return a regular expression or choice in the format of llguidance.
 
@@ -298,13 +284,7 @@ def _json_grammar(schema: dict[str, Any]) -> str:
     return LLMatcher.grammar_from_json_schema(
         json.dumps(schema, ensure_ascii=False),
         # They override a schema's own "x-guidance", which could turn the checks off.
-        overrides={
-            "whitespace_pattern": WHITESPACE,
-            "item_separator": ",",
-            "key_separator": ":",
-            "coerce_one_of": False,
-            "lenient": False,
-        },
+        overrides=_JSON_OPTIONS,
     )
 
 

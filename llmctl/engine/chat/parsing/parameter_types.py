@@ -28,6 +28,10 @@ class ToolParameters:
         """Whether the values of a parameter are strings only."""
         return self._types(name) == {"string"}
 
+    def may_be_string(self, name: str) -> bool:
+        """Whether a value of a parameter may be a string."""
+        return "string" in self._types(name)
+
     def value(self, name: str, text: str) -> object:
         """Return the value that a text stands for.
 

@@ -1,0 +1,128 @@
+"""Grammars of tool calls in a model's own format, in llguidance's dialect of Lark."""
+
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from llmctl.engine.chat.call_layout import choices
+from llmctl.engine.chat.parsing.parameter_types import ToolParameters
+from llmctl.engine.chat.tool_choice import MAX_TOOL_CALLS
+from llmctl.types import CALL_ID, INDEX, NAME, CallLayout, ParameterLayout
+
+EMPTY = '""'
+
+JsonRule = Callable[[str], Mapping[str, Any]]
+"""Returns the schema, ready to be enforced, at a place of the whole one: `#/$defs/tool0`."""
+
+
+class CallGrammar:
+    """Builds the grammar of calls of some tools.
+
+    Args:
+        layout: how the model writes calls.
+        special: ids of the special tokens by their texts.
+        end_ids: tokens that end a response; the grammar ends before one.
+        json_rule: returns schemas.
+    """
+
+    def __init__(
+        self,
+        layout: CallLayout,
+        special: Mapping[str, int],
+        end_ids: Collection[int],
+        json_rule: JsonRule,
+    ) -> None:
+        self._layout = layout
+        self._special = special
+        self._end_ids = end_ids
+        self._json_rule = json_rule
+        self._rules: list[str] = []
+        longest_first = sorted(special, key=lambda text: -len(text))
+        self._tokens = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def build(self, tools: Sequence[Mapping[str, Any]], names: Sequence[str], count: int) -> str:
+        """Return the grammar.
+
+        Args:
+            tools: the schema of each tool's arguments.
+            names: the name of each tool.
+            count: the most calls; one if the format has one only.
+        """
+        layout = self._layout
+        count = min(count, MAX_TOOL_CALLS) if layout.further else 1
+        for number, schema in enumerate(tools):
+            if layout.parameters is None:
+                self._json(f"args{number}", f"#/$defs/tool{number}")
+            else:
+                self._parameters(number, schema, layout.parameters)
+        end = self._text(layout.end, at_end=True)
+        self._rules.append(f"start: SPACE? call0 more1 {end}")
+        for index in range(count):
+            text = layout.further if index else layout.first
+            text = text.replace(INDEX, str(layout.first_index + index))
+            calls = []
+            for number, name in enumerate(names):
+                calls.append(f"{self._text(text.replace(NAME, name))} args{number}")
+            self._rules.append(f"call{index}: " + " | ".join(calls))
+        for index in range(1, count):
+            self._rules.append(f"more{index}: (call{index} more{index + 1})?")
+        self._rules.append(f'more{max(count, 1)}: ""')
+        self._rules.append(r"SPACE: /[ \n]{1,2}/")
+        self._rules.append("CALL_ID: /[a-zA-Z0-9]{9}/")
+        return "\n".join(self._rules)
+
+    def _json(self, rule: str, place: str) -> None:
+        schema = json.dumps(self._json_rule(place), ensure_ascii=False)
+        self._rules.append(f"{rule}: %json {schema}")
+
+    def _parameters(
+        self, number: int, schema: Mapping[str, Any], parameters: ParameterLayout
+    ) -> None:
+        types = ToolParameters(schema)
+        required = schema.get("required", [])
+        names = []
+        for index, (key, part) in enumerate(schema.get("properties", {}).items()):
+            rule = f"arg{number}x{index}"
+            names.append(rule if key in required else f"{rule}?")
+            head = parameters.key + key
+            values = choices(part)
+            if values is not None:
+                texts = (head + parameters.before_string + v + parameters.end for v in values)
+                self._rules.append(f"{rule}: " + " | ".join(map(self._text, texts)))
+            elif types.may_be_string(key):
+                opening = self._text(head + parameters.before_string)
+                self._rules.append(f"{rule}: {opening} {self._value(rule, parameters.end)}")
+            else:
+                escaped = key.replace("~", "~0").replace("/", "~1")
+                self._json(f"{rule}json", f"#/$defs/tool{number}/properties/{escaped}")
+                opening = self._text(head + parameters.before_json)
+                end = self._text(parameters.end)
+                self._rules.append(f"{rule}: {opening} {rule}json {end}")
+        self._rules.append(f"args{number}: {' '.join(names) or EMPTY}")
+
+    def _value(self, rule: str, end: str) -> str:
+        """Return the elements of any text up to the mark that ends it."""
+        lead = self._tokens.match(end.lstrip())
+        if lead is not None:  # text has no special tokens
+            space = end[: len(end) - len(end.lstrip())]
+            self._rules.append(f"{rule.upper()}: /(?s:.+)/")
+            return f"{rule.upper()}? {self._text(end[len(space) :])}"
+        mark = end.rstrip()
+        pattern = "".join(c if c.isalnum() else f"\\x{{{ord(c):x}}}" for c in mark)
+        self._rules.append(f"{rule}value[lazy]: /(?s:.*){pattern}/")
+        return f"{rule}value {self._text(end[len(mark) :])}"
+
+    def _text(self, text: str, *, at_end: bool = False) -> str:
+        """Return the elements of a text, in which special tokens are those tokens."""
+        elements = []
+        for part in re.split(f"({CALL_ID}|{self._tokens.pattern})", text):
+            if part == CALL_ID:
+                elements.append("CALL_ID")
+            elif part in self._special:
+                if at_end and self._special[part] in self._end_ids:
+                    break
+                elements.append(f"<[{self._special[part]}]>")
+            elif part:
+                elements.append(json.dumps(part, ensure_ascii=False))
+        return " ".join(elements) or EMPTY
