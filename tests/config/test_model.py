@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from llmctl.config import EvalConfig, ServeConfig, TrainConfig
+from llmctl.config.chat import ChatConfig
 from llmctl.config.data import CheckConfig, ShowConfig
 from llmctl.config.model import LOAD_OPTIONS, ModelConfig
 from llmctl.errors import ConfigError
@@ -20,12 +21,14 @@ LOADED: dict[str, Any] = {
     "trust_remote_code": True,
     "allow_pickle": True,
 }
+PARSERS = {"tool_call_parser": "hermes", "reasoning_parser": "deepseek_r1"}
 
 
 @pytest.mark.parametrize(
     ("config", "more"),
     [
         (ModelConfig, {"adapter": "lora"}),
+        (ChatConfig, {"adapter": "lora", **PARSERS}),
         (EvalConfig, {"adapter": "lora", "dataset": ("ceval",)}),
         (TrainConfig, {"data": ("rows.jsonl",), "output": "out", "method": "qlora"}),
     ],
@@ -33,9 +36,9 @@ LOADED: dict[str, Any] = {
 def test_every_setting_of_the_model_is_in_its_specification(
     config: type[Any], more: dict[str, Any]
 ) -> None:
-    assert set(LOADED) | {"adapter"} == {"model", *LOAD_OPTIONS}
-    spec = config(**LOADED, **more).model_spec()
-    assert spec == ModelSpec(**LOADED, adapter=more.get("adapter"))
+    assert {*LOADED, *PARSERS, "adapter"} == {"model", *LOAD_OPTIONS}
+    named = {name: more[name] for name in LOAD_OPTIONS & more.keys()}
+    assert config(**LOADED, **more).model_spec() == ModelSpec(**LOADED, **named)
 
 
 def test_a_server_adds_its_limits_and_unnamed_adapter() -> None:

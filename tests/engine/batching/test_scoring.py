@@ -81,7 +81,11 @@ class ScoredModel:
         return KVPool(self.shape, budget)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    # Transformers computes Jamba's states token by token in Python.
+    params=[pytest.param(k, marks=pytest.mark.slow) if k == "jamba" else k for k in KINDS],
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ScoredModel:
     model_type, overrides = KINDS[request.param]
     folder = tmp_path_factory.mktemp("scored") / model_type
