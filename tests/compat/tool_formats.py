@@ -1,6 +1,7 @@
 """Table of chat templates: what each prints for an assistant's turn, read back as that turn.
 
-Run `python -m tests.compat.tool_formats FOLDER [NAME...]` with a folder of Jinja files. A template
+Run `python -m tests.compat.tool_formats FOLDER [NAME...]` with a folder of Jinja files; with
+`--write` it writes the tables of docs/tools.md from the registry. A template
 is its own judge: what it prints for the assistant's turn, less the prompt, is what its model
 writes. Each text is read whole and in two pieces, cut at every character; then the parsed turn is
 rendered again and must begin with the same text.
@@ -15,12 +16,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmctl.engine.chat.formats.element_calls import ElementCalls
+from llmctl.engine.chat.formats.families import TOOL_CALL_FORMATS
+from llmctl.engine.chat.formats.gemma_calls import GemmaCalls
+from llmctl.engine.chat.formats.named_calls import MistralCalls
+from llmctl.engine.chat.formats.parameter_calls import ParameterCalls
+from llmctl.engine.chat.formats.pythonic_calls import PythonicCalls
+from llmctl.engine.chat.formats.reasoning_families import REASONING_FORMATS
+from llmctl.engine.chat.parsing.channels import Channels
 from llmctl.engine.chat.response_parser import ResponseParserFactory
 from llmctl.engine.chat.template import ChatTemplate, RenderOptions
 from llmctl.engine.chat.template_probe import common_length
 from llmctl.errors import LlmctlError
 from llmctl.types import GenerationRequest, Message, Tool, ToolCall
 from tests.tiny import byte_tokenizer
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "tools.md"
 
 WEATHER = Tool(
     "get_weather",
@@ -228,6 +239,80 @@ def _calls(message: Message) -> list[tuple[str, Any]]:
     return calls
 
 
+_STREAMING: dict[type, str] = {
+    PythonicCalls: "argument by argument",
+    ElementCalls: "argument by argument",
+    ParameterCalls: "strings in pieces, other values one by one",
+    MistralCalls: "in pieces; a list with ids call by call",
+}
+_ONE_CALL = {"gpt_oss", "gigachat", "llama3_json"}
+_WITHOUT_GRAMMAR = (PythonicCalls, GemmaCalls, ElementCalls)
+
+
+def table_lines() -> list[str]:
+    """Return the table of formats of docs/tools.md, from the registry."""
+    header = (
+        *("families", "format", "recognised by", 'a call of `add(a=1, b="x")`'),
+        *("calls per response", "streamed arguments", "required calls", "source"),
+    )
+    rows = []
+    for known in TOOL_CALL_FORMATS:
+        names = ", ".join(f"`{name}`" for name in (known.name, *known.aliases))
+        signs = " or ".join(" and ".join(map(_code, parts)) for parts in known.signatures)
+        if known.start:
+            signs += f"{' or ' if signs else ''}a turn that begins with {_code(known.start)}"
+        plain = isinstance(known.reader, Channels) and known.reader.calls is None
+        without = isinstance(known.reader, _WITHOUT_GRAMMAR) or (
+            isinstance(known.reader, Channels) and not plain
+        )
+        rows.append(
+            (
+                known.families,
+                names,
+                signs or "nothing: the default",
+                _code(known.example),
+                "one" if known.name in _ONE_CALL else "several",
+                _STREAMING.get(type(known.reader), "in pieces"),
+                "JSON" if without else "own format",
+                known.source,
+            )
+        )
+    return _table(header, rows)
+
+
+def reasoning_lines() -> list[str]:
+    """Return the table of reasoning of docs/tools.md, from the registry."""
+    rows = [
+        (
+            known.families,
+            ", ".join(f"`{name}`" for name in (known.name, *known.aliases)),
+            _code(known.open),
+            _code(known.close),
+        )
+        for known in REASONING_FORMATS
+    ]
+    return _table(("families", "format", "begins", "ends"), rows)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def _code(text: str) -> str:
+    shown = text.replace("\n", "⏎").replace("|", "\\|").replace("probe_of_tools", "add").strip()
+    return f"`` {shown} ``" if "`" in shown else f"`{shown}`"
+
+
+def write_tables() -> None:
+    """Replace the tables in docs/tools.md."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for name, lines in (("calls", table_lines()), ("reasoning", reasoning_lines())):
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, rest = text.split(begin)
+        text = before + begin + "\n".join(lines) + "\n" + end + rest.split(end, 1)[1]
+    DOCUMENT.write_text(text, encoding="utf-8")
+
+
 def main(folder: str, *names: str) -> None:
     """Print a line for each template, and the figures."""
     logging.disable(logging.CRITICAL)
@@ -268,4 +353,7 @@ def main(folder: str, *names: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:] == ["--write"]:
+        write_tables()
+    else:
+        main(*sys.argv[1:])

@@ -19,6 +19,7 @@ from llmctl.engine.chat.template import ChatTemplate, RenderOptions
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import ConfigError
 from llmctl.types import GenerationRequest, Message, ModelSpec, SamplingParams, Tool, ToolCall
+from tests.compat import tool_formats
 from tests.tiny import byte_tokenizer, save_tiny_model
 
 PAINT = Tool(
@@ -434,11 +435,35 @@ def test_names_and_aliases_are_unique() -> None:
     assert named_format("xlam", TOOL_CALL_FORMATS, "format") is GENERIC
 
 
+def test_the_documentation_has_the_tables_of_the_registry() -> None:
+    text = tool_formats.DOCUMENT.read_text(encoding="utf-8")
+    hint = "run `python -m tests.compat.tool_formats --write`"
+    assert "\n".join(tool_formats.table_lines()) in text, hint
+    assert "\n".join(tool_formats.reasoning_lines()) in text, hint
+
+
 def test_a_number_as_text_stays_text_where_the_schema_wants_a_string() -> None:
     written = "<tool_call>\n<function=add>\n<parameter=a>\n12\n</parameter>\n<parameter=b>\n12"
     written += "\n</parameter>\n<parameter=c>\n12\n</parameter>\n</function>\n</tool_call>"
     _, _, (call,) = read(FORMATS["qwen3_coder"], [written])
     assert json.loads(call.arguments) == {"a": 12, "b": "12", "c": 12}
+
+
+@pytest.mark.parametrize("value", ["1e999", "NaN", "-Infinity", "[" * 5000, "{1: f()}", "a" * 9999])
+def test_a_value_that_is_not_json_is_a_string(value: str) -> None:
+    written = f"<tool_call>add<arg_key>a</arg_key><arg_value>{value}</arg_value></tool_call>"
+    _, _, (call,) = read(FORMATS["glm45"], [written])
+    assert json.loads(call.arguments) == {"a": value}
+
+
+def test_an_answer_in_json_is_streamed_where_calls_have_no_mark() -> None:
+    for name in ("json", "llama3_json"):
+        reader = response_reader(FORMATS[name], None, offered=True, opened=False)
+        assert reader is not None
+        parser = FormatParser(reader, TOOLS)
+        text = '{"answer": 42, "because": "it is"'
+        shown = "".join(delta.text for char in text for delta in parser.feed(char))
+        assert shown == text
 
 
 def test_the_name_is_known_before_the_arguments_and_these_come_in_pieces() -> None:

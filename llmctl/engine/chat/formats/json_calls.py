@@ -10,6 +10,8 @@ from llmctl.engine.chat.parsing.text_source import Steps, TextSource, Unexpected
 
 _NAMES = ("name", "tool_name", "function", "function_name")
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
+_KEYS = frozenset({*_NAMES, *_ARGUMENTS, "id", "type"})
+"""Of a call that no mark announces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class JsonCalls:
             char = yield from source.peek()
             if self.name_is_key:
                 name = key
+            elif known_only and key not in _KEYS:
+                raise UnexpectedTextError  # an answer in JSON, which need not be read to its end
             if (self.name_is_key or key in _ARGUMENTS) and not written and arguments is None:
                 if name and char == "{" and not self.id_key:
                     self._check(name, output, known_only)

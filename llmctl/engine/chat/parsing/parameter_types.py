@@ -82,14 +82,18 @@ def _allowed(types: set[str]) -> tuple[type, ...]:
 
 def literal(text: str, otherwise: object) -> object:
     """Return the value of a JSON or Python literal, `otherwise` if it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return _converted(ast.parse(_with_escaped_newlines(text), mode="eval").body, 0)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return otherwise
+    for parse in (json.loads, _python_literal):
+        try:
+            value: object = parse(text)
+            json.dumps(value, allow_nan=False)  # infinite numbers are not JSON
+            return value
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return otherwise
+
+
+def _python_literal(text: str) -> object:
+    return _converted(ast.parse(_with_escaped_newlines(text), mode="eval").body, 0)
 
 
 _NAMES = {"true": True, "false": False, "null": None}
