@@ -12,7 +12,7 @@ from llmctl.errors import ConfigError
 from llmctl.types import TAG_ADAPTER, RunKind, RunRecord, RunStatus
 
 if TYPE_CHECKING:
-    from llmctl.services.runs import MetricDirection, RunFilter
+    from llmctl.monitor.read.query import MetricDirection, RunFilter
 
 app = typer.Typer(no_args_is_help=False, rich_markup_mode=None)
 
@@ -73,6 +73,7 @@ def list_(
     tracking_uri: options.TrackingUriOpt = None,
 ) -> None:
     """List the runs, newest first."""
+    from llmctl.monitor.read import record
     from llmctl.services import runs as service
 
     order = sort if not reverse else sort[1:] if sort.startswith("-") else f"-{sort}"
@@ -81,7 +82,7 @@ def list_(
     )
     shown = found[:limit] if limit else found
     if as_json:
-        render.print_json([service.run_to_dict(run) for run in shown])
+        render.print_json([record.run_to_dict(run) for run in shown])
     elif found:
         run_view.print_run_list(shown, sort.removeprefix("-"))
     if not found:
@@ -187,13 +188,14 @@ def best(
     tracking_uri: options.TrackingUriOpt = None,
 ) -> None:
     """Show the run with the best latest value of a metric."""
+    from llmctl.monitor.read import record
     from llmctl.services import runs as service
 
     wanted: MetricDirection | None = None if lowest is None else "lower" if lowest else "higher"
     where = _filter(kind, model, status, since)
     run, side = service.best(metric, wanted, where, tracking_uri)
     if as_json:
-        render.print_json(service.run_to_dict(run))
+        render.print_json(record.run_to_dict(run))
         return
     run_view.print_run_list([run], metric)
     value = render.format_number(run.metrics[metric])
@@ -210,11 +212,12 @@ def rm(
     tracking_uri: options.TrackingUriOpt = None,
 ) -> None:
     """Move runs to the trash; `restore` undoes it."""
+    from llmctl.monitor.read.runs import SHORT_ID_CHARS
     from llmctl.services import runs as service
 
     found = service.resolve(runs, deleted=None if purge else False, tracking_uri=tracking_uri)
     if purge and not yes:
-        names = ", ".join(f"{run.name} [{run.run_id[: service.SHORT_ID_CHARS]}]" for run in found)
+        names = ", ".join(f"{run.name} [{run.run_id[:SHORT_ID_CHARS]}]" for run in found)
         render.confirm(
             f"Delete permanently, with metrics, files and traces: {names}?", unless="--yes"
         )
@@ -224,7 +227,7 @@ def rm(
 
     service.remove(found, done, purge=purge, tracking_uri=tracking_uri)
     if not purge:
-        ids = " ".join(run.run_id[: service.SHORT_ID_CHARS] for run in found)
+        ids = " ".join(run.run_id[:SHORT_ID_CHARS] for run in found)
         render.print_note(
             f"`llmctl runs restore {ids}` restores {'it' if len(found) == 1 else 'them'}"
         )
@@ -339,7 +342,7 @@ def ui(
 def _filter(
     kind: RunKind | None, model: str | None, status: RunStatus | None, since: str | None
 ) -> "RunFilter":
-    from llmctl.services import runs as service
+    from llmctl.monitor.read.query import RunFilter, parse_time
 
-    begin = None if since is None else service.parse_time(since, datetime.now())
-    return service.RunFilter(kind, model, status, begin)
+    begin = None if since is None else parse_time(since, datetime.now())
+    return RunFilter(kind, model, status, begin)

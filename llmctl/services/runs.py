@@ -18,11 +18,9 @@ from llmctl.monitor.read.query import (
     RunComparison,
     RunFilter,
     compare_runs,
-    parse_time,
     summarize_metrics,
-    x_values,
 )
-from llmctl.monitor.read.record import RunReader, finite_or_none, run_to_dict
+from llmctl.monitor.read.record import RunReader, run_to_dict
 from llmctl.monitor.read.runs import (
     SHORT_ID_CHARS,
     RunNotFoundError,
@@ -34,20 +32,6 @@ from llmctl.monitor.store import URI_VARIABLE, redact, sqlite_path, store_uri
 from llmctl.monitor.write import spool
 from llmctl.monitor.write.sanitize import check_tag
 from llmctl.types import TAG_NOTE, MetricPoint, RunRecord
-
-__all__ = [
-    "SHORT_ID_CHARS",
-    "LineageNode",
-    "MetricDirection",
-    "MetricSummary",
-    "RunComparison",
-    "RunDetails",
-    "RunFilter",
-    "finite_or_none",
-    "parse_time",
-    "run_to_dict",
-    "x_values",
-]
 
 _RESERVED = ("llmctl.", "mlflow.")
 

@@ -15,10 +15,11 @@ from llmctl.data.io.validating_reader import ReadOptions
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.monitor.read.client import translated_store_errors
 from llmctl.monitor.read.lineage import LineageNode
+from llmctl.monitor.read.query import RunFilter
+from llmctl.monitor.read.record import run_to_dict
 from llmctl.monitor.store import TrackingStore, import_mlflow, open_store, store_uri
 from llmctl.services import runs as service
 from llmctl.services.data_clean import CleanRequest, clean
-from llmctl.services.runs import RunFilter
 from llmctl.types import RequestTrace, RunRecord
 from tests.monitor.tracking_history import TrackingHistory, empty_home, end_tracker, start_tracker
 
@@ -200,7 +201,7 @@ def test_an_export_does_not_overwrite(history: TrackingHistory, tmp_path: Path) 
 
 def test_nan_is_null_in_json(history: TrackingHistory) -> None:
     (broken,) = service.resolve([history.ids["broken"]])
-    plain = service.run_to_dict(broken)
+    plain = run_to_dict(broken)
     assert plain["metrics"] == {"train/loss": None}
     json.dumps(plain, allow_nan=False)
 

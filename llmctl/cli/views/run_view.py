@@ -13,7 +13,9 @@ from llmctl.cli.views import braille_plot
 from llmctl.types import TAG_ADAPTER, MetricPoint, RunRecord
 
 if TYPE_CHECKING:
-    from llmctl.services.runs import LineageNode, RunComparison, RunDetails
+    from llmctl.monitor.read.lineage import LineageNode
+    from llmctl.monitor.read.query import RunComparison
+    from llmctl.services.runs import RunDetails
 
 _CURVE_WIDTH = 64
 _CURVE_HEIGHT = 8
@@ -94,15 +96,12 @@ def print_run(details: "RunDetails", metrics: Sequence[str] | None) -> None:
 
 def run_details_to_dict(details: "RunDetails") -> dict[str, Any]:
     """Return a run as JSON values."""
-    from llmctl.services import runs as service
+    from llmctl.monitor.read.record import finite_or_none, run_to_dict
 
     return {
-        **service.run_to_dict(details.run),
+        **run_to_dict(details.run),
         "curves": [
-            {
-                name: service.finite_or_none(v) if isinstance(v, float) else v
-                for name, v in one.items()
-            }
+            {name: finite_or_none(v) if isinstance(v, float) else v for name, v in one.items()}
             for one in map(asdict, details.summaries)
         ],
         "made_from": [_plain_node(branch) for branch in details.sources.branches],
@@ -114,7 +113,7 @@ def run_details_to_dict(details: "RunDetails") -> dict[str, Any]:
 
 def print_run_comparison(comparison: "RunComparison") -> None:
     """Print runs side by side, each under its short id."""
-    from llmctl.services.runs import SHORT_ID_CHARS
+    from llmctl.monitor.read.runs import SHORT_ID_CHARS
 
     ids = [run.run_id[:SHORT_ID_CHARS] for run in comparison.runs]
     render.print_table(
@@ -158,15 +157,15 @@ def print_run_comparison(comparison: "RunComparison") -> None:
 
 def run_comparison_to_dict(comparison: "RunComparison") -> dict[str, Any]:
     """Return a comparison as JSON values."""
-    from llmctl.services import runs as service
+    from llmctl.monitor.read.record import finite_or_none, run_to_dict
 
     return {
-        "runs": [service.run_to_dict(run) for run in comparison.runs],
+        "runs": [run_to_dict(run) for run in comparison.runs],
         "differing": {name: list(values) for name, values in comparison.differing.items()},
         "equal": dict(comparison.equal),
         "metrics": {
             row.name: {
-                "values": [service.finite_or_none(value) for value in row.values],
+                "values": [finite_or_none(value) for value in row.values],
                 "better": row.better,
                 "best": sorted(row.best),
                 "worst": sorted(row.worst),
@@ -199,7 +198,7 @@ def _curves_of_interest(details: "RunDetails") -> list[str]:
 
 
 def _show_curve(name: str, points: Sequence[MetricPoint]) -> None:
-    from llmctl.services.runs import x_values
+    from llmctl.monitor.read.query import x_values
 
     render.print_heading(name)
     numbers = [point.value for point in points if math.isfinite(point.value)]
