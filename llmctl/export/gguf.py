@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmctl.engine.loading.gguf_pre_tokenizers import DIGIT_SPLIT, GPT2_SPLIT, find_name
-from llmctl.engine.loading.gguf_tokenizer import end_token_ids, read_tokenizer
+from llmctl.engine.loading.gguf.pre_tokenizers import DIGIT_SPLIT, GPT2_SPLIT, find_name
+from llmctl.engine.loading.gguf.tokenizer import end_token_ids, read_tokenizer
 from llmctl.engine.loading.third_party import quiet_libraries
 from llmctl.engine.loading.weights import read_original_weights
 from llmctl.engine.models.weight_files import TensorEntry, model_entries

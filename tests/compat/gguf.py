@@ -13,8 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from llmctl.engine.loading.gguf_pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
-from llmctl.engine.loading.gguf_tokenizer import read_tokenizer
+from llmctl.engine.loading.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from llmctl.engine.loading.gguf.tokenizer import read_tokenizer
 from tests.compat.table import write_table
 
 TEXTS = (

@@ -13,8 +13,8 @@ from transformers import (
 )
 
 from llmctl.engine.hf_runner import HFRunner
-from llmctl.engine.loading.gguf_pre_tokenizers import PRE_TOKENIZERS
-from llmctl.engine.loading.gguf_tokenizer import end_token_ids, read_tokenizer
+from llmctl.engine.loading.gguf.pre_tokenizers import PRE_TOKENIZERS
+from llmctl.engine.loading.gguf.tokenizer import end_token_ids, read_tokenizer
 from llmctl.errors import UnsupportedError
 from llmctl.export.gguf import check_gguf_supported, write_gguf
 from llmctl.export.ollama import write_modelfile

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llmctl.engine.loading.gguf_reader import FastGGUFReader
-from llmctl.engine.loading.gguf_tokenizer import end_token_ids, read_tokenizer
+from llmctl.engine.loading.gguf.reader import FastGGUFReader
+from llmctl.engine.loading.gguf.tokenizer import end_token_ids, read_tokenizer
 from llmctl.engine.subprocess_runner import exit_with_parent
 
 _PROBE = "In 2024,  3 caf\u00e9s sold 12.50 kg of\n    \u4f60\u597d don't <|x|>"

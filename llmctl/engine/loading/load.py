@@ -13,9 +13,9 @@ from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.loading import adapters
 from llmctl.engine.loading.adapter_config import unsupported_per_request
 from llmctl.engine.loading.generation_defaults import read_generation_config, sampling_defaults
-from llmctl.engine.loading.gguf_tokenizer import end_token_ids as gguf_end_token_ids
-from llmctl.engine.loading.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
-from llmctl.engine.loading.packed_quantizer import (
+from llmctl.engine.loading.gguf.tokenizer import end_token_ids as gguf_end_token_ids
+from llmctl.engine.loading.gguf.tokenizer import read_tokenizer as read_gguf_tokenizer
+from llmctl.engine.loading.quantizers.packed import (
     Packing,
     choose_packing,
     packed_bytes,
@@ -82,7 +82,7 @@ def load_model(
     An adapter that can be selected per request is left to the caller; any other is added here.
 
     Args:
-        allow_packing: whether a CPU may use the packed layers of `packed_quantizer`, where
+        allow_packing: whether a CPU may use the packed layers of `quantizers.packed`, where
             processor and PyTorch support them.
 
     Raises:

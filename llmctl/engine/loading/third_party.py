@@ -70,7 +70,7 @@ def quiet_libraries() -> Iterator[None]:
     from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging as transformers_logging
 
-    from llmctl.engine.loading.gguf_reader import FastGGUFReader
+    from llmctl.engine.loading.gguf.reader import FastGGUFReader
 
     # On a CPU it warns at import about an optional package, and at every call of an 8-bit layer.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

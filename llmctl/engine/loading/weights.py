@@ -17,7 +17,7 @@ from llmctl.errors import ModelLoadError
 from llmctl.types import ModelSpec, Quant
 
 if TYPE_CHECKING:
-    from llmctl.engine.loading.packed_quantizer import Packing
+    from llmctl.engine.loading.quantizers.packed import Packing
 
 _SHOWN = 3
 
@@ -176,12 +176,12 @@ def _quantisation(
 ) -> Any:
     """Return the config of packed layers, of NF4 with double quantisation, or of LLM.int8()."""
     if packing is not None:
-        from llmctl.engine.loading.packed_quantizer import PackingConfig
+        from llmctl.engine.loading.quantizers.packed import PackingConfig
 
         return PackingConfig(packing)
     if quant == "none":
         return None
-    from llmctl.engine.loading.bitsandbytes_quantizers import Int8Config, NF4Config
+    from llmctl.engine.loading.quantizers.bitsandbytes import Int8Config, NF4Config
 
     if quant == "8bit":
         return Int8Config(experts=experts)

@@ -11,7 +11,7 @@ from llmctl.engine.batching.forward.linear import fuse
 from llmctl.engine.batching.forward.packed_linear import Float16Linear, Int8Linear, fbgemm_supported
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.engine.loading.load import load_model
-from llmctl.engine.loading.packed_quantizer import Float16Embedding
+from llmctl.engine.loading.quantizers.packed import Float16Embedding
 from llmctl.types import GenerationRequest, Message, ModelSpec, Quant, SamplingParams
 from tests.tiny import save_tiny_model
 

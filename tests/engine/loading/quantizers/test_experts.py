@@ -11,7 +11,7 @@ from llmctl.engine.batching.forward.experts import QuantisedExperts
 from llmctl.engine.batching.forward.int4 import Int4Linear
 from llmctl.engine.batching.forward.packed_linear import Int8Linear
 from llmctl.engine.loading.load import load_model
-from llmctl.engine.loading.packed_quantizer import choose_packing
+from llmctl.engine.loading.quantizers.packed import choose_packing
 from llmctl.types import ModelSpec, Quant
 from tests.compat.architectures import tiny_config
 from tests.tiny import byte_tokenizer

@@ -10,7 +10,7 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.utils.quantization_config import BitsAndBytesConfig, QuantizationMethod
 
-from llmctl.engine.loading.expert_quantizer import (
+from llmctl.engine.loading.quantizers.experts import (
     LinearsAndExperts,
     is_expert_weight,
     replace_experts,

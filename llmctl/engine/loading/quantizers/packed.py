@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llmctl.engine.batching.forward.int4 import GROUP_SIZE, Int4Linear, int4_supported
 from llmctl.engine.batching.forward.packed_linear import Float16Linear, Int8Linear, fbgemm_supported
-from llmctl.engine.loading.expert_quantizer import (
+from llmctl.engine.loading.quantizers.experts import (
     LinearsAndExperts,
     is_expert_weight,
     replace_experts,

@@ -11,9 +11,9 @@ from gguf import GGUFReader, GGUFWriter, TokenType
 from tokenizers import Tokenizer, models
 from tokenizers.pre_tokenizers import ByteLevel
 
-from llmctl.engine.loading.gguf_pre_tokenizers import PRE_TOKENIZERS, find_name
-from llmctl.engine.loading.gguf_reader import FastGGUFReader
-from llmctl.engine.loading.gguf_tokenizer import end_token_ids, read_tokenizer
+from llmctl.engine.loading.gguf.pre_tokenizers import PRE_TOKENIZERS, find_name
+from llmctl.engine.loading.gguf.reader import FastGGUFReader
+from llmctl.engine.loading.gguf.tokenizer import end_token_ids, read_tokenizer
 from llmctl.engine.models.resolve import resolve_model
 from llmctl.errors import ModelLoadError
 

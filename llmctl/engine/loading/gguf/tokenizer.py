@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmctl.did_you_mean import close_matches
-from llmctl.engine.loading.gguf_pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from llmctl.engine.loading.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from llmctl.errors import ModelLoadError
 
 _CONTROL, _USER_DEFINED = 3, 4

@@ -1,0 +1,1 @@
+"""Reading of GGUF files: tensors and tokenizer."""

@@ -1,0 +1,1 @@
+"""Quantizers of Transformers that replace layers while weights are read."""
