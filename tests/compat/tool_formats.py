@@ -4,7 +4,7 @@ Run `python -m tests.compat.tool_formats FOLDER [NAME...]` with a folder of Jinj
 `--write` it writes the tables of docs/tools.md from the registry. A template
 is its own judge: what it prints for the assistant's turn, less the prompt, is what its model
 writes. Each text is read whole and in two pieces, cut at every character; then the parsed turn is
-rendered again and must begin with the same text.
+rendered again, alone and with results of its calls, and must begin with the same text.
 """
 
 import json
@@ -110,6 +110,7 @@ class Result:
     read: bool
     cut: bool
     round_trip: bool
+    followed: bool
     detail: str
 
 
@@ -193,6 +194,7 @@ class TemplateJudge:
         )
         return Result(
             bool(message.tool_calls), reasoning, right, same, right and self.again(turn, parsed),
+            right and self.followed(turn, parsed),
             "" if right else f"{turn.prompt[-24:]!r} {turn.written!r} read as {got}",
         )  # fmt: skip
 
@@ -222,10 +224,22 @@ class TemplateJudge:
 
     def again(self, turn: Turn, parsed: Message) -> bool:
         """Return whether the conversation with the parsed turn begins with what was written."""
-        text = self.text(
-            [*self.asked, parsed],
-            tools=turn.tools, template_kwargs=turn.variables, add_generation_prompt=False,
-        )  # fmt: skip
+        options = {"tools": turn.tools, "template_kwargs": turn.variables}
+        begun = turn.history + turn.written.rstrip()
+        text = self.text([*self.asked, parsed], add_generation_prompt=False, **options)
+        return text.startswith(begun)
+
+    def followed(self, turn: Turn, parsed: Message) -> bool:
+        """Return whether the prompt with the results of the calls begins with what was written."""
+        results = [
+            Message("tool", "found", tool_call_id=call.id, name=call.name)
+            for call in parsed.tool_calls
+        ]
+        options = {"tools": turn.tools, "template_kwargs": turn.variables}
+        try:
+            text = self.text([*self.asked, parsed, *results], **options)
+        except LlmctlError:
+            return False
         return text.startswith(turn.history + turn.written.rstrip())
 
 
@@ -313,6 +327,9 @@ def write_tables() -> None:
     DOCUMENT.write_text(text, encoding="utf-8")
 
 
+_LETTERS = {"r": "read", "c": "cut", "t": "round_trip", "n": "followed"}
+
+
 def main(folder: str, *names: str) -> None:
     """Print a line for each template, and the figures."""
     logging.disable(logging.CRITICAL)
@@ -320,6 +337,7 @@ def main(folder: str, *names: str) -> None:
     calls: dict[str, bool] = {}
     reasoning: dict[str, bool] = {}
     trips: dict[str, bool] = {}
+    followed: dict[str, bool] = {}
     for path in paths:
         if names and not any(name in path.name for name in names):
             continue
@@ -328,8 +346,8 @@ def main(folder: str, *names: str) -> None:
         found = {name: result for name, result in results.items() if result is not None}
         label = {
             name: "-" if r is None else "".join(
-                letter if good else "."
-                for letter, good in zip("rct", (r.read, r.cut, r.round_trip), strict=True)
+                letter if getattr(r, field) else "."
+                for letter, field in _LETTERS.items()
             )
             for name, r in results.items()
         }  # fmt: skip
@@ -346,8 +364,14 @@ def main(folder: str, *names: str) -> None:
         if with_reasoning:
             reasoning[path.stem] = all(r.read and r.cut for r in with_reasoning)
         if found:
+            followed[path.stem] = all(r.followed for r in with_calls)
             trips[path.stem] = all(r.round_trip for r in found.values())
-    for title, figures in (("calls", calls), ("reasoning", reasoning), ("round trip", trips)):
+    for title, figures in (
+        ("calls", calls),
+        ("reasoning", reasoning),
+        ("round trip", trips),
+        ("prompt with results", followed),
+    ):
         bad = [name for name, good in figures.items() if not good]
         print(f"{title}: {sum(figures.values())} of {len(figures)}; not: {', '.join(bad)}")
 
