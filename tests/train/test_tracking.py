@@ -51,6 +51,7 @@ def test_a_stopped_and_resumed_training_is_one_run(
     assert {one.origin for one in again.settings if one.name == "rank"} == {f"run {run.run_id[:8]}"}
 
 
+@pytest.mark.slow
 def test_a_training_that_raises_is_a_failed_run(
     run_finetune: RunFinetune, on_forward: OnForward
 ) -> None:
