@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from llmctl.server.convert.chat import chat_generation_request
+from llmctl.server.schemas.base import IgnoredFields
 from llmctl.server.schemas.chat import ChatCompletionRequest
 from llmctl.types import GenerationRequest, Grammar, Message, SamplingParams
 from tests.server.servers import chat_body
@@ -118,4 +119,5 @@ def test_fields_without_effect_do_not_change_sampling() -> None:
         "response_format": {"type": "text"},
         "modalities": ["text"],
     }
+    assert IgnoredFields.model_fields.keys() <= no_ops.keys()
     assert converted(**no_ops).sampling == SamplingParams()
