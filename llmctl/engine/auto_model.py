@@ -2,6 +2,9 @@
 
 from typing import Any
 
+_ALWAYS_WHOLE = ("mllama", "emu3")
+"""Types whose causal class reads neither the configuration nor the names of a checkpoint."""
+
 
 def auto_model_class(config: Any) -> Any:
     """Return the `AutoModel...` class for a config.
@@ -15,8 +18,7 @@ def auto_model_class(config: Any) -> Any:
     kind = getattr(config, "model_type", None)
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     only_vision = kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and (
-        # The causal class of Mllama is not created from the configuration of a checkpoint.
-        kind == "mllama" or kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        kind in _ALWAYS_WHOLE or kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     )
     return AutoModelForImageTextToText if only_vision and not remote else AutoModelForCausalLM
 

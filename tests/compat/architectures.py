@@ -36,6 +36,7 @@ _OTHER_TASKS = (
     "evolla",
     "blip", "blip-2", "instructblip", "instructblipvideo", "idefics", "kosmos-2", "kosmos-2.5",
     "diffusion_gemma", "pp_chart2table", "gemma4_assistant", "gemma4_unified_assistant",
+    "shieldgemma2",
 )
 """Encoders, encoder-decoders, drafts of other models, and models that need an image or audio."""
 _TINY: dict[str, Any] = {
@@ -118,6 +119,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "num_kv_shared_layers": 2,
     },
     "qwen3_vl_moe_text": {"sliding_window": None},  # it has no windows
+    "qwen3_omni_moe_text": {"sliding_window": None},
     "ernie4_5_vl_moe_text": {"moe_intermediate_size": [16, 16]},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4},
     "kimi_linear": {
@@ -169,6 +171,8 @@ _OWN_VISION: dict[str, dict[str, Any]] = {
     "radio": {"video_temporal_patch_size": 2},
 }
 _WHOLE: dict[str, dict[str, Any]] = {
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 7, "vision_end_token_id": 8},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 7, "vision_end_token_id": 8},
     "chameleon": {"vocabulary_map": {"<image>": 5}},
     "emu3": {"vocabulary_map": {"<image>": 5}},
 }

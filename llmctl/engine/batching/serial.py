@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmctl.engine.auto_model import model_body
 from llmctl.engine.batching.embedding import normalize
 from llmctl.engine.batching.forward.lora import AdapterSegments, HookedAdapters, LoraAdapter
 from llmctl.engine.batching.forward.packed import last_hidden_state
@@ -84,7 +85,10 @@ class SerialExecutor:
         self._segments.set_all(sequence.adapter)
         self._current = hooks = _GenerateHooks(sequence, self._token_bytes)
         prompt = torch.tensor([output.prompt_ids], device=self._model.device)
+        body = model_body(self._model)
         with torch.inference_mode():
+            if hasattr(body, "_setup_cache"):  # the modules keep states, which outlive a request
+                body._setup_cache(body.config, 1, self._model.device, self._model.dtype)
             self._model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),

@@ -83,11 +83,11 @@ def layer_index(module: Any, updated: int) -> int:
     """Return the index of an attention layer.
 
     Args:
-        module: the layer; one that stands in several places has the index -1 (Zamba 2).
+        module: the layer; one that stands in several places has no index, or -1 (Zamba).
         updated: index of the layer whose cache was updated last.
     """
-    index: int = module.layer_idx
-    return updated if index < 0 else index
+    index: int | None = module.layer_idx
+    return updated if index is None or index < 0 else index
 
 
 def _layer_type(module: Any, layer: int) -> str | None:

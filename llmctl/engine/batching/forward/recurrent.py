@@ -64,7 +64,7 @@ class RecurrentForward:
             if not _is_row(item):
                 parts[i] += self._prompt(item)
         flat = [part for own in parts for part in own]
-        vocab: int = self.model.get_output_embeddings().out_features
+        vocab: int = self.model.config.get_text_config(decoder=True).vocab_size
         return torch.cat(flat) if flat else torch.zeros(0, vocab, device=self.model.device)
 
     @torch.inference_mode()
