@@ -21,7 +21,7 @@ from llmctl.engine.batching.executor import choose_executor
 from llmctl.engine.batching.forward.threads import release_openmp_threads
 from llmctl.engine.batching.sampling.grammar import GrammarCompiler, GrammarMatcher
 from llmctl.engine.batching.sampling.logprobs import TokenBytes
-from llmctl.engine.batching.sampling.reasoning import ReasoningMatcher
+from llmctl.engine.batching.sampling.reasoning import ReasoningMatcher, reasoning_budget
 from llmctl.engine.batching.sampling.sampler import SequenceSampler
 from llmctl.engine.batching.sampling.speculation import PromptLookup
 from llmctl.engine.batching.scoring import no_token_logprobs, top_token_logprobs
@@ -188,7 +188,9 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
         if grammar is not None:
             matcher = self._grammars.compile(grammar)
             if response.reasoning is not None:
-                matcher = ReasoningMatcher(matcher, response.reasoning, loaded.eos_ids)
+                matcher = ReasoningMatcher(
+                    matcher, response.reasoning, loaded.eos_ids, reasoning_budget(limit)
+                )
         sampler = SequenceSampler(params, state.prompt_ids, index, end_ids=end_ids, matcher=matcher)
         return ScheduledSequence(
             state, output, sampler, lookup=PromptLookup() if sampler.plain_greedy else None

@@ -22,9 +22,12 @@ class ReasoningTokens:
     """The marks around the reasoning that may precede a response restricted by a grammar."""
 
     open_id: int
-    close_id: int
+    close_ids: tuple[int, ...]
+    """The tokens after which the grammar begins."""
     opened: bool
-    """Whether the prompt ends with the opening mark."""
+    """Whether the response begins within the reasoning."""
+    forced_ids: tuple[int, ...] = ()
+    """Tokens that end reasoning of the greatest length; empty for `close_ids`."""
 
 
 class ResponseParser(Protocol):

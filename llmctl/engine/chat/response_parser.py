@@ -32,6 +32,7 @@ from llmctl.engine.chat.formats.registry import (
     recognise_reasoning,
     tool_call_formats,
 )
+from llmctl.engine.chat.parsing.channels import Channels
 from llmctl.engine.chat.response_delta import (
     ReasoningTokens,
     ResponseDelta,
@@ -269,13 +270,35 @@ class ResponseParserFactory:
     ) -> ReasoningTokens | None:
         """Return the marks of the reasoning that may precede a restricted response, if any."""
         marks = self.reasoning
+        if marks is None:
+            return None
+        if marks.channels is not None:
+            return self._channel_tokens(marks.channels, calls=bool(request.required_tools))
         is_off = request.template_kwargs.get("enable_thinking") is False
-        if marks is None or marks.channels is not None or is_off or prompt.endswith(marks.close):
+        if is_off or prompt.endswith(marks.close):
             return None
         ids = self._vocabulary.get(marks.open), self._vocabulary.get(marks.close)
         if ids[0] is None or ids[1] is None:
             return None
-        return ReasoningTokens(ids[0], ids[1], opened=opened)
+        return ReasoningTokens(ids[0], (ids[1],), opened=opened)
+
+    def _channel_tokens(self, channels: Channels, *, calls: bool) -> ReasoningTokens | None:
+        """Return the marks before the message that a grammar restricts.
+
+        Calls have the header of their message in the grammar; an answer follows its header.
+        """
+        opening = self._vocabulary.get(channels.channel)
+        if opening is None or not channels.answer:
+            return None
+        next_message = self._ids(channels.ends[0] + channels.start)
+        if calls:
+            return ReasoningTokens(opening, next_message, opened=False)
+        header = self._ids(channels.answer)
+        return ReasoningTokens(opening, header, opened=True, forced_ids=next_message + header)
+
+    def _ids(self, marks: str) -> tuple[int, ...]:
+        ids: list[int] = self._tokenizer(marks, add_special_tokens=False).input_ids
+        return tuple(ids)
 
 
 class RestrictedResponseParser:

@@ -35,6 +35,7 @@ from llmctl.types import (
     Usage,
 )
 from tests.tiny import CHATML, byte_tokenizer, save_tiny_model
+from tests.tool_templates import TEMPLATES
 
 WITH_CALLS = CHATML + (
     "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}"
@@ -455,3 +456,57 @@ def test_a_model_thinks_before_a_grammar_restricts_it(tmp_path: Path) -> None:
         text, ids = answer((opening, 50.0), (closing, 99.0))
         assert text in ("yes", "no")
         assert ids[:2] == [opening, closing]
+
+
+def test_reasoning_before_a_grammar_ends_at_half_of_the_tokens(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(CHATML + "{# <think> #}")
+    tokenizer.add_tokens(["<think>", "</think>"])
+    folder = save_tiny_model(tmp_path / "model", vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(folder)
+    opening, closing = (tokenizer.get_vocab()[mark] for mark in ("<think>", "</think>"))
+    params = SamplingParams(
+        temperature=0,
+        max_new_tokens=20,
+        grammar=Grammar("choice", choices=("yes", "no")),
+        logit_bias=((opening, 50.0), (closing, -100.0)),
+        logprobs=0,
+    )
+    with HFRunner(ModelSpec(str(folder), device="cpu", dtype="float32")) as engine:
+        engine.load()
+        request = GenerationRequest((Message("user", "?"),), sampling=params)
+        (choice,) = engine.generate(request).choices
+    ids = [entry.chosen.token_id for entry in choice.logprobs]
+    assert ids.index(closing) == 1 + 10
+    assert choice.text in ("yes", "no")
+    assert choice.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_a_grammar_begins_after_the_header_of_a_message(tmp_path: Path, required: bool) -> None:
+    marks = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>"]
+    tokenizer = byte_tokenizer(TEMPLATES["gpt_oss"] + "{# <|channel|>analysis<|message|> #}")
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    folder = save_tiny_model(
+        tmp_path / "model", vocab_size=len(tokenizer), max_position_embeddings=1024
+    )
+    tokenizer.save_pretrained(folder)
+    grammar = None if required else Grammar("choice", choices=("yes", "no"))
+    params = SamplingParams(seed=3, temperature=1.0, max_new_tokens=200, grammar=grammar)
+    choice = {"type": "string", "enum": ["red", "blue"]}
+    paint = Tool("paint", "", {"properties": {"c": choice}, "required": ["c"]})
+    with HFRunner(ModelSpec(str(folder), device="cpu", dtype="float32")) as engine:
+        engine.load()
+        request = GenerationRequest(
+            (Message("user", "?"),),
+            tools=(paint,),
+            required_tools=("paint",) if required else (),
+            parallel_tool_calls=False,
+            sampling=params,
+        )
+        (answer,) = engine.generate(request).choices
+    if required:
+        (call,) = answer.tool_calls
+        assert json.loads(call.arguments)["c"] in ("red", "blue")
+        assert answer.text == ""
+    else:
+        assert answer.text.endswith(("yes", "no"))

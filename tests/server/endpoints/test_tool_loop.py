@@ -101,7 +101,7 @@ async def reply(client: AsyncOpenAI, messages: list[Any], *, stream: bool) -> di
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_three_calls_their_results_and_an_answer(name: str, stream: bool) -> None:
-    first = (call("find", 'the "sea"', 1), call("count", 3, 2))
+    first: tuple[ToolCall, ...] = (call("find", 'the "sea"', 1), call("count", 3, 2))
     if name in ONE_CALL:
         first = first[:1]
     script = (
@@ -114,9 +114,10 @@ def test_three_calls_their_results_and_an_answer(name: str, stream: bool) -> Non
 
     async def loop() -> list[Any]:
         messages: list[Any] = [{"role": "user", "content": "How many?"}]
-        transport = httpx.ASGITransport(app)
+        # The client names another package of the same interface in its types.
+        http: Any = httpx.AsyncClient(transport=httpx.ASGITransport(app))
         async with (
-            httpx.AsyncClient(transport=transport) as http,
+            http,
             AsyncOpenAI(base_url="http://localhost/v1", api_key="-", http_client=http) as client,
         ):
             while True:

@@ -16,5 +16,10 @@ _MUSE_CALLS = ParameterCalls(
 
 GPT_OSS = Channels()
 MUSE = Channels(
-    message="<|message|>", ends=("<|eom|>", "<|eot|>"), channel="", constrain="", calls=_MUSE_CALLS
+    message="<|message|>",
+    ends=("<|eom|>", "<|eot|>"),
+    channel="",
+    constrain="",
+    answer="",
+    calls=_MUSE_CALLS,
 )

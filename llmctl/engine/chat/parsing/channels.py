@@ -31,6 +31,8 @@ class Channels:
     ends: tuple[str, ...] = ("<|end|>", "<|call|>", "<|return|>")
     channel: str = "<|channel|>"
     constrain: str = "<|constrain|>"
+    answer: str = "<|channel|>final<|message|>"
+    """Header of the answer, for grammars that begin after it; empty if there is none to use."""
     calls: CallReader | None = None
 
     @property
