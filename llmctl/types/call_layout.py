@@ -8,7 +8,7 @@ NAME, ARGUMENTS, CALL_ID, INDEX = "\0", "\1", "\2", "\3"
 
 @dataclass(frozen=True, slots=True)
 class ParameterLayout:
-    """How a model writes each argument of a call as an element with text in it."""
+    """How a model writes each argument of a call by itself."""
 
     key: str
     """Before the name of a parameter."""
@@ -18,6 +18,12 @@ class ParameterLayout:
     """Between the name and a value that is written as JSON."""
     end: str
     """After a value."""
+    json_end: str | None = None
+    """After a value that is written as JSON, if that is something else."""
+    separator: str = ""
+    """Between arguments."""
+    string_pattern: str = ""
+    """Regular expression of the text of a string; empty for any text without `end`."""
 
 
 @dataclass(frozen=True, slots=True)

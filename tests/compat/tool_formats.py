@@ -18,7 +18,6 @@ from typing import Any
 
 from llmctl.engine.chat.formats.element_calls import ElementCalls
 from llmctl.engine.chat.formats.families import TOOL_CALL_FORMATS
-from llmctl.engine.chat.formats.gemma_calls import GemmaCalls
 from llmctl.engine.chat.formats.named_calls import MistralCalls
 from llmctl.engine.chat.formats.parameter_calls import ParameterCalls
 from llmctl.engine.chat.formats.pythonic_calls import PythonicCalls
@@ -260,7 +259,7 @@ _STREAMING: dict[type, str] = {
     MistralCalls: "in pieces; a list with ids call by call",
 }
 _ONE_CALL = {"gpt_oss", "gigachat", "llama3_json"}
-_WITHOUT_GRAMMAR = (PythonicCalls, GemmaCalls, ElementCalls)
+_WITHOUT_GRAMMAR = (ElementCalls,)
 
 
 def table_lines() -> list[str]:

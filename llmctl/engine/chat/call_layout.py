@@ -34,8 +34,12 @@ def call_layout(probe: TemplateProbe, calls: ToolCallFormat) -> CallLayout | Non
     A template that prints none has the layout of the format's example.
     """
     reader = calls.reader
-    if isinstance(reader, PythonicCalls | GemmaCalls | ElementCalls):
+    if isinstance(reader, ElementCalls):
         return None
+    if isinstance(reader, PythonicCalls):
+        return _list_layout(calls.example, "(", ")", _PYTHON_PARAMETERS)
+    if isinstance(reader, GemmaCalls):
+        return _list_layout(calls.example, "{", "}", _GEMMA_PARAMETERS)
     if isinstance(reader, Channels) and reader.calls is not None:
         return None
     if isinstance(reader, ParameterCalls):
@@ -46,6 +50,35 @@ def call_layout(probe: TemplateProbe, calls: ToolCallFormat) -> CallLayout | Non
         one = _EXAMPLE.sub(ARGUMENTS, calls.example.replace("add", NAME))
         two = _repeated(one, reader)
     return _layout(one, two, reader, None)
+
+
+_PYTHON_PARAMETERS = ParameterLayout(
+    key="",
+    before_string="='",
+    before_json="=",
+    end="'",
+    json_end="",
+    separator=", ",
+    string_pattern=r"""([^'\\]|\\[\\'"nrt])*""",
+)
+_GEMMA_PARAMETERS = ParameterLayout(
+    key="", before_string=':<|"|>', before_json=":", end='<|"|>', json_end="", separator=","
+)
+
+
+def _list_layout(
+    example: str, opening: str, closing: str, parameters: ParameterLayout
+) -> CallLayout:
+    """Return the layout of an example whose arguments are a list in brackets."""
+    begin, _, rest = example.partition(f"add{opening}")
+    end = closing + rest.rpartition(closing)[2]
+    if "[" in begin:
+        further = f"{closing}, {NAME}{opening}"
+    elif begin.endswith("\n"):
+        further = f"{closing}\n{NAME}{opening}"
+    else:
+        further = f"{end}{begin}{NAME}{opening}"
+    return CallLayout(f"{begin}{NAME}{opening}", further, end, parameters)
 
 
 def allows(layout: CallLayout, tool: Tool) -> bool:

@@ -188,7 +188,7 @@ def test_marks_in_an_answer_without_a_call_are_answer(known: ToolCallFormat) -> 
 
 
 # Formats that no grammar is made of: required calls are JSON there.
-WITHOUT_GRAMMAR = {"lfm2", "olmo3", "llama4", "pythonic", "gemma4", "muse"}
+WITHOUT_GRAMMAR = {"muse"}
 
 
 def allowed(matcher: GrammarMatcher, ids: Sequence[int]) -> bool:
@@ -225,6 +225,51 @@ def test_required_calls_are_constrained_in_the_format_of_the_template(model: Mod
     text, _, read_calls = joined([*parser.feed(written), *parser.end()])
     assert text == ""
     assert [c.name for c in read_calls] == [c.name for c in calls]
+
+
+@pytest.mark.parametrize("name", ["lfm2", "gemma4", "qwen3_coder", "hermes"])
+def test_arguments_are_constrained_by_their_schema(name: str) -> None:
+    model = Model(name)
+    properties = {
+        "who": {"type": "string", "enum": ["it's", "a\\b"]},
+        "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "n": {"type": "integer", "minimum": 3},
+    }
+    tool = Tool("paint", "", {"type": "object", "properties": properties, "required": ["n"]})
+    request = GenerationRequest(ASKED, tools=(tool,), required_tools=("paint",))
+    grammar = model.parsers.grammar(request)
+    assert grammar is not None
+    assert grammar.calls is not None
+    tokenizer = byte_tokenizer()
+    compiler = GrammarCompiler(tokenizer, len(tokenizer), [257])
+    for arguments, valid in (
+        ({"who": "it's", "note": "so", "n": 4}, True),
+        ({"n": 4}, True),
+        ({"note": "so", "n": 40}, True),
+        ({"note": "so"}, False),
+        ({"who": "me", "n": 4}, False),
+        ({"n": 2}, False),
+        ({"n": 4, "other": 1}, False),
+    ):
+        call = ToolCall("paint", json.dumps(arguments))
+        written = model.written(Message("assistant", "", tool_calls=(call,)))
+        if name == "lfm2":
+            written = written.replace("it's", "it\\'s")
+        assert allowed(compiler.compile(grammar), tokenizer(written).input_ids) == valid, arguments
+
+
+def test_a_schema_that_a_format_cannot_hold_is_enforced_in_json() -> None:
+    model = Model("qwen3_coder")
+    code = {"type": "string", "pattern": "^[a-z]{2}$"}
+    tool = Tool("paint", "", {"type": "object", "properties": {"code": code}})
+    request = GenerationRequest(ASKED, tools=(tool,), required_tools=("paint",))
+    grammar = model.parsers.grammar(request)
+    assert grammar is not None
+    assert grammar.calls is None
+    parser = model.parsers.format(request, model.prompt).new_parser()
+    assert parser is not None
+    _, _, (call,) = joined(parser.feed('[{"name": "paint", "arguments": {"code": "ab"}}]'))
+    assert (call.name, call.arguments) == ("paint", '{"code": "ab"}')
 
 
 def test_marks_that_are_special_tokens_are_read_and_constrained(tmp_path: Path) -> None:

@@ -80,29 +80,50 @@ class CallGrammar:
         self, number: int, schema: Mapping[str, Any], parameters: ParameterLayout
     ) -> None:
         types = ToolParameters(schema)
-        required = schema.get("required", [])
         names = []
         for index, (key, part) in enumerate(schema.get("properties", {}).items()):
             rule = f"arg{number}x{index}"
-            names.append(rule if key in required else f"{rule}?")
+            names.append((rule, key in schema.get("required", [])))
             head = parameters.key + key
             values = choices(part)
             if values is not None:
+                if parameters.string_pattern:
+                    values = [repr(f'"{value}')[2:-1] for value in values]
                 texts = (head + parameters.before_string + v + parameters.end for v in values)
                 self._rules.append(f"{rule}: " + " | ".join(map(self._text, texts)))
             elif types.may_be_string(key):
                 opening = self._text(head + parameters.before_string)
-                self._rules.append(f"{rule}: {opening} {self._value(rule, parameters.end)}")
+                self._rules.append(f"{rule}: {opening} {self._value(rule, parameters)}")
             else:
                 escaped = key.replace("~", "~0").replace("/", "~1")
                 self._json(f"{rule}json", f"#/$defs/tool{number}/properties/{escaped}")
                 opening = self._text(head + parameters.before_json)
-                end = self._text(parameters.end)
-                self._rules.append(f"{rule}: {opening} {rule}json {end}")
-        self._rules.append(f"args{number}: {' '.join(names) or EMPTY}")
+                json_end = parameters.end if parameters.json_end is None else parameters.json_end
+                self._rules.append(f"{rule}: {opening} {rule}json {self._text(json_end)}")
+        self._sequence(f"args{number}", names, self._text(parameters.separator))
 
-    def _value(self, rule: str, end: str) -> str:
+    def _sequence(self, rule: str, names: Sequence[tuple[str, bool]], separator: str) -> None:
+        """Add a rule of elements, of which some are optional, with a separator between them."""
+        if separator == EMPTY:
+            elements = (name if required else f"{name}?" for name, required in names)
+            self._rules.append(f"{rule}: {' '.join(elements) or EMPTY}")
+            return
+        self._rules.append(f"{rule}: {rule}first0")
+        for index, (name, required) in enumerate(names):
+            rest = f"{rule}then{index + 1}"
+            begun = f"{name} {rest}" + ("" if required else f" | {rule}first{index + 1}")
+            self._rules.append(f"{rule}first{index}: {begun}")
+            more = f"{separator} {name} {rest}" + ("" if required else f" | {rest}")
+            self._rules.append(f"{rule}then{index}: {more}")
+        self._rules.append(f"{rule}first{len(names)}: {EMPTY}")
+        self._rules.append(f"{rule}then{len(names)}: {EMPTY}")
+
+    def _value(self, rule: str, parameters: ParameterLayout) -> str:
         """Return the elements of any text up to the mark that ends it."""
+        end = parameters.end
+        if parameters.string_pattern:
+            self._rules.append(f"{rule.upper()}: /{parameters.string_pattern}{end}/")
+            return rule.upper()
         lead = self._tokens.match(end.lstrip())
         if lead is not None:  # text has no special tokens
             space = end[: len(end) - len(end.lstrip())]
