@@ -2,6 +2,7 @@
 
 import atexit
 import itertools
+import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -41,6 +42,7 @@ from llmctl.types import (
     EngineInfo,
     EngineState,
     GenerationRequest,
+    Grammar,
     Message,
     ModelSpec,
     Progress,
@@ -50,6 +52,8 @@ from llmctl.types import (
     ScoreRequest,
     ignore_progress,
 )
+
+_log = logging.getLogger(__name__)
 
 
 class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, SupportsAdapters):
@@ -134,7 +138,8 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
         params = request.sampling.with_defaults(loaded.sampling_defaults).with_defaults(
             DEFAULT_SAMPLING
         )
-        if (grammar := self._responses.grammar(request)) is not None:
+        grammar = self._responses.grammar(request) or self._strict_grammar(request)
+        if grammar is not None:
             params = replace(params, grammar=grammar)
         self._inputs.check_ids([i for i, _ in params.logit_bias or ()], "logit_bias")
         self._inputs.check_ids(params.stop_token_ids or (), "stop_token_ids")
@@ -158,6 +163,18 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
             self._streams.add(stream)
             worker.add(sequences)
         return stream
+
+    def _strict_grammar(self, request: GenerationRequest) -> Grammar | None:
+        """Return the grammar of calls of strict tools, `None` if it cannot be enforced."""
+        grammar = self._responses.strict_grammar(request)
+        if grammar is not None:
+            try:
+                self._grammars.compile(grammar)
+            except RequestError as error:
+                # The call is not required: clients ask for strict arguments by default.
+                _log.warning("the arguments of strict tools are not enforced: %s", error)
+                return None
+        return grammar
 
     def _forget(self, stream: GenerationStream) -> None:
         with self._lock:
@@ -188,9 +205,8 @@ class HFRunner(BaseEngine, SupportsTokenize, SupportsScore, SupportsEmbed, Suppo
         if grammar is not None:
             matcher = self._grammars.compile(grammar)
             if response.reasoning is not None:
-                matcher = ReasoningMatcher(
-                    matcher, response.reasoning, loaded.eos_ids, reasoning_budget(limit)
-                )
+                budget = limit if grammar.optional else reasoning_budget(limit)
+                matcher = ReasoningMatcher(matcher, response.reasoning, loaded.eos_ids, budget)
         sampler = SequenceSampler(params, state.prompt_ids, index, end_ids=end_ids, matcher=matcher)
         return ScheduledSequence(
             state, output, sampler, lookup=PromptLookup() if sampler.plain_greedy else None

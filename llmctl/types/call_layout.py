@@ -38,5 +38,7 @@ class CallLayout:
     """What comes after the arguments of the last call."""
     parameters: ParameterLayout | None = None
     """`None` for arguments that are a JSON object."""
+    opening: str = ""
+    """The mark that `first` begins with; empty for calls that no mark announces."""
     first_index: int = 0
     """Number of the first call, where `further` has INDEX."""

@@ -21,7 +21,9 @@ class Grammar:
     param: str = ""
     """Name of its field in the API request, for errors; empty for the usual one of its kind."""
     calls: CallLayout | None = None
-    """How calls are written, if `source` is the schema of required tool calls."""
+    """How calls are written, if `source` is the schema of tool calls."""
+    optional: bool = False
+    """Whether the reply is free text in which only the calls follow the grammar."""
     open_objects: bool = False
     """Whether objects of the schema have other properties too, unless `additionalProperties` says
     otherwise."""

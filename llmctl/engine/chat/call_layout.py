@@ -37,9 +37,9 @@ def call_layout(probe: TemplateProbe, calls: ToolCallFormat) -> CallLayout | Non
     if isinstance(reader, ElementCalls):
         return None
     if isinstance(reader, PythonicCalls):
-        return _list_layout(calls.example, "(", ")", _PYTHON_PARAMETERS)
+        return _list_layout(reader, calls.example, "(", ")", _PYTHON_PARAMETERS)
     if isinstance(reader, GemmaCalls):
-        return _list_layout(calls.example, "{", "}", _GEMMA_PARAMETERS)
+        return _list_layout(reader, calls.example, "{", "}", _GEMMA_PARAMETERS)
     if isinstance(reader, Channels) and reader.calls is not None:
         return None
     if isinstance(reader, ParameterCalls):
@@ -67,7 +67,7 @@ _GEMMA_PARAMETERS = ParameterLayout(
 
 
 def _list_layout(
-    example: str, opening: str, closing: str, parameters: ParameterLayout
+    reader: CallReader, example: str, opening: str, closing: str, parameters: ParameterLayout
 ) -> CallLayout:
     """Return the layout of an example whose arguments are a list in brackets."""
     begin, _, rest = example.partition(f"add{opening}")
@@ -78,7 +78,8 @@ def _list_layout(
         further = f"{closing}\n{NAME}{opening}"
     else:
         further = f"{end}{begin}{NAME}{opening}"
-    return CallLayout(f"{begin}{NAME}{opening}", further, end, parameters)
+    first = f"{begin}{NAME}{opening}"
+    return CallLayout(first, further, end, parameters, _opening(first, reader))
 
 
 def allows(layout: CallLayout, tool: Tool) -> bool:
@@ -163,7 +164,17 @@ def _layout(
             if re.search(rf"(?<!\d){number}(?!\d)", first) and re.search(digit, further):
                 further, first_index = re.sub(digit, INDEX, further, count=1), number
                 break
-    return CallLayout(first, further, _up_to_end(rest, reader.marks), parameters, first_index)
+    end = _up_to_end(rest, reader.marks)
+    opening = _opening(first, reader)
+    return CallLayout(first, further, end, parameters, opening, first_index)
+
+
+def _opening(first: str, reader: CallReader | Channels) -> str:
+    """Return the mark with which calls begin, empty if there is none."""
+    if isinstance(reader, Channels):
+        return ""
+    found = [mark for mark in reader.openings if first.startswith(mark)]
+    return max(found, key=len, default="")
 
 
 def _up_to_end(text: str, marks: tuple[str, ...]) -> str:

@@ -48,6 +48,7 @@ from llmctl.engine.chat.tool_choice import (
 )
 from llmctl.types import CallLayout, GenerationRequest, Grammar, Message, ResponseFormats
 
+_ANY: Mapping[str, object] = {"type": "object", "additionalProperties": True}
 NO_FORMAT = "none"
 """Name that turns the reading of calls or of reasoning off."""
 
@@ -185,6 +186,23 @@ class ResponseParserFactory:
         source = json.dumps(schema, ensure_ascii=False)
         return Grammar("json_schema", source, param="tools", calls=layout)
 
+    def strict_grammar(self, request: GenerationRequest) -> Grammar | None:
+        """Return the grammar of the calls in a response that is free otherwise.
+
+        `None` if no tool is strict, or the format has no mark that announces calls.
+        """
+        if request.required_tools or request.sampling.grammar is not None:
+            return None
+        layout = self._layout if any(tool.strict for tool in request.tools) else None
+        if layout is None or not layout.opening:
+            return None
+        tools = [tool if tool.strict else replace(tool, parameters=_ANY) for tool in request.tools]
+        if not all(allows(layout, tool) for tool in tools):
+            return None
+        schema = tool_call_schema(tools, parallel=request.parallel_tool_calls)
+        source = json.dumps(schema, ensure_ascii=False)
+        return Grammar("json_schema", source, param="tools", calls=layout, optional=True)
+
     def format(self, request: GenerationRequest, prompt: str) -> ResponseFormat:
         """Return how the responses to a request are parsed.
 
@@ -212,9 +230,13 @@ class ResponseParserFactory:
         )
         if read is None:
             return _ALL_ANSWER
+        tokens = None
+        if any(tool.strict for tool in request.tools):
+            tokens = self._reasoning_tokens(request, end, opened=opened)
         return ResponseFormat(
             lambda: FormatParser(read, request.tools),
             self._kept_in(format_marks(calls, self.reasoning)),
+            tokens,
         )
 
     def _restricted(

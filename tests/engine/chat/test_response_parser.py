@@ -333,6 +333,24 @@ def test_a_required_tool_is_called_with_valid_arguments(engine: HFRunner, parall
         assert len(choice.tool_calls) == 1
 
 
+@pytest.mark.parametrize("keyword", ["type", "not"])
+def test_a_strict_tool_may_be_left_out_and_its_schema_never_refuses_the_request(
+    engine: HFRunner, keyword: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    part: dict[str, object] = (
+        {"type": "integer"} if keyword == "type" else {"not": {"type": "null"}}
+    )
+    tool = Tool("paint", "", {"type": "object", "properties": {"c": part}}, strict=True)
+    request = GenerationRequest(
+        (Message("user", "?"),),
+        tools=(tool,),
+        sampling=SamplingParams(seed=1, temperature=1.0, max_new_tokens=12, ignore_eos=True),
+    )
+    (choice,) = engine.generate(request).choices
+    assert choice.text
+    assert ("not enforced" in caplog.text) == (keyword == "not")
+
+
 def test_without_tools_in_the_template_they_are_told_in_words_and_calls_are_read() -> None:
     tokenizer = byte_tokenizer()
     template = ChatTemplate(tokenizer, CHATML)

@@ -258,6 +258,35 @@ def test_arguments_are_constrained_by_their_schema(name: str) -> None:
         assert allowed(compiler.compile(grammar), tokenizer(written).input_ids) == valid, arguments
 
 
+@pytest.mark.parametrize("name", ["hermes", "kimi_k2", "lfm2", "glm45", "mistral", "gemma4"])
+@pytest.mark.parametrize("special", [False, True])
+def test_calls_of_strict_tools_are_constrained_within_free_text(name: str, special: bool) -> None:
+    model = Model(name)
+    strict = tuple(replace(tool, strict=True) for tool in TOOLS)
+    grammar = model.parsers.strict_grammar(GenerationRequest(ASKED, tools=strict))
+    assert grammar is not None
+    assert model.parsers.strict_grammar(GenerationRequest(ASKED, tools=TOOLS)) is None
+    tokenizer = byte_tokenizer()
+    if special:
+        assert grammar.calls is not None
+        marks = ["<|other|>", grammar.calls.opening]
+        tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    compiler = GrammarCompiler(tokenizer, len(tokenizer), [257])
+
+    def ok(text: str) -> bool:
+        return allowed(compiler.compile(grammar), tokenizer(text).input_ids)
+
+    written = model.written(Message("assistant", "", tool_calls=CALLS)).strip()
+    assert ok("It rains <b> [TOOL, and so on")
+    assert ok(written)
+    assert ok(f"I ask.\n{written}")
+    assert ok(f"I ask.\n{written}\nDone.")
+    assert not ok(written.replace("3", '"3"', 1))
+    assert not ok(f"I ask.\n{written.replace('paint', 'draw')}")
+    if special:
+        assert ok(f"<|other|>I ask.<|other|>{written}")
+
+
 def test_a_schema_that_a_format_cannot_hold_is_enforced_in_json() -> None:
     model = Model("qwen3_coder")
     code = {"type": "string", "pattern": "^[a-z]{2}$"}

@@ -41,25 +41,40 @@ class CallGrammar:
         longest_first = sorted(special, key=lambda text: -len(text))
         self._tokens = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
-    def build(self, tools: Sequence[Mapping[str, Any]], names: Sequence[str], count: int) -> str:
+    def build(
+        self,
+        tools: Sequence[Mapping[str, Any]],
+        names: Sequence[str],
+        count: int,
+        *,
+        optional: bool = False,
+    ) -> str:
         """Return the grammar.
 
         Args:
             tools: the schema of each tool's arguments.
             names: the name of each tool.
             count: the most calls; one if the format has one only.
+            optional: allow free text, in which only calls follow the grammar.
         """
         layout = self._layout
         count = min(count, MAX_TOOL_CALLS) if layout.further else 1
+        if optional and layout.further.startswith(layout.end):
+            count = 1  # a further call has a mark of its own
         for number, schema in enumerate(tools):
             if layout.parameters is None:
                 self._json(f"args{number}", f"#/$defs/tool{number}")
             else:
                 self._parameters(number, schema, layout.parameters)
         end = self._text(layout.end, at_end=True)
-        self._rules.append(f"start: SPACE? call0 more1 {end}")
+        if optional:
+            self._free_text(f"call0 more1 {end}")
+        else:
+            self._rules.append(f"start: SPACE? call0 more1 {end}")
         for index in range(count):
             text = layout.further if index else layout.first
+            if optional and not index:
+                text = text.removeprefix(self._trigger)
             text = text.replace(INDEX, str(layout.first_index + index))
             calls = []
             for number, name in enumerate(names):
@@ -71,6 +86,27 @@ class CallGrammar:
         self._rules.append(r"SPACE: /[ \n]{1,2}/")
         self._rules.append("CALL_ID: /[a-zA-Z0-9]{9}/")
         return "\n".join(self._rules)
+
+    @property
+    def _trigger(self) -> str:
+        """What calls begin with in free text: the mark, or the token that begins it."""
+        token = self._tokens.match(self._layout.opening)
+        return self._layout.opening if token is None else token[0]
+
+    def _free_text(self, calls: str) -> None:
+        """Add rules of free text in which calls follow the mark."""
+        trigger = self._trigger
+        others = sorted(set(self._special.values()) - {*self._end_ids, self._special.get(trigger)})
+        free = ["TEXT"] + [f"<[{','.join(map(str, others))}]>"] * bool(others)
+        if trigger in self._special:
+            self._rules.append("TEXT: /(?s:.+)/")
+            free.append(f"<[{self._special[trigger]}]> {calls}")
+        else:
+            mark = _escaped(trigger)
+            self._rules.append(f"TEXT: /(?s:.+)/ & ~/(?s:.*){mark}(?s:.*)/")
+            self._rules.append(f"head[lazy]: /(?s:.*){mark}/")
+            free.append(f"head {calls}")
+        self._rules.append(f"start: ({' | '.join(free)})*")
 
     def _json(self, rule: str, place: str) -> None:
         schema = json.dumps(self._json_rule(place), ensure_ascii=False)
@@ -130,8 +166,7 @@ class CallGrammar:
             self._rules.append(f"{rule.upper()}: /(?s:.+)/")
             return f"{rule.upper()}? {self._text(end[len(space) :])}"
         mark = end.rstrip()
-        pattern = "".join(c if c.isalnum() else f"\\x{{{ord(c):x}}}" for c in mark)
-        self._rules.append(f"{rule}value[lazy]: /(?s:.*){pattern}/")
+        self._rules.append(f"{rule}value[lazy]: /(?s:.*){_escaped(mark)}/")
         return f"{rule}value {self._text(end[len(mark) :])}"
 
     def _text(self, text: str, *, at_end: bool = False) -> str:
@@ -147,3 +182,8 @@ class CallGrammar:
             elif part:
                 elements.append(json.dumps(part, ensure_ascii=False))
         return " ".join(elements) or EMPTY
+
+
+def _escaped(text: str) -> str:
+    """Return a regular expression that matches only this text."""
+    return "".join(c if c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)

@@ -130,9 +130,10 @@ class GrammarCompiler:
         names = [call["properties"]["name"]["const"] for call in calls]
         tools = [source["$defs"][f"tool{number}"] for number in range(len(names))]
         builder = CallGrammar(layout, special, self._eos_ids, part)
-        text = builder.build(tools, names, source.get("maxItems", 1))
+        count = source.get("maxItems", 1)
+        text = builder.build(tools, names, count, optional=grammar.optional)
         position = None
-        if layout.parameters is None:
+        if layout.parameters is None and not grammar.optional:
             position = JsonPosition(unique_items=whole.unique_items)
         return self._start(grammar, text), position
 
