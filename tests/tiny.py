@@ -1,5 +1,6 @@
 """A tiny random model and a byte-level tokenizer."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,38 @@ _TEXTS = [
 
 
 def save_gguf_model(folder: Path, kind: str, **shape: Any) -> Path:
-    """Write a tiny model with a byte-level BPE tokenizer that has a few merges."""
+    """Write a tiny model with a BPE tokenizer that has a few merges.
+
+    It is byte-level, or for Gemma that of SentencePiece.
+    """
+    tokenizer = _sentencepiece() if kind.startswith("gemma") else _byte_level(kind)
+    # More rows than tokens, as many models have them.
+    save_tiny_model(folder, model_type=kind, vocab_size=len(tokenizer) + 5, **shape)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _sentencepiece() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    special = ["<|end|>", "<|im_end|>", "<|im_start|>", "<unk>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=360,
+        special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    backend.train_from_iterator(_TEXTS, trainer)
+    # The bytes are tokens, but not special ones.
+    state = json.loads(backend.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in special]
+    backend = Tokenizer.from_str(json.dumps(state))
+    return _with_control_tokens(backend)
+
+
+def _byte_level(kind: str) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     bytes_: Any = pre_tokenizers.ByteLevel
     if kind.startswith("qwen"):
@@ -113,14 +145,14 @@ def save_gguf_model(folder: Path, kind: str, **shape: Any) -> Path:
         show_progress=False,
     )
     backend.train_from_iterator(_TEXTS, trainer)
-    tokenizer = PreTrainedTokenizerFast(
+    return _with_control_tokens(backend)
+
+
+def _with_control_tokens(backend: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<|end|>",
         eos_token="<|im_end|>",
         pad_token="<|end|>",
         chat_template=CHATML,
     )
-    # More rows than tokens, as many models have them.
-    save_tiny_model(folder, model_type=kind, vocab_size=len(tokenizer) + 5, **shape)
-    tokenizer.save_pretrained(folder)
-    return folder

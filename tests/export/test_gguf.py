@@ -31,6 +31,7 @@ from tests.tiny import CHATML, save_gguf_model, save_tiny_model
         ("qwen2", {}),
         # Transformers does not read the size of a head from a Qwen3 file, and takes 128.
         ("qwen3", {"head_dim": 128}),
+        ("gemma3_text", {"sliding_window": 4, "num_hidden_layers": 6, "head_dim": 256}),
     ],
 )
 def test_the_file_gives_the_logits_tokens_and_template_of_the_folder(
@@ -47,7 +48,8 @@ def test_the_file_gives_the_logits_tokens_and_template_of_the_folder(
     torch.testing.assert_close(read(ids).logits, own(ids).logits, atol=1e-4, rtol=1e-4)
     fields = GGUFReader(file).fields
     assert fields["tokenizer.chat_template"].contents() == CHATML
-    assert fields["tokenizer.ggml.pre"].contents() == ("smollm" if kind == "llama" else "qwen2")
+    pre = {"llama": "smollm", "gemma3_text": "default"}.get(kind, "qwen2")
+    assert fields["tokenizer.ggml.pre"].contents() == pre
     assert fields["tokenizer.ggml.eos_token_id"].contents() == 1
     with HFRunner(ModelSpec(str(file), device="cpu")) as engine:
         engine.load()
@@ -95,7 +97,13 @@ def test_more_end_tokens_than_the_format_has_are_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("kind", "shape", "reason"),
     [
-        ("gemma3_text", {}, "the architecture gemma3_text is not one of"),
+        ("olmo2", {}, "the architecture olmo2 is not one of"),
+        ("gemma3_text", {"layer_types": ["full_attention"] * 2}, "its layer types is"),
+        (
+            "gemma3_text",
+            {"head_dim": 256, "final_logit_softcapping": 30.0},
+            "its limit of logits is 30",
+        ),
         ("mistral", {"sliding_window": 32}, "sliding window attention"),
         (
             "llama",

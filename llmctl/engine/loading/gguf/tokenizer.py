@@ -142,17 +142,19 @@ def _set_space_prefix(backend: Any, *, add: bool) -> None:
 
 
 def _add_tokens(backend: Any, tokens: Sequence[str], types: Sequence[int]) -> None:
-    """Add control and user-defined tokens, which are found in a text before it is split."""
+    """Add control and user-defined tokens, which are found in a text before it is split.
+
+    Files have the user-defined runs of spaces of a SentencePiece vocabulary with spaces, the
+    vocabulary has them with its own character: those are found in the normalised text.
+    """
     from tokenizers import AddedToken
 
-    by_kind = {
-        kind: [
-            AddedToken(text, normalized=False, special=kind == _CONTROL)
-            for text, its_kind in zip(tokens, types, strict=False)
-            if its_kind == kind and text
-        ]
-        for kind in (_CONTROL, _USER_DEFINED)
-    }
+    by_kind: dict[int, list[Any]] = {_CONTROL: [], _USER_DEFINED: []}
+    for number, (text, kind) in enumerate(zip(tokens, types, strict=False)):
+        if kind in by_kind and text:
+            own = text if backend.token_to_id(text) == number else backend.id_to_token(number)
+            token = AddedToken(own, normalized=own != text, special=kind == _CONTROL)
+            by_kind[kind].append(token)
     backend.add_special_tokens(by_kind[_CONTROL])
     backend.add_tokens(by_kind[_USER_DEFINED])
 

@@ -147,6 +147,21 @@ def test_the_space_before_a_sentencepiece_text_is_a_setting(
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
 
 
+def test_runs_of_spaces_of_a_sentencepiece_vocabulary_keep_their_ids(tmp_path: Path) -> None:
+    tokens = ["<unk>", "<s>", "</s>", "a", "\u2581", "  ", "    ", "\n"]
+    types = [TokenType.UNKNOWN, CONTROL, CONTROL, *[TokenType.NORMAL] * 2, USER, USER, USER]
+    file = write_vocabulary(
+        *(tmp_path / "x.gguf", tokens, types),
+        model="llama",
+        pre=None,
+        more=lambda writer: writer.add_add_space_prefix(False),
+    )
+    tokenizer = read_tokenizer(file)
+    assert len(tokenizer) == len(tokens)
+    assert tokenizer("a      a\n a", add_special_tokens=False).input_ids == [3, 6, 5, 3, 7, 4, 3]
+    assert tokenizer.decode([3, 6, 5, 3]) == "a      a"
+
+
 def test_the_fast_reader_reads_the_same_fields(tmp_path: Path) -> None:
     file = write_bytes(tmp_path / "x.gguf", lambda writer: writer.add_chat_template("A"))
     fast, original = FastGGUFReader(file).fields, GGUFReader(file).fields
