@@ -12,7 +12,7 @@ from llmctl.engine.chat.formats.families import GENERIC, TOOL_CALL_FORMATS
 from llmctl.engine.chat.formats.format_parser import FormatParser, response_reader
 from llmctl.engine.chat.formats.format_types import ReasoningFormat, ToolCallFormat
 from llmctl.engine.chat.formats.reasoning_families import REASONING_FORMATS
-from llmctl.engine.chat.formats.registry import named_format
+from llmctl.engine.chat.formats.registry import named_format, tool_call_formats
 from llmctl.engine.chat.response_delta import ResponseDelta
 from llmctl.engine.chat.response_parser import ResponseParserFactory
 from llmctl.engine.chat.template import ChatTemplate, RenderOptions
@@ -328,6 +328,51 @@ def test_marks_that_are_special_tokens_are_read_and_constrained(tmp_path: Path) 
     assert (answer.text, answer.finish_reason) == ("", "tool_calls")
     written = [entry.chosen.token_id for entry in answer.logprobs]
     assert {tokenizer.get_vocab()[name] for name in names} <= set(written)
+
+
+PLUGIN = """
+from llmctl.engine.chat.formats.format_types import ToolCallFormat
+from llmctl.engine.chat.formats.json_calls import JsonCalls
+
+FORMAT = ToolCallFormat(
+    "mine", "My model", JsonCalls(("<mine>",), ("</mine>",)), "<mine>{}</mine>", "here",
+    signatures=(("<mine>",),),
+)
+OTHER = "no format"
+"""
+
+
+def install_plugin(folder: Path, name: str) -> None:
+    (folder / "my_tool_format.py").write_text(PLUGIN, encoding="utf-8")
+    metadata = folder / "my_tool_format-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Name: my_tool_format\nVersion: 1.0\n", encoding="utf-8")
+    entry = f"[llmctl.tool_call_formats]\nmine = my_tool_format:{name}\n"
+    (metadata / "entry_points.txt").write_text(entry, encoding="utf-8")
+
+
+def test_a_package_adds_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_plugin(tmp_path, "FORMAT")
+    monkeypatch.syspath_prepend(tmp_path)
+    source = TEMPLATES["hermes"].replace("tool_call>", "mine>")
+    tokenizer = byte_tokenizer(source)
+    parsers = ResponseParserFactory(tokenizer, ChatTemplate.of(tokenizer))
+    assert parsers.calls is not None
+    assert parsers.calls.name == "mine"
+    parser = parsers.format(GenerationRequest(ASKED, tools=TOOLS), "").new_parser()
+    assert parser is not None
+    text, _, (call,) = joined(parser.feed('I ask.<mine>{"name": "add", "arguments": {}}</mine>'))
+    assert (text, call.name) == ("I ask.", "add")
+
+
+@pytest.mark.parametrize(("name", "reason"), [("OTHER", "is not a"), ("NONE", "be loaded")])
+def test_a_package_without_a_format_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, reason: str
+) -> None:
+    install_plugin(tmp_path, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=f"my_tool_format:{name}.*{reason}"):
+        tool_call_formats()
 
 
 def test_a_format_may_be_forced_or_turned_off() -> None:
