@@ -56,7 +56,6 @@ def engine_summary_lines(info: EngineInfo) -> list[str]:
         f"on {info.device}, {format_bytes(info.weight_bytes)}, "
         f"context {info.context_length:,} tokens",
         *_path_lines(info),
-        *([str(info.response_formats)] if info.response_formats else []),
         *(f"note: {line}" for line in info.notes),
     ]
 

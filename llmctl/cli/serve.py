@@ -71,6 +71,8 @@ def serve(
         def ready(url: str, info: EngineInfo) -> None:
             loading.close()
             render.print_engine_summary(info)
+            if info.response_formats is not None:
+                render.print_note(str(info.response_formats))
             render.print_note(f"OpenAI-compatible API at {url}/v1 (Ctrl-C stops it)")
 
         stop_signal = service.serve(spec, chosen, ready, progress, render.print_note)
