@@ -26,5 +26,13 @@ def auto_model_class(config: Any) -> Any:
 def model_body(model: Any) -> Any:
     """Return the part of a causal language model that computes the states before the head."""
     body = model.base_model
-    # The name of the attribute may differ from the one that the class declares (Llama 4).
-    return model.get_decoder() if body is model else body
+    return text_decoder(model) if body is model else body
+
+
+def text_decoder(model: Any) -> Any:
+    """Return the layers that text passes, without the head and the parts for images and sound."""
+    decoder = model.get_decoder()
+    # Llama 4 returns the causal model, whose attribute has another name than its class declares.
+    while decoder.get_output_embeddings() is not None and hasattr(decoder, "model"):
+        decoder = decoder.model
+    return decoder

@@ -40,7 +40,8 @@ _OTHER_TASKS = (
 )
 """Encoders, encoder-decoders, drafts of other models, and models that need an image or audio."""
 _TINY: dict[str, Any] = {
-    "vocab_size": 260, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "vocab_size": 260, "unpadded_vocab_size": 260, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
     "hidden_size": 32, "n_embd": 32, "d_model": 32, "embedding_size": 32, "word_embed_proj_dim": 32,
     "intermediate_size": 48, "n_inner": 48, "ffn_dim": 48, "block_dim": 32, "block_ff_dim": 48,
     "num_hidden_layers": 4, "n_layer": 4,

@@ -39,6 +39,13 @@ def test_an_adapter_is_trained_and_served_with_the_numbers_of_peft(
     assert served == pytest.approx(after, abs=1e-3)
 
 
+def test_llama_4_is_trained_in_its_attention_and_shared_experts() -> None:
+    config = TrainConfig(data=("",), output="")
+    model = make_trainable(build("llama4_text").requires_grad_(False), config, None)
+    trained = {name.split(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.rsplit(".", 1)[-1] for name in trained} >= {"q_proj", "o_proj", "up_proj"}
+
+
 @pytest.mark.parametrize("model_type", ["qwen3_vl", "llava"])
 def test_only_layers_that_text_passes_are_trained(model_type: str) -> None:
     config = TrainConfig(data=("",), output="")

@@ -159,7 +159,7 @@ def shape_from_config(
         hidden=hidden,
         intermediate=intermediate,
         vocab=vocab,
-        query_heads=getattr(text, "num_attention_heads", None) or 0,
+        query_heads=max(_by_layer(text, "num_attention_heads"), default=0),
         cache=sizes,
         batched=bool(sizes.attention or sizes.stateful_layers)
         and all(type(kind) in batched_cache_layers() for kind in kinds),
@@ -186,10 +186,21 @@ def _cache_layers(text: Any) -> list[Any]:
 
 
 def _intermediate(text: Any) -> int:
-    dense = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    widest: int = max(dense) if isinstance(dense, list) else dense
-    experts = getattr(text, "num_experts_per_tok", None) or 0
-    return max(widest, experts * (getattr(text, "moe_intermediate_size", None) or 0))
+    dense = max(_by_layer(text, "intermediate_size"), default=4 * text.hidden_size)
+    experts = max(_by_layer(text, "num_experts_per_tok"), default=0)
+    return max(dense, experts * max(_by_layer(text, "moe_intermediate_size"), default=0))
+
+
+def _by_layer(text: Any, name: str) -> list[int]:
+    """Return the values that a config has for all layers together, or for each of them."""
+    owners = [text]
+    if getattr(text, "is_heterogeneous", False):
+        owners = [text.per_layer_config[layer] for layer in range(text.num_hidden_layers)]
+    found: list[int] = []
+    for owner in owners:
+        value = getattr(owner, name, None)
+        found += value if isinstance(value, list) else [value or 0]
+    return [value for value in found if value]
 
 
 def _meta_model(config: Any, trust_remote_code: bool) -> Any:

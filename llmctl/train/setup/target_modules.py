@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from llmctl.engine.auto_model import text_decoder
 from llmctl.engine.batching.forward.experts import QuantisedExperts
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -31,7 +32,7 @@ def default_target_modules(model: Any) -> tuple[str, ...]:
     experts = _expert_counts(text)
     if not experts and text.model_type not in _MAMBA_TYPES:
         return ("all-linear",)
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    decoder, head = text_decoder(model), model.get_output_embeddings()
     names = {
         name.rsplit(".", 1)[-1]
         for name, module in decoder.named_modules()
@@ -80,7 +81,7 @@ def may_train_experts(targets: Collection[str] | None) -> bool:
 
 def parts_without_text(model: Any) -> tuple[str, ...]:
     """Return the names of the parts of a model that text does not pass: of images and audio."""
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    decoder, head = text_decoder(model), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
     path = names[id(decoder)].split(".")
     parts = set()

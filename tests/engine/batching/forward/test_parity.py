@@ -73,6 +73,11 @@ def test_each_architecture_gets_its_executor(engine: HFRunner, folder: Path) -> 
     assert engine.path == ARCHITECTURES[folder.name][0]
 
 
+def test_an_embedding_has_the_width_of_the_hidden_states(engine: HFRunner) -> None:
+    (vector,) = engine.submit_embeddings(["abc"]).result()
+    assert len(vector) == 32
+
+
 @pytest.mark.slow
 def test_every_request_of_a_mixed_batch_equals_generate(
     engine: HFRunner, reference: Reference
