@@ -192,7 +192,9 @@ _LATENT = (
 )
 for _name in _LATENT:
     _OWN[_name] = {"num_key_value_heads": 4} | _OWN.get(_name, {})
-_LEFT_OUT = dict.fromkeys((*_LATENT, "kimi_linear", "falcon"), ("head_dim",))
+_LEFT_OUT: dict[str, tuple[str, ...]] = dict.fromkeys(
+    (*_LATENT, "kimi_linear", "falcon"), ("head_dim",)
+)
 _LEFT_OUT["xlstm"] = ("v_head_dim", "qk_head_dim")
 _MAX_PARAMETERS = 260_000_000
 
