@@ -3,6 +3,7 @@
 Nothing here reads weights. `request` combines the estimates, `plan` divides the memory.
 """
 
+import copy
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -143,6 +144,7 @@ def shape_from_config(
     Raises:
         ModelLoadError: one of them is missing.
     """
+    config = copy.deepcopy(config)  # the model that is made of it changes its settings
     text = config.get_text_config(decoder=True)
     try:
         hidden, vocab, intermediate = text.hidden_size, text.vocab_size, _intermediate(text)

@@ -86,6 +86,7 @@ GPT_OSS_20B: dict[str, Any] = {
     "num_local_experts": 32,
     "max_position_embeddings": 131072,
 }
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
     "head_dim": 4,
@@ -430,3 +431,11 @@ def test_the_plan_of_the_real_model_follows_from_its_published_shape() -> None:
     assert plan.context_length == 8192
     assert plan.kv_budget_tokens == 16 * 8192
     assert plan.weights_bytes == 2 * 134_515_008
+
+
+@pytest.mark.parametrize("model_type", ["gpt_oss", "qwen3_moe", "llama"])
+def test_the_plan_leaves_the_settings_of_a_model_as_they_are(model_type: str) -> None:
+    config = AutoConfig.for_model(model_type, **(SHAPE | EXPERTS))
+    before = config.to_dict() | {"experts": config._experts_implementation}
+    shape_from_config(config, 64)
+    assert config.to_dict() | {"experts": config._experts_implementation} == before
