@@ -6,6 +6,7 @@ response template, which Transformers' parser (`transformers.utils.chat_parsing`
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,13 +36,13 @@ from llmctl.engine.chat.formats.registry import (
 from llmctl.engine.chat.parsing.channels import Channels
 from llmctl.engine.chat.response_delta import (
     ReasoningTokens,
-    ResponseDelta,
     ResponseParser,
 )
 from llmctl.engine.chat.template import ChatTemplate
 from llmctl.engine.chat.template_probe import tool_definition
 from llmctl.engine.chat.tool_choice import (
     RequiredToolCallParser,
+    RestrictedResponseParser,
     tool_call_schema,
     tool_messages_as_text,
     tools_as_text,
@@ -49,6 +50,7 @@ from llmctl.engine.chat.tool_choice import (
 from llmctl.types import CallLayout, GenerationRequest, Grammar, Message, ResponseFormats
 
 _ANY: Mapping[str, object] = {"type": "object", "additionalProperties": True}
+_log = logging.getLogger(__name__)
 NO_FORMAT = "none"
 """Name that turns the reading of calls or of reasoning off."""
 
@@ -189,15 +191,22 @@ class ResponseParserFactory:
     def strict_grammar(self, request: GenerationRequest) -> Grammar | None:
         """Return the grammar of the calls in a response that is free otherwise.
 
-        `None` if no tool is strict, or the format has no mark that announces calls.
+        `None` if no tool is strict, or, with a line in the log, if the format has no mark that
+        announces calls or cannot hold the schemas.
         """
         if request.required_tools or request.sampling.grammar is not None:
             return None
-        layout = self._layout if any(tool.strict for tool in request.tools) else None
-        if layout is None or not layout.opening:
+        if not any(tool.strict for tool in request.tools):
             return None
+        layout = self._layout
         tools = [tool if tool.strict else replace(tool, parameters=_ANY) for tool in request.tools]
-        if not all(allows(layout, tool) for tool in tools):
+        if layout is None or not layout.opening or not all(allows(layout, t) for t in tools):
+            name = "none" if self.calls is None else self.calls.name
+            _log.warning(
+                "the arguments of strict tools are not enforced in the format %s without "
+                "tool_choice",
+                name,
+            )
             return None
         schema = tool_call_schema(tools, parallel=request.parallel_tool_calls)
         source = json.dumps(schema, ensure_ascii=False)
@@ -321,33 +330,3 @@ class ResponseParserFactory:
     def _ids(self, marks: str) -> tuple[int, ...]:
         ids: list[int] = self._tokenizer(marks, add_special_tokens=False).input_ids
         return tuple(ids)
-
-
-class RestrictedResponseParser:
-    """Parses a response that a grammar restricts after the reasoning.
-
-    Args:
-        reasoning: separates the reasoning.
-        calls: whether the grammar is that of required tool calls.
-    """
-
-    def __init__(self, reasoning: ResponseParser, *, calls: bool) -> None:
-        self._reasoning = reasoning
-        self._calls = RequiredToolCallParser() if calls else None
-
-    def feed(self, text: str) -> list[ResponseDelta]:
-        """See `ResponseParser.feed`."""
-        return self._converted(self._reasoning.feed(text))
-
-    def end(self) -> list[ResponseDelta]:
-        """See `ResponseParser.end`."""
-        return self._converted(self._reasoning.end())
-
-    def _converted(self, deltas: list[ResponseDelta]) -> list[ResponseDelta]:
-        if self._calls is None:
-            return deltas
-        return [
-            converted
-            for delta in deltas
-            for converted in (self._calls.feed(delta.text) if delta.text else [delta])
-        ]

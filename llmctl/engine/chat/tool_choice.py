@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmctl.engine.chat.response_delta import ResponseDelta, new_tool_call_id
+from llmctl.engine.chat.response_delta import ResponseDelta, ResponseParser, new_tool_call_id
 from llmctl.errors import RequestError
 from llmctl.types import Message, Tool, ToolCall
 
@@ -47,6 +47,36 @@ class RequiredToolCallParser:
     def end(self) -> list[ResponseDelta]:
         """See `ResponseParser.end`. A call cut off by the token limit stays incomplete."""
         return []
+
+
+class RestrictedResponseParser:
+    """Parses a response that a grammar restricts after the reasoning.
+
+    Args:
+        reasoning: separates the reasoning.
+        calls: whether the grammar is that of required tool calls.
+    """
+
+    def __init__(self, reasoning: ResponseParser, *, calls: bool) -> None:
+        self._reasoning = reasoning
+        self._calls = RequiredToolCallParser() if calls else None
+
+    def feed(self, text: str) -> list[ResponseDelta]:
+        """See `ResponseParser.feed`."""
+        return self._converted(self._reasoning.feed(text))
+
+    def end(self) -> list[ResponseDelta]:
+        """See `ResponseParser.end`."""
+        return self._converted(self._reasoning.end())
+
+    def _converted(self, deltas: list[ResponseDelta]) -> list[ResponseDelta]:
+        if self._calls is None:
+            return deltas
+        return [
+            converted
+            for delta in deltas
+            for converted in (self._calls.feed(delta.text) if delta.text else [delta])
+        ]
 
 
 class _ValueScanner:
