@@ -13,9 +13,10 @@ from llmctl.config import ServeConfig
 from llmctl.engine.hf_runner import HFRunner
 from llmctl.errors import RequestError
 from llmctl.server.app import create_app
-from llmctl.types import ToolCall
+from llmctl.types import ModelSpec, ToolCall
 from tests.fakes import FakeEngine
 from tests.server.servers import chat_body
+from tests.tiny import save_tiny_model
 
 LONG = {"one word": "x" * 2**20, "words": "x y " * 2**16, "quotes": "x'y`" * 2**16}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
@@ -94,6 +95,15 @@ def send(app: FastAPI, *requests: tuple[str, str, object]) -> list[httpx.Respons
 def quoted(text: str) -> int:
     """Return the number of characters of the long values in a text."""
     return 4 * text.count("x y ") + 4 * text.count("x'y`") + text.count("x" * 8) * 8
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HFRunner]:
+    """A model whose context holds the description of a tool in words."""
+    folder = save_tiny_model(tmp_path_factory.mktemp("model"), max_position_embeddings=1024)
+    with HFRunner(ModelSpec(str(folder), dtype="float32", device="cpu")) as engine:
+        engine.load()
+        yield engine
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,9 @@ class _Answer:
                 continue
             rest = source.rest
             held = partial_match_length(rest, self._marks + self._closings)
-            self._write(source.take(len(rest[: len(rest) - held].rstrip())))
+            certain = rest[: len(rest) - held]
+            # White space before a mark belongs to it.
+            self._write(source.take(len(certain.rstrip() if self._marks else certain)))
             if not (yield from source.more()):
                 rest = source.take(len(source.rest))
                 if not any(mark.startswith(rest.strip()) for mark in self._closings):
