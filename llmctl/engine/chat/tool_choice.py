@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from llmctl.engine.chat.parsing.json_text import ValueScanner
 from llmctl.engine.chat.response_delta import ResponseDelta, ResponseParser, new_tool_call_id
 from llmctl.errors import RequestError
 from llmctl.types import Message, Tool, ToolCall
@@ -18,7 +19,7 @@ class RequiredToolCallParser:
 
     def __init__(self) -> None:
         self._text = ""
-        self._value: _ValueScanner | None = None
+        self._value: ValueScanner | None = None
         """The arguments of the current call."""
         self._name = self._id = ""
 
@@ -32,7 +33,7 @@ class RequiredToolCallParser:
                 if head is None:
                     break
                 self._name, self._id = json.loads(head.group(1)), new_tool_call_id()
-                self._value = _ValueScanner()
+                self._value = ValueScanner()
                 self._text = self._text[head.end() :]
             length = self._value.scan(self._text)
             if length:
@@ -77,34 +78,6 @@ class RestrictedResponseParser:
             for delta in deltas
             for converted in (self._calls.feed(delta.text) if delta.text else [delta])
         ]
-
-
-class _ValueScanner:
-    """Finds the end of a JSON value in a stream of text (RFC 8259)."""
-
-    def __init__(self) -> None:
-        self.ended = False
-        self._depth = 0
-        self._in_string = self._escaped = False
-
-    def scan(self, text: str) -> int:
-        """Return how many characters of the next piece of text belong to the value."""
-        for at, char in enumerate(text):
-            if self._in_string:
-                self._in_string = self._escaped or char != '"'
-                self._escaped = char == "\\" and not self._escaped
-                closes = not self._in_string
-            elif not self._depth and (char in ",}]" or char.isspace()):
-                self.ended = True  # numbers and literals have no closing character
-                return at
-            else:
-                self._in_string = char == '"'
-                closes = char in "}]"
-                self._depth += (char in "{[") - closes
-            if closes and not self._depth:
-                self.ended = True
-                return at + 1
-        return len(text)
 
 
 MAX_TOOL_CALLS = 8
